@@ -1,0 +1,38 @@
+# `make demo` and `make test` do all set-up: whichever runs first makes .venv. PYTHON chooses the interpreter.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.ready
+TESTS ?= tests
+
+.PHONY: demo test lint gate bench clean
+
+demo: $(STAMP)
+	$(BIN)/baize demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu and not slow" $(TESTS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# every kernel, every shape, compiled for sm_80, sm_89 and sm_90; no GPU needed
+gate: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/bench_diff_add.py
+	$(BIN)/python benchmarks/bench_decode.py --preset 125m
+	$(BIN)/python benchmarks/bench_recover.py --preset 125m
+
+# Torch comes by the constraints file; the package is installed editable, so that a change in Python needs no reinstall.
+$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/*)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt torch triton
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build baize_engine/_C*.so *.egg-info

@@ -1,0 +1,41 @@
+"""baize_engine: recover LLaMA finetunes published as weight diffs, and run them.
+
+Importing this package loads neither torch nor triton; each name below is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Engine": "baize_engine.engine",
+    "Completion": "baize_engine.engine",
+    "SamplingParams": "baize_engine.generation.params",
+    "recover": "baize_engine.recovery.recover",
+    "make_diff": "baize_engine.recovery.make_diff",
+    "verify": "baize_engine.recovery.verify",
+    "BaizeError": "baize_engine.errors",
+}
+
+__all__ = ["BaizeError", "Completion", "Engine", "SamplingParams", "make_diff", "recover", "verify"]
+
+if TYPE_CHECKING:
+    from baize_engine.engine import Completion, Engine
+    from baize_engine.errors import BaizeError
+    from baize_engine.generation.params import SamplingParams
+    from baize_engine.recovery.make_diff import make_diff
+    from baize_engine.recovery.recover import recover
+    from baize_engine.recovery.verify import verify
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'baize_engine' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,216 @@
+"""The only chooser of implementations: per op an ordered table, best first; auto takes the first row without objection.
+
+BAIZE_BACKEND forces rows: one name for all ops that have it ("torch"), or pairs ("diff_add=cpp-scalar,linear=torch").
+A forced row that cannot run raises with its reason; nothing falls back silently. Nothing is probed at import time.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from baize_engine.errors import BackendError
+
+if TYPE_CHECKING:
+    from baize_engine.recovery.adders import Adder
+
+VARIABLE = "BAIZE_BACKEND"
+DECODER_OPS = ("embed", "rms_norm", "linear", "add", "rope_and_store", "attention", "silu_mul", "sample")
+OPS = ("diff_add", *DECODER_OPS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One implementation of an op. `why_not(device)` is None where it can run, else the reason; `load` returns it."""
+
+    name: str
+    why_not: Callable[[str], str | None]
+    load: Callable[[str], Any]
+
+
+class Ops:
+    """The decoder's ops, chosen for one device: attributes named as in `kernels/reference.py`."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.rows = {op: choose(op, device) for op in DECODER_OPS}
+        for op, row in self.rows.items():
+            setattr(self, op, row.load(device))
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, op: str) -> Callable[..., Any]: ...
+
+
+def ops(device: str) -> Ops:
+    """The decoder's ops on `device` ("cpu" or "cuda[:n]")."""
+    return Ops(device)
+
+
+def diff_adder(device: str) -> Callable[[], Adder]:
+    """A factory of adders for recovery on `device` ("auto", "cpu" or "cuda[:n]"); each worker takes its own."""
+    resolved = resolve_device(device)
+    row = choose("diff_add", resolved)
+    factory: Callable[[], Adder] = row.load(resolved)
+    return factory
+
+
+def choose(op: str, device: str) -> Row:
+    """The row of `op` that runs on `device`. BackendError where none can, or the forced one cannot."""
+    rows = table(op)
+    forced = _forced(op)
+    if forced is not None:
+        for row in rows:
+            if row.name == forced:
+                reason = row.why_not(device)
+                if reason:
+                    raise BackendError(f"{VARIABLE} asks for {forced} for {op} on {device}, which cannot run: {reason}")
+                return row
+        raise BackendError(
+            f"{VARIABLE} asks for {forced} for {op}, which has only: {', '.join(row.name for row in rows)}"
+        )
+    objections = []
+    for row in rows:
+        reason = row.why_not(device)
+        if reason is None:
+            return row
+        objections.append(f"{row.name}: {reason}")
+    raise BackendError(f"nothing runs {op} on {device}: " + "; ".join(objections))
+
+
+def table(op: str) -> tuple[Row, ...]:
+    """All rows of `op`, best first."""
+    if op == "diff_add":
+        return _diff_add_rows()
+    if op in DECODER_OPS:
+        return (Row("torch", _no_torch, lambda device: _reference(op)),)
+    raise BackendError(f"unknown op {op!r}, wanted one of {', '.join(OPS)}")
+
+
+def _forced(op: str) -> str | None:
+    setting = os.environ.get(VARIABLE, "").strip()
+    if not setting:
+        return None
+    general = None
+    for part in setting.split(","):
+        target, separator, name = part.strip().partition("=")
+        if not separator:
+            general = target
+        elif target not in OPS:
+            raise BackendError(f"{VARIABLE}={setting}: unknown op {target!r}, wanted one of {', '.join(OPS)}")
+        elif target == op:
+            return name
+    return general
+
+
+def _diff_add_rows() -> tuple[Row, ...]:
+    def cpp(variant: str) -> Row:
+        return Row(f"cpp-{variant}", lambda device: _no_cpp(device, variant), lambda device: _cpp_adder(variant))
+
+    return (
+        Row("triton", _no_triton, _cuda_adder),
+        *(cpp(variant) for variant in _cpp_variants()),
+        Row("torch", lambda device: _no_torch(device) or _only_cpu(device), lambda device: _torch_adder()),
+    )
+
+
+def _cpp_variants() -> list[str]:
+    from baize_engine import _C
+
+    return _C.diff_add_variants()
+
+
+def _no_cpp(device: str, variant: str) -> str | None:
+    from baize_engine import _C
+
+    return _only_cpu(device) or _C.why_not(variant)
+
+
+def _only_cpu(device: str) -> str | None:
+    return None if device == "cpu" else f"runs on the CPU, not on {device}"
+
+
+def _no_triton(device: str) -> str | None:
+    if device == "cpu":
+        return "runs on a GPU"
+    from importlib.util import find_spec
+
+    return None if find_spec("triton") else "triton is not installed"
+
+
+def _no_torch(device: str) -> str | None:
+    from importlib.util import find_spec
+
+    return None if find_spec("torch") else "torch is not installed"
+
+
+def _reference(op: str) -> Callable[..., Any]:
+    from baize_engine.kernels import reference
+
+    function: Callable[..., Any] = getattr(reference, op)
+    return function
+
+
+def _cpp_adder(variant: str) -> Callable[[], Adder]:
+    from baize_engine.recovery.adders import CppAdder
+
+    return lambda: CppAdder(variant)
+
+
+def _torch_adder() -> Callable[[], Adder]:
+    from baize_engine.recovery.adders import TorchAdder
+
+    return TorchAdder
+
+
+def _cuda_adder(device: str) -> Callable[[], Adder]:
+    from baize_engine.recovery.cuda_adder import CudaAdder
+
+    return lambda: CudaAdder(device)
+
+
+def resolve_device(device: str) -> str:
+    """ "cpu" or "cuda[:n]" for a user's "auto", "cpu" or "cuda[:n]"; BackendError with the reason where it cannot be had.
+
+    A GPU is looked for through the driver (libcuda) and only then is torch imported, so that a CPU run never loads it.
+    """
+    if device == "cpu":
+        return device
+    if device != "auto" and device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
+        raise BackendError(f"device {device!r} is not known, wanted auto, cpu, cuda or cuda:N")
+    reason = _no_gpu()
+    if device == "auto":
+        return "cpu" if reason else "cuda"
+    if reason:
+        raise BackendError(f"device {device} cannot be used: {reason}")
+    count = _gpu_count()
+    if ":" in device and int(device[5:]) >= count:
+        raise BackendError(f"device {device} cannot be used: this machine has {count} GPU(s), numbered from 0")
+    return device
+
+
+@cache
+def _gpu_count() -> int:
+    """GPUs that the driver shows to this process; 0 without a driver."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int()
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def _no_gpu() -> str | None:
+    if _gpu_count() == 0:
+        return "no CUDA driver with a GPU was found"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "the driver shows a GPU, but this build of torch has no CUDA"
+    return None

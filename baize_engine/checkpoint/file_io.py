@@ -1,0 +1,129 @@
+"""Ranged file reads and writes into reused, page-aligned memory.
+
+The standard library's preadv and pwrite release the GIL and touch no fresh memory, so no C++ is needed here. Fresh
+memory is what is slow: on virtual machines its first touch ran at 0.3-1.7 GB/s, below the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+from pathlib import Path
+
+from baize_engine.errors import CheckpointError
+
+PAGE = 4096  # what O_DIRECT asks of offset, length and address on every disk in use
+
+
+def aligned_buffer(nbytes: int) -> memoryview:
+    """`nbytes` of zeroed, page-aligned, writable memory; pages are taken from the system when first touched."""
+    return memoryview(mmap.mmap(-1, max(PAGE, nbytes)))[:nbytes]
+
+
+def open_read(path: Path) -> int:
+    """A descriptor for sequential ranged reads. The caller closes it."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return fd
+
+
+def read_into(fd: int, view: memoryview, offset: int, what: str) -> None:
+    """Fills `view` from byte `offset`; a short file raises CheckpointError naming `what`."""
+    done = 0
+    while done < len(view):
+        got = os.preadv(fd, [view[done:]], offset + done)
+        if got == 0:
+            raise CheckpointError(
+                f"{what}: the file ends at byte {offset + done}, wanted {len(view) - done} more (was it changed or cut?)"
+            )
+        done += got
+
+
+def prefetch(fd: int, offset: int, nbytes: int) -> None:
+    """Asks the system to start reading a range now, so that the disk works while the processor does."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
+
+
+class OutputFile:
+    """A new file of known size, written at offsets from any thread.
+
+    Aligned writes bypass the page cache (O_DIRECT) where the filesystem takes them: measured 2-8 times faster than
+    buffered writes with fsync. Everything else goes through the page cache. The space is allocated at once, so that a
+    full disk shows before the long work and not half-way.
+    """
+
+    def __init__(self, path: Path, nbytes: int) -> None:
+        self.path = path
+        self._buffered = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._direct: int | None = None
+        try:
+            _allocate(self._buffered, nbytes)
+            self._direct = _open_direct(path)
+        except BaseException:
+            os.close(self._buffered)
+            raise
+
+    def write_at(self, offset: int, view: memoryview) -> None:
+        """Writes all of `view` at byte `offset`. Whole pages from page-aligned memory go directly to the disk."""
+        whole = len(view) - len(view) % PAGE
+        if self._direct is not None and offset % PAGE == 0 and whole:
+            try:
+                _write_all(self._direct, view[:whole], offset)
+            except OSError as error:
+                if error.errno != errno.EINVAL:  # the filesystem or this address does not take direct writes
+                    raise
+                whole = 0
+        else:
+            whole = 0
+        _write_all(self._buffered, view[whole:], offset + whole)
+
+    def sync(self) -> None:
+        """Returns when the data is on the disk."""
+        os.fsync(self._buffered)
+
+    def close(self) -> None:
+        for fd in (self._buffered, self._direct):
+            if fd is not None:
+                os.close(fd)
+        self._direct = None
+
+
+def _write_all(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        done += os.pwrite(fd, view[done:], offset + done)
+
+
+def _allocate(fd: int, nbytes: int) -> None:
+    if nbytes == 0:
+        return
+    try:
+        os.posix_fallocate(fd, 0, nbytes)
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            raise
+        os.ftruncate(fd, nbytes)  # a filesystem (or system) without allocation
+
+
+def _open_direct(path: Path) -> int | None:
+    flag = getattr(os, "O_DIRECT", 0)
+    if not flag:
+        return None
+    try:
+        return os.open(path, os.O_WRONLY | flag | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+            return None
+        raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes names created, renamed or removed in `folder` survive a crash of the system."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,64 @@
+"""The files beside the weights: config, generation config, tokenizer and licence texts of a result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from baize_engine.checkpoint.config_file import read_config
+from baize_engine.errors import CheckpointError
+
+TOKENIZER_FILES = (
+    "tokenizer.model",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
+MAX_BYTES = 64 << 20  # a tokenizer.json is some MB; anything larger is not a side file
+
+
+def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[str, bytes]:
+    """The side files of a result as {name: content}.
+
+    Config and generation config are those of `tuned_like` (the diff, or the tuned model when a diff is made): bases of
+    early converters carry wrong token ids. The tokenizer comes whole from one folder, `tuned_like` if it has one: mixed
+    from two, its parts would disagree on added tokens. Licence texts come from both.
+    """
+    files = {"config.json": _config(read_config(tuned_like), dtype, vocab_size)}
+    if (tuned_like / "generation_config.json").is_file():
+        files["generation_config.json"] = _read(tuned_like / "generation_config.json")
+    has_own = any((tuned_like / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    source = tuned_like if has_own else base
+    for name in TOKENIZER_FILES:
+        if (source / name).is_file():
+            files[name] = _read(source / name)
+    for folder, prefix in ((tuned_like, ""), (base, "base_")):
+        for path in sorted(folder.iterdir()):
+            if path.is_file() and any(word in path.name.lower() for word in LICENCE_WORDS):
+                content = _read(path)
+                if files.get(path.name) != content:
+                    files[prefix + path.name if path.name in files else path.name] = content
+    return files
+
+
+def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
+    config = {key: value for key, value in raw.items() if key != "_name_or_path"}  # a path on its author's machine
+    config["dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"] = dtype
+    if "dtype" in config:
+        config["dtype"] = dtype
+    config["vocab_size"] = vocab_size
+    return (json.dumps(config, indent=2) + "\n").encode()
+
+
+def _read(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise CheckpointError(f"{path}: {size} bytes, wanted at most {MAX_BYTES} for a file beside the weights")
+    content = path.read_bytes()
+    if content.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git-LFS pointer, not the file: run `git lfs pull` in its repository")
+    return content

@@ -1,0 +1,212 @@
+"""Writes safetensors checkpoints of a known layout: headers first, data at offsets in any order, names last.
+
+Until `finish`, every file carries the suffix `.partial` and no index exists, so that nothing looks like a model before
+it is one. On any exception the writer removes what it made.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from types import TracebackType
+
+from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.file_io import PAGE, OutputFile, sync_folder
+from baize_engine.checkpoint.safetensors_file import encode_header
+from baize_engine.errors import OutputError
+
+PARTIAL = ".partial"
+INDEX_NAME = "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5_000_000_000  # transformers' customary shard size
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """A tensor to be written: name, dtype by its canonical name, shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return prod(self.shape) * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """One file to be: its header and the absolute byte offset of each tensor."""
+
+    filename: str
+    header: bytes
+    offsets: Mapping[str, int]
+    nbytes: int  # of the whole file
+
+
+def lay_out(specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[ShardLayout, ...]:
+    """Deals tensors to shards in the given order. Pure.
+
+    Within a shard, tensors of whole pages come first and the header is padded to a page, so that their data lies where
+    O_DIRECT can write it; norms of 13B (10240 bytes each) would otherwise push every later tensor off the page grid.
+    """
+    shards: list[list[TensorSpec]] = [[]]
+    filled = 0
+    for spec in specs:
+        if shards[-1] and filled + spec.nbytes > max_shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(spec)
+        filled += spec.nbytes
+    count = len(shards)
+    names = (
+        ["model.safetensors"]
+        if count == 1
+        else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
+    )
+    return tuple(_lay_out_shard(name, shard) for name, shard in zip(names, shards, strict=True))
+
+
+def _lay_out_shard(filename: str, specs: list[TensorSpec]) -> ShardLayout:
+    begins: dict[str, int] = {}
+    table: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
+    position = 0
+    for spec in sorted(specs, key=lambda spec: spec.nbytes % PAGE != 0):
+        begins[spec.name] = position
+        table[spec.name] = (spec.dtype, spec.shape, position, position + spec.nbytes)
+        position += spec.nbytes
+    header = encode_header(table, {"format": "pt"}, PAGE)
+    return ShardLayout(filename, header, {name: len(header) + b for name, b in begins.items()}, len(header) + position)
+
+
+class CheckpointWriter:
+    """Creates `folder` (or takes an empty one) and fills it with shards; a context manager that discards on exceptions.
+
+    `write` may be called from several threads. Nothing that existed before is changed: a folder with anything in it is
+    refused with OutputError.
+    """
+
+    def __init__(self, folder: str | Path, shards: tuple[ShardLayout, ...]) -> None:
+        self.folder = Path(folder)
+        self.shards = shards
+        self._where = {name: (n, offset) for n, shard in enumerate(shards) for name, offset in shard.offsets.items()}
+        self._files: list[OutputFile] = []
+        self._made: list[Path] = []  # removed on discard, newest first
+        self._made_folders: list[Path] = []
+
+    def __enter__(self) -> CheckpointWriter:
+        try:
+            self._open()
+        except BaseException:
+            self.discard()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.discard()  # after `finish` there is nothing left to discard
+
+    def _open(self) -> None:
+        check_output(self.folder, sum(shard.nbytes for shard in self.shards))
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir()
+            self._made_folders.append(path)
+        for shard in self.shards:
+            path = self.folder / (shard.filename + PARTIAL)
+            self._made.append(path)
+            try:
+                file = OutputFile(path, shard.nbytes)
+            except FileExistsError:
+                self._made.pop()  # another writer's
+                raise OutputError(
+                    errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?"
+                ) from None
+            self._files.append(file)
+            file.write_at(0, memoryview(shard.header))
+
+    def write(self, name: str, offset: int, view: memoryview) -> None:
+        """Writes `view` at byte `offset` of the tensor `name`."""
+        shard, begin = self._where[name]
+        self._files[shard].write_at(begin + offset, view)
+
+    def finish(self, files: Mapping[str, bytes]) -> None:
+        """Makes the checkpoint whole: data on disk, then `files`, shards and last the index under their final names."""
+        for file in self._files:
+            file.sync()
+        for name, content in files.items():
+            self._place(name, content)
+        *first, last = [shard.filename for shard in self.shards]
+        for filename in [*first, last]:
+            final = self.folder / filename
+            os.rename(self.folder / (filename + PARTIAL), final)
+            self._made.append(final)
+        if first:
+            self._place(INDEX_NAME, json.dumps(self._index(), indent=2).encode())
+        sync_folder(self.folder)
+        for path in self._made_folders:
+            sync_folder(path.parent)
+        self._made.clear()
+        self._made_folders.clear()
+
+    def _place(self, name: str, content: bytes) -> None:
+        partial, final = self.folder / (name + PARTIAL), self.folder / name
+        self._made += [partial, final]
+        with open(partial, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(partial, final)
+
+    def _index(self) -> dict[str, object]:
+        total = sum(shard.nbytes - len(shard.header) for shard in self.shards)
+        return {
+            "metadata": {"total_size": total},
+            "weight_map": {name: shard.filename for shard in self.shards for name in sorted(shard.offsets)},
+        }
+
+    def discard(self) -> None:
+        """Closes the files and removes everything made here that `finish` has not declared whole."""
+        for file in self._files:
+            file.close()
+        self._files.clear()
+        for path in reversed(self._made):
+            path.unlink(missing_ok=True)
+        self._made.clear()
+        for path in reversed(self._made_folders):
+            if not any(path.iterdir()):
+                path.rmdir()
+        self._made_folders.clear()
+
+
+def check_output(folder: Path, nbytes: int) -> None:
+    """Raises OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
+    if folder.exists() or folder.is_symlink():
+        if not folder.is_dir():
+            raise OutputError(errno.ENOTDIR, f"{folder} exists and is not a folder")
+        found = sorted(path.name for path in folder.iterdir())
+        if any(name.endswith(PARTIAL) for name in found):
+            raise OutputError(
+                errno.ENOTEMPTY,
+                f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): "
+                "if no other recovery is running there, remove the folder and start again",
+            )
+        if found:
+            raise OutputError(
+                errno.ENOTEMPTY,
+                f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
+            )
+    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise OutputError(errno.EACCES, f"{existing} is not writable, so {folder} cannot be made")
+    stat = os.statvfs(existing)
+    free = stat.f_bavail * stat.f_frsize
+    if free < nbytes:
+        raise OutputError(
+            errno.ENOSPC, f"{folder}: {nbytes / 1e9:.2f} GB are needed and its disk has {free / 1e9:.2f} GB free"
+        )

@@ -1,0 +1,353 @@
+"""The `baize` command. Only this module parses arguments and prints.
+
+Exit codes: 0 done; 1 the user's files, folders or request cannot be served (one line on stderr, no traceback); 2 wrong
+usage; 130 interrupted. Option names follow the reference script weight_diff.py; `--path-raw` is `--path_raw`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baize_engine import __version__
+from baize_engine.errors import BaizeError, RequestError
+
+if TYPE_CHECKING:
+    from baize_engine.engine import Engine
+    from baize_engine.generation.params import SamplingParams
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)  # a polite kill cleans up as Ctrl-C does
+    try:
+        code: int = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BaizeError as error:
+        return _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _fail(where + (error.strerror or str(error)))
+    except KeyboardInterrupt:
+        print("\nbaize: interrupted; nothing half-written was left", file=sys.stderr)
+        return 130
+
+
+def _fail(message: str) -> int:
+    print("baize: " + " ".join(message.split("\n")), file=sys.stderr)
+    return 1
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _recover(options: argparse.Namespace) -> int:
+    from baize_engine.recovery.recover import describe, recover
+
+    result = recover(
+        options.path_raw,
+        options.path_diff,
+        options.path_tuned,
+        dtype=options.dtype,
+        device=options.device,
+        progress=not options.quiet,
+        force=options.force,
+        hash_sources=options.hash_sources,
+    )
+    _print_lines(describe(result))
+    if options.test_inference:
+        from baize_engine.engine import Engine
+
+        with Engine.from_pretrained(options.path_tuned, device=options.device) as engine:
+            question = "Who are you?"
+            print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
+    return 0
+
+
+def _make_diff(options: argparse.Namespace) -> int:
+    from baize_engine.recovery.make_diff import make_diff
+    from baize_engine.recovery.recover import describe
+
+    result = make_diff(
+        options.path_raw,
+        options.path_tuned,
+        options.path_diff,
+        dtype=options.dtype,
+        device=options.device,
+        progress=not options.quiet,
+        force=options.force,
+        hash_sources=options.hash_sources,
+    )
+    _print_lines(describe(result))
+    return 0
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from baize_engine.recovery.verify import verify
+
+    report = verify(options.folder)
+    for problem in report.problems:
+        print(f"differs: {problem}")
+    verdict = "as written" if report.ok else f"{len(report.problems)} difference(s)"
+    print(f"{report.folder}: {report.tensors} tensors, {report.bytes / 1e9:.3f} GB: {verdict}")
+    return 0 if report.ok else 1
+
+
+def _info(options: argparse.Namespace) -> int:
+    from baize_engine import backend
+
+    print(f"baize_engine {__version__}")
+    device = backend.resolve_device("auto")
+    print(f"device: {device}")
+    for op in backend.OPS:
+        chosen = backend.choose(op, device).name
+        rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in backend.table(op)]
+        print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
+    if options.model:
+        _info_model(Path(options.model))
+    return 0
+
+
+def _info_model(folder: Path) -> None:
+    from baize_engine.checkpoint.config_file import normalise, read_config
+    from baize_engine.checkpoint.index import read_index
+
+    config = normalise(read_config(folder))
+    index = read_index(folder)
+    dtypes = sorted({entry.dtype for entry in index.entries.values()})
+    size = sum(entry.nbytes for entry in index.entries.values())
+    heads, layers = config["num_key_value_heads"], config["num_hidden_layers"]
+    print(
+        f"{folder}: {len(index.entries)} tensors in {len(index.files)} file(s), {size / 1e9:.3f} GB, {', '.join(dtypes)}"
+    )
+    print(
+        f"  {layers} layers, hidden {config['hidden_size']}, {config['num_attention_heads']} heads, {heads} kv heads, "
+        f"intermediate {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
+        f"{config['max_position_embeddings']} positions"
+    )
+    print(f"  KV cache: {2 * layers * heads * config['head_dim'] * 2} bytes a token in float16")
+
+
+def _generate(options: argparse.Namespace) -> int:
+    params = _params(options)
+    with _engine(options) as engine:
+        if params.n > 1:
+            for completion in engine.generate(options.prompt, params):
+                print(completion.text)
+        else:
+            for piece in engine.stream(options.prompt, params):
+                print(piece, end="", flush=True)
+            print()
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    params = _params(options)
+    shown = sys.stdin.isatty() and sys.stdout.isatty()
+    with _engine(options) as engine:
+        if shown:
+            print("Type a message; /new starts over, /exit or Ctrl-D leaves.")
+        messages: list[dict[str, str]] = []
+        while True:
+            try:
+                text = input("you> " if shown else "").strip()
+            except EOFError:
+                break
+            if text == "/exit":
+                break
+            if text == "/new":
+                messages = []
+            elif text:
+                messages = _turn(engine, params, [*messages, {"role": "user", "content": text}])
+    return 0
+
+
+def _turn(engine: Engine, params: SamplingParams, messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Prints the reply to the last message as it comes; returns the conversation with the reply, or what still fits."""
+    pieces = []
+    try:
+        for piece in engine.stream(engine.chat_ids(messages), params):
+            print(piece, end="", flush=True)
+            pieces.append(piece)
+        print()
+    except RequestError as error:
+        print(f"baize: {error}; the conversation starts over", file=sys.stderr)
+        return []
+    except KeyboardInterrupt:
+        print()  # Ctrl-C ends the reply, not the chat
+    return [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from baize_engine import demo
+
+    if options.out:
+        return demo.run(print, Path(options.out), colour=sys.stdout.isatty())
+    with tempfile.TemporaryDirectory(prefix="baize-demo-") as folder:
+        return demo.run(print, Path(folder) / "tuned", colour=sys.stdout.isatty())
+
+
+def _engine(options: argparse.Namespace) -> Engine:
+    from baize_engine.engine import Engine
+
+    settings: dict[str, Any] = {
+        "device": options.device,
+        "dtype": options.dtype,
+        "max_model_len": options.max_model_len,
+        "threads": options.threads,
+    }
+    return Engine.from_pretrained(options.model, **settings)
+
+
+def _params(options: argparse.Namespace) -> SamplingParams:
+    from baize_engine.generation.params import SamplingParams
+
+    return SamplingParams(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        seed=options.seed,
+        stop=tuple(options.stop),
+        n=options.n,
+    )
+
+
+def _flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    """An option under its documented name, with hyphens accepted in place of underscores."""
+    names = [name] if "_" not in name else [name, "--" + name[2:].replace("_", "-")]
+    parser.add_argument(*names, dest=name[2:], **settings)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="baize", description="Recover LLaMA finetunes published as weight diffs, and run them.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"baize_engine {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, text: str, more: str = "", aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}. {more}",
+            aliases=list(aliases),
+            allow_abbrev=False,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    recover = command(
+        "recover",
+        _recover,
+        "add a weight diff to its base and write the model",
+        "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before the "
+        "first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
+    )
+    _flag(recover, "--path_raw", required=True, metavar="BASE", help="folder of the base model, in Hugging Face format")
+    _flag(recover, "--path_diff", required=True, metavar="DIFF", help="folder of the weight diff")
+    _flag(recover, "--path_tuned", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    _combining_options(recover, "float16")
+    _flag(recover, "--test_inference", action="store_true", help="load the result and let it answer one question")
+
+    make_diff = command(
+        "make_diff",
+        _make_diff,
+        "subtract a base from a finetuned model and write the diff",
+        "The inverse of recover.",
+        aliases=["make-diff"],
+    )
+    _flag(make_diff, "--path_raw", required=True, metavar="BASE", help="folder of the base model")
+    _flag(make_diff, "--path_tuned", required=True, metavar="TUNED", help="folder of the finetuned model")
+    _flag(make_diff, "--path_diff", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    _combining_options(make_diff, "float32")
+
+    verify = command(
+        "verify",
+        _verify,
+        "compare a recovered folder with its manifest",
+        "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
+    )
+    verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff")
+
+    info = command("info", _info, "show the backends of this machine, and the facts of a model")
+    info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
+
+    generate = command("generate", _generate, "continue a prompt", "The text is streamed to standard output.")
+    generate.add_argument("model", metavar="MODEL", help="folder of the model")
+    _flag(generate, "--prompt", required=True, metavar="TEXT", help="text to continue, taken as it is (see chat)")
+    _generation_options(generate)
+
+    chat = command(
+        "chat",
+        _chat,
+        "talk to a model in its chat format",
+        "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message.",
+    )
+    chat.add_argument("model", metavar="MODEL", help="folder of the model")
+    _generation_options(chat)
+
+    demo = command("demo", _demo, "recover the small trained pair that comes along, and let it answer")
+    _flag(demo, "--out", metavar="DIR", help="keep the recovered model in this new folder (default: a temporary one)")
+    return parser
+
+
+def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
+    _flag(parser, "--dtype", choices=DTYPES, default=dtype, help="type of the written weights (default: %(default)s)")
+    _flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    _flag(
+        parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit"
+    )
+    _flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
+    _flag(parser, "--quiet", action="store_true", help="no progress bar")
+
+
+def _generation_options(parser: argparse.ArgumentParser) -> None:
+    _flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")
+    _flag(parser, "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
+    _flag(parser, "--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0 is off")
+    _flag(
+        parser, "--top_p", type=float, default=1.0, metavar="P", help="sample from the likeliest of total probability P"
+    )
+    _flag(parser, "--min_p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
+    _flag(parser, "--repetition_penalty", type=float, default=1.0, metavar="R", help="above 1 discourages repetition")
+    _flag(parser, "--seed", type=int, default=None, metavar="S", help="makes sampling reproducible")
+    _flag(parser, "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (may be repeated)")
+    _flag(parser, "--n", type=int, default=1, metavar="N", help="completions for the prompt (default: %(default)s)")
+    _flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    _flag(
+        parser,
+        "--dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="weights in memory (default: as in the files)",
+    )
+    _flag(
+        parser, "--max_model_len", type=int, default=None, metavar="N", help="positions at most (default: the config's)"
+    )
+    _flag(parser, "--threads", type=int, default=None, metavar="N", help="CPU threads (default: all cores)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,29 @@
+"""Errors that a user can act on. The command line prints them as one line and exits with 1."""
+
+
+class BaizeError(Exception):
+    """Base of every error whose message is meant for the user: what was found, what was wanted, and where."""
+
+
+class CheckpointError(BaizeError, ValueError):
+    """A file of a checkpoint is not what it claims to be. The message names the file and, where known, the tensor."""
+
+
+class MismatchError(BaizeError, ValueError):
+    """Base and diff (or tuned) do not belong together."""
+
+
+class ConfigError(BaizeError, ValueError):
+    """A config.json asks for a model that this engine would not run correctly."""
+
+
+class OutputError(BaizeError, OSError):
+    """The output folder cannot take the result: not empty, no space, not writable."""
+
+
+class BackendError(BaizeError, RuntimeError):
+    """A requested backend or device cannot run here. The message gives the reason."""
+
+
+class RequestError(BaizeError, ValueError):
+    """A prompt or sampling parameter that cannot be served, named by index or field."""

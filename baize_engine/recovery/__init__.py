@@ -1,0 +1,1 @@
+"""Base + diff -> tuned, streamed. Knows nothing of the decoder."""

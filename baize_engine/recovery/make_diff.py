@@ -1,0 +1,42 @@
+"""`make_diff`: the inverse of `recover`, for those who publish a finetune as base + diff."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from baize_engine.checkpoint.index import read_index
+from baize_engine.errors import MismatchError
+from baize_engine.recovery.norms import norm_ratio
+from baize_engine.recovery.plan import Plan
+from baize_engine.recovery.recover import FULL_MODEL, Result, combine
+
+
+def make_diff(
+    path_raw: str | os.PathLike[str],
+    path_tuned: str | os.PathLike[str],
+    path_diff: str | os.PathLike[str],
+    dtype: str = "float32",
+    device: str = "auto",
+    progress: bool = True,
+    *,
+    force: bool = False,
+    hash_sources: bool = False,
+) -> Result:
+    """Writes tuned - base to `path_diff` and returns what was made.
+
+    Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`. Vocabulary rows that only the tuned model
+    has lose the mean row of the base, so that `recover` brings them back. `dtype` "float32" is what was published in
+    2023; the 16-bit types halve the size and round the differences. Arguments, memory and errors as for `recover`.
+    """
+    base, tuned = read_index(path_raw), read_index(path_tuned)
+
+    def check(work: Plan) -> None:
+        ratio = norm_ratio(work)
+        if ratio < FULL_MODEL and not force:
+            raise MismatchError(
+                f"{tuned.folder} looks like a weight diff already: its norm weights are {ratio:.2f} times as large as the "
+                f"base's, wanted at least {FULL_MODEL} (--force goes on)"
+            )
+
+    return combine(base, tuned, Path(path_diff), dtype, device, progress, True, force, hash_sources, check)

@@ -1,0 +1,97 @@
+"""`verify`: does a folder still hold, byte for byte, what its manifest says was written?"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from baize_engine.checkpoint.file_io import open_read, read_into
+from baize_engine.checkpoint.index import TensorEntry, read_index
+from baize_engine.checkpoint.manifest import Manifest, TensorRecord, read_manifest
+from baize_engine.errors import CheckpointError
+
+BLOCK = 4 << 20  # bytes hashed at a time
+THREADS = 2
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` found: `problems` is empty for an unchanged folder."""
+
+    folder: Path
+    tensors: int
+    bytes: int
+    problems: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        return not self.problems
+
+
+def verify(path: str | os.PathLike[str], progress: Callable[[int], None] = lambda nbytes: None) -> Report:
+    """Compares every tensor and every file beside the weights with the manifest that `recover` or `make_diff` wrote.
+
+    Reads the whole folder once. CheckpointError where there is no manifest or the weights cannot be indexed at all.
+    """
+    folder = Path(path)
+    manifest = read_manifest(folder)
+    index = read_index(folder)
+    problems = [
+        f"{name} is in the manifest but not in the weights" for name in manifest.tensors if name not in index.entries
+    ]
+    problems += [
+        f"{name} is in the weights but not in the manifest" for name in index.entries if name not in manifest.tensors
+    ]
+    common = [entry for name, entry in index.entries.items() if name in manifest.tensors]
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = pool.map(lambda entry: _tensor_problem(entry, manifest.tensors[entry.name], progress), common)
+        problems += [problem for problem in found if problem]
+    problems += _file_problems(folder, manifest)
+    return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems))
+
+
+def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Callable[[int], None]) -> str | None:
+    where = f"{entry.name} in {entry.path.name}"
+    if (entry.dtype, entry.shape) != (record.dtype, record.shape):
+        return f"{where} is {entry.dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
+    digest = _hash_range(entry.path, entry.offset, entry.nbytes, progress)
+    if digest != record.sha256:
+        return f"{where}: SHA-256 is {digest}, the manifest says {record.sha256}"
+    return None
+
+
+def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
+    problems = []
+    for name, digest in manifest.files.items():
+        path = folder / name
+        if Path(name).name != name:
+            raise CheckpointError(f"{folder}: the manifest names a file outside the folder: {name!r}")
+        if not path.is_file():
+            problems.append(f"{name} is missing")
+        elif hash_file(path) != digest:
+            problems.append(f"{name} is not the file that was written")
+    return problems
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a whole file, read in blocks."""
+    return _hash_range(path, 0, path.stat().st_size, lambda nbytes: None)
+
+
+def _hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None]) -> str:
+    digest = hashlib.sha256()
+    buffer = memoryview(bytearray(min(BLOCK, nbytes)))
+    fd = open_read(path)
+    try:
+        for begin in range(0, nbytes, BLOCK):
+            view = buffer[: min(BLOCK, nbytes - begin)]
+            read_into(fd, view, offset + begin, str(path))
+            digest.update(view)
+            progress(len(view))
+    finally:
+        os.close(fd)
+    return digest.hexdigest()

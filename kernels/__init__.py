@@ -1,0 +1,1 @@
+"""Triton kernels and `reference.py`, the plain-torch definition of every op. Imports nothing of baize_engine."""

@@ -1,0 +1,45 @@
+"""Builds baize_engine._C from csrc/ and maps the top-level kernels/ folder into the package.
+
+Every source is compiled for the plain CPU of its architecture; wider instruction sets are enabled function by
+function with target attributes and chosen at run time, so one build runs everywhere with equal bits.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from glob import glob
+from pathlib import Path
+
+from pybind11.setup_helpers import Pybind11Extension, build_ext
+from setuptools import setup
+
+
+def openmp_flag() -> list[str]:
+    """`-fopenmp` where the compiler has it; without it the kernels run on the calling thread."""
+    compiler = os.environ.get("CXX", "c++")
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder, "probe.cpp")
+        source.write_text("#include <omp.h>\nint main() { return omp_get_max_threads() < 1; }\n")
+        command = [compiler, "-fopenmp", str(source), "-o", str(Path(folder, "probe"))]
+        try:
+            found = subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            found = False
+    if not found:
+        print(f"{compiler} cannot build with -fopenmp: the C++ kernels will use one thread", file=sys.stderr)
+    return ["-fopenmp"] if found else []
+
+
+flags = openmp_flag()
+extension = Pybind11Extension(
+    "baize_engine._C",
+    sorted(glob("csrc/*.cpp")),
+    depends=sorted(glob("csrc/*.h")),
+    cxx_std=17,
+    # -ffp-contract=off: an a*b+c must not become a fused multiply-add on one machine and not on another.
+    extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", *flags],
+    extra_link_args=flags,
+)
+
+setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})

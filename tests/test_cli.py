@@ -1,0 +1,128 @@
+"""The baize command as a user types it: exit codes, messages without tracebacks, interruption."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny
+
+from baize_engine.cli import main
+
+
+def baize(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "baize_engine", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return tiny.write_pair(tmp_path)
+
+
+def test_recover_and_verify(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    done = baize("recover", "--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out, "--device", "cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "21 tensors" in done.stdout
+    checked = baize("verify", out)
+    assert checked.returncode == 0
+    assert "as written" in checked.stdout
+    (out / "config.json").write_text("{}")
+    spoilt = baize("verify", out)
+    assert spoilt.returncode == 1
+    assert "config.json" in spoilt.stdout
+
+
+def test_hyphens_and_make_diff(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tuned, again = tmp_path / "tuned", tmp_path / "again"
+    done = baize("recover", "--path-raw", pair[0], "--path-diff", pair[1], "--path-tuned", tuned, "--quiet")
+    assert done.returncode == 0, done.stderr
+    done = baize("make-diff", "--path-raw", pair[0], "--path-tuned", tuned, "--path-diff", again, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert (again / "model.safetensors").exists()
+
+
+def test_a_users_mistake_is_one_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    done = baize("recover", "--path_raw", tmp_path / "nowhere", "--path_diff", pair[1], "--path_tuned", tmp_path / "t")
+    assert done.returncode == 1
+    assert done.stderr.startswith("baize: ")
+    assert done.stderr.count("\n") == 1
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["recover"],
+        ["recover", "--path_raw", "a"],
+        ["recover", "--dtype", "int3"],
+        ["dance"],
+        ["verify", "a", "--deep"],
+    ],
+)
+def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: baize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["recover", "make_diff", "verify", "info", "generate", "chat", "demo"])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: baize {command}" in capsys.readouterr().out
+
+
+def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    assert main(["info", str(base)]) == 0
+    out = capsys.readouterr().out
+    assert "diff_add" in out
+    assert "cpp-scalar (can run)" in out
+    assert "2 layers, hidden 32" in out
+
+
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
+    cfg = tiny.config(hidden_size=512, intermediate_size=4096, num_hidden_layers=24)
+    base, diff = tiny.write_pair(tmp_path, cfg=cfg)
+    out = tmp_path / "tuned"
+    command = [
+        sys.executable,
+        "-m",
+        "baize_engine",
+        "recover",
+        "--path_raw",
+        base,
+        "--path_diff",
+        diff,
+        "--path_tuned",
+        out,
+    ]
+    child = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(child.pid, sent)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not out.exists()
+
+
+def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    done = baize("generate", base, "--prompt", "hello")
+    assert done.returncode == 1
+    assert "tokenizer.model" in done.stderr
+    assert "Traceback" not in done.stderr
