@@ -98,7 +98,7 @@ def read_manifest(folder: Path) -> Manifest:
             backend=str(raw["backend"]),
             versions=dict(raw["versions"]),
             sources={role: [_record(SourceFile, item) for item in items] for role, items in raw["sources"].items()},
-            tensors={name: _tensor(item) for name, item in raw["tensors"].items()},
+            tensors={name: tensor_record(item) for name, item in raw["tensors"].items()},
             files=dict(raw["files"]),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -109,5 +109,7 @@ def _record(kind: Any, item: Mapping[str, Any]) -> Any:
     return kind(**{field.name: item[field.name] for field in fields(kind)})
 
 
-def _tensor(item: Mapping[str, Any]) -> TensorRecord:
-    return _record(TensorRecord, {**item, "shape": tuple(int(n) for n in item["shape"])})
+def tensor_record(item: Mapping[str, Any]) -> TensorRecord:
+    """A TensorRecord from its JSON form; KeyError or TypeError where the form is wrong."""
+    record: TensorRecord = _record(TensorRecord, {**item, "shape": tuple(int(n) for n in item["shape"])})
+    return record

@@ -87,12 +87,13 @@ class CheckpointWriter:
     """Creates `folder` (or takes an empty one) and fills it with shards; a context manager that discards on exceptions.
 
     `write` may be called from several threads. Nothing that existed before is changed: a folder with anything in it is
-    refused with OutputError.
+    refused with OutputError, unless `resume` takes up what a killed writer of the same shards left there.
     """
 
-    def __init__(self, folder: str | Path, shards: tuple[ShardLayout, ...]) -> None:
+    def __init__(self, folder: str | Path, shards: tuple[ShardLayout, ...], resume: bool = False) -> None:
         self.folder = Path(folder)
         self.shards = shards
+        self.resume = resume
         self._where = {name: (n, offset) for n, shard in enumerate(shards) for name, offset in shard.offsets.items()}
         self._files: list[OutputFile] = []
         self._made: list[Path] = []  # removed on discard, newest first
@@ -112,23 +113,38 @@ class CheckpointWriter:
         self.discard()  # after `finish` there is nothing left to discard
 
     def _open(self) -> None:
-        check_output(self.folder, sum(shard.nbytes for shard in self.shards))
+        if not self.resume:
+            check_output(self.folder, sum(shard.nbytes for shard in self.shards))
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         for path in reversed(missing):
             path.mkdir()
             self._made_folders.append(path)
         for shard in self.shards:
-            path = self.folder / (shard.filename + PARTIAL)
-            self._made.append(path)
-            try:
-                file = OutputFile(path, shard.nbytes)
-            except FileExistsError:
-                self._made.pop()  # another writer's
-                raise OutputError(
-                    errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?"
-                ) from None
-            self._files.append(file)
-            file.write_at(0, memoryview(shard.header))
+            self._files.append(self._open_shard(shard))
+
+    def _open_shard(self, shard: ShardLayout) -> OutputFile:
+        path, final = self.folder / (shard.filename + PARTIAL), self.folder / shard.filename
+        if self.resume and final.exists() and not path.exists():
+            os.rename(final, path)  # killed between the renames of `finish`
+        reopen = self.resume and path.exists() and path.stat().st_size == shard.nbytes
+        if self.resume and not reopen:
+            path.unlink(missing_ok=True)
+        try:
+            file = OutputFile(path, shard.nbytes, reopen)
+        except FileExistsError:
+            raise OutputError(errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?") from None
+        self._made.append(path)
+        file.write_at(0, memoryview(shard.header))
+        return file
+
+    def partial_path(self, name: str) -> tuple[Path, int]:
+        """The unfinished file that holds the tensor `name`, and its byte offset there."""
+        shard, begin = self._where[name]
+        return self.folder / (self.shards[shard].filename + PARTIAL), begin
+
+    def track(self, path: Path) -> None:
+        """Counts `path` among what `discard` removes."""
+        self._made.append(path)
 
     def write(self, name: str, offset: int, view: memoryview) -> None:
         """Writes `view` at byte `offset` of the tensor `name`."""
@@ -157,7 +173,7 @@ class CheckpointWriter:
     def _place(self, name: str, content: bytes) -> None:
         partial, final = self.folder / (name + PARTIAL), self.folder / name
         self._made += [partial, final]
-        with open(partial, "xb") as file:
+        with open(partial, "wb" if self.resume else "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -194,7 +210,7 @@ def check_output(folder: Path, nbytes: int) -> None:
             raise OutputError(
                 errno.ENOTEMPTY,
                 f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): "
-                "if no other recovery is running there, remove the folder and start again",
+                "if no other recovery is running there, go on with --resume, or remove the folder and start again",
             )
         if found:
             raise OutputError(

@@ -9,7 +9,7 @@ from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
-from baize_engine.recovery.recover import FULL_MODEL, Result, combine
+from baize_engine.recovery.recover import FULL_MODEL, Options, Result, combine
 
 
 def make_diff(
@@ -18,6 +18,7 @@ def make_diff(
     path_diff: str | os.PathLike[str],
     dtype: str = "float32",
     device: str = "auto",
+    resume: bool = False,
     progress: bool = True,
     *,
     force: bool = False,
@@ -39,4 +40,5 @@ def make_diff(
                 f"base's, wanted at least {FULL_MODEL} (--force goes on)"
             )
 
-    return combine(base, tuned, Path(path_diff), dtype, device, progress, True, force, hash_sources, check)
+    options = Options(dtype, device, resume, progress, force, hash_sources, subtract=True)
+    return combine(base, tuned, Path(path_diff), options, check)

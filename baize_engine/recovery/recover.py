@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
@@ -22,13 +23,14 @@ from baize_engine.checkpoint.manifest import (
     sha256_of,
     source_files,
 )
-from baize_engine.checkpoint.writer import CheckpointWriter, check_output, lay_out
+from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, check_output, lay_out
 from baize_engine.errors import CheckpointError, MismatchError
+from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.stream import stream
-from baize_engine.recovery.verify import hash_file
+from baize_engine.recovery.verify import hash_file, hash_range
 
 FULL_MODEL = (
     0.5  # mean |norm weight| over the base's: about 1 for a model, below 0.1 for every published diff we know of
@@ -43,6 +45,7 @@ class Result:
     manifest: Manifest
     skipped: tuple[str, ...]
     extra_rows: int
+    resumed: int  # tensors that an earlier, killed run had finished
 
     @property
     def overflowed(self) -> dict[str, TensorRecord]:
@@ -61,6 +64,7 @@ def recover(
     path_tuned: str | os.PathLike[str],
     dtype: str = "float16",
     device: str = "auto",
+    resume: bool = False,
     progress: bool = True,
     *,
     force: bool = False,
@@ -72,10 +76,12 @@ def recover(
     "float32"); every NaN is the canonical quiet NaN. Vocabulary rows that only the diff has are added to the mean row
     of the base, as the reference script does (weight_diff.py of open-instruct and alpaca). Rotary buffers are left out.
 
-    `device` is "auto", "cpu" or "cuda[:n]". `force` goes on where the two configs differ or the diff looks like a whole
-    model; shapes must agree all the same. `hash_sources` puts a SHA-256 of each source file into the manifest.
-    Peak memory is bounded by the buffers, not by the model. Raises MismatchError, CheckpointError, ConfigError or
-    OutputError before anything is written where the files do not fit; an exception later removes what was written.
+    `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
+    `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
+    configs differ or the diff looks like a whole model; shapes must agree all the same. `hash_sources` puts a SHA-256 of
+    each source file into the manifest. Peak memory is bounded by the buffers, not by the model. Raises MismatchError,
+    CheckpointError, ConfigError or OutputError before anything is written where the files do not fit; an exception later
+    removes what was written.
     """
     base, diff = read_index(path_raw), read_index(path_diff)
 
@@ -87,48 +93,83 @@ def recover(
                 f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
             )
 
-    return combine(base, diff, Path(path_tuned), dtype, device, progress, False, force, hash_sources, check)
+    options = Options(dtype, device, resume, progress, force, hash_sources)
+    return combine(base, diff, Path(path_tuned), options, check)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `recover` and `make_diff` have in common; the meaning of each stands at `recover`."""
+
+    dtype: str
+    device: str
+    resume: bool
+    progress: bool
+    force: bool
+    hash_sources: bool
+    subtract: bool = False  # other - base in place of other + base
 
 
 def combine(
-    base: CheckpointIndex,
-    other: CheckpointIndex,
-    out: Path,
-    dtype: str,
-    device: str,
-    progress: bool,
-    subtract: bool,
-    force: bool,
-    hash_sources: bool,
-    check: Callable[[Plan], None],
+    base: CheckpointIndex, other: CheckpointIndex, out: Path, options: Options, check: Callable[[Plan], None]
 ) -> Result:
-    """Plans, checks, streams and finishes: other + base, or other - base with `subtract`. `check` may refuse the plan."""
+    """Plans, checks, streams and finishes. `check` may refuse the plan."""
     configs = [config_file.read_config(index.folder) for index in (base, other)]
-    work = plan(base, other, dtype)
-    if not force:
+    work = plan(base, other, options.dtype)
+    if not options.force:
         _check_configs(configs, base, other)
     check(work)
     layout = lay_out(job.spec for job in work.jobs)
-    check_output(out, sum(shard.nbytes for shard in layout))
-    files = side_files.collect(other.folder, base.folder, dtype, work.vocab_size)
-    make_adder = backend.diff_adder(device)
-    before = {"base": source_files(base.files), "other": source_files(other.files)}
-    with CheckpointWriter(out, layout) as writer:
-        with Progress(work.traffic, "make_diff" if subtract else "recover", progress) as bar:
-            records = stream(work, writer, make_adder, subtract=subtract, progress=bar.add)
+    resume = options.resume and (out / JOURNAL_NAME).exists()
+    if not resume:
+        check_output(out, sum(shard.nbytes for shard in layout))
+    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
+    make_adder = backend.diff_adder(options.device)
+    before = {"base": source_files(base.files), "tuned" if options.subtract else "diff": source_files(other.files)}
+    run = fingerprint(work, layout, before, options.subtract)
+    with ExitStack() as stack:
+        # An old journal is read and locked before anything is touched; a new one needs the folder that the writer makes.
+        journal = stack.enter_context(closing(Journal(out, run))) if resume else None
+        writer = stack.enter_context(CheckpointWriter(out, layout, resume))
+        if journal is None:
+            journal = stack.enter_context(closing(Journal(out, run)))
+        writer.track(journal.path)
+        done = _still_there(journal.finished, writer, work)
+        label = "make_diff" if options.subtract else "recover"
+        with Progress(work.traffic, label, options.progress) as bar:
+            bar.add(sum(job.traffic for job in work.jobs if job.name in done))
+            records = stream(
+                work, writer, make_adder, subtract=options.subtract, progress=bar.add, done=done, finished=journal.add
+            )
         sources = {
-            role: _unchanged(before[role], index, hash_sources) for role, index in (("base", base), ("other", other))
+            role: _unchanged(before[role], index, options.hash_sources)
+            for role, index in zip(before, (base, other), strict=True)
         }
         manifest = Manifest(
-            operation="make_diff" if subtract else "recover",
+            operation=label,
             backend=make_adder().name,
             versions={"baize_engine": __version__, "python": platform.python_version()},
-            sources={"base": sources["base"], "tuned" if subtract else "diff": sources["other"]},
+            sources=sources,
             tensors=records,
             files={name: sha256_of(content) for name, content in files.items()},
         )
         writer.finish({**files, MANIFEST_NAME: manifest.encode()})
-    return Result(out, manifest, work.skipped, work.extra_rows)
+        journal.path.unlink()
+    return Result(out, manifest, work.skipped, work.extra_rows, len(done))
+
+
+def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, work: Plan) -> dict[str, TensorRecord]:
+    """The tensors of an earlier run whose bytes on disk still hash to what it noted."""
+
+    def intact(spec: TensorSpec) -> bool:
+        path, begin = writer.partial_path(spec.name)
+        return hash_range(path, begin, spec.nbytes) == finished[spec.name].sha256
+
+    specs = [job.spec for job in work.jobs if job.name in finished]
+    with ThreadPoolExecutor(2) as pool:
+        return {
+            spec.name: finished[spec.name] for spec, good in zip(specs, pool.map(intact, specs), strict=True) if good
+        }
 
 
 def _check_configs(configs: list[dict[str, Any]], base: CheckpointIndex, other: CheckpointIndex) -> None:
@@ -160,6 +201,8 @@ def describe(result: Result) -> list[str]:
     ]
     if result.extra_rows:
         lines.append(f"{result.extra_rows} vocabulary row(s) not in the base met the mean row of the base")
+    if result.resumed:
+        lines.append(f"{result.resumed} tensor(s) of the interrupted run were whole and were not redone")
     if result.skipped:
         lines.append(f"{len(result.skipped)} rotary buffer(s) left out: they follow from the config")
     for name, record in result.overflowed.items():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from math import isfinite
 from typing import Protocol
@@ -49,14 +49,17 @@ def stream(
     piece: int = PIECE,
     progress: Callable[[int], None] = lambda nbytes: None,
     make_hash: Callable[[], Hash] = hashlib.sha256,
+    done: Mapping[str, TensorRecord] | None = None,
+    finished: Callable[[str, TensorRecord], None] = lambda name, record: None,
 ) -> dict[str, TensorRecord]:
-    """Carries out every job of `plan` and returns the record of each tensor by name.
+    """Carries out every job of `plan` that is not `done` already and returns the record of each tensor by name.
 
-    `progress` is called with the bytes read and written since its last call, from any worker. The first exception of a
-    worker, or Ctrl-C, stops the others at their next piece and is raised here.
+    `progress` is called with the bytes read and written since its last call, `finished` with each tensor that is whole,
+    both from any worker. The first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised
+    here.
     """
-    records: dict[str, TensorRecord] = {}
-    jobs = iter(plan.jobs)
+    records = dict(done or {})
+    jobs = iter([job for job in plan.jobs if job.name not in records])
     lock = threading.Lock()
     stop = threading.Event()
 
@@ -70,6 +73,7 @@ def stream(
             record = worker.run(job)
             if record is not None:
                 records[job.name] = record
+                finished(job.name, record)
 
     count = max(1, min(workers, len(plan.jobs)))
     with ThreadPoolExecutor(count, thread_name_prefix="baize") as pool:

@@ -58,7 +58,7 @@ def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Callable
     where = f"{entry.name} in {entry.path.name}"
     if (entry.dtype, entry.shape) != (record.dtype, record.shape):
         return f"{where} is {entry.dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
-    digest = _hash_range(entry.path, entry.offset, entry.nbytes, progress)
+    digest = hash_range(entry.path, entry.offset, entry.nbytes, progress)
     if digest != record.sha256:
         return f"{where}: SHA-256 is {digest}, the manifest says {record.sha256}"
     return None
@@ -79,10 +79,11 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a whole file, read in blocks."""
-    return _hash_range(path, 0, path.stat().st_size, lambda nbytes: None)
+    return hash_range(path, 0, path.stat().st_size)
 
 
-def _hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None]) -> str:
+def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None] = lambda nbytes: None) -> str:
+    """SHA-256 of `nbytes` from byte `offset`, read in blocks; `progress` is called with the bytes of each."""
     digest = hashlib.sha256()
     buffer = memoryview(bytearray(min(BLOCK, nbytes)))
     fd = open_read(path)
