@@ -318,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
 def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
     _flag(parser, "--dtype", choices=DTYPES, default=dtype, help="type of the written weights (default: %(default)s)")
     _flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    _flag(parser, "--resume", action="store_true", help="take up what a killed run with the same arguments left in OUT")
     _flag(
         parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit"
     )

@@ -101,7 +101,7 @@ class CheckpointWriter:
 
     def __enter__(self) -> CheckpointWriter:
         try:
-            self._open()
+            self.open()
         except BaseException:
             self.discard()
             raise
@@ -112,13 +112,14 @@ class CheckpointWriter:
     ) -> None:
         self.discard()  # after `finish` there is nothing left to discard
 
-    def _open(self) -> None:
+    def open(self) -> None:
+        """Makes the folder and the `.partial` files with their headers. On an exception the caller calls `discard`."""
         if not self.resume:
             check_output(self.folder, sum(shard.nbytes for shard in self.shards))
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         for path in reversed(missing):
+            self._made_folders.append(path)  # noted before it is made: Ctrl-C may come between any two lines
             path.mkdir()
-            self._made_folders.append(path)
         for shard in self.shards:
             self._files.append(self._open_shard(shard))
 
@@ -129,11 +130,12 @@ class CheckpointWriter:
         reopen = self.resume and path.exists() and path.stat().st_size == shard.nbytes
         if self.resume and not reopen:
             path.unlink(missing_ok=True)
+        self._made.append(path)
         try:
             file = OutputFile(path, shard.nbytes, reopen)
         except FileExistsError:
+            self._made.remove(path)  # another writer's
             raise OutputError(errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?") from None
-        self._made.append(path)
         file.write_at(0, memoryview(shard.header))
         return file
 
@@ -195,7 +197,7 @@ class CheckpointWriter:
             path.unlink(missing_ok=True)
         self._made.clear()
         for path in reversed(self._made_folders):
-            if not any(path.iterdir()):
+            if path.is_dir() and not any(path.iterdir()):
                 path.rmdir()
         self._made_folders.clear()
 

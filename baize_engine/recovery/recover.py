@@ -130,10 +130,12 @@ def combine(
     with ExitStack() as stack:
         # An old journal is read and locked before anything is touched; a new one needs the folder that the writer makes.
         journal = stack.enter_context(closing(Journal(out, run))) if resume else None
-        writer = stack.enter_context(CheckpointWriter(out, layout, resume))
+        writer = CheckpointWriter(out, layout, resume)
+        stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
+        writer.open()
+        writer.track(out / JOURNAL_NAME)
         if journal is None:
             journal = stack.enter_context(closing(Journal(out, run)))
-        writer.track(journal.path)
         done = _still_there(journal.finished, writer, work)
         label = "make_diff" if options.subtract else "recover"
         with Progress(work.traffic, label, options.progress) as bar:

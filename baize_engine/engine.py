@@ -1,0 +1,262 @@
+"""Engine: the facade over model, tokenizer and decode loop. Here text meets token ids; nothing below knows of both.
+
+Prompts run one after another, so a result depends on its prompt, its parameters and its seed only.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baize_engine import chat
+from baize_engine.errors import RequestError
+from baize_engine.generation.loop import generate
+from baize_engine.generation.params import SEED_LIMIT, SamplingParams
+from baize_engine.generation.sampling import SampleOp, TokenLogprobs
+from baize_engine.generation.score import next_token_logprobs, score_tokens
+from baize_engine.generation.stop import StopScanner, stop_token_ids
+from baize_engine.generation.text import IncrementalDecoder
+from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+Prompt = str | Sequence[int]
+
+
+@dataclass
+class Completion:
+    """One sample of one prompt.
+
+    token_ids: all that was generated, the stop id included. text: their text, as the exact continuation of the prompt,
+    cut before the stop id or stop string; "" without a tokenizer. finish_reason: "stop" or "length". stop_reason: the
+    id or the string that stopped it. logprobs: one entry per token, if asked for. seed: the one that was used; given
+    again, it brings all n samples of this prompt back.
+    """
+
+    prompt_index: int
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    seed: int = 0
+
+
+class Engine:
+    """A loaded model, ready for requests. A context manager; close() lets go of weights and cache.
+
+    from_pretrained makes it from a folder. The constructor takes the parts: a decoder (`Llama`), its cache, the ids that
+    end a text, the backend's `sample` op, and a tokenizer, without which prompts are ids and texts are "".
+    """
+
+    def __init__(
+        self,
+        decoder: Any,
+        cache: Any,
+        *,
+        vocab_size: int,
+        eos_token_ids: Sequence[int],
+        max_model_len: int,
+        sample: SampleOp,
+        tokenizer: Tokenizer | None = None,
+        why_no_text: str | None = None,
+    ) -> None:
+        self._decoder, self._cache, self._sample = decoder, cache, sample
+        self._why_no_text = why_no_text or "the engine was made without one"
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_model_len = max_model_len
+        # Configs of early converters name a wrong end id; the tokenizer's own then still ends the text.
+        own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
+        self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path) -> Engine:
+        raise RequestError(str(why_no_tokenizer(Path(path))))
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Lets go of weights and cache. Any later request is refused."""
+        self._decoder = self._cache = None
+
+    # Requests. Each is checked whole before the first token is computed.
+
+    def generate(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> list[Completion]:
+        """Completions of each prompt, prompt by prompt, params.n each.
+
+        prompts: a text, a list of ids, or a list of these. params: one for all, or one per prompt.
+        RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
+        """
+        many = self._prompts(prompts)
+        each = self._params(params, len(many))
+        done = []
+        for i, (ids, one) in enumerate(zip(many, each, strict=True)):
+            seed = _seed(one)
+            for index in range(one.n):
+                completion = Completion(i, index, seed=seed)
+                completion.text = "".join(self._run(ids, one, completion))
+                done.append(completion)
+        return done
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
+        """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
+
+        Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
+        """
+        self._need_tokenizer("a stream")
+        (ids,) = self._prompts([prompt])
+        (one,) = self._params(params, 1)
+        if one.n != 1:
+            raise RequestError(f"SamplingParams.n is {one.n}, and a stream has one sample")
+        return self._run(ids, one, Completion(0, 0, seed=_seed(one)))
+
+    def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
+        """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
+        return chat.render(messages, self._need_tokenizer("a conversation"))
+
+    def chat(self, messages: Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
+        """The reply to a conversation, [{"role": "user", "content": "…"}, …]: one sample."""
+        (one,) = self._params(params, 1)
+        if one.n != 1:
+            raise RequestError(f"SamplingParams.n is {one.n}, and a chat has one reply")
+        return self.generate(self.chat_ids(messages), one)[0]
+
+    def score(self, prompt: Prompt, completions: Sequence[Prompt]) -> list[float]:
+        """Each completion's log-probability after `prompt`: the sum over its tokens; 0.0 for an empty one.
+
+        Two texts are encoded as one, and the tokens scored are those that differ from the prompt's own encoding. A
+        text after ids gets no dummy space: write the space that the completion begins with, if it has one.
+        """
+        (context,) = self._prompts([prompt])
+        if isinstance(completions, str) or not isinstance(completions, Sequence):
+            raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
+        pairs = [self._joined(prompt, context, completion, i) for i, completion in enumerate(completions)]
+        return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
+
+    def next_token_logprobs(
+        self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int]
+    ) -> list[list[float]]:
+        """For each prompt the log-probabilities of the candidates as its next token, in the order given."""
+        many = self._prompts(prompts)
+        _check_ids(candidate_token_ids, self.vocab_size, "candidate_token_ids")
+        return [next_token_logprobs(self._decoder, self._cache, ids, candidate_token_ids) for ids in many]
+
+    def _run(self, ids: list[int], params: SamplingParams, done: Completion) -> Generator[str, None, None]:
+        """One sample: yields its text as it becomes certain, and fills `done`, but for the text."""
+        text = None if self.tokenizer is None else IncrementalDecoder(self.tokenizer, context=ids)
+        scanner = StopScanner(params.stop)
+        done.logprobs = None if params.logprobs is None else []
+        steps = generate(
+            self._decoder,
+            self._cache,
+            ids,
+            params,
+            seed=done.seed,
+            sample_index=done.index,
+            stop_ids=stop_token_ids(params, self.eos_token_ids),
+            max_length=self.max_model_len,
+            sample=self._sample,
+        )
+        with closing(steps):
+            for step in steps:
+                done.token_ids.append(step.token_id)
+                if done.logprobs is not None and step.logprobs is not None:
+                    done.logprobs.append(step.logprobs)
+                done.finish_reason = step.finish_reason
+                done.stop_reason = step.token_id if step.finish_reason == "stop" else None
+                piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
+                if step.finish_reason is not None and text is not None:
+                    piece += text.flush()
+                shown = scanner.push(piece)
+                if scanner.matched is not None:
+                    done.finish_reason, done.stop_reason = "stop", scanner.matched
+                elif step.finish_reason is not None:
+                    shown += scanner.flush()
+                if shown:
+                    yield shown
+                if scanner.matched is not None:
+                    return
+
+    def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
+        """Every prompt as ids, checked: 1 to max_model_len - 1 of them, each in the vocabulary."""
+        if self._decoder is None:
+            raise RequestError("this engine is closed")
+        single = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
+        many: Sequence[Any] = [prompts] if single else prompts
+        checked = []
+        for i, prompt in enumerate(many):
+            ids = self._ids(prompt, f"prompt {i}")
+            if not 0 < len(ids) < self.max_model_len:
+                wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
+                raise RequestError(f"prompt {i} has {len(ids)} tokens, {wanted}")
+            checked.append(ids)
+        return checked
+
+    def _ids(self, prompt: Any, name: str) -> list[int]:
+        if isinstance(prompt, str):
+            ids = self._need_tokenizer(f"{name}, a text,").encode(prompt)
+        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
+            ids = list(prompt)
+        else:
+            raise RequestError(f"{name} is {prompt!r}, wanted a text or a list of token ids")
+        _check_ids(ids, self.vocab_size, name)
+        return ids
+
+    def _joined(self, prompt: Prompt, context: list[int], completion: Prompt, i: int) -> tuple[list[int], int]:
+        """The ids of prompt and completion together, and where the completion's begin."""
+        name, start = f"completion {i}", len(context)
+        if isinstance(completion, str) and isinstance(prompt, str):
+            ids = self._ids(prompt + completion, name)
+            same = [a == b for a, b in zip(context, ids, strict=False)]
+            start = same.index(False) if False in same else len(same)
+        elif isinstance(completion, str):
+            tokenizer = self._need_tokenizer(f"{name}, a text,")
+            ids = context + tokenizer.encode(completion, add_bos=False, continues=True)
+        else:
+            ids = context + self._ids(completion, name)
+        if len(ids) > self.max_model_len:
+            raise RequestError(f"{name} and its prompt have {len(ids)} tokens, wanted at most {self.max_model_len}")
+        return ids, start
+
+    def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+        """One for each of `count` prompts."""
+        one = SamplingParams() if params is None else params
+        each = [one] * count if isinstance(one, SamplingParams) else list(one)
+        if len(each) != count:
+            raise RequestError(f"params has {len(each)} entries, wanted one for all or one for each of {count} prompts")
+        for i, one in enumerate(each):
+            if not isinstance(one, SamplingParams):
+                raise RequestError(f"params[{i}] is {one!r}, wanted SamplingParams")
+            if one.stop:
+                self._need_tokenizer("SamplingParams.stop")
+        return each
+
+    def _need_tokenizer(self, what: str) -> Tokenizer:
+        if self.tokenizer is None:
+            raise RequestError(f"{what} needs a tokenizer: {self._why_no_text}")
+        return self.tokenizer
+
+
+def _check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
+    for position, token_id in enumerate(ids):
+        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise RequestError(f"{name} has {token_id!r} at {position}, wanted a token id from 0 to {vocab_size - 1}")
+
+
+def _seed(params: SamplingParams) -> int:
+    return secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed

@@ -1,0 +1,1 @@
+"""From logits to token ids and text: sampling, stop rules, the decode loop. Knows nothing of recovery."""

@@ -1,0 +1,53 @@
+"""When a sample ends: stop token ids, and stop strings found in text that arrives in pieces. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from baize_engine.generation.params import SamplingParams
+
+
+def stop_token_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> frozenset[int]:
+    """The ids that end a sample: the model's own unless ignore_eos, and those that the request names."""
+    own = () if params.ignore_eos else tuple(eos_token_ids)
+    return frozenset((*own, *params.stop_token_ids))
+
+
+class StopScanner:
+    """Passes text through until a stop string is complete, and holds back what could still become one.
+
+    The string that is completed first ends the text (of two completed by the same character, the longer one), which
+    makes the result independent of how the text was cut into pieces. `matched` is that string, or None so far.
+    """
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = tuple(stops)
+        self._held = ""
+        self.matched: str | None = None
+
+    def push(self, piece: str) -> str:
+        """The text that is now safe to show. After a match: the text before the stop string; later pieces give ""."""
+        if self.matched is not None:
+            return ""
+        text = self._held + piece
+        found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        if found:
+            end, _, self.matched = min(found)
+            self._held = ""
+            return text[: end - len(self.matched)]
+        hold = max((_overlap(text, stop) for stop in self._stops), default=0)
+        self._held = text[len(text) - hold :]
+        return text[: len(text) - hold]
+
+    def flush(self) -> str:
+        """What was held back, when the sample has ended for another reason."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that begins `stop` without completing it."""
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if text.endswith(stop[:length]):
+            return length
+    return 0

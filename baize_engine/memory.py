@@ -1,0 +1,49 @@
+"""Whether a model fits: weights and cache against the free memory, before anything is read. Knows no model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from baize_engine.errors import RequestError
+
+
+def check_fits(weights: int, cache: int, free: int | None, where: str) -> None:
+    """RequestError with the sizes (bytes) and the remedy if weights + cache exceed `free`. None: unknown, not checked."""
+    if free is None or weights + cache <= free:
+        return
+    remedy = (
+        "set a smaller max_model_len or cache_tokens"
+        if weights < free
+        else "close other programs, or use a 16-bit dtype or a larger machine"
+    )
+    raise RequestError(
+        f"weights {_gib(weights)} and cache {_gib(cache)} need {_gib(weights + cache)}, "
+        f"and {where} has {_gib(free)} free: {remedy}"
+    )
+
+
+def free_bytes(device: str) -> int | None:
+    """Memory that `device` ("cpu" or "cuda[:n]") could give this process now. None where the system does not say.
+
+    On the CPU it is Linux's MemAvailable, which counts the page cache: mapped weights live there.
+    """
+    if device == "cpu":
+        return available_memory(Path("/proc/meminfo"))
+    import torch
+
+    return int(torch.cuda.mem_get_info(device)[0])
+
+
+def available_memory(meminfo: Path) -> int | None:
+    """MemAvailable of a file in the form of Linux's /proc/meminfo, in bytes. None where there is no such file or line."""
+    if not meminfo.is_file():
+        return None
+    for line in meminfo.read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "MemAvailable":
+            return int(value.split()[0]) * 1024
+    return None
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"

@@ -1,0 +1,249 @@
+"""Engine over a decoder without weights: what text and ids do at its surface, and what it refuses, by name and index."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from fakes import EOS, FIRST_BYTE, VOCAB, ByteTokenizer, FakeCache, ScriptDecoder, TableDecoder
+
+from baize_engine.engine import Completion, Engine
+from baize_engine.errors import RequestError
+from baize_engine.generation.params import SamplingParams
+
+TOKENIZER = ByteTokenizer()
+
+
+def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:
+    options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy, **changes}
+    return Engine(decoder, FakeCache(), tokenizer=tokenizer, **options)
+
+
+def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
+    """An engine whose answer to `prompt` is `text`, then the end token."""
+    script = TOKENIZER.encode(text, add_bos=False)
+    return make(ScriptDecoder(script, len(TOKENIZER.encode(prompt))), **changes)
+
+
+def all_free(engine: Engine) -> bool:
+    return engine._cache.free_blocks == engine._cache.total
+
+
+def test_an_answer_ends_at_the_end_token() -> None:
+    engine = saying("héy 😀")
+    (done,) = engine.generate("q")
+    assert (done.text, done.finish_reason, done.stop_reason) == ("héy 😀", "stop", EOS)
+    assert done.token_ids == [*TOKENIZER.encode("héy 😀", add_bos=False), EOS]
+    assert done.logprobs is None
+    assert all_free(engine)
+
+
+def test_ignore_eos_and_max_new_tokens() -> None:
+    (done,) = saying("ab").generate("q", SamplingParams(ignore_eos=True, max_new_tokens=5))
+    assert (done.text, done.finish_reason, done.stop_reason) == ("ab", "length", None)
+    assert done.token_ids[2:] == [EOS] * 3
+
+
+def test_a_named_stop_id_is_cut_from_the_text() -> None:
+    bang = FIRST_BYTE + ord("!")
+    (done,) = saying("ab!cd").generate("q", SamplingParams(stop_token_ids=[bang]))
+    assert (done.text, done.finish_reason, done.stop_reason) == ("ab", "stop", bang)
+    assert done.token_ids[-1] == bang
+
+
+def test_a_stop_string_across_tokens_is_cut_and_named() -> None:
+    engine = saying("one\n\ntwo")
+    (done,) = engine.generate("q", SamplingParams(stop=["###", "\n\n"]))
+    assert (done.text, done.finish_reason, done.stop_reason) == ("one", "stop", "\n\n")
+    assert len(done.token_ids) == 5
+    assert all_free(engine)
+
+
+def test_text_held_back_for_a_stop_string_comes_at_the_end() -> None:
+    assert saying("a##").generate("q", SamplingParams(stop="###"))[0].text == "a##"
+    assert list(saying("a##b").stream("q", SamplingParams(stop="###"))) == ["a", "##b"]
+
+
+def test_half_a_character_at_the_length_limit_is_replaced() -> None:
+    (done,) = saying("a😀").generate("q", SamplingParams(max_new_tokens=3))
+    assert (done.text, done.finish_reason) == ("a\ufffd\ufffd", "length")
+
+
+def test_generation_ends_at_max_model_len() -> None:
+    (done,) = saying("x" * 50, max_model_len=12).generate("q")
+    assert (len(done.token_ids), done.finish_reason) == (10, "length")
+
+
+def test_prompts_and_params_one_for_all_or_one_each() -> None:
+    engine = make(TableDecoder(VOCAB), None)
+    short, long = SamplingParams(max_new_tokens=2, ignore_eos=True, n=2), SamplingParams(max_new_tokens=3)
+    done = engine.generate([[1, 5], [1, 6]], [short, long])
+    assert [(c.prompt_index, c.index) for c in done] == [(0, 0), (0, 1), (1, 0)]
+    assert done[0].token_ids == done[1].token_ids
+    assert [c.text for c in done] == ["", "", ""]
+    assert engine.generate([1, 5], short)[0].token_ids == done[0].token_ids
+    assert engine.generate([]) == []
+
+
+def test_a_fresh_seed_is_recorded_and_brings_the_samples_back() -> None:
+    engine = make(TableDecoder(VOCAB), None)
+    first = engine.generate([1, 5], SamplingParams(n=2, max_new_tokens=3))
+    assert first[0].seed == first[1].seed != engine.generate([1, 5])[0].seed
+    assert engine.generate([1, 5], SamplingParams(seed=7))[0].seed == 7
+
+
+def test_logprobs_have_one_entry_per_token() -> None:
+    (done,) = make(TableDecoder(VOCAB), None).generate([1, 5], SamplingParams(max_new_tokens=4, logprobs=3))
+    assert done.logprobs is not None
+    assert len(done.logprobs) == len(done.token_ids)
+    assert all(entry.top[0][1] == entry.logprob and len(entry.top) == 3 for entry in done.logprobs)  # greedy
+
+
+def test_a_stream_joined_is_the_text_and_never_half_a_character() -> None:
+    text = "naïve 😀 text"
+    pieces = list(saying(text).stream("q"))
+    assert "".join(pieces) == text
+    assert "😀" in pieces
+    assert all(pieces)
+
+
+@pytest.mark.parametrize("leave", ["close", "drop", "throw"])
+def test_an_abandoned_stream_frees_its_blocks(leave: str) -> None:
+    engine = saying("abcdef")
+    stream = engine.stream("q")
+    assert next(stream) == "a"
+    assert not all_free(engine)
+    if leave == "close":
+        stream.close()
+    elif leave == "throw":
+        with pytest.raises(KeyboardInterrupt):
+            stream.throw(KeyboardInterrupt)
+    del stream
+    gc.collect()
+    assert all_free(engine)
+    assert engine.generate("q")[0].text == "abcdef"
+
+
+def test_a_failing_decoder_frees_its_blocks() -> None:
+    engine = make(TableDecoder(VOCAB))
+    engine._decoder.fail_at = 4
+    with pytest.raises(Exception, match="step 2"):
+        engine.generate([1, 5], SamplingParams(ignore_eos=True))
+    assert all_free(engine)
+
+
+def test_chat_renders_and_answers() -> None:
+    talk = [{"role": "user", "content": "Hi"}]
+    ids = TOKENIZER.encode("<|user|>\nHi\n<|assistant|>\n")
+    engine = saying("Hello!", "<|user|>\nHi\n<|assistant|>\n")
+    assert engine.chat_ids(talk) == ids
+    done = engine.chat(talk)
+    assert isinstance(done, Completion)
+    assert done.text == "Hello!" == "".join(engine.stream(ids))
+
+
+def expected_score(decoder: TableDecoder, ids: list[int], start: int) -> float:
+    rows = [decoder.table[i % 7, ids[i - 1]].log_softmax(dim=-1)[ids[i]] for i in range(start, len(ids))]
+    return float(sum(row.double() for row in rows))
+
+
+class AllRows(TableDecoder):
+    """A TableDecoder that gives the logits of every token when asked."""
+
+    def forward(self, token_ids, sequences, cache, all_logits=False):  # type: ignore[no-untyped-def]
+        if not all_logits:
+            return super().forward(token_ids, sequences, cache)
+        return torch.cat([super(AllRows, self).forward([[i]], sequences, cache) for i in token_ids[0]])
+
+
+def test_score_sums_the_completions_log_probabilities() -> None:
+    decoder = AllRows(VOCAB)
+    engine = make(decoder, max_model_len=400)
+    engine._cache = FakeCache(200)
+    long = [3 + i % 200 for i in range(300)]  # several chunks
+    context = [1, 5, 9]
+    scores = engine.score(context, [[7, 8], [], long, "ab"])
+    assert scores[0] == pytest.approx(expected_score(decoder, [*context, 7, 8], 3), rel=1e-6)
+    assert scores[1] == 0.0
+    assert scores[2] == pytest.approx(expected_score(decoder, [*context, *long], 3), rel=1e-6)
+    assert scores[3] == pytest.approx(
+        expected_score(decoder, [*context, *TOKENIZER.encode("ab", add_bos=False)], 3), rel=1e-6
+    )
+    text = TOKENIZER.encode("xyab")
+    assert engine.score("xy", ["ab"]) == pytest.approx([expected_score(decoder, text, 3)], rel=1e-6)
+    assert all_free(engine)
+
+
+def test_next_token_logprobs_of_candidates() -> None:
+    decoder = TableDecoder(VOCAB)
+    engine = make(decoder, None)
+    found = engine.next_token_logprobs([[1, 5], [1, 6, 7]], [9, 4])
+    for ids, row in zip([[1, 5], [1, 6, 7]], found, strict=True):
+        wanted = decoder.table[len(ids) % 7, ids[-1]].log_softmax(dim=-1)[[9, 4]].tolist()
+        assert row == pytest.approx(wanted, abs=1e-6)
+    assert all_free(engine)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "wanted"),
+    [
+        ([[1, 5], []], "prompt 1 has 0 tokens, wanted 1 to 59"),
+        ([[1, 5], [1] * 60], "prompt 1 has 60 tokens, wanted 1 to 59"),
+        ([[1, 5], [1, VOCAB]], f"prompt 1 has {VOCAB} at 1, wanted a token id from 0 to {VOCAB - 1}"),
+        ([1, -5], "prompt 0 has -5 at 1"),
+        ([[1, "a"]], "prompt 0 has 'a' at 1"),
+        (["ok", 5.0], "prompt 1 is 5.0, wanted a text or a list of token ids"),
+    ],
+)
+def test_refuses_prompts_by_index(prompts: list, wanted: str) -> None:
+    engine = saying("a")
+    with pytest.raises(RequestError, match=wanted):
+        engine.generate(prompts)
+    assert all_free(engine)
+
+
+def test_without_a_tokenizer_text_is_refused_with_the_reason() -> None:
+    engine = make(TableDecoder(VOCAB), None, why_no_text="x/tokenizer.model: absent")
+    for request in (
+        lambda: engine.generate(["text"]),
+        lambda: engine.generate([1, 5], SamplingParams(stop="x")),
+        lambda: engine.stream([1, 5]),
+        lambda: engine.chat([{"role": "user", "content": "Hi"}]),
+        lambda: engine.score([1, 5], ["text"]),
+    ):
+        with pytest.raises(RequestError, match=r"needs a tokenizer: x/tokenizer\.model: absent"):
+            request()
+
+
+def test_refuses_wrong_counts_and_types() -> None:
+    engine = saying("a")
+    with pytest.raises(RequestError, match="params has 2 entries, wanted one for all or one for each of 1 prompts"):
+        engine.generate("q", [SamplingParams()] * 2)
+    with pytest.raises(RequestError, match=r"params\[0\] is 'greedy'"):
+        engine.generate("q", ["greedy"])  # type: ignore[list-item]
+    with pytest.raises(RequestError, match="a stream has one sample"):
+        engine.stream("q", SamplingParams(n=2))
+    with pytest.raises(RequestError, match="a chat has one reply"):
+        engine.chat([{"role": "user", "content": "q"}], SamplingParams(n=2))
+    with pytest.raises(RequestError, match="completions is 'abc'"):
+        engine.score("q", "abc")
+    with pytest.raises(RequestError, match="completion 0 and its prompt have 62 tokens, wanted at most 60"):
+        engine.score("q", ["x" * 60])
+    with pytest.raises(RequestError, match="candidate_token_ids has 999 at 0"):
+        engine.next_token_logprobs("q", [999])
+
+
+def test_a_closed_engine_refuses() -> None:
+    with saying("a") as engine:
+        assert engine.generate("q")[0].text == "a"
+    with pytest.raises(RequestError, match="closed"):
+        engine.generate("q")
+
+
+def test_the_tokenizers_end_id_ends_a_text_that_the_config_names_wrongly() -> None:
+    assert saying("ab", eos_token_ids=(1,)).generate("q")[0].stop_reason == EOS

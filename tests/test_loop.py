@@ -1,0 +1,130 @@
+"""The decode loop on a decoder without weights: what ends a sample, what it yields, and that its blocks come back."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable
+
+import pytest
+import torch
+from fakes import EOS, FakeCache, ScriptDecoder, TableDecoder
+
+from baize_engine.errors import BaizeError, RequestError
+from baize_engine.generation.loop import Step, generate
+from baize_engine.generation.params import SamplingParams
+
+
+def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def run(decoder: TableDecoder, cache: FakeCache, prompt: list[int], **changes: object) -> Generator[Step, None, None]:
+    options = {"seed": 0, "sample_index": 0, "stop_ids": {EOS}, "max_length": 50, "sample": greedy, **changes}
+    params = options.pop("params", SamplingParams())
+    return generate(decoder, cache, prompt, params, **options)
+
+
+def ids(steps: Iterable[Step]) -> list[int]:
+    return [step.token_id for step in steps]
+
+
+def test_the_end_token_stops_and_is_yielded() -> None:
+    cache = FakeCache()
+    steps = list(run(ScriptDecoder([7, 8, 9], 2), cache, [1, 5]))
+    assert [step.token_id for step in steps] == [7, 8, 9, EOS]
+    assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
+    assert cache.free_blocks == cache.total
+
+
+def test_an_end_token_that_is_not_in_the_stop_ids_is_a_token() -> None:
+    steps = run(ScriptDecoder([7], 1), FakeCache(), [1], stop_ids=(), params=SamplingParams(max_new_tokens=4))
+    assert ids(steps) == [7, EOS, EOS, EOS]
+
+
+def test_each_token_is_fed_once() -> None:
+    decoder = ScriptDecoder([7] * 10, 3)
+    assert len(list(run(decoder, FakeCache(), [1, 5, 6], params=SamplingParams(max_new_tokens=5)))) == 5
+    assert decoder.calls == [3, 1, 1, 1, 1]  # the last token needs no logits
+
+
+@pytest.mark.parametrize(("max_new", "max_length", "count"), [(4, 50, 4), (40, 10, 7), (1, 50, 1), (40, 4, 1)])
+def test_length_limits(max_new: int, max_length: int, count: int) -> None:
+    cache = FakeCache()
+    params = SamplingParams(max_new_tokens=max_new)
+    steps = list(run(ScriptDecoder([7] * 60, 3), cache, [1, 5, 6], params=params, max_length=max_length))
+    assert len(steps) == count
+    assert [step.finish_reason for step in steps] == [None] * (count - 1) + ["length"]
+    assert cache.free_blocks == cache.total
+
+
+@pytest.mark.parametrize("length", [0, 50, 51])
+def test_refuses_a_prompt_without_room(length: int) -> None:
+    with pytest.raises(RequestError, match=f"has {length} tokens, wanted 1 to 49"):
+        next(run(TableDecoder(), FakeCache(), [3] * length))
+
+
+def test_an_abandoned_sample_gives_its_blocks_back() -> None:
+    cache = FakeCache()
+    steps = run(ScriptDecoder([7] * 60, 9), cache, [1] * 9)
+    next(steps)
+    assert cache.free_blocks < cache.total
+    steps.close()
+    assert cache.free_blocks == cache.total
+
+
+def test_an_error_in_the_decoder_gives_its_blocks_back() -> None:
+    cache = FakeCache(num_blocks=2)  # room for 8 positions
+    with pytest.raises(IndexError):
+        list(run(ScriptDecoder([7] * 60, 3), cache, [1, 5, 6]))
+    assert cache.free_blocks == cache.total
+
+
+def test_an_interrupt_gives_its_blocks_back() -> None:
+    cache = FakeCache()
+
+    def interrupted(*_: torch.Tensor) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(run(TableDecoder(), cache, [1, 5, 6], sample=interrupted))
+    assert cache.free_blocks == cache.total
+
+
+def test_logits_that_are_not_finite_name_the_step() -> None:
+    decoder, cache = TableDecoder(), FakeCache()
+    decoder.fail_at = 5
+    with pytest.raises(BaizeError, match=r"step 2 \(position 5\): 1 of 40 logits are not finite"):
+        list(run(decoder, cache, [1, 5, 6], stop_ids=()))
+    assert cache.free_blocks == cache.total
+
+
+def test_logprobs_are_the_models_own() -> None:
+    params = SamplingParams(max_new_tokens=3, logprobs=2, repetition_penalty=1.5)
+    decoder = TableDecoder()
+    history = [1, 5]
+    for step in run(decoder, FakeCache(), history, params=params, stop_ids=()):
+        row = decoder.table[len(history) % 7, history[-1]].log_softmax(dim=-1)
+        assert step.logprobs is not None
+        assert step.logprobs.logprob == pytest.approx(float(row[step.token_id]), abs=1e-6)
+        assert [i for i, _ in step.logprobs.top] == row.topk(2).indices.tolist()
+        assert [p for _, p in step.logprobs.top] == pytest.approx(row.topk(2).values.tolist(), abs=1e-6)
+        history = [*history, step.token_id]
+
+
+def test_logprobs_only_when_asked() -> None:
+    first = next(run(TableDecoder(), FakeCache(), [1, 5]))
+    chosen = next(run(TableDecoder(), FakeCache(), [1, 5], params=SamplingParams(logprobs=0)))
+    assert first.logprobs is None
+    assert chosen.logprobs is not None
+    assert chosen.logprobs.top == ()
+
+
+def test_draws_get_absolute_positions_and_one_seed() -> None:
+    seen = []
+
+    def recording(logits: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        seen.append([int(x) for x in rest[4:]])
+        return logits.argmax(dim=-1)
+
+    params = SamplingParams(max_new_tokens=3, temperature=1.0)
+    list(run(TableDecoder(), FakeCache(), [1, 5], params=params, seed=9, sample_index=4, sample=recording, stop_ids=()))
+    assert seen == [[9, 4, 2], [9, 4, 3], [9, 4, 4]]

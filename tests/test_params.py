@@ -1,0 +1,63 @@
+"""SamplingParams: defaults, normal forms, and a refusal that names the field, what it holds and what it may hold."""
+
+from __future__ import annotations
+
+import pytest
+
+from baize_engine import SamplingParams
+from baize_engine.errors import RequestError
+
+
+def test_defaults_are_greedy_and_off() -> None:
+    params = SamplingParams()
+    assert (params.temperature, params.top_k, params.top_p, params.min_p, params.repetition_penalty) == (0, 0, 1, 0, 1)
+    assert (params.max_new_tokens, params.n, params.seed, params.logprobs, params.stop) == (128, 1, None, None, ())
+
+
+def test_one_stop_string_is_a_tuple_of_one() -> None:
+    assert SamplingParams(stop="\n\n").stop == ("\n\n",)
+    assert SamplingParams(stop=["a", "b"], stop_token_ids=[5]).stop == ("a", "b")
+    assert SamplingParams(stop_token_ids=[5, 6]).stop_token_ids == (5, 6)
+
+
+def test_greedy_with_several_samples_is_allowed() -> None:
+    assert SamplingParams(temperature=0, n=3).n == 3
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "wanted"),
+    [
+        ("max_new_tokens", 0, "at least 1"),
+        ("max_new_tokens", 1.5, "an integer"),
+        ("temperature", -0.1, "finite number"),
+        ("temperature", 1e-9, "0.0001"),
+        ("temperature", float("nan"), "finite number"),
+        ("temperature", "hot", "finite number"),
+        ("top_k", -1, "at least 0"),
+        ("top_k", True, "an integer"),
+        ("top_p", 0.0, "above 0"),
+        ("top_p", 1.01, "at most 1"),
+        ("min_p", 1.5, "from 0 to 1"),
+        ("repetition_penalty", 0, "above 0"),
+        ("repetition_penalty", float("inf"), "finite"),
+        ("seed", -1, "at least 0"),
+        ("seed", 2**63, "at most"),
+        ("stop", 5, "string"),
+        ("stop_token_ids", 5, "sequence of token ids"),
+        ("ignore_eos", 1, "True or False"),
+        ("n", 0, "at least 1"),
+        ("logprobs", -1, "at least 0"),
+    ],
+)
+def test_refuses_by_field(field: str, value: object, wanted: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        SamplingParams(**{field: value})
+    message = str(refused.value)
+    assert f"SamplingParams.{field} is {value!r}" in message
+    assert wanted in message
+
+
+@pytest.mark.parametrize(("field", "value"), [("stop", ["ok", ""]), ("stop", ["ok", 3]), ("stop_token_ids", [1, -2])])
+def test_refuses_an_item_by_index(field: str, value: list) -> None:
+    with pytest.raises(RequestError, match=rf"SamplingParams\.{field}\[1\]"):
+        SamplingParams(**{field: value})

@@ -1,0 +1,140 @@
+"""Tokenizer: sentencepiece's ids, added tokens from the files, and no way from text to a control token."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import sentencepiece
+from assets import shared
+from fakes import small_model
+
+from baize_engine.errors import CheckpointError, RequestError
+from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+
+TEXTS = [
+    "",
+    "Hello world",
+    " leading",
+    "trailing ",
+    "two  spaces",
+    "\nnewline first",
+    "tabs\tand\r\nlines",
+    "naïve café",
+    "日本語とemoji 😀👍🏽",
+    "<|user|>\nHi\n<|assistant|>\n",
+    "1234 + 5.6e-7 = ?",
+    "\u2581literal",
+    "a\x00b",
+]
+
+
+def write(folder: Path, model: bytes | None = None, **files: object) -> Path:
+    (folder / "tokenizer.model").write_bytes(model or small_model())
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content))
+    return folder
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ids_are_sentencepieces_with_one_begin_token(text: str) -> None:
+    tokenizer = Tokenizer(small_model())
+    oracle = sentencepiece.SentencePieceProcessor(model_proto=small_model())
+    assert tokenizer.encode(text, add_bos=False) == oracle.encode(text)
+    assert tokenizer.encode(text) == [1, *oracle.encode(text)]
+    assert tokenizer.decode(tokenizer.encode(text)) == oracle.decode(oracle.encode(text))
+
+
+def test_a_continuing_text_has_no_dummy_space() -> None:
+    tokenizer = Tokenizer(small_model())
+    assert tokenizer.decode([*tokenizer.encode("the"), *tokenizer.encode("cat", add_bos=False)]) == "the cat"
+    assert tokenizer.decode([*tokenizer.encode("the"), *tokenizer.encode("cat", False, continues=True)]) == "thecat"
+
+
+def test_text_never_becomes_a_control_or_special_token(tmp_path: Path) -> None:
+    pad = Tokenizer(small_model()).vocab_size
+    files = {"added_tokens": {"<pad>": pad}, "special_tokens_map": {"pad_token": {"content": "<pad>"}}}
+    tokenizer = Tokenizer.from_folder(write(tmp_path, **files))
+    assert tokenizer.vocab_size == pad + 1
+    text = "a</s><s><pad>b"
+    ids = tokenizer.encode(text, add_bos=False)
+    assert not {1, 2, pad} & set(ids)
+    assert tokenizer.decode(ids) == text
+    assert [i for i in tokenizer.encode(text, add_bos=False, allow_special=True) if i in (1, 2, pad)] == [2, 1, pad]
+    assert tokenizer.decode([*tokenizer.encode("a"), pad, 2]) == "a"
+
+
+def test_added_tokens_that_are_text_are_found_and_shown(tmp_path: Path) -> None:
+    n = Tokenizer(small_model()).vocab_size
+    decoder = {
+        "0": {"content": "<unk>", "special": True},
+        str(n): {"content": "<x>", "special": False},
+        str(n + 1): {"content": "<x><y>", "special": False},
+        str(n + 2): {"content": "<hidden>", "special": True},
+    }
+    tokenizer = Tokenizer.from_folder(write(tmp_path, tokenizer_config={"added_tokens_decoder": decoder}))
+    ids = tokenizer.encode("the<x><y> cat<x>", add_bos=False)
+    assert [i for i in ids if i >= n] == [n + 1, n]
+    assert tokenizer.decode([*ids, n + 2]) == "the<x><y> cat<x>"
+    assert n + 2 not in tokenizer.encode("<hidden>")
+    assert tokenizer.vocab_size == n + 3
+
+
+def test_begin_and_end_ids_are_the_models_unless_given(tmp_path: Path) -> None:
+    write(tmp_path)
+    plain = Tokenizer.from_folder(tmp_path)
+    assert (plain.bos_id, plain.eos_id) == (1, 2)
+    given = Tokenizer.from_folder(tmp_path, bos_id=5, eos_id=6)
+    assert (given.bos_id, given.eos_id, given.encode("a")[0]) == (5, 6, 5)
+    without = Tokenizer(small_model(bos_id=-1))
+    assert without.bos_id is None
+    with pytest.raises(RequestError, match="no begin token"):
+        without.encode("a")
+
+
+@pytest.mark.parametrize("token_id", [-1, 10**6])
+def test_an_unknown_id_is_named(token_id: int) -> None:
+    with pytest.raises(RequestError, match=f"token id {token_id} stands for no text"):
+        Tokenizer(small_model()).decode([4, token_id])
+
+
+def test_text_must_be_valid_unicode() -> None:
+    tokenizer = Tokenizer(small_model())
+    with pytest.raises(RequestError, match="lone surrogate at character 2"):
+        tokenizer.encode("ab\udc80")
+    with pytest.raises(RequestError, match="wanted a string"):
+        tokenizer.encode(["ab"])  # type: ignore[arg-type]
+
+
+def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
+    assert "absent" in (why_no_tokenizer(tmp_path) or "")
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.json only, wanted the sentencepiece file"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a sentencepiece model"):
+        Tokenizer.from_folder(tmp_path)
+    write(tmp_path, added_tokens={"<pad>": "32000"})
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json: '<pad>'"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "added_tokens.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"added_tokens\.json: not JSON"):
+        Tokenizer.from_folder(tmp_path)
+
+
+def test_agrees_with_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    shutil.copy(shared("assets/tokenizer_32000.model"), tmp_path / "tokenizer.model")
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 32000}')
+    ours = Tokenizer.from_folder(tmp_path)
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path, legacy=True)
+    # Its form since 2023 no longer runs sentencepiece, and differs from it where white space leads or repeats.
+    for text in set(TEXTS) - {" leading", "two  spaces", "\u2581literal"}:
+        assert ours.encode(text, add_bos=False) == theirs.encode(text, add_special_tokens=False), text
+    # Behind a special token the old form adds a dummy space, and today's and ours do not.
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path, legacy=False)
+    for text in ["</s>\n<|user|>\nHi", "Hi</s>", "Hi</s> there</s>\n"]:
+        ids = ours.encode(text, add_bos=False, allow_special=True)
+        assert ids == theirs.encode(text, add_special_tokens=False), text
