@@ -35,7 +35,7 @@ flags = openmp_flag()
 extension = Pybind11Extension(
     "baize_engine._C",
     sorted(glob("csrc/*.cpp")),
-    depends=sorted(glob("csrc/*.h")),
+    depends=sorted([*glob("csrc/*.h"), *glob("csrc/*.inc")]),
     cxx_std=17,
     # -ffp-contract=off: an a*b+c must not become a fused multiply-add on one machine and not on another.
     extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", *flags],

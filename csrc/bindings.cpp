@@ -1,0 +1,136 @@
+// The only file that includes Python: convert, check, drop the GIL, call.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+
+#include "diff_add.h"
+
+namespace py = pybind11;
+using namespace baize;
+
+namespace {
+
+Dtype dtype_of(const std::string& name, const char* argument) {
+    if (name == "float32") return Dtype::float32;
+    if (name == "float16") return Dtype::float16;
+    if (name == "bfloat16") return Dtype::bfloat16;
+    throw py::value_error(std::string(argument) + " is '" + name + "', wanted float32, float16 or bfloat16");
+}
+
+// The bytes of a C-contiguous buffer, held for the duration of a call.
+class Bytes {
+   public:
+    Bytes(const py::buffer& buffer, const char* argument, bool writable) : info_(buffer.request(writable)) {
+        py::ssize_t expected = info_.itemsize;
+        for (auto axis = info_.ndim - 1; axis >= 0; --axis) {
+            if (info_.shape[axis] > 1 && info_.strides[axis] != expected)
+                throw py::value_error(std::string(argument) + " is not C-contiguous");
+            expected *= info_.shape[axis];
+        }
+    }
+    uint8_t* data() const { return static_cast<uint8_t*>(info_.ptr); }
+    size_t size() const { return size_t(info_.size) * size_t(info_.itemsize); }
+
+   private:
+    py::buffer_info info_;
+};
+
+void check_size(const Bytes& bytes, size_t wanted, const char* argument) {
+    if (bytes.size() != wanted)
+        throw py::value_error(std::string(argument) + " has " + std::to_string(bytes.size()) + " bytes, wanted " +
+                              std::to_string(wanted));
+}
+
+size_t elements(const Bytes& bytes, Dtype dtype, const char* argument) {
+    if (bytes.size() % itemsize(dtype))
+        throw py::value_error(std::string(argument) + " has " + std::to_string(bytes.size()) +
+                              " bytes, wanted a multiple of " + std::to_string(itemsize(dtype)));
+    return bytes.size() / itemsize(dtype);
+}
+
+void check_apart(const Bytes& written, const Bytes& read, const char* argument) {
+    const auto w = reinterpret_cast<uintptr_t>(written.data()), r = reinterpret_cast<uintptr_t>(read.data());
+    if (w < r + read.size() && r < w + written.size())
+        throw py::value_error(std::string("out overlaps ") + argument + ", wanted memory of its own");
+}
+
+const Variant& find(const std::string& name) {
+    std::string known;
+    for (const Variant& variant : variants()) {
+        if (name == variant.name) return variant;
+        known += (known.empty() ? "" : ", ") + std::string(variant.name);
+    }
+    throw py::value_error("variant is '" + name + "', wanted one of " + known);
+}
+
+std::vector<std::string> variant_names() {
+    std::vector<std::string> names;
+    for (const Variant& variant : variants()) names.emplace_back(variant.name);
+    return names;
+}
+
+py::object why_not(const std::string& name) {
+    const char* reason = find(name).why_not();
+    return reason ? py::object(py::str(reason)) : py::object(py::none());
+}
+
+py::tuple py_diff_add(const py::buffer& base, const std::string& base_dtype, const py::buffer& diff,
+                      const std::string& diff_dtype, const py::buffer& out, const std::string& out_dtype,
+                      const std::string& variant, int threads, bool subtract) {
+    const Dtype b = dtype_of(base_dtype, "base_dtype"), d = dtype_of(diff_dtype, "diff_dtype");
+    const Dtype o = dtype_of(out_dtype, "out_dtype");
+    const Bytes from(base, "base", false), with(diff, "diff", false), to(out, "out", true);
+    const size_t count = elements(to, o, "out");
+    check_size(from, count * itemsize(b), "base");
+    check_size(with, count * itemsize(d), "diff");
+    check_apart(to, from, "base");
+    check_apart(to, with, "diff");
+    if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + ", wanted at least 1");
+    const Variant& row = find(variant);
+    if (const char* reason = row.why_not()) throw std::runtime_error("variant " + variant + ": " + reason);
+    std::vector<double> sums((count + kChunk - 1) / kChunk);
+    Counts counts;
+    {
+        py::gil_scoped_release release;
+        counts = diff_add(row, {from.data(), b}, {with.data(), d}, {to.data(), o}, count, subtract, threads, sums.data());
+    }
+    return py::make_tuple(sums, counts.overflowed, counts.nonfinite);
+}
+
+void py_add_rows(const py::buffer& sums, const py::buffer& rows, const std::string& dtype) {
+    const Dtype kind = dtype_of(dtype, "dtype");
+    const Bytes to(sums, "acc", true), from(rows, "rows", false);
+    if (to.size() == 0 || to.size() % sizeof(double) || reinterpret_cast<uintptr_t>(to.data()) % sizeof(double))
+        throw py::value_error("acc has " + std::to_string(to.size()) + " bytes, wanted aligned float64 values");
+    const size_t columns = to.size() / sizeof(double), row = columns * itemsize(kind);
+    if (from.size() % row)
+        throw py::value_error("rows has " + std::to_string(from.size()) + " bytes, wanted whole rows of " + std::to_string(row));
+    py::gil_scoped_release release;
+    add_rows(reinterpret_cast<double*>(to.data()), columns, {from.data(), kind}, from.size() / row);
+}
+
+void py_widen(const py::buffer& values, const std::string& dtype, const py::buffer& out) {
+    const Dtype kind = dtype_of(dtype, "dtype");
+    const Bytes from(values, "src", false), to(out, "out", true);
+    const size_t count = elements(from, kind, "src");
+    check_size(to, count * sizeof(float), "out");
+    check_apart(to, from, "src");
+    py::gil_scoped_release release;
+    best_variant().widen({from.data(), kind}, reinterpret_cast<float*>(to.data()), count);
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, module) {
+    module.doc() = "C++ host kernels over plain buffers; see _C.pyi for shapes, types and errors.";
+    module.attr("CHUNK") = kChunk;
+    module.attr("LANES") = kLanes;
+    module.def("diff_add_variants", &variant_names);
+    module.def("why_not", &why_not, py::arg("variant"));
+    module.def("diff_add", &py_diff_add, py::arg("base"), py::arg("base_dtype"), py::arg("diff"), py::arg("diff_dtype"),
+               py::arg("out"), py::arg("out_dtype"), py::kw_only(), py::arg("variant"), py::arg("threads") = 1,
+               py::arg("subtract") = false);
+    module.def("add_rows", &py_add_rows, py::arg("acc"), py::arg("rows"), py::arg("dtype"));
+    module.def("widen", &py_widen, py::arg("src"), py::arg("dtype"), py::arg("out"));
+}

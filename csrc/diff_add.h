@@ -1,0 +1,55 @@
+// out = round(float32(base) + float32(diff)) with a reproducible sum, in one pass. kernels/reference.py holds the contract.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+#include "element.h"
+
+namespace baize {
+
+constexpr size_t kLanes = 1024;   // float64 accumulators of a chunk, 8 KiB: they stay in the first-level cache
+constexpr size_t kChunk = 65536;  // elements whose sum is taken as one, so that threads and pieces do not change it
+
+struct Operand {
+    const uint8_t* data;
+    Dtype dtype;
+};
+
+struct Target {
+    uint8_t* data;
+    Dtype dtype;
+};
+
+struct Counts {
+    int64_t overflowed = 0;  // finite sums that the target type can only hold as infinity
+    int64_t nonfinite = 0;   // sums that are NaN or infinite
+};
+
+// One chunk of at most kChunk elements; returns its sum.
+using ChunkFunction = double (*)(Operand base, Operand diff, Target out, size_t count, bool subtract, Counts& counts);
+// float32(values): exact for every type.
+using WidenFunction = void (*)(Operand values, float* out, size_t count);
+
+struct Variant {
+    const char* name;
+    const char* (*why_not)();  // nullptr where this processor can run it
+    ChunkFunction chunk;
+    WidenFunction widen;
+};
+
+// All variants of this build, best first; the last runs everywhere.
+const std::vector<Variant>& variants();
+
+// The first variant without objection.
+const Variant& best_variant();
+
+// The whole array in chunks dealt to `threads`; `chunk_sums` has one entry a chunk. The result does not depend on `threads`.
+Counts diff_add(const Variant& variant, Operand base, Operand diff, Target out, size_t count, bool subtract, int threads,
+                double* chunk_sums);
+
+// sums[c] += rows[r][c] for every row in order, in float64.
+void add_rows(double* sums, size_t columns, Operand rows, size_t count);
+
+}  // namespace baize

@@ -1,0 +1,12 @@
+// What each instruction set's file exports; nullptr functions where the build's architecture lacks it.
+#pragma once
+
+#include "diff_add.h"
+
+namespace baize {
+
+Variant scalar_variant();
+Variant avx2_variant();
+Variant avx512_variant();
+
+}  // namespace baize

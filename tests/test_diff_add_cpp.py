@@ -1,0 +1,209 @@
+"""The C++ diff_add in every variant that this machine runs, against an oracle written here: equal bits, equal sums."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from baize_engine import _C
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NaN on purpose
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+CANONICAL = {"float32": 0x7FC00000, "float16": 0x7E00, "bfloat16": 0x7FC0}
+LENGTHS = [0, 1, 7, 15, 17, 1023, 1024, 1025, 65535, 65536, 65537, 3 * 65536 + 77]
+
+
+@pytest.fixture(params=_C.diff_add_variants())
+def variant(request: pytest.FixtureRequest) -> str:
+    reason = _C.why_not(request.param)
+    if reason:
+        pytest.skip(f"{request.param}: {reason}")
+    return request.param
+
+
+def as_bytes(tensor: torch.Tensor) -> bytearray:
+    return bytearray(tensor.contiguous().view(torch.uint8).numpy().tobytes()) if tensor.numel() else bytearray()
+
+
+def bits(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+
+
+def oracle(base: torch.Tensor, diff: torch.Tensor, out: str, subtract: bool) -> tuple[bytearray, list[float], int, int]:
+    left, right = base.float(), diff.float()
+    value = right - left if subtract else left + right
+    rounded = value.to(DTYPES[out])
+    bits(rounded)[torch.isnan(value)] = CANONICAL[out]
+    overflowed = int((torch.isfinite(value) & torch.isinf(rounded)).sum())
+    return as_bytes(rounded), chunk_sums(value), overflowed, int((~torch.isfinite(value)).sum())
+
+
+def chunk_sums(value: torch.Tensor) -> list[float]:
+    """The definition, spelled out: 1024 lanes in order, folded by halves."""
+    sums = []
+    for chunk in torch.split(value.double(), 65536) if value.numel() else []:
+        lanes = np.zeros(1024)
+        for row in torch.split(chunk, 1024):
+            lanes[: row.numel()] += row.numpy()
+        while lanes.size > 1:
+            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
+        sums.append(float(lanes[0]))
+    return sums
+
+
+def same(got: list[float], wanted: list[float]) -> bool:
+    return len(got) == len(wanted) and all(
+        a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(got, wanted, strict=True)
+    )
+
+
+def check(
+    base: torch.Tensor, diff: torch.Tensor, out: str, variant: str, subtract: bool = False, threads: int = 1
+) -> None:
+    names = {dtype: name for name, dtype in DTYPES.items()}
+    wanted, sums, overflowed, nonfinite = oracle(base, diff, out, subtract)
+    guard = bytes(range(64))
+    memory = bytearray(guard + bytes(len(wanted)) + guard)
+    target = memoryview(memory)[64 : 64 + len(wanted)]
+    got = _C.diff_add(
+        as_bytes(base), names[base.dtype], as_bytes(diff), names[diff.dtype], target, out,
+        variant=variant, threads=threads, subtract=subtract,
+    )  # fmt: skip
+    assert bytes(target) == bytes(wanted)
+    assert memory[:64] == guard
+    assert memory[-64:] == guard
+    assert same(got[0], sums)
+    assert got[1:] == (overflowed, nonfinite)
+
+
+def draw(count: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
+    """Values of all magnitudes, among them subnormals of each type, zeros of both signs and values near overflow."""
+    g = torch.Generator().manual_seed(seed)
+    scale = torch.tensor([1.0, 1e-3, 1e-7, 6e-8, 1e-40, 6e4, 0.0, -0.0])
+    pick = torch.randint(len(scale), (count,), generator=g)
+    return (torch.randn(count, generator=g) * scale[pick]).to(dtype)
+
+
+@pytest.mark.parametrize("base", DTYPES)
+@pytest.mark.parametrize("diff", DTYPES)
+@pytest.mark.parametrize("out", DTYPES)
+@pytest.mark.parametrize("subtract", [False, True])
+def test_every_mix_of_types(variant: str, base: str, diff: str, out: str, subtract: bool) -> None:
+    check(draw(4099, DTYPES[base], 1), draw(4099, DTYPES[diff], 2), out, variant, subtract)
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("out", DTYPES)
+def test_every_length(variant: str, length: int, out: str) -> None:
+    check(draw(length, torch.float16, 3), draw(length, torch.float32, 4), out, variant)
+
+
+@pytest.mark.parametrize("out", DTYPES)
+def test_special_values(variant: str, out: str) -> None:
+    patterns = [
+        0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFABCDEF, 0x7F800000, 0xFF800000, 0, 0x80000000, 1, 0x80000001, 0x007FFFFF,
+        0x00800000, 0x33000000, 0x33000001, 0x32FFFFFF, 0x33C00000, 0x387FC000, 0x387FE000, 0x38800000, 0x477FE000,
+        0x477FEFFF, 0x477FF000, 0x477FF001, 0xC77FF000, 0x7F7FFFFF, 0x7F7F8000, 0x7F7F7FFF, 0x3F808000, 0x3F818000,
+        0x3F801000, 0x3F803000, 0x3F801001, 0x3F800FFF,
+    ]  # fmt: skip
+    values = torch.from_numpy(np.array(patterns, dtype=np.uint32).view(np.float32).copy())
+    left, right = torch.meshgrid(values, values, indexing="ij")
+    check(left.flatten().contiguous(), right.flatten().contiguous(), out, variant)
+    check(left.flatten().contiguous(), right.flatten().contiguous(), out, variant, subtract=True)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("out", DTYPES)
+def test_every_16_bit_pattern(variant: str, dtype: str, out: str) -> None:
+    every = torch.arange(65536).to(torch.int16).view(DTYPES[dtype])
+    check(every, torch.zeros(65536), out, variant)
+    check(torch.full((65536,), -0.0), every, out, variant)
+
+
+@pytest.mark.parametrize("out", ["float16", "bfloat16"])
+def test_rounding_next_to_every_tie(variant: str, out: str) -> None:
+    """Each value of the type, the midpoint to its neighbour, and one float32 step to either side of that."""
+    finite = torch.arange(0x7C00 if out == "float16" else 0x7F80).to(torch.int16).view(DTYPES[out]).float()
+    middle = ((finite[:-1].double() + finite[1:].double()) / 2).float()
+    steps = bits(middle.clone())
+    near = torch.cat([finite, middle, (steps - 1).view(torch.float32), (steps + 1).view(torch.float32)])
+    check(near, torch.full_like(near, -0.0), out, variant)
+    check(-near, torch.full_like(near, -0.0), out, variant)
+
+
+def test_threads_change_nothing(variant: str) -> None:
+    base, diff = draw(7 * 65536 + 5, torch.bfloat16, 5), draw(7 * 65536 + 5, torch.float32, 6)
+    for threads in (1, 2, 5):
+        check(base, diff, "float16", variant, threads=threads)
+
+
+@pytest.mark.parametrize("shift", [1, 2, 3, 6])
+def test_any_alignment(variant: str, shift: int) -> None:
+    base, diff = draw(3000, torch.float16, 7), draw(3000, torch.float32, 8)
+    wanted = oracle(base, diff, "float16", False)
+    views = [memoryview(bytearray(shift) + as_bytes(tensor))[shift:] for tensor in (base, diff, base)]
+    got = _C.diff_add(views[0], "float16", views[1], "float32", views[2], "float16", variant=variant)
+    assert bytes(views[2]) == bytes(wanted[0])
+    assert same(got[0], wanted[1])
+
+
+def test_flushing_denormals_elsewhere_changes_nothing(variant: str) -> None:
+    base, diff = draw(5000, torch.float32, 9) * 1e-3, draw(5000, torch.float32, 10) * 1e-3
+    wanted = oracle(base, diff, "float32", False)
+    out = bytearray(20000)
+    torch.set_flush_denormal(True)
+    try:
+        got = _C.diff_add(as_bytes(base), "float32", as_bytes(diff), "float32", out, "float32", variant=variant)
+    finally:
+        torch.set_flush_denormal(False)
+    assert out == wanted[0]
+    assert same(got[0], wanted[1])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_widen_and_add_rows(dtype: str) -> None:
+    rows = draw(57 * 33, DTYPES[dtype], 11).reshape(57, 33)
+    out = bytearray(57 * 33 * 4)
+    _C.widen(as_bytes(rows), dtype, out)
+    assert bytes(out) == bytes(as_bytes(rows.float()))
+    start = draw(33, torch.float32, 12).double().numpy()
+    sums = start.copy()
+    _C.add_rows(sums, as_bytes(rows[:20]), dtype)
+    _C.add_rows(sums, as_bytes(rows[20:]), dtype)
+    for row in rows.double().numpy():
+        start = start + row
+    assert sums.tobytes() == start.tobytes()
+
+
+GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16", "variant": "scalar"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": bytes(10)}, "base has 10 bytes, wanted 8"),
+        ({"diff": bytes(8)}, "diff has 8 bytes, wanted 16"),
+        ({"out": bytearray(7)}, "out has 7 bytes, wanted a multiple of 2"),
+        ({"out_dtype": "float8"}, "out_dtype is 'float8'"),
+        ({"variant": "mmx"}, "variant is 'mmx', wanted one of"),
+        ({"threads": 0}, "threads is 0"),
+        ({"base": memoryview(bytes(16))[::2]}, "base is not C-contiguous"),
+    ],
+)
+def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
+    call = {"base": bytes(8), "diff": bytes(16), "out": bytearray(8), **GOOD, **changes}
+    positional = [call.pop(name) for name in ("base", "base_dtype", "diff", "diff_dtype", "out", "out_dtype")]
+    with pytest.raises(ValueError, match=message):
+        _C.diff_add(*positional, **call)
+
+
+def test_read_only_and_overlapping_outputs_are_refused() -> None:
+    with pytest.raises(BufferError):
+        _C.diff_add(bytes(8), "float16", bytes(16), "float32", bytes(8), "float16", variant="scalar")
+    memory = memoryview(bytearray(64))
+    with pytest.raises(ValueError, match="out overlaps base"):
+        _C.diff_add(memory[:8], "float16", bytes(16), "float32", memory[6:14], "float16", variant="scalar")
