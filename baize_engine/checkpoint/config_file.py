@@ -1,0 +1,86 @@
+"""config.json, in the spelling of transformers 4 or 5, as one set of keys. Says what a file says; judges no model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint import strict_json
+from baize_engine.errors import ConfigError
+
+# Key -> (accepted types, what transformers' LlamaConfig takes where the file is silent).
+_KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
+    "architectures": ((list,), None),
+    "model_type": ((str,), None),
+    "vocab_size": ((int,), 32000),
+    "hidden_size": ((int,), 4096),
+    "intermediate_size": ((int,), 11008),
+    "num_hidden_layers": ((int,), 32),
+    "num_attention_heads": ((int,), 32),
+    "num_key_value_heads": ((int,), None),
+    "head_dim": ((int,), None),
+    "hidden_act": ((str,), "silu"),
+    "rms_norm_eps": ((float, int), 1e-6),
+    "max_position_embeddings": ((int,), 2048),
+    "tie_word_embeddings": ((bool,), False),
+    "attention_bias": ((bool,), False),
+    "mlp_bias": ((bool,), False),
+    "bos_token_id": ((int, list), 1),
+    "eos_token_id": ((int, list), 2),
+    "pad_token_id": ((int,), None),
+    "sliding_window": ((int,), None),
+    "quantization_config": ((dict,), None),
+    "pretraining_tp": ((int,), 1),
+}
+_POSITIVE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
+DEFAULT_THETA = 10000.0
+
+
+def read_config(folder: str | Path) -> dict[str, Any]:
+    """The object in `folder`/config.json as it is. CheckpointError if it is absent or not a JSON object."""
+    return strict_json.read(Path(folder) / "config.json")
+
+
+def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that matter, under one spelling, with transformers' defaults; all others are left out.
+
+    `dtype` is read from dtype or torch_dtype (None if absent); `rope_theta` and `rope` ({"rope_type": ..., parameters})
+    from rope_parameters or from rope_theta and rope_scaling. ConfigError names a key of the wrong type.
+    """
+    config = {key: _typed(raw, key, types, default) for key, (types, default) in _KEYS.items()}
+    for key in _POSITIVE:
+        if config[key] is not None and config[key] <= 0:
+            raise ConfigError(f"config: {key} is {config[key]}, wanted a positive number")
+    heads = config["num_attention_heads"]
+    config["num_key_value_heads"] = config["num_key_value_heads"] or heads
+    config["head_dim"] = config["head_dim"] or config["hidden_size"] // heads
+    config["rms_norm_eps"] = float(config["rms_norm_eps"])
+    config["dtype"] = _typed(raw, "dtype", (str,), None) or _typed(raw, "torch_dtype", (str,), None)
+    config["rope_theta"], config["rope"] = _rope(raw)
+    return config
+
+
+def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: Any) -> Any:
+    value = raw.get(key)
+    if value is None:
+        return default
+    if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+        raise ConfigError(f"config: {key} is {value!r}, wanted {' or '.join(kind.__name__ for kind in types)}")
+    return value
+
+
+def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    parameters = _typed(raw, "rope_parameters", (dict,), None)
+    if parameters is None:
+        parameters = _typed(raw, "rope_scaling", (dict,), None) or {}
+    parameters = dict(parameters)
+    own_theta = parameters.pop("rope_theta", None)
+    kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
+    parameters.pop("type", None)  # both spellings stand side by side in some files
+    if not isinstance(kind, str):
+        raise ConfigError(f"config: rope_type is {kind!r}, wanted a name")
+    source = {"rope_theta": own_theta} if own_theta is not None else raw
+    theta = _typed(source, "rope_theta", (float, int), DEFAULT_THETA)
+    return float(theta), {"rope_type": kind, **parameters}

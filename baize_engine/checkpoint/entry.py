@@ -1,0 +1,35 @@
+"""One tensor of a checkpoint: what it is and where its bytes lie."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """`shape` elements of `dtype`, row-major, from byte `offset` of the file `path`."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    path: Path
+    offset: int
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * ITEMSIZE[self.dtype]
+
+
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """CheckpointError if a file that begins so is a Git-LFS pointer in place of the weights."""
+    if beginning.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git-LFS pointer, not the weights: run `git lfs pull` in its repository")

@@ -1,0 +1,102 @@
+"""safetensors files: where each tensor lies, and headers for new ones. Reads the header only, and believes none of it.
+
+Format: 8 bytes little-endian length, a JSON object of that length, then the data, which the tensors cover without holes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint.dtypes import ITEMSIZE, SAFETENSORS, TO_SAFETENSORS
+from baize_engine.checkpoint.entry import TensorEntry, refuse_pointer
+from baize_engine.checkpoint.strict_json import parse
+from baize_engine.errors import CheckpointError
+
+MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_DIMENSIONS = 16  # no model comes near; a bound keeps messages and products small
+
+
+def read_safetensors(path: Path) -> list[TensorEntry]:
+    """The tensors of a file, in the order of its header. CheckpointError names the file, the tensor and both numbers."""
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        file.seek(0)
+        refuse_pointer(path, file.read(64))
+        file.seek(0)
+        if size < 8:
+            raise CheckpointError(f"{path}: {size} bytes, wanted a safetensors file of at least 8")
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > min(MAX_HEADER, size - 8):
+            raise CheckpointError(
+                f"{path}: its header claims {length} bytes, wanted at most {min(MAX_HEADER, size - 8)} "
+                f"(the file has {size}): cut short, or not safetensors"
+            )
+        header = parse(file.read(length), f"{path}: header")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: __metadata__ is {type(metadata).__name__}, wanted an object")
+    begin = 8 + length
+    entries = [_entry(path, name, value, begin) for name, value in header.items()]
+    _check_cover(path, entries, begin, size)
+    return entries
+
+
+def _entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
+    where = f"{path}: {name}"
+    if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
+        raise CheckpointError(f"{where}: wanted an object of dtype, shape and data_offsets")
+    dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in SAFETENSORS:
+        raise CheckpointError(f"{where}: dtype {dtype!r} is not one of {', '.join(SAFETENSORS)}")
+    if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(f"{where}: shape {shape!r} is not a list of at most {MAX_DIMENSIONS} natural numbers")
+    if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise CheckpointError(f"{where}: data_offsets {offsets!r} are not a begin and an end")
+    wanted = prod(shape) * ITEMSIZE[SAFETENSORS[dtype]]
+    if offsets[1] - offsets[0] != wanted:
+        raise CheckpointError(
+            f"{where}: {offsets[1] - offsets[0]} bytes of data, wanted {wanted} for shape {shape} of {dtype}"
+        )
+    return TensorEntry(name, SAFETENSORS[dtype], tuple(shape), path, begin + offsets[0])
+
+
+def _naturals(value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < 1 << 63 for item in value)
+
+
+def _check_cover(path: Path, entries: list[TensorEntry], begin: int, size: int) -> None:
+    """The data, in order, must begin after the header, follow without hole or overlap, and end with the file."""
+    ordered = sorted(entries, key=lambda entry: (entry.offset, entry.nbytes))
+    edges = [("the header", begin), *((entry.name, entry.offset + entry.nbytes) for entry in ordered)]
+    for (before, end), entry in zip(edges, ordered, strict=False):
+        if entry.offset != end:
+            kind = "overlaps" if entry.offset < end else "leaves a hole after"
+            raise CheckpointError(
+                f"{path}: {entry.name} begins at byte {entry.offset} and {kind} {before}, which ends at {end}"
+            )
+    if edges[-1][1] != size:
+        raise CheckpointError(
+            f"{path}: its tensors end at byte {edges[-1][1]}, wanted the file's end at {size} (cut short?)"
+        )
+
+
+def encode_header(
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]], metadata: Mapping[str, str] | None, align: int
+) -> bytes:
+    """Length and JSON header for `tensors`, {name: (dtype, shape, begin, end)} with offsets into the data.
+
+    Padded with spaces, as the format allows, so that the data begins at a multiple of `align`.
+    """
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    for name, (dtype, shape, begin, end) in tensors.items():
+        header[name] = {"dtype": TO_SAFETENSORS[dtype], "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-(8 + len(text)) % align)
+    if len(text) > MAX_HEADER:
+        raise CheckpointError(f"{len(tensors)} tensors need a header of {len(text)} bytes, wanted at most {MAX_HEADER}")
+    return struct.pack("<Q", len(text)) + text
