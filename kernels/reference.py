@@ -1,0 +1,253 @@
+"""The plain-torch definition of every op: numerics contract, test oracle, benchmark baseline and last fallback.
+
+T tokens, H hidden, D head dimension, V vocabulary, S sequences. Activations are float32 on the CPU whatever the weights'
+type, and the weights' 16-bit type on a GPU; every product accumulates in float32. An op with `out` writes there and returns it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# diff_add
+
+CHUNK = 65536  # elements whose sum is taken as one
+LANES = 1024  # float64 accumulators of a chunk
+CANONICAL_NAN = {torch.float32: 0x7FC00000, torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
+
+
+@dataclass(frozen=True)
+class DiffStats:
+    """`chunk_sums`: float64 (ceil(n / CHUNK),), of the values before rounding. `overflowed`: finite values that became
+    infinite in the output type. `nonfinite`: values that were NaN or infinite before rounding."""
+
+    chunk_sums: Tensor
+    overflowed: int
+    nonfinite: int
+
+
+def diff_add(base: Tensor, diff: Tensor, out_dtype: torch.dtype, *, subtract: bool = False) -> tuple[Tensor, DiffStats]:
+    """float32(diff) + float32(base), or diff - base, rounded once to nearest even to `out_dtype`; shapes as the inputs'.
+
+    float32, float16 and bfloat16 in any mix. Denormals are kept; every NaN becomes the canonical positive quiet NaN. All
+    backends give equal bits, and equal sums: in each chunk of the flattened values, lane l of LANES adds elements
+    l, l + LANES, ... in order from 0.0, then the upper half of the lanes is added to the lower until one is left. A tensor's
+    sum is that of its chunks in order from 0.0.
+    """
+    for name, tensor in (("base", base), ("diff", diff)):
+        if tensor.dtype not in CANONICAL_NAN:
+            raise ValueError(f"{name} is {tensor.dtype}, wanted float32, float16 or bfloat16")
+    if base.shape != diff.shape:
+        raise ValueError(f"base has shape {tuple(base.shape)}, diff {tuple(diff.shape)}, wanted the same")
+    left, right = base.float(), diff.float()
+    value = right - left if subtract else right + left
+    out = value.to(out_dtype)
+    kind = torch.int32 if out.element_size() == 4 else torch.int16
+    nan = torch.tensor(CANONICAL_NAN[out_dtype], dtype=kind, device=out.device)
+    out = torch.where(torch.isnan(value), nan, out.view(kind)).view(out_dtype)
+    finite = torch.isfinite(value)
+    overflowed = int((finite & torch.isinf(out)).sum())
+    return out, DiffStats(_chunk_sums(value.flatten()), overflowed, int((~finite).sum()))
+
+
+def _chunk_sums(values: Tensor) -> Tensor:
+    chunks = -(-values.numel() // CHUNK)
+    padded = F.pad(values.double(), (0, chunks * CHUNK - values.numel()))  # +0.0 changes no lane: none is ever -0.0
+    rows = padded.view(chunks, CHUNK // LANES, LANES)
+    lanes = torch.zeros(chunks, LANES, dtype=torch.float64, device=values.device)
+    for row in range(CHUNK // LANES):
+        lanes = lanes + rows[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0]
+
+
+# The decoder
+
+WIDENED_BYTES = 32 << 20  # float32 memory that `linear` takes at a time for 16-bit weights on the CPU
+
+
+def embed(ids: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Rows of `weight` (V, H) for `ids` (T,) int64: (T, H) in the activation type."""
+    rows = weight.index_select(0, ids)
+    return _into(out, rows.float() if weight.device.type == "cpu" else rows)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) in float32, rounded to x's type, times `weight` (H,). x: (T, H)."""
+    wide = x.float()
+    normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+    return _into(out, normed * weight.to(x.dtype))
+
+
+def linear(x: Tensor, weight: Tensor, *, out: Tensor | None = None, each_row: bool = False) -> Tensor:
+    """x (T, K) times `weight` (N, K) transposed: (T, N) in x's type.
+
+    `each_row` computes every row by itself, so that a row's bits do not depend on how many others there are: torch's
+    library takes another order of summation for another T. Kernels with one order for all T ignore it.
+    """
+    if out is None:
+        out = x.new_empty(x.shape[0], weight.shape[0])
+    step = max(1, WIDENED_BYTES // (4 * weight.shape[1])) if weight.dtype != x.dtype else weight.shape[0]
+    for begin in range(0, weight.shape[0], step):
+        rows = weight[begin : begin + step].to(x.dtype)
+        part = out[:, begin : begin + step]
+        if each_row:
+            for t in range(x.shape[0]):
+                part[t] = torch.mv(rows, x[t])
+        else:
+            part.copy_(F.linear(x, rows))
+    return out
+
+
+def add(x: Tensor, y: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """x + y, the residual."""
+    return torch.add(x, y, out=out) if out is not None else x + y
+
+
+def rope_and_store(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+) -> None:
+    """Rotates q (T, Hq, D) in place and k (T, Hkv, D) on its way into the cache, where v goes too.
+
+    Halves of a head are rotated against each other (transformers' layout): cos and sin are (P, D/2) float32, row
+    `positions` (T,) int64 of each. k_cache and v_cache: (blocks, block, Hkv, D); `slots` (T,) int64 count their rows.
+    """
+    c, s = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # (T, 1, D/2)
+    q.copy_(_rotate(q, c, s))
+    k_cache.flatten(0, 1).index_copy_(0, slots, _rotate(k, c, s).to(k_cache.dtype))
+    v_cache.flatten(0, 1).index_copy_(0, slots, v.to(v_cache.dtype))
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    low, high = x.float().chunk(2, dim=-1)
+    return torch.cat([low * cos - high * sin, high * cos + low * sin], dim=-1).to(x.dtype)
+
+
+def attention(
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    block_tables: Tensor,
+    query_starts: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Causal attention of each sequence's new tokens over its cached ones, softmax in float32: (T, Hq, D).
+
+    q: (T, Hq, D), sequence s holding rows query_starts[s] to query_starts[s + 1] ((S + 1,) int). Its cache is the first
+    context_lens[s] rows of the blocks block_tables[s] ((S, max_blocks) int), its last query being the last of them. Query
+    head h reads key head h // (Hq / Hkv). Each sequence is computed by itself.
+    """
+    if out is None:
+        out = torch.empty_like(q)
+    block, kv_heads, dim = k_cache.shape[1:]
+    group = q.shape[1] // kv_heads
+    starts, lens = query_starts.tolist(), context_lens.tolist()
+    for s, length in enumerate(lens):
+        begin, end = starts[s], starts[s + 1]
+        blocks = block_tables[s, : -(-length // block)].long()
+        keys = k_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)  # (Hkv, L, D)
+        values = v_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)
+        queries = q[begin:end].float().transpose(0, 1).reshape(kv_heads, group * (end - begin), dim)  # group-major rows
+        scores = torch.bmm(queries, keys.transpose(1, 2)).view(kv_heads, group, end - begin, length) * scale
+        if end - begin > 1:
+            last = torch.arange(length - (end - begin), length, device=q.device)  # the position of each query
+            future = torch.arange(length, device=q.device)[None, :] > last[:, None]
+            scores.masked_fill_(future, float("-inf"))
+        mixed = torch.bmm(scores.softmax(-1).view(kv_heads, -1, length), values)
+        out[begin:end] = mixed.view(kv_heads * group, end - begin, dim).transpose(0, 1).to(out.dtype)
+    return out
+
+
+def silu_mul(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """silu(gate) * up, (T, I); silu in float32, rounded to the activation type before the product."""
+    return _into(out, F.silu(gate.float()).to(gate.dtype) * up)
+
+
+def _into(out: Tensor | None, value: Tensor) -> Tensor:
+    return value if out is None else out.copy_(value)
+
+
+# Sampling
+
+_MASK = 0xFFFFFFFF
+
+
+def mix(x: Tensor) -> Tensor:
+    """A bijection of 32-bit integers (held in int64) that scatters every input bit: xor-shifts and odd multipliers.
+
+    The constants are lowbias32's (C. Wellons, hash-prospector). 32-bit arithmetic, so that a GPU does the same.
+    """
+    x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
+    x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
+    return x ^ (x >> 16)
+
+
+def uniform(seeds: Tensor, sample_index: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
+    """(S, V) float32 in (0, 1): one number for each (seed, sample index, position, token id), and the same on all backends.
+
+    seeds, sample_index, positions: (S,) int64; of the seed both 32-bit halves count. 23 random bits and a half, exact in
+    float32, so that neither 0 nor 1 can come.
+    """
+    row = mix((seeds & _MASK) ^ 0x9E3779B9)
+    for counter in (seeds >> 32 & _MASK, sample_index & _MASK, positions & _MASK):
+        row = mix(row ^ counter)
+    tokens = torch.arange(vocabulary, device=seeds.device)
+    bits = mix(row[:, None] ^ mix(tokens + 0x85EBCA6B & _MASK)[None, :])
+    return ((bits >> 9).float() + 0.5) * 2.0**-23
+
+
+def sample(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    sample_index: Tensor,
+    positions: Tensor,
+) -> Tensor:
+    """One token id for each row of `logits` (S, V) float32: (S,) int64. All other arguments are (S,).
+
+    temperature 0 takes the first greatest logit. Otherwise, in this order as in transformers: logits / temperature; keep
+    the top_k greatest (0: all); keep the likeliest whose probabilities reach top_p; keep those at least min_p times as
+    likely as the likeliest. Equals of the last one kept are kept. The draw is the greatest logit + Gumbel noise
+    -log(-log(u)), u from `uniform`: that is a draw from the softmax, and it depends on nothing but the row's own arguments.
+    """
+    greedy = temperature <= 0
+    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
+    kept = _filter(scaled, top_k, top_p, min_p)
+    noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, logits.shape[1])))
+    drawn = torch.where(kept, scaled + noise, float("-inf")).argmax(-1)
+    return torch.where(greedy, logits.argmax(-1), drawn)
+
+
+def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
+    """(S, V) bool: the tokens that may be drawn."""
+    vocabulary = scaled.shape[1]
+    ordered = scaled.sort(-1, descending=True).values
+    last = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary) - 1
+    kept = scaled >= ordered.gather(1, last[:, None])
+    ordered = ordered.masked_fill(ordered < ordered.gather(1, last[:, None]), float("-inf"))
+    probabilities = ordered.softmax(-1)
+    before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
+    count = (before < top_p[:, None]).sum(-1).clamp(min=1)
+    count = torch.where(top_p < 1, count, vocabulary)  # the sum of all may round to 1 before the last
+    kept &= scaled >= ordered.gather(1, count[:, None] - 1)
+    floor = torch.where(min_p > 0, min_p.log(), float("-inf"))
+    return kept & (scaled >= ordered[:, :1] + floor[:, None])
