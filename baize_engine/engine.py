@@ -20,7 +20,8 @@ from baize_engine.generation.sampling import SampleOp, TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, score_tokens
 from baize_engine.generation.stop import StopScanner, stop_token_ids
 from baize_engine.generation.text import IncrementalDecoder
-from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+from baize_engine.loading import load_parts
+from baize_engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -77,8 +78,36 @@ class Engine:
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> Engine:
-        raise RequestError(str(why_no_tokenizer(Path(path))))
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        device: str = "auto",
+        dtype: str = "auto",
+        quantize: str | None = None,
+        max_model_len: int | None = None,
+        cache_tokens: int | None = None,
+        threads: int | None = None,
+    ) -> Engine:
+        """Loads a model's folder, recovered or any LLaMA in transformers' form.
+
+        device: auto (a GPU if there is one), cpu, cuda or cuda:N. dtype: auto (as in the files), float32, float16 or
+        bfloat16. max_model_len: tokens of a prompt and its answer together; the config's max_position_embeddings or
+        cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len, which is the
+        default. threads: torch's on the CPU, for the whole process.
+        A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
+        ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
+        """
+        parts = load_parts(path, device, dtype, quantize, max_model_len, cache_tokens, threads)
+        return cls(
+            parts.decoder,
+            parts.cache,
+            vocab_size=parts.config.vocab_size,
+            eos_token_ids=parts.config.eos_token_ids,
+            max_model_len=parts.max_model_len,
+            sample=parts.sample,
+            tokenizer=parts.tokenizer,
+            why_no_text=parts.why_no_text,
+        )
 
     def __enter__(self) -> Engine:
         return self

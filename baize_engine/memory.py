@@ -17,8 +17,8 @@ def check_fits(weights: int, cache: int, free: int | None, where: str) -> None:
         else "close other programs, or use a 16-bit dtype or a larger machine"
     )
     raise RequestError(
-        f"weights {_gib(weights)} and cache {_gib(cache)} need {_gib(weights + cache)}, "
-        f"and {where} has {_gib(free)} free: {remedy}"
+        f"weights {_size(weights)} and cache {_size(cache)} need {_size(weights + cache)}, "
+        f"and {where} has {_size(free)} free: {remedy}"
     )
 
 
@@ -45,5 +45,5 @@ def available_memory(meminfo: Path) -> int | None:
     return None
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _size(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"

@@ -98,7 +98,9 @@ def linear(x: Tensor, weight: Tensor, *, out: Tensor | None = None, each_row: bo
         part = out[:, begin : begin + step]
         if each_row:
             for t in range(x.shape[0]):
-                part[t] = torch.mv(rows, x[t])
+                part[t] = torch.mv(
+                    rows, x[t].clone()
+                )  # fresh memory: the library's order of summation follows alignment
         else:
             part.copy_(F.linear(x, rows))
     return out
@@ -163,7 +165,9 @@ def attention(
         blocks = block_tables[s, : -(-length // block)].long()
         keys = k_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)  # (Hkv, L, D)
         values = v_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)
-        queries = q[begin:end].float().transpose(0, 1).reshape(kv_heads, group * (end - begin), dim)  # group-major rows
+        # fresh memory, as in `linear`; rows of one key head follow each other
+        queries = q[begin:end].float().transpose(0, 1).clone(memory_format=torch.contiguous_format)
+        queries = queries.view(kv_heads, group * (end - begin), dim)
         scores = torch.bmm(queries, keys.transpose(1, 2)).view(kv_heads, group, end - begin, length) * scale
         if end - begin > 1:
             last = torch.arange(length - (end - begin), length, device=q.device)  # the position of each query
@@ -175,8 +179,17 @@ def attention(
 
 
 def silu_mul(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """silu(gate) * up, (T, I); silu in float32, rounded to the activation type before the product."""
-    return _into(out, F.silu(gate.float()).to(gate.dtype) * up)
+    """silu(gate) * up, (T, I); silu in float32, rounded to the activation type before the product.
+
+    Row by row on the CPU: torch's exp takes another path for the elements that a vector does not fill, and which those
+    are would depend on T.
+    """
+    if out is None:
+        out = torch.empty_like(gate)
+    rows = zip(gate, up, out, strict=True) if gate.device.type == "cpu" else [(gate, up, out)]
+    for g, u, o in rows:
+        o.copy_(F.silu(g.float()).to(g.dtype) * u)
+    return out
 
 
 def _into(out: Tensor | None, value: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ SHARED = Path(os.environ.get("BAIZE_SHARED", REPO.parent / "shared"))
 
 
 def shared(relative: str) -> Path:
-    """The path of a shared asset, or a skip that says what is missing."""
+    """The path of a shared asset, such as "assets/tokenizer_32000.model", or a skip that says what is missing."""
     path = SHARED / relative
     if not path.exists():
         pytest.skip(f"shared asset {relative} is absent (set BAIZE_SHARED to the folder that holds it)")

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from baize_engine.checkpoint.index import read_index
 from safetensors.torch import load_file
 
 from baize_engine import recover
+from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError
 from baize_engine.recovery import stream as streaming
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import tiny
-from baize_engine.checkpoint.index import read_index
 
 from baize_engine import recover, verify
+from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
 
 

@@ -1,0 +1,99 @@
+"""From a model's folder to the parts of an Engine, every refusal before the weights are read. Knows no requests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from baize_engine.backend import ops, resolve_device
+from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.index import CheckpointIndex, read_index
+from baize_engine.errors import BackendError, RequestError
+from baize_engine.generation.sampling import SampleOp
+from baize_engine.memory import check_fits, free_bytes
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.llama import Llama
+from baize_engine.model.weights import load_weights, nbytes
+from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What an Engine is made of. Without a tokenizer, `why_no_text` says why."""
+
+    config: ModelConfig
+    decoder: Llama
+    cache: KVCache
+    max_model_len: int
+    sample: SampleOp
+    tokenizer: Tokenizer | None
+    why_no_text: str | None
+
+
+def load_parts(
+    path: str | Path,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    max_model_len: int | None,
+    cache_tokens: int | None,
+    threads: int | None,
+) -> Parts:
+    """Loads the folder `path`; `Engine.from_pretrained` says what the arguments mean and what is refused."""
+    _refuse_quantize(quantize)
+    if dtype != "auto" and dtype not in FLOATS:
+        raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
+    if threads is not None:
+        _check_count("threads", threads, 1)
+        torch.set_num_threads(threads)
+    device = resolve_device(device)
+    config = ModelConfig.from_folder(path)
+    index = read_index(path)
+    max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
+    _check_memory(config, index, device, dtype, cache_tokens)
+    reason = why_no_tokenizer(Path(path))
+    tokenizer = None if reason else Tokenizer.from_folder(path)
+    backend = ops(device)
+    decoder = Llama(config, load_weights(index, config, dtype, device), backend, device)
+    return Parts(config, decoder, decoder.new_cache(cache_tokens), max_model_len, backend.sample, tokenizer, reason)
+
+
+def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int]:
+    """(max_model_len, cache_tokens) where either may be left to the other, and the model has `positions`."""
+    if cache_tokens is not None:
+        _check_count("cache_tokens", cache_tokens, 2)
+    if max_model_len is None:
+        max_model_len = positions if cache_tokens is None else min(positions, cache_tokens)
+    _check_count("max_model_len", max_model_len, 2)
+    if max_model_len > positions:
+        raise RequestError(f"max_model_len is {max_model_len}, and the model's max_position_embeddings is {positions}")
+    if cache_tokens is None:
+        cache_tokens = max_model_len
+    _check_count("cache_tokens", cache_tokens, max_model_len)
+    return max_model_len, cache_tokens
+
+
+def _check_count(name: str, value: int, least: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise RequestError(f"{name} is {value!r}, wanted an integer of at least {least}")
+
+
+def _refuse_quantize(quantize: str | None) -> None:
+    if quantize in ("int8", "int4"):
+        raise BackendError(f"quantize={quantize!r} is not available in this version, wanted None (16-bit weights)")
+    if quantize is not None:
+        raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
+
+
+def _check_memory(config: ModelConfig, index: CheckpointIndex, device: str, dtype: str, cache_tokens: int) -> None:
+    embedding = index.entries.get(names.EMBED)
+    stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
+    weights = stored if dtype == "auto" else dtype
+    activations = "float32" if device == "cpu" else weights
+    cache = KVCache.nbytes(config, cache_tokens, getattr(torch, activations))
+    where = "this machine" if device == "cpu" else f"the GPU ({device})"
+    check_fits(nbytes(index, dtype), cache, free_bytes(device), where)

@@ -1,0 +1,102 @@
+"""ModelConfig: the shape of a LLaMA that this decoder runs. What it would run wrongly is refused here, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint.config_file import normalise, read_config
+from baize_engine.errors import ConfigError
+
+ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes in elements, layers and heads. `rope` holds the parameters of `rope_type` (see model/rope.py)."""
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rms_norm_eps: float = 1e-6
+    rope_theta: float = 10000.0
+    rope_type: str = "default"
+    rope: Mapping[str, float] = field(default_factory=dict)
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    bos_token_id: int | None = 1
+    eos_token_ids: tuple[int, ...] = (2,)
+    pad_token_id: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(f"config: {self.num_heads} heads do not divide among {self.num_kv_heads} key/value heads")
+        if self.head_dim % 2:
+            raise ConfigError(f"config: head_dim is {self.head_dim}, wanted an even number for rotary embeddings")
+        if self.rope_type not in ROPE_PARAMETERS:
+            raise ConfigError(f"config: rope_type is {self.rope_type!r}, supported are {', '.join(ROPE_PARAMETERS)}")
+        for name in ROPE_PARAMETERS[self.rope_type]:
+            value = self.rope.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+                raise ConfigError(f"config: rope {self.rope_type} has {name} = {value!r}, wanted a positive number")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> ModelConfig:
+        """The config of a model's folder; ConfigError names its file."""
+        try:
+            return cls.from_dict(read_config(folder))
+        except ConfigError as error:
+            raise ConfigError(f"{Path(folder) / 'config.json'}: {error}") from None
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
+        """From the contents of a config.json in the spelling of transformers 4 or 5."""
+        config = normalise(raw)
+        _refuse_others(config)
+        eos = config["eos_token_id"]
+        bos = config["bos_token_id"]
+        rope = dict(config["rope"])
+        return cls(
+            vocab_size=config["vocab_size"],
+            hidden_size=config["hidden_size"],
+            intermediate_size=config["intermediate_size"],
+            num_layers=config["num_hidden_layers"],
+            num_heads=config["num_attention_heads"],
+            num_kv_heads=config["num_key_value_heads"],
+            head_dim=config["head_dim"],
+            rms_norm_eps=config["rms_norm_eps"],
+            rope_theta=config["rope_theta"],
+            rope_type=rope.pop("rope_type"),
+            rope=rope,
+            max_position_embeddings=config["max_position_embeddings"],
+            tie_word_embeddings=config["tie_word_embeddings"],
+            bos_token_id=bos[0] if isinstance(bos, list) else bos,
+            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+            pad_token_id=config["pad_token_id"],
+        )
+
+
+def _refuse_others(config: Mapping[str, Any]) -> None:
+    wanted: tuple[tuple[str, Any], ...] = (
+        ("model_type", "llama"),
+        ("architectures", ["LlamaForCausalLM"]),
+        ("hidden_act", "silu"),
+        ("attention_bias", False),
+        ("mlp_bias", False),
+        ("sliding_window", None),
+        ("quantization_config", None),
+    )
+    for key, value in wanted:
+        silent = config[key] is None and key in ("model_type", "architectures")
+        if config[key] != value and not silent:
+            raise ConfigError(f"config: {key} is {config[key]!r}, this decoder runs {value!r} only")

@@ -1,0 +1,184 @@
+"""Engine.from_pretrained: real folders give the ids that others give, and what cannot be loaded is refused before it is."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from assets import shared
+from fakes import small_model
+
+from baize_engine import Engine, SamplingParams, loading
+from baize_engine.errors import BackendError, CheckpointError, RequestError
+from baize_engine.generation.loop import generate
+from baize_engine.loading import lengths
+
+PROMPTS = [[1, 5, 9, 40], [1, 17], [1, *range(3, 60)]]
+
+
+def model(folder: Path, seed: int = 0, scale: float = 0.3, **changes: object) -> Path:
+    """A seeded random model whose next tokens vary; scale 0.05 would repeat one token."""
+    config = tiny.config(torch_dtype="float32", **changes)
+    return tiny.write_model(folder, config, tiny.state(config, seed, scale=scale))
+
+
+@pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}])
+def test_greedy_ids_are_those_of_transformers(tmp_path: Path, changes: dict) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = model(tmp_path / "m", **changes)
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    with Engine.from_pretrained(folder, device="cpu") as engine:
+        done = engine.generate(PROMPTS, SamplingParams(max_new_tokens=20))
+    for completion, prompt in zip(done, PROMPTS, strict=True):
+        ids = torch.tensor([prompt])
+        wanted = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        assert completion.token_ids == wanted[0, len(prompt) :].tolist()
+    assert len({i for completion in done for i in completion.token_ids}) > 8
+
+
+def test_penalised_greedy_ids_are_those_of_transformers(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    folder = model(tmp_path / "m")
+    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = torch.tensor([PROMPTS[0]])
+    wanted = theirs.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, repetition_penalty=1.4
+    )
+    params = SamplingParams(max_new_tokens=20, repetition_penalty=1.4)
+    with Engine.from_pretrained(folder, device="cpu") as engine:
+        assert engine.generate(PROMPTS[0], params)[0].token_ids == wanted[0, 4:].tolist()
+
+
+def test_the_real_model_says_its_golden_texts() -> None:
+    folder = shared("assets/stories260K")
+    cases = json.loads((folder / "golden.json").read_text())["cases"]
+    with Engine.from_pretrained(folder, device="cpu") as engine:
+        assert engine.tokenizer is not None
+        for case in cases:
+            params = SamplingParams(max_new_tokens=len(case["greedy_ids"]))
+            assert engine.tokenizer.encode(case["prompt"]) == case["prompt_ids"]
+            (done,) = engine.generate(case["prompt"], params)
+            assert done.token_ids == case["greedy_ids"]
+            assert case["prompt"] + done.text == case["text"]
+            assert "".join(engine.stream(case["prompt"], params)) == done.text
+
+
+def test_samples_come_back_by_seed_alone_and_in_company(tmp_path: Path) -> None:
+    params = SamplingParams(max_new_tokens=12, temperature=1.0, top_p=0.95, seed=5, n=3)
+    with Engine.from_pretrained(model(tmp_path / "m"), device="cpu") as engine:
+        alone = [c.token_ids for c in engine.generate(PROMPTS[1], params)]
+        together = [c.token_ids for c in engine.generate(PROMPTS, params) if c.prompt_index == 1]
+        other = [c.token_ids for c in engine.generate(PROMPTS[1], SamplingParams(12, 1.0, seed=6, n=3))]
+    assert alone == together
+    assert len({tuple(ids) for ids in [*alone, *other]}) == 6
+
+
+def test_scores_are_the_sums_of_the_steps_logprobs(tmp_path: Path) -> None:
+    with Engine.from_pretrained(model(tmp_path / "m"), device="cpu") as engine:
+        (done,) = engine.generate(PROMPTS[0], SamplingParams(max_new_tokens=10, logprobs=4))
+        assert done.logprobs is not None
+        total = sum(entry.logprob for entry in done.logprobs)
+        assert engine.score(PROMPTS[0], [done.token_ids]) == pytest.approx([total], abs=1e-4)
+        ids, wanted = zip(*done.logprobs[0].top, strict=True)
+        assert engine.next_token_logprobs(PROMPTS[0], ids)[0] == pytest.approx(list(wanted), abs=1e-5)
+
+
+def test_an_abandoned_stream_frees_the_real_cache(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m", vocab_size=400)
+    (folder / "tokenizer.model").write_bytes(small_model())
+    with Engine.from_pretrained(folder, device="cpu", max_model_len=40) as engine:
+        free = engine._cache.free_blocks
+        stream = engine.stream("the cat sat")
+        next(stream)
+        assert engine._cache.free_blocks < free
+        stream.close()
+        assert engine._cache.free_blocks == free
+
+
+def test_a_full_cache_is_refused_and_freed(tmp_path: Path) -> None:
+    with Engine.from_pretrained(model(tmp_path / "m"), device="cpu", cache_tokens=32) as engine:
+        assert engine.max_model_len == 32
+        held = engine._cache.allocate()
+        engine._cache.reserve(held, 20)  # as another request would
+        with pytest.raises(RequestError, match="raise cache_tokens"):
+            engine.generate([1, 5] * 10)
+        engine._cache.free(held)
+        assert engine._cache.free_blocks == 2
+        assert len(engine.generate([1, 5] * 10, SamplingParams(ignore_eos=True))[0].token_ids) == 12
+
+
+def test_lengths_may_be_left_to_each_other() -> None:
+    assert lengths(2048, None, None) == (2048, 2048)
+    assert lengths(2048, 512, None) == (512, 512)
+    assert lengths(2048, None, 300) == (300, 300)
+    assert lengths(2048, None, 9000) == (2048, 9000)
+    assert lengths(2048, 100, 9000) == (100, 9000)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "wanted"),
+    [
+        ({"quantize": "int8"}, BackendError, "'int8' is not available in this version"),
+        ({"quantize": "int3"}, RequestError, "quantize is 'int3'"),
+        ({"dtype": "float8"}, RequestError, "dtype is 'float8', wanted auto"),
+        ({"device": "tpu"}, BackendError, "device 'tpu' is not known"),
+        ({"max_model_len": 129}, RequestError, "max_model_len is 129, and the model's max_position_embeddings is 128"),
+        ({"max_model_len": 1}, RequestError, "max_model_len is 1, wanted an integer of at least 2"),
+        (
+            {"max_model_len": 64, "cache_tokens": 63},
+            RequestError,
+            "cache_tokens is 63, wanted an integer of at least 64",
+        ),
+        ({"threads": 0}, RequestError, "threads is 0"),
+    ],
+)
+def test_refuses_arguments_by_name(tmp_path: Path, arguments: dict, error: type, wanted: str) -> None:
+    folder = model(tmp_path / "m")
+    with pytest.raises(error, match=wanted):
+        Engine.from_pretrained(folder, **{"device": "cpu", **arguments})
+
+
+def test_memory_is_checked_before_weights_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model(tmp_path / "m")
+    read = []
+    monkeypatch.setattr(loading, "free_bytes", lambda device: 1000)
+    monkeypatch.setattr(loading, "load_weights", lambda *arguments: read.append(arguments))
+    with pytest.raises(
+        RequestError, match=r"weights 0\.1 MiB and cache 0\.1 MiB need 0\.2 MiB, and this machine has 0\.0 MiB"
+    ):
+        Engine.from_pretrained(folder, device="cpu")
+    assert read == []
+
+
+def test_a_folder_without_tokenizer_serves_ids_and_says_why_not_text(tmp_path: Path) -> None:
+    with Engine.from_pretrained(model(tmp_path / "m"), device="cpu") as engine:
+        assert engine.generate([1, 5], SamplingParams(max_new_tokens=3))[0].text == ""
+        with pytest.raises(RequestError, match=r"prompt 0, a text, needs a tokenizer: .*tokenizer\.model: absent"):
+            engine.generate("text")
+
+
+def test_a_broken_tokenizer_is_not_passed_over(tmp_path: Path) -> None:
+    folder = model(tmp_path / "m")
+    (folder / "tokenizer.model").write_bytes(b"not a model")
+    with pytest.raises(CheckpointError, match="not a sentencepiece model"):
+        Engine.from_pretrained(folder, device="cpu")
+
+
+def test_the_loop_alone_needs_only_the_parts(tmp_path: Path) -> None:
+    parts = loading.load_parts(model(tmp_path / "m"), "cpu", "float16", None, 32, None, None)
+    steps = generate(
+        parts.decoder,
+        parts.cache,
+        [1, 5],
+        SamplingParams(max_new_tokens=4, ignore_eos=True),
+        seed=0,
+        sample_index=0,
+        stop_ids=(),
+        max_length=parts.max_model_len,
+        sample=parts.sample,
+    )
+    assert len([step.token_id for step in steps]) == 4
+    assert parts.tokenizer is None
