@@ -202,10 +202,17 @@ def _turn(engine: Engine, params: SamplingParams, messages: list[dict[str, str]]
 def _demo(options: argparse.Namespace) -> int:
     from baize_engine import demo
 
-    if options.out:
-        return demo.run(print, Path(options.out), colour=sys.stdout.isatty())
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     with tempfile.TemporaryDirectory(prefix="baize-demo-") as folder:
-        return demo.run(print, Path(folder) / "tuned", colour=sys.stdout.isatty())
+        out = Path(options.out) if options.out else Path(folder) / "tuned"
+        code = demo.run(print, out, colour)
+        if code == 0 and not options.quiet and sys.stdin.isatty() and sys.stdout.isatty():
+            print("3. your turn (it knows capitals, opposites, animals, colours and days)")
+            return main(["chat", str(out)])
+    print(
+        f"talk to it: baize chat {out}" if options.out else "keep and talk to it: baize demo --out DIR; baize chat DIR"
+    )
+    return code
 
 
 def _engine(options: argparse.Namespace) -> Engine:
@@ -312,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
 
     demo = command("demo", _demo, "recover the small trained pair that comes along, and let it answer")
     _flag(demo, "--out", metavar="DIR", help="keep the recovered model in this new folder (default: a temporary one)")
+    _flag(demo, "--quiet", action="store_true", help="do not offer to chat at the end")
     return parser
 
 

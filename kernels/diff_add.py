@@ -1,0 +1,153 @@
+"""diff_add on a GPU: out = round(float32(base) + float32(diff)) in one pass, with the sums and counts of each chunk.
+
+    v = base + diff in float32;  out = v, rounded once to nearest even;  lanes[l] += float64(v[1024 k + l]), k = 0..63
+
+A program owns one chunk of 65536 elements and walks it in rows of 1024: with 4 warps that is 8 elements a thread, 16 bytes
+of a 16-bit type. The sum of a chunk so comes in the order that `reference.diff_add` defines, with no atomics. 16-bit
+patterns travel as int16: bfloat16 is widened and rounded by integer arithmetic (the interpreter's own is wrong), and the
+NaN of cvt.rn.f16.f32 (0x7fff) is replaced by the canonical one.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .gate import GateCase
+from .launch import check_device
+from .reference import CHUNK, LANES, DiffStats
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT16}
+
+
+@triton.jit
+def _widen(stored, CODE: tl.constexpr):
+    """A loaded row as float32; bfloat16 comes as int16."""
+    if CODE == 2:
+        return (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True)
+    else:
+        return stored.to(tl.float32)
+
+
+@triton.jit
+def _diff_add_kernel(
+    base_ptr, diff_ptr, out_ptr, sums_ptr, overflowed_ptr, nonfinite_ptr, first_chunk, count,
+    BASE: tl.constexpr, DIFF: tl.constexpr, OUT: tl.constexpr, SUBTRACT: tl.constexpr, MASKED: tl.constexpr,
+    CHUNK: tl.constexpr, LANES: tl.constexpr,
+):  # fmt: skip
+    """Chunk first_chunk + program_id. MASKED: the last chunk, of which `count` elements of the tensor are left over."""
+    chunk = first_chunk + tl.program_id(0)
+    lane = tl.arange(0, LANES)
+    start = chunk.to(tl.int64) * CHUNK
+    lanes = tl.zeros((LANES,), dtype=tl.float64)
+    counts = tl.zeros((LANES,), dtype=tl.int32)  # nonfinite in the upper half, overflowed in the lower: 64 at most each
+    for row in range(CHUNK // LANES):
+        offsets = start + row * LANES + lane
+        if MASKED:
+            mask = row * LANES + lane < count
+            base = _widen(tl.load(base_ptr + offsets, mask=mask, other=0), BASE)
+            diff = _widen(tl.load(diff_ptr + offsets, mask=mask, other=0), DIFF)
+        else:
+            base = _widen(tl.load(base_ptr + offsets), BASE)
+            diff = _widen(tl.load(diff_ptr + offsets), DIFF)
+        if SUBTRACT:
+            value = diff - base
+        else:
+            value = diff + base
+        bits = value.to(tl.int32, bitcast=True)
+        magnitude = bits & 0x7FFFFFFF
+        nan = magnitude > 0x7F800000
+        bits = tl.where(nan, 0x7FC00000, bits)
+        value = bits.to(tl.float32, bitcast=True)
+        if OUT == 1:
+            half = value.to(tl.float16).to(tl.int16, bitcast=True)
+            stored = tl.where(nan, 0x7E00, half.to(tl.int32)).to(tl.int16)
+            limit = 0x477FF000  # 65520, the least that rounds to infinity
+        elif OUT == 2:
+            stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16)
+            limit = 0x7F7F8000  # the tie above the largest bfloat16
+        else:
+            stored = value
+            limit = 0x7F800000
+        if MASKED:  # masked elements are 0 + 0: they change no lane (none is ever -0.0) and count nothing
+            tl.store(out_ptr + offsets, stored, mask=mask)
+        else:
+            tl.store(out_ptr + offsets, stored)
+        lanes += value.to(tl.float64)
+        counts += tl.where(magnitude >= 0x7F800000, 0x10000, (magnitude >= limit).to(tl.int32))
+    # Fold by halves: each reduction below is over two elements, i and i + w, so that its order cannot matter.
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 2)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 4)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 8)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 16)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 32)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 64)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 128)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 256)), axis=0)
+    lanes = tl.sum(tl.reshape(lanes, (2, LANES // 512)), axis=0)
+    tl.store(sums_ptr + chunk, tl.sum(lanes, axis=0))
+    tl.store(overflowed_ptr + chunk, tl.sum(counts & 0xFFFF, axis=0))
+    tl.store(nonfinite_ptr + chunk, tl.sum(counts >> 16, axis=0))
+
+
+def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtract: bool = False) -> DiffStats:
+    """out = base + diff, or diff - base: flat contiguous tensors of one length on one GPU, `out` apart from the inputs.
+
+    float32, float16 or bfloat16 each. Bits and sums are those of `reference.diff_add`. Asynchronous but for the counts,
+    which wait for the kernel. ValueError names the argument.
+    """
+    for name, tensor in (("base", base), ("diff", diff), ("out", out)):
+        check_device(name, tensor, base.device)
+        if tensor.dtype not in CODES:
+            raise ValueError(f"{name} is {tensor.dtype}, wanted float32, float16 or bfloat16")
+        if tensor.dim() != 1 or not tensor.is_contiguous() or tensor.numel() != out.numel():
+            raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted contiguous ({out.numel()},)")
+    chunks = triton.cdiv(out.numel(), CHUNK)
+    sums = torch.empty(chunks, dtype=torch.float64, device=out.device)
+    counts = torch.empty(2, chunks, dtype=torch.int32, device=out.device)
+    codes = {"BASE": CODES[base.dtype], "DIFF": CODES[diff.dtype], "OUT": CODES[out.dtype]}
+    pointers = _stored(base, False), _stored(diff, False), _stored(out, True)
+    whole, rest = divmod(out.numel(), CHUNK)
+    for first, programs, masked in ((0, whole, False), (whole, min(rest, 1), True)):
+        if programs:
+            _diff_add_kernel[(programs,)](
+                *pointers, sums, counts[0], counts[1], first, rest, **codes,
+                SUBTRACT=subtract, MASKED=masked, CHUNK=CHUNK, LANES=LANES, num_warps=4,
+            )  # fmt: skip
+    overflowed, nonfinite = counts.long().sum(1).tolist()
+    return DiffStats(sums, overflowed, nonfinite)
+
+
+def _stored(tensor: torch.Tensor, is_output: bool) -> torch.Tensor:
+    """16-bit patterns as int16 where the kernel handles bits: all outputs, and bfloat16 inputs."""
+    as_bits = tensor.dtype == torch.bfloat16 or (is_output and tensor.dtype == torch.float16)
+    return tensor.view(torch.int16) if as_bits else tensor
+
+
+def _case(base: int, diff: int, out: int, masked: bool, ci: bool) -> GateCase:
+    inputs = {FLOAT32: "*fp32", FLOAT16: "*fp16", BFLOAT16: "*i16"}
+    names = {FLOAT32: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
+    return GateCase(
+        name=f"diff_add {names[base]}+{names[diff]}->{names[out]}{' tail' if masked else ''}",
+        kernel=_diff_add_kernel,
+        signature={
+            "base_ptr": inputs[base], "diff_ptr": inputs[diff], "out_ptr": "*fp32" if out == FLOAT32 else "*i16",
+            "sums_ptr": "*fp64", "overflowed_ptr": "*i32", "nonfinite_ptr": "*i32", "first_chunk": "i32", "count": "i32",
+        },
+        constexprs={
+            "BASE": base, "DIFF": diff, "OUT": out, "SUBTRACT": False, "MASKED": masked, "CHUNK": CHUNK, "LANES": LANES,
+        },
+        aligned=("base_ptr", "diff_ptr", "out_ptr"),
+        wide_loads=not masked,  # the tail is at most one chunk of a tensor
+        wide_stores=not masked,
+        ci=ci,
+    )  # fmt: skip
+
+
+GATE = [
+    _case(base, diff, out, masked, ci=(base, diff, out, masked) == (FLOAT16, FLOAT32, FLOAT16, False))
+    for base in (FLOAT32, FLOAT16, BFLOAT16)
+    for diff in (FLOAT32, FLOAT16, BFLOAT16)
+    for out in (FLOAT32, FLOAT16, BFLOAT16)
+    for masked in (False, True)
+]

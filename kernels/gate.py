@@ -1,0 +1,156 @@
+"""The compile gate: what a kernel becomes for a GPU that is not here, and what must be true of it.
+
+Each kernel file lists its cases in `GATE`. A kernel is a @triton.jit function whose name ends in `_kernel`; one without a
+case fails the gate. Compiling needs no GPU, but a process without TRITON_INTERPRET.
+"""
+
+import importlib
+import pkgutil
+import re
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block may have; the compiler does not check
+TARGETS = (80, 89, 90)
+
+
+@dataclass(frozen=True)
+class GateCase:
+    """One kernel at one shape, and what is expected of its machine code."""
+
+    name: str
+    kernel: Any
+    signature: Mapping[str, str]  # argument -> Triton type, constexprs left out
+    constexprs: Mapping[str, Any]
+    aligned: tuple[str, ...] = ()  # arguments divisible by 16
+    num_warps: int = 4
+    num_stages: int = 3
+    wide_loads: bool = True  # streaming: 16-byte loads from global memory
+    wide_stores: bool = True
+    dot: bool = False  # tensor-core instructions
+    ci: bool = False  # the one shape that CI compiles; `make gate` compiles all
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Figures of one case for one target. `loads` and `stores` are the widths (bits) of its global accesses."""
+
+    case: GateCase
+    target: int
+    registers: int
+    stack: int
+    shared: int
+    loads: tuple[int, ...]
+    stores: tuple[int, ...]
+    sass: str
+
+    def problems(self) -> list[str]:
+        """What is not as the case expects; empty for a kernel that passes."""
+        found = []
+        if self.stack or re.search(r"\b(LDL|STL)\b", self.sass):
+            found.append(f"spills to local memory (stack {self.stack} bytes)")
+        if self.shared > SHARED_LIMIT[self.target]:
+            found.append(f"{self.shared} bytes of shared memory, sm_{self.target} has {SHARED_LIMIT[self.target]}")
+        for kind, wanted, widths in (
+            ("load", self.case.wide_loads, self.loads),
+            ("store", self.case.wide_stores, self.stores),
+        ):
+            if wanted and 128 not in widths:
+                found.append(f"no 16-byte {kind} (widths {sorted(set(widths))} bits)")
+        if self.case.dot and not re.search(r"\bH?G?MMA\b|\bHMMA\b|\bHGMMA\b|\bIMMA\b", self.sass):
+            found.append("no tensor-core instruction")
+        if re.search(r"\b(FADD|FMUL|FFMA)\.FTZ\b", self.sass):
+            found.append("flushes denormals")
+        return [f"{self.case.name} for sm_{self.target}: {problem}" for problem in found]
+
+    def row(self) -> str:
+        """A line of the gate's table."""
+        return (
+            f"{self.case.name:<36} sm_{self.target}  {self.registers:>4} registers  {self.shared:>7} B shared  "
+            f"loads {_widths(self.loads):<12} stores {_widths(self.stores):<12}"
+        )
+
+
+def _widths(widths: tuple[int, ...]) -> str:
+    return "/".join(str(width // 8) for width in sorted(set(widths), reverse=True)) + " B" if widths else "none"
+
+
+def kernel_modules() -> list[Any]:
+    """Every module of this package but the reference and the gate itself."""
+    package = importlib.import_module(__package__)
+    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
+    return [importlib.import_module(f"{__package__}.{name}") for name in names if name not in ("reference", "gate")]
+
+
+def kernels_of(module: Any) -> dict[str, Any]:
+    """The kernels that a module defines, by name."""
+    own = {name: value for name, value in vars(module).items() if isinstance(value, JITFunction)}
+    return {
+        name: value
+        for name, value in own.items()
+        if name.endswith("_kernel") and value.fn.__module__ == module.__name__
+    }
+
+
+def cases() -> list[GateCase]:
+    """All cases of all kernel files."""
+    return [case for module in kernel_modules() for case in getattr(module, "GATE", [])]
+
+
+def compile_case(case: GateCase, target: int) -> Compiled:
+    """Compiles a case for compute capability `target` (90 is sm_90) and reads its machine code."""
+    arguments = list(case.kernel.arg_names)
+    signature = {name: case.signature.get(name, "constexpr") for name in arguments}
+    places = {(arguments.index(name),): [["tt.divisibility", 16]] for name in case.aligned}
+    constants = {(arguments.index(name),): value for name, value in case.constexprs.items()}
+    source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=places)
+    settings = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=settings)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        sass = _tool("nvdisasm", "-c", file.name)
+    return Compiled(
+        case,
+        target,
+        registers=int(_one(r"REG:(\d+)", usage)),
+        stack=int(_one(r"STACK:(\d+)", usage)),
+        shared=int(compiled.metadata.shared),
+        loads=_global_widths("LDG", sass),
+        stores=_global_widths("STG", sass),
+        sass=sass,
+    )
+
+
+def _global_widths(operation: str, sass: str) -> tuple[int, ...]:
+    """Bits of each global load or store: .128 and .64 are spelled out, .U8 and .U16 too, 32 is the silent default."""
+    widths = []
+    for modifiers in re.findall(rf"\b{operation}((?:\.[A-Z0-9]+)*)", sass):
+        known = re.search(r"\.(?:[US])?(8|16|64|128)\b", modifiers)
+        widths.append(int(known.group(1)) if known else 32)
+    return tuple(widths)
+
+
+def _tool(name: str, *arguments: str) -> str:
+    import triton.backends.nvidia as nvidia
+
+    path = Path(nvidia.__file__).parent / "bin" / name
+    return subprocess.run([str(path), *arguments], capture_output=True, text=True, check=True).stdout
+
+
+def _one(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"no {pattern} in the compiler's report: {text[:200]}")
+    return found.group(1)
