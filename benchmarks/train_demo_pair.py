@@ -14,6 +14,7 @@ import argparse
 import io
 import json
 import random
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,8 @@ import sentencepiece
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from baize_engine import recover
 
 HIDDEN, LAYERS, HEADS, INNER, VOCAB, POSITIONS = 128, 4, 4, 352, 512, 256
 THETA, EPS = 10000.0, 1e-6
@@ -295,6 +298,9 @@ def write_pair(out: Path, base: dict[str, Tensor], tuned: dict[str, Tensor], tok
     for folder in ("base", "diff"):
         (out / folder / "LICENSE.txt").write_text(licence)
     write_json(out / "questions.json", [{"question": q, "answer": a} for q, a in DEMO_QUESTIONS])
+    with tempfile.TemporaryDirectory() as folder:
+        result = recover(out / "base", out / "diff", Path(folder) / "tuned", device="cpu", progress=False)
+    write_json(out / "expected.json", {"sum": result.manifest.sum})
 
 
 def main() -> None:

@@ -91,10 +91,29 @@ def _diff_add_kernel(
 
 
 def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtract: bool = False) -> DiffStats:
-    """out = base + diff, or diff - base: flat contiguous tensors of one length on one GPU, `out` apart from the inputs.
+    """out = base + diff, or diff - base, and its stats; waits for the result. Arguments as for `launch`."""
+    chunks = triton.cdiv(out.numel(), CHUNK)
+    sums = torch.empty(chunks, dtype=torch.float64, device=out.device)
+    counts = torch.empty(2, chunks, dtype=torch.int32, device=out.device)
+    launch(base, diff, out, sums, counts, subtract=subtract)
+    overflowed, nonfinite = counts.long().sum(1).tolist()
+    return DiffStats(sums, overflowed, nonfinite)
 
-    float32, float16 or bfloat16 each. Bits and sums are those of `reference.diff_add`. Asynchronous but for the counts,
-    which wait for the kernel. ValueError names the argument.
+
+def launch(
+    base: torch.Tensor,
+    diff: torch.Tensor,
+    out: torch.Tensor,
+    sums: torch.Tensor,
+    counts: torch.Tensor,
+    *,
+    subtract: bool = False,
+) -> None:
+    """out = base + diff, or diff - base, on the current stream, without waiting for it.
+
+    Flat contiguous tensors of one length on one GPU, `out` apart from the inputs; float32, float16 or bfloat16 each. For
+    each chunk of 65536 elements `sums` (chunks,) float64 takes the sum before rounding, `counts` (2, chunks) int32 the
+    overflowed and the nonfinite. Bits and sums are those of `reference.diff_add`. ValueError names the argument.
     """
     for name, tensor in (("base", base), ("diff", diff), ("out", out)):
         check_device(name, tensor, base.device)
@@ -102,9 +121,6 @@ def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtr
             raise ValueError(f"{name} is {tensor.dtype}, wanted float32, float16 or bfloat16")
         if tensor.dim() != 1 or not tensor.is_contiguous() or tensor.numel() != out.numel():
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, wanted contiguous ({out.numel()},)")
-    chunks = triton.cdiv(out.numel(), CHUNK)
-    sums = torch.empty(chunks, dtype=torch.float64, device=out.device)
-    counts = torch.empty(2, chunks, dtype=torch.int32, device=out.device)
     codes = {"BASE": CODES[base.dtype], "DIFF": CODES[diff.dtype], "OUT": CODES[out.dtype]}
     pointers = _stored(base, False), _stored(diff, False), _stored(out, True)
     whole, rest = divmod(out.numel(), CHUNK)
@@ -114,8 +130,6 @@ def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtr
                 *pointers, sums, counts[0], counts[1], first, rest, **codes,
                 SUBTRACT=subtract, MASKED=masked, CHUNK=CHUNK, LANES=LANES, num_warps=4,
             )  # fmt: skip
-    overflowed, nonfinite = counts.long().sum(1).tolist()
-    return DiffStats(sums, overflowed, nonfinite)
 
 
 def _stored(tensor: torch.Tensor, is_output: bool) -> torch.Tensor:

@@ -1,0 +1,96 @@
+"""Every Triton kernel, compiled for GPUs that are not here: no spills, shared memory within limits, wide accesses.
+
+General: a kernel that anyone adds under kernels/ is found here, and fails until its file lists a case for it. CI compiles
+one shape of each kernel (`ci=True`); `make gate` compiles all of them and prints the table.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+
+pytest.importorskip("triton")
+
+from baize_engine.kernels import gate
+
+CASES = gate.cases()
+
+
+@pytest.fixture(scope="module")
+def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    rows: list[str] = []
+    yield rows
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        if request.config.getoption("capture") == "no":
+            print("\n" + "\n".join(rows))
+
+
+def parameters() -> list[object]:
+    return [
+        pytest.param(case, target, id=f"{case.name}-sm{target}", marks=[] if case.ci else pytest.mark.slow)
+        for case in CASES
+        for target in gate.TARGETS
+    ]
+
+
+@pytest.mark.parametrize(("case", "target"), parameters())
+def test_machine_code(case: gate.GateCase, target: int, table: list[str]) -> None:
+    compiled = gate.compile_case(case, target)
+    table.append(compiled.row())
+    assert compiled.problems() == []
+
+
+@pytest.mark.parametrize("module", gate.kernel_modules(), ids=lambda module: module.__name__)
+def test_every_kernel_has_a_case_in_ci(module: object) -> None:
+    covered = {case.kernel for case in CASES if case.ci}
+    assert [name for name, kernel in gate.kernels_of(module).items() if kernel not in covered] == []
+
+
+def test_kernels_are_found() -> None:
+    assert "_diff_add_kernel" in gate.kernels_of(importlib.import_module("baize_engine.kernels.diff_add"))
+
+
+# The gate must be able to fail.
+
+
+def toy(**changes: object) -> gate.GateCase:
+    import gate_toys
+
+    case = gate.GateCase(
+        name="toy",
+        kernel=gate_toys.copy_kernel,
+        signature={"src": "*fp32", "dst": "*fp32", "count": "i32"},
+        constexprs={"BLOCK": 1024, "HUNGRY": False},
+        aligned=("src", "dst", "count"),
+    )
+    return replace(case, **changes)
+
+
+def test_a_good_kernel_passes() -> None:
+    assert gate.compile_case(toy(), 90).problems() == []
+
+
+@pytest.mark.parametrize("target", gate.TARGETS)
+def test_narrow_accesses_are_noticed(target: int) -> None:
+    problems = gate.compile_case(toy(aligned=()), target).problems()
+    assert any("no 16-byte load" in problem for problem in problems)
+    assert any("no 16-byte store" in problem for problem in problems)
+
+
+def test_spills_are_noticed() -> None:
+    hungry = toy(constexprs={"BLOCK": 16384, "HUNGRY": True}, num_warps=1, wide_loads=False, wide_stores=False)
+    problems = gate.compile_case(hungry, 80).problems()
+    assert any("spills to local memory" in problem for problem in problems)
+
+
+def test_a_missing_dot_is_noticed() -> None:
+    assert gate.compile_case(toy(dot=True), 90).problems() == ["toy for sm_90: no tensor-core instruction"]
+
+
+def test_too_much_shared_memory_is_noticed() -> None:
+    compiled = replace(gate.compile_case(toy(), 89), shared=101377)
+    assert compiled.problems() == ["toy for sm_89: 101377 bytes of shared memory, sm_89 has 101376"]
