@@ -84,7 +84,7 @@ _NAMES: dict[tuple[str, str], Any] = {
 }
 
 
-class _Machine(pickle._Unpickler):  # type: ignore[name-defined]
+class _Machine(pickle._Unpickler):
     """The allow-list. The pure-Python machine: the C one lets a program allocate by naming a huge memo index."""
 
     def find_class(self, module: str, name: str) -> Any:

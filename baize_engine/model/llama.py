@@ -119,7 +119,9 @@ class Llama:
 
     def _set_inputs(self, token_ids: list[list[int]], sequences: list[Sequence], cache: KVCache) -> None:
         """Writes a step's tokens, positions, cache rows and tables into the buffers that the plan reads."""
-        positions, slots, starts, lens = [], [], [0], []
+        positions: list[int] = []
+        slots: list[int] = []
+        starts, lens = [0], []
         for number, (ids, sequence) in enumerate(zip(token_ids, sequences, strict=True)):
             end = sequence.length + len(ids)
             positions += range(sequence.length, end)

@@ -48,7 +48,7 @@ class CudaAdder:
         """Pinned memory: what the bus copies from and to without a detour."""
         import torch
 
-        return memoryview(torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy())
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
     def add(
         self,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -175,8 +175,8 @@ def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, wo
 
 
 def _check_configs(configs: list[dict[str, Any]], base: CheckpointIndex, other: CheckpointIndex) -> None:
-    normalised: list[Mapping[str, Any]] = [config_file.normalise(config) for config in configs]
-    check_configs(*normalised, str(base.folder / "config.json"), str(other.folder / "config.json"))
+    first, second = (config_file.normalise(config) for config in configs)
+    check_configs(first, second, str(base.folder / "config.json"), str(other.folder / "config.json"))
 
 
 def _unchanged(before: list[SourceFile], index: CheckpointIndex, with_hash: bool) -> list[SourceFile]:

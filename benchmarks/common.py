@@ -1,0 +1,178 @@
+"""What every benchmark shares: repeated timing, the machine's ceilings, child processes, and the form of a report."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Seconds of repeated runs."""
+
+    median: float
+    p20: float
+    p80: float
+
+    @classmethod
+    def of(cls, seconds: Iterable[float]) -> Spread:
+        ordered = sorted(seconds)
+
+        def at(share: float) -> float:
+            place = share * (len(ordered) - 1)
+            low = int(place)
+            high = min(low + 1, len(ordered) - 1)
+            return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+        return cls(at(0.5), at(0.2), at(0.8))
+
+
+def measure(run: Callable[[], object], runs: int, warmup: int = 1) -> Spread:
+    """Seconds of `run`, `warmup` uncounted calls first."""
+    for _ in range(warmup):
+        run()
+    seconds = []
+    for _ in range(runs):
+        begin = time.perf_counter()
+        run()
+        seconds.append(time.perf_counter() - begin)
+    return Spread.of(seconds)
+
+
+def memory_bandwidth(threads: int) -> dict[str, float]:
+    """GB/s that this machine reads, and copies (bytes read plus written), with torch on `threads` threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        source = torch.ones(64 << 20, dtype=torch.float32)  # 256 MiB: no cache holds it
+        target = torch.zeros_like(source)
+        read = measure(source.sum, 7).median
+        copy = measure(lambda: target.copy_(source), 7).median
+    finally:
+        torch.set_num_threads(before)
+    return {"read": source.nbytes / read / 1e9, "copy": 2 * source.nbytes / copy / 1e9}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished child process: wall and CPU seconds, peak resident bytes, exit code, and what it printed."""
+
+    wall: float
+    cpu: float
+    peak: int
+    code: int
+    output: str
+
+
+def run_child(command: Sequence[str | os.PathLike[str]]) -> Run:
+    """Runs `command` by itself and reads the system's own account of it.
+
+    A launcher process in between, fresh and small, does the fork: a child's peak begins at what its parent had resident.
+    """
+    launcher = (
+        "import os, sys, time, json; begin = time.perf_counter();"
+        "pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ);"
+        "_, status, usage = os.wait4(pid, 0);"
+        "print('\\n' + json.dumps([time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024,"
+        " os.waitstatus_to_exitcode(status)]))"
+    )
+    words = [sys.executable, "-S", "-E", "-c", launcher, *map(os.fspath, command)]
+    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
+    output, _, account = done.stdout.rstrip("\n").rpartition("\n")
+    wall, cpu, peak, code = json.loads(account)
+    return Run(wall, cpu, peak, code, output)
+
+
+def drop_cache(folders: Iterable[Path]) -> None:
+    """Makes the next read of these files come from the disk: written back, then dropped from the page cache."""
+    for folder in folders:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                fd = os.open(path, os.O_RDONLY)
+                os.fsync(fd)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.close(fd)
+
+
+def device_name(device: str = "cpu") -> str:
+    """The GPU's name, or the processor's with the number of cores this process may use."""
+    if device != "cpu":
+        import torch
+
+        return str(torch.cuda.get_device_name(device))
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{names[0] if names else platform.processor()}, {len(os.sched_getaffinity(0))} cores"
+
+
+def commit() -> str:
+    """The commit of this checkout, marked where the tree differs from it; "unknown" outside a checkout."""
+    here = Path(__file__).resolve().parent
+    found = subprocess.run(
+        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+def versions(*names: str) -> dict[str, str]:
+    """Versions of Python and of installed packages; "absent" for those that are not."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the report there")
+    return made
+
+
+def report(
+    bench: str, rows: list[dict[str, Any]], options: argparse.Namespace, device: str = "cpu", **facts: Any
+) -> None:
+    """Prints the rows as a table for people and the whole as one JSON object on the last line."""
+    for row in table(rows):
+        print(row)
+    whole = {
+        "bench": bench,
+        "device": device_name(device),
+        "commit": commit(),
+        "versions": versions("torch", "triton", "numpy", "transformers"),
+        **facts,
+        "rows": rows,
+    }
+    if options.json:
+        options.json.write_text(json.dumps(whole, indent=1) + "\n")
+    print(json.dumps(whole))
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """Rows of equal or different keys as aligned lines, the head first; numbers with four digits that matter."""
+    heads = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [heads, *([_cell(row.get(head, "")) for head in heads] for row in rows)]
+    widths = [max(len(line[n]) for line in cells) for n in range(len(heads))]
+    return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
