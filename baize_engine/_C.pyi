@@ -1,6 +1,7 @@
 """The C++ host kernels. Buffers are any C-contiguous objects of the buffer protocol, taken as bytes; the GIL is dropped.
 
-dtypes are "float32", "float16" or "bfloat16". Wrong sizes, types, overlaps or names raise ValueError.
+dtypes are "float32", "float16" or "bfloat16". Wrong sizes, names, overlaps, read-only or strided memory raise ValueError that
+names the argument, what it got and what it wanted; a variant that this processor cannot run raises RuntimeError.
 """
 
 from typing_extensions import Buffer
@@ -33,12 +34,14 @@ def diff_add(
     All three buffers hold the same number of elements; `out` is writable and overlaps neither input. Every NaN becomes the
     canonical positive quiet NaN. Returns (sums of the chunks of CHUNK elements before rounding, finite sums that became
     infinite, sums that were NaN or infinite). The contract, with the order of the sums, is `diff_add` of
-    kernels/reference.py; results depend neither on `variant` nor on `threads`. RuntimeError where this processor cannot
-    run `variant`.
+    kernels/reference.py; results depend neither on `variant` nor on `threads` (1 to 1024).
     """
 
 def add_rows(acc: Buffer, rows: Buffer, dtype: str) -> None:
     """acc[c] += rows[r, c] for each row in order, in float64. `acc`: writable float64, one a column; `rows`: whole rows."""
 
-def widen(src: Buffer, dtype: str, out: Buffer) -> None:
-    """out = float32(src), exact. `out`: writable, 4 bytes an element of `src`."""
+def widen(src: Buffer, dtype: str, out: Buffer, *, variant: str | None = None) -> None:
+    """out = float32(src), exact; a signalling float16 NaN becomes quiet. `out`: writable, 4 bytes an element of `src`.
+
+    `variant` as in diff_add; None takes the best that this processor runs. All give equal bits.
+    """
