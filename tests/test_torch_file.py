@@ -227,7 +227,7 @@ def test_random_damage_is_an_error_or_harmless(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(40), "v": torch.ones(3, 3).half()}, tmp_path / "whole")
     whole = (tmp_path / "whole").read_bytes()
     rng, refused = random.Random(0), 0
-    for _ in range(800):
+    for _ in range(300):
         damaged = bytearray(whole)
         for _ in range(rng.randint(1, 4)):
             damaged[rng.randrange(len(damaged))] = rng.randrange(256)
@@ -237,4 +237,4 @@ def test_random_damage_is_an_error_or_harmless(tmp_path: Path) -> None:
                 assert entry.offset + entry.nbytes <= len(damaged)
         except BaizeError:
             refused += 1
-    assert refused > 300
+    assert refused > 100
