@@ -52,7 +52,9 @@ class Shape:
 
 
 PRESETS = {
-    "tiny": Shape(layers=2, heads=4, hidden=64, intermediate=176, vocabulary=1000, positions=256),
+    "tiny": Shape(
+        layers=2, heads=4, hidden=64, intermediate=176, vocabulary=1000, positions=256, base_shards=2, diff_shards=3
+    ),
     "125m": Shape(layers=12, heads=12, hidden=768, intermediate=2048),
     "1b": Shape(layers=22, heads=32, hidden=2048, intermediate=5632),
     "7b": Shape(layers=32, heads=32, hidden=4096, intermediate=11008, base_shards=2, diff_shards=3),
