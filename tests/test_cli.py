@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import slow_recover
 import tiny
 
 from baize_engine.cli import main
@@ -92,23 +93,11 @@ def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> None:
-    cfg = tiny.config(hidden_size=512, intermediate_size=4096, num_hidden_layers=24)
-    base, diff = tiny.write_pair(tmp_path, cfg=cfg)
-    out = tmp_path / "tuned"
-    command = [
-        sys.executable,
-        "-m",
-        "baize_engine",
-        "recover",
-        "--path_raw",
-        base,
-        "--path_diff",
-        diff,
-        "--path_tuned",
-        out,
-    ]
-    child = subprocess.Popen([*map(str, command)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+def test_interruption_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals) -> None:
+    out = tmp_path / "new" / "tuned"
+    command = [sys.executable, slow_recover.__file__, "0.5", "recover", "--device", "cpu"]
+    command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
@@ -117,7 +106,7 @@ def test_interruption_leaves_nothing(tmp_path: Path, sent: signal.Signals) -> No
     assert child.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
-    assert not out.exists()
+    assert not (tmp_path / "new").exists()
 
 
 def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> None:

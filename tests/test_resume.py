@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
@@ -11,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+import slow_recover
 import tiny
 
 from baize_engine import recover, verify
@@ -32,10 +32,9 @@ def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def kill_after(pair: tuple[Path, Path], out: Path, lines: int) -> int:
     """Starts a recovery and kills it (SIGKILL) once its journal has `lines` lines; the tensors it had noted."""
-    command = [sys.executable, "-m", "baize_engine", "recover", "--device", "cpu"]
+    command = [sys.executable, slow_recover.__file__, "0.02", "recover", "--device", "cpu"]
     command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
-    slow = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=slow)
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = out / JOURNAL_NAME
     deadline = time.monotonic() + 60
     while child.poll() is None and time.monotonic() < deadline:

@@ -47,9 +47,10 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[s
 
 def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
     config = {key: value for key, value in raw.items() if key != "_name_or_path"}  # a path on its author's machine
-    config["dtype" if "dtype" in config and "torch_dtype" not in config else "torch_dtype"] = dtype
-    if "dtype" in config:
-        config["dtype"] = dtype
+    for key in [key for key in ("torch_dtype", "dtype") if key in config] or [
+        "torch_dtype"
+    ]:  # as transformers 4 or 5 spell it
+        config[key] = dtype
     config["vocab_size"] = vocab_size
     return (json.dumps(config, indent=2) + "\n").encode()
 

@@ -1,0 +1,27 @@
+"""`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
+
+python slow_recover.py SECONDS recover --path_raw ...      sleeps that long before each write of a tensor's piece
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from baize_engine.checkpoint.writer import CheckpointWriter
+from baize_engine.cli import main
+
+
+def slow_down(seconds: float) -> None:
+    write = CheckpointWriter.write
+
+    def slow(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
+        time.sleep(seconds)
+        write(self, name, offset, view)
+
+    CheckpointWriter.write = slow  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    slow_down(float(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))
