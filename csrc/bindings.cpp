@@ -2,6 +2,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <optional>
 #include <string>
 
 #include "diff_add.h"
@@ -21,11 +22,14 @@ Dtype dtype_of(const std::string& name, const char* argument) {
 // The bytes of a C-contiguous buffer, held for the duration of a call.
 class Bytes {
    public:
-    Bytes(const py::buffer& buffer, const char* argument, bool writable) : info_(buffer.request(writable)) {
+    Bytes(const py::buffer& buffer, const char* argument, bool writable) : info_(request(buffer, argument, writable)) {
+        if (info_.size == 0) return;
         py::ssize_t expected = info_.itemsize;
         for (auto axis = info_.ndim - 1; axis >= 0; --axis) {
             if (info_.shape[axis] > 1 && info_.strides[axis] != expected)
-                throw py::value_error(std::string(argument) + " is not C-contiguous");
+                throw py::value_error(std::string(argument) + " has stride " + std::to_string(info_.strides[axis]) +
+                                      " in dimension " + std::to_string(axis) + ", wanted " + std::to_string(expected) +
+                                      " (C-contiguous)");
             expected *= info_.shape[axis];
         }
     }
@@ -33,6 +37,12 @@ class Bytes {
     size_t size() const { return size_t(info_.size) * size_t(info_.itemsize); }
 
    private:
+    static py::buffer_info request(const py::buffer& buffer, const char* argument, bool writable) {
+        py::buffer_info info = buffer.request();
+        if (writable && info.readonly) throw py::value_error(std::string(argument) + " is read-only, wanted writable memory");
+        return info;
+    }
+
     py::buffer_info info_;
 };
 
@@ -49,10 +59,10 @@ size_t elements(const Bytes& bytes, Dtype dtype, const char* argument) {
     return bytes.size() / itemsize(dtype);
 }
 
-void check_apart(const Bytes& written, const Bytes& read, const char* argument) {
+void check_apart(const Bytes& written, const char* written_argument, const Bytes& read, const char* argument) {
     const auto w = reinterpret_cast<uintptr_t>(written.data()), r = reinterpret_cast<uintptr_t>(read.data());
     if (w < r + read.size() && r < w + written.size())
-        throw py::value_error(std::string("out overlaps ") + argument + ", wanted memory of its own");
+        throw py::value_error(std::string(written_argument) + " overlaps " + argument + ", wanted memory of its own");
 }
 
 const Variant& find(const std::string& name) {
@@ -62,6 +72,12 @@ const Variant& find(const std::string& name) {
         known += (known.empty() ? "" : ", ") + std::string(variant.name);
     }
     throw py::value_error("variant is '" + name + "', wanted one of " + known);
+}
+
+const Variant& find_runnable(const std::string& name) {
+    const Variant& row = find(name);
+    if (const char* reason = row.why_not()) throw std::runtime_error("variant '" + name + "' cannot run: " + reason);
+    return row;
 }
 
 std::vector<std::string> variant_names() {
@@ -84,11 +100,11 @@ py::tuple py_diff_add(const py::buffer& base, const std::string& base_dtype, con
     const size_t count = elements(to, o, "out");
     check_size(from, count * itemsize(b), "base");
     check_size(with, count * itemsize(d), "diff");
-    check_apart(to, from, "base");
-    check_apart(to, with, "diff");
-    if (threads < 1) throw py::value_error("threads is " + std::to_string(threads) + ", wanted at least 1");
-    const Variant& row = find(variant);
-    if (const char* reason = row.why_not()) throw std::runtime_error("variant " + variant + ": " + reason);
+    check_apart(to, "out", from, "base");
+    check_apart(to, "out", with, "diff");
+    if (threads < 1 || threads > kMaxThreads)
+        throw py::value_error("threads is " + std::to_string(threads) + ", wanted 1 to " + std::to_string(kMaxThreads));
+    const Variant& row = find_runnable(variant);
     std::vector<double> sums((count + kChunk - 1) / kChunk);
     Counts counts;
     {
@@ -103,6 +119,7 @@ void py_add_rows(const py::buffer& sums, const py::buffer& rows, const std::stri
     const Bytes to(sums, "acc", true), from(rows, "rows", false);
     if (to.size() == 0 || to.size() % sizeof(double) || reinterpret_cast<uintptr_t>(to.data()) % sizeof(double))
         throw py::value_error("acc has " + std::to_string(to.size()) + " bytes, wanted aligned float64 values");
+    check_apart(to, "acc", from, "rows");
     const size_t columns = to.size() / sizeof(double), row = columns * itemsize(kind);
     if (from.size() % row)
         throw py::value_error("rows has " + std::to_string(from.size()) + " bytes, wanted whole rows of " + std::to_string(row));
@@ -110,14 +127,16 @@ void py_add_rows(const py::buffer& sums, const py::buffer& rows, const std::stri
     add_rows(reinterpret_cast<double*>(to.data()), columns, {from.data(), kind}, from.size() / row);
 }
 
-void py_widen(const py::buffer& values, const std::string& dtype, const py::buffer& out) {
+void py_widen(const py::buffer& values, const std::string& dtype, const py::buffer& out,
+              const std::optional<std::string>& variant) {
     const Dtype kind = dtype_of(dtype, "dtype");
     const Bytes from(values, "src", false), to(out, "out", true);
     const size_t count = elements(from, kind, "src");
     check_size(to, count * sizeof(float), "out");
-    check_apart(to, from, "src");
+    check_apart(to, "out", from, "src");
+    const Variant& row = variant ? find_runnable(*variant) : best_variant();
     py::gil_scoped_release release;
-    best_variant().widen({from.data(), kind}, reinterpret_cast<float*>(to.data()), count);
+    row.widen({from.data(), kind}, to.data(), count);
 }
 
 }  // namespace
@@ -132,5 +151,6 @@ PYBIND11_MODULE(_C, module) {
                py::arg("out"), py::arg("out_dtype"), py::kw_only(), py::arg("variant"), py::arg("threads") = 1,
                py::arg("subtract") = false);
     module.def("add_rows", &py_add_rows, py::arg("acc"), py::arg("rows"), py::arg("dtype"));
-    module.def("widen", &py_widen, py::arg("src"), py::arg("dtype"), py::arg("out"));
+    module.def("widen", &py_widen, py::arg("src"), py::arg("dtype"), py::arg("out"), py::kw_only(),
+               py::arg("variant") = py::none());
 }

@@ -26,13 +26,15 @@ Counts diff_add(const Variant& variant, Operand base, Operand diff, Target out, 
     const auto chunks = static_cast<int64_t>((count + kChunk - 1) / kChunk);
     int64_t overflowed = 0, nonfinite = 0;
 #ifdef _OPENMP
-#pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(+ : overflowed, nonfinite)
+    const int team = int(std::min<int64_t>(threads, std::max<int64_t>(chunks, 1)));
+#pragma omp parallel for num_threads(team) if (team > 1) schedule(static) reduction(+ : overflowed, nonfinite)
 #else
     (void)threads;
 #endif
     for (int64_t n = 0; n < chunks; ++n) {
         const size_t begin = size_t(n) * kChunk, size = std::min(kChunk, count - begin);
         Counts counts;
+        const DefaultFloatState state;  // of this thread; the call by pointer keeps the compiler from moving work out of it
         chunk_sums[n] = variant.chunk({base.data + begin * itemsize(base.dtype), base.dtype},
                                       {diff.data + begin * itemsize(diff.dtype), diff.dtype},
                                       {out.data + begin * itemsize(out.dtype), out.dtype}, size, subtract, counts);
@@ -47,7 +49,8 @@ void add_rows(double* sums, size_t columns, Operand rows, size_t count) {
     const Variant& variant = best_variant();
     std::vector<float> row(columns);
     for (size_t r = 0; r < count; ++r) {
-        variant.widen({rows.data + r * columns * itemsize(rows.dtype), rows.dtype}, row.data(), columns);
+        variant.widen({rows.data + r * columns * itemsize(rows.dtype), rows.dtype},
+                      reinterpret_cast<uint8_t*>(row.data()), columns);
         for (size_t c = 0; c < columns; ++c) sums[c] += row[c];
     }
 }

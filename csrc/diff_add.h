@@ -11,6 +11,7 @@ namespace baize {
 
 constexpr size_t kLanes = 1024;   // float64 accumulators of a chunk, 8 KiB: they stay in the first-level cache
 constexpr size_t kChunk = 65536;  // elements whose sum is taken as one, so that threads and pieces do not change it
+constexpr int kMaxThreads = 1024;  // libgomp ends the process where it cannot start a thread: refuse absurd numbers
 
 struct Operand {
     const uint8_t* data;
@@ -27,10 +28,10 @@ struct Counts {
     int64_t nonfinite = 0;   // sums that are NaN or infinite
 };
 
-// One chunk of at most kChunk elements; returns its sum.
+// One chunk of at most kChunk elements; returns its sum. Called under the default floating-point state.
 using ChunkFunction = double (*)(Operand base, Operand diff, Target out, size_t count, bool subtract, Counts& counts);
-// float32(values): exact for every type.
-using WidenFunction = void (*)(Operand values, float* out, size_t count);
+// float32(values), exact, to any address; only a signalling float16 NaN changes: it becomes quiet.
+using WidenFunction = void (*)(Operand values, uint8_t* out, size_t count);
 
 struct Variant {
     const char* name;
@@ -45,7 +46,8 @@ const std::vector<Variant>& variants();
 // The first variant without objection.
 const Variant& best_variant();
 
-// The whole array in chunks dealt to `threads`; `chunk_sums` has one entry a chunk. The result does not depend on `threads`.
+// The whole array in chunks dealt to at most `threads`; `chunk_sums` has one entry a chunk. The result does not depend on
+// `threads`.
 Counts diff_add(const Variant& variant, Operand base, Operand diff, Target out, size_t count, bool subtract, int threads,
                 double* chunk_sums);
 

@@ -1,13 +1,14 @@
 // AVX-512 (F, BW, DQ, VL): 16 elements at a time.
-#include "float_state.h"
 #include "variants.h"
 
 #if defined(__x86_64__)
 
-// Every header is included above: what they define inline must stay code for the plain processor.
+#include <immintrin.h>
+
+#if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593: its own AVX-512 headers warn
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")
+#endif
+#define BAIZE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,f16c")))
 
 namespace {
 
@@ -15,7 +16,7 @@ struct Vec {
     static constexpr size_t width = 16;
 
     template <baize::Dtype D>
-    static __m512 load(const uint8_t* at) {
+    BAIZE_TARGET static __m512 load(const uint8_t* at) {
         if constexpr (D == baize::Dtype::float32) {
             return _mm512_loadu_ps(at);
         } else {
@@ -26,7 +27,7 @@ struct Vec {
     }
 
     template <baize::Dtype D>
-    static void store(uint8_t* at, __m512 value) {
+    BAIZE_TARGET static void store(uint8_t* at, __m512 value) {
         if constexpr (D == baize::Dtype::float32) {
             _mm512_storeu_ps(at, value);
         } else {
@@ -43,34 +44,32 @@ struct Vec {
         }
     }
 
-    static __m512 add(__m512 left, __m512 right) { return _mm512_add_ps(left, right); }
-    static __m512 subtract(__m512 left, __m512 right) { return _mm512_sub_ps(left, right); }
+    BAIZE_TARGET static __m512 add(__m512 left, __m512 right) { return _mm512_add_ps(left, right); }
+    BAIZE_TARGET static __m512 subtract(__m512 left, __m512 right) { return _mm512_sub_ps(left, right); }
 
-    static __m512 canonical(__m512 value) {
+    BAIZE_TARGET static __m512 canonical(__m512 value) {
         const __m512 nan = _mm512_castsi512_ps(_mm512_set1_epi32(0x7fc00000));
         return _mm512_mask_mov_ps(value, _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q), nan);
     }
 
-    static void accumulate(double* lanes, __m512 value) {
+    BAIZE_TARGET static void accumulate(double* lanes, __m512 value) {
         const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(value));
         const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1));
         _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), low));
         _mm512_storeu_pd(lanes + 8, _mm512_add_pd(_mm512_loadu_pd(lanes + 8), high));
     }
 
-    static bool any_at_least(__m512 value, uint32_t limit) {
+    BAIZE_TARGET static bool any_at_least(__m512 value, uint32_t limit) {
         const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0x7fffffff));
         return _mm512_cmpge_epu32_mask(magnitude, _mm512_set1_epi32(int(limit))) != 0;
     }
 
-    static void bits(uint32_t* out, __m512 value) { _mm512_storeu_ps(out, value); }
+    BAIZE_TARGET static void bits(uint32_t* out, __m512 value) { _mm512_storeu_ps(out, value); }
 };
 
 }  // namespace
 
 #include "diff_add_body.inc"
-
-#pragma GCC pop_options
 
 namespace baize {
 

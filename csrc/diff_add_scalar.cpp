@@ -1,6 +1,7 @@
 // The variant for every processor, and the one that others are compared with.
-#include "float_state.h"
 #include "variants.h"
+
+#define BAIZE_TARGET
 
 namespace {
 

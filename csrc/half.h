@@ -19,12 +19,12 @@ inline float float_of(uint32_t bits) {
     return value;
 }
 
-// Exact: every float16 is a float32.
+// Exact: every float16 is a float32. A signalling NaN becomes quiet with its payload kept, as in F16C.
 inline float half_to_float(uint16_t half) {
     const uint32_t sign = uint32_t(half & 0x8000u) << 16;
     const uint32_t exponent = (half >> 10) & 0x1fu;
     uint32_t mantissa = half & 0x3ffu;
-    if (exponent == 31) return float_of(sign | 0x7f800000u | mantissa << 13);
+    if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa ? 0x400000u : 0u) | mantissa << 13);
     if (exponent != 0) return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
     if (mantissa == 0) return float_of(sign);
     uint32_t shift = 0;  // a subnormal: bring its leading one to bit 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import struct
 
 import numpy as np
 import pytest
@@ -57,7 +58,8 @@ def chunk_sums(value: torch.Tensor) -> list[float]:
 
 def same(got: list[float], wanted: list[float]) -> bool:
     return len(got) == len(wanted) and all(
-        a == b or (math.isnan(a) and math.isnan(b)) for a, b in zip(got, wanted, strict=True)
+        struct.pack("d", a) == struct.pack("d", b) or (math.isnan(a) and math.isnan(b))  # 0.0 is not -0.0
+        for a, b in zip(got, wanted, strict=True)
     )
 
 
@@ -154,14 +156,37 @@ def test_any_alignment(variant: str, shift: int) -> None:
 def test_flushing_denormals_elsewhere_changes_nothing(variant: str) -> None:
     base, diff = draw(5000, torch.float32, 9) * 1e-3, draw(5000, torch.float32, 10) * 1e-3
     wanted = oracle(base, diff, "float32", False)
-    out = bytearray(20000)
-    torch.set_flush_denormal(True)
+    out, left, right = bytearray(20000), as_bytes(base), as_bytes(diff)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
     try:
-        got = _C.diff_add(as_bytes(base), "float32", as_bytes(diff), "float32", out, "float32", variant=variant)
+        got = _C.diff_add(left, "float32", right, "float32", out, "float32", variant=variant)
+        flushed = torch.tensor([1e-40]) + torch.tensor([1e-40])  # the state is the caller's again
     finally:
         torch.set_flush_denormal(False)
     assert out == wanted[0]
     assert same(got[0], wanted[1])
+    assert flushed.item() == 0
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("count", [65536, 3])  # 3: the scalar path of the wide variants
+def test_widen_of_every_16_bit_pattern(variant: str, dtype: str, count: int) -> None:
+    every = np.arange(65536, dtype=np.uint16)
+    wanted = torch.from_numpy(every.view(np.int16)).view(DTYPES[dtype]).float().numpy().view(np.uint32).copy()
+    nan = (every & 0x7FFF) > (0x7C00 if dtype == "float16" else 0x7F80)
+    wide = every[nan].astype(np.uint32)
+    if dtype == "float16":  # the payload kept, the quiet bit set, as F16C does
+        wanted[nan] = (wide & 0x8000) << 16 | 0x7FC00000 | (wide & 0x3FF) << 13
+    else:  # bits moved, nothing else
+        wanted[nan] = wide << 16
+    starts = range(0, 65536, count) if count == 65536 else [0, 1, 0x3FF, 0x7BFE, 0x7C00, 0x7DFF, 0x7F81, 0xFC01, 0xFFFD]
+    for start in starts:
+        memory = bytearray(b"\xa5" * (4 * count + 32))
+        _C.widen(every[start : start + count], dtype, memoryview(memory)[17 : 17 + 4 * count], variant=variant)
+        assert bytes(memory[17 : 17 + 4 * count]) == wanted[start : start + count].tobytes()
+        assert memory[:17] == b"\xa5" * 17
+        assert memory[17 + 4 * count :] == b"\xa5" * 15
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -190,8 +215,10 @@ GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16"
         ({"out": bytearray(7)}, "out has 7 bytes, wanted a multiple of 2"),
         ({"out_dtype": "float8"}, "out_dtype is 'float8'"),
         ({"variant": "mmx"}, "variant is 'mmx', wanted one of"),
-        ({"threads": 0}, "threads is 0"),
-        ({"base": memoryview(bytes(16))[::2]}, "base is not C-contiguous"),
+        ({"threads": 0}, "threads is 0, wanted 1 to 1024"),
+        ({"threads": 100_000}, "threads is 100000, wanted 1 to 1024"),
+        ({"base": memoryview(bytes(16))[::2]}, "base has stride 2 in dimension 0, wanted 1"),
+        ({"out": bytes(8)}, "out is read-only"),
     ],
 )
 def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
@@ -201,9 +228,44 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
         _C.diff_add(*positional, **call)
 
 
-def test_read_only_and_overlapping_outputs_are_refused() -> None:
-    with pytest.raises(BufferError):
-        _C.diff_add(bytes(8), "float16", bytes(16), "float32", bytes(8), "float16", variant="scalar")
+def test_overlapping_memory_is_refused() -> None:
     memory = memoryview(bytearray(64))
     with pytest.raises(ValueError, match="out overlaps base"):
         _C.diff_add(memory[:8], "float16", bytes(16), "float32", memory[6:14], "float16", variant="scalar")
+    with pytest.raises(ValueError, match="out overlaps diff"):
+        _C.diff_add(bytes(8), "float16", memory[:16], "float32", memory[:8], "float16", variant="scalar")
+    with pytest.raises(ValueError, match="out overlaps src"):
+        _C.widen(memory[:8], "float16", memory[4:20])
+    with pytest.raises(ValueError, match="acc overlaps rows"):
+        _C.add_rows(memory[:16], memory[8:16], "float32")
+
+
+def test_neighbouring_and_empty_memory_is_taken() -> None:
+    memory = memoryview(bytearray(64))
+    assert _C.diff_add(
+        memory[:8], "float16", memory[8:24], "float32", memory[24:32], "float16", variant="scalar"
+    ) == ([0.0], 0, 0)  # fmt: skip
+    _C.widen(np.zeros((2, 0), np.float16), "float16", np.zeros((2, 0), np.float32))
+    assert bytes(memory) == bytes(64)
+
+
+def test_wrong_rows_and_sums_are_named() -> None:
+    with pytest.raises(ValueError, match="rows has 6 bytes, wanted whole rows of 8"):
+        _C.add_rows(bytearray(32), bytes(6), "float16")
+    with pytest.raises(ValueError, match="acc has 12 bytes, wanted aligned float64"):
+        _C.add_rows(bytearray(12), bytes(6), "float16")
+    with pytest.raises(ValueError, match="out has 8 bytes, wanted 16"):
+        _C.widen(bytes(8), "float16", bytearray(8))
+
+
+def test_variants_are_listed_best_first_and_unable_ones_raise() -> None:
+    names = _C.diff_add_variants()
+    order = ["avx512", "avx2", "scalar"]
+    assert names == [name for name in order if name in names]
+    assert _C.why_not("scalar") is None
+    with pytest.raises(ValueError, match="variant is 'mmx', wanted one of"):
+        _C.why_not("mmx")
+    for name in names:
+        if reason := _C.why_not(name):
+            with pytest.raises(RuntimeError, match=reason):
+                _C.widen(bytes(8), "float16", bytearray(16), variant=name)

@@ -200,7 +200,9 @@ class _Archive:
         if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
             raise CheckpointError(f"{where}: the entry {name} is compressed or encrypted, wanted it stored plainly")
         if not 0 <= entry.header_offset < self._size:
-            raise CheckpointError(f"{where}: the entry {name} is said to begin at byte {entry.header_offset} of {self._size}")
+            raise CheckpointError(
+                f"{where}: the entry {name} is said to begin at byte {entry.header_offset} of {self._size}"
+            )
         self._file.seek(entry.header_offset)
         header = self._file.read(LOCAL_HEADER.size)
         if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
