@@ -102,9 +102,9 @@ def main() -> int:
     options.add_argument("--elements", type=int, default=1 << 24)
     options.add_argument("--runs", type=int, default=15)
     chosen = options.parse_args()
-    report("diff_add", cpu_rows(chosen.elements, chosen.runs), chosen) if not torch.cuda.is_available() else report(
-        "diff_add", gpu_rows(chosen.elements, chosen.runs), chosen, "cuda"
-    )
+    on_gpu = torch.cuda.is_available()
+    rows = (gpu_rows if on_gpu else cpu_rows)(chosen.elements, chosen.runs)
+    report("diff_add", rows, chosen, "cuda" if on_gpu else "cpu")
     return 0
 
 
