@@ -18,7 +18,10 @@ class ConfigError(BaizeError, ValueError):
 
 
 class OutputError(BaizeError, OSError):
-    """The output folder cannot take the result: not empty, no space, not writable."""
+    """The output folder cannot take the result: not empty, no space, not writable. Raised with (errno, message)."""
+
+    def __str__(self) -> str:
+        return self.strerror or super().__str__()  # without the "[Errno 39]" that OSError puts in front
 
 
 class BackendError(BaizeError, RuntimeError):

@@ -39,7 +39,8 @@ class Bytes {
    private:
     static py::buffer_info request(const py::buffer& buffer, const char* argument, bool writable) {
         py::buffer_info info = buffer.request();
-        if (writable && info.readonly) throw py::value_error(std::string(argument) + " is read-only, wanted writable memory");
+        if (writable && info.readonly)
+            throw py::value_error(std::string(argument) + " is read-only, wanted writable memory");
         return info;
     }
 
@@ -109,7 +110,8 @@ py::tuple py_diff_add(const py::buffer& base, const std::string& base_dtype, con
     Counts counts;
     {
         py::gil_scoped_release release;
-        counts = diff_add(row, {from.data(), b}, {with.data(), d}, {to.data(), o}, count, subtract, threads, sums.data());
+        counts = diff_add(row, {from.data(), b}, {with.data(), d}, {to.data(), o}, count, subtract, threads,
+                          sums.data());
     }
     return py::make_tuple(sums, counts.overflowed, counts.nonfinite);
 }
@@ -122,7 +124,8 @@ void py_add_rows(const py::buffer& sums, const py::buffer& rows, const std::stri
     check_apart(to, "acc", from, "rows");
     const size_t columns = to.size() / sizeof(double), row = columns * itemsize(kind);
     if (from.size() % row)
-        throw py::value_error("rows has " + std::to_string(from.size()) + " bytes, wanted whole rows of " + std::to_string(row));
+        throw py::value_error("rows has " + std::to_string(from.size()) + " bytes, wanted whole rows of " +
+                              std::to_string(row));
     py::gil_scoped_release release;
     add_rows(reinterpret_cast<double*>(to.data()), columns, {from.data(), kind}, from.size() / row);
 }

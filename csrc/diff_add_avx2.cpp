@@ -63,7 +63,9 @@ struct Vec {
         return _mm256_movemask_epi8(_mm256_cmpgt_epi32(magnitude, _mm256_set1_epi32(int(limit - 1)))) != 0;
     }
 
-    BAIZE_TARGET static void bits(uint32_t* out, __m256 value) { _mm256_storeu_ps(reinterpret_cast<float*>(out), value); }
+    BAIZE_TARGET static void bits(uint32_t* out, __m256 value) {
+        _mm256_storeu_ps(reinterpret_cast<float*>(out), value);
+    }
 };
 
 }  // namespace

@@ -220,6 +220,8 @@ def check_output(folder: Path, nbytes: int) -> None:
                 f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
             )
     existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise OutputError(errno.ENOTDIR, f"{existing} is not a folder, so {folder} cannot be made in it")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise OutputError(errno.EACCES, f"{existing} is not writable, so {folder} cannot be made")
     stat = os.statvfs(existing)
