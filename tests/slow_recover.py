@@ -5,6 +5,7 @@ python slow_recover.py SECONDS recover --path_raw ...      sleeps that long befo
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 
@@ -23,5 +24,8 @@ def slow_down(seconds: float) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs, CI's perhaps, start with it ignored
     slow_down(float(sys.argv[1]))
     sys.exit(main(sys.argv[2:]))
