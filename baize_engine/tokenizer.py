@@ -10,7 +10,6 @@ given, because configs of early converters carry wrong ones.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import sentencepiece
 
+from baize_engine.checkpoint import strict_json
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.generation.text import SPACE, IncrementalDecoder
 
@@ -179,10 +179,10 @@ def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
     if not isinstance(decoder, dict):
         raise CheckpointError(f"{path}: added_tokens_decoder is {decoder!r}, wanted an object of ids")
     for key, entry in decoder.items():
-        text = entry.get("content") if isinstance(entry, dict) else None
-        if not key.isdecimal() or not isinstance(text, str) or not text:
+        content = entry.get("content") if isinstance(entry, dict) else None
+        if not key.isdecimal() or not isinstance(content, str) or not content:
             raise CheckpointError(f"{path}: added_tokens_decoder {key!r}: {entry!r}, wanted an id and its content")
-        added[text] = (int(key), bool(entry.get("special")) or text in named)
+        added[content] = (int(key), bool(entry.get("special")) or content in named)
     return added
 
 
@@ -192,13 +192,5 @@ def _named_special(special_map: dict) -> set[str]:
     return {text for text in texts if isinstance(text, str)}
 
 
-def _read_json(path: Path) -> dict:
-    if not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as bad:
-        raise CheckpointError(f"{path}: not JSON ({bad})") from bad
-    if not isinstance(found, dict):
-        raise CheckpointError(f"{path}: holds a {type(found).__name__}, wanted a JSON object")
-    return found
+def _read_json(path: Path) -> dict[str, Any]:
+    return strict_json.read(path) if path.is_file() else {}

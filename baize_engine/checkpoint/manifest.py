@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from baize_engine.checkpoint import strict_json
 from baize_engine.errors import CheckpointError
 
 MANIFEST_NAME = "baize_manifest.json"
@@ -80,15 +81,10 @@ def sha256_of(content: bytes) -> str:
 def read_manifest(folder: Path) -> Manifest:
     """The manifest of a result; CheckpointError if it is absent, of another version or damaged."""
     path = folder / MANIFEST_NAME
-    try:
-        raw: Any = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise CheckpointError(
-            f"{path} is absent: only folders written by recover or make_diff can be verified"
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not JSON ({error})") from None
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+    if not path.exists():
+        raise CheckpointError(f"{path} is absent: only folders written by recover or make_diff can be verified")
+    raw = strict_json.read(path)
+    if raw.get("format") != FORMAT:
         raise CheckpointError(f'{path}: not a manifest of this tool (no "format": "{FORMAT}")')
     if raw.get("version") != VERSION:
         raise CheckpointError(f"{path}: manifest version {raw.get('version')!r}, wanted {VERSION}")
