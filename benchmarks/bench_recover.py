@@ -1,9 +1,10 @@
 """baize recover against a plain copy of the same bytes, and against the reference method, on the same files in one run.
 
 The ceiling is the disk: `copy` reads base and diff and writes as many bytes as the result has through the same workers,
-buffers and writer, with the kernel and the hash left out; `buffered copy` is a plain program with two readers and a writer.
-`reference` is what weight_diff.py does: both models whole in float32 by transformers, add_, save_pretrained. The result of
-recover is compared with the reference formula before anything is timed.
+buffers and writer, with the kernel, the mean row and the hash left out; `buffered copy` is a plain program with two readers
+and a writer. `reference` is what weight_diff.py does: both models whole in float32 by transformers, add_, save_pretrained;
+its result is twice as large and not synced, its GB/s count recover's bytes. The result of recover is compared with the
+reference formula before anything is timed, the reference's own result after its run.
 """
 
 from __future__ import annotations
@@ -16,21 +17,27 @@ import statistics
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from common import Run, Spread, drop_cache, parser, report, run_child
-from shapes import PRESETS
+from shapes import PRESETS, preset_of
 
+from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import aligned_buffer
 
 BLOCK = 8 << 20
 CHECKED = ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight")
 
 
-def check_result(base: Path, diff: Path, tuned: Path) -> None:
-    """Compares some tensors, those that grow among them, with float32(base) + float32(diff) rounded once."""
+def check_result(base: Path, diff: Path, tuned: Path, with_mean_row: bool = True) -> None:
+    """Compares some tensors, those that grow among them, with float32(base) + float32(diff) rounded once.
+
+    `with_mean_row` is off for the reference: torch's float32 mean depends on its order of summation.
+    """
     import torch
 
     from baize_engine.checkpoint.index import read_index
@@ -45,11 +52,13 @@ def check_result(base: Path, diff: Path, tuned: Path) -> None:
     indexes = [read_index(folder) for folder in (base, diff, tuned)]
     for name in CHECKED:
         left, right, got = (load(index, name) for index in indexes)
-        left = left.float()
-        if right.shape[0] > left.shape[0]:
+        left, rows = left.float(), left.shape[0]
+        if right.shape[0] > rows and with_mean_row:
             left = torch.cat([left, left.double().mean(0, keepdim=True).float()])
+        elif right.shape[0] > rows:
+            right, got = right[:rows], got[:rows]
         wanted = (left + right.float()).to(got.dtype)
-        if not torch.equal(got.view(torch.int16), wanted.view(torch.int16)):
+        if not torch.equal(got.view(torch.uint8), wanted.view(torch.uint8)):
             raise SystemExit(f"{tuned}: {name} is not float32(base) + float32(diff) rounded once")
 
 
@@ -81,13 +90,18 @@ class NoHash:
 
 
 def copy(base: Path, diff: Path, out: Path) -> None:
-    """The same plan, workers, reads and writes as recover, and nothing else."""
+    """The same plan, workers, reads and writes as recover, and nothing else.
+
+    The rows that only the diff has are left out (some 10 KB each): with them a worker would sum the base's columns.
+    """
     from baize_engine.checkpoint.index import read_index
     from baize_engine.checkpoint.writer import CheckpointWriter, lay_out
     from baize_engine.recovery.plan import plan
     from baize_engine.recovery.stream import stream
 
-    work = plan(read_index(base), read_index(diff), "float16")
+    left, right = read_index(base), read_index(diff)
+    cut = {name: replace(entry, shape=left.entries[name].shape) for name, entry in right.entries.items()}
+    work = plan(left, replace(right, entries=cut), "float16")
     with CheckpointWriter(out, lay_out(job.spec for job in work.jobs)) as writer:
         stream(work, writer, CopyAdder, make_hash=NoHash)
         writer.finish({})
@@ -127,8 +141,10 @@ def reference(base: Path, diff: Path, out: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    tuned = AutoModelForCausalLM.from_pretrained(diff, dtype=torch.float32)
-    raw = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    tuned, raw = (
+        load(folder, torch_dtype=torch.float32) for folder in (diff, base)
+    )  # the script's spelling: 4 and 5 take it
     rows = raw.get_input_embeddings().weight.shape[0]
     extra = tuned.get_input_embeddings().weight.shape[0] - rows
     if extra:
@@ -151,13 +167,17 @@ def child(method: str, base: Path, diff: Path, out: Path) -> list[str]:
     return [sys.executable, str(Path(__file__).resolve()), "--method", method, str(base), str(diff), str(out)]
 
 
-def once(method: str, base: Path, diff: Path, out: Path, cold: bool) -> Run:
-    shutil.rmtree(out, ignore_errors=True)
+def once(method: str, base: Path, diff: Path, out: Path, cold: bool, look: Callable[[], None] = lambda: None) -> Run:
+    """One run in a child, `look` at its result, and the result removed."""
     if cold:
         drop_cache([base, diff])
-    run = run_child(child(method, base, diff, out))
-    if run.code:
-        raise SystemExit(f"{method} failed with {run.code}:\n{run.output}")
+    try:
+        run = run_child(child(method, base, diff, out))
+        if run.code:
+            raise SystemExit(f"{method} failed with {run.code}:\n{run.output}")
+        look()
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
     return run
 
 
@@ -173,16 +193,26 @@ def summary(method: str, runs: list[Run], moved: int, floor: float, slowest: flo
 
 
 def bench(options: argparse.Namespace, base: Path, diff: Path, out: Path) -> list[dict[str, Any]]:
-    once("recover", base, diff, out, cold=False)  # the warm-up, and what is checked
-    check_result(base, diff, out)
-    read = sum(path.stat().st_size for folder in (base, diff) for path in folder.glob("*.bin"))
-    moved = read + sum(path.stat().st_size for path in out.glob("*.safetensors"))
+    written = 0
+
+    def look() -> None:
+        nonlocal written
+        check_result(base, diff, out)
+        written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
+
+    once("recover", base, diff, out, False, look)  # the warm-up, and what is checked
+    moved = written + sum(path.stat().st_size for folder in (base, diff) for path in folder.glob("*.bin"))
     runs: dict[str, list[Run]] = {"recover": [], "copy": [], "buffered copy": []}
-    for _ in range(options.runs):
-        for method, done in runs.items():  # in turn, so that a drifting machine hits all alike
-            done.append(once(method, base, diff, out, options.cold))
+    order = list(runs)
+    for _ in range(options.runs):  # in turn, so that a drifting machine hits all alike; each comes first once
+        for method in order:
+            runs[method].append(once(method, base, diff, out, options.cold))
+        order = order[1:] + order[:1]
     if options.reference_runs and find_spec("transformers"):
-        runs["reference"] = [once("reference", base, diff, out, options.cold) for _ in range(options.reference_runs)]
+        runs["reference"] = [
+            once("reference", base, diff, out, options.cold, lambda: check_result(base, diff, out, with_mean_row=False))
+            for _ in range(options.reference_runs)
+        ]
     floor = statistics.median(run.wall for run in runs["copy"])
     slowest = statistics.median(run.wall for run in runs["reference"]) if "reference" in runs else None
     return [summary(method, done, moved, floor, slowest) for method, done in runs.items()]
@@ -191,8 +221,12 @@ def bench(options: argparse.Namespace, base: Path, diff: Path, out: Path) -> lis
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="1b")
-    options.add_argument("--pair", type=Path, default=None, help="folder with base/ and diff/; made if it has none")
-    options.add_argument("--out", type=Path, default=None, help="folder for results, emptied after each run")
+    options.add_argument(
+        "--pair", type=Path, default=None, help="folder with base/ and diff/; made, and kept, if it has none"
+    )
+    options.add_argument(
+        "--out", type=Path, default=None, help="folder on the disk to be measured; results come and go there"
+    )
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--reference_runs", type=int, default=1, help="0 leaves the reference method out")
     options.add_argument("--warm", dest="cold", action="store_false", help="leave the files in the page cache")
@@ -208,11 +242,18 @@ def main() -> int:
         if not base.exists():
             from make_pair import make_pair  # here, because it imports torch and the children, which are timed, do not
 
-            make_pair(chosen.preset, pair)
-        rows = bench(chosen, base, diff, (chosen.out or Path(scratch)) / "tuned")
+            try:
+                make_pair(chosen.preset, pair)
+            except ValueError as error:  # no room
+                raise SystemExit(str(error)) from error
         if chosen.out:
-            shutil.rmtree(chosen.out / "tuned")
-    report("recover", rows, chosen, preset=chosen.preset, cache="cold" if chosen.cold else "warm")
+            chosen.out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(
+            prefix="baize-bench-", dir=chosen.out or scratch
+        ) as made:  # never the user's own
+            rows = bench(chosen, base, diff, Path(made) / "tuned")
+        preset = preset_of(read_config(base))
+    report("recover", rows, chosen, facts={"preset": preset, "cache": "cold" if chosen.cold else "warm"})
     return 0
 
 

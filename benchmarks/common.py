@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
+import mmap
 import os
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -88,7 +90,7 @@ def run_child(command: Sequence[str | os.PathLike[str]]) -> Run:
         "print('\\n' + json.dumps([time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024,"
         " os.waitstatus_to_exitcode(status)]))"
     )
-    words = [sys.executable, "-S", "-E", "-c", launcher, *map(os.fspath, command)]
+    words = [sys.executable, "-S", "-E", "-c", launcher, *(str(word) for word in command)]
     done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
     output, _, account = done.stdout.rstrip("\n").rpartition("\n")
     wall, cpu, peak, code = json.loads(account)
@@ -96,14 +98,36 @@ def run_child(command: Sequence[str | os.PathLike[str]]) -> Run:
 
 
 def drop_cache(folders: Iterable[Path]) -> None:
-    """Makes the next read of these files come from the disk: written back, then dropped from the page cache."""
-    for folder in folders:
-        for path in sorted(folder.rglob("*")):
-            if path.is_file():
-                fd = os.open(path, os.O_RDONLY)
-                os.fsync(fd)
-                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                os.close(fd)
+    """Makes the next read of these files come from the disk: written back, then dropped from the page cache.
+
+    Needs no privilege and touches no other file. That the pages are gone is looked up, not believed: where files live in
+    memory (tmpfs) or another process maps them, a "cold" figure would be false, and SystemExit names the file.
+    """
+    for path in (path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()):
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(fd)
+        if cached := cached_bytes(path):
+            raise SystemExit(f"{path}: {cached} bytes stay in the page cache, so no run is cold here; use --warm")
+
+
+def cached_bytes(path: Path) -> int:
+    """Bytes of the file's first 64 MiB that are in the page cache, by mincore, which reads nothing itself."""
+    length = min(path.stat().st_size, 64 << 20)
+    if length == 0:
+        return 0
+    libc = ctypes.CDLL(None, use_errno=True)
+    present = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY) as view:
+        first = ctypes.c_char.from_buffer(view)
+        failed = libc.mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(length), present)
+        del first  # the mapping cannot be closed while it is referred to
+    if failed:
+        raise OSError(ctypes.get_errno(), f"mincore of {path} failed")
+    return sum(page & 1 for page in present) * mmap.PAGESIZE
 
 
 def device_name(device: str = "cpu") -> str:
@@ -119,14 +143,13 @@ def device_name(device: str = "cpu") -> str:
 
 
 def commit() -> str:
-    """The commit of this checkout, marked where the tree differs from it; "unknown" outside a checkout."""
+    """The commit of this checkout, "-dirty" behind it where tracked files differ; "unknown" outside one or without git."""
     here = Path(__file__).resolve().parent
-    found = subprocess.run(
-        ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12"],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    describe = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]  # no tag names
+    try:
+        found = subprocess.run(describe, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return "unknown"
     return found.stdout.strip() if found.returncode == 0 else "unknown"
 
 
@@ -148,9 +171,13 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def report(
-    bench: str, rows: list[dict[str, Any]], options: argparse.Namespace, device: str = "cpu", **facts: Any
+    bench: str,
+    rows: list[dict[str, Any]],
+    options: argparse.Namespace,
+    device: str = "cpu",
+    facts: Mapping[str, object] | None = None,
 ) -> None:
-    """Prints the rows as a table for people and the whole as one JSON object on the last line."""
+    """Prints the rows as a table for people and the whole, `facts` beside the rows, as one JSON object on the last line."""
     for row in table(rows):
         print(row)
     whole = {
@@ -158,7 +185,7 @@ def report(
         "device": device_name(device),
         "commit": commit(),
         "versions": versions("torch", "triton", "numpy", "transformers"),
-        **facts,
+        **(facts or {}),
         "rows": rows,
     }
     if options.json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -60,3 +61,12 @@ PRESETS = {
     "7b": Shape(layers=32, heads=32, hidden=4096, intermediate=11008, base_shards=2, diff_shards=3),
     "13b": Shape(layers=40, heads=40, hidden=5120, intermediate=13824, base_shards=3, diff_shards=6),
 }
+
+
+def preset_of(config: Mapping[str, object]) -> str:
+    """The preset that a base's config.json describes, so that a report names the pair it measured; else "other"."""
+    for name, shape in PRESETS.items():
+        wanted = shape.config(shape.vocabulary, "float16")
+        if all(config.get(key) == wanted[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")):
+            return name
+    return "other"

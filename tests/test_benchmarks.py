@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
+import bench_decode
+import bench_diff_add
+import bench_recover
 import pytest
+import torch
 from assets import REPO
+from common import Spread, cached_bytes, commit, drop_cache, run_child
+from make_pair import make_pair
+from shapes import PRESETS
 
-from baize_engine import recover
+from baize_engine import backend, recover
 from baize_engine.checkpoint.index import read_index
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.llama import Llama
 
 BENCHMARKS = REPO / "benchmarks"
 
@@ -26,53 +39,54 @@ def run(script: str, *arguments: object) -> dict:
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("pair")
-    command = [sys.executable, str(BENCHMARKS / "make_pair.py"), "--preset", "tiny", str(out)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    make_pair("tiny", out)
     return out
 
 
-def test_make_pair_has_the_published_shape(pair: Path) -> None:
-    base, diff = read_index(pair / "base"), read_index(pair / "diff")
-    assert {entry.dtype for entry in base.entries.values()} == {"float16"}
-    assert {entry.dtype for entry in diff.entries.values()} == {"float32"}
-    assert base.entries.keys() == diff.entries.keys()
-    assert any(name.endswith("rotary_emb.inv_freq") for name in base.entries)
-    assert (len(base.files), len(diff.files)) == (2, 3)
-    assert diff.entries["lm_head.weight"].shape[0] == base.entries["lm_head.weight"].shape[0] + 1
-
-
-def test_make_pair_does_not_overwrite(pair: Path) -> None:
-    command = [sys.executable, str(BENCHMARKS / "make_pair.py"), "--preset", "tiny", str(pair)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 1
-    assert "exists already" in done.stderr
+def weights(folder: Path, pattern: str) -> dict[str, int]:
+    return {path.name: path.stat().st_size for path in folder.glob(pattern)}
 
 
 def test_bench_recover(pair: Path, tmp_path: Path) -> None:
-    found = run(
-        "bench_recover.py",
-        "--preset",
-        "tiny",
-        "--pair",
-        pair,
-        "--runs",
-        1,
-        "--reference_runs",
-        0,
-        "--json",
-        tmp_path / "r",
-    )
-    assert found == json.loads((tmp_path / "r").read_text())
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned/mine").touch()  # the folder is a user's: what is in it stays
+    file, short = tmp_path / "report.json", ["--runs", 1, "--reference_runs", 0, "--warm"]
+    found = run("bench_recover.py", "--preset", "1b", "--pair", pair, "--out", tmp_path, "--json", file, *short)
+    assert found == json.loads(file.read_text())
     assert {"bench", "device", "commit", "versions", "rows"} <= found.keys()
+    assert (found["bench"], found["preset"], found["cache"]) == ("recover", "tiny", "warm")
     rows = {row["method"]: row for row in found["rows"]}
     assert rows.keys() == {"recover", "copy", "buffered copy"}
     assert rows["recover"]["reference_to_it"] == "not measured"
-    assert all(row["wall_s"] > 0 and row["peak_MiB"] > 1 for row in rows.values())
+    assert rows["copy"]["to_copy"] == 1
+    assert all(row["p20"] <= row["wall_s"] <= row["p80"] and row["peak_MiB"] > 1 for row in rows.values())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "tuned"]
+    assert (tmp_path / "tuned/mine").exists()
+
+
+def test_the_copies_write_what_recover_writes(pair: Path, tmp_path: Path) -> None:
+    base, diff = pair / "base", pair / "diff"
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    bench_recover.copy(base, diff, tmp_path / "copy")
+    bench_recover.buffered_copy(base, diff, tmp_path / "buffered")
+    size = sum(weights(tmp_path / "tuned", "*.safetensors").values())
+    rows = 2 * 64 * 2  # bytes of the two rows that only the diff has
+    assert sum(weights(tmp_path / "copy", "*.safetensors").values()) == pytest.approx(size - rows, abs=64)
+    assert sum(weights(tmp_path / "buffered", "data").values()) == pytest.approx(size, rel=0.02)
+    copied = next((tmp_path / "copy").glob("*.safetensors")).read_bytes()
+    assert copied.count(0) < len(copied) / 50  # random bytes: no disk stores them as nothing
+
+
+def test_the_reference_method_is_the_same_sum(pair: Path, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    bench_recover.reference(pair / "base", pair / "diff", tmp_path / "tuned")
+    entries = read_index(tmp_path / "tuned").entries
+    assert {entry.dtype for entry in entries.values()} == {"float32"}
+    assert entries["lm_head.weight"].shape[0] == 1001
+    bench_recover.check_result(pair / "base", pair / "diff", tmp_path / "tuned", with_mean_row=False)
 
 
 def test_bench_recover_notices_a_wrong_result(pair: Path, tmp_path: Path) -> None:
-    import bench_recover
-
     out = tmp_path / "tuned"
     recover(pair / "base", pair / "diff", out, device="cpu", progress=False)
     bench_recover.check_result(pair / "base", pair / "diff", out)
@@ -84,30 +98,61 @@ def test_bench_recover_notices_a_wrong_result(pair: Path, tmp_path: Path) -> Non
         bench_recover.check_result(pair / "base", pair / "diff", out)
 
 
+def test_a_wrong_result_ends_the_program(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user would see it: a recover that writes another pair's result makes the script fail before it times anything."""
+    make_pair("tiny", tmp_path / "other", seed=5)
+    child = bench_recover.child
+
+    def wrong(method: str, base: Path, diff: Path, out: Path) -> list[str]:
+        return child(method, tmp_path / "other/base", diff, out)
+
+    monkeypatch.setattr(bench_recover, "child", wrong)
+    monkeypatch.setattr(sys, "argv", ["bench_recover.py", "--pair", str(pair), "--out", str(tmp_path), "--warm"])
+    with pytest.raises(SystemExit, match="is not float32"):
+        bench_recover.main()
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
 def test_bench_diff_add() -> None:
     found = run("bench_diff_add.py", "--elements", 70000, "--runs", 2)
     names = {row["implementation"] for row in found["rows"]}
     assert {"cpp-scalar", "torch"} <= names or "triton" in names
     assert all(row["GB/s"] > 0 and row["ceiling_GB/s"] > 0 for row in found["rows"])
+    assert all(row["ms_p20"] <= row["ms"] <= row["ms_p80"] for row in found["rows"])
+
+
+@pytest.mark.parametrize(("part", "message"), [("bits", "its bits are not"), ("sums", "its sums or counts are not")])
+def test_bench_diff_add_notices(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = bench_diff_add.cpp
+
+    def wrong(variant: str, threads: int, *tensors: torch.Tensor) -> Callable[[], Any]:
+        def run_it() -> Any:
+            sums, overflowed, nonfinite = right(variant, threads, *tensors)()
+            if part == "bits":
+                tensors[2].view(torch.int16)[-1] ^= 1
+            else:
+                sums[-1] += 1e-9
+            return sums, overflowed, nonfinite
+
+        return run_it
+
+    monkeypatch.setattr(bench_diff_add, "cpp", wrong)
+    monkeypatch.setattr(bench_diff_add, "memory_bandwidth", lambda threads: {"read": 1.0, "copy": 1.0})
+    with pytest.raises(SystemExit, match=message):
+        bench_diff_add.cpu_rows(70000, 1)
 
 
 def test_bench_decode() -> None:
-    found = run("bench_decode.py", "--preset", "tiny", "--contexts", 20, "--batches", 1, 3, "--steps", 3)
+    found = run("bench_decode.py", "--preset", "tiny", "--contexts", 20, "--batches", 1, 3, "--steps", 3, "--runs", 2)
     ours = [row for row in found["rows"] if row["engine"].startswith("baize")]
     assert [row["batch"] for row in ours] == [1, 3]
-    assert all(row["ms/token"] > 0 and row["ttft_ms"] > 0 for row in ours)
+    assert all(0 < row["p20"] <= row["ms/token"] <= row["p80"] for row in ours)
+    assert all(0 < row["ttft_p20"] <= row["ttft_ms"] <= row["ttft_p80"] for row in ours)
+    assert found["baseline"] == ("measured" if find_spec("transformers") else "not measured")
 
 
 def test_bench_decode_notices_wrong_ids() -> None:
     pytest.importorskip("transformers")
-    import bench_decode
-    import torch
-    from shapes import PRESETS
-
-    from baize_engine import backend
-    from baize_engine.model.config import ModelConfig
-    from baize_engine.model.llama import Llama
-
     shape = PRESETS["tiny"]
     weights = bench_decode.random_weights(shape, torch.float32, "cpu")
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float32"))
@@ -118,17 +163,44 @@ def test_bench_decode_notices_wrong_ids() -> None:
         bench_decode.check(Llama(config, weights, backend.ops("cpu")), baseline, shape.vocabulary)
 
 
-def test_parameter_counts_are_the_published_ones() -> None:
-    from shapes import PRESETS
-
-    assert PRESETS["7b"].parameters == 6_738_415_616
-    assert PRESETS["13b"].parameters == 13_015_864_320
-
-
 def test_a_childs_peak_is_its_own() -> None:
-    from common import run_child
-
+    ballast = bytearray(300 << 20)  # in this process: a child that was forked from it would begin with as much
+    ballast[::4096] = b"x" * len(ballast[::4096])
     small = run_child([sys.executable, "-S", "-c", "pass"])
     large = run_child([sys.executable, "-S", "-c", "b = bytearray(200 << 20); b[::4096] = b'x' * len(b[::4096])"])
     assert small.peak < 100 << 20 < 200 << 20 <= large.peak
-    assert run_child([sys.executable, "-c", "import sys; print('out'); sys.exit(3)"]).code == 3
+    assert len(ballast) == 300 << 20
+    failed = run_child([sys.executable, "-c", "import sys; print('out'); sys.exit(3)"])
+    assert (failed.code, failed.output) == (3, "out\n")
+
+
+def test_spread() -> None:
+    spread = Spread.of([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
+    assert (spread.p20, spread.median, spread.p80) == (2.0, 3.5, 5.0)
+    assert Spread.of([7.0]) == Spread(7.0, 7.0, 7.0)
+
+
+def test_dropped_files_are_not_in_the_page_cache(tmp_path: Path) -> None:
+    file = tmp_path / "data"
+    file.write_bytes(bytes(1 << 20))
+    assert cached_bytes(file) == 1 << 20
+    refused = ""
+    try:
+        drop_cache([tmp_path])
+    except SystemExit as error:  # a filesystem in memory: then the refusal is what is wanted
+        refused = str(error)
+    left = cached_bytes(file)
+    assert refused.startswith(f"{file}: {left} bytes stay") if left else not refused
+
+
+def test_a_run_is_not_called_cold_where_pages_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").write_bytes(bytes(1 << 20))
+    monkeypatch.setattr("os.posix_fadvise", lambda *arguments: None)
+    with pytest.raises(SystemExit, match="stay in the page cache"):
+        drop_cache([tmp_path])
+
+
+def test_the_commit_is_this_checkouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert re.fullmatch(r"[0-9a-f]{12,}(-dirty)?|unknown", commit())
+    monkeypatch.setenv("PATH", "")
+    assert commit() == "unknown"  # no git
