@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TESTS ?= tests
 
-.PHONY: demo test lint gate bench clean
+.PHONY: demo test lint gate gpu bench clean
 
 demo: $(STAMP)
 	$(BIN)/baize demo
@@ -18,9 +18,19 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# every kernel, every shape, compiled for sm_80, sm_89 and sm_90; no GPU needed
+# every kernel, every shape, compiled for sm_80, sm_89 and sm_90; no GPU needed. TRITON=3.6.0 compiles with that version.
 gate: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py
+ifdef TRITON
+	test -d .triton/$(TRITON) || $(BIN)/python -m pip install --quiet --no-deps --target .triton/$(TRITON) triton==$(TRITON)
+	PYTHONPATH=.triton/$(TRITON) $(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_launches.py
+else
+	$(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_launches.py
+endif
+
+# On a machine with a GPU, with the packages it has and no network: what the host's C++ variants, the GPU and the benchmarks say.
+gpu:
+	$(PYTHON) setup.py --quiet build_ext --inplace
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu_report.py
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/bench_diff_add.py
@@ -35,4 +45,4 @@ $(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/*)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build baize_engine/_C*.so *.egg-info
+	rm -rf $(VENV) .triton build baize_engine/_C*.so *.egg-info

@@ -17,15 +17,17 @@ _HOMES = {
     "recover": "baize_engine.recovery.recover",
     "make_diff": "baize_engine.recovery.make_diff",
     "verify": "baize_engine.recovery.verify",
+    "quantize": "baize_engine.model.quantize",
     "BaizeError": "baize_engine.errors",
 }
 
-__all__ = ["BaizeError", "Completion", "Engine", "SamplingParams", "make_diff", "recover", "verify"]
+__all__ = ["BaizeError", "Completion", "Engine", "SamplingParams", "make_diff", "quantize", "recover", "verify"]
 
 if TYPE_CHECKING:
     from baize_engine.engine import Completion, Engine
     from baize_engine.errors import BaizeError
     from baize_engine.generation.params import SamplingParams
+    from baize_engine.model.quantize import quantize
     from baize_engine.recovery.make_diff import make_diff
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.verify import verify

@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, wraps
 from typing import TYPE_CHECKING, Any
 
 from baize_engine.errors import BackendError
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from baize_engine.recovery.adders import Adder
 
 VARIABLE = "BAIZE_BACKEND"
-DECODER_OPS = ("embed", "rms_norm", "linear", "add", "rope_and_store", "attention", "silu_mul", "sample")
+# op -> the file under kernels/ that has it for a GPU
+DECODER_OPS = {
+    "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
+    "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
+}  # fmt: skip
 OPS = ("diff_add", *DECODER_OPS)
 
 
@@ -36,7 +40,10 @@ class Ops:
     """The decoder's ops, chosen for one device: attributes named as in `kernels/reference.py`."""
 
     def __init__(self, device: str) -> None:
+        from baize_engine.kernels.reference import BEST_BLOCK
+
         self.device = device
+        self.BEST_BLOCK = BEST_BLOCK
         self.rows = {op: choose(op, device) for op in DECODER_OPS}
         for op, row in self.rows.items():
             setattr(self, op, row.load(device))
@@ -49,6 +56,13 @@ class Ops:
 def ops(device: str) -> Ops:
     """The decoder's ops on `device` ("cpu" or "cuda[:n]")."""
     return Ops(device)
+
+
+def quantized() -> Any:
+    """The module that defines the quantised format, the same on every device (kernels/quantized.py)."""
+    from baize_engine.kernels import quantized
+
+    return quantized
 
 
 def diff_adder(device: str) -> Callable[[], Adder]:
@@ -87,7 +101,10 @@ def table(op: str) -> tuple[Row, ...]:
     if op == "diff_add":
         return _diff_add_rows()
     if op in DECODER_OPS:
-        return (Row("torch", _no_torch, lambda device: _reference(op)),)
+        return (
+            Row("triton", _no_triton_decoder, lambda device: _triton(op, device)),
+            Row("torch", _no_torch, lambda device: _reference(op)),
+        )
     raise BackendError(f"unknown op {op!r}, wanted one of {', '.join(OPS)}")
 
 
@@ -142,10 +159,33 @@ def _no_triton(device: str) -> str | None:
     return None if find_spec("triton") else "triton is not installed"
 
 
+def _no_triton_decoder(device: str) -> str | None:
+    """Kernels on the CPU only where Triton's interpreter was asked for, by its own variable."""
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return _no_triton("cuda")
+    return _no_triton(device)
+
+
 def _no_torch(device: str) -> str | None:
     from importlib.util import find_spec
 
     return None if find_spec("torch") else "torch is not installed"
+
+
+def _triton(op: str, device: str) -> Callable[..., Any]:
+    from importlib import import_module
+
+    function: Callable[..., Any] = getattr(import_module(f"baize_engine.kernels.{DECODER_OPS[op]}"), op)
+    if ":" not in device:
+        return function
+    import torch
+
+    @wraps(function)
+    def there(*arguments: Any, **options: Any) -> Any:
+        with torch.cuda.device(device):  # Triton launches on the current device
+            return function(*arguments, **options)
+
+    return there
 
 
 def _reference(op: str) -> Callable[..., Any]:

@@ -11,14 +11,16 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine import __version__
-from baize_engine.errors import BaizeError, RequestError
+from baize_engine.errors import BaizeError, ConfigError, RequestError
 
 if TYPE_CHECKING:
+    from baize_engine.checkpoint.index import CheckpointIndex
     from baize_engine.engine import Engine
     from baize_engine.generation.params import SamplingParams
 
@@ -114,6 +116,17 @@ def _verify(options: argparse.Namespace) -> int:
     return 0 if report.ok else 1
 
 
+def _quantize(options: argparse.Namespace) -> int:
+    from baize_engine.model.quantize import quantize
+
+    done = quantize(options.path, options.path_quantized, options.weights)
+    print(
+        f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB where the model had "
+        f"{done.bytes_before / 1e9:.3f} GB"
+    )
+    return 0
+
+
 def _info(options: argparse.Namespace) -> int:
     from baize_engine import backend
 
@@ -125,28 +138,83 @@ def _info(options: argparse.Namespace) -> int:
         rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in backend.table(op)]
         print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
     if options.model:
-        _info_model(Path(options.model))
+        _info_model(Path(options.model), device)
     return 0
 
 
-def _info_model(folder: Path) -> None:
+def _info_model(folder: Path, device: str) -> None:
     from baize_engine.checkpoint.config_file import normalise, read_config
     from baize_engine.checkpoint.index import read_index
 
+    index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
     config = normalise(read_config(folder))
-    index = read_index(folder)
     dtypes = sorted({entry.dtype for entry in index.entries.values()})
     size = sum(entry.nbytes for entry in index.entries.values())
-    heads, layers = config["num_key_value_heads"], config["num_hidden_layers"]
     print(
         f"{folder}: {len(index.entries)} tensors in {len(index.files)} file(s), {size / 1e9:.3f} GB, {', '.join(dtypes)}"
     )
     print(
-        f"  {layers} layers, hidden {config['hidden_size']}, {config['num_attention_heads']} heads, {heads} kv heads, "
+        f"  {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, {config['num_attention_heads']} heads, "
+        f"{config['num_key_value_heads']} kv heads, "
         f"intermediate {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
         f"{config['max_position_embeddings']} positions"
     )
-    print(f"  KV cache: {2 * layers * heads * config['head_dim'] * 2} bytes a token in float16")
+    _info_costs(folder, index, device)
+
+
+def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
+    """What the model takes in memory and a decode step moves, from headers; and the speed that memory allows here."""
+    from baize_engine.checkpoint.dtypes import FLOATS
+    from baize_engine.model import cost, names
+    from baize_engine.model.config import ModelConfig
+
+    try:
+        config = ModelConfig.from_folder(folder)
+    except ConfigError as error:
+        print(f"  not a model that this decoder runs: {error}")
+        return
+    table = index.entries.get(names.EMBED)
+    if table is None or table.dtype not in FLOATS:
+        found = "no such tensor" if table is None else table.dtype
+        print(f"  not a model that this decoder runs: {names.EMBED}: {found}, wanted {', '.join(FLOATS)}")
+        return
+    activation = "float32" if device == "cpu" else table.dtype
+    kv = cost.kv_bytes_per_token(config, cost.itemsize(activation))
+    print(f"  parameters: {cost.parameters(config):,}; KV cache: {kv:,} bytes a token in {activation}")
+    speed, how = _memory_speed(device)
+    print(f"  memory of {device}: {f'{speed / 1e9:.1f} GB/s, ' if speed else ''}{how}")
+    context = min(128, config.max_position_embeddings)
+    print(f"  decode at batch 1 and context {context}:")
+    for kind in (config.quantization,) if config.quantization else (table.dtype, "int8", "int4"):
+        costs = cost.decode_step(config, kind, 1, context, activation, table.dtype)
+        weights = cost.weight_bytes(config, kind, activation, table.dtype)
+        ceiling = f"{cost.ceiling_tokens_per_second(costs, 1, speed):,.1f} tok/s" if speed else "not known"
+        moved = sum(each.bytes for each in costs)
+        print(f"    {kind:<9} weights {weights / 2**30:.3f} GiB, {moved:,} bytes a step, ceiling {ceiling}")
+
+
+def _memory_speed(device: str) -> tuple[float | None, str]:
+    """Bytes a second that memory gives, the best of a few runs, and how that was found; None where it could not be."""
+    import torch
+
+    size = (256 if device == "cpu" else 1024) << 20  # larger than caches
+    best = float("inf")
+    try:
+        source = torch.ones(size // 4, device=device)
+        copy = None if device == "cpu" else torch.empty_like(source)
+        for _ in range(3 if copy is None else 10):
+            begin = time.perf_counter()
+            if copy is None:
+                source.sum()
+            else:
+                copy.copy_(source)
+                torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - begin)
+    except RuntimeError as error:  # no room on the device, in whatever words
+        return None, f"speed not measured: {str(error).splitlines()[0]}"
+    if copy is None:
+        return size / best, f"measured by a read of {size >> 20} MiB now"
+    return 2 * size / best, f"measured by a copy of {size >> 20} MiB now"  # a copy reads and writes them
 
 
 def _generate(options: argparse.Namespace) -> int:
@@ -221,6 +289,7 @@ def _engine(options: argparse.Namespace) -> Engine:
     settings: dict[str, Any] = {
         "device": options.device,
         "dtype": options.dtype,
+        "quantize": options.quantize,
         "max_model_len": options.max_model_len,
         "threads": options.threads,
     }
@@ -300,7 +369,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff")
 
-    info = command("info", _info, "show the backends of this machine, and the facts of a model")
+    quantize = command(
+        "quantize",
+        _quantize,
+        "write a model again with int8 or int4 weights",
+        "The result loads without work: its weights are mapped. generate and chat can also quantise while they load.",
+    )
+    _flag(quantize, "--path", required=True, metavar="MODEL", help="folder of the model")
+    _flag(quantize, "--path_quantized", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    _flag(quantize, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
+
+    info = command(
+        "info",
+        _info,
+        "show the backends of this machine, and the facts of a model",
+        "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
+    )
     info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
 
     generate = command("generate", _generate, "continue a prompt", "The text is streamed to standard output.")
@@ -354,6 +438,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", *DTYPES),
         help="weights in memory (default: as in the files)",
     )
+    _flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
     _flag(
         parser, "--max_model_len", type=int, default=None, metavar="N", help="positions at most (default: the config's)"
     )

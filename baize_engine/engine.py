@@ -21,6 +21,7 @@ from baize_engine.generation.score import next_token_logprobs, score_tokens
 from baize_engine.generation.stop import StopScanner, stop_token_ids
 from baize_engine.generation.text import IncrementalDecoder
 from baize_engine.loading import load_parts
+from baize_engine.model.steps import DecodeSteps
 from baize_engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -65,10 +66,11 @@ class Engine:
         eos_token_ids: Sequence[int],
         max_model_len: int,
         sample: SampleOp,
+        steps: DecodeSteps | None = None,
         tokenizer: Tokenizer | None = None,
         why_no_text: str | None = None,
     ) -> None:
-        self._decoder, self._cache, self._sample = decoder, cache, sample
+        self._decoder, self._cache, self._sample, self._steps = decoder, cache, sample, steps
         self._why_no_text = why_no_text or "the engine was made without one"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
@@ -93,7 +95,8 @@ class Engine:
         device: auto (a GPU if there is one), cpu, cuda or cuda:N. dtype: auto (as in the files), float32, float16 or
         bfloat16. max_model_len: tokens of a prompt and its answer together; the config's max_position_embeddings or
         cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len, which is the
-        default. threads: torch's on the CPU, for the whole process.
+        default. threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the
+        files while they are read; a folder that `quantize` wrote has them already.
         A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
         ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
         """
@@ -105,6 +108,7 @@ class Engine:
             eos_token_ids=parts.config.eos_token_ids,
             max_model_len=parts.max_model_len,
             sample=parts.sample,
+            steps=parts.steps,
             tokenizer=parts.tokenizer,
             why_no_text=parts.why_no_text,
         )
@@ -119,7 +123,7 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of weights and cache. Any later request is refused."""
-        self._decoder = self._cache = None
+        self._decoder = self._cache = self._steps = None
 
     # Requests. Each is checked whole before the first token is computed.
 
@@ -200,6 +204,7 @@ class Engine:
             stop_ids=stop_token_ids(params, self.eos_token_ids),
             max_length=self.max_model_len,
             sample=self._sample,
+            steps=self._steps,
         )
         with closing(steps):
             for step in steps:

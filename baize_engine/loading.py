@@ -10,13 +10,14 @@ import torch
 from baize_engine.backend import ops, resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
-from baize_engine.errors import BackendError, RequestError
+from baize_engine.errors import RequestError
 from baize_engine.generation.sampling import SampleOp
 from baize_engine.memory import check_fits, free_bytes
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.steps import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
 
@@ -30,6 +31,7 @@ class Parts:
     cache: KVCache
     max_model_len: int
     sample: SampleOp
+    steps: DecodeSteps | None  # where a GPU runs ahead of the host
     tokenizer: Tokenizer | None
     why_no_text: str | None
 
@@ -44,7 +46,8 @@ def load_parts(
     threads: int | None,
 ) -> Parts:
     """Loads the folder `path`; `Engine.from_pretrained` says what the arguments mean and what is refused."""
-    _refuse_quantize(quantize)
+    if quantize not in (None, "int8", "int4"):
+        raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
     if threads is not None:
@@ -52,14 +55,18 @@ def load_parts(
         torch.set_num_threads(threads)
     device = resolve_device(device)
     config = ModelConfig.from_folder(path)
+    if config.quantization is not None and quantize not in (None, config.quantization):
+        raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
     index = read_index(path)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    _check_memory(config, index, device, dtype, cache_tokens)
+    _check_memory(config, index, device, dtype, quantize, cache_tokens)
     reason = why_no_tokenizer(Path(path))
     tokenizer = None if reason else Tokenizer.from_folder(path)
     backend = ops(device)
-    decoder = Llama(config, load_weights(index, config, dtype, device), backend, device)
-    return Parts(config, decoder, decoder.new_cache(cache_tokens), max_model_len, backend.sample, tokenizer, reason)
+    decoder = Llama(config, load_weights(index, config, dtype, device, quantize), backend, device)
+    cache = decoder.new_cache(cache_tokens)
+    steps = DecodeSteps(decoder, cache) if decoder.runs_ahead else None
+    return Parts(config, decoder, cache, max_model_len, backend.sample, steps, tokenizer, reason)
 
 
 def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int]:
@@ -82,18 +89,13 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise RequestError(f"{name} is {value!r}, wanted an integer of at least {least}")
 
 
-def _refuse_quantize(quantize: str | None) -> None:
-    if quantize in ("int8", "int4"):
-        raise BackendError(f"quantize={quantize!r} is not available in this version, wanted None (16-bit weights)")
-    if quantize is not None:
-        raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
-
-
-def _check_memory(config: ModelConfig, index: CheckpointIndex, device: str, dtype: str, cache_tokens: int) -> None:
+def _check_memory(
+    config: ModelConfig, index: CheckpointIndex, device: str, dtype: str, quantize: str | None, cache_tokens: int
+) -> None:
     embedding = index.entries.get(names.EMBED)
     stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
     weights = stored if dtype == "auto" else dtype
     activations = "float32" if device == "cpu" else weights
     cache = KVCache.nbytes(config, cache_tokens, getattr(torch, activations))
     where = "this machine" if device == "cpu" else f"the GPU ({device})"
-    check_fits(nbytes(index, dtype), cache, free_bytes(device), where)
+    check_fits(nbytes(index, config, dtype, quantize), cache, free_bytes(device), where)

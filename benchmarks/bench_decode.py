@@ -1,8 +1,9 @@
 """Decoding with random weights: time to the first token, milliseconds a token, and the share of the memory's speed.
 
-A decode step must read every weight but the embedding once: the ceiling is those bytes over the read bandwidth measured in
-this run. The greedy ids are compared with transformers' on the same weights before anything is timed; transformers is also
-the baseline. The decoder's ops are those that `baize info` shows for the device.
+A decode step must read every weight but the embedding once, and the cache of its context: the ceiling is those bytes
+(baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU. Ids are
+checked before anything is timed: on the CPU against transformers, on a GPU against the reference ops. The decoder's ops are
+those that `baize info` shows for the device.
 """
 
 from __future__ import annotations
@@ -17,28 +18,21 @@ from typing import Any
 
 import torch
 from common import Spread, memory_bandwidth, parser, report
+from models import KINDS, random_model
 from shapes import PRESETS, Shape
 
-from baize_engine import backend
+from baize_engine import backend, memory
+from baize_engine.kernels import quantized, reference
+from baize_engine.model import cost, names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.steps import DecodeSteps, Row
 
-CHECKED = 8  # greedy tokens compared with transformers
+CHECKED = 8  # greedy tokens compared
 MARGIN = 1e-3  # logits closer than this may swap places between two orders of summation
-
-
-def random_weights(shape: Shape, dtype: torch.dtype, device: str) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    block = torch.randn(1 << 22, generator=generator) * 0.02
-
-    def take(dims: tuple[int, ...]) -> torch.Tensor:
-        count = torch.Size(dims).numel()
-        start = int(torch.randint(block.numel(), (1,), generator=generator))
-        return block.roll(-start).repeat(-(-count // block.numel()))[:count].view(dims).to(dtype).to(device)
-
-    return {
-        name: take(dims) + 1 if name.endswith("norm.weight") else take(dims) for name, dims in shape.tensors().items()
-    }
+HALF_MARGIN = 5e-2  # and with 16-bit activations
+SPARE = 2 << 30  # bytes left for activations and the system when it is asked what fits
 
 
 def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -46,22 +40,34 @@ def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
     return torch.randint(3, vocabulary, (batch, length), generator=generator).tolist()
 
 
-def ours(model: Llama, many: list[list[int]], steps: int) -> tuple[list[list[int]], float, list[float]]:
-    """(ids of each prompt, seconds to the first tokens, seconds of each further step)."""
-    cache = model.new_cache(sum(-(-(len(ids) + steps) // 16) * 16 for ids in many))
-    sequences = [cache.allocate() for _ in many]
-    begin = time.perf_counter()
-    logits = torch.cat([model.prefill(ids, s, cache) for ids, s in zip(many, sequences, strict=True)])
-    tokens = logits.argmax(-1).tolist()
-    first = time.perf_counter() - begin
-    made, seconds = [[token] for token in tokens], []
-    for _ in range(steps - 1):
+class Ours:
+    """The decoder on `many` prompts of one length: call it with the number of tokens to make."""
+
+    def __init__(self, model: Llama, many: list[list[int]], steps: int) -> None:
+        self.model, self.many = model, many
+        self.cache = model.new_cache(sum(-(-(len(ids) + steps) // 16) * 16 for ids in many))
+        self.steps = DecodeSteps(model, self.cache)
+
+    def __call__(self, steps: int) -> tuple[list[list[int]], float, list[float]]:
+        """(ids of each prompt, seconds to the first tokens, seconds of each further step)."""
+        model, cache = self.model, self.cache
+        sequences = [cache.allocate() for _ in self.many]
         begin = time.perf_counter()
-        tokens = model.forward([[token] for token in tokens], sequences, cache).argmax(-1).tolist()
-        seconds.append(time.perf_counter() - begin)
-        for ids, token in zip(made, tokens, strict=True):
-            ids.append(token)
-    return made, first, seconds
+        logits = torch.cat([model.prefill(ids, s, cache) for ids, s in zip(self.many, sequences, strict=True)])
+        tokens = logits.argmax(-1).tolist()
+        first = time.perf_counter() - begin
+        made, seconds = [[token] for token in tokens], []
+        run = self.steps.run([Row(s, token, steps - 1) for s, token in zip(sequences, tokens, strict=True)])
+        while len(seconds) < steps - 1:
+            begin = time.perf_counter()
+            tokens = next(run)
+            seconds.append(time.perf_counter() - begin)
+            for ids, token in zip(made, tokens, strict=True):
+                ids.append(token)
+        run.close()
+        for sequence in sequences:
+            cache.free(sequence)
+        return made, first, seconds
 
 
 def theirs(
@@ -70,10 +76,10 @@ def theirs(
     """The same by transformers' model and its cache; the logits of each step besides."""
     begin = time.perf_counter()
     with torch.inference_mode():
-        out = model(torch.tensor(many), use_cache=True)
+        out = model(torch.tensor(many, device=model.device), use_cache=True)
         tokens = out.logits[:, -1].argmax(-1)
-        first = time.perf_counter() - begin
-        made, seconds, logits = [[token] for token in tokens.tolist()], [], [out.logits[:, -1]]
+        made, logits = [[token] for token in tokens.tolist()], [out.logits[:, -1]]
+        first, seconds = time.perf_counter() - begin, []
         for _ in range(steps - 1):
             begin = time.perf_counter()
             out = model(tokens[:, None], past_key_values=out.past_key_values, use_cache=True)
@@ -86,20 +92,59 @@ def theirs(
     return made, first, seconds, logits
 
 
-def transformers_model(shape: Shape, weights: dict[str, torch.Tensor]) -> Any:
+def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[None, float, list[float]]:
+    """transformers' model, its step compiled by torch (reduce-overhead: CUDA graphs) over a cache of fixed size."""
+    from transformers import StaticCache
+
+    device, length = model.device, len(many[0])
+    static: Any = StaticCache
+    past = static(config=model.config, max_cache_len=length + steps)
+    step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=False)
+    with torch.inference_mode():
+        begin = time.perf_counter()
+        places = torch.arange(length, device=device)
+        out = model(torch.tensor(many, device=device), past_key_values=past, cache_position=places, use_cache=True)
+        tokens = out.logits[:, -1].argmax(-1)
+        tokens.tolist()
+        first, seconds = time.perf_counter() - begin, []
+        for number in range(steps - 1):
+            begin = time.perf_counter()
+            place = torch.tensor([length + number], device=device)
+            out = step(tokens[:, None], past_key_values=past, cache_position=place, use_cache=True)
+            tokens = out.logits[:, -1].argmax(-1).clone()
+            tokens.tolist()
+            seconds.append(time.perf_counter() - begin)
+    return None, first, seconds
+
+
+def transformers_model(shape: Shape, model: Llama) -> Any:
+    """transformers' model on the same weights: float32 on the CPU, the decoder's activation type on a GPU."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     kept = {key: value for key, value in shape.config(shape.vocabulary, "float32").items() if key != "torch_dtype"}
     config: Any = LlamaConfig
-    model = LlamaForCausalLM(config(**kept)).eval()
-    model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
-    return model
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(model.dtype)
+    try:
+        with torch.device(model.device):
+            theirs = LlamaForCausalLM(config(**kept)).eval()
+    finally:
+        torch.set_default_dtype(before)
+    parameters = dict(theirs.named_parameters())
+    with torch.no_grad():
+        for name, weight in model.weights.items():
+            begin = 0
+            for part in names.parts(name):
+                rows = parameters[part].shape[0]
+                parameters[part].copy_(quantized.dequantize(quantized.rows(weight, begin, begin + rows), model.dtype))
+                begin += rows
+    return theirs
 
 
 def check(model: Llama, baseline: Any, vocabulary: int) -> None:
     """Greedy ids must be transformers' up to the first step, never the very first, whose best logits are within MARGIN."""
     many = prompts(1, 24, vocabulary)
-    mine, _, _ = ours(model, many, CHECKED)
+    mine, _, _ = Ours(model, many, CHECKED)(CHECKED)
     wanted, _, _, logits = theirs(baseline, many, CHECKED)
     for step, row in enumerate(logits):
         best, second = row[0].topk(2).values
@@ -107,6 +152,18 @@ def check(model: Llama, baseline: Any, vocabulary: int) -> None:
             return
         if mine[0][step] != wanted[0][step]:
             raise SystemExit(f"step {step}: the decoder chose {mine[0][step]}, transformers {wanted[0][step]}")
+
+
+def check_by_reference(model: Llama, vocabulary: int) -> None:
+    """Every greedy id must be the reference ops' best after the same tokens, or within HALF_MARGIN of it."""
+    many = prompts(1, 24, vocabulary)
+    (ids,), _, _ = Ours(model, many, CHECKED)(CHECKED)
+    other = Llama(model.config, model.weights, reference, model.device, model.dtype)
+    cache = other.new_cache(64)
+    rows = other.forward([many[0] + ids[:-1]], [cache.allocate()], cache, all_logits=True)[23:]
+    for step, (row, chosen) in enumerate(zip(rows, ids, strict=True)):
+        if not float(row.max() - row[chosen]) < HALF_MARGIN:
+            raise SystemExit(f"step {step}: the decoder chose {chosen}, the reference ops {int(row.argmax())}")
 
 
 def timed(decode: Callable[[int], tuple[Any, ...]], runs: int, steps: int) -> tuple[Spread, Spread]:
@@ -127,45 +184,106 @@ def row(name: str, batch: int, context: int, times: tuple[Spread, Spread], nbyte
     }  # fmt: skip
 
 
-def bench(options: argparse.Namespace) -> tuple[list[dict[str, Any]], float]:
-    shape = PRESETS[options.preset]
-    dtype = getattr(torch, options.dtype)
-    weights = random_weights(shape, dtype, "cpu")
-    config = ModelConfig.from_dict(shape.config(shape.vocabulary, options.dtype))
-    model = Llama(config, weights, backend.ops("cpu"), "cpu")
-    baseline = transformers_model(shape, weights) if options.baseline and find_spec("transformers") else None
-    if baseline is not None:
-        check(model, baseline, shape.vocabulary)
-    speed = memory_bandwidth(torch.get_num_threads())["read"]
-    rows = []
+def bandwidth(device: str) -> float:
+    """GB/s of the memory: read on the CPU, copied on a GPU."""
+    if device == "cpu":
+        return memory_bandwidth(torch.get_num_threads())["read"]
+    from gpu import ceilings
+
+    return float(ceilings(device)["copy_GB/s"])
+
+
+def free_bytes(device: str) -> int:
+    """Memory of the device that nobody holds."""
+    if device != "cpu":
+        torch.cuda.empty_cache()
+    return memory.free_bytes(device) or sys.maxsize
+
+
+def does_not_fit(model: Llama, batch: int, context: int, steps: int) -> str | None:
+    """What is said of a row whose cache, with some to spare, passes the free memory; the weights are there already."""
+    cache = KVCache.nbytes(model.config, batch * (context + steps + 16), model.dtype)
+    held = sum(weight.nbytes for weight in model.weights.values())
+    free = free_bytes(model.device)
+    if cache + SPARE <= free:
+        return None
+    return f"does not fit ({(held + cache + SPARE) / 1e9:.0f} of {(held + free) / 1e9:.0f} GB)"
+
+
+def bench_kind(options: argparse.Namespace, shape: Shape, kind: str, device: str, speed: float) -> list[dict[str, Any]]:
+    model = random_model(shape, kind, device)
+    wanted = options.baselines if options.baselines is not None else device == "cpu"
+    other = transformers_model(shape, model) if wanted and find_spec("transformers") else None
+    if device == "cpu" and other is not None:
+        check(model, other, shape.vocabulary)
+    elif device != "cpu":
+        check_by_reference(model, shape.vocabulary)
+    activation = str(model.dtype).removeprefix("torch.")
+    rows: list[dict[str, Any]] = []
     for batch in options.batches:
         for context in options.contexts:
             many = prompts(batch, context, shape.vocabulary)
-            times = timed(partial(ours, model, many), options.runs, options.steps)
-            size = shape.decode_bytes(dtype.itemsize)
-            rows.append(row(f"baize {options.dtype}", batch, context, times, size, speed))
-            if baseline is not None:
-                times = timed(partial(theirs, baseline, many), options.runs, options.steps)
-                rows.append(row("transformers float32", batch, context, times, shape.decode_bytes(4), speed))
-    return rows, speed
+            if reason := does_not_fit(model, batch, context, options.steps):
+                rows.append({"engine": f"baize {kind}", "batch": batch, "context": context, "ms/token": reason})
+                continue
+            moved = sum(op.bytes for op in cost.decode_step(model.config, kind, batch, context, activation))
+            times = timed(Ours(model, many, options.steps), options.runs, options.steps)
+            rows.append(row(f"baize {kind}", batch, context, times, moved, speed))
+            if other is None:
+                continue
+            whole = sum(op.bytes for op in cost.decode_step(model.config, activation, batch, context, activation))
+            times = timed(partial(theirs, other, many), options.runs, options.steps)
+            rows.append(row(f"transformers {activation}", batch, context, times, whole, speed))
+            if device != "cpu":
+                times = timed(partial(compiled, other, many), 1, options.steps)
+                rows.append(row(f"transformers compiled {activation}", batch, context, times, whole, speed))
+    return rows
 
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="125m")
-    options.add_argument("--dtype", choices=("float16", "bfloat16", "float32"), default="float16")
-    options.add_argument("--batches", type=int, nargs="+", default=[1, 8])
-    options.add_argument("--contexts", type=int, nargs="+", default=[128, 512])
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument(
+        "--kinds", choices=KINDS, nargs="+", default=None, help="weights; float16 (GPU: and int8, int4)"
+    )
+    options.add_argument("--batches", type=int, nargs="+", default=None, help="1 8 (GPU: and 64)")
+    options.add_argument(
+        "--contexts", type=int, nargs="+", default=None, help="128 512 (GPU: and 2048, less the steps)"
+    )
     options.add_argument("--steps", type=int, default=16, help="tokens decoded for each row")
     options.add_argument("--runs", type=int, default=3, help="prompts timed to the first token for each row")
-    options.add_argument("--no_baseline", dest="baseline", action="store_false", help="leave transformers out")
+    options.add_argument(
+        "--baselines", action=argparse.BooleanOptionalAction, default=None,
+        help="transformers, and on a GPU its compiled step, on the same weights (default: on the CPU)",
+    )  # fmt: skip
     chosen = options.parse_args()
     if chosen.steps < 2 or chosen.runs < 1:
         options.error("--steps must be at least 2 (the first token counts apart) and --runs at least 1")
-    rows, speed = bench(chosen)
-    baseline = "measured" if any(r["engine"].startswith("transformers") for r in rows) else "not measured"
-    facts = {"preset": chosen.preset, "threads": torch.get_num_threads(), "read_GB/s": speed, "baseline": baseline}
-    report("decode", rows, chosen, facts=facts)
+    device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
+    on_gpu = device != "cpu"
+    kinds = chosen.kinds or (["float16", "int8", "int4"] if on_gpu else ["float16"])
+    chosen.batches = chosen.batches or ([1, 8, 64] if on_gpu else [1, 8])
+    chosen.contexts = chosen.contexts or ([128, 512, 2048] if on_gpu else [128, 512])
+    chosen.contexts = [min(context, shape.positions - chosen.steps) for context in chosen.contexts]
+    speed = bandwidth(device)
+    rows: list[dict[str, Any]] = []
+    for kind in kinds:
+        config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
+        needed, free = cost.weight_bytes(config, kind) + SPARE, free_bytes(device)
+        if needed > free:
+            said = f"does not fit ({needed / 1e9:.0f} of {free / 1e9:.0f} GB)"
+            rows.append({"engine": f"baize {kind}", "ms/token": said})
+            continue
+        rows += bench_kind(chosen, shape, kind, device, speed)
+    measured = any(r["engine"].startswith("transformers") for r in rows)
+    facts = {
+        "preset": chosen.preset,
+        "threads": torch.get_num_threads(),
+        "copy_GB/s" if on_gpu else "read_GB/s": speed,
+        "baseline": "measured" if measured else "not measured",
+    }
+    report("decode", rows, chosen, device, facts)
     return 0
 
 

@@ -19,6 +19,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+WARPS = {80: 64, 86: 48, 89: 48, 90: 64}  # resident at most on a multiprocessor
+SHARED = {80: 167936, 86: 102400, 89: 102400, 90: 233472}  # bytes of a multiprocessor; each block takes 1024 for itself
 SHARED_LIMIT = {80: 166912, 86: 101376, 89: 101376, 90: 232448}  # bytes a block may have; the compiler does not check
 TARGETS = (80, 89, 90)
 
@@ -37,13 +39,21 @@ class GateCase:
     wide_loads: bool = True  # streaming: 16-byte loads from global memory
     wide_stores: bool = True
     dot: bool = False  # tensor-core instructions
+    warp_level: bool = False  # only those of a warp, not Hopper's wgmma, whose sums may differ in their last bits
+    denormals: bool = True  # kept, not flushed to zero
     ci: bool = False  # the one shape that CI compiles; `make gate` compiles all
+    pdl: bool = False  # compiled for a dependent launch, which GPUs have from sm_90 on
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def targets(self) -> tuple[int, ...]:
+        return tuple(target for target in TARGETS if target >= 90 or not self.pdl)
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """Figures of one case for one target. `loads` and `stores` are the widths (bits) of its global accesses."""
+    """Figures of one case for one target. `loads` and `stores` are the widths (bits) of its global accesses, copies to
+    shared memory (LDGSTS) among the loads."""
 
     case: GateCase
     target: int
@@ -69,15 +79,26 @@ class Compiled:
                 found.append(f"no 16-byte {kind} (widths {sorted(set(widths))} bits)")
         if self.case.dot and not re.search(r"\bH?G?MMA\b|\bHMMA\b|\bHGMMA\b|\bIMMA\b", self.sass):
             found.append("no tensor-core instruction")
-        if re.search(r"\b(FADD|FMUL|FFMA)\.FTZ\b", self.sass):
+        if self.case.warp_level and "GMMA" in self.sass:
+            found.append("Hopper's wgmma where a warp's tensor instructions were meant")
+        if self.case.denormals and re.search(r"\b(FADD|FMUL|FFMA)\.FTZ\b", self.sass):
             found.append("flushes denormals")
         return [f"{self.case.name} for sm_{self.target}: {problem}" for problem in found]
+
+    @property
+    def occupancy(self) -> float:
+        """Resident warps, as registers and shared memory allow, over those that the multiprocessor could hold."""
+        per_warp = -(-self.registers // 8) * 8 * 32
+        by_registers = 65536 // max(1, per_warp) // self.case.num_warps
+        by_shared = SHARED[self.target] // (self.shared + 1024)
+        warps = min(by_registers, by_shared, 32, WARPS[self.target] // self.case.num_warps) * self.case.num_warps
+        return warps / WARPS[self.target]
 
     def row(self) -> str:
         """A line of the gate's table."""
         return (
             f"{self.case.name:<36} sm_{self.target}  {self.registers:>4} registers  {self.shared:>7} B shared  "
-            f"loads {_widths(self.loads):<12} stores {_widths(self.stores):<12}"
+            f"{self.occupancy:>4.0%} occupancy  loads {_widths(self.loads):<12} stores {_widths(self.stores):<12}"
         )
 
 
@@ -115,6 +136,8 @@ def compile_case(case: GateCase, target: int) -> Compiled:
     constants = {(arguments.index(name),): value for name, value in case.constexprs.items()}
     source = ASTSource(fn=case.kernel, signature=signature, constexprs=constants, attrs=places)
     settings = {"num_warps": case.num_warps, "num_stages": case.num_stages, **case.options}
+    if case.pdl:
+        settings["launch_pdl"] = True
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=settings)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -127,7 +150,7 @@ def compile_case(case: GateCase, target: int) -> Compiled:
         registers=int(_one(r"REG:(\d+)", usage)),
         stack=int(_one(r"STACK:(\d+)", usage)),
         shared=int(compiled.metadata.shared),
-        loads=_global_widths("LDG", sass),
+        loads=_global_widths("LDG", sass) + _global_widths("LDGSTS", sass),
         stores=_global_widths("STG", sass),
         sass=sass,
     )

@@ -6,11 +6,14 @@ type, and the weights' 16-bit type on a GPU; every product accumulates in float3
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .quantized import Int4Weight, Int8Weight, Weight, dequantize, quantize, rows  # noqa: F401 (part of the contract)
 
 # diff_add
 
@@ -84,25 +87,24 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
     return _into(out, normed * weight.to(x.dtype))
 
 
-def linear(x: Tensor, weight: Tensor, *, out: Tensor | None = None, each_row: bool = False) -> Tensor:
-    """x (T, K) times `weight` (N, K) transposed: (T, N) in x's type.
+def linear(x: Tensor, weight: Weight, *, out: Tensor | None = None, each_row: bool = False) -> Tensor:
+    """x (T, K) times `weight` (N, K) transposed: (T, N) in x's type. Quantised weights are dequantised to x's type first.
 
     `each_row` computes every row by itself, so that a row's bits do not depend on how many others there are: torch's
     library takes another order of summation for another T. Kernels with one order for all T ignore it.
     """
     if out is None:
         out = x.new_empty(x.shape[0], weight.shape[0])
-    step = max(1, WIDENED_BYTES // (4 * weight.shape[1])) if weight.dtype != x.dtype else weight.shape[0]
+    as_is = isinstance(weight, Tensor) and weight.dtype == x.dtype
+    step = weight.shape[0] if as_is else max(1, WIDENED_BYTES // (4 * weight.shape[1]))
     for begin in range(0, weight.shape[0], step):
-        rows = weight[begin : begin + step].to(x.dtype)
+        block = dequantize(rows(weight, begin, begin + step), x.dtype)
         part = out[:, begin : begin + step]
         if each_row:
-            for t in range(x.shape[0]):
-                part[t] = torch.mv(
-                    rows, x[t].clone()
-                )  # fresh memory: the library's order of summation follows alignment
+            for t in range(x.shape[0]):  # fresh memory: the library's order of summation follows alignment
+                part[t] = torch.mv(block, x[t].clone())
         else:
-            part.copy_(F.linear(x, rows))
+            part.copy_(F.linear(x, block))
     return out
 
 
@@ -148,12 +150,14 @@ def attention(
     scale: float,
     *,
     out: Tensor | None = None,
+    longest: int | None = None,
 ) -> Tensor:
     """Causal attention of each sequence's new tokens over its cached ones, softmax in float32: (T, Hq, D).
 
     q: (T, Hq, D), sequence s holding rows query_starts[s] to query_starts[s + 1] ((S + 1,) int). Its cache is the first
     context_lens[s] rows of the blocks block_tables[s] ((S, max_blocks) int), its last query being the last of them. Query
-    head h reads key head h // (Hq / Hkv). Each sequence is computed by itself.
+    head h reads key head h // (Hq / Hkv). Each sequence is computed by itself. `longest` bounds, for kernels that launch by
+    it, the tokens of a context where each sequence has one query, else the queries of a sequence.
     """
     if out is None:
         out = torch.empty_like(q)
@@ -196,6 +200,83 @@ def _into(out: Tensor | None, value: Tensor) -> Tensor:
     return value if out is None else out.copy_(value)
 
 
+# The fused ops that a decode step is made of: a layer is qkv_rope_store, attention, linear_add, gate_up, linear_add.
+
+
+def qkv_rope_store(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weights: Sequence[Weight],
+    cos: Tensor,
+    sin: Tensor,
+    positions: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    q: Tensor,
+    each_row: bool = False,
+) -> None:
+    """rms_norm, the products with q, k and v, rope_and_store. x: (T, H); q: (T, Hq, D) is written.
+
+    `weights`: the three matrices, or one of their rows joined in this order.
+    """
+    kv_heads, dim = k_cache.shape[2:]
+    parts = _products(rms_norm(x, norm, eps), weights, each_row)
+    k_begin = q.shape[1] * dim
+    v_begin = k_begin + kv_heads * dim
+    q.copy_(parts[:, :k_begin].view(q.shape))
+    k, v = parts[:, k_begin:v_begin].unflatten(1, (kv_heads, dim)), parts[:, v_begin:].unflatten(1, (kv_heads, dim))
+    rope_and_store(q, k, v, cos, sin, positions, k_cache, v_cache, slots)
+
+
+def linear_add(x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False) -> Tensor:
+    """out (T, N) += linear(x (T, K), weight): a product and the residual."""
+    return add(out, linear(x, weight, each_row=each_row), out=out)
+
+
+def gate_up(
+    x: Tensor, norm: Tensor, eps: float, weights: Sequence[Weight], *, out: Tensor, each_row: bool = False
+) -> Tensor:
+    """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one of their rows joined."""
+    parts = _products(rms_norm(x, norm, eps), weights, each_row)
+    inner = out.shape[1]
+    return silu_mul(parts[:, :inner], parts[:, inner:], out=out)
+
+
+BEST_BLOCK = 32  # logits of which `head` can leave the greatest for `sample`
+NO_TOKEN = -1  # what `sample` gives for a row with a logit that is not finite
+
+
+def head(
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weight: Weight,
+    *,
+    out: Tensor,
+    each_row: bool = False,
+    best: Tensor | None = None,
+) -> Tensor:
+    """Logits (T, V) float32 of the hidden states x (T, H): rms_norm and the product with the output matrix.
+
+    `best` (T, ceil(V / BEST_BLOCK)) int32 takes the id of the greatest logit of each block, the first of equals, or NO_TOKEN
+    where one of them is not finite.
+    """
+    out.copy_(linear(rms_norm(x, norm, eps), weight, each_row=each_row))
+    if best is not None:
+        padded = F.pad(out, (0, -out.shape[1] % BEST_BLOCK), value=float("-inf")).unflatten(1, (-1, BEST_BLOCK))
+        ids = padded.argmax(2) + torch.arange(padded.shape[1], device=x.device) * BEST_BLOCK
+        finite = F.pad(torch.isfinite(out), (0, -out.shape[1] % BEST_BLOCK), value=True).unflatten(1, (-1, BEST_BLOCK))
+        best.copy_(torch.where(finite.all(2), ids, NO_TOKEN))
+    return out
+
+
+def _products(x: Tensor, weights: Sequence[Weight], each_row: bool) -> Tensor:
+    return torch.cat([linear(x, weight, each_row=each_row) for weight in weights], dim=1)
+
+
 # Sampling
 
 _MASK = 0xFFFFFFFF
@@ -218,7 +299,7 @@ def uniform(seeds: Tensor, sample_index: Tensor, positions: Tensor, vocabulary: 
     float32, so that neither 0 nor 1 can come.
     """
     row = mix((seeds & _MASK) ^ 0x9E3779B9)
-    for counter in (seeds >> 32 & _MASK, sample_index & _MASK, positions & _MASK):
+    for counter in (seeds >> 32 & _MASK, sample_index & _MASK, positions.long() & _MASK):
         row = mix(row ^ counter)
     tokens = torch.arange(vocabulary, device=seeds.device)
     bits = mix(row[:, None] ^ mix(tokens + 0x85EBCA6B & _MASK)[None, :])
@@ -234,6 +315,9 @@ def sample(
     seeds: Tensor,
     sample_index: Tensor,
     positions: Tensor,
+    *,
+    out: Tensor | None = None,
+    best: Tensor | None = None,
 ) -> Tensor:
     """One token id for each row of `logits` (S, V) float32: (S,) int64. All other arguments are (S,).
 
@@ -241,13 +325,17 @@ def sample(
     the top_k greatest (0: all); keep the likeliest whose probabilities reach top_p; keep those at least min_p times as
     likely as the likeliest. Equals of the last one kept are kept. The draw is the greatest logit + Gumbel noise
     -log(-log(u)), u from `uniform`: that is a draw from the softmax, and it depends on nothing but the row's own arguments.
+    A row with a logit that is not finite gives NO_TOKEN. `best`, as `head` leaves it, may save a pass over the logits.
     """
     greedy = temperature <= 0
-    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
-    kept = _filter(scaled, top_k, top_p, min_p)
-    noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, logits.shape[1])))
-    drawn = torch.where(kept, scaled + noise, float("-inf")).argmax(-1)
-    return torch.where(greedy, logits.argmax(-1), drawn)
+    chosen = logits.argmax(-1)
+    if not bool(greedy.all()):
+        scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
+        kept = _filter(scaled, top_k, top_p, min_p)
+        noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, logits.shape[1])))
+        drawn = torch.where(kept, scaled + noise, float("-inf")).argmax(-1)
+        chosen = torch.where(greedy, chosen, drawn)
+    return _into(out, torch.where(torch.isfinite(logits).all(-1), chosen, NO_TOKEN))
 
 
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -264,3 +352,31 @@ def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tens
     kept &= scaled >= ordered.gather(1, count[:, None] - 1)
     floor = torch.where(min_p > 0, min_p.log(), float("-inf"))
     return kept & (scaled >= ordered[:, :1] + floor[:, None])
+
+
+def advance(
+    tokens: Tensor,
+    ids: Tensor,
+    positions: Tensor,
+    slots: Tensor,
+    lens: Tensor,
+    left: Tensor,
+    stops: Tensor,
+    block_tables: Tensor,
+    block: int,
+) -> None:
+    """Makes the chosen `tokens` (S,) int64 the next step's input, where a row goes on; one that has ended stays as it is.
+
+    left (S,) int32: tokens that a row may still choose, this one included; it falls by one, and to 0 at a token of the row's
+    `stops` (S, n) int64 or a negative one. While it is above 0, ids, positions, slots (S,) int64 and lens (S,) int32 move
+    to the next place, whose block stands in block_tables (S, m) int32 already.
+    """
+    ended = (stops == tokens[:, None]).any(1) | (tokens < 0)
+    left.copy_(torch.where(ended, 0, (left - 1).clamp(min=0)))
+    on = left > 0
+    places = positions + on.long()
+    blocks = block_tables.gather(1, (places // block)[:, None])[:, 0].long()
+    ids.copy_(torch.where(on, tokens, ids))
+    positions.copy_(places)
+    slots.copy_(torch.where(on, blocks * block + places % block, slots))
+    lens.copy_(torch.where(on, (places + 1).to(lens.dtype), lens))

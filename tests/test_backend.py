@@ -19,16 +19,16 @@ def test_auto_takes_the_first_row_without_objection(monkeypatch: pytest.MonkeyPa
 def test_forced_by_op_and_in_general(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.VARIABLE, "torch,diff_add=cpp-scalar")
     assert backend.choose("diff_add", "cpu").name == "cpp-scalar"
-    assert backend.choose("linear", "cpu").name == "torch"
+    assert backend.choose("linear_add", "cpu").name == "torch"
 
 
 @pytest.mark.parametrize(
     ("setting", "op", "message"),
     [
         ("diff_add=triton", "diff_add", "cannot run: runs on a GPU"),
-        ("linear=abacus", "linear", "abacus for linear, which has only: torch"),
-        ("cpp-scalar", "linear", "cpp-scalar for linear"),
-        ("dance=torch", "linear", "unknown op 'dance'"),
+        ("linear_add=abacus", "linear_add", "abacus for linear_add, which has only: triton, torch"),
+        ("cpp-scalar", "linear_add", "cpp-scalar for linear_add"),
+        ("dance=torch", "linear_add", "unknown op 'dance'"),
     ],
 )
 def test_a_forced_row_that_cannot_run_raises(

@@ -19,12 +19,11 @@ import torch
 from assets import REPO
 from common import Spread, cached_bytes, commit, drop_cache, run_child
 from make_pair import make_pair
+from models import random_model
 from shapes import PRESETS
 
-from baize_engine import backend, recover
+from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
-from baize_engine.model.config import ModelConfig
-from baize_engine.model.llama import Llama
 
 BENCHMARKS = REPO / "benchmarks"
 
@@ -154,13 +153,29 @@ def test_bench_decode() -> None:
 def test_bench_decode_notices_wrong_ids() -> None:
     pytest.importorskip("transformers")
     shape = PRESETS["tiny"]
-    weights = bench_decode.random_weights(shape, torch.float32, "cpu")
-    config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float32"))
-    baseline = bench_decode.transformers_model(shape, weights)
-    bench_decode.check(Llama(config, weights, backend.ops("cpu")), baseline, shape.vocabulary)
-    weights["lm_head.weight"] = weights["lm_head.weight"].roll(1, 0)  # every id off by one
+    model = random_model(shape, "float32", "cpu")
+    baseline = bench_decode.transformers_model(shape, model)
+    bench_decode.check(model, baseline, shape.vocabulary)
+    bench_decode.check_by_reference(model, shape.vocabulary)
+    model.head = model.head.roll(1, 0)  # every id off by one
     with pytest.raises(SystemExit, match="the decoder chose"):
-        bench_decode.check(Llama(config, weights, backend.ops("cpu")), baseline, shape.vocabulary)
+        bench_decode.check(model, baseline, shape.vocabulary)
+    with pytest.raises(SystemExit, match="the reference ops"):
+        bench_decode.check_by_reference(model, shape.vocabulary)
+
+
+def test_bench_decode_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(PRESETS["tiny"], "float16", "cpu")
+    assert bench_decode.does_not_fit(model, 1, 20, 3) is None
+    monkeypatch.setattr(bench_decode, "free_bytes", lambda device: bench_decode.SPARE + 100)
+    assert bench_decode.does_not_fit(model, 64, 200, 3) == "does not fit (2 of 2 GB)"
+
+
+def test_bench_quality() -> None:
+    found = run("bench_quality.py", "--texts", 2, "--length", 40)
+    by_kind = {row["weights"]: row for row in found["rows"]}
+    assert by_kind.keys() == {"as published", "int8", "int4"}
+    assert 0 <= by_kind["as published"]["KL"] < by_kind["int8"]["KL"] < by_kind["int4"]["KL"]
 
 
 def test_a_childs_peak_is_its_own() -> None:

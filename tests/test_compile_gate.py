@@ -14,6 +14,8 @@ import pytest
 
 pytest.importorskip("triton")
 
+import triton
+
 from baize_engine.kernels import gate
 
 CASES = gate.cases()
@@ -26,14 +28,14 @@ def table(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         if request.config.getoption("capture") == "no":
-            print("\n" + "\n".join(rows))
+            print(f"\nTriton {triton.__version__}\n" + "\n".join(rows))
 
 
 def parameters() -> list[object]:
     return [
         pytest.param(case, target, id=f"{case.name}-sm{target}", marks=[] if case.ci else pytest.mark.slow)
         for case in CASES
-        for target in gate.TARGETS
+        for target in case.targets
     ]
 
 
@@ -89,6 +91,29 @@ def test_spills_are_noticed() -> None:
 
 def test_a_missing_dot_is_noticed() -> None:
     assert gate.compile_case(toy(dot=True), 90).problems() == ["toy for sm_90: no tensor-core instruction"]
+
+
+def test_a_dependent_launch_is_compiled_where_it_exists() -> None:
+    case = next(case for case in CASES if case.pdl)
+    assert case.targets == (90,)
+    assert "ACQBULK" in gate.compile_case(case, 90).sass
+    assert "ACQBULK" not in gate.compile_case(next(case for case in CASES if not case.pdl), 90).sass
+
+
+@pytest.mark.parametrize(
+    ("registers", "shared", "warps", "wanted"),
+    [(32, 0, 4, 1.0), (255, 0, 4, 8 / 64), (64, 49152, 2, 8 / 64), (40, 1024, 8, 48 / 64)],
+)
+def test_occupancy(registers: int, shared: int, warps: int, wanted: float) -> None:
+    compiled = replace(gate.compile_case(toy(), 90), registers=registers, shared=shared, case=toy(num_warps=warps))
+    assert compiled.occupancy == wanted
+
+
+def test_wgmma_is_noticed_where_it_must_not_be() -> None:
+    prefill = next(case for case in CASES if case.name.startswith("attention prefill fp16"))
+    compiled = gate.compile_case(prefill, 90)
+    assert compiled.problems() == []
+    assert "wgmma where" in replace(compiled, case=replace(prefill, warp_level=True)).problems()[0]
 
 
 def test_too_much_shared_memory_is_noticed() -> None:

@@ -24,7 +24,7 @@ def check(triton: Interpreter, base: torch.Tensor, diff: torch.Tensor, out: str,
     """A guard zone lies on either side of the output: a stray store of the interpreter would corrupt the process unseen."""
     memory = torch.full((base.numel() + 2 * GUARD,), 7.0, dtype=DTYPES[out])
     target = memory[GUARD : GUARD + base.numel()]
-    stats, (_, _, written) = triton.call("diff_add", "diff_add", base, diff, target, subtract=subtract)
+    stats, (_, _, written, _) = triton.call("diff_add", "diff_add", base, diff, target, subtract=subtract)
     wanted, oracle = reference.diff_add(base, diff, DTYPES[out], subtract=subtract)
     assert torch.equal(bits(written), bits(wanted))
     around = torch.cat([_whole(written)[:GUARD], _whole(written)[GUARD + base.numel() :]])

@@ -11,7 +11,6 @@ from assets import shared
 from tolerances import GREEDY_MARGIN, LOGITS_FLOAT32, PREFILL_SHAPE
 
 from baize_engine import backend
-from baize_engine.model import llama as llama_module
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.llama import Llama
@@ -109,7 +108,7 @@ def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -
     whole, _ = greedy(model, ids, 1)
     cache = model.new_cache(200)
     at_once = model.prefill(ids, cache.allocate(), cache)
-    monkeypatch.setattr(llama_module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(model, "prefill_chunk", 16)
     sizes = []
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda t, s, c: sizes.append(len(t[0])) or forward(t, s, c))
@@ -126,7 +125,7 @@ def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_chunks_end_at_absolute_multiples(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sequence that already has tokens is cut where a fresh one would be."""
     model, _ = make(tiny.config())
-    monkeypatch.setattr(llama_module, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(model, "prefill_chunk", 16)
     cache = model.new_cache(100)
     sequence = cache.allocate()
     model.prefill(prompt(5), sequence, cache)

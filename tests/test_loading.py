@@ -121,7 +121,6 @@ def test_lengths_may_be_left_to_each_other() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "wanted"),
     [
-        ({"quantize": "int8"}, BackendError, "'int8' is not available in this version"),
         ({"quantize": "int3"}, RequestError, "quantize is 'int3'"),
         ({"dtype": "float8"}, RequestError, "dtype is 'float8', wanted auto"),
         ({"device": "tpu"}, BackendError, "device 'tpu' is not known"),

@@ -48,8 +48,12 @@ class ShardLayout:
     nbytes: int  # of the whole file
 
 
-def lay_out(specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES) -> tuple[ShardLayout, ...]:
-    """Deals tensors to shards in the given order. Pure.
+def lay_out(
+    specs: Iterable[TensorSpec],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    metadata: Mapping[str, str] | None = None,
+) -> tuple[ShardLayout, ...]:
+    """Deals tensors to shards in the given order, with `metadata` in each header. Pure.
 
     Within a shard, tensors of whole pages come first and the header is padded to a page, so that their data lies where
     O_DIRECT can write it; norms of 13B (10240 bytes each) would otherwise push every later tensor off the page grid.
@@ -68,10 +72,11 @@ def lay_out(specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES)
         if count == 1
         else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
     )
-    return tuple(_lay_out_shard(name, shard) for name, shard in zip(names, shards, strict=True))
+    described = {"format": "pt", **(metadata or {})}
+    return tuple(_lay_out_shard(name, shard, described) for name, shard in zip(names, shards, strict=True))
 
 
-def _lay_out_shard(filename: str, specs: list[TensorSpec]) -> ShardLayout:
+def _lay_out_shard(filename: str, specs: list[TensorSpec], metadata: Mapping[str, str]) -> ShardLayout:
     begins: dict[str, int] = {}
     table: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     position = 0
@@ -79,7 +84,7 @@ def _lay_out_shard(filename: str, specs: list[TensorSpec]) -> ShardLayout:
         begins[spec.name] = position
         table[spec.name] = (spec.dtype, spec.shape, position, position + spec.nbytes)
         position += spec.nbytes
-    header = encode_header(table, {"format": "pt"}, PAGE)
+    header = encode_header(table, metadata, PAGE)
     return ShardLayout(filename, header, {name: len(header) + b for name, b in begins.items()}, len(header) + position)
 
 

@@ -7,6 +7,7 @@ interrupted. A scheduler that runs many samples together can take its place with
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs, choose_token, token_logprobs
+from baize_engine.model.steps import DecodeSteps, Row
 
 FinishReason = Literal["stop", "length"]
 
@@ -56,11 +58,14 @@ def generate(
     stop_ids: Collection[int],
     max_length: int,
     sample: SampleOp,
+    steps: DecodeSteps | None = None,
 ) -> Generator[Step, None, None]:
     """Yields the tokens that follow `prompt_ids`, the stop id included, until one of
 
     a stop id ("stop"), params.max_new_tokens, or `max_length` tokens with the prompt ("length").
     RequestError: an empty prompt, or one that leaves no room. BaizeError: logits that are not finite, by step.
+    With `steps` the device runs by itself after the first token, unless the host is asked for what it alone computes
+    (log-probabilities, repetition penalty).
     """
     if not 0 < len(prompt_ids) < max_length:
         raise RequestError(f"the prompt has {len(prompt_ids)} tokens, wanted 1 to {max_length - 1} (max_model_len - 1)")
@@ -81,9 +86,26 @@ def generate(
                 yield Step(token_id, "length", logprobs)
                 return
             yield Step(token_id, None, logprobs)
+            if steps is not None and params.logprobs is None and params.repetition_penalty == 1.0:
+                row = Row(
+                    sequence, token_id, last, tuple(stop_ids), params.temperature, params.top_k, params.top_p,
+                    params.min_p, seed, sample_index,
+                )  # fmt: skip
+                yield from _ahead(steps, row)
+                return
             logits = decoder.forward([[token_id]], [sequence], cache)
     finally:
         cache.free(sequence)
+
+
+def _ahead(steps: DecodeSteps, row: Row) -> Generator[Step, None, None]:
+    """The rest of a sample, by the device."""
+    with closing(steps.run([row])) as run:
+        for made, (token_id,) in enumerate(run, 1):
+            if token_id in row.stop_ids:
+                yield Step(token_id, "stop", None)
+            else:
+                yield Step(token_id, "length" if made == row.left else None, None)
 
 
 def _check_finite(logits: Tensor, step: int, position: int) -> None:

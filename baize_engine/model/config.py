@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from baize_engine import backend
 from baize_engine.checkpoint.config_file import normalise, read_config
 from baize_engine.errors import ConfigError
 
@@ -37,6 +38,7 @@ class ModelConfig:
     bos_token_id: int | None = 1
     eos_token_ids: tuple[int, ...] = (2,)
     pad_token_id: int | None = None
+    quantization: str | None = None  # "int8" or "int4": the files hold quantised matrices of this project's scheme
 
     def __post_init__(self) -> None:
         if self.num_heads % self.num_kv_heads:
@@ -83,7 +85,27 @@ class ModelConfig:
             bos_token_id=bos[0] if isinstance(bos, list) else bos,
             eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
             pad_token_id=config["pad_token_id"],
+            quantization=_quantization(config["quantization_config"]),
         )
+
+
+def quantization_config(kind: str) -> dict[str, Any]:
+    """What config.json says of a model whose matrices are stored as `kind`."""
+    formats = backend.quantized()
+    group = {"group_size": formats.GROUP} if kind == "int4" else {}
+    return {"quant_method": "baize", "scheme": formats.SCHEME, "weights": kind, **group}
+
+
+def _quantization(found: Mapping[str, Any] | None) -> str | None:
+    if found is None:
+        return None
+    kind = found.get("weights")
+    if kind in ("int8", "int4") and dict(found) == quantization_config(kind):
+        return str(kind)
+    raise ConfigError(
+        f"config: quantization_config is {dict(found)!r}, this decoder runs unquantised models and those written by "
+        f"`baize quantize` in scheme {backend.quantized().SCHEME!r}"
+    )
 
 
 def _refuse_others(config: Mapping[str, Any]) -> None:
@@ -94,7 +116,6 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
         ("attention_bias", False),
         ("mlp_bias", False),
         ("sliding_window", None),
-        ("quantization_config", None),
     )
     for key, value in wanted:
         silent = config[key] is None and key in ("model_type", "architectures")

@@ -28,7 +28,10 @@ class Sequence:
 
 
 class KVCache:
-    """`num_blocks` blocks of `block_size` tokens, keys and values, each (layers, blocks, block, kv heads, head_dim)."""
+    """`num_blocks` blocks of `block_size` tokens, keys and values, each (layers, blocks + 1, block, kv heads, head_dim).
+
+    The block after the last, `scrap_block`, belongs to nobody: rows that only fill up a batch write there.
+    """
 
     def __init__(
         self,
@@ -38,17 +41,17 @@ class KVCache:
         dtype: torch.dtype = torch.float32,
         device: str = "cpu",
     ) -> None:
-        shape = (config.num_layers, num_blocks, block_size, config.num_kv_heads, config.head_dim)
+        shape = (config.num_layers, num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
-        self.num_blocks, self.block_size = num_blocks, block_size
+        self.num_blocks, self.block_size, self.scrap_block = num_blocks, block_size, num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._live: set[int] = set()  # by id(): sequences that allocate() made and free() has not taken back
 
     @staticmethod
     def nbytes(config: ModelConfig, tokens: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE) -> int:
         """Bytes of a cache that holds `tokens` tokens."""
-        rows = -(-tokens // block_size) * block_size
+        rows = (-(-tokens // block_size) + 1) * block_size
         return 2 * config.num_layers * rows * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     @property

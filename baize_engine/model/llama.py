@@ -1,6 +1,7 @@
 """The decoder: a flat plan of ops over buffers that are made once, run for the new tokens of some sequences.
 
 It appends to the cache, advances each sequence, and returns logits; text, sampling and scheduling are others' work.
+`model/steps.py` runs the same plan many times without the host.
 """
 
 from __future__ import annotations
@@ -18,21 +19,35 @@ from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache, Sequence
 from baize_engine.model.rope import tables
 
 MAX_PLANS = 64  # shapes of steps remembered; a decode loop uses one, prefill one for each length of a last chunk
-PREFILL_CHUNK = 256  # prompts are computed in pieces that end at multiples of this, whoever else is in the batch
+# Prompts are computed in pieces that end at multiples of this, whoever else is in the batch. A GPU needs more rows in a
+# product to be busy with arithmetic.
+PREFILL_CHUNK = 256
+GPU_PREFILL_CHUNK = 2048
 
 
 class Llama:
-    """A LLaMA of `config` over `weights` ({transformers' name: tensor} on `device`) with the ops of a backend.
+    """A LLaMA of `config` over `weights` with the ops of a backend.
 
-    `ops` has the functions of kernels/reference.py as attributes. Activations are float32 on the CPU and the weights'
-    type on a GPU.
+    `weights`: {transformers' name: matrix on `device`}, a matrix being a tensor or a quantised weight, with q, k, v and
+    gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes.
+    Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise.
     """
 
-    def __init__(self, config: ModelConfig, weights: Mapping[str, Tensor], ops: Any, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        weights: Mapping[str, Any],
+        ops: Any,
+        device: str = "cpu",
+        activation: torch.dtype | None = None,
+    ) -> None:
         self.config, self.weights, self.ops, self.device = config, weights, ops, device
         embedding = weights[names.EMBED]
-        self.dtype = torch.float32 if embedding.device.type == "cpu" else embedding.dtype
-        self._head = embedding if config.tie_word_embeddings else weights[names.HEAD]
+        self.dtype = activation or (torch.float32 if embedding.device.type == "cpu" else embedding.dtype)
+        self.runs_ahead = embedding.device.type == "cuda"  # whether `decode_steps` is the faster way
+        self.prefill_chunk = PREFILL_CHUNK if embedding.device.type == "cpu" else GPU_PREFILL_CHUNK
+        self.head = embedding if config.tie_word_embeddings else weights[names.HEAD]
+        self._norms = {name: tensor.to(self.dtype) for name, tensor in weights.items() if name.endswith("norm.weight")}
         self._cos, self._sin = tables(config, config.max_position_embeddings, device)
         self._rows = self._sequences = 0  # what the buffers have room for
         self._plans: dict[tuple[int, int, bool], list[partial[Any]]] = {}
@@ -49,7 +64,7 @@ class Llama:
         begin = 0
         while True:
             here = sequence.length
-            end = min(len(ids), begin + PREFILL_CHUNK - here % PREFILL_CHUNK)
+            end = min(len(ids), begin + self.prefill_chunk - here % self.prefill_chunk)
             logits = self.forward([ids[begin:end]], [sequence], cache)
             if end == len(ids):
                 return logits
@@ -77,10 +92,17 @@ class Llama:
             step()
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.length += count
-        hidden = self._normed[:rows]
+        hidden = self._x[:rows]
         if not all_logits and rows > many:
             hidden = hidden[(self._starts[1 : many + 1] - 1).long()]
-        return self.ops.linear(hidden, self._head, each_row=hidden.shape[0] == many).float()
+        logits = torch.empty(hidden.shape[0], self.head.shape[0], dtype=torch.float32, device=self.device)
+        return self.head_step(hidden, logits, each_row=hidden.shape[0] == many)()
+
+    def head_step(self, hidden: Tensor, logits: Tensor, **options: Any) -> partial[Any]:
+        """The op from hidden states (T, H) to `logits` (T, V) float32."""
+        return partial(
+            self.ops.head, hidden, self._norms[names.NORM], self.config.rms_norm_eps, self.head, out=logits, **options
+        )
 
     def _check(self, counts: list[int], sequences: list[Sequence]) -> None:
         if len(counts) != len(sequences) or not counts or min(counts) == 0:
@@ -95,27 +117,28 @@ class Llama:
 
     def _make_room(self, rows: int, sequences: int) -> None:
         """Buffers for that many tokens and sequences, kept for all later steps; they grow to the largest step asked for."""
-        config = self.config
         if rows > self._rows:
-            self._rows = max(rows, min(2 * self._rows, PREFILL_CHUNK))
-            heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
-
-            def buffer(*shape: int) -> Tensor:
-                return torch.empty(self._rows, *shape, dtype=self.dtype, device=self.device)
-
-            self._x, self._normed, self._delta = (buffer(config.hidden_size) for _ in range(3))
-            self._q, self._mixed = buffer(heads, dim), buffer(heads, dim)
-            self._k, self._v = buffer(kv, dim), buffer(kv, dim)
-            self._gate, self._up = buffer(config.intermediate_size), buffer(config.intermediate_size)
+            self._rows = max(rows, min(2 * self._rows, self.prefill_chunk))
+            self._x = self.buffer(self._rows, self.config.hidden_size)
+            self._scratch = self.scratch(self._rows)
             self._index = torch.empty(3, self._rows, dtype=torch.int64, device=self.device)
             self._plans.clear()
         if sequences > self._sequences:
             self._sequences = max(sequences, 2 * self._sequences)
-            most = -(-config.max_position_embeddings // BLOCK_SIZE)
+            most = -(-self.config.max_position_embeddings // BLOCK_SIZE)
             self._tables = torch.zeros(self._sequences, most, dtype=torch.int32, device=self.device)
             self._starts = torch.zeros(self._sequences + 1, dtype=torch.int32, device=self.device)
             self._lens = torch.zeros(self._sequences, dtype=torch.int32, device=self.device)
             self._plans.clear()
+
+    def buffer(self, *shape: int) -> Tensor:
+        """Unfilled activations."""
+        return torch.empty(*shape, dtype=self.dtype, device=self.device)
+
+    def scratch(self, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+        """What a layer writes for `rows` tokens beside x: queries, attention's output, and the MLP's inner values."""
+        heads = (rows, self.config.num_heads, self.config.head_dim)
+        return self.buffer(*heads), self.buffer(*heads), self.buffer(rows, self.config.intermediate_size)
 
     def _set_inputs(self, token_ids: list[list[int]], sequences: list[Sequence], cache: KVCache) -> None:
         """Writes a step's tokens, positions, cache rows and tables into the buffers that the plan reads."""
@@ -143,42 +166,59 @@ class Llama:
         if key not in self._plans:
             if len(self._plans) >= MAX_PLANS:
                 self._plans.clear()
-            self._plans[key] = self._make_plan(rows, sequences, cache, each_row)
+            tokens, positions, slots = self._index[:, :rows]
+            places = (self._tables[:sequences], self._starts[: sequences + 1], self._lens[:sequences])
+            scratch = tuple(buffer[:rows] for buffer in self._scratch)
+            self._plans[key] = self.make_plan(
+                self._x[:rows], scratch, tokens, positions, slots, places, cache, each_row
+            )
         return self._plans[key]
 
-    def _make_plan(self, rows: int, sequences: int, cache: KVCache, each_row: bool) -> list[partial[Any]]:
-        ops, config = self.ops, self.config
-        tokens, positions, slots = self._index[:, :rows]
-        block_tables, starts, lens = self._tables[:sequences], self._starts[: sequences + 1], self._lens[:sequences]
-        x, normed, delta = self._x[:rows], self._normed[:rows], self._delta[:rows]
-        q, k, v, mixed = self._q[:rows], self._k[:rows], self._v[:rows], self._mixed[:rows]
-        gate, up = self._gate[:rows], self._up[:rows]
-        scale = config.head_dim**-0.5
+    def make_plan(
+        self,
+        x: Tensor,
+        scratch: tuple[Tensor, ...],
+        tokens: Tensor,
+        positions: Tensor,
+        slots: Tensor,
+        places: tuple[Tensor, Tensor, Tensor],
+        cache: KVCache,
+        each_row: bool,
+        longest: int | None = None,
+    ) -> list[partial[Any]]:
+        """The ops from `tokens` (T,) to the hidden states x (T, H) before the last norm.
+
+        `places`: block tables (S, most), starts (S + 1,) and lens (S,) of the sequences, int32. `longest` bounds the lens
+        where each sequence has one token; the config's positions unless given.
+        """
+        ops, config, eps = self.ops, self.config, self.config.rms_norm_eps
+        q, mixed, inner = scratch
+        rows, many = x.shape[0], places[2].shape[0]
+        bound = rows if rows > many else longest or config.max_position_embeddings
+        turn = (self._cos, self._sin, positions)
         plan: list[partial[Any]] = [partial(ops.embed, tokens, self.weights[names.EMBED], out=x)]
-
-        def norm(name: str) -> None:
-            plan.append(partial(ops.rms_norm, x, self.weights[name], config.rms_norm_eps, out=normed))
-
-        def linear(source: Tensor, name: str, target: Tensor) -> None:
-            plan.append(partial(ops.linear, source, self.weights[name], out=target.flatten(1), each_row=each_row))
-
-        def residual() -> None:
-            plan.append(partial(ops.add, x, delta, out=x))
-
         for number in range(config.num_layers):
             keys, values = cache.keys[number], cache.values[number]
-            norm(names.layer(number, names.ATTENTION_NORM))
-            for part, target in ((names.Q, q), (names.K, k), (names.V, v)):
-                linear(normed, names.layer(number, part), target)
-            plan.append(partial(ops.rope_and_store, q, k, v, self._cos, self._sin, positions, keys, values, slots))
-            plan.append(partial(ops.attention, q, keys, values, block_tables, starts, lens, scale, out=mixed))
-            linear(mixed.flatten(1), names.layer(number, names.O), delta)
-            residual()
-            norm(names.layer(number, names.MLP_NORM))
-            linear(normed, names.layer(number, names.GATE), gate)
-            linear(normed, names.layer(number, names.UP), up)
-            plan.append(partial(ops.silu_mul, gate, up, out=gate))
-            linear(gate, names.layer(number, names.DOWN), delta)
-            residual()
-        norm(names.NORM)
+            norm, qkv = self._norm(number, names.ATTENTION_NORM), self._joined(number, names.QKV)
+            plan += [
+                partial(ops.qkv_rope_store, x, norm, eps, qkv, *turn, keys, values, slots, q=q, each_row=each_row),
+                partial(ops.attention, q, keys, values, *places, config.head_dim**-0.5, out=mixed, longest=bound),
+                partial(ops.linear_add, mixed.flatten(1), self._matrix(number, names.O), out=x, each_row=each_row),
+            ]
+            norm, gate_up = self._norm(number, names.MLP_NORM), self._joined(number, names.GATE_UP)
+            plan += [
+                partial(ops.gate_up, x, norm, eps, gate_up, out=inner, each_row=each_row),
+                partial(ops.linear_add, inner, self._matrix(number, names.DOWN), out=x, each_row=each_row),
+            ]
         return plan
+
+    def _norm(self, number: int, part: str) -> Tensor:
+        return self._norms[names.layer(number, part)]
+
+    def _matrix(self, number: int, part: str) -> Any:
+        return self.weights[names.layer(number, part)]
+
+    def _joined(self, number: int, part: str) -> tuple[Any, ...]:
+        """The joined matrix, or the matrices that would be joined."""
+        whole = self.weights.get(names.layer(number, part))
+        return (whole,) if whole is not None else tuple(self._matrix(number, each) for each in names.JOINED[part])

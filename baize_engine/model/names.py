@@ -13,11 +13,18 @@ ATTENTION_NORM = "input_layernorm"
 MLP_NORM = "post_attention_layernorm"
 Q, K, V, O = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"  # noqa: E741
 GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
+QKV, GATE_UP = (
+    "self_attn.qkv_proj",
+    "mlp.gate_up_proj",
+)  # rows joined, as one product reads them; never in a published file
+JOINED = {QKV: (Q, K, V), GATE_UP: (GATE, UP)}
+WEIGHT = ".weight"
+VALUES, SCALES = ".qweight", ".scales"  # in a saved quantised model, in place of .weight
 
 
 def layer(number: int, part: str) -> str:
     """The name of a layer's weight, such as layer(3, Q)."""
-    return f"model.layers.{number}.{part}.weight"
+    return f"model.layers.{number}.{part}{WEIGHT}"
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -34,3 +41,27 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if not config.tie_word_embeddings:
         wanted[HEAD] = (config.vocab_size, hidden)
     return wanted
+
+
+def packed(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of a model whose q, k, v and gate, up are joined: name -> shape."""
+    shapes_ = shapes(config)
+    for number in range(config.num_layers):
+        for whole, parts_ in JOINED.items():
+            columns = {shapes_[layer(number, part)][1] for part in parts_}
+            rows = sum(shapes_.pop(layer(number, part))[0] for part in parts_)
+            shapes_[layer(number, whole)] = (rows, *columns)
+    return shapes_
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """The published tensors whose rows make up the packed weight `name`, in order."""
+    for whole, parts_ in JOINED.items():
+        if name.endswith(f".{whole}{WEIGHT}"):
+            return tuple(name.replace(whole, part) for part in parts_)
+    return (name,)
+
+
+def quantized(config: ModelConfig) -> frozenset[str]:
+    """The packed weights that quantisation applies to: all matrices but the embedding, and the output head if it is that."""
+    return frozenset(name for name, shape in packed(config).items() if len(shape) == 2 and name != EMBED)

@@ -1,6 +1,7 @@
-"""Weights of a decoder: mapped from a checkpoint's files without a copy, strict both ways.
+"""Weights of a decoder: which tensors of a checkpoint they are, strict both ways, and views of mapped files.
 
-A tensor that the config does not name and a parameter that no file fills are both errors.
+A tensor that the config does not name and a parameter that no file fills are both errors. What has to be converted, joined,
+quantised or moved to a GPU goes through `model/packing.py`.
 """
 
 from __future__ import annotations
@@ -9,56 +10,109 @@ import mmap
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from baize_engine import backend
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.packing import pack, packed_shapes
 
 
 def load_weights(
-    source: str | Path | CheckpointIndex, config: ModelConfig, dtype: str = "auto", device: str = "cpu"
-) -> dict[str, Tensor]:
-    """The weights by transformers' names, on `device`, of `dtype` ("auto": as in the files).
+    source: str | Path | CheckpointIndex,
+    config: ModelConfig,
+    dtype: str = "auto",
+    device: str = "cpu",
+    quantize: str | None = None,
+) -> dict[str, Any]:
+    """The weights by transformers' names, on `device`: tensors of `dtype` ("auto": as in the files), or quantised matrices.
 
-    On the CPU with the files' own type they are read-only views of mapped files: nothing is read before it is used.
+    On the CPU, files' own types and saved quantised models are read-only views of mapped files: nothing is read before it
+    is used. On a GPU, and in quantised models, q, k, v and gate, up are joined (names.JOINED).
     """
     index = source if isinstance(source, CheckpointIndex) else read_index(source)
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
+    if config.quantization is not None:
+        return _load_quantized(index, config, config.quantization, dtype, device)
     kept = {name: entry for name, entry in index.entries.items() if not name.endswith(names.IGNORED_SUFFIX)}
     check({name: entry.shape for name, entry in kept.items()}, config, str(index.folder))
+    for entry in kept.values():
+        _check_float(entry)
+    if device != "cpu" or quantize is not None:
+        return pack(kept, config, dtype, device, quantize)
     maps = {path: _map(path) for path in index.files}
-    weights = {}
-    for name in names.shapes(config):
-        tensor = _view(kept[name], maps[kept[name].path])
-        weights[name] = tensor.to(device=device, dtype=None if dtype == "auto" else getattr(torch, dtype))
-    return weights
+    kind = None if dtype == "auto" else getattr(torch, dtype)
+    return {name: view(kept[name], maps[kept[name].path]).to(kind) for name in names.shapes(config)}
 
 
 def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
     """CheckpointError unless `found`, {name: shape}, is just what `config` asks for."""
     wanted = names.shapes(config)
     allowed = {*wanted, names.HEAD} if config.tie_word_embeddings else set(wanted)  # a tied head may be stored too
+    _check_names(found, wanted, allowed, where)
+    for name, shape in wanted.items():
+        if found[name] != shape:
+            raise CheckpointError(f"{where}: {name} has shape {list(found[name])}, its config.json wants {list(shape)}")
+
+
+def _check_names(found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: set[str], where: str) -> None:
     missing = [name for name in wanted if name not in found]
     unused = [name for name in found if name not in allowed]
     for kind, listed in (("lacks", missing), ("holds a tensor that no part of the model uses:", unused)):
         if listed:
             more = f" and {len(listed) - 1} more" if len(listed) > 1 else ""
             raise CheckpointError(f"{where} {kind} {listed[0]}{more} (by its config.json)")
-    for name, shape in wanted.items():
-        if found[name] != shape:
-            raise CheckpointError(f"{where}: {name} has shape {list(found[name])}, its config.json wants {list(shape)}")
 
 
-def nbytes(index: CheckpointIndex, dtype: str = "auto") -> int:
+def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtype: str, device: str) -> dict[str, Any]:
+    formats = backend.quantized()
+    wanted = packed_shapes(config, kind)
+    _check_names(index.entries, wanted, set(wanted), str(index.folder))
+    for name, (stored, shape) in wanted.items():
+        entry = index.entries[name]
+        if entry.shape != shape or (stored is not None and entry.dtype != stored):
+            raise CheckpointError(
+                f"{entry.path}: {name} is {entry.dtype} of shape {list(entry.shape)}, wanted {stored or 'a float'} of "
+                f"{list(shape)} for {kind} of scheme {formats.SCHEME}"
+            )
+        if stored is None:
+            _check_float(entry)
+    maps = {path: _map(path) for path in index.files}
+    tensors = {name: view(index.entries[name], maps[index.entries[name].path]).to(device) for name in wanted}
+    weights: dict[str, Any] = {}
+    for name, tensor in tensors.items():
+        if name.endswith(names.VALUES):
+            matrix = name.removesuffix(names.VALUES)
+            weights[matrix + names.WEIGHT] = formats.matrix(
+                kind, tensor, tensors[matrix + names.SCALES], names.packed(config)[matrix + names.WEIGHT][1]
+            )
+        elif not name.endswith(names.SCALES):
+            weights[name] = tensor if dtype == "auto" else tensor.to(getattr(torch, dtype))
+    return weights
+
+
+def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", quantize: str | None = None) -> int:
     """Bytes that the weights will take in memory."""
-    kept = [entry for name, entry in index.entries.items() if not name.endswith(names.IGNORED_SUFFIX)]
-    return sum(entry.numel * ITEMSIZE[entry.dtype if dtype == "auto" else dtype] for entry in kept)
+    if quantize is None or config.quantization is not None:
+        kept = [entry for name, entry in index.entries.items() if not name.endswith(names.IGNORED_SUFFIX)]
+        return sum(
+            entry.numel * ITEMSIZE[entry.dtype if dtype == "auto" or entry.dtype not in FLOATS else dtype]
+            for entry in kept
+        )
+    total = 0
+    for name, (stored, shape) in packed_shapes(config, quantize).items():
+        own = (
+            index.entries[name].dtype if name in index.entries else "float32"
+        )  # a missing one is refused by name later
+        total += torch.Size(shape).numel() * ITEMSIZE[stored or (own if dtype == "auto" else dtype)]
+    return total
 
 
 def _map(path: Path) -> mmap.mmap:
@@ -66,9 +120,13 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _view(entry: TensorEntry, content: mmap.mmap) -> Tensor:
+def _check_float(entry: TensorEntry) -> None:
     if entry.dtype not in FLOATS:
         raise CheckpointError(f"{entry.path}: {entry.name} is {entry.dtype}, wanted one of {', '.join(FLOATS)}")
+
+
+def view(entry: TensorEntry, content: mmap.mmap) -> Tensor:
+    """The tensor of `entry` in its mapped file, read-only."""
     kind = getattr(torch, entry.dtype)
     if entry.offset % ITEMSIZE[entry.dtype]:  # a header of odd length: torch views aligned memory only
         own = bytearray(content[entry.offset : entry.offset + entry.nbytes])

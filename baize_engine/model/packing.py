@@ -1,0 +1,141 @@
+"""Weights as a backend streams them: joined, converted, quantised, on their device; read by ranges in parallel.
+
+Each worker owns one staging buffer (pinned for a GPU) and a stream: it reads some rows of one tensor from the file, and the
+device converts or quantises them into their place. Peak memory is the packed weights and the workers' buffers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baize_engine import backend
+from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.file_io import aligned_buffer, open_read, read_into
+from baize_engine.errors import CheckpointError
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+
+PIECE = 16 << 20  # bytes of a tensor that a worker takes at a time, but at least one row
+WORKERS, GPU_WORKERS = 2, 6
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of the tensor `entry` from `first` on, as many as `target` has."""
+
+    entry: TensorEntry
+    first: int
+    target: Any
+
+
+def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """The tensors of a model quantised as `kind` by the name each has in a file: (type, shape); None: any float type."""
+    formats = backend.quantized()
+    shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
+    for name, shape in names.packed(config).items():
+        if name in names.quantized(config):
+            (values, scales) = formats.layout(kind, *shape)
+            stem = name.removesuffix(names.WEIGHT)
+            shapes[stem + names.VALUES], shapes[stem + names.SCALES] = values, scales
+        else:
+            shapes[name] = (None, shape)
+    return shapes
+
+
+def pack(
+    entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
+) -> dict[str, Any]:
+    """{name: tensor or quantised matrix} on `device`. `entries` were checked against the config."""
+    weights: dict[str, Any] = {}
+    pieces: list[Piece] = []
+    for name in names.packed(config):
+        weights[name] = allocate(name, entries, config, dtype, device, quantize)
+        pieces += pieces_of(name, entries, config, weights[name])
+    fill(pieces, device)
+    return weights
+
+
+def allocate(
+    name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
+) -> Any:
+    """Unfilled memory for the packed weight `name`."""
+    shape = names.packed(config)[name]
+    if quantize is not None and name in names.quantized(config):
+        return backend.quantized().empty(quantize, *shape, device)
+    kinds = {entries[part].dtype for part in names.parts(name)} if dtype == "auto" else {dtype}
+    if len(kinds) > 1:
+        raise CheckpointError(f"{name} would join tensors of {' and '.join(sorted(kinds))}: choose a dtype")
+    return torch.empty(shape, dtype=getattr(torch, kinds.pop()), device=device)
+
+
+def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, target: Any) -> Iterator[Piece]:
+    """The work that fills the packed weight `name`."""
+    begin = 0
+    for part in names.parts(name):
+        entry = entries[part]
+        rows = entry.shape[0]
+        step = max(1, PIECE * rows // max(1, entry.nbytes))
+        for first in range(0, rows, step):
+            last = min(first + step, rows)
+            yield Piece(entry, first, backend.quantized().rows(target, begin + first, begin + last))
+        begin += rows
+
+
+def fill(pieces: list[Piece], device: str) -> None:
+    """Does the work. The first error of a worker is raised; then the weights are not to be used."""
+    if not pieces:
+        return
+    size = max(piece.target.shape[0] * _row_bytes(piece.entry) for piece in pieces)
+    files = {path: open_read(path) for path in {piece.entry.path for piece in pieces}}
+    count = WORKERS if device == "cpu" else min(GPU_WORKERS, os.cpu_count() or 1)
+    shares = [pieces[n::count] for n in range(count)]
+    try:
+        with ThreadPoolExecutor(count, "load") as pool:
+            for done in [pool.submit(_work, share, files, size, device) for share in shares if share]:
+                done.result()
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+
+
+def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str) -> None:
+    on_gpu = device != "cpu"
+    staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
+    memory = staging.numpy().data if staging is not None else aligned_buffer(size)
+    stream = torch.cuda.Stream(device) if on_gpu else None
+    with torch.cuda.stream(stream) if stream is not None else nullcontext(), torch.inference_mode():
+        for piece in pieces:
+            entry, rows = piece.entry, piece.target.shape[0]
+            row = _row_bytes(entry)
+            view = memory[: rows * row]
+            read_into(files[entry.path], view, entry.offset + piece.first * row, f"{entry.path}: {entry.name}")
+            read = torch.frombuffer(view, dtype=getattr(torch, entry.dtype)).view(rows, *entry.shape[1:])
+            read = read.to(device, non_blocking=True)
+            if isinstance(piece.target, Tensor):
+                piece.target.copy_(read)
+            else:
+                _quantize(piece, read)
+            if stream is not None:
+                stream.synchronize()  # the staging buffer is free again
+
+
+def _quantize(piece: Piece, read: Tensor) -> None:
+    formats = backend.quantized()
+    kind = "int8" if isinstance(piece.target, formats.Int8Weight) else "int4"
+    try:
+        formats.quantize(read, kind, out=piece.target)
+    except ValueError as error:
+        raise CheckpointError(f"{piece.entry.path}: {piece.entry.name}: {error}") from None
+
+
+def _row_bytes(entry: TensorEntry) -> int:
+    return entry.nbytes // max(1, entry.shape[0])

@@ -1,0 +1,76 @@
+"""`quantize`: a model's folder as one with int8 or int4 matrices, which loads by mapping. One matrix in memory at a time."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baize_engine import backend
+from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.side_files import collect
+from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
+from baize_engine.errors import CheckpointError, RequestError
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig, quantization_config
+from baize_engine.model.packing import allocate, fill, packed_shapes, pieces_of
+from baize_engine.model.weights import check
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What was written: the folder, and the bytes of all tensors before and after."""
+
+    folder: Path
+    bytes_before: int
+    bytes_after: int
+
+
+def quantize(path: str | os.PathLike[str], path_quantized: str | os.PathLike[str], weights: str = "int8") -> Quantized:
+    """Writes the model of folder `path` with its matrices as `weights` ("int8" or "int4") to a new folder.
+
+    safetensors with the scheme's name in header and config.json; `Engine.from_pretrained` maps them. The embedding and the
+    norms keep their type. Errors name file and tensor, and leave nothing behind.
+    """
+    if weights not in ("int8", "int4"):
+        raise RequestError(f"weights is {weights!r}, wanted 'int8' or 'int4'")
+    config = ModelConfig.from_folder(Path(path))
+    if config.quantization is not None:
+        raise RequestError(f"{path} holds {config.quantization} weights already")
+    index = read_index(path)
+    entries = {name: entry for name, entry in index.entries.items() if not name.endswith(names.IGNORED_SUFFIX)}
+    check({name: entry.shape for name, entry in entries.items()}, config, str(index.folder))
+    for entry in entries.values():
+        if entry.dtype not in FLOATS:
+            raise CheckpointError(f"{entry.path}: {entry.name} is {entry.dtype}, wanted one of {', '.join(FLOATS)}")
+    specs = [
+        TensorSpec(name, stored or entries[name].dtype, shape)
+        for name, (stored, shape) in packed_shapes(config, weights).items()
+    ]
+    files = collect(Path(path), Path(path), entries[names.EMBED].dtype, config.vocab_size)
+    described = {**json.loads(files["config.json"]), "quantization_config": quantization_config(weights)}
+    files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
+    shards = lay_out(specs, metadata={"scheme": backend.quantized().SCHEME, "weights": weights})
+    with CheckpointWriter(Path(path_quantized), shards) as writer:
+        for name in names.packed(config):
+            matrix = allocate(name, entries, config, "auto", "cpu", weights)
+            fill(list(pieces_of(name, entries, config, matrix)), "cpu")
+            _write(writer, name, matrix)
+        writer.finish(files)
+    before = sum(entries[part].nbytes for name in names.packed(config) for part in names.parts(name))
+    return Quantized(Path(path_quantized), before, sum(spec.nbytes for spec in specs))
+
+
+def _write(writer: CheckpointWriter, name: str, matrix: Any) -> None:
+    if isinstance(matrix, torch.Tensor):
+        tensors = {name: matrix}
+    else:
+        stem = name.removesuffix(names.WEIGHT)
+        tensors = {stem + names.VALUES: matrix.values, stem + names.SCALES: matrix.scales}
+    for stored, tensor in tensors.items():
+        writer.write(stored, 0, tensor.contiguous().view(torch.uint8).flatten().numpy().data)

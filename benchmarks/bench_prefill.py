@@ -1,0 +1,129 @@
+"""Prefill with random weights: the time to run a prompt, and the share of the machine's matrix product peak (MFU).
+
+Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured
+in this run. Before timing, the last logits of a short prompt must be those of the reference ops, which get it in pieces. On
+a GPU the reference ops are a baseline too; on the CPU they are the decoder's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from common import Spread, measure, parser, report
+from models import KINDS, random_model, transformers_model
+from roofline import matmul_peak, synchronize
+from shapes import PRESETS, Shape
+
+from baize_engine import backend
+from baize_engine.kernels import reference
+from baize_engine.memory import free_bytes
+from baize_engine.model import cost
+from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.llama import Llama
+
+CHECKED, PIECE = 80, 16  # tokens of the checked prompt, more than the kernels for few rows take; of an oracle's call
+# |logits - oracle| / |oracle|: activations are rounded to their type some times a layer, and in other places by each
+BOUNDS = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+def prompt(length: int, vocabulary: int) -> list[int]:
+    return torch.randint(3, vocabulary, (length,), generator=torch.Generator().manual_seed(length)).tolist()
+
+
+def reference_model(model: Llama) -> Llama:
+    """The same weights with the ops of kernels/reference.py."""
+    return Llama(model.config, model.weights, reference, model.device)
+
+
+def check(name: str, logits: Callable[[list[int]], torch.Tensor], model: Llama) -> None:
+    """SystemExit where the last logits of a short prompt are not those of the reference ops, which run it in pieces."""
+    ids, oracle = prompt(CHECKED, model.config.vocab_size), reference_model(model)
+    sequence = (cache := oracle.new_cache(CHECKED)).allocate()
+    for begin in range(0, len(ids), PIECE):
+        wanted = oracle.forward([ids[begin : begin + PIECE]], [sequence], cache)
+    error = float((logits(ids).float() - wanted).norm() / wanted.norm())
+    if not error <= BOUNDS[model.dtype]:  # also where it is not a number
+        raise SystemExit(f"{name}: the last logits are {error:.3g} off the reference's, wanted {BOUNDS[model.dtype]:g}")
+
+
+def ours(model: Llama, cache: KVCache, ids: list[int]) -> torch.Tensor:
+    logits = model.prefill(ids, sequence := cache.allocate(), cache)
+    synchronize(model.device)
+    cache.free(sequence)
+    return logits
+
+
+@torch.inference_mode()
+def theirs(model: Any, device: str, ids: list[int]) -> torch.Tensor:
+    """The last logits, by the parts that every version of transformers has; the cache is filled and dropped."""
+    hidden = model.model(torch.tensor([ids], device=device), use_cache=True)[0]
+    logits = model.lm_head(hidden[:, -1])
+    synchronize(device)
+    return logits
+
+
+def baseline(model: Llama, shape: Shape) -> tuple[Any, str]:
+    """transformers' model, checked, or None; and what a report says of it."""
+    if not find_spec("transformers"):
+        return None, "not installed"
+    needed, free = 2 * shape.parameters * model.dtype.itemsize, free_bytes(model.device)  # its own, and ours for them
+    if free is not None and needed > free:
+        return None, f"does not fit: wants {needed / 1e9:.1f} GB of {free / 1e9:.1f}"
+    made = transformers_model(model, shape, model.dtype)
+    check("transformers", partial(theirs, made, model.device), model)
+    return made, "measured"
+
+
+def row(engine: str, tokens: int, time: Spread, flops: int, peak: float) -> dict[str, Any]:
+    speed, ms = flops / time.median / 1e12, {"ms": time.median * 1e3, "p20": time.p20 * 1e3, "p80": time.p80 * 1e3}
+    rates = {"tok/s": tokens / time.median, "TFLOP/s": speed, "MFU": speed / peak}
+    return {"engine": engine, "tokens": tokens, **ms, **rates}
+
+
+def bench(options: argparse.Namespace, device: str) -> tuple[list[dict[str, Any]], dict[str, object]]:
+    shape, kind = PRESETS[options.preset], options.quantize or options.dtype
+    model = random_model(shape, kind, device)
+    cache = model.new_cache(max(*options.tokens, CHECKED))
+    check("baize", partial(ours, model, cache), model)
+    other, said = baseline(model, shape) if options.baselines else (None, "not asked for")
+    activation, peak = str(model.dtype).removeprefix("torch."), matmul_peak(device, model.dtype)
+    engines: dict[str, Callable[[list[int]], torch.Tensor]] = {f"baize {kind}": partial(ours, model, cache)}
+    if any(row.name != "torch" for row in model.ops.rows.values()):
+        engines[f"torch {kind}"] = partial(ours, reference_model(model), cache)
+    if other is not None:
+        engines[f"transformers {activation}"] = partial(theirs, other, device)
+    rows = []
+    for tokens in options.tokens:
+        flops = sum(op.flops for op in cost.prefill(model.config, tokens, kind, activation))
+        for name, run in engines.items():
+            time = measure(partial(run, prompt(tokens, shape.vocabulary)), options.runs)
+            rows.append(row(name, tokens, time, flops, peak))
+    return rows, {"preset": options.preset, "kind": kind, "matmul_TFLOP/s": peak, "transformers": said}
+
+
+def main() -> int:
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--preset", choices=PRESETS, default="125m")
+    options.add_argument("--dtype", choices=KINDS[:3], default="float16")
+    options.add_argument("--quantize", choices=KINDS[3:], help="matrices of this kind, the rest float16")
+    options.add_argument("--tokens", type=int, nargs="+", default=[128, 512, 2048])
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument("--runs", type=int, default=5, help="prompts timed for each row")
+    options.add_argument("--baselines", action="store_true", help="also transformers, where installed and it fits")
+    chosen = options.parse_args()
+    device, most = backend.resolve_device(chosen.device), PRESETS[chosen.preset].positions
+    if min(chosen.tokens) < 1 or max(chosen.tokens) > most or chosen.runs < 1:
+        options.error(f"--tokens must be 1 to {most} for {chosen.preset}, and --runs at least 1")
+    rows, facts = bench(chosen, device)
+    report("prefill", rows, chosen, device, {**facts, "threads": torch.get_num_threads()})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""The roofline: what a device can do at most, measured; how near each op comes to it; and the picture of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import Spread, measure, memory_bandwidth
+
+from baize_engine.model.cost import OpCost
+
+SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the peak: large enough to keep every core busy
+COPIED = 1 << 30  # bytes of the copy on a GPU: many times its cache
+
+
+def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
+    """GB/s of reading and copying (bytes read plus written), and TFLOP/s of a product in `dtype`, of this machine now."""
+    return {**_bandwidth(device), "matmul_TFLOP/s": matmul_peak(device, dtype)}
+
+
+def matmul_peak(device: str, dtype: torch.dtype) -> float:
+    """TFLOP/s of torch's product of two large square matrices."""
+    side = SQUARE[torch.device(device).type]
+    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
+    return 2e-12 * side**3 / _seconds(lambda: left @ right, device).median
+
+
+def synchronize(device: str) -> None:
+    """Waits for the device's queued work; the CPU has none."""
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def _bandwidth(device: str) -> dict[str, float]:
+    if device == "cpu":
+        speeds = memory_bandwidth(torch.get_num_threads())
+    else:
+        source = torch.ones(COPIED // 4, device=device)
+        target = torch.empty_like(source)
+        read, copy = _seconds(source.sum, device).median, _seconds(lambda: target.copy_(source), device).median
+        speeds = {"read": COPIED / read / 1e9, "copy": 2 * COPIED / copy / 1e9}
+    return {f"{name}_GB/s": speed for name, speed in speeds.items()}
+
+
+def _seconds(run: Any, device: str, calls: int = 5) -> Spread:
+    """Seconds of one call: on a GPU of several that are queued behind each other, so that no launch is waited for."""
+
+    def many() -> None:
+        for _ in range(calls):
+            run()
+        synchronize(device)
+
+    spread = measure(many, 5)
+    return Spread(spread.median / calls, spread.p20 / calls, spread.p80 / calls)
+
+
+def rows(
+    times: Mapping[str, Spread], calls: Mapping[str, int], costs: Sequence[OpCost], limits: Mapping[str, float]
+) -> list[dict[str, Any]]:
+    """A row for each op in the order of `times` (seconds of all its calls in a step).
+
+    `intensity` is FLOP a byte. `ceiling_us`: what moving the op's bytes, or its arithmetic, takes at the least, and `share`
+    how much of the measured time that is. An op that no cost is known of has its time alone.
+    """
+    known = {cost.name: cost for cost in costs}
+    speed = bandwidth(limits) * 1e9
+    found = []
+    for name, spread in times.items():
+        row = {"op": name, "calls": calls[name], "us": spread.median * 1e6, "p20": spread.p20 * 1e6}
+        row["p80"] = spread.p80 * 1e6
+        if name in known:
+            nbytes, flops, seconds = known[name].bytes, known[name].flops, spread.median
+            least = max(nbytes / speed, flops / limits["matmul_TFLOP/s"] / 1e12)
+            row |= {
+                "bytes": nbytes, "flops": flops, "intensity": flops / nbytes, "GB/s": nbytes / seconds / 1e9,
+                "TFLOP/s": flops / seconds / 1e12, "ceiling_us": least * 1e6, "share": least / seconds,
+            }  # fmt: skip
+        found.append(row)
+    return found
+
+
+def bandwidth(limits: Mapping[str, float]) -> float:
+    """GB/s of the sloped roof: the faster of reading and copying, so that no op is flattered."""
+    return max(limits["read_GB/s"], limits["copy_GB/s"])
+
+
+def figure_class() -> Any:
+    """matplotlib's Figure; SystemExit, before anything is measured, where it is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise SystemExit(
+            "--picture needs matplotlib, which is not installed here; save the report with --json results.json, then "
+            "`--from_json results.json --picture out.png` draws it on any machine with matplotlib"
+        ) from None
+    return Figure
+
+
+def draw(report: Mapping[str, Any], path: Path) -> None:
+    """The picture of a report: log-log axes, the roof, and one labelled point for each op that computes."""
+    points = [row for row in report["rows"] if row.get("flops")]
+    if not points:
+        raise SystemExit("the report has no op with flops: is it one of profile_step.py?")
+    speed, peak = bandwidth(report["ceilings"]) / 1e3, report["ceilings"]["matmul_TFLOP/s"]  # TB/s, TFLOP/s
+    ridge = peak / speed
+    left, right = min(row["intensity"] for row in points) / 3, max(*(row["intensity"] for row in points), ridge) * 4
+    figure = figure_class()(figsize=(8, 5.5), layout="constrained")
+    axes = figure.add_subplot(xscale="log", yscale="log", xlim=(left, right))
+    axes.plot([left, ridge, right], [left * speed, peak, peak], color="black", linewidth=1.5)
+    at = ridge * 0.7
+    axes.annotate(f"{speed * 1e3:.4g} GB/s", (at, at * speed), (-8, 2), textcoords="offset points", ha="right")
+    axes.annotate(f"{peak:.3g} TFLOP/s", (right, peak), (-4, 5), textcoords="offset points", ha="right")
+    for row in points:
+        axes.plot(row["intensity"], row["TFLOP/s"], "o", label=f"{row['op']}: {row['us']:.4g} µs, {row['share']:.0%}")
+    _label(axes, points)
+    axes.set(xlabel="FLOP / byte", ylabel="TFLOP/s", title=report["title"])
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.legend(title="time in a step, share of the roof", loc="lower right", fontsize="small")
+    figure.savefig(path, dpi=130)
+
+
+def _label(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
+    """The ops' names right of their points, under the roof, and pushed apart downwards: at batch 1 intensities are equal."""
+    low, high = axes.get_ylim()
+    axes.set_ylim(low / 4, high * 1.3)
+    line, below = (4 * high / low) ** 0.045, float("inf")  # the height of a text
+    for row in sorted(points, key=lambda row: -row["TFLOP/s"]):
+        below = min(row["TFLOP/s"], below / line)
+        axes.annotate(
+            row["op"], (row["intensity"], row["TFLOP/s"]), (row["intensity"] * 1.5, below), va="center",
+            fontsize="small", arrowprops={"arrowstyle": "-", "alpha": 0.4, "relpos": (0, 0.5)},
+        )  # fmt: skip

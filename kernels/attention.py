@@ -1,0 +1,252 @@
+"""Attention over the paged cache on a GPU: softmax(q K^T scale) V, accumulated in float32.
+
+Decode: one query a sequence. A program takes one key head of one sequence, with the query heads that share it, over SPLIT
+tokens of its context; a second kernel joins the parts. SPLIT is a number of tokens, never a number of parts, so that a
+sequence's result depends on its own context alone.
+
+Prefill: BLOCK_M queries of one head walk the keys before them, from token 0 in tiles, with a running maximum.
+
+Keys and values of token n lie in row table[n // BLOCK] * BLOCK + n % BLOCK of the cache, (rows, Hkv, D).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .gate import GateCase
+from .launch import check, check_device, pdl, wait_for_inputs
+
+SPLIT = 128  # tokens of context a decode program reads: 64 KiB of keys and values at D = 128, all on their way at once
+JOINED = 16  # parts that are joined at a time
+LOG2E = 1.4426950408889634
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _attention_decode_kernel(
+    q_ptr, k_ptr, v_ptr, tables_ptr, lens_ptr, parts_ptr, stats_ptr, table_stride, scale, splits,
+    KV_HEADS: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK: tl.constexpr,
+    SPLIT: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Sequence program_id(0), key head program_id(1), tokens from program_id(2) * SPLIT. SHARED query heads a key head.
+
+    parts (S, Hq, splits, D) float32: the weighted sum of values; stats (S, Hq, splits, 2): its maximum and its sum of
+    weights, in powers of two.
+    """
+    wait_for_inputs(PDL)
+    s, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    length = tl.load(lens_ptr + s)
+    begin = split * SPLIT
+    if begin >= length:
+        return
+    HEADS: tl.constexpr = KV_HEADS * SHARED
+    r, d = tl.arange(0, ROWS), tl.arange(0, PADDED_D)
+    head = s.to(tl.int64) * HEADS + kv_head * SHARED + r
+    q = tl.load(q_ptr + head[:, None] * D + d[None, :], mask=(r < SHARED)[:, None] & (d < D)[None, :], other=0.0)
+    kind = k_ptr.dtype.element_ty
+    q = q.to(kind)
+    top = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((ROWS,), dtype=tl.float32)
+    acc = tl.zeros((ROWS, PADDED_D), dtype=tl.float32)
+    for start in range(begin, tl.minimum(begin + SPLIT, length), TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < length
+        block = tl.load(tables_ptr + s.to(tl.int64) * table_stride + token // BLOCK, mask=seen, other=0)
+        row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + kv_head
+        inside = seen[:, None] & (d < D)[None, :]
+        k = tl.load(k_ptr + row[:, None] * D + d[None, :], mask=inside, other=0.0)
+        v = tl.load(v_ptr + row[:, None] * D + d[None, :], mask=inside, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(seen[None, :], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        faded = tl.exp2(top - higher)
+        total = total * faded + tl.sum(weights, axis=1)
+        acc = tl.dot(weights.to(kind), v, acc * faded[:, None], input_precision="ieee")
+        top = higher
+    part = head * splits + split
+    tl.store(parts_ptr + part[:, None] * D + d[None, :], acc, mask=(r < SHARED)[:, None] & (d < D)[None, :])
+    tl.store(stats_ptr + part * 2, top, mask=r < SHARED)
+    tl.store(stats_ptr + part * 2 + 1, total, mask=r < SHARED)
+
+
+@triton.jit(do_not_specialize=["splits"])
+def _attention_join_kernel(
+    parts_ptr, stats_ptr, lens_ptr, out_ptr, splits,
+    HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, SPLIT: tl.constexpr, JOINED: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """The parts of query head program_id(1) of sequence program_id(0), JOINED at a time, in order."""
+    wait_for_inputs(PDL)
+    s = tl.program_id(0)
+    head = s.to(tl.int64) * HEADS + tl.program_id(1)
+    d = tl.arange(0, PADDED_D)
+    used = tl.cdiv(tl.load(lens_ptr + s), SPLIT)
+    top = float("-inf")
+    total = 0.0
+    acc = tl.zeros((PADDED_D,), dtype=tl.float32)
+    for first in range(0, used, JOINED):
+        split = first + tl.arange(0, JOINED)
+        there = split < used
+        part = head * splits + split
+        tops = tl.load(stats_ptr + part * 2, mask=there, other=float("-inf"))
+        weights = tl.load(stats_ptr + part * 2 + 1, mask=there, other=0.0)
+        values = tl.load(parts_ptr + part[:, None] * D + d[None, :], mask=there[:, None] & (d < D)[None, :], other=0.0)
+        higher = tl.maximum(top, tl.max(tops, axis=0))
+        old, new = tl.exp2(top - higher), tl.exp2(tops - higher)
+        total = total * old + tl.sum(weights * new, axis=0)
+        acc = acc * old + tl.sum(values * new[:, None], axis=0)
+        top = higher
+    tl.store(out_ptr + head * D + d, (acc / total).to(out_ptr.dtype.element_ty), mask=d < D)
+
+
+@triton.jit
+def _attention_prefill_kernel(
+    q_ptr, k_ptr, v_ptr, tables_ptr, starts_ptr, lens_ptr, out_ptr, table_stride, scale,
+    HEADS: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Queries from program_id(0) * BLOCK_M of head program_id(1) of sequence program_id(2), the last ones first."""
+    wait_for_inputs(PDL)
+    s, head = tl.program_id(2), tl.program_id(1)
+    first, last = tl.load(starts_ptr + s), tl.load(starts_ptr + s + 1)
+    count, length = last - first, tl.load(lens_ptr + s)
+    m = (tl.num_programs(0) - 1 - tl.program_id(0)) * BLOCK_M
+    if m >= count:
+        return
+    KV_HEADS: tl.constexpr = HEADS // SHARED
+    r, d = m + tl.arange(0, BLOCK_M), tl.arange(0, PADDED_D)
+    position = length - count + r  # of each query
+    at = ((first + r).to(tl.int64) * HEADS + head)[:, None] * D + d[None, :]
+    inside = (r < count)[:, None] & (d < D)[None, :]
+    kind = k_ptr.dtype.element_ty
+    q = tl.load(q_ptr + at, mask=inside, other=0.0).to(kind)
+    top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
+    total = tl.zeros((BLOCK_M,), dtype=tl.float32)
+    acc = tl.zeros((BLOCK_M, PADDED_D), dtype=tl.float32)
+    for start in range(0, tl.minimum(length, length - count + m + BLOCK_M), TILE):
+        token = start + tl.arange(0, TILE)
+        seen = token < length
+        block = tl.load(tables_ptr + s.to(tl.int64) * table_stride + token // BLOCK, mask=seen, other=0)
+        row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + head // SHARED
+        there = seen[:, None] & (d < D)[None, :]
+        k = tl.load(k_ptr + row[:, None] * D + d[None, :], mask=there, other=0.0)
+        v = tl.load(v_ptr + row[:, None] * D + d[None, :], mask=there, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = tl.where(token[None, :] <= position[:, None], scores, float("-inf"))
+        higher = tl.maximum(top, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - higher[:, None])
+        faded = tl.exp2(top - higher)
+        total = total * faded + tl.sum(weights, axis=1)
+        acc = tl.dot(weights.to(kind), v, acc * faded[:, None], input_precision="ieee")
+        top = higher
+    tl.store(out_ptr + at, (acc / total[:, None]).to(out_ptr.dtype.element_ty), mask=inside)
+
+
+def attention(
+    q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, block_tables: torch.Tensor,
+    query_starts: torch.Tensor, context_lens: torch.Tensor, scale: float, *, out: torch.Tensor | None = None,
+    longest: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """`reference.attention`. As many queries as sequences mean one each, a decode step.
+
+    Without `longest` the GPU is asked, which waits for it.
+    """
+    rows, heads, dim = q.shape
+    block, kv_heads = k_cache.shape[1], k_cache.shape[2]
+    many = context_lens.shape[0]
+    out = torch.empty_like(q) if out is None else out
+    check("q", q, (rows, heads, dim), q.device)
+    check("out", out, (rows, heads, dim), q.device)
+    check("k_cache", k_cache, (k_cache.shape[0], block, kv_heads, dim), q.device)
+    check("v_cache", v_cache, tuple(k_cache.shape), q.device)
+    check_device("block_tables", block_tables, q.device)
+    if heads % kv_heads:
+        raise ValueError(f"q has {heads} heads, wanted a multiple of the cache's {kv_heads}")
+    shared = heads // kv_heads
+    padded = max(16, triton.next_power_of_2(dim))
+    options = {"D": dim, "PADDED_D": padded, "BLOCK": block, **pdl(q.device)}
+    if rows == many:
+        longest = int(context_lens.max()) if longest is None else longest
+        splits = triton.cdiv(longest, SPLIT)
+        parts = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=q.device)
+        stats = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=q.device)
+        query_rows = max(16, triton.next_power_of_2(shared))
+        _attention_decode_kernel[(many, kv_heads, splits)](
+            q, k_cache, v_cache, block_tables, context_lens, parts, stats, block_tables.stride(0), scale * LOG2E, splits,
+            KV_HEADS=kv_heads, SHARED=shared, SPLIT=SPLIT, ROWS=query_rows, num_warps=4,
+            **decode_tile(k_cache.element_size()), **options,
+        )  # fmt: skip
+        _attention_join_kernel[(many, heads)](
+            parts, stats, context_lens, out, splits,
+            HEADS=heads, D=dim, PADDED_D=padded, SPLIT=SPLIT, JOINED=JOINED, num_warps=4, **pdl(q.device),
+        )  # fmt: skip
+        return out
+    longest = int((query_starts[1:] - query_starts[:-1]).max()) if longest is None else longest
+    tile = prefill_tile(k_cache.element_size())
+    _attention_prefill_kernel[(triton.cdiv(longest, tile["BLOCK_M"]), heads, many)](
+        q, k_cache, v_cache, block_tables, query_starts, context_lens, out, block_tables.stride(0), scale * LOG2E,
+        HEADS=heads, SHARED=shared, **options, **tile,
+    )  # fmt: skip
+    return out
+
+
+def decode_tile(itemsize: int) -> dict[str, int]:
+    """Tokens read at a time; float32 keys take twice the shared memory."""
+    return {"TILE": 64, "num_stages": 3} if itemsize == 2 else {"TILE": 32, "num_stages": 2}
+
+
+def prefill_tile(itemsize: int) -> dict[str, int]:
+    """The tile of a program."""
+    if itemsize == 4:
+        return {"BLOCK_M": 32, "TILE": 32, "num_warps": 4, "num_stages": 1}
+    return {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
+
+
+def _case(op: str, heads: int, shared: int, kind: str, dependent: bool, ci: bool) -> GateCase:
+    dim = 128
+    common = {"D": dim, "PADDED_D": dim, "PDL": dependent}
+    tile = decode_tile(2) if op == "decode" else prefill_tile(2)
+    paged = {"SHARED": shared, "BLOCK": 16, "TILE": tile["TILE"]}
+    cache = {"q_ptr": f"*{kind}", "k_ptr": f"*{kind}", "v_ptr": f"*{kind}", "tables_ptr": "*i32"}
+    if op == "decode":
+        kernel, warps, stages = _attention_decode_kernel, 4, tile["num_stages"]
+        signature = {
+            **cache, "lens_ptr": "*i32", "parts_ptr": "*fp32", "stats_ptr": "*fp32",
+            "table_stride": "i32", "scale": "fp32", "splits": "i32",
+        }  # fmt: skip
+        constants = {**common, **paged, "KV_HEADS": heads // shared, "SPLIT": SPLIT, "ROWS": max(16, shared)}
+    elif op == "join":
+        kernel, warps, stages = _attention_join_kernel, 4, 3
+        signature = {
+            "parts_ptr": "*fp32", "stats_ptr": "*fp32", "lens_ptr": "*i32", "out_ptr": f"*{kind}", "splits": "i32",
+        }  # fmt: skip
+        constants = {**common, "HEADS": heads, "SPLIT": SPLIT, "JOINED": JOINED}
+    else:
+        kernel, warps, stages = _attention_prefill_kernel, tile["num_warps"], tile["num_stages"]
+        signature = {
+            **cache, "starts_ptr": "*i32", "lens_ptr": "*i32", "out_ptr": f"*{kind}", "table_stride": "i32", "scale": "fp32",
+        }  # fmt: skip
+        constants = {**common, **paged, "HEADS": heads, "BLOCK_M": tile["BLOCK_M"]}
+    return GateCase(
+        name=f"attention {op} {kind} {heads}/{heads // shared}{' pdl' if dependent else ''}",
+        kernel=kernel,
+        signature=signature,
+        constexprs=constants,
+        aligned=tuple(name for name in signature if name.endswith("_ptr")),
+        num_warps=warps,
+        num_stages=stages,
+        wide_loads=op != "join",
+        wide_stores=op == "decode",
+        dot=op != "join",
+        pdl=dependent,
+        ci=ci,
+    )
+
+
+GATE = [
+    _case(op, heads, shared, kind, dependent, ci=(heads, shared, kind, dependent) == (40, 1, "fp16", False))
+    for op in ("decode", "join", "prefill")
+    for heads, shared in ((32, 1), (40, 1), (64, 1), (64, 8))
+    for kind in ("fp16", "bf16")
+    for dependent in (False, True)
+]

@@ -1,0 +1,73 @@
+"""RMSNorm on a GPU: y = x * rsqrt(mean(x^2) + eps), rounded to x's type, times the weight.
+
+`inverse_rms` is inlined by the products that norm their input themselves (kernels/product.py). With NORM_WARPS warps it has
+one order of summation wherever it stands, so that a row's norm does not depend on which kernel made it.
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from .gate import GateCase
+from .launch import check, pdl, wait_for_inputs
+
+NORM_WARPS = 2  # also the products'
+LANES = 1024
+
+
+@triton.jit
+def inverse_rms(row_ptr, eps, H: tl.constexpr, LANES: tl.constexpr):
+    """1 / sqrt(mean of the squares of the H elements at row_ptr + eps), float32."""
+    lane = tl.arange(0, LANES)
+    squares = tl.zeros((LANES,), dtype=tl.float32)
+    for start in tl.static_range(0, H, LANES):  # unrolled: all loads are on their way before the first is needed
+        x = tl.load(row_ptr + start + lane, mask=start + lane < H, other=0.0).to(tl.float32)
+        squares += x * x
+    return 1 / tl.sqrt(tl.sum(squares, axis=0) / H + eps)
+
+
+@triton.jit
+def _rms_norm_kernel(x_ptr, weight_ptr, out_ptr, eps, H: tl.constexpr, LANES: tl.constexpr, PDL: tl.constexpr):
+    """One row."""
+    wait_for_inputs(PDL)
+    row = tl.program_id(0).to(tl.int64) * H
+    scale = inverse_rms(x_ptr + row, eps, H, LANES)
+    kind = out_ptr.dtype.element_ty
+    for start in range(0, H, LANES):
+        lane = start + tl.arange(0, LANES)
+        x = tl.load(x_ptr + row + lane, mask=lane < H, other=0.0).to(tl.float32)
+        weight = tl.load(weight_ptr + lane, mask=lane < H, other=0.0).to(kind).to(tl.float32)
+        normed = (x * scale).to(kind).to(tl.float32)
+        tl.store(out_ptr + row + lane, (normed * weight).to(kind), mask=lane < H)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`reference.rms_norm` of x (T, H) and weight (H,), all of one type."""
+    out = torch.empty_like(x) if out is None else out
+    rows, hidden = x.shape
+    check("x", x, (rows, hidden), x.device)
+    check("weight", weight, (hidden,), x.device)
+    check("out", out, (rows, hidden), x.device)
+    _rms_norm_kernel[(rows,)](x, weight, out, eps, H=hidden, LANES=LANES, num_warps=NORM_WARPS, **pdl(x.device))
+    return out
+
+
+def _case(hidden: int, kind: str, pdl: bool, ci: bool) -> GateCase:
+    return GateCase(
+        name=f"rms_norm {kind} {hidden}{' pdl' if pdl else ''}",
+        kernel=_rms_norm_kernel,
+        signature={"x_ptr": f"*{kind}", "weight_ptr": f"*{kind}", "out_ptr": f"*{kind}", "eps": "fp32"},
+        constexprs={"H": hidden, "LANES": LANES, "PDL": pdl},
+        aligned=("x_ptr", "weight_ptr", "out_ptr"),
+        num_warps=NORM_WARPS,
+        pdl=pdl,
+        ci=ci,
+    )
+
+
+GATE = [
+    _case(hidden, kind, pdl, ci=(hidden, kind) == (5120, "fp16"))
+    for hidden in (4096, 5120, 8192)
+    for kind in ("fp16", "bf16")
+    for pdl in (False, True)
+]

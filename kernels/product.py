@@ -1,0 +1,407 @@
+"""The products of a decode step: y = x W^T for 1 to 64 rows of x at a time, with what stands before and after fused in.
+
+    qkv_rope_store   RMSNorm, product, rotary embedding of q and k, k and v into the paged cache
+    gate_up          RMSNorm, product, silu(gate) * up
+    linear_add       product, residual
+    head             RMSNorm, product in float32, and of each BLOCK_N logits the greatest
+
+One kernel. A program owns BLOCK_N rows of W and all (at most 64) rows of x, and walks K in tiles, W being the left operand of
+the tensor cores: a tile of W is read once from memory, whatever T is. Where the epilogue needs two outputs together (the two
+halves of a head, gate and up) the tile's first half of rows is one of each pair and its second half the other.
+
+The result does not depend on T: K is walked in the same order, and the tensor instruction is the same m16n8k16 on every GPU
+since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the gate looks). From 9 rows on the norm is a kernel of
+its own, with the same bits. W is float16, bfloat16, float32, int8 (codes are exact in
+16 bits; the row's scale is applied to the sum) or int4 (dequantised to x's type).
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .dequantize import codes4, codes8, dequantize
+from .gate import GateCase
+from .launch import (
+    MAX_ROWS,
+    check,
+    check_device,
+    dependent_launch,
+    interpreting,
+    pdl,
+    prefetch,
+    wait_for_inputs,
+)
+from .norm import LANES, NORM_WARPS, inverse_rms, rms_norm
+from .quantized import GROUP, Int4Weight, Int8Weight, Weight
+from .reference import BEST_BLOCK
+from .rope import rope_and_store
+from .silu import silu_mul
+
+FUSED_NORM_ROWS = 8  # up to this many rows, every program norms them again; above, one small kernel is cheaper
+BLOCK_N = (
+    BEST_BLOCK  # rows of W a program owns: 160 programs at the least (5120 rows), each with 32 to 64 KiB on the way
+)
+PREFETCHED = 5  # tiles of W on their way into the L2 cache before the first product: 40 KiB a program
+PLAIN, ADD, SILU, ROPE, HEAD = 0, 1, 2, 3, 4
+WIDENED_BYTES = 512 << 20  # memory that a quantised matrix is dequantised into at a time, for many rows
+
+
+@triton.jit(do_not_specialize=["T"])
+def _product_kernel(
+    x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, k_ptr, v_ptr, index_ptr,
+    eps, T, N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    EPILOGUE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LANES: tl.constexpr, AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """Rows of W from program_id(0) * BLOCK_N (or pairs), rows of x from program_id(1) * BLOCK_T.
+
+    AHEAD: tiles of W asked for before anything else, with ASSEMBLY, which the interpreter does not have.
+    """
+    HALF: tl.constexpr = BLOCK_N // 2
+    PAIRED: tl.constexpr = EPILOGUE == 2 or EPILOGUE == 3
+    first_t = tl.program_id(1) * BLOCK_T
+    t = first_t + tl.arange(0, BLOCK_T)
+    r = tl.arange(0, BLOCK_N)
+    if PAIRED:  # pair i: its first row of W, and where the second one lies
+        i = tl.program_id(0) * HALF + r % HALF
+        if EPILOGUE == 2:
+            n = (r // HALF) * (N // 2) + i
+        else:
+            n = i // (D // 2) * D + (r // HALF) * (D // 2) + i % (D // 2)
+        inside = i < N // 2
+    else:
+        n = tl.program_id(0) * BLOCK_N + r
+        inside = n < N
+    WIDTH: tl.constexpr = BLOCK_K // 2 if BITS == 4 else BLOCK_K  # elements of a tile's row as stored
+    GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP
+    STRIDE: tl.constexpr = GROUPS * (GROUP // 2) if BITS == 4 else K
+    WHOLE: tl.constexpr = (N // 2) % HALF == 0 if PAIRED else N % BLOCK_N == 0
+    EVEN: tl.constexpr = WHOLE and STRIDE % WIDTH == 0
+    row = n.to(tl.int64) * STRIDE
+    column = tl.arange(0, WIDTH)
+    if ASSEMBLY and AHEAD > 0:  # memory works while the kernel before this one ends, and while x is normed
+        LINE: tl.constexpr = 1024 // max(BITS, 8)  # stored elements in 128 bytes
+        line = tl.arange(0, WIDTH // LINE if WIDTH > LINE else 1) * LINE
+        at = w_ptr + tl.where(inside, row, 0)[:, None] + line[None, :]
+        for tile in tl.static_range(0, min(AHEAD, STRIDE // WIDTH)):
+            prefetch(at + tile * WIDTH)
+    wait_for_inputs(PDL)
+    kind = x_ptr.dtype.element_ty
+    if NORM:
+        rms = tl.zeros((BLOCK_T,), dtype=tl.float32)
+        for one in range(0, tl.minimum(T - first_t, BLOCK_T)):
+            scale = inverse_rms(x_ptr + (first_t + one).to(tl.int64) * K, eps, K, LANES)
+            rms = tl.where(t == first_t + one, scale, rms)
+    acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
+    x_rows = x_ptr + t.to(tl.int64)[:, None] * K
+    for tile in range(0, tl.cdiv(STRIDE, WIDTH)):
+        stored = tile * WIDTH + column
+        if EVEN:
+            w = tl.load(w_ptr + row[:, None] + stored[None, :])
+        else:
+            w = tl.load(
+                w_ptr + row[:, None] + stored[None, :], mask=inside[:, None] & (stored < STRIDE)[None, :], other=0
+            )
+        if BITS == 4:
+            low, high = codes4(w, ASSEMBLY)
+            g = tile * (BLOCK_K // GROUP) + tl.arange(0, BLOCK_K // GROUP)
+            scales = scale_ptr + n.to(tl.int64)[:, None] * GROUPS + g[None, :]
+            if EVEN:
+                s = tl.load(scales)
+            else:
+                s = tl.load(scales, mask=inside[:, None] & (g < GROUPS)[None, :], other=0.0)
+            s = tl.reshape(tl.broadcast_to(s[:, :, None], (BLOCK_N, BLOCK_K // GROUP, GROUP // 2)), (BLOCK_N, WIDTH))
+            if kind == tl.float16:  # a code of 4 bits times a scale of 11: rounded once, like the product in float32
+                low, high = low * s, high * s
+            else:
+                low, high = low.to(tl.float32) * s.to(tl.float32), high.to(tl.float32) * s.to(tl.float32)
+            k = tile * BLOCK_K + column // (GROUP // 2) * GROUP + column % (GROUP // 2)
+            x = _x_tile(x_rows, norm_ptr, k, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
+            acc = tl.dot(low.to(kind), tl.trans(x), acc, input_precision="ieee")
+            x = _x_tile(x_rows, norm_ptr, k + GROUP // 2, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
+            acc = tl.dot(high.to(kind), tl.trans(x), acc, input_precision="ieee")
+        else:
+            if BITS == 8:
+                w = codes8(w, ASSEMBLY)
+            x = _x_tile(x_rows, norm_ptr, stored, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
+            acc = tl.dot(w.to(kind), tl.trans(x), acc, input_precision="ieee")
+    if BITS == 8:
+        acc *= tl.load(scale_ptr + n, mask=inside, other=0.0)[:, None]
+    if PAIRED:
+        first, second = tl.split(tl.permute(tl.reshape(acc, (2, HALF, BLOCK_T)), (1, 2, 0)))
+        i = tl.program_id(0) * HALF + tl.arange(0, HALF)
+        mask = (i < N // 2)[:, None] & (t < T)[None, :]
+        if EPILOGUE == 2:
+            gate = first.to(kind).to(tl.float32)
+            gate = (gate / (1 + tl.exp(-gate))).to(kind).to(tl.float32)
+            value = gate * second.to(kind).to(tl.float32)
+            tl.store(out_ptr + t.to(tl.int64)[None, :] * (N // 2) + i[:, None], value.to(kind), mask=mask)
+        else:
+            head = i // (D // 2)  # q's heads, then k's, then v's
+            j = i % (D // 2)
+            position = tl.load(positions_ptr + t, mask=t < T, other=0)
+            slot = tl.load(slots_ptr + t, mask=t < T, other=0)
+            angle = position[None, :] * (D // 2) + j[:, None]
+            c, s = tl.load(cos_ptr + angle, mask=mask, other=0.0), tl.load(sin_ptr + angle, mask=mask, other=0.0)
+            first, second = first.to(kind).to(tl.float32), second.to(kind).to(tl.float32)
+            turned_first, turned_second = first * c - second * s, second * c + first * s
+            stored_kind = k_ptr.dtype.element_ty
+            is_q = mask & (head < HEADS)[:, None]
+            to = out_ptr + (t.to(tl.int64)[None, :] * HEADS + head[:, None]) * D + j[:, None]
+            tl.store(to, turned_first.to(kind), mask=is_q)
+            tl.store(to + D // 2, turned_second.to(kind), mask=is_q)
+            is_k = mask & (head >= HEADS)[:, None] & (head < HEADS + KV_HEADS)[:, None]
+            at = (slot[None, :] * KV_HEADS + (head - HEADS)[:, None]) * D + j[:, None]
+            tl.store(k_ptr + at, turned_first.to(stored_kind), mask=is_k)
+            tl.store(k_ptr + at + D // 2, turned_second.to(stored_kind), mask=is_k)
+            is_v = mask & (head >= HEADS + KV_HEADS)[:, None]
+            at = at - KV_HEADS * D
+            tl.store(v_ptr + at, first.to(stored_kind), mask=is_v)
+            tl.store(v_ptr + at + D // 2, second.to(stored_kind), mask=is_v)
+    else:
+        mask = inside[:, None] & (t < T)[None, :]
+        to = out_ptr + t.to(tl.int64)[None, :] * N + n[:, None]
+        if EPILOGUE == 1:
+            acc = acc.to(kind).to(tl.float32) + tl.load(to, mask=mask, other=0.0).to(tl.float32)
+        if EPILOGUE == 4:
+            acc = acc.to(kind).to(tl.float32)
+            broken = tl.max(tl.where(mask & (acc - acc != 0), 1, 0), axis=0)
+            best = tl.max(tl.where(mask, acc, float("-inf")), axis=0)
+            index = tl.min(tl.where(mask & (acc == best[None, :]), n[:, None], N), axis=0)
+            BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+            place = t.to(tl.int64) * BLOCKS + tl.program_id(0)
+            tl.store(index_ptr + place, tl.where(broken > 0, -1, index), mask=t < T)
+        tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _x_tile(
+    x_rows, norm_ptr, k, t, T, rms, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr
+):
+    """Columns k of x, (BLOCK_T, len(k)), normed where NORM says so, in the rounding steps of `reference.rms_norm`."""
+    if K % BLOCK_K == 0:
+        x = tl.load(x_rows + k[None, :], mask=(t < T)[:, None], other=0.0)
+    else:
+        x = tl.load(x_rows + k[None, :], mask=(t < T)[:, None] & (k < K)[None, :], other=0.0)
+    if NORM:
+        weight = tl.load(norm_ptr + k, mask=k < K, other=0.0).to(KIND).to(tl.float32)
+        x = ((x.to(tl.float32) * rms[:, None]).to(KIND).to(tl.float32) * weight[None, :]).to(KIND)
+    return x
+
+
+def tiles(bits: int, rows: int, epilogue: int) -> dict[str, int]:
+    """The tile of a program for `rows` rows of x and a weight of `bits`.
+
+    A tensor core takes K in steps of 16, so that BLOCK_K does not order the sum, but for int4, whose low codes go before the
+    high ones in each tile: there it is the same for all rows. From 17 rows on twice as many rows of W share the traffic of x
+    between the L2 cache and the multiprocessors, which at 64 rows of 13B would else be twice that of the weights.
+    """
+    most = 32 if bits == 4 else MAX_ROWS  # dequantising takes the registers that 64 rows would need
+    block_t = min(most, max(8, triton.next_power_of_2(rows)))
+    block_n, block_k = BLOCK_N, {4: 256, 8: 256, 16: 128, 32: 64}[bits]
+    warps, stages = (NORM_WARPS, 5) if block_t <= 16 else (4, 3)
+    if block_t > 16 and bits in (8, 16) and epilogue != HEAD:
+        block_n, block_k, warps, stages = 2 * BLOCK_N, 64, 2, 5
+    return {"BLOCK_T": block_t, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_stages": stages, "num_warps": warps}
+
+
+def _launch(
+    x: torch.Tensor, norm: torch.Tensor | None, eps: float, weight: Weight, out: torch.Tensor, epilogue: int,
+    rope: tuple[torch.Tensor | None, ...] = (None,) * 6, heads: tuple[int, int, int] = (1, 1, 2),
+    index: torch.Tensor | None = None,
+) -> None:  # fmt: skip
+    rows, columns = x.shape
+    count = weight.shape[0]
+    if weight.shape[1] != columns:
+        raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (N, {columns}) for x of {tuple(x.shape)}")
+    values, scales, bits = _stored(weight, x)
+    if norm is not None and rows > FUSED_NORM_ROWS:
+        x, norm = rms_norm(x, norm, eps), None
+    tile = tiles(bits, rows, epilogue)
+    grid = triton.cdiv(count, tile["BLOCK_N"]), triton.cdiv(rows, tile["BLOCK_T"])
+    _product_kernel[grid](
+        x, norm, values, scales, out, *rope, index, eps, rows, N=count, K=columns, BITS=bits, GROUP=GROUP,
+        NORM=norm is not None, EPILOGUE=epilogue, HEADS=heads[0], KV_HEADS=heads[1], D=heads[2],
+        LANES=LANES, **tile, **ahead(norm is not None, x.device), **pdl(x.device),
+    )  # fmt: skip
+
+
+def ahead(norm: bool, device: torch.device) -> dict[str, Any]:
+    """Tiles of W to prefetch: as many as the loop keeps in flight, where there is something to do meanwhile."""
+    return {"AHEAD": PREFETCHED if norm or dependent_launch(device) else 0, "ASSEMBLY": not interpreting()}
+
+
+def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
+    """(values, scales, bits) as the kernel takes them."""
+    values, scales = (weight, None) if isinstance(weight, torch.Tensor) else (weight.values, weight.scales)
+    for name, tensor in (("weight", values), ("x", x), ("weight's scales", scales)):
+        if tensor is not None:
+            check_device(name, tensor, x.device)
+            if not tensor.is_contiguous():
+                raise ValueError(f"{name} of shape {tuple(tensor.shape)} is strided, wanted contiguous rows")
+    if isinstance(weight, Int8Weight):
+        return values, scales, 8
+    if isinstance(weight, Int4Weight):
+        return values, scales, 4
+    return values, None, 8 * values.element_size()
+
+
+def small(rows: int, each_row: bool) -> bool:
+    """Whether the kernel above serves: always where a row must not depend on the others, else up to its 64 rows.
+
+    Longer prompts are bound by arithmetic, where torch's library (cuBLAS) is at home.
+    """
+    return each_row or rows <= MAX_ROWS
+
+
+def linear(x: torch.Tensor, weight: Weight, *, out: torch.Tensor | None = None, each_row: bool = False) -> torch.Tensor:
+    """`reference.linear`."""
+    out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
+    if small(x.shape[0], each_row):
+        check("out", out, (x.shape[0], weight.shape[0]), x.device)
+        _launch(x, None, 0.0, weight, out, PLAIN)
+        return out
+    if isinstance(weight, torch.Tensor):
+        return torch.mm(x, weight.to(x.dtype).t(), out=out)
+    step = max(1, WIDENED_BYTES // (x.element_size() * weight.shape[1]))
+    for begin in range(0, weight.shape[0], step):
+        block = dequantize(weight.rows(begin, begin + step), x.dtype)
+        if block.shape[0] == weight.shape[0]:
+            return torch.mm(x, block.t(), out=out)
+        out[:, begin : begin + step] = torch.mm(x, block.t())
+    return out
+
+
+def qkv_rope_store(
+    x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight], cos: torch.Tensor, sin: torch.Tensor,
+    positions: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor,
+    *, q: torch.Tensor, each_row: bool = False,
+) -> None:  # fmt: skip
+    """`reference.qkv_rope_store`, of the joined matrix."""
+    weight = _joined(weights)
+    kv_heads, dim = k_cache.shape[2:]
+    heads = (q.shape[1], kv_heads, dim)
+    rows = x.shape[0]
+    check("q", q, (rows, heads[0], dim), x.device)
+    check("v_cache", v_cache, tuple(k_cache.shape), x.device)
+    check("k_cache", k_cache, tuple(v_cache.shape), x.device)
+    if weight.shape[0] != (heads[0] + 2 * kv_heads) * dim:
+        raise ValueError(
+            f"weights have {weight.shape[0]} rows, wanted {(heads[0] + 2 * kv_heads) * dim} for q, k and v"
+        )
+    if small(rows, each_row):
+        _launch(x, norm, eps, weight, q, ROPE, (cos, sin, positions, slots, k_cache, v_cache), heads)
+        return
+    parts = linear(rms_norm(x, norm, eps), weight)
+    rope_and_store(parts, cos, sin, positions, k_cache, v_cache, slots, q=q)
+
+
+def linear_add(x: torch.Tensor, weight: Weight, *, out: torch.Tensor, each_row: bool = False) -> torch.Tensor:
+    """`reference.linear_add`."""
+    check("out", out, (x.shape[0], weight.shape[0]), x.device)
+    if small(x.shape[0], each_row):
+        _launch(x, None, 0.0, weight, out, ADD)
+        return out
+    return out.add_(linear(x, weight))
+
+
+def gate_up(
+    x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight],
+    *, out: torch.Tensor, each_row: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """`reference.gate_up`, of the joined matrix."""
+    weight = _joined(weights)
+    check("out", out, (x.shape[0], weight.shape[0] // 2), x.device)
+    if small(x.shape[0], each_row):
+        _launch(x, norm, eps, weight, out, SILU)
+        return out
+    return silu_mul(linear(rms_norm(x, norm, eps), weight), out=out)
+
+
+def head(
+    x: torch.Tensor, norm: torch.Tensor, eps: float, weight: Weight,
+    *, out: torch.Tensor, each_row: bool = False, best: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """`reference.head`."""
+    rows, blocks = x.shape[0], triton.cdiv(weight.shape[0], BLOCK_N)
+    check("out", out, (rows, weight.shape[0]), x.device)
+    if not small(rows, each_row) and best is None:
+        return out.copy_(linear(rms_norm(x, norm, eps), weight))
+    best = torch.empty(rows, blocks, dtype=torch.int32, device=x.device) if best is None else best
+    check("best", best, (rows, blocks), x.device)
+    _launch(x, norm, eps, weight, out, HEAD, index=best)
+    return out
+
+
+def _joined(weights: Sequence[Weight]) -> Weight:
+    if len(weights) != 1:
+        raise ValueError(f"weights are {len(weights)} matrices, wanted one of their joined rows")
+    return weights[0]
+
+
+# The gate: the matrices of a layer of 7B, 13B and 65B (hidden, inner, heads; head_dim 128).
+
+LAYERS: dict[str, tuple[int, int, int]] = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "65b": (8192, 22016, 64)}
+KINDS: dict[str, tuple[str, str, int]] = {
+    "fp16": ("*fp16", "*fp16", 16), "bf16": ("*bf16", "*bf16", 16), "int8": ("*fp16", "*i8", 8), "int4": ("*fp16", "*u8", 4),
+}  # fmt: skip
+
+
+def _case(size: str, op: str, kind: str, rows: int, dependent: bool) -> GateCase:
+    hidden, inner, heads = LAYERS[size]
+    n, k, epilogue, norm = {
+        "qkv_rope_store": (3 * hidden, hidden, ROPE, True),
+        "gate_up": (2 * inner, hidden, SILU, True),
+        "linear_add o": (hidden, hidden, ADD, False),
+        "linear_add down": (hidden, inner, ADD, False),
+        "head": (32000, hidden, HEAD, True),
+        "linear": (32000, hidden, PLAIN, False),
+    }[op]
+    x, w, bits = KINDS[kind]
+    norm = norm and rows <= FUSED_NORM_ROWS
+    tile = tiles(bits, rows, epilogue)
+    rope = epilogue == ROPE
+    pointers: dict[str, str | None] = {
+        "x_ptr": x, "norm_ptr": x if norm else None, "w_ptr": w,
+        "scale_ptr": {8: "*fp32", 4: "*fp16"}.get(bits), "out_ptr": "*fp32" if epilogue == HEAD else x,
+        "cos_ptr": "*fp32" if rope else None, "sin_ptr": "*fp32" if rope else None,
+        "positions_ptr": "*i64" if rope else None, "slots_ptr": "*i64" if rope else None,
+        "k_ptr": x if rope else None, "v_ptr": x if rope else None, "index_ptr": "*i32" if epilogue == HEAD else None,
+    }  # fmt: skip
+    constants: dict[str, Any] = {
+        "N": n, "K": k, "BITS": bits, "GROUP": GROUP, "NORM": norm, "EPILOGUE": epilogue,
+        "HEADS": heads, "KV_HEADS": heads, "D": 128, "LANES": LANES, "PDL": dependent,
+        "AHEAD": PREFETCHED if norm or dependent else 0, "ASSEMBLY": True,
+        **{name: None for name, type_ in pointers.items() if type_ is None},
+        **{name: value for name, value in tile.items() if name.startswith("BLOCK")},
+    }  # fmt: skip
+    signature = {name: type_ for name, type_ in pointers.items() if type_ is not None}
+    return GateCase(
+        name=f"{op} {size} {kind} x{rows}{' pdl' if dependent else ''}",
+        kernel=_product_kernel,
+        signature={**signature, "eps": "fp32", "T": "i32"},
+        constexprs=constants,
+        aligned=tuple(signature),
+        num_warps=tile["num_warps"],
+        num_stages=tile["num_stages"],
+        wide_stores=False,  # T values a row of W: nothing beside the weights
+        dot=True,
+        warp_level=True,
+        pdl=dependent,
+        ci=(size, kind, rows, dependent) == ("13b", "fp16", 1, False)
+        or (size, op, kind, rows) == ("13b", "gate_up", "int4", 1),
+    )
+
+
+GATE = [
+    _case(size, op, kind, rows, dependent)
+    for size in LAYERS
+    for op in ("qkv_rope_store", "gate_up", "linear_add o", "linear_add down", "head")
+    for kind in KINDS
+    for rows, dependent in ((1, False), (1, True), (16, False), (64, False))
+    if (size == "13b" and (kind != "bf16" or rows == 1)) or (rows != 16 and not dependent and kind != "bf16")
+]

@@ -1,0 +1,257 @@
+"""Choosing tokens on a GPU without a sort and without the host, and what follows from the choice for the next step.
+
+    kept   the tokens that `reference.sample` keeps: logits at least a threshold, which a search finds bit by bit
+    token  argmax over the kept of logit / temperature - log(-log(u)), u by the counter hash of the reference
+
+The search: floats of one sign order like their bits, so that a threshold is a 32-bit integer. Each pass over the logits asks
+for 16 candidates how many tokens (top_k), or what share of the probability (top_p), lies at or above them, and so fixes four
+bits; eight passes fix all. Greedy rows read the best of each block that the output product left (kernels/product.py).
+"""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+from .gate import GateCase
+from .launch import check, check_device, pdl, wait_for_inputs
+from .reference import BEST_BLOCK
+
+BLOCK = 2048  # logits a pass takes at a time
+WARPS = 8
+
+
+@triton.jit
+def _mix(x):
+    """`reference.mix` in 32-bit arithmetic."""
+    x = (x ^ (x >> 16)) * 0x7FEB352D
+    x = (x ^ (x >> 15)) * 0x846CA68B
+    return x ^ (x >> 16)
+
+
+@triton.jit
+def _order(x):
+    """An int32 that orders as the float32 x does."""
+    bits = (x + 0.0).to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _threshold(
+    logits_ptr, temperature, floor, top, wanted, V: tl.constexpr, BLOCK: tl.constexpr, BY_MASS: tl.constexpr
+):
+    """The greatest order at or above which `wanted` tokens lie, or `wanted` of the sum of exp(logit - top), among those
+    of at least `floor`."""
+    low = tl.full((), -2147483648, dtype=tl.int64)
+    step = tl.full((), 1 << 28, dtype=tl.int64)
+    place = tl.arange(0, 16)
+    for _ in range(8):
+        candidates = low + place * step
+        above = tl.zeros((16,), dtype=tl.float32)
+        for start in range(0, V, BLOCK):
+            v = start + tl.arange(0, BLOCK)
+            x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
+            order = _order(x)
+            weight = tl.where((v < V) & (order >= floor), 1.0, 0.0)
+            if BY_MASS:
+                weight *= tl.exp(x - top)
+            above += tl.sum(tl.where(order.to(tl.int64)[:, None] >= candidates[None, :], weight[:, None], 0.0), axis=0)
+        low += tl.max(tl.where(above >= wanted, place, 0), axis=0) * step
+        step = step >> 4
+    return tl.maximum(low, floor.to(tl.int64)).to(tl.int32)
+
+
+@triton.jit
+def _sample_kernel(
+    logits_ptr, best_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, index_ptr, position_ptr, out_ptr,
+    V: tl.constexpr, BLOCKS: tl.constexpr, PADDED_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Row program_id(0)."""
+    wait_for_inputs(PDL)
+    row = tl.program_id(0)
+    logits_ptr += row.to(tl.int64) * V
+    block = tl.arange(0, PADDED_BLOCKS)
+    index = tl.load(best_ptr + row * BLOCKS + block, mask=block < BLOCKS, other=0)
+    broken = tl.min(index, axis=0) < 0
+    value = tl.load(logits_ptr + tl.maximum(index, 0), mask=block < BLOCKS, other=float("-inf"))
+    top = tl.max(value, axis=0)
+    token = tl.min(tl.where((value == top) & (block < BLOCKS), index, V), axis=0)
+    temperature = tl.load(temperature_ptr + row)
+    if temperature > 0 and not broken:
+        top = top / temperature
+        top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
+        floor = tl.full((), -2147483648, dtype=tl.int32)
+        if top_k > 0 and top_k < V:
+            floor = _threshold(logits_ptr, temperature, floor, top, top_k.to(tl.float32), V, BLOCK, False)
+        if top_p < 1:
+            mass = tl.zeros((), dtype=tl.float32)
+            for start in range(0, V, BLOCK):
+                v = start + tl.arange(0, BLOCK)
+                x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
+                mass += tl.sum(tl.where((v < V) & (_order(x) >= floor), tl.exp(x - top), 0.0), axis=0)
+            floor = _threshold(logits_ptr, temperature, floor, top, top_p * mass, V, BLOCK, True)
+        least = tl.where(min_p > 0, top + tl.log(min_p), float("-inf"))
+        seed = tl.load(seed_ptr + row)
+        hash = _mix((seed & 0xFFFFFFFF).to(tl.uint32) ^ 0x9E3779B9)
+        hash = _mix(hash ^ ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32))
+        hash = _mix(hash ^ tl.load(index_ptr + row).to(tl.uint32))
+        hash = _mix(hash ^ tl.load(position_ptr + row).to(tl.uint32))
+        highest = tl.full((), float("-inf"), dtype=tl.float32)
+        for start in range(0, V, BLOCK):
+            v = start + tl.arange(0, BLOCK)
+            x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
+            bits = _mix(hash ^ _mix(v.to(tl.uint32) + 0x85EBCA6B))
+            uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+            kept = (v < V) & (_order(x) >= floor) & (x >= least)
+            drawn = tl.where(kept, x - tl.log(-tl.log(uniform)), float("-inf"))
+            here = tl.max(drawn, axis=0)
+            first = tl.min(tl.where(drawn == here, v, V), axis=0)
+            token = tl.where(here > highest, first, token)
+            highest = tl.maximum(highest, here)
+    tl.store(out_ptr + row, tl.where(broken, -1, token).to(tl.int64))
+
+
+@triton.jit
+def _best_of_blocks_kernel(
+    logits_ptr, best_ptr, V: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr
+):
+    """Row program_id(0), 64 blocks from program_id(1) * 64, for logits that did not come from `product.head`."""
+    wait_for_inputs(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    block = tl.program_id(1) * 64 + tl.arange(0, 64)
+    v = block[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    x = tl.load(logits_ptr + row * V + v, mask=v < V, other=float("-inf"))
+    broken = tl.max(tl.where((v < V) & (x - x != 0), 1, 0), axis=1)
+    best = tl.max(x, axis=1)
+    index = tl.min(tl.where((x == best[:, None]) & (v < V), v, V), axis=1)
+    tl.store(best_ptr + row * BLOCKS + block, tl.where(broken > 0, -1, index), mask=block < BLOCKS)
+
+
+def sample(
+    logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor,
+    seeds: torch.Tensor, sample_index: torch.Tensor, positions: torch.Tensor,
+    *, out: torch.Tensor | None = None, best: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """`reference.sample`."""
+    rows, vocabulary = logits.shape
+    blocks = triton.cdiv(vocabulary, BEST_BLOCK)
+    check("logits", logits, (rows, vocabulary), logits.device)
+    if logits.dtype != torch.float32:
+        raise ValueError(f"logits are {logits.dtype}, wanted torch.float32")
+    for name, tensor in (("temperature", temperature), ("top_k", top_k), ("top_p", top_p), ("min_p", min_p),
+                         ("seeds", seeds), ("sample_index", sample_index), ("positions", positions)):  # fmt: skip
+        check(name, tensor, (rows,), logits.device)
+    out = torch.empty(rows, dtype=torch.int64, device=logits.device) if out is None else out
+    if best is None:
+        best = torch.empty(rows, blocks, dtype=torch.int32, device=logits.device)
+        _best_of_blocks_kernel[(rows, triton.cdiv(blocks, 64))](
+            logits, best, V=vocabulary, BLOCKS=blocks, BLOCK_N=BEST_BLOCK, num_warps=4, **pdl(logits.device)
+        )
+    check("best", best, (rows, blocks), logits.device)
+    _sample_kernel[(rows,)](
+        logits, best, temperature, top_k, top_p, min_p, seeds, sample_index, positions, out,
+        V=vocabulary, BLOCKS=blocks, PADDED_BLOCKS=triton.next_power_of_2(blocks), BLOCK=BLOCK, num_warps=WARPS,
+        **pdl(logits.device),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _embed_kernel(ids_ptr, weight_ptr, out_ptr, H: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Row program_id(0), columns from program_id(1) * BLOCK. A negative id (NO_TOKEN) reads row 0."""
+    wait_for_inputs(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    token = tl.maximum(tl.load(ids_ptr + row), 0)
+    value = tl.load(weight_ptr + token * H + column, mask=column < H, other=0.0)
+    tl.store(out_ptr + row * H + column, value.to(out_ptr.dtype.element_ty), mask=column < H)
+
+
+def embed(ids: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor | None = None) -> torch.Tensor:
+    """`reference.embed`."""
+    rows, hidden = ids.shape[0], weight.shape[1]
+    out = weight.new_empty(rows, hidden) if out is None else out
+    check_device("ids", ids, weight.device)
+    check("out", out, (rows, hidden), weight.device)
+    _embed_kernel[(rows, triton.cdiv(hidden, 1024))](
+        ids, weight, out, H=hidden, BLOCK=1024, num_warps=4, **pdl(weight.device)
+    )
+    return out
+
+
+@triton.jit
+def _advance_kernel(
+    tokens_ptr, ids_ptr, positions_ptr, slots_ptr, lens_ptr, left_ptr, stops_ptr, tables_ptr, table_stride,
+    BLOCK: tl.constexpr, STOPS: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Row program_id(0): the token chosen becomes the next step's input, one place further, unless the row has ended."""
+    wait_for_inputs(PDL)
+    row = tl.program_id(0)
+    token, left = tl.load(tokens_ptr + row), tl.load(left_ptr + row)
+    stop = tl.load(stops_ptr + row * STOPS + tl.arange(0, STOPS))
+    left = tl.where((tl.max((stop == token).to(tl.int32), axis=0) > 0) | (token < 0), 0, tl.maximum(left - 1, 0))
+    tl.store(left_ptr + row, left)
+    if left > 0:
+        position = tl.load(positions_ptr + row) + 1
+        block = tl.load(tables_ptr + row.to(tl.int64) * table_stride + position // BLOCK)
+        tl.store(ids_ptr + row, token)
+        tl.store(positions_ptr + row, position)
+        tl.store(slots_ptr + row, block.to(tl.int64) * BLOCK + position % BLOCK)
+        tl.store(lens_ptr + row, (position + 1).to(tl.int32))
+
+
+def advance(
+    tokens: torch.Tensor, ids: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor, lens: torch.Tensor,
+    left: torch.Tensor, stops: torch.Tensor, block_tables: torch.Tensor, block: int,
+) -> None:  # fmt: skip
+    """`reference.advance`."""
+    rows = tokens.shape[0]
+    check("stops", stops, (rows, stops.shape[1]), tokens.device)
+    _advance_kernel[(rows,)](
+        tokens, ids, positions, slots, lens, left, stops, block_tables, block_tables.stride(0),
+        BLOCK=block, STOPS=stops.shape[1], num_warps=1, **pdl(tokens.device),
+    )  # fmt: skip
+
+
+def _gate() -> list[GateCase]:
+    blocks = triton.cdiv(32000, BEST_BLOCK)
+    floats, integers = (
+        ("temperature_ptr", "top_p_ptr", "min_p_ptr"),
+        ("top_k_ptr", "seed_ptr", "index_ptr", "position_ptr"),
+    )
+    sampling = {
+        "logits_ptr": "*fp32", "best_ptr": "*i32", "out_ptr": "*i64",
+        **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(integers, "*i64"),
+    }  # fmt: skip
+    rows = {**dict.fromkeys(("tokens_ptr", "ids_ptr", "positions_ptr", "slots_ptr", "stops_ptr"), "*i64"),
+            **dict.fromkeys(("lens_ptr", "left_ptr", "tables_ptr"), "*i32"), "table_stride": "i32"}  # fmt: skip
+    cases = []
+    for dependent in (False, True):
+        suffix = " pdl" if dependent else ""
+        common: dict[str, Any] = {"pdl": dependent, "ci": not dependent}
+        vocabulary = {"V": 32000, "BLOCKS": blocks, "PDL": dependent}
+        cases += [
+            GateCase(
+                f"sample{suffix}", _sample_kernel, sampling,
+                {**vocabulary, "PADDED_BLOCKS": triton.next_power_of_2(blocks), "BLOCK": BLOCK},
+                aligned=tuple(sampling), num_warps=WARPS, wide_stores=False,
+                denormals=False, **common,  # the library's logarithm flushes them; u and -log(u) are at least 2^-24
+            ),
+            GateCase(
+                f"best_of_blocks{suffix}", _best_of_blocks_kernel, {"logits_ptr": "*fp32", "best_ptr": "*i32"},
+                {**vocabulary, "BLOCK_N": BEST_BLOCK}, aligned=("logits_ptr", "best_ptr"), wide_stores=False, **common,
+            ),
+            GateCase(
+                f"embed{suffix}", _embed_kernel, {"ids_ptr": "*i64", "weight_ptr": "*fp16", "out_ptr": "*fp16"},
+                {"H": 5120, "BLOCK": 1024, "PDL": dependent}, aligned=("ids_ptr", "weight_ptr", "out_ptr"), **common,
+            ),
+            GateCase(
+                f"advance{suffix}", _advance_kernel, rows, {"BLOCK": 16, "STOPS": 8, "PDL": dependent},
+                num_warps=1, wide_loads=False, wide_stores=False, **common,
+            ),
+        ]  # fmt: skip
+    return cases
+
+
+GATE = _gate()

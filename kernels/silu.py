@@ -1,0 +1,48 @@
+"""silu(gate) * up of a joined product, for prompts; decode steps do it in the product's epilogue."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .gate import GateCase
+from .launch import check, pdl, wait_for_inputs
+
+BLOCK = 1024
+
+
+@triton.jit
+def _silu_mul_kernel(parts_ptr, out_ptr, INNER: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    """Row program_id(0), columns from program_id(1) * BLOCK."""
+    t = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = column < INNER
+    wait_for_inputs(PDL)
+    kind = out_ptr.dtype.element_ty
+    gate = tl.load(parts_ptr + t * 2 * INNER + column, mask=mask, other=0.0).to(tl.float32)
+    up = tl.load(parts_ptr + t * 2 * INNER + INNER + column, mask=mask, other=0.0).to(tl.float32)
+    gate = (gate / (1 + tl.exp(-gate))).to(kind).to(tl.float32)
+    tl.store(out_ptr + t * INNER + column, (gate * up).to(kind), mask=mask)
+
+
+def silu_mul(parts: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
+    """`reference.silu_mul` of gate and up side by side in `parts` (T, 2 I); out: (T, I)."""
+    rows, inner = out.shape
+    check("parts", parts, (rows, 2 * inner), out.device)
+    check("out", out, (rows, inner), out.device)
+    grid = rows, triton.cdiv(inner, BLOCK)
+    _silu_mul_kernel[grid](parts, out, INNER=inner, BLOCK=BLOCK, num_warps=4, **pdl(out.device))
+    return out
+
+
+GATE = [
+    GateCase(
+        name=f"silu_mul {kind} {inner}",
+        kernel=_silu_mul_kernel,
+        signature={"parts_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
+        constexprs={"INNER": inner, "BLOCK": BLOCK, "PDL": False},
+        aligned=("parts_ptr", "out_ptr"),
+        ci=(kind, inner) == ("fp16", 13824),
+    )
+    for inner in (11008, 13824, 22016)
+    for kind in ("fp16", "bf16")
+]
