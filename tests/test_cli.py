@@ -13,6 +13,7 @@ import pytest
 import slow_recover
 import tiny
 
+from baize_engine import Engine, SamplingParams
 from baize_engine.cli import main
 
 
@@ -75,7 +76,7 @@ def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[
     assert "usage: baize" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["recover", "make_diff", "verify", "info", "generate", "chat", "demo"])
+@pytest.mark.parametrize("command", ["recover", "make_diff", "verify", "quantize", "info", "generate", "chat", "demo"])
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -115,3 +116,24 @@ def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "tokenizer.model" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_quantize_writes_a_model_that_loads_and_is_refused_twice(tmp_path: Path) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    out = tmp_path / "int4"
+    done = baize("quantize", "--path", base, "--path_quantized", out, "--weights", "int4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "int4 matrices" in done.stdout
+    with Engine.from_pretrained(out, device="cpu") as saved, Engine.from_pretrained(
+        base, device="cpu", quantize="int4"
+    ) as packed:  # fmt: skip
+        params = SamplingParams(max_new_tokens=5, ignore_eos=True)
+        prompt = [[1, 5, 9]]
+        assert saved.generate(prompt, params)[0].token_ids == packed.generate(prompt, params)[0].token_ids
+    kept = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
+    for arguments in (("--path", base, "--path_quantized", out), ("--path", out, "--path_quantized", tmp_path / "two")):
+        again = baize("quantize", *arguments)
+        assert again.returncode == 1
+        assert again.stderr.startswith("baize: ")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == kept
+    assert not (tmp_path / "two").exists()

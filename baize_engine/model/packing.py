@@ -98,6 +98,8 @@ def fill(pieces: list[Piece], device: str) -> None:
     files = {path: open_read(path) for path in {piece.entry.path for piece in pieces}}
     count = WORKERS if device == "cpu" else min(GPU_WORKERS, os.cpu_count() or 1)
     shares = [pieces[n::count] for n in range(count)]
+    if device != "cpu":
+        torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
     try:
         with ThreadPoolExecutor(count, "load") as pool:
             for done in [pool.submit(_work, share, files, size, device) for share in shares if share]:
