@@ -87,14 +87,14 @@ def bench(name: str, folder: Path, texts: int, length: int) -> list[dict[str, An
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
-    options.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="folders; without, the demo model")
+    options.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="folders to judge beside the demo model")
     options.add_argument("--texts", type=int, default=16)
     options.add_argument("--length", type=int, default=200, help="tokens of each text")
     chosen = options.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         demo = Path(temporary) / "demo"
         recover(DEMO / "base", DEMO / "diff", demo, device="cpu", progress=False)
-        folders = {path.resolve().name: path for path in chosen.models} or {"demo": demo}
+        folders = {"demo": demo, **{path.resolve().name: path for path in chosen.models}}
         rows = [row for name, path in folders.items() for row in bench(name, path, chosen.texts, chosen.length)]
     report("quality", rows, chosen)
     return 0
