@@ -45,3 +45,39 @@ def widen(src: Buffer, dtype: str, out: Buffer, *, variant: str | None = None) -
 
     `variant` as in diff_add; None takes the best that this processor runs. All give equal bits.
     """
+
+def decoder_variants() -> list[str]:
+    """Names of the decoder's variants in this build, best first; "scalar" is the last."""
+
+def decoder_why_not(variant: str) -> str | None:
+    """None where this processor can run the decoder's `variant`, else the reason."""
+
+class Matrix:
+    """A matrix (rows, columns) by address, laid out as kernels/quantized.py says.
+
+    kind: "float32", "float16", "bfloat16", "int8" (scales: float32 a row) or "int4" (scales: float16 a group of 64 columns).
+    """
+
+    def __init__(self, kind: str, values: int, scales: int, rows: int, columns: int) -> None: ...
+
+class Plan:
+    """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
+    (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, ids, positions and slots int64, tables,
+    starts and lens int32; ops are those of kernels/reference.py, whose names and arguments these follow.
+    """
+
+    def __init__(self, variant: str) -> None: ...
+    def embed(self, ids: int, tokens: int, kind: str, weight: int, rows: int, hidden: int, out: int) -> None: ...
+    def qkv_rope_store(
+        self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], cos: int, sin: int, positions: int,
+        keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
+    ) -> None: ...  # fmt: skip
+    def attention(
+        self, q: int, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
+        table_stride: int, heads: int, kv_heads: int, dim: int, block: int, scale: float, out: int,
+    ) -> None: ...  # fmt: skip
+    def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int) -> None: ...
+    def gate_up(self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int) -> None: ...
+    def head(self, x: int, tokens: int, norm: int, eps: float, matrix: Matrix, out: int, best: int) -> None: ...
+    def run(self, threads: int) -> None:
+        """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. IndexError where a token id has no row."""

@@ -10,7 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, wraps
+from functools import cache, partial, wraps
 from typing import TYPE_CHECKING, Any
 
 from baize_engine.errors import BackendError
@@ -24,6 +24,7 @@ DECODER_OPS = {
     "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
     "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
 }  # fmt: skip
+TORCH_ONLY = ("sample", "advance")  # on the CPU: once a step, over one row of logits
 OPS = ("diff_add", *DECODER_OPS)
 
 
@@ -47,6 +48,12 @@ class Ops:
         self.rows = {op: choose(op, device) for op in DECODER_OPS}
         for op, row in self.rows.items():
             setattr(self, op, row.load(device))
+
+    def compile(self, plan: list[partial[Any]]) -> list[Callable[[], Any]]:
+        """The calls of a plan, made one where an implementation can run several together."""
+        from baize_engine import native
+
+        return native.joined(plan)
 
     if TYPE_CHECKING:
 
@@ -103,6 +110,7 @@ def table(op: str) -> tuple[Row, ...]:
     if op in DECODER_OPS:
         return (
             Row("triton", _no_triton_decoder, lambda device: _triton(op, device)),
+            *_cpp_decoder_rows(op),
             Row("torch", _no_torch, lambda device: _reference(op)),
         )
     raise BackendError(f"unknown op {op!r}, wanted one of {', '.join(OPS)}")
@@ -121,6 +129,9 @@ def _forced(op: str) -> str | None:
             raise BackendError(f"{VARIABLE}={setting}: unknown op {target!r}, wanted one of {', '.join(OPS)}")
         elif target == op:
             return name
+    others = {row.name for other in OPS if other != op for row in table(other)}
+    if general in others - {row.name for row in table(op)}:
+        return None  # a name for the ops that have it
     return general
 
 
@@ -133,6 +144,29 @@ def _diff_add_rows() -> tuple[Row, ...]:
         *(cpp(variant) for variant in _cpp_variants()),
         Row("torch", lambda device: _no_torch(device) or _only_cpu(device), lambda device: _torch_adder()),
     )
+
+
+def _cpp_decoder_rows(op: str) -> list[Row]:
+    def cpp(variant: str) -> Row:
+        return Row(
+            f"cpp-{variant}", lambda device: _no_cpp_decoder(device, variant), lambda device: _native(op, variant)
+        )
+
+    from baize_engine import _C
+
+    return [] if op in TORCH_ONLY else [cpp(variant) for variant in _C.decoder_variants()]
+
+
+def _no_cpp_decoder(device: str, variant: str) -> str | None:
+    from baize_engine import _C
+
+    return _only_cpu(device) or _C.decoder_why_not(variant)
+
+
+def _native(op: str, variant: str) -> Callable[..., Any]:
+    from baize_engine import native
+
+    return native.op(op, variant)
 
 
 def _cpp_variants() -> list[str]:

@@ -5,6 +5,7 @@
 #include <optional>
 #include <string>
 
+#include "decoder.h"
 #include "diff_add.h"
 
 namespace py = pybind11;
@@ -142,6 +143,103 @@ void py_widen(const py::buffer& values, const std::string& dtype, const py::buff
     row.widen({from.data(), kind}, to.data(), count);
 }
 
+// Addresses come from tensors whose type, shape and layout baize_engine/native.py has checked; it keeps them alive.
+template <class T>
+T* at(uintptr_t address) {
+    return reinterpret_cast<T*>(address);
+}
+
+Kind kind_of(const std::string& name) {
+    if (name == "float32") return Kind::float32;
+    if (name == "float16") return Kind::float16;
+    if (name == "bfloat16") return Kind::bfloat16;
+    if (name == "int8") return Kind::int8;
+    if (name == "int4") return Kind::int4;
+    throw py::value_error("kind is '" + name + "', wanted float32, float16, bfloat16, int8 or int4");
+}
+
+Matrix matrix(const std::string& kind, uintptr_t values, uintptr_t scales, size_t rows, size_t columns) {
+    if (rows == 0 || columns == 0)
+        throw py::value_error("a matrix has " + std::to_string(rows) + " rows of " + std::to_string(columns) +
+                              " columns, wanted at least one of each");
+    return {kind_of(kind), at<const uint8_t>(values), at<const uint8_t>(scales), rows, columns};
+}
+
+const Kernels& kernels_of(const std::string& variant) {
+    for (const Kernels& row : kernel_variants())
+        if (variant == row.name) {
+            if (const char* reason = row.why_not())
+                throw std::runtime_error("variant '" + variant + "' cannot run: " + reason);
+            return row;
+        }
+    throw py::value_error("variant is '" + variant + "', which this build does not have");
+}
+
+py::object decoder_why_not(const std::string& variant) {
+    for (const Kernels& row : kernel_variants())
+        if (variant == row.name) {
+            const char* reason = row.why_not();
+            return reason ? py::object(py::str(reason)) : py::object(py::none());
+        }
+    throw py::value_error("variant is '" + variant + "', which this build does not have");
+}
+
+void bind_decoder(py::module_& module) {
+    module.def("decoder_variants", [] {
+        std::vector<std::string> names;
+        for (const Kernels& row : kernel_variants()) names.emplace_back(row.name);
+        return names;
+    });
+    module.def("decoder_why_not", &decoder_why_not, py::arg("variant"));
+    py::class_<Matrix>(module, "Matrix")
+        .def(py::init(&matrix), py::arg("kind"), py::arg("values"), py::arg("scales"), py::arg("rows"), py::arg("columns"));
+    py::class_<Plan>(module, "Plan")
+        .def(py::init([](const std::string& variant) { return new Plan(kernels_of(variant)); }), py::arg("variant"))
+        .def("embed",
+             [](Plan& plan, uintptr_t ids, size_t tokens, const std::string& kind, uintptr_t weight, size_t rows,
+                size_t hidden, uintptr_t out) {
+                 plan.embed(at<const int64_t>(ids), tokens, kind_of(kind), at<const uint8_t>(weight), rows, hidden,
+                            at<float>(out));
+             })
+        .def("qkv_rope_store",
+             [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
+                uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t keys, uintptr_t values, uintptr_t slots,
+                size_t heads, size_t kv_heads, size_t dim, uintptr_t q) {
+                 plan.qkv_rope_store(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<const float>(cos),
+                                     at<const float>(sin), at<const int64_t>(positions), at<float>(keys), at<float>(values),
+                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q));
+             })
+        .def("attention",
+             [](Plan& plan, uintptr_t q, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
+                uintptr_t lens, size_t tokens, size_t sequences, size_t table_stride, size_t heads, size_t kv_heads,
+                size_t dim, size_t block, float scale, uintptr_t out) {
+                 plan.attention({at<const float>(q), at<const float>(keys), at<const float>(values),
+                                 at<const int32_t>(tables), at<const int32_t>(starts), at<const int32_t>(lens), tokens,
+                                 sequences, table_stride, heads, kv_heads, dim, block, scale, at<float>(out)});
+             })
+        .def("linear_add",
+             [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out) {
+                 plan.linear_add(at<const float>(x), tokens, matrix, at<float>(out));
+             })
+        .def("gate_up",
+             [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
+                uintptr_t out) {
+                 plan.gate_up(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<float>(out));
+             })
+        .def("head",
+             [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const Matrix& matrix, uintptr_t out,
+                uintptr_t best) {
+                 plan.head(at<const float>(x), tokens, at<const float>(norm), eps, matrix, at<float>(out), at<int32_t>(best));
+             })
+        .def("run", [](Plan& plan, int threads) {
+            if (threads < 1 || threads > kMaxThreads)
+                throw py::value_error("threads is " + std::to_string(threads) + ", wanted 1 to " +
+                                      std::to_string(kMaxThreads));
+            py::gil_scoped_release release;
+            plan.run(threads);
+        }, py::arg("threads"));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -156,4 +254,5 @@ PYBIND11_MODULE(_C, module) {
     module.def("add_rows", &py_add_rows, py::arg("acc"), py::arg("rows"), py::arg("dtype"));
     module.def("widen", &py_widen, py::arg("src"), py::arg("dtype"), py::arg("out"), py::kw_only(),
                py::arg("variant") = py::none());
+    bind_decoder(module);
 }

@@ -20,14 +20,17 @@ def test_forced_by_op_and_in_general(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(backend.VARIABLE, "torch,diff_add=cpp-scalar")
     assert backend.choose("diff_add", "cpu").name == "cpp-scalar"
     assert backend.choose("linear_add", "cpu").name == "torch"
+    monkeypatch.setenv(backend.VARIABLE, "cpp-scalar")
+    assert backend.choose("linear_add", "cpu").name == "cpp-scalar"
+    assert backend.choose("sample", "cpu").name == "torch"  # it has no C++ form
 
 
 @pytest.mark.parametrize(
     ("setting", "op", "message"),
     [
         ("diff_add=triton", "diff_add", "cannot run: runs on a GPU"),
-        ("linear_add=abacus", "linear_add", "abacus for linear_add, which has only: triton, torch"),
-        ("cpp-scalar", "linear_add", "cpp-scalar for linear_add"),
+        ("linear_add=abacus", "linear_add", "abacus for linear_add, which has only: triton, cpp-"),
+        ("abacus", "linear_add", "abacus for linear_add"),
         ("dance=torch", "linear_add", "unknown op 'dance'"),
     ],
 )

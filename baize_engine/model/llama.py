@@ -6,7 +6,7 @@ It appends to the cache, advances each sequence, and returns logits; text, sampl
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -50,7 +50,7 @@ class Llama:
         self._norms = {name: tensor.to(self.dtype) for name, tensor in weights.items() if name.endswith("norm.weight")}
         self._cos, self._sin = tables(config, config.max_position_embeddings, device)
         self._rows = self._sequences = 0  # what the buffers have room for
-        self._plans: dict[tuple[int, int, bool], list[partial[Any]]] = {}
+        self._plans: dict[tuple[int, int, bool], list[Callable[[], Any]]] = {}
         self._planned_for: KVCache | None = None
 
     def new_cache(self, tokens: int) -> KVCache:
@@ -157,7 +157,7 @@ class Llama:
         self._starts[: len(starts)] = torch.tensor(starts, dtype=torch.int32)
         self._lens[: len(lens)] = torch.tensor(lens, dtype=torch.int32)
 
-    def _plan(self, rows: int, sequences: int, cache: KVCache, each_row: bool) -> list[partial[Any]]:
+    def _plan(self, rows: int, sequences: int, cache: KVCache, each_row: bool) -> list[Callable[[], Any]]:
         """The step as a flat list of ops over buffers, made once for a shape: it depends on no value but the cache's place."""
         key = (rows, sequences, each_row)
         if self._planned_for is not cache:  # held, so that no other cache can come to lie at its address
@@ -169,8 +169,8 @@ class Llama:
             tokens, positions, slots = self._index[:, :rows]
             places = (self._tables[:sequences], self._starts[: sequences + 1], self._lens[:sequences])
             scratch = tuple(buffer[:rows] for buffer in self._scratch)
-            self._plans[key] = self.make_plan(
-                self._x[:rows], scratch, tokens, positions, slots, places, cache, each_row
+            self._plans[key] = self.ops.compile(
+                self.make_plan(self._x[:rows], scratch, tokens, positions, slots, places, cache, each_row)
             )
         return self._plans[key]
 

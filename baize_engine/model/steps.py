@@ -9,7 +9,7 @@ block. Knows token ids, no text.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -73,15 +73,15 @@ class StepState:
         self._logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
         self._best = integers(rows, -(-vocabulary // model.ops.BEST_BLOCK), dtype=torch.int32)
         self._x, self._scratch = model.buffer(rows, model.config.hidden_size), model.scratch(rows)
-        self._plans: dict[int, list[partial[Any]]] = {}
+        self._plans: dict[int, list[Callable[[], Any]]] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.set([])
 
-    def plan(self, longest: int) -> list[partial[Any]]:
+    def plan(self, longest: int) -> list[Callable[[], Any]]:
         """The ops of a step over contexts of at most `longest` tokens: attention is launched for as many."""
         if longest not in self._plans:
             model, places = self._model, (self.tables, self._starts, self.lens)
-            self._plans[longest] = [
+            steps = [
                 partial(
                     model.ops.advance, self.tokens, self.ids, self.positions, self.slots, self.lens, self.left, self.stops,
                     self.tables, self.cache.block_size,
@@ -95,6 +95,7 @@ class StepState:
                     self.sample_index, self.lens, out=self.tokens, best=self._best,
                 ),
             ]  # fmt: skip
+            self._plans[longest] = model.ops.compile(steps)
         return self._plans[longest]
 
     def set(self, rows: Sequence[Row]) -> None:

@@ -1,0 +1,179 @@
+"""The decoder's C++ kernels against float64, for every instruction set that this machine has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from baize_engine import _C, native
+from baize_engine.kernels import quantized, reference
+
+VARIANTS = [
+    pytest.param(
+        name, marks=pytest.mark.skipif(_C.decoder_why_not(name) is not None, reason=str(_C.decoder_why_not(name)))
+    )
+    for name in _C.decoder_variants()
+]
+KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def matrix(kind: str, rows: int, columns: int) -> quantized.Weight:
+    drawn = torch.randn(rows, columns) * columns**-0.5
+    return quantized.quantize(drawn, kind) if kind.startswith("int") else drawn.to(getattr(torch, kind))
+
+
+def exact(x: torch.Tensor, weight: quantized.Weight) -> torch.Tensor:
+    return x.double() @ quantized.dequantize(weight).double().t()
+
+
+def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    """Root mean square of the difference over that of the values."""
+    return float((found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
+
+
+# int16 codes of 64 activations with the same scale: a rounding of at most 2^-16 of the greatest of them
+BOUND = {"int8": 3e-5, "int4": 3e-5}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (33, 64), (100, 172), (129, 700)])
+def test_products_of_any_number_of_tokens(variant: str, kind: str, rows: int, columns: int) -> None:
+    weight = matrix(kind, rows, columns)
+    for tokens in (1, 2, 3, 4, 5, 9, 64, 65, 130):
+        x, before = torch.randn(tokens, columns), torch.randn(tokens, rows)
+        out = before.clone()
+        native.op("linear_add", variant)(x, weight, out=out)
+        assert error(out - before, exact(x, weight)) < BOUND.get(kind, 1e-6) + 1e-6, tokens
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_is_the_same_alone_and_among_64(variant: str, kind: str) -> None:
+    weight = matrix(kind, 70, 300)
+    x = torch.randn(64, 300)
+    whole = native.op("linear_add", variant)(x, weight, out=torch.zeros(64, 70))
+    for tokens in (1, 2, 3, 7, 33):
+        part = native.op("linear_add", variant)(x[:tokens].clone(), weight, out=torch.zeros(tokens, 70))
+        assert torch.equal(part, whole[:tokens]), tokens
+
+
+def test_threads_change_no_bit(variant: str) -> None:
+    weight, x, held = matrix("float16", 500, 256), torch.randn(3, 256), torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(native.op("linear_add", variant)(x, weight, out=torch.zeros(3, 500)))
+    finally:
+        torch.set_num_threads(held)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim"), [(8, 8, 64), (8, 2, 16), (4, 4, 8), (6, 2, 128), (4, 1, 20), (2, 1, 96)]
+)
+@pytest.mark.parametrize("queries", [(1, 1, 1), (40, 7, 11), (1, 7, 100)])
+def test_attention(variant: str, heads: int, kv_heads: int, dim: int, queries: tuple[int, ...]) -> None:
+    keys, values = torch.randn(2, 30, 16, kv_heads, dim)
+    lens = torch.tensor([40, 7, 100], dtype=torch.int32)
+    tables = torch.randperm(30)[:21].view(3, 7).int()
+    starts = torch.tensor([0, queries[0], queries[0] + queries[1], sum(queries)], dtype=torch.int32)
+    q = torch.randn(sum(queries), heads, dim)
+    found = native.op("attention", variant)(q, keys, values, tables, starts, lens, dim**-0.5)
+    wanted = reference.attention(q.double(), keys.double(), values.double(), tables, starts, lens, dim**-0.5)
+    assert float((found - wanted).abs().max()) < 5e-6
+    alone = native.op("attention", variant)(
+        q[-1:].clone(), keys, values, tables[2:], torch.tensor([0, 1], dtype=torch.int32), lens[2:], dim**-0.5
+    )
+    assert torch.equal(alone[0], found[-1])  # neither neighbours nor earlier queries change a bit
+
+
+def test_attention_of_far_scores(variant: str) -> None:
+    """One key that takes all, first or last: earlier sums are scaled to nothing, without a NaN."""
+    for best in (0, 39):
+        keys, values = torch.zeros(3, 16, 1, 16), torch.randn(3, 16, 1, 16)
+        keys.view(48, 16)[best] = 200.0
+        found = native.op("attention", variant)(
+            torch.ones(1, 1, 16), keys, values, torch.tensor([[0, 1, 2]], dtype=torch.int32),
+            torch.tensor([0, 1], dtype=torch.int32), torch.tensor([40], dtype=torch.int32), 0.25,
+        )  # fmt: skip
+        assert torch.allclose(found.flatten(), values.view(48, 16)[best])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tokens", [1, 5])
+@pytest.mark.parametrize("apart", [True, False])
+def test_fused_ops(variant: str, kind: str, tokens: int, apart: bool) -> None:
+    hidden, heads, kv_heads, dim, inner, vocabulary = 96, 4, 2, 24, 70, 77
+    x, norm = torch.randn(tokens, hidden), 1 + torch.randn(hidden) * 0.1
+    parts = [matrix(kind, rows * dim, hidden) for rows in (heads, kv_heads, kv_heads)]
+    weights = parts if apart else [quantized.join(parts)]
+    angles = torch.rand(50, dim // 2) * 6
+    positions, slots = torch.randperm(50)[:tokens], torch.randperm(64)[:tokens]
+    state = [[torch.zeros(tokens, heads, dim), *torch.zeros(2, 4, 16, kv_heads, dim)] for _ in range(2)]
+    for run, (q, keys, values) in zip(
+        (native.op("qkv_rope_store", variant), reference.qkv_rope_store), state, strict=True
+    ):
+        run(x, norm, 1e-5, weights, angles.cos(), angles.sin(), positions, keys, values, slots, q=q)
+    for mine, wanted in zip(*state, strict=True):
+        assert error(mine, wanted.double()) < 4e-5
+    gates = [matrix(kind, inner, hidden) for _ in range(2)]
+    gates = gates if apart else [quantized.join(gates)]
+    mine, wanted = torch.empty(2, tokens, inner)
+    native.op("gate_up", variant)(x, norm, 1e-5, gates, out=mine)
+    reference.gate_up(x, norm, 1e-5, gates, out=wanted)
+    assert error(mine, wanted.double()) < 6e-5
+    mine, wanted = torch.empty(2, tokens, vocabulary)
+    best = torch.empty(tokens, 3, dtype=torch.int32)
+    last = matrix(kind, vocabulary, hidden)
+    native.op("head", variant)(x, norm, 1e-5, last, out=mine, best=best)
+    reference.head(x, norm, 1e-5, last, out=wanted)
+    assert error(mine, wanted.double()) < 4e-5
+    padded = torch.nn.functional.pad(mine, (0, 19), value=float("-inf")).view(tokens, 3, 32)
+    assert torch.equal(best.long(), padded.argmax(2) + torch.arange(3) * 32)
+
+
+@pytest.mark.parametrize("kind", ["float16", "int8", "int4"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_stay_so(variant: str, kind: str, bad: float) -> None:
+    x = torch.randn(2, 128)
+    x[1, 70] = bad
+    weight = matrix(kind, 40, 128)
+    found = native.op("linear_add", variant)(x, weight, out=torch.zeros(2, 40))
+    assert torch.isfinite(found[0]).all()
+    assert not torch.isfinite(found[1]).any()
+    norm, best = torch.ones(128), torch.empty(2, 2, dtype=torch.int32)
+    native.op("head", variant)(x, norm, 1e-5, weight, out=torch.empty(2, 40), best=best)
+    assert (best[0] >= 0).all()
+    assert (best[1] == reference.NO_TOKEN).all()
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_embed(variant: str, kind: str) -> None:
+    weight, ids = torch.randn(20, 37).to(getattr(torch, kind)), torch.tensor([3, 19, 0])
+    assert torch.equal(native.op("embed", variant)(ids, weight), weight[ids].float())
+    with pytest.raises(IndexError, match="token id 20, wanted 0 to 19"):
+        native.op("embed", variant)(torch.tensor([20]), weight)
+
+
+def test_wrong_tensors_are_refused_by_name(variant: str) -> None:
+    add = native.op("linear_add", variant)
+    weight = torch.randn(4, 8)
+    with pytest.raises(ValueError, match=r"weight is torch\.float32 of shape \(4, 8\).*\(4, 9\)"):
+        add(torch.randn(2, 9), weight, out=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match=r"out is .*\(2, 3\)"):
+        add(torch.randn(2, 8), weight, out=torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"x is torch\.float64"):
+        add(torch.randn(2, 8).double(), weight, out=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="x has strides"):
+        add(torch.randn(8, 2).t(), weight, out=torch.zeros(2, 4))
