@@ -87,7 +87,7 @@ void Plan::products(const float* x, size_t tokens, const std::vector<Matrix>& ma
     size_t tasks = 0, begin = 0;
     for (const Matrix& matrix : matrices) {
         const size_t rows = kernels_.panel_rows(matrix, tokens);
-        panel_ = std::max(panel_, rows * (columns + groups));
+        panel_ = std::max(panel_, rows * std::max(columns, groups) + kFactorRows * groups);
         parts.push_back({matrix, begin, rows, tasks});
         tasks += (matrix.rows + rows - 1) / rows;
         begin += matrix.rows;

@@ -14,6 +14,7 @@ namespace baize {
 
 constexpr size_t kGroup = 64;     // columns that share an int4 scale and an activation's scale: GROUP of kernels/quantized.py
 constexpr size_t kBestBlock = 32;  // BEST_BLOCK of kernels/reference.py
+constexpr size_t kFactorRows = 32;  // a product's block has at most as many rows times tokens
 constexpr size_t kExactRows = 64;  // products of more rows widen int8 and int4 weights to float32
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };

@@ -29,7 +29,8 @@ class Llama:
     """A LLaMA of `config` over `weights` with the ops of a backend.
 
     `weights`: {transformers' name: matrix on `device`}, a matrix being a tensor or a quantised weight, with q, k, v and
-    gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes.
+    gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes, and
+    may have `compile`, which makes one call of several steps of a plan.
     Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise.
     """
 
@@ -42,6 +43,7 @@ class Llama:
         activation: torch.dtype | None = None,
     ) -> None:
         self.config, self.weights, self.ops, self.device = config, weights, ops, device
+        self.compile: Callable[[list[partial[Any]]], Any] = getattr(ops, "compile", list)
         embedding = weights[names.EMBED]
         self.dtype = activation or (torch.float32 if embedding.device.type == "cpu" else embedding.dtype)
         self.runs_ahead = embedding.device.type == "cuda"  # whether `decode_steps` is the faster way
@@ -169,7 +171,7 @@ class Llama:
             tokens, positions, slots = self._index[:, :rows]
             places = (self._tables[:sequences], self._starts[: sequences + 1], self._lens[:sequences])
             scratch = tuple(buffer[:rows] for buffer in self._scratch)
-            self._plans[key] = self.ops.compile(
+            self._plans[key] = self.compile(
                 self.make_plan(self._x[:rows], scratch, tokens, positions, slots, places, cache, each_row)
             )
         return self._plans[key]

@@ -95,7 +95,7 @@ class StepState:
                     self.sample_index, self.lens, out=self.tokens, best=self._best,
                 ),
             ]  # fmt: skip
-            self._plans[longest] = model.ops.compile(steps)
+            self._plans[longest] = model.compile(steps)
         return self._plans[longest]
 
     def set(self, rows: Sequence[Row]) -> None:
