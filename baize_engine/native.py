@@ -23,8 +23,8 @@ FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 class Op:
     """An op of one instruction set: called as the reference's, or appended to a plan with the same arguments."""
 
-    def __init__(self, variant: str, append: Callable[..., Any]) -> None:
-        self.variant, self._append = variant, append
+    def __init__(self, name: str, variant: str) -> None:
+        self.__name__, self.variant, self._append = name, variant, _OPS[name]
 
     def append(self, plan: _C.Plan, *arguments: Any, **options: Any) -> Any:
         """Adds the op to `plan`; what it will have written."""
@@ -62,7 +62,7 @@ def _run(plan: _C.Plan, held: Sequence[Any]) -> None:
 
 def op(name: str, variant: str) -> Op:
     """The op `name` of kernels/reference.py for instruction set `variant`."""
-    return Op(variant, _OPS[name])
+    return Op(name, variant)
 
 
 def _address(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:

@@ -83,7 +83,7 @@ def traced(state: StepState, bound: int, device: str) -> dict[str, Any]:
         return json.loads((Path(folder) / "trace.json").read_bytes())
 
 
-def host_events(plan: Sequence[partial[Any]], names: Sequence[str]) -> list[Event]:
+def host_events(plan: Sequence[Callable[[], Any]], names: Sequence[str]) -> list[Event]:
     """The ops of one step, run one after the other by the host."""
     found = []
     for name, op in zip(names, plan, strict=True):
@@ -93,7 +93,7 @@ def host_events(plan: Sequence[partial[Any]], names: Sequence[str]) -> list[Even
     return found
 
 
-def times_on_cpu(plan: Sequence[partial[Any]], names: Sequence[str], repeats: int) -> dict[str, Spread]:
+def times_on_cpu(plan: Sequence[Callable[[], Any]], names: Sequence[str], repeats: int) -> dict[str, Spread]:
     """Seconds of all calls of each op in a step, over whole steps."""
     found: dict[str, list[float]] = {}
     for _ in range(repeats):
@@ -105,7 +105,7 @@ def times_on_cpu(plan: Sequence[partial[Any]], names: Sequence[str], repeats: in
     return {name: Spread.of(many) for name, many in found.items()}
 
 
-def times_on_gpu(plan: Sequence[partial[Any]], names: Sequence[str], repeats: int) -> dict[str, Spread]:
+def times_on_gpu(plan: Sequence[Callable[[], Any]], names: Sequence[str], repeats: int) -> dict[str, Spread]:
     """The same by events around graphs of one op's calls in all layers, as often as it takes to hide the graph's launch.
 
     Where all matrices of an op fit into the GPU's cache, it looks faster than it is in a step.
@@ -136,8 +136,9 @@ def _event_seconds(run: Callable[[], None], repeats: int) -> list[float]:
 def profiled(options: argparse.Namespace, device: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     model = random_model(PRESETS[options.preset], options.kind, device)
     state, bound = prepared(model, options.batch, options.context)
-    plan = state.plan(bound)
-    names = op_names(plan)
+    ops = state.ops(bound)
+    names = op_names(ops)
+    plan = [call for op in ops for call in model.compile([op])]
     trace = traced(state, bound, device)
     if options.trace:
         options.trace.write_text(json.dumps(trace))

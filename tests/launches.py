@@ -73,7 +73,7 @@ def main() -> None:
     model = Llama(made.config, made.weights, ops, "cpu", dtype)
     cache = model.new_cache(1024)
     for rows in (1, 8, 16, 64):
-        for op in StepState(model, cache, rows).plan(512):
+        for op in StepState(model, cache, rows).ops(512):
             op()
     with torch.inference_mode():
         model.prefill(decoders.prompt(100), cache.allocate(), cache)

@@ -77,25 +77,28 @@ class StepState:
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self.set([])
 
-    def plan(self, longest: int) -> list[Callable[[], Any]]:
+    def ops(self, longest: int) -> list[partial[Any]]:
         """The ops of a step over contexts of at most `longest` tokens: attention is launched for as many."""
+        model, places = self._model, (self.tables, self._starts, self.lens)
+        return [
+            partial(
+                model.ops.advance, self.tokens, self.ids, self.positions, self.slots, self.lens, self.left, self.stops,
+                self.tables, self.cache.block_size,
+            ),
+            *model.make_plan(
+                self._x, self._scratch, self.ids, self.positions, self.slots, places, self.cache, True, longest
+            ),
+            model.head_step(self._x, self._logits, each_row=True, best=self._best),
+            partial(
+                model.ops.sample, self._logits, self.temperature, self.top_k, self.top_p, self.min_p, self.seeds,
+                self.sample_index, self.lens, out=self.tokens, best=self._best,
+            ),
+        ]  # fmt: skip
+
+    def _plan(self, longest: int) -> list[Callable[[], Any]]:
+        """`ops`, made once, as the calls that the backend makes of them."""
         if longest not in self._plans:
-            model, places = self._model, (self.tables, self._starts, self.lens)
-            steps = [
-                partial(
-                    model.ops.advance, self.tokens, self.ids, self.positions, self.slots, self.lens, self.left, self.stops,
-                    self.tables, self.cache.block_size,
-                ),
-                *model.make_plan(
-                    self._x, self._scratch, self.ids, self.positions, self.slots, places, self.cache, True, longest
-                ),
-                model.head_step(self._x, self._logits, each_row=True, best=self._best),
-                partial(
-                    model.ops.sample, self._logits, self.temperature, self.top_k, self.top_p, self.min_p, self.seeds,
-                    self.sample_index, self.lens, out=self.tokens, best=self._best,
-                ),
-            ]  # fmt: skip
-            self._plans[longest] = model.compile(steps)
+            self._plans[longest] = self._model.compile(self.ops(longest))
         return self._plans[longest]
 
     def set(self, rows: Sequence[Row]) -> None:
@@ -128,7 +131,7 @@ class StepState:
     def run(self, longest: int) -> None:
         """One step over contexts of at most `longest` tokens, queued on the device."""
         if self.ids.device.type != "cuda":
-            for op in self.plan(longest):
+            for op in self._plan(longest):
                 op()
             return
         with torch.cuda.device(self.ids.device):
@@ -145,14 +148,14 @@ class StepState:
             side = torch.cuda.Stream(device)
             side.wait_stream(torch.cuda.current_stream(device))
             with torch.cuda.stream(side):
-                for op in self.plan(longest):
+                for op in self._plan(longest):
                     op()
             torch.cuda.current_stream(device).wait_stream(side)
             for name, value in held.items():
                 getattr(self, name).copy_(value)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            for op in self.plan(longest):
+            for op in self._plan(longest):
                 op()
         return graph
 
