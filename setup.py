@@ -11,7 +11,7 @@ import tempfile
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
+from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
 from setuptools import setup
 
 
@@ -42,4 +42,5 @@ extension = Pybind11Extension(
     extra_link_args=flags,
 )
 
+ParallelCompile().install()  # as many sources at once as there are processors
 setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})
