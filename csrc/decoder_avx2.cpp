@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 24, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4;
 
 struct Vec {
     using F = __m256;
@@ -84,6 +84,7 @@ struct Vec {
     BAIZE_TARGET static S load_codes(const uint8_t* at) {
         return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
     }
+    BAIZE_TARGET static I products(S a, S b) { return _mm256_madd_epi16(a, b); }
     BAIZE_TARGET static I add_products(I total, S a, S b) {
         total = _mm256_add_epi32(total, _mm256_madd_epi16(a, b));
         __asm__("" : "+x"(total));  // else GCC makes trees of the sums, which spill

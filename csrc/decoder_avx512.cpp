@@ -70,6 +70,7 @@ struct Vec {
     BAIZE_TARGET static S load_codes(const uint8_t* at) {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
     }
+    BAIZE_TARGET static I products(S a, S b) { return _mm512_dpwssd_epi32(no_total(), a, b); }
     BAIZE_TARGET static I add_products(I total, S a, S b) { return _mm512_dpwssd_epi32(total, a, b); }
     BAIZE_TARGET static I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
     BAIZE_TARGET static I load_total(const int32_t* at) { return _mm512_loadu_si512(at); }

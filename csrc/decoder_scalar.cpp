@@ -74,6 +74,7 @@ struct Vec {
         for (size_t n = 0; n < shorts; ++n) value.lanes[n] = int8_t(at[n]);
         return value;
     }
+    static I products(S a, S b) { return add_products(no_total(), a, b); }
     static I add_products(I total, S a, S b) {
         for (size_t n = 0; n < shorts; ++n) total.lanes[n / 2] += int32_t(a.lanes[n]) * b.lanes[n];
         return total;
