@@ -343,8 +343,14 @@ def _parser() -> argparse.ArgumentParser:
         "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before the "
         "first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
     )
-    _flag(recover, "--path_raw", required=True, metavar="BASE", help="folder of the base model, in Hugging Face format")
-    _flag(recover, "--path_diff", required=True, metavar="DIFF", help="folder of the weight diff")
+    _flag(
+        recover,
+        "--path_raw",
+        required=True,
+        metavar="BASE",
+        help="folder of the base, in the layout of transformers or Meta's original one, or a hub id",
+    )
+    _flag(recover, "--path_diff", required=True, metavar="DIFF", help="folder of the weight diff, or a hub id")
     _flag(recover, "--path_tuned", required=True, metavar="OUT", help="folder to write; must be new or empty")
     _combining_options(recover, "float16")
     _flag(recover, "--test_inference", action="store_true", help="load the result and let it answer one question")
@@ -356,7 +362,7 @@ def _parser() -> argparse.ArgumentParser:
         "The inverse of recover.",
         aliases=["make-diff"],
     )
-    _flag(make_diff, "--path_raw", required=True, metavar="BASE", help="folder of the base model")
+    _flag(make_diff, "--path_raw", required=True, metavar="BASE", help="folder of the base, as for recover")
     _flag(make_diff, "--path_tuned", required=True, metavar="TUNED", help="folder of the finetuned model")
     _flag(make_diff, "--path_diff", required=True, metavar="OUT", help="folder to write; must be new or empty")
     _combining_options(make_diff, "float32")

@@ -9,6 +9,7 @@ import torch
 
 from baize_engine.backend import ops, resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.errors import RequestError
 from baize_engine.generation.sampling import SampleOp
@@ -54,13 +55,14 @@ def load_parts(
         _check_count("threads", threads, 1)
         torch.set_num_threads(threads)
     device = resolve_device(device)
+    path = folder_of(path)
     config = ModelConfig.from_folder(path)
     if config.quantization is not None and quantize not in (None, config.quantization):
         raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
     index = read_index(path)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     _check_memory(config, index, device, dtype, quantize, cache_tokens)
-    reason = why_no_tokenizer(Path(path))
+    reason = why_no_tokenizer(path)
     tokenizer = None if reason else Tokenizer.from_folder(path)
     backend = ops(device)
     decoder = Llama(config, load_weights(index, config, dtype, device, quantize), backend, device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from baize_engine.checkpoint.base import read_base
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
@@ -30,7 +32,7 @@ def make_diff(
     has lose the mean row of the base, so that `recover` brings them back. `dtype` "float32" is what was published in
     2023; the 16-bit types halve the size and round the differences. Arguments, memory and errors as for `recover`.
     """
-    base, tuned = read_index(path_raw), read_index(path_tuned)
+    base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
 
     def check(work: Plan) -> None:
         ratio = norm_ratio(work)

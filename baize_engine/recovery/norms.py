@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from statistics import median
 
-from baize_engine.checkpoint.file_io import open_read, read_into
-from baize_engine.checkpoint.index import TensorEntry
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Plan
 
 
@@ -24,14 +23,11 @@ def norm_ratio(work: Plan) -> float:
     return median(ratios) if ratios else 0.0
 
 
-def _mean_magnitude(entry: TensorEntry) -> float:
+def _mean_magnitude(entry: Entry) -> float:
     from baize_engine import _C
 
     stored, widened = memoryview(bytearray(entry.nbytes)), memoryview(bytearray(entry.numel * 4))
-    fd = open_read(entry.path)
-    try:
-        read_into(fd, stored, entry.offset, f"{entry.path}: {entry.name}")
-    finally:
-        os.close(fd)
+    with TensorReader(entry) as reader:
+        reader.read(0, entry.numel, stored)
     _C.widen(stored, entry.dtype, widened)
     return sum(abs(value) for value in widened.cast("f")) / max(1, entry.numel)

@@ -10,10 +10,11 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from math import isnan
 from pathlib import Path
-from typing import Any
 
 from baize_engine import __version__, backend
 from baize_engine.checkpoint import config_file, side_files
+from baize_engine.checkpoint.base import Base, Index, read_base
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.manifest import (
     MANIFEST_NAME,
@@ -75,6 +76,7 @@ def recover(
     Every element is `float32(base) + float32(diff)`, rounded once to nearest even to `dtype` ("float16", "bfloat16" or
     "float32"); every NaN is the canonical quiet NaN. Vocabulary rows that only the diff has are added to the mean row
     of the base, as the reference script does (weight_diff.py of open-instruct and alpaca). Rotary buffers are left out.
+    `path_raw` may hold Meta's original layout; both inputs may be hub ids ("owner/name") where huggingface_hub is installed.
 
     `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
     `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
@@ -83,7 +85,7 @@ def recover(
     CheckpointError, ConfigError or OutputError before anything is written where the files do not fit; an exception later
     removes what was written.
     """
-    base, diff = read_index(path_raw), read_index(path_diff)
+    base, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
 
     def check(work: Plan) -> None:
         ratio = norm_ratio(work)
@@ -110,14 +112,14 @@ class Options:
     subtract: bool = False  # other - base in place of other + base
 
 
-def combine(
-    base: CheckpointIndex, other: CheckpointIndex, out: Path, options: Options, check: Callable[[Plan], None]
-) -> Result:
+def combine(source: Base, other: CheckpointIndex, out: Path, options: Options, check: Callable[[Plan], None]) -> Result:
     """Plans, checks, streams and finishes. `check` may refuse the plan."""
-    configs = [config_file.read_config(index.folder) for index in (base, other)]
+    base = source.index
+    config = config_file.read_config(other.folder)
     work = plan(base, other, options.dtype)
     if not options.force:
-        _check_configs(configs, base, other)
+        names = str(source.config_path), str(other.folder / "config.json")
+        check_configs(source.config, config_file.normalise(config), *names)
     check(work)
     layout = lay_out(job.spec for job in work.jobs)
     resume = options.resume and (out / JOURNAL_NAME).exists()
@@ -174,12 +176,7 @@ def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, wo
         }
 
 
-def _check_configs(configs: list[dict[str, Any]], base: CheckpointIndex, other: CheckpointIndex) -> None:
-    first, second = (config_file.normalise(config) for config in configs)
-    check_configs(first, second, str(base.folder / "config.json"), str(other.folder / "config.json"))
-
-
-def _unchanged(before: list[SourceFile], index: CheckpointIndex, with_hash: bool) -> list[SourceFile]:
+def _unchanged(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
     """The sources as they were before the run; CheckpointError if one has changed since."""
     for old, new, path in zip(before, source_files(index.files), index.files, strict=True):
         if old != new:

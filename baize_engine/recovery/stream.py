@@ -8,17 +8,15 @@ piece, whatever the model's size. Knows nothing of what the sink does with the b
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from math import isfinite
+from math import isfinite, lcm
 from typing import Protocol
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import open_read, prefetch, read_into
-from baize_engine.checkpoint.index import TensorEntry
 from baize_engine.checkpoint.manifest import TensorRecord
+from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.plan import Job, Plan
 
@@ -113,13 +111,14 @@ class _Worker:
         digest = self.make_hash()
         total, overflowed, nonfinite = 0.0, 0, 0
         size = ITEMSIZE[job.dtype]
-        with _Source(job.base) as base, _Source(job.other) as other:
+        with TensorReader(job.base) as base, TensorReader(job.other) as other:
             rows = _BaseRows(job, base, self.base_buffer)
-            for begin, end in _pieces(job.other.numel, self.piece):
+            piece = piece_of(job, self.piece)
+            for begin, end in _pieces(job.other.numel, piece):
                 if self.stop.is_set():
                     return None
-                other.prefetch(end, end + self.piece)
-                base.prefetch(end, end + self.piece)
+                other.prefetch(end, end + piece)
+                base.prefetch(end, end + piece)
                 base_view, base_dtype = rows.read(begin, end)
                 other_view = other.read(begin, end, self.other_buffer)
                 out = self.out_buffer[: (end - begin) * size]
@@ -138,34 +137,17 @@ class _Worker:
         )
 
 
+def piece_of(job: Job, most: int) -> int:
+    """Elements of a piece: at most `most`, whole chunks of diff_add, and whole heads where the base's rows are reordered."""
+    from baize_engine import _C
+
+    step = lcm(_C.CHUNK, job.base.grain)
+    return most // step * step or most
+
+
 def _pieces(total: int, piece: int) -> Iterator[tuple[int, int]]:
     for begin in range(0, total, piece):
         yield begin, min(begin + piece, total)
-
-
-class _Source:
-    """One tensor of a file, read by element ranges. A context manager over its descriptor."""
-
-    def __init__(self, entry: TensorEntry) -> None:
-        self.entry = entry
-        self.size = ITEMSIZE[entry.dtype]
-
-    def __enter__(self) -> _Source:
-        self.fd = open_read(self.entry.path)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-    def read(self, begin: int, end: int, buffer: memoryview) -> memoryview:
-        view = buffer[: (end - begin) * self.size]
-        read_into(self.fd, view, self.entry.offset + begin * self.size, f"{self.entry.path}: {self.entry.name}")
-        return view
-
-    def prefetch(self, begin: int, end: int) -> None:
-        end = min(end, self.entry.numel)
-        if begin < end:
-            prefetch(self.fd, self.entry.offset + begin * self.size, (end - begin) * self.size)
 
 
 class _BaseRows:
@@ -175,7 +157,7 @@ class _BaseRows:
     so that it is the same on every machine; torch's float32 mean depends on its order of summation.
     """
 
-    def __init__(self, job: Job, source: _Source, buffer: memoryview) -> None:
+    def __init__(self, job: Job, source: TensorReader, buffer: memoryview) -> None:
         self.job, self.source, self.buffer = job, source, buffer
         self.columns = _ColumnMean(job.row, job.base.dtype)  # fed only where there are extra rows
 
