@@ -60,7 +60,11 @@ def _interrupt(number: int, frame: object) -> None:
 def _recover(options: argparse.Namespace) -> int:
     from baize_engine.recovery.recover import describe, recover
 
-    result = recover(
+    if len(options.path_diff) != len(options.path_tuned):
+        options.usage_error(
+            f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
+        )
+    results = recover(
         options.path_raw,
         options.path_diff,
         options.path_tuned,
@@ -71,13 +75,15 @@ def _recover(options: argparse.Namespace) -> int:
         force=options.force,
         hash_sources=options.hash_sources,
     )
-    _print_lines(describe(result))
+    for result in results:
+        _print_lines(describe(result))
     if options.test_inference:
         from baize_engine.engine import Engine
 
-        with Engine.from_pretrained(options.path_tuned, device=options.device) as engine:
-            question = "Who are you?"
-            print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
+        question = "Who are you?"
+        for result in results:
+            with Engine.from_pretrained(result.folder, device=options.device) as engine:
+                print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
     return 0
 
 
@@ -333,7 +339,7 @@ def _parser() -> argparse.ArgumentParser:
             aliases=list(aliases),
             allow_abbrev=False,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, usage_error=sub.error)
         return sub
 
     recover = command(
@@ -343,15 +349,24 @@ def _parser() -> argparse.ArgumentParser:
         "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before the "
         "first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
     )
+    base_help = "folder of the base, in the layout of transformers or Meta's original one, or a hub id"
+    _flag(recover, "--path_raw", required=True, metavar="BASE", help=base_help)
     _flag(
         recover,
-        "--path_raw",
+        "--path_diff",
         required=True,
-        metavar="BASE",
-        help="folder of the base, in the layout of transformers or Meta's original one, or a hub id",
+        action="append",
+        metavar="DIFF",
+        help="folder of the weight diff, or a hub id; repeated with --path_tuned, the base is read once for all",
     )
-    _flag(recover, "--path_diff", required=True, metavar="DIFF", help="folder of the weight diff, or a hub id")
-    _flag(recover, "--path_tuned", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    _flag(
+        recover,
+        "--path_tuned",
+        required=True,
+        action="append",
+        metavar="OUT",
+        help="folder to write, one for each --path_diff, in the same order; must be new or empty",
+    )
     _combining_options(recover, "float16")
     _flag(recover, "--test_inference", action="store_true", help="load the result and let it answer one question")
 

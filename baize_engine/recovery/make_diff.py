@@ -11,7 +11,8 @@ from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
-from baize_engine.recovery.recover import FULL_MODEL, Options, Result, combine
+from baize_engine.recovery.recover import FULL_MODEL
+from baize_engine.recovery.run import Options, Result, Wish, combine
 
 
 def make_diff(
@@ -43,4 +44,5 @@ def make_diff(
             )
 
     options = Options(dtype, device, resume, progress, force, hash_sources, subtract=True)
-    return combine(base, tuned, Path(path_diff), options, check)
+    (result,) = combine(base, [Wish(tuned, Path(path_diff), check)], options)
+    return result

@@ -1,0 +1,280 @@
+"""The run that `recover` and `make_diff` share: every result planned and checked, then one pass over the base for all.
+
+Nothing is written before every result has passed its checks. Each has its own folder, writer, journal and manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from baize_engine import __version__, backend
+from baize_engine.checkpoint import config_file, side_files
+from baize_engine.checkpoint.base import Base, Index
+from baize_engine.checkpoint.index import CheckpointIndex
+from baize_engine.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SourceFile,
+    TensorRecord,
+    read_manifest,
+    sha256_of,
+    source_files,
+)
+from baize_engine.checkpoint.writer import (
+    CheckpointWriter,
+    ShardLayout,
+    TensorSpec,
+    check_output,
+    check_room,
+    lay_out,
+)
+from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.recovery.adders import Adder
+from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
+from baize_engine.recovery.plan import Plan, check_configs, plan
+from baize_engine.recovery.progress import Progress
+from baize_engine.recovery.stream import Output, groups_of, stream_all, traffic
+from baize_engine.recovery.verify import hash_file, hash_range, verify
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `recover` and `make_diff` have in common; the meaning of each stands at `recover`."""
+
+    dtype: str
+    device: str
+    resume: bool
+    progress: bool
+    force: bool
+    hash_sources: bool
+    subtract: bool = False  # other - base in place of other + base
+
+    @property
+    def operation(self) -> str:
+        return "make_diff" if self.subtract else "recover"
+
+    @property
+    def role(self) -> str:
+        """What the other side is called in the manifest."""
+        return "tuned" if self.subtract else "diff"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run made: the folder, its manifest, and what a user should hear of."""
+
+    folder: Path
+    manifest: Manifest
+    skipped: tuple[str, ...]
+    extra_rows: int
+    resumed: int  # tensors that an earlier, killed run had finished
+
+    @property
+    def overflowed(self) -> dict[str, TensorRecord]:
+        """Tensors with finite values that the result's dtype could only hold as infinity."""
+        return {name: record for name, record in self.manifest.tensors.items() if record.overflowed}
+
+    @property
+    def nonfinite(self) -> dict[str, TensorRecord]:
+        """Tensors with sums that were NaN or infinite already in float32."""
+        return {name: record for name, record in self.manifest.tensors.items() if record.nonfinite}
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One result that is wanted: from which diff or tuned model, where, and what may refuse its plan."""
+
+    other: CheckpointIndex
+    out: Path
+    check: Callable[[Plan], None]
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A wish that passed every check. `whole`: an earlier run finished it already."""
+
+    wish: Wish
+    work: Plan
+    layout: tuple[ShardLayout, ...]
+    files: dict[str, bytes]
+    before: dict[str, list[SourceFile]]
+    run: str
+    resume: bool
+    whole: Manifest | None
+
+    @property
+    def out(self) -> Path:
+        return self.wish.out
+
+
+def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Result]:
+    """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
+    base_files = source_files(source.index.files)
+    prepared = [_prepare(source, wish, options, base_files) for wish in wishes]
+    _check_outputs(prepared)
+    make_adder = backend.diff_adder(options.device)
+    pending = [item for item in prepared if item.whole is None]
+    made = iter(_run(source.index, pending, options, make_adder) if pending else [])
+    return [
+        Result(item.out, item.whole, item.work.skipped, item.work.extra_rows, len(item.work.jobs))
+        if item.whole is not None
+        else next(made)
+        for item in prepared
+    ]
+
+
+def _prepare(source: Base, wish: Wish, options: Options, base_files: list[SourceFile]) -> _Prepared:
+    base, other, out = source.index, wish.other, wish.out
+    config = config_file.read_config(other.folder)
+    work = plan(base, other, options.dtype)
+    if not options.force:
+        names = str(source.config_path), str(other.folder / "config.json")
+        check_configs(source.config, config_file.normalise(config), *names)
+    wish.check(work)
+    layout = lay_out(job.spec for job in work.jobs)
+    before = {"base": base_files, options.role: source_files(other.files)}
+    resume = options.resume and (out / JOURNAL_NAME).exists()
+    whole = _whole(out, work, before, options) if options.resume and not resume else None
+    if not resume and whole is None:
+        check_output(out, sum(shard.nbytes for shard in layout))
+    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
+    run = fingerprint(work, layout, before, options.subtract)
+    return _Prepared(wish, work, layout, files, before, run, resume, whole)
+
+
+def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: Options) -> Manifest | None:
+    """The manifest of a result of these sources and options that lies in `out` finished and as written, or None.
+
+    Of several results of one run that was killed at its very end, some are finished.
+    """
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    manifest = read_manifest(out)
+    found = {name: (record.dtype, record.shape) for name, record in manifest.tensors.items()}
+    sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
+    wanted = {job.name: (job.dtype, job.other.shape) for job in work.jobs}
+    if (manifest.operation, found, sources) != (options.operation, wanted, before):
+        return None
+    report = verify(out)
+    if not report.ok:
+        raise OutputError(
+            errno.ENOTEMPTY, f"{out} holds a finished result that is not as it was written: {report.problems[0]}"
+        )
+    return manifest
+
+
+def _check_outputs(prepared: Sequence[_Prepared]) -> None:
+    """Together: no folder twice, and room on the disks for all."""
+    seen: dict[Path, Path] = {}
+    for item in prepared:
+        if seen.setdefault(item.out.resolve(), item.out) is not item.out:
+            raise OutputError(errno.EEXIST, f"{item.out} is named for two results, wanted a folder for each")
+    check_room(
+        (item.out, sum(shard.nbytes for shard in item.layout))
+        for item in prepared
+        if item.whole is None and not item.resume
+    )
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A result under way."""
+
+    item: _Prepared
+    writer: CheckpointWriter
+    journal: Journal
+    done: dict[str, TensorRecord]
+
+    @property
+    def output(self) -> Output:
+        return Output(self.item.work, self.writer, self.done, self.journal.add)
+
+
+def _run(base: Index, pending: Sequence[_Prepared], options: Options, make_adder: Callable[[], Adder]) -> list[Result]:
+    with ExitStack() as stack:
+        # Old journals are read and locked before anything is touched; a new one needs the folder that its writer makes.
+        journals = [
+            stack.enter_context(closing(Journal(item.out, item.run))) if item.resume else None for item in pending
+        ]
+        opened = [_open(item, journal, stack) for item, journal in zip(pending, journals, strict=True)]
+        outputs = [each.output for each in opened]
+        every, left = groups_of(outputs, all_jobs=True), groups_of(outputs)
+        with Progress(traffic(every), options.operation, options.progress) as bar:
+            bar.add(traffic(every) - traffic(left))
+            records = stream_all(outputs, make_adder, subtract=options.subtract, progress=bar.add)
+        base_files = _unchanged(pending[0].before["base"], base, options.hash_sources)
+        sources = [
+            {
+                "base": base_files,
+                options.role: _unchanged(each.item.before[options.role], each.item.wish.other, options.hash_sources),
+            }
+            for each in opened
+        ]
+        name = make_adder().name
+        manifests = [
+            _manifest(each, options, name, files, tensors)
+            for each, files, tensors in zip(opened, sources, records, strict=True)
+        ]
+        for each, manifest in zip(opened, manifests, strict=True):
+            stack.callback(each.journal.path.unlink, missing_ok=True)  # in the end, so that resume knows all until then
+            each.writer.finish({**each.item.files, MANIFEST_NAME: manifest.encode()})
+    return [
+        Result(each.item.out, manifest, each.item.work.skipped, each.item.work.extra_rows, len(each.done))
+        for each, manifest in zip(opened, manifests, strict=True)
+    ]
+
+
+def _open(item: _Prepared, journal: Journal | None, stack: ExitStack) -> _Open:
+    writer = CheckpointWriter(item.out, item.layout, item.resume)
+    stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
+    writer.open()
+    writer.track(item.out / JOURNAL_NAME)
+    if journal is None:
+        journal = stack.enter_context(closing(Journal(item.out, item.run)))
+    return _Open(item, writer, journal, _still_there(journal.finished, writer, item.work))
+
+
+def _manifest(
+    each: _Open, options: Options, name: str, sources: dict[str, list[SourceFile]], records: dict[str, TensorRecord]
+) -> Manifest:
+    return Manifest(
+        operation=options.operation,
+        backend=name,
+        versions={"baize_engine": __version__, "python": platform.python_version()},
+        sources=sources,
+        tensors=records,
+        files={file: sha256_of(content) for file, content in each.item.files.items()},
+    )
+
+
+def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, work: Plan) -> dict[str, TensorRecord]:
+    """The tensors of an earlier run whose bytes on disk still hash to what it noted."""
+
+    def intact(spec: TensorSpec) -> bool:
+        path, begin = writer.partial_path(spec.name)
+        return hash_range(path, begin, spec.nbytes) == finished[spec.name].sha256
+
+    specs = [job.spec for job in work.jobs if job.name in finished]
+    with ThreadPoolExecutor(2) as pool:
+        return {
+            spec.name: finished[spec.name] for spec, good in zip(specs, pool.map(intact, specs), strict=True) if good
+        }
+
+
+def _unchanged(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
+    """The sources as they were before the run; CheckpointError if one has changed since."""
+    for old, new, path in zip(before, source_files(index.files), index.files, strict=True):
+        if old != new:
+            raise CheckpointError(f"{path} changed while it was read ({old.bytes} bytes before, {new.bytes} now)")
+    if not with_hash:
+        return before
+    with ThreadPoolExecutor(2) as pool:
+        return [
+            replace(file, sha256=digest) for file, digest in zip(before, pool.map(hash_file, index.files), strict=True)
+        ]
