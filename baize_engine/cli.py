@@ -64,6 +64,10 @@ def _recover(options: argparse.Namespace) -> int:
         options.usage_error(
             f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
         )
+    for name in ("expect_sum", "expect_manifest"):
+        given = getattr(options, name)
+        if given is not None and len(given) != len(options.path_diff):
+            options.usage_error(f"--{name} is given {len(given)} times for {len(options.path_diff)} --path_diff")
     results = recover(
         options.path_raw,
         options.path_diff,
@@ -74,6 +78,8 @@ def _recover(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
         hash_sources=options.hash_sources,
+        expect_sum=options.expect_sum,
+        expect_manifest=options.expect_manifest,
     )
     for result in results:
         _print_lines(describe(result))
@@ -114,10 +120,11 @@ def _print_lines(lines: list[str]) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from baize_engine.recovery.verify import verify
 
-    report = verify(options.folder)
+    report = verify(options.folder, expect_manifest=options.expect_manifest)
     for problem in report.problems:
         print(f"differs: {problem}")
-    verdict = "as written" if report.ok else f"{len(report.problems)} difference(s)"
+    good = "as written" if options.expect_manifest is None else f"as {options.expect_manifest} says"
+    verdict = good if report.ok else f"{len(report.problems)} difference(s)"
     print(f"{report.folder}: {report.tensors} tensors, {report.bytes / 1e9:.3f} GB: {verdict}")
     return 0 if report.ok else 1
 
@@ -368,6 +375,21 @@ def _parser() -> argparse.ArgumentParser:
         help="folder to write, one for each --path_diff, in the same order; must be new or empty",
     )
     _combining_options(recover, "float16")
+    _flag(
+        recover,
+        "--expect_sum",
+        type=float,
+        action="append",
+        metavar="SUM",
+        help="sum of all weights that the authors published for weight_diff.py's check; once for each --path_diff",
+    )
+    _flag(
+        recover,
+        "--expect_manifest",
+        action="append",
+        metavar="FILE",
+        help="baize_manifest.json of the same result, recovered elsewhere; once for each --path_diff",
+    )
     _flag(recover, "--test_inference", action="store_true", help="load the result and let it answer one question")
 
     make_diff = command(
@@ -389,6 +411,7 @@ def _parser() -> argparse.ArgumentParser:
         "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
     )
     verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff")
+    _flag(verify, "--expect_manifest", metavar="FILE", help="another manifest to compare the tensors of OUT with")
 
     quantize = command(
         "quantize",

@@ -23,11 +23,16 @@ def norm_ratio(work: Plan) -> float:
     return median(ratios) if ratios else 0.0
 
 
-def _mean_magnitude(entry: Entry) -> float:
+def read_widened(entry: Entry, count: int) -> memoryview:
+    """The first `count` elements of a tensor as float32 bytes."""
     from baize_engine import _C
 
-    stored, widened = memoryview(bytearray(entry.nbytes)), memoryview(bytearray(entry.numel * 4))
+    widened = memoryview(bytearray(count * 4))
     with TensorReader(entry) as reader:
-        reader.read(0, entry.numel, stored)
+        stored = reader.read(0, count, memoryview(bytearray(count * reader.size)))
     _C.widen(stored, entry.dtype, widened)
-    return sum(abs(value) for value in widened.cast("f")) / max(1, entry.numel)
+    return widened
+
+
+def _mean_magnitude(entry: Entry) -> float:
+    return sum(map(abs, read_widened(entry, entry.numel).cast("f"))) / max(1, entry.numel)

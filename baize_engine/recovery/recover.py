@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable, Sequence
 from math import isnan
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
-from baize_engine.checkpoint.base import read_base
+from baize_engine.checkpoint.base import Index, read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.errors import MismatchError, RequestError
+from baize_engine.recovery.expect import Expectation, check_carried
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
 from baize_engine.recovery.run import Options, Result, Wish, combine
@@ -34,6 +35,8 @@ def recover(  # type: ignore[overload-overlap]  # a str is a sequence of str: it
     *,
     force: bool = ...,
     hash_sources: bool = ...,
+    expect_sum: float | None = ...,
+    expect_manifest: AnyPath | None = ...,
 ) -> Result: ...
 @overload
 def recover(
@@ -47,6 +50,8 @@ def recover(
     *,
     force: bool = ...,
     hash_sources: bool = ...,
+    expect_sum: Sequence[float | None] | None = ...,
+    expect_manifest: Sequence[AnyPath | None] | None = ...,
 ) -> list[Result]: ...
 def recover(
     path_raw: AnyPath,
@@ -59,6 +64,8 @@ def recover(
     *,
     force: bool = False,
     hash_sources: bool = False,
+    expect_sum: float | Sequence[float | None] | None = None,
+    expect_manifest: AnyPath | Sequence[AnyPath | None] | None = None,
 ) -> Result | list[Result]:
     """Writes base + diff to `path_tuned` and returns what was made.
 
@@ -69,6 +76,11 @@ def recover(
 
     `path_diff` and `path_tuned` may be lists of equal length: the base is then read once for all diffs, each result gets its
     own folder with all that a single one has, and a list is returned. One diff that does not fit refuses all.
+
+    `expect_sum` is the sum that the finetune's authors published for weight_diff.py's check; a result that misses it by more
+    than 1e-2, with and without rotary buffers, is refused at the end. `expect_manifest` is a manifest, or a folder that has
+    one, of the same result recovered elsewhere: the small tensors are compared before the long work, the others as each is
+    done. A diff that `make_diff` wrote knows its base, and refuses another. With lists, these are lists too.
 
     `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
     `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
@@ -82,21 +94,41 @@ def recover(
     outs: list[AnyPath] = [path_tuned] if isinstance(path_tuned, str | os.PathLike) else list(path_tuned)
     if len(diffs) != len(outs) or not diffs:
         raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(outs)} folder(s), wanted one each")
+    sums, manifests = _one_each("expect_sum", expect_sum, outs), _one_each("expect_manifest", expect_manifest, outs)
+    expectations = [Expectation.of(total, manifest) for total, manifest in zip(sums, manifests, strict=True)]
     base = read_base(folder_of(path_raw))
     indexes = [read_index(folder_of(path)) for path in diffs]
-    wishes = [Wish(diff, Path(out), _no_whole_model(diff, force)) for diff, out in zip(indexes, outs, strict=True)]
+    wishes = [
+        Wish(diff, Path(out), _check(base.index, diff, force), expect)
+        for diff, out, expect in zip(indexes, outs, expectations, strict=True)
+    ]
     results = combine(base, wishes, Options(dtype, device, resume, progress, force, hash_sources))
     return results[0] if single else results
 
 
-def _no_whole_model(diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
+def _one_each(name: str, given: Any, outs: list[AnyPath]) -> list[Any]:
+    """An expectation for each result."""
+    if given is None:
+        return [None] * len(outs)
+    each = [given] if isinstance(given, float | int | str | os.PathLike) else list(given)
+    if len(each) != len(outs):
+        raise RequestError(f"{name} has {len(each)} value(s) for {len(outs)} result(s), wanted one each")
+    return each
+
+
+def _check(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
+    """What may refuse a plan before the long work."""
+
     def check(work: Plan) -> None:
+        if force:
+            return
         ratio = norm_ratio(work)
-        if ratio >= FULL_MODEL and not force:
+        if ratio >= FULL_MODEL:
             raise MismatchError(
                 f"{diff.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
                 f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
             )
+        check_carried(work, base, diff)
 
     return check
 
@@ -110,6 +142,7 @@ def describe(result: Result) -> list[str]:
         + ("not finite" if isnan(total) else f"{total:.6f}")
         + f", computed by {manifest.backend}"
     ]
+    lines += result.checked
     if result.extra_rows:
         lines.append(f"{result.extra_rows} vocabulary row(s) not in the base met the mean row of the base")
     if result.resumed:

@@ -10,7 +10,7 @@ import platform
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baize_engine import __version__, backend
@@ -36,6 +36,7 @@ from baize_engine.checkpoint.writer import (
 )
 from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.recovery.adders import Adder
+from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
 from baize_engine.recovery.plan import Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
@@ -74,6 +75,7 @@ class Result:
     skipped: tuple[str, ...]
     extra_rows: int
     resumed: int  # tensors that an earlier, killed run had finished
+    checked: tuple[str, ...] = ()  # expectations that were met, a line each
 
     @property
     def overflowed(self) -> dict[str, TensorRecord]:
@@ -88,11 +90,12 @@ class Result:
 
 @dataclass(frozen=True)
 class Wish:
-    """One result that is wanted: from which diff or tuned model, where, and what may refuse its plan."""
+    """One result that is wanted: from which diff or tuned model, where, what may refuse its plan, and what it must be."""
 
     other: CheckpointIndex
     out: Path
     check: Callable[[Plan], None]
+    expect: Expectation = field(default_factory=Expectation)
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,28 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     prepared = [_prepare(source, wish, options, base_files) for wish in wishes]
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
+    for item in prepared:
+        item.wish.expect.check_before(item.work, make_adder)
     pending = [item for item in prepared if item.whole is None]
-    made = iter(_run(source.index, pending, options, make_adder) if pending else [])
+    made = iter(_run(source, pending, options, make_adder) if pending else [])
     return [
-        Result(item.out, item.whole, item.work.skipped, item.work.extra_rows, len(item.work.jobs))
-        if item.whole is not None
-        else next(made)
+        next(made)
+        if item.whole is None
+        else _result(item, item.whole, len(item.work.jobs), _expected(source, item, item.whole.tensors))
         for item in prepared
     ]
+
+
+def _result(item: _Prepared, manifest: Manifest, resumed: int, checked: list[str]) -> Result:
+    return Result(item.out, manifest, item.work.skipped, item.work.extra_rows, resumed, tuple(checked))
+
+
+def _expected(source: Base, item: _Prepared, records: dict[str, TensorRecord]) -> list[str]:
+    """Holds a finished result against what is expected of it."""
+    expect = item.wish.expect
+    for name, record in records.items():
+        expect.check_tensor(name, record)
+    return expect.check_after(records, source.index, item.wish.other, source.config)
 
 
 def _prepare(source: Base, wish: Wish, options: Options, base_files: list[SourceFile]) -> _Prepared:
@@ -193,10 +210,14 @@ class _Open:
 
     @property
     def output(self) -> Output:
-        return Output(self.item.work, self.writer, self.done, self.journal.add)
+        return Output(self.item.work, self.writer, self.done, self._finished)
+
+    def _finished(self, name: str, record: TensorRecord) -> None:
+        self.item.wish.expect.check_tensor(name, record)  # a wrong base shows at once, not in the morning
+        self.journal.add(name, record)
 
 
-def _run(base: Index, pending: Sequence[_Prepared], options: Options, make_adder: Callable[[], Adder]) -> list[Result]:
+def _run(source: Base, pending: Sequence[_Prepared], options: Options, make_adder: Callable[[], Adder]) -> list[Result]:
     with ExitStack() as stack:
         # Old journals are read and locked before anything is touched; a new one needs the folder that its writer makes.
         journals = [
@@ -208,7 +229,8 @@ def _run(base: Index, pending: Sequence[_Prepared], options: Options, make_adder
         with Progress(traffic(every), options.operation, options.progress) as bar:
             bar.add(traffic(every) - traffic(left))
             records = stream_all(outputs, make_adder, subtract=options.subtract, progress=bar.add)
-        base_files = _unchanged(pending[0].before["base"], base, options.hash_sources)
+        checked = [_expected(source, each.item, found) for each, found in zip(opened, records, strict=True)]
+        base_files = _unchanged(pending[0].before["base"], source.index, options.hash_sources)
         sources = [
             {
                 "base": base_files,
@@ -225,8 +247,8 @@ def _run(base: Index, pending: Sequence[_Prepared], options: Options, make_adder
             stack.callback(each.journal.path.unlink, missing_ok=True)  # in the end, so that resume knows all until then
             each.writer.finish({**each.item.files, MANIFEST_NAME: manifest.encode()})
     return [
-        Result(each.item.out, manifest, each.item.work.skipped, each.item.work.extra_rows, len(each.done))
-        for each, manifest in zip(opened, manifests, strict=True)
+        _result(each.item, manifest, len(each.done), told)
+        for each, manifest, told in zip(opened, manifests, checked, strict=True)
     ]
 
 
@@ -250,6 +272,7 @@ def _manifest(
         sources=sources,
         tensors=records,
         files={file: sha256_of(content) for file, content in each.item.files.items()},
+        base_rows=base_rows(each.item.work) if options.subtract else {},
     )
 
 
