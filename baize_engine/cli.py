@@ -299,14 +299,19 @@ def _demo(options: argparse.Namespace) -> int:
 def _engine(options: argparse.Namespace) -> Engine:
     from baize_engine.engine import Engine
 
+    pair = (options.path_raw, options.path_diff)
+    if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
+        options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
     settings: dict[str, Any] = {
         "device": options.device,
-        "dtype": options.dtype,
         "quantize": options.quantize,
         "max_model_len": options.max_model_len,
         "threads": options.threads,
     }
-    return Engine.from_pretrained(options.model, **settings)
+    if options.model is not None:
+        return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
+    dtype = "float16" if options.dtype == "auto" else options.dtype
+    return Engine.from_diff(*pair, dtype=dtype, progress=True, **settings)
 
 
 def _params(options: argparse.Namespace) -> SamplingParams:
@@ -432,7 +437,6 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
 
     generate = command("generate", _generate, "continue a prompt", "The text is streamed to standard output.")
-    generate.add_argument("model", metavar="MODEL", help="folder of the model")
     _flag(generate, "--prompt", required=True, metavar="TEXT", help="text to continue, taken as it is (see chat)")
     _generation_options(generate)
 
@@ -442,7 +446,6 @@ def _parser() -> argparse.ArgumentParser:
         "talk to a model in its chat format",
         "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message.",
     )
-    chat.add_argument("model", metavar="MODEL", help="folder of the model")
     _generation_options(chat)
 
     demo = command("demo", _demo, "recover the small trained pair that comes along, and let it answer")
@@ -463,6 +466,9 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model")
+    _flag(parser, "--path_raw", metavar="BASE", help="in place of MODEL: a base, with its diff; nothing is written")
+    _flag(parser, "--path_diff", metavar="DIFF", help="the weight diff for --path_raw")
     _flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")
     _flag(parser, "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
     _flag(parser, "--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0 is off")
@@ -480,7 +486,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", *DTYPES),
-        help="weights in memory (default: as in the files)",
+        help="weights in memory (default: as in the files; float16 with --path_diff)",
     )
     _flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
     _flag(

@@ -99,7 +99,7 @@ def recover(
     base = read_base(folder_of(path_raw))
     indexes = [read_index(folder_of(path)) for path in diffs]
     wishes = [
-        Wish(diff, Path(out), _check(base.index, diff, force), expect)
+        Wish(diff, Path(out), check_diff(base.index, diff, force), expect)
         for diff, out, expect in zip(indexes, outs, expectations, strict=True)
     ]
     results = combine(base, wishes, Options(dtype, device, resume, progress, force, hash_sources))
@@ -116,8 +116,8 @@ def _one_each(name: str, given: Any, outs: list[AnyPath]) -> list[Any]:
     return each
 
 
-def _check(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
-    """What may refuse a plan before the long work."""
+def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
+    """What may refuse the plan of a diff: that it looks like a whole model, or knows another base."""
 
     def check(work: Plan) -> None:
         if force:

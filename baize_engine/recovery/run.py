@@ -148,12 +148,7 @@ def _expected(source: Base, item: _Prepared, records: dict[str, TensorRecord]) -
 
 def _prepare(source: Base, wish: Wish, options: Options, base_files: list[SourceFile]) -> _Prepared:
     base, other, out = source.index, wish.other, wish.out
-    config = config_file.read_config(other.folder)
-    work = plan(base, other, options.dtype)
-    if not options.force:
-        names = str(source.config_path), str(other.folder / "config.json")
-        check_configs(source.config, config_file.normalise(config), *names)
-    wish.check(work)
+    work = checked_plan(source, other, options.dtype, options.force, wish.check)
     layout = lay_out(job.spec for job in work.jobs)
     before = {"base": base_files, options.role: source_files(other.files)}
     resume = options.resume and (out / JOURNAL_NAME).exists()
@@ -163,6 +158,17 @@ def _prepare(source: Base, wish: Wish, options: Options, base_files: list[Source
     files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
     run = fingerprint(work, layout, before, options.subtract)
     return _Prepared(wish, work, layout, files, before, run, resume, whole)
+
+
+def checked_plan(source: Base, other: CheckpointIndex, dtype: str, force: bool, check: Callable[[Plan], None]) -> Plan:
+    """The plan of base and other, once names, shapes, configs and `check` agree. `force` passes over the configs."""
+    config = config_file.read_config(other.folder)
+    work = plan(source.index, other, dtype)
+    if not force:
+        names = str(source.config_path), str(other.folder / "config.json")
+        check_configs(source.config, config_file.normalise(config), *names)
+    check(work)
+    return work
 
 
 def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: Options) -> Manifest | None:
@@ -230,11 +236,11 @@ def _run(source: Base, pending: Sequence[_Prepared], options: Options, make_adde
             bar.add(traffic(every) - traffic(left))
             records = stream_all(outputs, make_adder, subtract=options.subtract, progress=bar.add)
         checked = [_expected(source, each.item, found) for each, found in zip(opened, records, strict=True)]
-        base_files = _unchanged(pending[0].before["base"], source.index, options.hash_sources)
+        base_files = _sources(pending[0].before["base"], source.index, options.hash_sources)
         sources = [
             {
                 "base": base_files,
-                options.role: _unchanged(each.item.before[options.role], each.item.wish.other, options.hash_sources),
+                options.role: _sources(each.item.before[options.role], each.item.wish.other, options.hash_sources),
             }
             for each in opened
         ]
@@ -290,11 +296,16 @@ def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, wo
         }
 
 
-def _unchanged(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
-    """The sources as they were before the run; CheckpointError if one has changed since."""
-    for old, new, path in zip(before, source_files(index.files), index.files, strict=True):
+def unchanged(before: Sequence[SourceFile], files: Sequence[Path]) -> None:
+    """CheckpointError if one of the sources has changed since `before` was taken."""
+    for old, new, path in zip(before, source_files(files), files, strict=True):
         if old != new:
             raise CheckpointError(f"{path} changed while it was read ({old.bytes} bytes before, {new.bytes} now)")
+
+
+def _sources(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
+    """The sources as they were before the run, for the manifest; CheckpointError if one has changed since."""
+    unchanged(before, index.files)
     if not with_hash:
         return before
     with ThreadPoolExecutor(2) as pool:

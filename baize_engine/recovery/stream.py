@@ -40,6 +40,15 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+class NoHash:
+    """For results that nobody will compare."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str:
+        return ""
+
+
 @dataclass(frozen=True)
 class Output:
     """One result of a pass over the base: its plan and where its bytes go.
