@@ -78,6 +78,7 @@ def _recover(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
         hash_sources=options.hash_sources,
+        memory_mib=options.memory,
         expect_sum=options.expect_sum,
         expect_manifest=options.expect_manifest,
     )
@@ -107,6 +108,7 @@ def _make_diff(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
         hash_sources=options.hash_sources,
+        memory_mib=options.memory,
     )
     _print_lines(describe(result))
     return 0
@@ -462,6 +464,14 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
         parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit"
     )
     _flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
+    _flag(
+        parser,
+        "--memory",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="most MiB that the run may take, at any model size (default: %(default)s; on a GPU without torch's own)",
+    )
     _flag(parser, "--quiet", action="store_true", help="no progress bar")
 
 

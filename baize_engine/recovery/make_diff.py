@@ -13,6 +13,7 @@ from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
 from baize_engine.recovery.recover import FULL_MODEL
 from baize_engine.recovery.run import Options, Result, Wish, combine
+from baize_engine.recovery.stream import MEMORY_MIB
 
 
 def make_diff(
@@ -26,6 +27,7 @@ def make_diff(
     *,
     force: bool = False,
     hash_sources: bool = False,
+    memory_mib: int = MEMORY_MIB,
 ) -> Result:
     """Writes tuned - base to `path_diff` and returns what was made.
 
@@ -43,6 +45,6 @@ def make_diff(
                 f"base's, wanted at least {FULL_MODEL} (--force goes on)"
             )
 
-    options = Options(dtype, device, resume, progress, force, hash_sources, subtract=True)
+    options = Options(dtype, device, resume, progress, force, hash_sources, memory_mib, subtract=True)
     (result,) = combine(base, [Wish(tuned, Path(path_diff), check)], options)
     return result

@@ -16,6 +16,7 @@ from baize_engine.recovery.expect import Expectation, check_carried
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
 from baize_engine.recovery.run import Options, Result, Wish, combine
+from baize_engine.recovery.stream import MEMORY_MIB
 
 FULL_MODEL = (
     0.5  # mean |norm weight| over the base's: about 1 for a model, below 0.1 for every published diff we know of
@@ -35,6 +36,7 @@ def recover(  # type: ignore[overload-overlap]  # a str is a sequence of str: it
     *,
     force: bool = ...,
     hash_sources: bool = ...,
+    memory_mib: int = ...,
     expect_sum: float | None = ...,
     expect_manifest: AnyPath | None = ...,
 ) -> Result: ...
@@ -50,6 +52,7 @@ def recover(
     *,
     force: bool = ...,
     hash_sources: bool = ...,
+    memory_mib: int = ...,
     expect_sum: Sequence[float | None] | None = ...,
     expect_manifest: Sequence[AnyPath | None] | None = ...,
 ) -> list[Result]: ...
@@ -64,6 +67,7 @@ def recover(
     *,
     force: bool = False,
     hash_sources: bool = False,
+    memory_mib: int = MEMORY_MIB,
     expect_sum: float | Sequence[float | None] | None = None,
     expect_manifest: AnyPath | Sequence[AnyPath | None] | None = None,
 ) -> Result | list[Result]:
@@ -85,9 +89,9 @@ def recover(
     `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
     `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
     configs differ or the diff looks like a whole model; shapes must agree all the same. `hash_sources` puts a SHA-256 of
-    each source file into the manifest. Peak memory is bounded by the buffers, not by the model. Raises MismatchError,
-    CheckpointError, ConfigError or OutputError before anything is written where the files do not fit; an exception later
-    removes what was written.
+    each source file into the manifest. The process stays below `memory_mib` MiB whatever the model's size (on a GPU torch's own
+    memory comes on top). Raises MismatchError, CheckpointError, ConfigError or OutputError before anything is written where the
+    files do not fit; an exception later removes what was written.
     """
     single = isinstance(path_diff, str | os.PathLike)
     diffs: list[AnyPath] = [path_diff] if isinstance(path_diff, str | os.PathLike) else list(path_diff)
@@ -102,7 +106,7 @@ def recover(
         Wish(diff, Path(out), check_diff(base.index, diff, force), expect)
         for diff, out, expect in zip(indexes, outs, expectations, strict=True)
     ]
-    results = combine(base, wishes, Options(dtype, device, resume, progress, force, hash_sources))
+    results = combine(base, wishes, Options(dtype, device, resume, progress, force, hash_sources, memory_mib))
     return results[0] if single else results
 
 

@@ -40,7 +40,7 @@ from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
 from baize_engine.recovery.plan import Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
-from baize_engine.recovery.stream import Output, groups_of, stream_all, traffic
+from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
 from baize_engine.recovery.verify import hash_file, hash_range, verify
 
 
@@ -54,6 +54,7 @@ class Options:
     progress: bool
     force: bool
     hash_sources: bool
+    memory_mib: int = MEMORY_MIB
     subtract: bool = False  # other - base in place of other + base
 
     @property
@@ -118,6 +119,7 @@ class _Prepared:
 
 def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Result]:
     """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
+    workers, piece = fit(options.memory_mib)
     base_files = source_files(source.index.files)
     prepared = [_prepare(source, wish, options, base_files) for wish in wishes]
     _check_outputs(prepared)
@@ -125,7 +127,7 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     for item in prepared:
         item.wish.expect.check_before(item.work, make_adder)
     pending = [item for item in prepared if item.whole is None]
-    made = iter(_run(source, pending, options, make_adder) if pending else [])
+    made = iter(_run(source, pending, options, make_adder, workers, piece) if pending else [])
     return [
         next(made)
         if item.whole is None
@@ -223,7 +225,14 @@ class _Open:
         self.journal.add(name, record)
 
 
-def _run(source: Base, pending: Sequence[_Prepared], options: Options, make_adder: Callable[[], Adder]) -> list[Result]:
+def _run(
+    source: Base,
+    pending: Sequence[_Prepared],
+    options: Options,
+    make_adder: Callable[[], Adder],
+    workers: int,
+    piece: int,
+) -> list[Result]:
     with ExitStack() as stack:
         # Old journals are read and locked before anything is touched; a new one needs the folder that its writer makes.
         journals = [
@@ -234,7 +243,9 @@ def _run(source: Base, pending: Sequence[_Prepared], options: Options, make_adde
         every, left = groups_of(outputs, all_jobs=True), groups_of(outputs)
         with Progress(traffic(every), options.operation, options.progress) as bar:
             bar.add(traffic(every) - traffic(left))
-            records = stream_all(outputs, make_adder, subtract=options.subtract, progress=bar.add)
+            records = stream_all(
+                outputs, make_adder, subtract=options.subtract, workers=workers, piece=piece, progress=bar.add
+            )
         checked = [_expected(source, each.item, found) for each, found in zip(opened, records, strict=True)]
         base_files = _sources(pending[0].before["base"], source.index, options.hash_sources)
         sources = [

@@ -20,11 +20,16 @@ from typing import Any, Protocol
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.errors import RequestError
 from baize_engine.recovery.adders import Adder, Stats
 from baize_engine.recovery.plan import Job, Plan
 
 WORKERS = 4  # two processor cores and one disk were kept busy by 3; 4 costs 24 MiB more at most
 PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536
+BUFFERS = 4  # of one piece that a worker may hold, the base's mean row included
+MEMORY_MIB = 256  # what a run may take
+REST_MIB = 64  # of it for the interpreter and the indexes: 28 MiB were measured on a tiny model
+FEWER = ((WORKERS, 8), (2, 4), (1, 1))  # workers, and the chunks of a piece below which fewer workers do better
 
 
 class Sink(Protocol):
@@ -218,6 +223,25 @@ class _Lane:
         total = self.total if isfinite(self.total) else None
         shape = self.job.other.shape
         return TensorRecord(self.job.dtype, shape, self.digest.hexdigest(), total, self.overflowed, self.nonfinite)
+
+
+def fit(memory_mib: int) -> tuple[int, int]:
+    """(workers, elements of a piece) that keep a run on the CPU within `memory_mib` MiB, whatever the model's size.
+
+    RequestError where it is too little for one worker with the smallest piece.
+    """
+    from baize_engine import _C
+
+    least = REST_MIB + (BUFFERS * _C.CHUNK * 4 >> 20)
+    if isinstance(memory_mib, bool) or not isinstance(memory_mib, int) or memory_mib < least:
+        raise RequestError(f"memory_mib is {memory_mib!r}, wanted a number of MiB of at least {least}")
+    room = memory_mib - REST_MIB << 20
+    workers, piece = 1, _C.CHUNK
+    for workers, chunks in FEWER:
+        piece = min(PIECE, room // (workers * BUFFERS * 4) // _C.CHUNK * _C.CHUNK)
+        if piece >= chunks * _C.CHUNK:
+            break
+    return workers, piece
 
 
 def piece_of(job: Job, most: int) -> int:
