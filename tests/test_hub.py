@@ -12,8 +12,9 @@ from types import ModuleType
 
 import pytest
 import tiny
+import tiny_meta
 
-from baize_engine import recover
+from baize_engine import Engine, SamplingParams, recover
 from baize_engine.checkpoint import hub
 from baize_engine.errors import CheckpointError
 
@@ -42,7 +43,10 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHub:
     base, diff = tiny.write_pair(tmp_path / "far")
     (diff / "training_state.pt").write_bytes(b"large and not wanted")
     single = tiny.write_model(tmp_path / "far" / "single", tiny.config(), tiny.state(tiny.config()), "bin")
-    module = FakeHub({"meta/base": base, "lab/diff": diff, "lab/single": single}, tmp_path / "cache")
+    cfg = tiny.config()
+    original = tiny_meta.write_meta(tmp_path / "far" / "original", cfg, tiny_meta.random_shards(cfg, 2))
+    known = {"meta/base": base, "lab/diff": diff, "lab/single": single, "meta/original": original}
+    module = FakeHub(known, tmp_path / "cache")
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     monkeypatch.setattr(hub, "find_spec", lambda name: module)
     monkeypatch.chdir(tmp_path)
@@ -64,6 +68,15 @@ def test_one_kind_of_weights_is_fetched(fake: FakeHub, tmp_path: Path) -> None:
     assert {path.suffix for path in hub.folder_of("meta/base").glob("*model*")} >= {".safetensors"}
     assert not list(hub.folder_of("meta/base").glob("*.bin"))
     assert (hub.folder_of("lab/single") / "pytorch_model.bin").exists()
+    assert len(list(hub.folder_of("meta/original").glob("consolidated.*.pth"))) == 2
+
+
+def test_the_engine_takes_ids_too(fake: FakeHub) -> None:
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    with Engine.from_pretrained("lab/single", device="cpu") as engine:
+        assert len(engine.generate([1, 5], params)[0].token_ids) == 4
+    with Engine.from_diff("meta/original", "lab/diff", device="cpu") as engine:
+        assert len(engine.generate([1, 5], params)[0].token_ids) == 4
 
 
 def test_a_folder_that_exists_comes_first(fake: FakeHub, tmp_path: Path) -> None:

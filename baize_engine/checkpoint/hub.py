@@ -22,6 +22,7 @@ WEIGHTS = (
     ("model.safetensors", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
     ("pytorch_model.bin", "pytorch_model.bin"),
+    ("params.json", "consolidated.*.pth"),
 )
 
 
@@ -43,7 +44,7 @@ def _fetch(hub: ModuleType, name: str) -> Path:
     """The repository's snapshot with its side files and one kind of weights."""
     found = _snapshot(hub, name, SIDE_FILES)
     for marker, pattern in WEIGHTS:
-        if marker.endswith(".index.json") and not (found / marker).exists():
+        if marker.endswith(".json") and not (found / marker).exists():  # it would have come with the side files
             continue
         found = _snapshot(hub, name, [*SIDE_FILES, pattern])
         if (found / marker).exists():
