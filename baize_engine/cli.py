@@ -58,7 +58,8 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _recover(options: argparse.Namespace) -> int:
-    from baize_engine.recovery.recover import describe, recover
+    from baize_engine.recovery.recover import recover
+    from baize_engine.recovery.result import describe
 
     if len(options.path_diff) != len(options.path_tuned):
         options.usage_error(
@@ -96,7 +97,7 @@ def _recover(options: argparse.Namespace) -> int:
 
 def _make_diff(options: argparse.Namespace) -> int:
     from baize_engine.recovery.make_diff import make_diff
-    from baize_engine.recovery.recover import describe
+    from baize_engine.recovery.result import describe
 
     result = make_diff(
         options.path_raw,

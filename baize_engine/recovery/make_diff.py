@@ -12,7 +12,8 @@ from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
 from baize_engine.recovery.recover import FULL_MODEL
-from baize_engine.recovery.run import Options, Result, Wish, combine
+from baize_engine.recovery.result import Result
+from baize_engine.recovery.run import Options, Wish, combine
 from baize_engine.recovery.stream import MEMORY_MIB
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from math import isnan
 from pathlib import Path
 from typing import Any, overload
 
@@ -15,7 +14,8 @@ from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.expect import Expectation, check_carried
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
-from baize_engine.recovery.run import Options, Result, Wish, combine
+from baize_engine.recovery.result import Result
+from baize_engine.recovery.run import Options, Wish, combine
 from baize_engine.recovery.stream import MEMORY_MIB
 
 FULL_MODEL = (
@@ -135,28 +135,3 @@ def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Pla
         check_carried(work, base, diff)
 
     return check
-
-
-def describe(result: Result) -> list[str]:
-    """What to tell the user after a run, a line each."""
-    manifest = result.manifest
-    total = manifest.sum
-    lines = [
-        f"{len(manifest.tensors)} tensors in {result.folder}, sum of all weights "
-        + ("not finite" if isnan(total) else f"{total:.6f}")
-        + f", computed by {manifest.backend}"
-    ]
-    lines += result.checked
-    if result.extra_rows:
-        lines.append(f"{result.extra_rows} vocabulary row(s) not in the base met the mean row of the base")
-    if result.resumed:
-        lines.append(f"{result.resumed} tensor(s) of the interrupted run were whole and were not redone")
-    if result.skipped:
-        lines.append(f"{len(result.skipped)} rotary buffer(s) left out: they follow from the config")
-    for name, record in result.overflowed.items():
-        lines.append(
-            f"warning: {name}: {record.overflowed} finite value(s) left the range of {record.dtype} and became infinite"
-        )
-    for name, record in result.nonfinite.items():
-        lines.append(f"warning: {name}: {record.nonfinite} value(s) were NaN or infinite before rounding")
-    return lines

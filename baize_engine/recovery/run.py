@@ -40,6 +40,7 @@ from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
 from baize_engine.recovery.plan import Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
+from baize_engine.recovery.result import Result
 from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
 from baize_engine.recovery.verify import hash_file, hash_range, verify
 
@@ -65,28 +66,6 @@ class Options:
     def role(self) -> str:
         """What the other side is called in the manifest."""
         return "tuned" if self.subtract else "diff"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run made: the folder, its manifest, and what a user should hear of."""
-
-    folder: Path
-    manifest: Manifest
-    skipped: tuple[str, ...]
-    extra_rows: int
-    resumed: int  # tensors that an earlier, killed run had finished
-    checked: tuple[str, ...] = ()  # expectations that were met, a line each
-
-    @property
-    def overflowed(self) -> dict[str, TensorRecord]:
-        """Tensors with finite values that the result's dtype could only hold as infinity."""
-        return {name: record for name, record in self.manifest.tensors.items() if record.overflowed}
-
-    @property
-    def nonfinite(self) -> dict[str, TensorRecord]:
-        """Tensors with sums that were NaN or infinite already in float32."""
-        return {name: record for name, record in self.manifest.tensors.items() if record.nonfinite}
 
 
 @dataclass(frozen=True)
