@@ -55,7 +55,7 @@ def steps(out: Path) -> list[Step]:
             "decode 13b, 2048", "bench_decode.py", "--preset 13b --batches 1 --contexts 2048 --steps 40 --runs 2", 60
         ),
         bench("decode 7b", "bench_decode.py", "--preset 7b --batches 1 64 --contexts 128 --steps 40 --runs 2", 60),
-        bench("prefill 13b", "bench_prefill.py", "--preset 13b --dtype float16 --tokens 512 2048", 60),
+        bench("prefill 13b", "bench_prefill.py", "--preset 13b --kinds float16 --tokens 512 2048", 60),
         bench("profile 13b", "profile_step.py", f"--preset 13b {picture}", 90),
     ]
 
