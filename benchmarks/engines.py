@@ -1,9 +1,10 @@
 """One engine in one process: it loads a model, then answers its parent line by line; only its own calls are timed.
 
-    python engines.py llama.cpp F16.gguf 2          engine, the model's file or folder, threads
+    python engines.py llama.cpp F16.gguf 2             engine, the model's file or folder, threads
+    python engines.py llama.cpp F16.gguf 2 '[5, 7]'    and a prompt: the stamps of its first token, then the process ends
 
-Requests and answers are JSON lines: {"call": "decode", "arguments": [...]} and its value. Every engine chooses the token
-greedily, and that is in the times. Written for benchmarks/peers.py, which starts these.
+Requests and answers are JSON lines: {"call": "steps", "arguments": [16]} and its value. Every engine chooses the token
+greedily, and that is in the times. Written for benchmarks/peers.py and bench_start.py, which start these.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import json
 import os
 import sys
 import time
+from importlib import import_module
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, Protocol
 
 CACHED, CHOSEN = 512, 64  # least room of a cache in tokens; tokens that a round of steps may add to a context
@@ -250,16 +253,45 @@ class Transformers:
             return tokens, time.perf_counter() - begin, out.past_key_values
 
 
-ENGINES: dict[str, Any] = {
-    "baize": Baize, "llama.cpp": LlamaCpp, "ctranslate2": CTranslate2, "transformers": Transformers,
-}  # fmt: skip
+# name -> (class, the package that it imports)
+ENGINES: dict[str, tuple[Any, str]] = {
+    "baize": (Baize, "torch"),
+    "llama.cpp": (LlamaCpp, "llama_cpp"),
+    "ctranslate2": (CTranslate2, "ctranslate2"),
+    "transformers": (Transformers, "transformers"),
+}
+
+
+def now_since_start() -> float:
+    """Seconds since this process was started, by the system's account of it, which counts hundredths."""
+    started = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19]) / os.sysconf("SC_CLK_TCK")
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started
+
+
+def own_bytes() -> int:
+    """Resident bytes of this process that belong to no file."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) * 1024
+
+
+def stamps(imported: float, loaded: float, first: float, token: int) -> str:
+    """What a process that was started for one token prints: seconds since its start, the token, and its own memory."""
+    return json.dumps({"imported": imported, "loaded": loaded, "first": first, "token": token, "own": own_bytes()})
 
 
 def main() -> int:
-    name, path, threads = sys.argv[1:]
+    name, path, threads, *prompt = sys.argv[1:]
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints is not an answer
-    engine = ENGINES[name](path, int(threads))
+    make, package = ENGINES[name]
+    import_module(package)
+    imported = now_since_start()
+    engine = make(path, int(threads))
+    if prompt:
+        loaded = now_since_start()
+        token, _ = engine.prefill(json.loads(prompt[0]))
+        print("\n" + stamps(imported, loaded, now_since_start(), token), file=answers, flush=True)
+        return 0
     print(json.dumps("ready"), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)

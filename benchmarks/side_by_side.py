@@ -61,18 +61,22 @@ def random_prompt(length: int, vocabulary: int) -> list[int]:
     return torch.randint(3, vocabulary, (length,), generator=torch.Generator().manual_seed(length)).tolist()
 
 
-def check(name: str, child: Child, oracle: Oracle, kind: str) -> float:
-    """The gap of what the engine chooses in two sequences; SystemExit where it passes the margin of weights of `kind`."""
+def check(name: str, child: Child, oracle: Oracle, kind: str) -> None:
+    """SystemExit where what the engine chooses in two sequences passes the margin of weights of `kind`."""
     prompt = random_prompt(PROMPT, oracle.model.config.vocab_size)
     first, _ = child.ask("start", prompt, 2)
     steps, _ = child.ask("steps", CHECKED - 1)
-    gap = oracle.gap(prompt, [[first, *(ids[row] for ids in steps)] for row in (0, 1)])
+    check_ids(name, oracle, prompt, [[first, *(ids[row] for ids in steps)] for row in (0, 1)], kind)
+
+
+def check_ids(name: str, oracle: Oracle, prompt: list[int], rows: list[list[int]], kind: str) -> None:
+    """SystemExit where an id that was chosen after the prompt passes the margin of weights of `kind`."""
+    gap = oracle.gap(prompt, rows)
     if not gap <= MARGINS[kind]:  # also where it is not a number
         raise SystemExit(
             f"{name}: an id that it chose is {gap:.3g} standard deviations of the logits below the best, wanted at most "
             f"{MARGINS[kind]:g}"
         )
-    return gap
 
 
 @contextmanager
