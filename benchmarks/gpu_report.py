@@ -66,8 +66,11 @@ def has_matplotlib() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def run(step: Step) -> dict[str, Any]:
-    """What became of a step: its exit code (None: out of time), seconds, and the report or the end of the output."""
+def run(step: Step, shown: bool = True) -> dict[str, Any]:
+    """What became of a step: its exit code (None: out of time), seconds, and the report or the end of the output.
+
+    `shown`: whether the output of one that succeeds is printed.
+    """
     begin = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     environment.pop("TRITON_INTERPRET", None)
@@ -81,7 +84,8 @@ def run(step: Step) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         said = error.stdout or b""
         code, output = None, said.decode(errors="replace") if isinstance(said, bytes) else said
-    print(output[-TAIL:] if code != 0 or not step.is_benchmark else output.rpartition("\n{")[0], flush=True)
+    if shown or code != 0:
+        print(output[-TAIL:] if code != 0 or not step.is_benchmark else output.rpartition("\n{")[0], flush=True)
     found: dict[str, Any] = {"code": code, "seconds": round(time.perf_counter() - begin, 1)}
     if code == 0 and step.is_benchmark:
         return {**found, "report": json.loads(output.splitlines()[-1])}

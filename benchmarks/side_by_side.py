@@ -133,7 +133,7 @@ def decode_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
                         moved = sum(op.bytes for op in cost.decode_step(config, kind, batch, context, "float32"))
                     first = firsts[name]
                     yield {
-                        "engine": name, "batch": batch, "context": context, "ttft_ms": first.median * 1e3,
+                        "engine": name, "kind": kind, "batch": batch, "context": context, "ttft_ms": first.median * 1e3,
                         "ttft_p20": first.p20 * 1e3, "ttft_p80": first.p80 * 1e3, "ms/token": spread.median * 1e3,
                         "p20": spread.p20 * 1e3, "p80": spread.p80 * 1e3, "tok/s": batch / spread.median,
                         "GB/s": moved / spread.median / 1e9, "read_GB/s": speed,
@@ -159,7 +159,7 @@ def prefill_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
             for name, spread in seconds.items():
                 speed = flops / spread.median / 1e9
                 yield {
-                    "engine": name, "tokens": tokens, "ms": spread.median * 1e3, "p20": spread.p20 * 1e3,
+                    "engine": name, "kind": kind, "tokens": tokens, "ms": spread.median * 1e3, "p20": spread.p20 * 1e3,
                     "p80": spread.p80 * 1e3, "tok/s": tokens / spread.median, "GFLOP/s": speed, "peak_GFLOP/s": peak,
                     "share": speed / peak, "ratio": spread.median / seconds[f"baize {kind}"].median,
                 }  # fmt: skip
@@ -176,7 +176,7 @@ def _each_kind(options: argparse.Namespace, rows: Callable[..., Iterator[dict[st
             peers, absent = installed(kind, options.peers)
             with group(store, kind, peers, torch.get_num_threads()) as children:
                 found += rows(store, kind, peers, children)
-            found += [{"engine": name, "tok/s": reason} for name, reason in absent.items()]
+            found += [{"engine": name, "kind": kind, "tok/s": reason} for name, reason in absent.items()]
     return found
 
 
