@@ -32,10 +32,11 @@ gpu:
 	$(PYTHON) setup.py --quiet build_ext --inplace
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu_report.py
 
+# The standard set of benchmarks on this CPU, one table at the end; peers where they are installed (pip install '.[peers]').
+# PRESET=1b takes the larger model, JSON=FILE keeps the reports.
+PRESET ?= 125m
 bench: $(STAMP)
-	$(BIN)/python benchmarks/bench_diff_add.py
-	$(BIN)/python benchmarks/bench_decode.py --preset 125m
-	$(BIN)/python benchmarks/bench_recover.py --preset 125m
+	$(BIN)/python benchmarks/standard.py --preset $(PRESET) $(if $(JSON),--json $(JSON))
 
 # Torch comes by the constraints file; the package is installed editable, so that a change in Python needs no reinstall.
 $(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/*)

@@ -2,8 +2,9 @@
 
 A decode step must read every weight but the embedding once, and the cache of its context: the ceiling is those bytes
 (baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU. Ids are
-checked before anything is timed: on the CPU against transformers, on a GPU against the reference ops. The decoder's ops are
-those that `baize info` shows for the device.
+checked against the reference ops before anything is timed. The decoder's ops are those that `baize info` shows for the device.
+On the CPU every engine has its own process and reads its model from a file (benchmarks/side_by_side.py), and `ratio` is our
+tok/s over the engine's.
 """
 
 from __future__ import annotations
@@ -16,22 +17,23 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import side_by_side
 import torch
-from common import Spread, memory_bandwidth, parser, report
-from models import KINDS, random_model
-from shapes import PRESETS, Shape
+from common import Spread, parser, report
+from engines import CHOSEN
+from models import KINDS, random_model, transformers_model
+from shapes import PRESETS
 
 from baize_engine import backend, memory
-from baize_engine.kernels import quantized, reference
-from baize_engine.model import cost, names
+from baize_engine.kernels import reference
+from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.steps import DecodeSteps, Row
 
 CHECKED = 8  # greedy tokens compared
-MARGIN = 1e-3  # logits closer than this may swap places between two orders of summation
-HALF_MARGIN = 5e-2  # and with 16-bit activations
+HALF_MARGIN = 5e-2  # logits closer than this may swap places between two orders of summation
 SPARE = 2 << 30  # bytes left for activations and the system when it is asked what fits
 
 
@@ -117,43 +119,6 @@ def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[None, float
     return None, first, seconds
 
 
-def transformers_model(shape: Shape, model: Llama) -> Any:
-    """transformers' model on the same weights: float32 on the CPU, the decoder's activation type on a GPU."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    kept = {key: value for key, value in shape.config(shape.vocabulary, "float32").items() if key != "torch_dtype"}
-    config: Any = LlamaConfig
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(model.dtype)
-    try:
-        with torch.device(model.device):
-            theirs = LlamaForCausalLM(config(**kept)).eval()
-    finally:
-        torch.set_default_dtype(before)
-    parameters = dict(theirs.named_parameters())
-    with torch.no_grad():
-        for name, weight in model.weights.items():
-            begin = 0
-            for part in names.parts(name):
-                rows = parameters[part].shape[0]
-                parameters[part].copy_(quantized.dequantize(quantized.rows(weight, begin, begin + rows), model.dtype))
-                begin += rows
-    return theirs
-
-
-def check(model: Llama, baseline: Any, vocabulary: int) -> None:
-    """Greedy ids must be transformers' up to the first step, never the very first, whose best logits are within MARGIN."""
-    many = prompts(1, 24, vocabulary)
-    mine, _, _ = Ours(model, many, CHECKED)(CHECKED)
-    wanted, _, _, logits = theirs(baseline, many, CHECKED)
-    for step, row in enumerate(logits):
-        best, second = row[0].topk(2).values
-        if best - second < MARGIN and step:
-            return
-        if mine[0][step] != wanted[0][step]:
-            raise SystemExit(f"step {step}: the decoder chose {mine[0][step]}, transformers {wanted[0][step]}")
-
-
 def check_by_reference(model: Llama, vocabulary: int) -> None:
     """Every greedy id must be the reference ops' best after the same tokens, or within HALF_MARGIN of it."""
     many = prompts(1, 24, vocabulary)
@@ -184,15 +149,6 @@ def row(name: str, batch: int, context: int, times: tuple[Spread, Spread], nbyte
     }  # fmt: skip
 
 
-def bandwidth(device: str) -> float:
-    """GB/s of the memory: read on the CPU, copied on a GPU."""
-    if device == "cpu":
-        return memory_bandwidth(torch.get_num_threads())["read"]
-    from gpu import ceilings
-
-    return float(ceilings(device)["copy_GB/s"])
-
-
 def free_bytes(device: str) -> int:
     """Memory of the device that nobody holds."""
     if device != "cpu":
@@ -210,14 +166,12 @@ def does_not_fit(model: Llama, batch: int, context: int, steps: int) -> str | No
     return f"does not fit ({(held + cache + SPARE) / 1e9:.0f} of {(held + free) / 1e9:.0f} GB)"
 
 
-def bench_kind(options: argparse.Namespace, shape: Shape, kind: str, device: str, speed: float) -> list[dict[str, Any]]:
+def bench_kind(options: argparse.Namespace, kind: str, device: str, speed: float) -> list[dict[str, Any]]:
+    """On a GPU: ours, and with `baselines` transformers, as it is and compiled, in this process."""
+    shape = PRESETS[options.preset]
     model = random_model(shape, kind, device)
-    wanted = options.baselines if options.baselines is not None else device == "cpu"
-    other = transformers_model(shape, model) if wanted and find_spec("transformers") else None
-    if device == "cpu" and other is not None:
-        check(model, other, shape.vocabulary)
-    elif device != "cpu":
-        check_by_reference(model, shape.vocabulary)
+    other = transformers_model(model, shape, model.dtype) if options.baselines and find_spec("transformers") else None
+    check_by_reference(model, shape.vocabulary)
     activation = str(model.dtype).removeprefix("torch.")
     rows: list[dict[str, Any]] = []
     for batch in options.batches:
@@ -234,9 +188,22 @@ def bench_kind(options: argparse.Namespace, shape: Shape, kind: str, device: str
             whole = sum(op.bytes for op in cost.decode_step(model.config, activation, batch, context, activation))
             times = timed(partial(theirs, other, many), options.runs, options.steps)
             rows.append(row(f"transformers {activation}", batch, context, times, whole, speed))
-            if device != "cpu":
-                times = timed(partial(compiled, other, many), 1, options.steps)
-                rows.append(row(f"transformers compiled {activation}", batch, context, times, whole, speed))
+            times = timed(partial(compiled, other, many), 1, options.steps)
+            rows.append(row(f"transformers compiled {activation}", batch, context, times, whole, speed))
+    return rows
+
+
+def gpu_rows(options: argparse.Namespace, device: str, speed: float) -> list[dict[str, Any]]:
+    shape = PRESETS[options.preset]
+    config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
+    rows: list[dict[str, Any]] = []
+    for kind in options.kinds:
+        needed, free = cost.weight_bytes(config, kind) + SPARE, free_bytes(device)
+        if needed > free:
+            said = f"does not fit ({needed / 1e9:.0f} of {free / 1e9:.0f} GB)"
+            rows.append({"engine": f"baize {kind}", "ms/token": said})
+            continue
+        rows += bench_kind(options, kind, device, speed)
     return rows
 
 
@@ -247,42 +214,35 @@ def main() -> int:
     options.add_argument(
         "--kinds", choices=KINDS, nargs="+", default=None, help="weights; float16 (GPU: and int8, int4)"
     )
-    options.add_argument("--batches", type=int, nargs="+", default=None, help="1 8 (GPU: and 64)")
+    options.add_argument("--batches", type=int, nargs="+", default=None, help="1 8 32 (GPU: 1 8 64)")
     options.add_argument(
-        "--contexts", type=int, nargs="+", default=None, help="128 512 (GPU: and 2048, less the steps)"
+        "--contexts", type=int, nargs="+", default=None, help="128 (GPU: and 512, 2048 less the steps)"
     )
-    options.add_argument("--steps", type=int, default=16, help="tokens decoded for each row")
+    options.add_argument("--steps", type=int, default=16, help="tokens decoded for each row, on the CPU in each turn")
     options.add_argument("--runs", type=int, default=3, help="prompts timed to the first token for each row")
+    options.add_argument("--rounds", type=int, default=3, help="CPU: turns of each engine for each row")
     options.add_argument(
-        "--baselines", action=argparse.BooleanOptionalAction, default=None,
-        help="transformers, and on a GPU its compiled step, on the same weights (default: on the CPU)",
-    )  # fmt: skip
+        "--baselines", action="store_true", help="transformers, and on a GPU its compiled step, on the same weights"
+    )
+    side_by_side.add_options(options)
     chosen = options.parse_args()
-    if chosen.steps < 2 or chosen.runs < 1:
-        options.error("--steps must be at least 2 (the first token counts apart) and --runs at least 1")
+    if not 2 <= chosen.steps < CHOSEN or min(chosen.runs, chosen.rounds) < 1:
+        options.error(f"--steps must be 2 to {CHOSEN - 1} (the first counts apart), --runs and --rounds at least 1")
     device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
     on_gpu = device != "cpu"
-    kinds = chosen.kinds or (["float16", "int8", "int4"] if on_gpu else ["float16"])
-    chosen.batches = chosen.batches or ([1, 8, 64] if on_gpu else [1, 8])
-    chosen.contexts = chosen.contexts or ([128, 512, 2048] if on_gpu else [128, 512])
-    chosen.contexts = [min(context, shape.positions - chosen.steps) for context in chosen.contexts]
-    speed = bandwidth(device)
-    rows: list[dict[str, Any]] = []
-    for kind in kinds:
-        config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
-        needed, free = cost.weight_bytes(config, kind) + SPARE, free_bytes(device)
-        if needed > free:
-            said = f"does not fit ({needed / 1e9:.0f} of {free / 1e9:.0f} GB)"
-            rows.append({"engine": f"baize {kind}", "ms/token": said})
-            continue
-        rows += bench_kind(chosen, shape, kind, device, speed)
-    measured = any(r["engine"].startswith("transformers") for r in rows)
-    facts = {
-        "preset": chosen.preset,
-        "threads": torch.get_num_threads(),
-        "copy_GB/s" if on_gpu else "read_GB/s": speed,
-        "baseline": "measured" if measured else "not measured",
-    }
+    chosen.kinds = chosen.kinds or (["float16", "int8", "int4"] if on_gpu else ["float16"])
+    chosen.batches = chosen.batches or ([1, 8, 64] if on_gpu else [1, 8, 32])
+    chosen.contexts = chosen.contexts or ([128, 512, 2048] if on_gpu else [128])
+    chosen.contexts = [min(context, shape.positions - chosen.steps - 1) for context in chosen.contexts]
+    chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
+    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
+    if on_gpu:
+        from gpu import ceilings
+
+        facts["copy_GB/s"] = speed = float(ceilings(device)["copy_GB/s"])
+        rows = gpu_rows(chosen, device, speed)
+    else:
+        rows = side_by_side.decode_rows(chosen)
     report("decode", rows, chosen, device, facts)
     return 0
 

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from common import Spread, measure, memory_bandwidth, parser, report
+from bandwidth import memory_bandwidth
+from common import Spread, measure, parser, report
 
 from baize_engine import _C
 from baize_engine.kernels import reference

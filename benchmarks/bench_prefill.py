@@ -1,8 +1,9 @@
 """Prefill with random weights: the time to run a prompt, and the share of the machine's matrix product peak (MFU).
 
 Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured
-in this run. Before timing, the last logits of a short prompt must be those of the reference ops, which get it in pieces. On
-a GPU the reference ops are a baseline too; on the CPU they are the decoder's own.
+in this run. On a GPU the last logits of a short prompt must be those of the reference ops, which get it in pieces and are a
+baseline too. On the CPU every engine has its own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is
+our tok/s over the engine's.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import side_by_side
 import torch
 from common import Spread, measure, parser, report
 from models import KINDS, random_model, transformers_model
@@ -86,8 +88,9 @@ def row(engine: str, tokens: int, time: Spread, flops: int, peak: float) -> dict
     return {"engine": engine, "tokens": tokens, **ms, **rates}
 
 
-def bench(options: argparse.Namespace, device: str) -> tuple[list[dict[str, Any]], dict[str, object]]:
-    shape, kind = PRESETS[options.preset], options.quantize or options.dtype
+def bench(options: argparse.Namespace, kind: str, device: str) -> tuple[list[dict[str, Any]], dict[str, object]]:
+    """Ours, the reference ops and transformers in this process, for a GPU."""
+    shape = PRESETS[options.preset]
     model = random_model(shape, kind, device)
     cache = model.new_cache(max(*options.tokens, CHECKED))
     check("baize", partial(ours, model, cache), model)
@@ -104,24 +107,35 @@ def bench(options: argparse.Namespace, device: str) -> tuple[list[dict[str, Any]
         for name, run in engines.items():
             time = measure(partial(run, prompt(tokens, shape.vocabulary)), options.runs)
             rows.append(row(name, tokens, time, flops, peak))
-    return rows, {"preset": options.preset, "kind": kind, "matmul_TFLOP/s": peak, "transformers": said}
+    return rows, {"matmul_TFLOP/s": peak, "transformers": said}
 
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="125m")
-    options.add_argument("--dtype", choices=KINDS[:3], default="float16")
-    options.add_argument("--quantize", choices=KINDS[3:], help="matrices of this kind, the rest float16")
-    options.add_argument("--tokens", type=int, nargs="+", default=[128, 512, 2048])
+    options.add_argument("--kinds", choices=KINDS, nargs="+", default=["float16"], help="weights")
+    options.add_argument("--tokens", type=int, nargs="+", default=None, help="of a prompt: 128 512 (GPU: and 2048)")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--runs", type=int, default=5, help="prompts timed for each row")
     options.add_argument("--baselines", action="store_true", help="also transformers, where installed and it fits")
+    side_by_side.add_options(options)
     chosen = options.parse_args()
     device, most = backend.resolve_device(chosen.device), PRESETS[chosen.preset].positions
+    chosen.tokens = chosen.tokens or [
+        min(tokens, most) for tokens in ([128, 512] if device == "cpu" else [128, 512, 2048])
+    ]
     if min(chosen.tokens) < 1 or max(chosen.tokens) > most or chosen.runs < 1:
         options.error(f"--tokens must be 1 to {most} for {chosen.preset}, and --runs at least 1")
-    rows, facts = bench(chosen, device)
-    report("prefill", rows, chosen, device, {**facts, "threads": torch.get_num_threads()})
+    chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
+    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
+    rows: list[dict[str, Any]] = []
+    if device == "cpu":
+        rows = side_by_side.prefill_rows(chosen)
+    else:
+        for kind in chosen.kinds:
+            found, told = bench(chosen, kind, device)
+            rows, facts = rows + found, {**facts, **told}
+    report("prefill", rows, chosen, device, facts)
     return 0
 
 

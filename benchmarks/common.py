@@ -51,22 +51,6 @@ def measure(run: Callable[[], object], runs: int, warmup: int = 1) -> Spread:
     return Spread.of(seconds)
 
 
-def memory_bandwidth(threads: int) -> dict[str, float]:
-    """GB/s that this machine reads, and copies (bytes read plus written), with torch on `threads` threads."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        source = torch.ones(64 << 20, dtype=torch.float32)  # 256 MiB: no cache holds it
-        target = torch.zeros_like(source)
-        read = measure(source.sum, 7).median
-        copy = measure(lambda: target.copy_(source), 7).median
-    finally:
-        torch.set_num_threads(before)
-    return {"read": source.nbytes / read / 1e9, "copy": 2 * source.nbytes / copy / 1e9}
-
-
 @dataclass(frozen=True)
 class Run:
     """A finished child process: wall and CPU seconds, peak resident bytes, exit code, and what it printed."""
@@ -184,7 +168,7 @@ def report(
         "bench": bench,
         "device": device_name(device),
         "commit": commit(),
-        "versions": versions("torch", "triton", "numpy", "transformers"),
+        "versions": versions("torch", "triton", "numpy", "transformers", "llama_cpp_python", "ctranslate2"),
         **(facts or {}),
         "rows": rows,
     }

@@ -7,7 +7,8 @@ from itertools import pairwise
 from math import ceil
 
 import torch
-from common import Spread, measure, memory_bandwidth
+from bandwidth import memory_bandwidth
+from common import Spread, measure
 
 LONG = 2e-3  # seconds that a replay should take: hundreds of times the gap between two replays
 ROUNDS = 64  # most repetitions of the calls in a graph

@@ -55,7 +55,7 @@ def steps(out: Path) -> list[Step]:
             "decode 13b, 2048", "bench_decode.py", "--preset 13b --batches 1 --contexts 2048 --steps 40 --runs 2", 60
         ),
         bench("decode 7b", "bench_decode.py", "--preset 7b --batches 1 64 --contexts 128 --steps 40 --runs 2", 60),
-        bench("prefill 13b", "bench_prefill.py", "--preset 13b --dtype float16 --tokens 512 2048", 60),
+        bench("prefill 13b", "bench_prefill.py", "--preset 13b --kinds float16 --tokens 512 2048", 60),
         bench("profile 13b", "profile_step.py", f"--preset 13b {picture}", 90),
     ]
 
@@ -66,8 +66,11 @@ def has_matplotlib() -> bool:
     return find_spec("matplotlib") is not None
 
 
-def run(step: Step) -> dict[str, Any]:
-    """What became of a step: its exit code (None: out of time), seconds, and the report or the end of the output."""
+def run(step: Step, shown: bool = True) -> dict[str, Any]:
+    """What became of a step: its exit code (None: out of time), seconds, and the report or the end of the output.
+
+    `shown`: whether the output of one that succeeds is printed.
+    """
     begin = time.perf_counter()
     environment = {**os.environ, "PYTHONPATH": str(REPO)}
     environment.pop("TRITON_INTERPRET", None)
@@ -81,7 +84,8 @@ def run(step: Step) -> dict[str, Any]:
     except subprocess.TimeoutExpired as error:
         said = error.stdout or b""
         code, output = None, said.decode(errors="replace") if isinstance(said, bytes) else said
-    print(output[-TAIL:] if code != 0 or not step.is_benchmark else output.rpartition("\n{")[0], flush=True)
+    if shown or code != 0:
+        print(output[-TAIL:] if code != 0 or not step.is_benchmark else output.rpartition("\n{")[0], flush=True)
     found: dict[str, Any] = {"code": code, "seconds": round(time.perf_counter() - begin, 1)}
     if code == 0 and step.is_benchmark:
         return {**found, "report": json.loads(output.splitlines()[-1])}

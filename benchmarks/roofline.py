@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import Spread, measure, memory_bandwidth
+from bandwidth import memory_bandwidth
+from common import Spread, measure
 
 from baize_engine.model.cost import OpCost
 

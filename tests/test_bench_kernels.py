@@ -1,4 +1,4 @@
-"""bench_kernels through the interpreter: every op is checked and reported, a wrong result and a missing GPU are refused."""
+"""bench_kernels on the ops of the CPU, and on the GPU's through the interpreter: all are checked, a wrong result is refused."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import bench_kernels
 import pytest
 import torch
 from assets import REPO
+from kernel_cases import work
 from shapes import PRESETS
 
 from baize_engine.model import cost
@@ -32,7 +33,7 @@ def test_every_op_is_checked_and_reported() -> None:
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]
     shape = PRESETS["tiny"]
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
-    assert {row["op"] for row in rows} == set(bench_kernels.work(config, "int4", 3, 20, False)) - {"sample"}
+    assert {row["op"] for row in rows} == set(work(config, "int4", 3, 20, False)) - {"sample"}
     for row in rows:
         assert row["us"] > 0 < row["torch_us"], row
         assert row["GB/s"] > 0 < row["share"], row
@@ -52,9 +53,44 @@ def test_a_wrong_result_ends_the_run() -> None:
         bench_kernels.check("ids", [torch.tensor([1, 2, 3, 5])], [torch.tensor([1, 2, 3, 4])], 0.05)
 
 
-@pytest.mark.parametrize("arguments", [(), ("--device", "cpu")])
-@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_without_a_gpu_it_says_what_it_needs(arguments: tuple[str, ...]) -> None:
-    done = run(*arguments)
+def test_the_interpreter_only_checks() -> None:
+    done = run("--device", "cpu", "--preset", "125m", TRITON_INTERPRET="1")
     assert done.returncode == 1
-    assert "bench_kernels needs a GPU" in done.stderr
+    assert "TRITON_INTERPRET=1 only checks the GPU's kernels" in done.stderr
+
+
+def test_the_ops_of_the_cpu() -> None:
+    done = run("--device", "cpu", "--preset", "tiny", "--rows", "2", "--kinds", "float16", "int4", "--contexts", "20")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    shape = PRESETS["tiny"]
+    config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
+    rows = {(row["op"], row["kind"], row["rows"]): row for row in found["rows"]}
+    for kind in ("float16", "int4"):
+        layer = {c.name: c for c in cost.decode_step(config, kind, 2, 20, "float32")}["gate_up"]
+        row = rows["gate_up", kind, 2]
+        assert row["GB/s"] * row["us"] * 1e3 * config.num_layers == pytest.approx(layer.bytes, rel=0.01)  # norms' type
+        assert row["GFLOP/s"] * row["us"] * 1e3 * config.num_layers == pytest.approx(layer.flops)
+        assert rows["gate_up", kind, 256]["us"] > 0  # a prompt
+        shares = found["of_step"][f"{kind} x2"]
+        assert sum(share for op, share in shares.items() if op != "sample top_k top_p") == pytest.approx(1)
+    assert all(0 < row["p20"] <= row["us"] <= row["p80"] and row["share"] > 0 for row in found["rows"])
+
+
+def test_shares_of_a_step() -> None:
+    times = {"qkv_rope_store": 4, "attention": 1, "linear_add o": 2, "gate_up": 5, "linear_add down": 3,  # 15 in each layer
+             "head": 40, "embed": 5, "advance": 5, "sample greedy": 20, "sample top_k top_p": 220}  # fmt: skip
+    rows = [{"op": op, "kind": "int8", "rows": 1, "us": float(us)} for op, us in times.items()]
+    slower = [{**row, "kind": "int4", "us": 2 * row["us"]} for row in rows if row["op"] in bench_kernels.WEIGHTED]
+    found = bench_kernels.of_steps([*slower, *rows], 2)
+    assert found["int8 x1"]["gate_up"] == pytest.approx(10 / 100)
+    assert found["int8 x1"]["sample top_k top_p"] == pytest.approx(220 / 300)
+    assert found["int4 x1"]["gate_up"] == pytest.approx(20 / (2 * 29 + 110))
+
+
+def test_passes_over_several_calls() -> None:
+    made: list[int] = []
+    calls = [lambda n=n: made.append(n) for n in range(3)]
+    spread = bench_kernels.cpu_spread(calls, list)
+    assert 0 < spread.p20 <= spread.median <= spread.p80
+    assert set(made) == {0, 1, 2}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -107,20 +108,20 @@ def test_op_names_are_those_of_the_costs() -> None:
 
 
 def test_bench_prefill() -> None:
-    found = run("bench_prefill.py", "--preset", "tiny", "--tokens", 20, 200, "--runs", 2, "--baselines")
-    assert {"device", "commit", "versions", "preset", "kind"} <= found.keys()
-    mine = [row for row in found["rows"] if row["engine"] == "baize float16"]
-    assert [row["tokens"] for row in mine] == [20, 200]
-    for row in found["rows"]:
+    """The rows of a GPU, here of the CPU: ours, the reference ops and transformers."""
+    pytest.importorskip("transformers")
+    options = argparse.Namespace(preset="tiny", tokens=[20, 200], runs=2, baselines=True)
+    rows, facts = bench_prefill.bench(options, "float16", "cpu")
+    by_engine = {row["engine"]: row for row in rows if row["tokens"] == 200}
+    assert by_engine.keys() == {"baize float16", "torch float16", "transformers float32"}
+    for row in rows:
         assert 0 < row["p20"] <= row["ms"] <= row["p80"]
         assert row["tok/s"] == pytest.approx(row["tokens"] / row["ms"] * 1e3)
-        assert row["MFU"] == pytest.approx(row["TFLOP/s"] / found["matmul_TFLOP/s"])
+        assert row["MFU"] == pytest.approx(row["TFLOP/s"] / facts["matmul_TFLOP/s"])
     config = random_model(PRESETS["tiny"], "float16", "cpu").config
     flops = sum(op.flops for op in cost.prefill(config, 200, "float16", "float32"))
-    assert mine[1]["TFLOP/s"] * mine[1]["ms"] * 1e9 == pytest.approx(flops)
-    assert sum(row["engine"].startswith("torch") for row in found["rows"]) == 2  # the reference ops
-    theirs = [row for row in found["rows"] if row["engine"] == "transformers float32"]
-    assert len(theirs) == (2 if found["transformers"] == "measured" else 0)
+    mine = by_engine["baize float16"]
+    assert mine["TFLOP/s"] * mine["ms"] * 1e9 == pytest.approx(flops)
 
 
 def test_bench_prefill_notices_wrong_logits() -> None:

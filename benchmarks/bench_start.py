@@ -1,0 +1,158 @@
+"""How soon a model answers: from the call of Engine.from_pretrained to the first token of a short prompt, warm files.
+
+Every run is a fresh process, the rows in turn. Beside that time: the process from its start to the end of its imports, the
+whole process as its parent sees it, its peak of resident memory (pages of mapped files among it) and what it holds apart from
+files at the first token. The token is checked: it must be nearly the best by the reference ops (benchmarks/side_by_side.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common import Spread, parser, report, run_child
+from engines import now_since_start, stamps
+from shapes import PRESETS
+
+PROMPT = 16  # tokens
+SAVED, AT_LOAD = ("float16", "int8", "int4"), ("int8", "int4")
+
+
+@dataclass(frozen=True)
+class Start:
+    """A row: `command` of the process, which prints the stamps of `engines.stamps`; weights of `kind`."""
+
+    name: str
+    kind: str
+    command: list[str]
+
+
+def child(path: str, quantize: str | None, threads: int, prompt: list[int]) -> None:
+    """A process that uses the public API; prints its stamps."""
+    from baize_engine import Engine, SamplingParams
+
+    imported = now_since_start()
+    with Engine.from_pretrained(path, device="cpu", quantize=quantize, threads=threads) as engine:
+        loaded = now_since_start()
+        (done,) = engine.generate([prompt], SamplingParams(max_new_tokens=1, ignore_eos=True))
+        print(stamps(imported, loaded, now_since_start(), done.token_ids[0]))
+
+
+def read_once(path: Path) -> None:
+    """Brings a file, or the files of a folder, into the page cache."""
+    for file in [path] if path.is_file() else sorted(path.iterdir()):
+        with open(file, "rb", buffering=0) as content:
+            while content.read(1 << 24):
+                pass
+
+
+def starts(options: argparse.Namespace, folder: Path, prompt: list[int]) -> tuple[list[Start], dict[str, str]]:
+    """The rows, their files made and read once; and why peers that were asked for have none."""
+    from model_files import Store
+    from peers import installed
+
+    store, threads, absent = Store(folder, options.preset), str(options.threads), {}
+    ids, found = json.dumps(prompt), []
+
+    def ours(name: str, kind: str, path: Path, quantize: str) -> Start:
+        read_once(path)
+        return Start(name, kind, [sys.executable, __file__, "--child", str(path), quantize, threads, ids])
+
+    found += [ours(f"baize {kind}", kind, store.ours(kind), "") for kind in options.kinds]
+    found += [ours(f"baize {kind} at load", kind, store.ours("float16"), kind) for kind in options.at_load]
+    script = str(Path(__file__).with_name("engines.py"))
+    for kind in options.kinds:
+        peers, missing = installed(kind, options.peers)
+        absent |= missing
+        for peer in peers:
+            read_once(path := peer.path(store))
+            found.append(Start(peer.name, kind, [sys.executable, script, peer.engine, str(path), threads, ids]))
+    return found, absent
+
+
+def run(start: Start, check: Callable[[str, int, str], None]) -> dict[str, float]:
+    """Seconds and bytes of one process; SystemExit where it fails or its token is wrong."""
+    done = run_child(start.command)
+    if done.code:
+        raise SystemExit(f"{start.name}: its process ended with {done.code}\n{done.output[-2000:]}")
+    stamps = json.loads(done.output.splitlines()[-1])
+    check(start.name, stamps["token"], start.kind)
+    return {
+        "first": stamps["first"] - stamps["imported"], "load": stamps["loaded"] - stamps["imported"],
+        "imports": stamps["imported"], "whole": done.wall, "peak": done.peak, "own": stamps["own"],
+    }  # fmt: skip
+
+
+def row(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
+    def median(key: str) -> float:
+        return Spread.of(each[key] for each in runs).median
+
+    first = Spread.of(each["first"] for each in runs)
+    return {
+        "engine": name, "to_first_token_s": first.median, "p20": first.p20, "p80": first.p80, "of_it_load_s": median("load"),
+        "start_and_imports_s": median("imports"), "process_s": median("whole"), "peak_MiB": median("peak") / (1 << 20),
+        "own_MiB": median("own") / (1 << 20), "runs": len(runs),
+    }  # fmt: skip
+
+
+def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    from side_by_side import Oracle, check_ids, random_prompt
+
+    prompt = random_prompt(PROMPT, PRESETS[options.preset].vocabulary)
+    rows, absent = starts(options, folder, prompt)
+    from model_files import Store
+
+    oracle = Oracle(Store(folder, options.preset).ours("float16"))
+    seen: set[tuple[str, int]] = set()
+
+    def check(name: str, token: int, kind: str) -> None:
+        if (name, token) not in seen:
+            check_ids(name, oracle, prompt, [[token]], kind)
+        seen.add((name, token))
+
+    found: dict[str, list[dict[str, float]]] = {start.name: [] for start in rows}
+    for _ in range(options.runs):
+        for start in rows:
+            found[start.name].append(run(start, check))
+    return [
+        *(row(name, runs) for name, runs in found.items()),
+        *({"engine": name, "to_first_token_s": reason} for name, reason in absent.items()),
+    ]
+
+
+def main() -> int:
+    if sys.argv[1:2] == ["--child"]:
+        path, quantize, threads, ids = sys.argv[2:]
+        child(path, quantize or None, int(threads), json.loads(ids))
+        return 0
+    from side_by_side import add_options, chosen_peers
+
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--preset", choices=PRESETS, default="125m")
+    options.add_argument("--kinds", choices=SAVED, nargs="*", default=list(SAVED), help="saved weights")
+    options.add_argument(
+        "--at_load", choices=AT_LOAD, nargs="*", default=list(AT_LOAD), help="quantised while they load"
+    )
+    options.add_argument("--runs", type=int, default=5, help="processes of each row")
+    options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    add_options(options)
+    chosen = options.parse_args()
+    if min(chosen.runs, chosen.threads) < 1:
+        options.error("--runs and --threads must be at least 1")
+    chosen.peers = chosen_peers(chosen, [])
+    with tempfile.TemporaryDirectory() if chosen.folder is None else nullcontext(chosen.folder) as folder:
+        rows = bench(chosen, Path(folder))
+    report("start", rows, chosen, "cpu", {"preset": chosen.preset, "threads": chosen.threads, "prompt": PROMPT})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

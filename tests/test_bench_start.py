@@ -1,0 +1,57 @@
+"""bench_start on the tiny preset: every way to load, each in its own process, its token checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_start
+import peers
+import pytest
+from assets import REPO
+from bench_start import Start
+
+
+def test_every_way_to_start(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPO / "benchmarks/bench_start.py"), "--preset", "tiny", "--runs", "1", "--peers"]
+    done = subprocess.run([*command, "--folder", str(tmp_path)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert (found["bench"], found["prompt"]) == ("start", 16)
+    rows = {row["engine"]: row for row in found["rows"]}
+    wanted = {peer.name for kind in bench_start.SAVED for peer in peers.PEERS[kind]}
+    ours = {
+        *(f"baize {kind}" for kind in bench_start.SAVED),
+        *(f"baize {kind} at load" for kind in bench_start.AT_LOAD),
+    }
+    assert rows.keys() == wanted | ours
+    absent = {name for kind in bench_start.SAVED for name in peers.installed(kind, peers.ENGINES)[1]}
+    assert {name for name, row in rows.items() if isinstance(row["to_first_token_s"], str)} == absent
+    for name in rows.keys() - absent:
+        row = rows[name]
+        assert 0 < row["of_it_load_s"] < row["to_first_token_s"]
+        assert row["start_and_imports_s"] + row["to_first_token_s"] < row["process_s"] + 0.02  # hundredths are counted
+        assert row["peak_MiB"] > row["own_MiB"] > 1
+
+
+def test_a_failing_process_and_a_wrong_token_end_the_run() -> None:
+    tokens: list[int] = []
+
+    def check(name: str, token: int, kind: str) -> None:
+        tokens.append(token)
+
+    stamps = '{"imported": 1.0, "loaded": 2.5, "first": 4.0, "token": 7, "own": 1024}'
+    found = bench_start.run(Start("one", "int8", [sys.executable, "-S", "-c", f"print('{stamps}')"]), check)
+    assert (found["first"], found["load"], found["imports"], tokens) == (3.0, 1.5, 1.0, [7])
+    with pytest.raises(SystemExit, match=r"(?s)two: its process ended with 3.*out of order"):
+        bench_start.run(Start("two", "int8", [sys.executable, "-c", "print('out of order'); exit(3)"]), check)
+
+
+def test_files_are_read_whole(tmp_path: Path) -> None:
+    (tmp_path / "part").write_bytes(bytes(100))
+    bench_start.read_once(tmp_path)
+    bench_start.read_once(tmp_path / "part")
+    with pytest.raises(FileNotFoundError):
+        bench_start.read_once(tmp_path / "absent")

@@ -1,0 +1,196 @@
+"""Benchmarks side by side: our decoder and its peers on the same weights, checked, in turns; peers where they are installed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import model_files
+import peers
+import pytest
+import side_by_side
+import torch
+from assets import REPO
+from bandwidth import memory_bandwidth
+from model_files import Store, interleaved, write_gguf
+from safetensors.torch import load_file, save_file
+from shapes import PRESETS
+
+from baize_engine.kernels import reference
+from baize_engine.model import cost
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.rope import tables
+
+TINY = PRESETS["tiny"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all runs of this file keep the tiny model's forms."""
+    return tmp_path_factory.mktemp("models")
+
+
+def run(script: str, *arguments: object) -> dict[str, Any]:
+    command = [
+        sys.executable,
+        str(REPO / "benchmarks" / script),
+        "--device",
+        "cpu",
+        "--preset",
+        "tiny",
+        *map(str, arguments),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def expected(kind: str) -> tuple[set[str], set[str]]:
+    """Names of the engines of `kind` that have rows of figures, and of those that say why they have none."""
+    found, absent = peers.installed(kind, peers.ENGINES)
+    return {f"baize {kind}", *(peer.name for peer in found)}, set(absent)
+
+
+def test_decode_beside_the_peers(folder: Path) -> None:
+    kinds, short = (
+        ("float16", "int8", "int4"),
+        ["--contexts", 20, "--batches", 1, 3, "--steps", 3, "--runs", 2, "--rounds", 2],
+    )
+    found = run("bench_decode.py", "--kinds", *kinds, "--peers", "--folder", folder, *short)
+    rows = [row for row in found["rows"] if "ms/token" in row]
+    measured, absent = (set.union(*sets) for sets in zip(*map(expected, kinds), strict=True))
+    assert {(row["engine"], row["batch"]) for row in rows} == {(name, batch) for name in measured for batch in (1, 3)}
+    assert {row["engine"] for row in found["rows"] if "not installed" in str(row["tok/s"])} == absent
+    for row in rows:
+        assert 0 < row["p20"] <= row["ms/token"] <= row["p80"]
+        assert 0 < row["ttft_p20"] <= row["ttft_ms"] <= row["ttft_p80"]
+        assert row["share"] == pytest.approx(row["GB/s"] / row["read_GB/s"])
+    for kind in kinds:
+        ours = next(row for row in rows if row["engine"] == f"baize {kind}" and row["batch"] == 3)
+        moved = sum(op.bytes for op in cost.decode_step(config(folder), kind, 3, 20, "float32"))
+        assert ours["GB/s"] * ours["ms/token"] * 1e6 == pytest.approx(moved)
+        for row in (row for row in rows if row["engine"] in expected(kind)[0] and row["batch"] == 3):
+            assert row["ratio"] == pytest.approx(ours["tok/s"] / row["tok/s"])
+
+
+def test_prefill_beside_the_peers(folder: Path) -> None:
+    found = run(
+        "bench_prefill.py", "--tokens", 20, "--runs", 2, "--peers", "--folder", folder, "--kinds", "float16", "bfloat16"
+    )
+    assert {row["engine"] for row in found["rows"] if "ms" in row} == expected("float16")[0] | {"baize bfloat16"}
+    flops = sum(op.flops for op in cost.prefill(config(folder), 20, "float16", "float32"))
+    for row in (row for row in found["rows"] if "ms" in row):
+        assert 0 < row["p20"] <= row["ms"] <= row["p80"]
+        assert row["GFLOP/s"] * row["ms"] * 1e6 == pytest.approx(flops)
+        assert row["share"] == pytest.approx(row["GFLOP/s"] / row["peak_GFLOP/s"])
+
+
+def config(folder: Path) -> ModelConfig:
+    return ModelConfig.from_folder(Store(folder, "tiny").ours("float16"))
+
+
+def test_rows_for_neighbouring_pairs_give_the_same_scores() -> None:
+    heads, dim, hidden, tokens = 2, 8, 16, 5
+    generator = torch.Generator().manual_seed(0)
+    wq, wk = torch.randn(2, heads * dim, hidden, generator=generator)
+    x, positions = torch.randn(tokens, hidden, generator=generator), torch.tensor([3, 0, 7, 21, 2])
+    shape = {**TINY.config(50, "float32"), "hidden_size": hidden, "num_attention_heads": heads}
+    cos, sin = tables(ModelConfig.from_dict(shape), 32)
+    q, k = ((x @ w.t()).view(tokens, heads, dim) for w in (wq, wk))
+    keys = torch.zeros(1, 16, heads, dim)
+    reference.rope_and_store(q, k, k, cos, sin, positions, keys, torch.zeros_like(keys), torch.arange(tokens))
+    wanted = torch.einsum("ihd,jhd->hij", q, keys[0, :tokens])  # q was turned in place
+
+    def turned(weight: torch.Tensor) -> torch.Tensor:  # (T, heads, dim), neighbours turned
+        even, odd = (x @ interleaved(weight, heads).t()).view(tokens, heads, -1, 2).unbind(3)
+        c, s = cos[positions, None], sin[positions, None]
+        return torch.stack([even * c - odd * s, even * s + odd * c], 3).flatten(2)
+
+    torch.testing.assert_close(torch.einsum("ihd,jhd->hij", turned(wq), turned(wk)), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_llama_cpp_turns_as_we_do(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its logits are the reference ops', and are not where q and k are written as they are."""
+    pytest.importorskip("llama_cpp", reason="llama-cpp-python is not installed")
+    pytest.importorskip("gguf", reason="gguf is not installed")
+    np = pytest.importorskip("numpy")
+    from engines import LlamaCpp
+
+    source = tmp_path / "model"
+    source.mkdir()
+    drawn = Store(folder, "tiny").ours("float16")
+    (source / "config.json").write_bytes((drawn / "config.json").read_bytes())
+    tensors = load_file(drawn / "model.safetensors")
+    sharp = {
+        name: t * 12 if ".q_proj" in name or ".k_proj" in name else t for name, t in tensors.items()
+    }  # far from even
+    save_file(sharp, source / "model.safetensors")
+    prompt = side_by_side.random_prompt(60, TINY.vocabulary)
+    model = side_by_side.Oracle(source).model
+    wanted = model.prefill(prompt, (cache := model.new_cache(64)).allocate(), cache)[0]
+
+    def error(name: str) -> float:
+        write_gguf(source, TINY, tmp_path / name, "F16")
+        engine = LlamaCpp(str(tmp_path / name), 1)
+        token, seconds = engine.prefill(prompt)
+        assert seconds > 0
+        logits = np.ctypeslib.as_array(engine.api.llama_get_logits(engine.context), (TINY.vocabulary,)).copy()
+        assert token == int(logits.argmax())
+        return float((torch.from_numpy(logits) - wanted).norm() / wanted.norm())
+
+    assert error("right.gguf") < 5e-3
+    monkeypatch.setattr(model_files, "interleaved", lambda weight, heads: weight)
+    assert error("wrong.gguf") > 5e-2
+
+
+class Wrong:
+    """An engine that chooses ids of its own."""
+
+    def ask(self, call: str, *arguments: Any) -> Any:
+        return [5, 0.1] if call == "start" else [[[7, 8]] * arguments[0], [0.1] * arguments[0]]
+
+
+def test_a_wrong_choice_ends_the_run(folder: Path) -> None:
+    oracle = side_by_side.Oracle(Store(folder, "tiny").ours("float16"))
+    with pytest.raises(SystemExit, match="standard deviations of the logits below the best"):
+        side_by_side.check("wrong", Wrong(), oracle, "float16")
+
+
+def test_an_engine_that_ends_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="baize absent: its process ended with 1"):
+        peers.Child("baize", tmp_path / "absent", 1)
+    assert "absent" in capfd.readouterr().err
+
+
+def test_forms_are_made_once_and_whole(tmp_path: Path) -> None:
+    store = Store(tmp_path, "tiny")
+    (tmp_path / "tiny/int8-baize-1.partial").mkdir()  # of a killed run
+    path = store.ours("int8")
+    assert {each.name for each in path.iterdir()} > {"config.json"}
+    assert not list((tmp_path / "tiny").glob("*.partial"))
+    before = path.stat().st_mtime_ns
+    assert Store(tmp_path, "tiny").ours("int8") == path
+    assert path.stat().st_mtime_ns == before
+
+
+def test_what_a_peer_reads() -> None:
+    whole = peers.PEERS["float16"][0]
+    small = ModelConfig.from_dict(TINY.config(TINY.vocabulary, "float16"))
+    weights = cost.step_bytes_weights(small, "float16")
+    assert whole.bytes(small, 1, 1) == weights + cost.kv_bytes_per_token(small)
+    assert whole.bytes(small, 3, 20) == weights + 60 * cost.kv_bytes_per_token(small)
+    assert peers.PEERS["int4"][0].bytes(small, 1, 1) < whole.bytes(small, 1, 1) / 3
+
+
+def test_missing_packages_are_named() -> None:
+    assert model_files.missing("json") is None
+    assert model_files.missing("json", "no_such_package") == "no_such_package not installed"
+
+
+def test_memory_bandwidth() -> None:
+    speeds = memory_bandwidth(1)
+    assert speeds.keys() == {"read", "copy"}
+    assert min(speeds.values()) > 0
