@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from decoders import greedy_logits, prompt
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baize_engine import Engine, SamplingParams, backend
 from baize_engine.errors import CheckpointError, ConfigError, OutputError, RequestError
@@ -74,6 +76,30 @@ def test_int4_takes_the_best_of_its_candidates() -> None:
         scale = (extreme * factor / -8).half().float()
         other = ((groups / scale).round().clamp(-8, 7) * scale - groups).square().sum(2)
         assert (chosen <= other * 1.0001).all()
+
+
+class Ops(TorchDispatchMode):
+    """Records torch's ops and their operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.seen.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantising_takes_only_ops_whose_bits_are_every_devices(kind: str) -> None:
+    """No division by a number, which a GPU does by the reciprocal; no sum of torch's, whose order is the device's own."""
+    with Ops() as ops:
+        quantized.quantize(draw(5, 200), kind)
+    divided = [args for name, args in ops.seen if name.startswith("aten.div")]
+    assert divided
+    assert all(isinstance(arg, torch.Tensor) and arg.dim() > 0 for args in divided for arg in args)
+    names_ = {name.split(".")[1] for name, _ in ops.seen}
+    assert not names_ & {"sum", "mean", "norm", "linalg_vector_norm", "mm", "dot", "reciprocal"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
