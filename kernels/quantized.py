@@ -96,7 +96,8 @@ def empty(kind: str, rows: int, columns: int, device: str = "cpu") -> Int8Weight
 def quantize(weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None) -> Int8Weight | Int4Weight:
     """`weight` (N, K) in float32, float16 or bfloat16 as "int8" or "int4", into `out` where given.
 
-    Computed in float32 on the weight's device, rows at a time, with the same bits on each. ValueError where a value is not finite: it has no code.
+    Computed in float32 on the weight's device, rows at a time, with the same bits on each. ValueError where a value is not
+    finite: it has no code.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}, wanted a float matrix (N, K)")
