@@ -14,7 +14,11 @@ import torch
 
 from baize_engine import Engine, SamplingParams, backend, recover
 from baize_engine.kernels import quantized, reference
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.quantize import quantize as save_quantized
 from baize_engine.model.steps import DecodeSteps, Row, StepState
+from baize_engine.model.weights import load_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -268,25 +272,22 @@ def test_ids_of_the_demo_model_are_the_cpus(tmp_path: Path) -> None:
     assert same >= 10  # float16 activations may turn a near tie
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
-def test_loading_on_the_gpu_is_loading_on_the_cpu(tmp_path: Path, quantize: str | None) -> None:
-    from baize_engine.model.config import ModelConfig
-    from baize_engine.model.weights import load_weights
-
+@pytest.mark.parametrize(
+    ("quantize", "saved"), [(None, False), ("int8", False), ("int4", False), ("int8", True), ("int4", True)]
+)
+def test_loading_on_the_gpu_is_loading_on_the_cpu(tmp_path: Path, quantize: str | None, saved: bool) -> None:
+    """Quantised while it loads, or read as a quantised model that was saved."""
     cfg = tiny.config()
     folder = tiny.write_model(tmp_path / "m", cfg, tiny.state(cfg, 0, torch.float16), shards=2)
+    if saved:
+        save_quantized(folder, tmp_path / "q", quantize)
+        folder, quantize = tmp_path / "q", None
     config = ModelConfig.from_folder(folder)
     there, here = (load_weights(folder, config, "auto", device, quantize) for device in ("cuda", "cpu"))
     for name, weight in there.items():
         if isinstance(weight, torch.Tensor):
-            parts = [here[name]] if name in here else [here[part] for part in _parts(name)]
+            parts = [here[name]] if name in here else [here[part] for part in names.parts(name)]
             assert torch.equal(weight.cpu(), torch.cat(parts)), name
         else:
             assert torch.equal(weight.scales.cpu(), here[name].scales), name
             assert torch.equal(weight.values.cpu(), here[name].values), name
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    from baize_engine.model import names
-
-    return names.parts(name)
