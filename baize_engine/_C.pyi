@@ -62,8 +62,9 @@ class Matrix:
 
 class Plan:
     """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
-    (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids, positions and slots int64, tables,
-    starts and lens int32; ops are those of kernels/reference.py, whose names and arguments these follow.
+    (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
+    positions and slots int64, tables, starts and lens int32; ops are those of kernels/reference.py, whose names and arguments
+    these follow.
     """
 
     def __init__(self, variant: str) -> None: ...

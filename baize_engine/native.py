@@ -1,7 +1,8 @@
 """The decoder's ops in C++ for CPU tensors, with the signatures of kernels/reference.py; a list of them runs as one call.
 
 An op checks what it is given and appends itself to a plan of `_C`; called by itself it makes a plan of one. Activations are
-float32, the cache any float type. An output's order of summation does not depend on the number of rows, so `each_row` has no meaning here.
+float32, the cache any float type. An output's order of summation does not depend on the number of rows, so `each_row` has no
+meaning here.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def _qkv_rope_store(
         _address("x", x, (tokens, hidden)), tokens, _address("norm", norm, (hidden,)), eps,
         [_matrix(weight, hidden) for weight in weights], _address("cos", cos, half), _address("sin", sin, half),
         _address("positions", positions, (tokens,), torch.int64), kind, _address("k_cache", k_cache, cache, k_cache.dtype),
-        _address("v_cache", v_cache, cache, k_cache.dtype), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads, dim,
-        _address("q", q, (tokens, heads, dim)),
+        _address("v_cache", v_cache, cache, k_cache.dtype), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads,
+        dim, _address("q", q, (tokens, heads, dim)),
     )  # fmt: skip
 
 
