@@ -292,16 +292,15 @@ def mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def uniform(seeds: Tensor, sample_index: Tensor, positions: Tensor, vocabulary: int) -> Tensor:
-    """(S, V) float32 in (0, 1): one number for each (seed, sample index, position, token id), and the same on all backends.
+def uniform(seeds: Tensor, sample_index: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
+    """(S, N) float32 in (0, 1): one number for each (seed, sample index, position, token id), and the same on all backends.
 
-    seeds, sample_index, positions: (S,) int64; of the seed both 32-bit halves count. 23 random bits and a half, exact in
-    float32, so that neither 0 nor 1 can come.
+    seeds, sample_index, positions: (S,) int64; tokens: the ids, (N,) int64; of the seed both 32-bit halves count. 23
+    random bits and a half, exact in float32, so that neither 0 nor 1 can come.
     """
     row = mix((seeds & _MASK) ^ 0x9E3779B9)
     for counter in (seeds >> 32 & _MASK, sample_index & _MASK, positions.long() & _MASK):
         row = mix(row ^ counter)
-    tokens = torch.arange(vocabulary, device=seeds.device)
     bits = mix(row[:, None] ^ mix(tokens + 0x85EBCA6B & _MASK)[None, :])
     return ((bits >> 9).float() + 0.5) * 2.0**-23
 
@@ -332,8 +331,10 @@ def sample(
     if not bool(greedy.all()):
         scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
         kept = _filter(scaled, top_k, top_p, min_p)
-        noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, logits.shape[1])))
-        drawn = torch.where(kept, scaled + noise, float("-inf")).argmax(-1)
+        kept[:, :1] |= ~kept.any(1, keepdim=True)  # a row that is not finite, and gets NO_TOKEN below
+        ids = kept.any(0).nonzero()[:, 0]  # mostly few of the vocabulary
+        noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, ids)))
+        drawn = ids[torch.where(kept[:, ids], scaled[:, ids] + noise, float("-inf")).argmax(-1)]
         chosen = torch.where(greedy, chosen, drawn)
     return _into(out, torch.where(torch.isfinite(logits).all(-1), chosen, NO_TOKEN))
 
@@ -341,14 +342,15 @@ def sample(
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """(S, V) bool: the tokens that may be drawn."""
     vocabulary = scaled.shape[1]
-    ordered = scaled.sort(-1, descending=True).values
+    most = int(top_k.max()) if bool((top_k > 0).all()) else vocabulary  # the greatest that can matter
+    ordered = scaled.topk(most).values if most < vocabulary else scaled.sort(-1, descending=True).values
     last = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary) - 1
     kept = scaled >= ordered.gather(1, last[:, None])
     ordered = ordered.masked_fill(ordered < ordered.gather(1, last[:, None]), float("-inf"))
     probabilities = ordered.softmax(-1)
     before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
     count = (before < top_p[:, None]).sum(-1).clamp(min=1)
-    count = torch.where(top_p < 1, count, vocabulary)  # the sum of all may round to 1 before the last
+    count = torch.where(top_p < 1, count, ordered.shape[1])  # the sum of all may round to 1 before the last
     kept &= scaled >= ordered.gather(1, count[:, None] - 1)
     floor = torch.where(min_p > 0, min_p.log(), float("-inf"))
     return kept & (scaled >= ordered[:, :1] + floor[:, None])

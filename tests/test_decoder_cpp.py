@@ -98,6 +98,47 @@ def test_attention(variant: str, heads: int, kv_heads: int, dim: int, queries: t
     assert torch.equal(alone[0], found[-1])  # neither neighbours nor earlier queries change a bit
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (6, 2, 20)])
+def test_attention_over_contexts_of_several_splits(
+    variant: str, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+) -> None:
+    """Decoding merges splits that were tasks of their own, a prompt's task goes through them: the bits are the same."""
+    keys, values = torch.randn(2, 90, 16, kv_heads, dim).to(dtype)
+    lens = torch.tensor([1300, 30, 513], dtype=torch.int32)
+    tables = torch.randperm(90)[:84].repeat(3, 1).int()
+    q = torch.randn(3, heads, dim)
+    starts = torch.arange(4, dtype=torch.int32)
+    attend = native.op("attention", variant)
+    found = attend(q, keys, values, tables, starts, lens, dim**-0.5)
+    wanted = reference.attention(q.double(), keys.double(), values.double(), tables, starts, lens, dim**-0.5)
+    assert float((found - wanted).abs().max()) < 5e-6
+    for n in range(3):
+        prompt = torch.randn(100, heads, dim)
+        prompt[-1] = q[n]
+        queries = min(100, int(lens[n]))
+        whole = attend(
+            prompt[-queries:].clone(), keys, values, tables[n : n + 1], torch.tensor([0, queries], dtype=torch.int32),
+            lens[n : n + 1], dim**-0.5,
+        )  # fmt: skip
+        assert torch.equal(whole[-1], found[n]), n
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_cache_takes_rounded_keys_and_values(variant: str, dtype: torch.dtype) -> None:
+    x, norm, weight = torch.randn(3, 64), torch.ones(64), torch.randn(96, 64) / 8
+    angles = torch.rand(9, 8) * 6
+    state = [(torch.zeros(3, 2, 16), *torch.zeros(2, 2, 16, 2, 16, dtype=kind)) for kind in (dtype, torch.float32)]
+    for q, keys, values in state:
+        native.op("qkv_rope_store", variant)(
+            x, norm, 1e-5, [weight], angles.cos(), angles.sin(), torch.tensor([0, 4, 8]), keys, values,
+            torch.tensor([31, 0, 17]), q=q,
+        )  # fmt: skip
+    for mine, wanted in zip(*state, strict=True):
+        assert torch.equal(mine, wanted.to(mine.dtype))
+        assert wanted.count_nonzero() == 3 * 32
+
+
 def test_attention_of_far_scores(variant: str) -> None:
     """One key that takes all, first or last: earlier sums are scaled to nothing, without a NaN."""
     for best in (0, 39):

@@ -133,7 +133,9 @@ def test_attention_over_scattered_blocks(heads: tuple[int, int]) -> None:
 def test_the_hash_is_fixed() -> None:
     """Against lowbias32 in plain integers: a backend that computes anything else draws other tokens for the same seed."""
     assert reference.mix(torch.tensor([0, 1, 0xFFFFFFFF])).tolist() == [mix_of(x) for x in (0, 1, 0xFFFFFFFF)]
-    u = reference.uniform(torch.tensor([7, 7 + (1 << 32)]), torch.tensor([0, 0]), torch.tensor([5, 5]), 1000)
+    u = reference.uniform(
+        torch.tensor([7, 7 + (1 << 32)]), torch.tensor([0, 0]), torch.tensor([5, 5]), torch.arange(1000)
+    )
     assert u.min() > 0
     assert u.max() < 1
     assert not torch.equal(u[0], u[1])  # the upper half of a seed counts
@@ -150,7 +152,7 @@ def mix_of(x: int) -> int:
 
 def test_uniform_numbers_are_uniform_and_independent() -> None:
     seeds = torch.arange(64)
-    u = reference.uniform(seeds, torch.zeros(64, dtype=torch.int64), torch.full((64,), 9), 4096).double()
+    u = reference.uniform(seeds, torch.zeros(64, dtype=torch.int64), torch.full((64,), 9), torch.arange(4096)).double()
     assert abs(float(u.mean()) - 0.5) < 4 / math.sqrt(12 * u.numel())
     counts = torch.histc(u, 64, 0, 1)
     assert float(((counts - u.numel() / 64) ** 2 / (u.numel() / 64)).sum()) < 64 + 5 * math.sqrt(128)

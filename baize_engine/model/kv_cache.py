@@ -5,8 +5,10 @@ One block number means the same rows in every layer, so that a sequence has one 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+import numpy
 import torch
 
 from baize_engine.errors import RequestError
@@ -42,8 +44,7 @@ class KVCache:
         device: str = "cpu",
     ) -> None:
         shape = (config.num_layers, num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         self.num_blocks, self.block_size, self.scrap_block = num_blocks, block_size, num_blocks
         self._free = list(range(num_blocks - 1, -1, -1))
         self._live: set[int] = set()  # by id(): sequences that allocate() made and free() has not taken back
@@ -92,3 +93,13 @@ class KVCache:
     def _check(self, sequence: Sequence) -> None:
         if id(sequence) not in self._live:
             raise ValueError("this sequence is not of this cache, or was freed already")
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
+    """Zeros that take memory on the CPU only where they are written: a short text in a long cache costs what it uses."""
+    if device != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    memory = numpy.zeros(size + 64, numpy.uint8)
+    begin = -memory.ctypes.data % 64  # of a cache line
+    return torch.from_numpy(memory[begin : begin + size]).view(dtype).view(shape)
