@@ -45,14 +45,16 @@ def tests(name: str, seconds: int, *arguments: str) -> Step:
     return Step(name, ("-m", "pytest", "-q", "-p", "no:cacheprovider", *side_by_side, *arguments), seconds, False)
 
 
-def bench(name: str, seconds: int, script: str, *arguments: str) -> Step:
-    return Step(name, (f"benchmarks/{script}", *arguments), seconds)
+def bench(name: str, seconds: int, call: str, *paths: str) -> Step:
+    """`call`: script and options, a blank between words; `paths` may hold blanks."""
+    script, *options = call.split()
+    return Step(name, (f"benchmarks/{script}", *options, *paths), seconds)
 
 
 def steps(out: Path) -> list[Step]:
     """The standard set; `out`: the result's path without its suffix. The seconds are estimates for an H100, by bytes,
     operations and kernels to compile; no run has confirmed them yet."""
-    few = ("--steps", "40", "--runs", "2")
+    few = "--steps 40 --runs 2"
     files = ["--json", str(profile(out)), "--trace", f"{out}.trace.json"]
     if has("matplotlib"):
         files += ["--picture", f"{out}.png"]
@@ -60,29 +62,12 @@ def steps(out: Path) -> list[Step]:
         Step("build", ("setup.py", "--quiet", "build_ext", "--inplace"), 75, is_benchmark=False),
         tests("csrc", 45, "tests/test_diff_add_cpp.py", "tests/test_decoder_cpp.py"),
         tests("gpu", 100, "-m", "gpu", "tests"),
-        bench("kernels 13b", 40, "bench_kernels.py", "--preset", "13b", "--quick"),
-        bench(
-            "decode 13b",
-            85,
-            "bench_decode.py",
-            "--preset",
-            "13b",
-            "--batches",
-            "1",
-            "8",
-            "64",
-            "--contexts",
-            "128",
-            *few,
-        ),
-        bench(
-            "decode 13b, 2048", 30, "bench_decode.py", "--preset", "13b", "--batches", "1", "--contexts", "2048", *few
-        ),
-        bench("decode 7b", 50, "bench_decode.py", "--preset", "7b", "--batches", "1", "64", "--contexts", "128", *few),
-        bench(
-            "prefill 13b", 25, "bench_prefill.py", "--preset", "13b", "--kinds", "float16", "--tokens", "512", "2048"
-        ),
-        bench("profile 13b", 30, "profile_step.py", "--preset", "13b", *files),
+        bench("kernels 13b", 40, "bench_kernels.py --preset 13b --quick"),
+        bench("decode 13b", 85, f"bench_decode.py --preset 13b --batches 1 8 64 --contexts 128 {few}"),
+        bench("decode 13b, 2048", 30, f"bench_decode.py --preset 13b --batches 1 --contexts 2048 {few}"),
+        bench("decode 7b", 50, f"bench_decode.py --preset 7b --batches 1 64 --contexts 128 {few}"),
+        bench("prefill 13b", 25, "bench_prefill.py --preset 13b --kinds float16 --tokens 512 2048"),
+        bench("profile 13b", 30, "profile_step.py --preset 13b", *files),
     ]
 
 
