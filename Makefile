@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TESTS ?= tests
+GATE = $(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_launches.py
+WITH_TRITON = PYTHONPATH=.triton/$(TRITON)$${PYTHONPATH:+:$$PYTHONPATH}
+HAS_TRITON = $(WITH_TRITON) $(BIN)/python -c 'import triton; exit(triton.__version__ != "$(TRITON)")'
 
 .PHONY: demo test lint gate gpu bench clean
 
@@ -21,16 +24,17 @@ lint: $(STAMP)
 # every kernel, every shape, compiled for sm_80, sm_89 and sm_90; no GPU needed. TRITON=3.6.0 compiles with that version.
 gate: $(STAMP)
 ifdef TRITON
-	test -d .triton/$(TRITON) || $(BIN)/python -m pip install --quiet --no-deps --target .triton/$(TRITON) triton==$(TRITON)
-	PYTHONPATH=.triton/$(TRITON) $(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_launches.py
+	$(HAS_TRITON) 2>/dev/null || \
+		$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .triton/$(TRITON) triton==$(TRITON)
+	$(HAS_TRITON) || { echo "Triton $(TRITON) is not what .triton/$(TRITON) holds: remove the folder, try again" >&2; exit 1; }
+	$(WITH_TRITON) $(GATE)
 else
-	$(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_launches.py
+	$(GATE)
 endif
 
 # On a machine with a GPU, with the packages it has and no network: what the host's C++ variants, the GPU and the benchmarks say.
 gpu:
-	$(PYTHON) setup.py --quiet build_ext --inplace
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu_report.py
+	$(PYTHON) benchmarks/gpu_report.py
 
 # The standard set of benchmarks on this CPU, one table at the end; peers where they are installed (pip install '.[peers]').
 # PRESET=1b takes the larger model, JSON=FILE keeps the reports.

@@ -11,8 +11,32 @@ import tempfile
 from glob import glob
 from pathlib import Path
 
-from pybind11.setup_helpers import Pybind11Extension, build_ext
-from setuptools import setup
+from setuptools import Distribution, __version__, setup
+
+try:
+    from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
+except ImportError:
+    raise SystemExit(f"building baize_engine._C needs pybind11, which {sys.executable} does not have") from None
+
+READS_PYPROJECT = 77  # the first setuptools that takes the licence as pyproject.toml writes it
+
+
+class ExtensionAlone(Distribution):
+    """The extension without pyproject.toml, which older setuptools refuse: what `build_ext --inplace` needs."""
+
+    def parse_config_files(self, *_: object, **__: object) -> None:
+        pass
+
+
+def distribution() -> type[Distribution]:
+    if int(__version__.partition(".")[0]) >= READS_PYPROJECT:
+        return Distribution
+    if "build_ext" not in sys.argv:
+        raise SystemExit(
+            f"setuptools {__version__} cannot read pyproject.toml, wanted {READS_PYPROJECT} or newer; "
+            "`setup.py build_ext --inplace` works with it"
+        )
+    return ExtensionAlone
 
 
 def openmp_flag() -> list[str]:
@@ -42,4 +66,5 @@ extension = Pybind11Extension(
     extra_link_args=flags,
 )
 
-setup(ext_modules=[extension], cmdclass={"build_ext": build_ext})
+ParallelCompile().install()  # as many sources at once as there are processors
+setup(ext_modules=[extension], cmdclass={"build_ext": build_ext}, distclass=distribution())

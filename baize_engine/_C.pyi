@@ -62,18 +62,19 @@ class Matrix:
 
 class Plan:
     """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
-    (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, ids, positions and slots int64, tables,
-    starts and lens int32; ops are those of kernels/reference.py, whose names and arguments these follow.
+    (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
+    positions and slots int64, tables, starts and lens int32; ops are those of kernels/reference.py, whose names and arguments
+    these follow.
     """
 
     def __init__(self, variant: str) -> None: ...
     def embed(self, ids: int, tokens: int, kind: str, weight: int, rows: int, hidden: int, out: int) -> None: ...
     def qkv_rope_store(
         self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], cos: int, sin: int, positions: int,
-        keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
+        cache: str, keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
     ) -> None: ...  # fmt: skip
     def attention(
-        self, q: int, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
+        self, q: int, cache: str, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
         table_stride: int, heads: int, kv_heads: int, dim: int, block: int, scale: float, out: int,
     ) -> None: ...  # fmt: skip
     def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int) -> None: ...

@@ -58,9 +58,18 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def _recover(options: argparse.Namespace) -> int:
-    from baize_engine.recovery.recover import describe, recover
+    from baize_engine.recovery.recover import recover
+    from baize_engine.recovery.result import describe
 
-    result = recover(
+    if len(options.path_diff) != len(options.path_tuned):
+        options.usage_error(
+            f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
+        )
+    for name in ("expect_sum", "expect_manifest"):
+        given = getattr(options, name)
+        if given is not None and len(given) != len(options.path_diff):
+            options.usage_error(f"--{name} is given {len(given)} times for {len(options.path_diff)} --path_diff")
+    results = recover(
         options.path_raw,
         options.path_diff,
         options.path_tuned,
@@ -70,20 +79,25 @@ def _recover(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
         hash_sources=options.hash_sources,
+        memory_mib=options.memory,
+        expect_sum=options.expect_sum,
+        expect_manifest=options.expect_manifest,
     )
-    _print_lines(describe(result))
+    for result in results:
+        _print_lines(describe(result))
     if options.test_inference:
         from baize_engine.engine import Engine
 
-        with Engine.from_pretrained(options.path_tuned, device=options.device) as engine:
-            question = "Who are you?"
-            print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
+        question = "Who are you?"
+        for result in results:
+            with Engine.from_pretrained(result.folder, device=options.device) as engine:
+                print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
     return 0
 
 
 def _make_diff(options: argparse.Namespace) -> int:
     from baize_engine.recovery.make_diff import make_diff
-    from baize_engine.recovery.recover import describe
+    from baize_engine.recovery.result import describe
 
     result = make_diff(
         options.path_raw,
@@ -95,6 +109,7 @@ def _make_diff(options: argparse.Namespace) -> int:
         progress=not options.quiet,
         force=options.force,
         hash_sources=options.hash_sources,
+        memory_mib=options.memory,
     )
     _print_lines(describe(result))
     return 0
@@ -108,10 +123,11 @@ def _print_lines(lines: list[str]) -> None:
 def _verify(options: argparse.Namespace) -> int:
     from baize_engine.recovery.verify import verify
 
-    report = verify(options.folder)
+    report = verify(options.folder, expect_manifest=options.expect_manifest)
     for problem in report.problems:
         print(f"differs: {problem}")
-    verdict = "as written" if report.ok else f"{len(report.problems)} difference(s)"
+    good = "as written" if options.expect_manifest is None else f"as {options.expect_manifest} says"
+    verdict = good if report.ok else f"{len(report.problems)} difference(s)"
     print(f"{report.folder}: {report.tensors} tensors, {report.bytes / 1e9:.3f} GB: {verdict}")
     return 0 if report.ok else 1
 
@@ -286,14 +302,19 @@ def _demo(options: argparse.Namespace) -> int:
 def _engine(options: argparse.Namespace) -> Engine:
     from baize_engine.engine import Engine
 
+    pair = (options.path_raw, options.path_diff)
+    if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
+        options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
     settings: dict[str, Any] = {
         "device": options.device,
-        "dtype": options.dtype,
         "quantize": options.quantize,
         "max_model_len": options.max_model_len,
         "threads": options.threads,
     }
-    return Engine.from_pretrained(options.model, **settings)
+    if options.model is not None:
+        return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
+    dtype = "float16" if options.dtype == "auto" else options.dtype
+    return Engine.from_diff(*pair, dtype=dtype, progress=True, **settings)
 
 
 def _params(options: argparse.Namespace) -> SamplingParams:
@@ -333,7 +354,7 @@ def _parser() -> argparse.ArgumentParser:
             aliases=list(aliases),
             allow_abbrev=False,
         )
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, usage_error=sub.error)
         return sub
 
     recover = command(
@@ -343,10 +364,40 @@ def _parser() -> argparse.ArgumentParser:
         "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before the "
         "first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
     )
-    _flag(recover, "--path_raw", required=True, metavar="BASE", help="folder of the base model, in Hugging Face format")
-    _flag(recover, "--path_diff", required=True, metavar="DIFF", help="folder of the weight diff")
-    _flag(recover, "--path_tuned", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    base_help = "folder of the base, in the layout of transformers or Meta's original one, or a hub id"
+    _flag(recover, "--path_raw", required=True, metavar="BASE", help=base_help)
+    _flag(
+        recover,
+        "--path_diff",
+        required=True,
+        action="append",
+        metavar="DIFF",
+        help="folder of the weight diff, or a hub id; repeated with --path_tuned, the base is read once for all",
+    )
+    _flag(
+        recover,
+        "--path_tuned",
+        required=True,
+        action="append",
+        metavar="OUT",
+        help="folder to write, one for each --path_diff, in the same order; must be new or empty",
+    )
     _combining_options(recover, "float16")
+    _flag(
+        recover,
+        "--expect_sum",
+        type=float,
+        action="append",
+        metavar="SUM",
+        help="sum of all weights that the authors published for weight_diff.py's check; once for each --path_diff",
+    )
+    _flag(
+        recover,
+        "--expect_manifest",
+        action="append",
+        metavar="FILE",
+        help="baize_manifest.json of the same result, recovered elsewhere; once for each --path_diff",
+    )
     _flag(recover, "--test_inference", action="store_true", help="load the result and let it answer one question")
 
     make_diff = command(
@@ -356,7 +407,7 @@ def _parser() -> argparse.ArgumentParser:
         "The inverse of recover.",
         aliases=["make-diff"],
     )
-    _flag(make_diff, "--path_raw", required=True, metavar="BASE", help="folder of the base model")
+    _flag(make_diff, "--path_raw", required=True, metavar="BASE", help="folder of the base, as for recover")
     _flag(make_diff, "--path_tuned", required=True, metavar="TUNED", help="folder of the finetuned model")
     _flag(make_diff, "--path_diff", required=True, metavar="OUT", help="folder to write; must be new or empty")
     _combining_options(make_diff, "float32")
@@ -368,6 +419,7 @@ def _parser() -> argparse.ArgumentParser:
         "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
     )
     verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff")
+    _flag(verify, "--expect_manifest", metavar="FILE", help="another manifest to compare the tensors of OUT with")
 
     quantize = command(
         "quantize",
@@ -388,7 +440,6 @@ def _parser() -> argparse.ArgumentParser:
     info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
 
     generate = command("generate", _generate, "continue a prompt", "The text is streamed to standard output.")
-    generate.add_argument("model", metavar="MODEL", help="folder of the model")
     _flag(generate, "--prompt", required=True, metavar="TEXT", help="text to continue, taken as it is (see chat)")
     _generation_options(generate)
 
@@ -398,7 +449,6 @@ def _parser() -> argparse.ArgumentParser:
         "talk to a model in its chat format",
         "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message.",
     )
-    chat.add_argument("model", metavar="MODEL", help="folder of the model")
     _generation_options(chat)
 
     demo = command("demo", _demo, "recover the small trained pair that comes along, and let it answer")
@@ -415,10 +465,21 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
         parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit"
     )
     _flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
+    _flag(
+        parser,
+        "--memory",
+        type=int,
+        default=256,
+        metavar="MIB",
+        help="most MiB that the run may take, at any model size (default: %(default)s; on a GPU without torch's own)",
+    )
     _flag(parser, "--quiet", action="store_true", help="no progress bar")
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model")
+    _flag(parser, "--path_raw", metavar="BASE", help="in place of MODEL: a base, with its diff; nothing is written")
+    _flag(parser, "--path_diff", metavar="DIFF", help="the weight diff for --path_raw")
     _flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")
     _flag(parser, "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
     _flag(parser, "--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0 is off")
@@ -436,7 +497,7 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
         "--dtype",
         default="auto",
         choices=("auto", *DTYPES),
-        help="weights in memory (default: as in the files)",
+        help="weights in memory (default: as in the files; float16 with --path_diff)",
     )
     _flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
     _flag(

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from baize_engine.engine import Engine
 from baize_engine.generation.params import SamplingParams
-from baize_engine.recovery.recover import describe, recover
+from baize_engine.recovery.recover import recover
+from baize_engine.recovery.result import describe
 from baize_engine.recovery.verify import verify
 
 PAIR = Path(__file__).parent / "demo_pair"

@@ -20,7 +20,7 @@ from baize_engine.generation.sampling import SampleOp, TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, score_tokens
 from baize_engine.generation.stop import StopScanner, stop_token_ids
 from baize_engine.generation.text import IncrementalDecoder
-from baize_engine.loading import load_parts
+from baize_engine.loading import Parts, load_parts
 from baize_engine.model.steps import DecodeSteps
 from baize_engine.tokenizer import Tokenizer
 
@@ -100,7 +100,37 @@ class Engine:
         A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
         ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
         """
-        parts = load_parts(path, device, dtype, quantize, max_model_len, cache_tokens, threads)
+        return cls._of(load_parts(path, device, dtype, quantize, max_model_len, cache_tokens, threads))
+
+    @classmethod
+    def from_diff(
+        cls,
+        path_raw: str | Path,
+        path_diff: str | Path,
+        device: str = "auto",
+        dtype: str = "float16",
+        quantize: str | None = None,
+        max_model_len: int | None = None,
+        cache_tokens: int | None = None,
+        threads: int | None = None,
+        *,
+        force: bool = False,
+        progress: bool = False,
+    ) -> Engine:
+        """Recovers base + diff straight into memory; nothing is written to disk.
+
+        The weights are, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` and then
+        `from_pretrained(…, quantize=…)`; memory peaks at them and some buffers. dtype: float32, float16 or bfloat16.
+        Bases and diffs are those that `recover` takes, refused where it refuses them unless `force`; the other arguments and
+        errors are those of from_pretrained.
+        """
+        from baize_engine.from_diff import load_diff_parts
+
+        settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, force, progress)
+        return cls._of(load_diff_parts(path_raw, path_diff, *settings))
+
+    @classmethod
+    def _of(cls, parts: Parts) -> Engine:
         return cls(
             parts.decoder,
             parts.cache,

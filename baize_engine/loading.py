@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from baize_engine.backend import ops, resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.errors import RequestError
 from baize_engine.generation.sampling import SampleOp
@@ -46,27 +49,51 @@ def load_parts(
     threads: int | None,
 ) -> Parts:
     """Loads the folder `path`; `Engine.from_pretrained` says what the arguments mean and what is refused."""
-    if quantize not in (None, "int8", "int4"):
-        raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
-    if threads is not None:
-        _check_count("threads", threads, 1)
-        torch.set_num_threads(threads)
-    device = resolve_device(device)
+    device = check_settings(device, quantize, threads)
+    path = folder_of(path)
     config = ModelConfig.from_folder(path)
     if config.quantization is not None and quantize not in (None, config.quantization):
         raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
     index = read_index(path)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    _check_memory(config, index, device, dtype, quantize, cache_tokens)
-    reason = why_no_tokenizer(Path(path))
-    tokenizer = None if reason else Tokenizer.from_folder(path)
+    check_memory(config, index, device, dtype, quantize, cache_tokens)
+    text = read_tokenizer(path)
+    weights = load_weights(index, config, dtype, device, quantize)
+    return assemble(config, weights, device, max_model_len, cache_tokens, text)
+
+
+def check_settings(device: str, quantize: str | None, threads: int | None) -> str:
+    """The device by its name, where the settings can be; sets torch's threads."""
+    if quantize not in (None, "int8", "int4"):
+        raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
+    if threads is not None:
+        _check_count("threads", threads, 1)
+        torch.set_num_threads(threads)
+    return resolve_device(device)
+
+
+def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer of a folder, or why it has none. CheckpointError where it has a broken one."""
+    reason = why_no_tokenizer(folder)
+    return (None if reason else Tokenizer.from_folder(folder)), reason
+
+
+def assemble(
+    config: ModelConfig,
+    weights: Mapping[str, Any],
+    device: str,
+    max_model_len: int,
+    cache_tokens: int,
+    text: tuple[Tokenizer | None, str | None],
+) -> Parts:
+    """The parts around loaded weights. `text`: what `read_tokenizer` gave."""
     backend = ops(device)
-    decoder = Llama(config, load_weights(index, config, dtype, device, quantize), backend, device)
+    decoder = Llama(config, weights, backend, device)
     cache = decoder.new_cache(cache_tokens)
     steps = DecodeSteps(decoder, cache) if decoder.runs_ahead else None
-    return Parts(config, decoder, cache, max_model_len, backend.sample, steps, tokenizer, reason)
+    return Parts(config, decoder, cache, max_model_len, backend.sample, steps, *text)
 
 
 def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int]:
@@ -89,9 +116,10 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise RequestError(f"{name} is {value!r}, wanted an integer of at least {least}")
 
 
-def _check_memory(
+def check_memory(
     config: ModelConfig, index: CheckpointIndex, device: str, dtype: str, quantize: str | None, cache_tokens: int
 ) -> None:
+    """RequestError where weights and cache exceed what `device` has free."""
     embedding = index.entries.get(names.EMBED)
     stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
     weights = stored if dtype == "auto" else dtype

@@ -1,7 +1,8 @@
 """The decoder's ops in C++ for CPU tensors, with the signatures of kernels/reference.py; a list of them runs as one call.
 
-An op checks what it is given and appends itself to a plan of `_C`; called by itself it makes a plan of one. Activations and
-the cache are float32. An output's order of summation does not depend on the number of rows, so `each_row` has no meaning here.
+An op checks what it is given and appends itself to a plan of `_C`; called by itself it makes a plan of one. Activations are
+float32, the cache any float type. An output's order of summation does not depend on the number of rows, so `each_row` has no
+meaning here.
 """
 
 from __future__ import annotations
@@ -96,6 +97,12 @@ def _matrix(weight: Weight, columns: int) -> _C.Matrix:
     return _C.Matrix("int4", values, _address("scales", weight.scales, (rows, groups), torch.float16), rows, columns)
 
 
+def _cache_kind(cache: Tensor) -> str:
+    if cache.dtype not in FLOATS:
+        raise ValueError(f"k_cache is {cache.dtype}, wanted float32, float16 or bfloat16")
+    return FLOATS[cache.dtype]
+
+
 def _check_sum(found: int, wanted: int) -> None:
     if found != wanted:
         raise ValueError(f"the matrices have {found} rows together, wanted {wanted}")
@@ -121,12 +128,13 @@ def _qkv_rope_store(
     _check_sum(sum(w.shape[0] for w in weights), (heads + 2 * kv_heads) * dim)
     half = (cos.shape[0], dim // 2)
     cache = (blocks, block, kv_heads, dim)
+    kind = _cache_kind(k_cache)
     plan.qkv_rope_store(
         _address("x", x, (tokens, hidden)), tokens, _address("norm", norm, (hidden,)), eps,
         [_matrix(weight, hidden) for weight in weights], _address("cos", cos, half), _address("sin", sin, half),
-        _address("positions", positions, (tokens,), torch.int64), _address("k_cache", k_cache, cache),
-        _address("v_cache", v_cache, cache), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads, dim,
-        _address("q", q, (tokens, heads, dim)),
+        _address("positions", positions, (tokens,), torch.int64), kind, _address("k_cache", k_cache, cache, k_cache.dtype),
+        _address("v_cache", v_cache, cache, k_cache.dtype), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads,
+        dim, _address("q", q, (tokens, heads, dim)),
     )  # fmt: skip
 
 
@@ -142,7 +150,8 @@ def _attention(
     out = torch.empty_like(q) if out is None else out
     whole, cache = (tokens, heads, dim), (blocks, block, kv_heads, dim)
     plan.attention(
-        _address("q", q, whole), _address("k_cache", k_cache, cache), _address("v_cache", v_cache, cache),
+        _address("q", q, whole), _cache_kind(k_cache), _address("k_cache", k_cache, cache, k_cache.dtype),
+        _address("v_cache", v_cache, cache, k_cache.dtype),
         _address("block_tables", block_tables, (sequences, block_tables.shape[1]), torch.int32),
         _address("query_starts", query_starts, (sequences + 1,), torch.int32),
         _address("context_lens", context_lens, (sequences,), torch.int32), tokens, sequences, block_tables.shape[1],

@@ -25,14 +25,15 @@ LIMIT = 1800  # seconds of a step; all of them take under 10 minutes with the 12
 
 def steps(preset: str, folder: Path) -> list[Step]:
     tokens = min(512, PRESETS[preset].positions)
-    model, files = f"--preset {preset} --kinds {' '.join(KINDS)}", f"--peers --folder {folder}"
+    model, files = ["--preset", preset, "--kinds", *KINDS], ["--peers", "--folder", str(folder)]
+    cpu = ["--device", "cpu"]
     return [
-        bench("diff_add", "bench_diff_add.py", "", LIMIT),
-        bench("recover", "bench_recover.py", f"--preset {preset}", LIMIT),
-        bench("decode", "bench_decode.py", f"--device cpu {model} {files}", LIMIT),
-        bench("prefill", "bench_prefill.py", f"--device cpu {model} --tokens {tokens} --runs 3 {files}", LIMIT),
-        bench("start", "bench_start.py", f"{model} --runs 3 {files}", LIMIT),
-        bench("kernels", "bench_kernels.py", f"--device cpu {model} --rows 1 --contexts 128", LIMIT),
+        bench("diff_add", LIMIT, "bench_diff_add.py"),
+        bench("recover", LIMIT, "bench_recover.py", "--preset", preset),
+        bench("decode", LIMIT, "bench_decode.py", *cpu, *model, *files),
+        bench("prefill", LIMIT, "bench_prefill.py", *cpu, *model, "--tokens", str(tokens), "--runs", "3", *files),
+        bench("start", LIMIT, "bench_start.py", *model, "--runs", "3", *files),
+        bench("kernels", LIMIT, "bench_kernels.py", *cpu, *model, "--rows", "1", "--contexts", "128"),
     ]
 
 
@@ -131,7 +132,7 @@ def main() -> int:
         for step in steps(chosen.preset, Path(folder)):
             if chosen.only is None or step.name in chosen.only:
                 print(f"== {step.name}: {' '.join(step.command)}", flush=True)
-                found[step.name] = run(step, shown=False)
+                found[step.name] = run(step, step.seconds, shown=False)
     whole = {
         "bench": "standard", "device": device_name(), "commit": commit(), "preset": chosen.preset,
         "versions": versions("torch", "numpy", "transformers", "llama_cpp_python", "ctranslate2"), "steps": found,

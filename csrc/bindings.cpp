@@ -158,6 +158,12 @@ Kind kind_of(const std::string& name) {
     throw py::value_error("kind is '" + name + "', wanted float32, float16, bfloat16, int8 or int4");
 }
 
+Kind float_kind(const std::string& name) {
+    const Kind kind = kind_of(name);
+    if (kind == Kind::int8 || kind == Kind::int4) throw py::value_error("kind is '" + name + "', wanted a float type");
+    return kind;
+}
+
 Matrix matrix(const std::string& kind, uintptr_t values, uintptr_t scales, size_t rows, size_t columns) {
     if (rows == 0 || columns == 0)
         throw py::value_error("a matrix has " + std::to_string(rows) + " rows of " + std::to_string(columns) +
@@ -198,24 +204,26 @@ void bind_decoder(py::module_& module) {
         .def("embed",
              [](Plan& plan, uintptr_t ids, size_t tokens, const std::string& kind, uintptr_t weight, size_t rows,
                 size_t hidden, uintptr_t out) {
-                 plan.embed(at<const int64_t>(ids), tokens, kind_of(kind), at<const uint8_t>(weight), rows, hidden,
+                 plan.embed(at<const int64_t>(ids), tokens, float_kind(kind), at<const uint8_t>(weight), rows, hidden,
                             at<float>(out));
              })
         .def("qkv_rope_store",
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
-                uintptr_t cos, uintptr_t sin, uintptr_t positions, uintptr_t keys, uintptr_t values, uintptr_t slots,
+                uintptr_t cos, uintptr_t sin, uintptr_t positions, const std::string& cache, uintptr_t keys, uintptr_t values,
+                uintptr_t slots,
                 size_t heads, size_t kv_heads, size_t dim, uintptr_t q) {
                  plan.qkv_rope_store(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<const float>(cos),
-                                     at<const float>(sin), at<const int64_t>(positions), at<float>(keys), at<float>(values),
+                                     at<const float>(sin), at<const int64_t>(positions), float_kind(cache), at<uint8_t>(keys),
+                                     at<uint8_t>(values),
                                      at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q));
              })
         .def("attention",
-             [](Plan& plan, uintptr_t q, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
+             [](Plan& plan, uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
                 uintptr_t lens, size_t tokens, size_t sequences, size_t table_stride, size_t heads, size_t kv_heads,
                 size_t dim, size_t block, float scale, uintptr_t out) {
-                 plan.attention({at<const float>(q), at<const float>(keys), at<const float>(values),
+                 plan.attention({at<const float>(q), at<const uint8_t>(keys), at<const uint8_t>(values), float_kind(cache),
                                  at<const int32_t>(tables), at<const int32_t>(starts), at<const int32_t>(lens), tokens,
-                                 sequences, table_stride, heads, kv_heads, dim, block, scale, at<float>(out)});
+                                 sequences, table_stride, heads, kv_heads, dim, block, scale, at<float>(out), 0});
              })
         .def("linear_add",
              [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out) {

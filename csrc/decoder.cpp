@@ -25,17 +25,13 @@ const std::vector<Kernels>& kernel_variants() {
 
 // Memory between ops, of the thread that calls run(); every plan of it uses the same.
 struct Plan::Arena {
-    std::vector<float> normed, parts, scales;
-    std::vector<int16_t> codes;
-    std::vector<std::vector<float>> panels;  // one a thread of the team
+    Buffer<float> normed, parts, values, scales;
+    Buffer<int16_t> codes;
+    Buffer<int32_t> offsets;
+    std::vector<Buffer<float>> scratch;  // one a thread of the team
 };
 
 namespace {
-
-template <class T>
-void grow(std::vector<T>& memory, size_t size) {
-    if (memory.size() < size) memory.resize(size);
-}
 
 int this_thread() {
 #ifdef _OPENMP
@@ -47,38 +43,40 @@ int this_thread() {
 
 }  // namespace
 
-void Plan::add(size_t tasks, std::function<void(Arena&, size_t)> work) {
-    ops_.push_back(std::make_unique<Op>(tasks, std::move(work)));
-}
+void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
 
 void Plan::embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden,
                  float* out) {
     const size_t row_bytes = hidden * (kind == Kind::float32 ? 4 : 2);
-    add(tokens, [=](Arena&, size_t t) {
+    add(tokens, [=](Arena&, size_t t, float*) {
         if (ids[t] < 0 || size_t(ids[t]) >= rows)
             throw std::out_of_range("token id " + std::to_string(ids[t]) + ", wanted 0 to " + std::to_string(rows - 1));
         kernels_.widen(kind, weight + size_t(ids[t]) * row_bytes, hidden, out + t * hidden);
     });
 }
 
-void Plan::norm(const float* x, size_t tokens, const float* weight, float eps, size_t size) {
-    normed_ = std::max(normed_, tokens * size);
-    add(tokens, [=](Arena& arena, size_t t) {
-        kernels_.rms_norm(x + t * size, weight, eps, size, arena.normed.data() + t * size);
+void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, const float* norm, float eps) {
+    const size_t columns = matrix.columns, padded = (columns + kBlock - 1) / kBlock * kBlock * tokens;
+    if (norm) normed_ = std::max(normed_, tokens * columns);
+    if (matrix.quantised()) {
+        codes_ = std::max(codes_, padded);
+        scales_ = std::max(scales_, padded / section_of(matrix.kind));
+        if (tokens == 1) offsets_ = std::max(offsets_, padded / kGroup * kOffsets);
+    } else {
+        values_ = std::max(values_, padded);
+    }
+    add(tokens, [=, kind = matrix.kind](Arena& arena, size_t t, float*) {
+        const float* row = x + t * columns;
+        if (norm) {
+            float* normed = arena.normed.data() + t * columns;
+            kernels_.rms_norm(row, norm, eps, columns, normed);
+            row = normed;
+        }
+        kernels_.prepare(kind, row, columns, t, tokens, {arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data()});
     });
 }
 
-void Plan::products(const float* x, size_t tokens, const std::vector<Matrix>& matrices, float* y, size_t ldy, bool add_to) {
-    const size_t columns = matrices[0].columns, groups = matrices[0].groups(), padded = groups * kGroup;
-    const bool integers = matrices[0].quantised() && tokens <= kExactRows;
-    if (integers) {
-        codes_ = std::max(codes_, tokens * padded);
-        scales_ = std::max(scales_, tokens * groups);
-        add(tokens, [=](Arena& arena, size_t t) {
-            const float* row = (x ? x : arena.normed.data()) + t * columns;
-            kernels_.quantise(row, columns, arena.codes.data() + t * padded, arena.scales.data() + t * groups);
-        });
-    }
+void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, float* y, size_t ldy, bool add_to) {
     struct Part {
         Matrix matrix;
         size_t begin, rows, first;  // the column of y where it begins, rows of a task, its first task
@@ -86,84 +84,112 @@ void Plan::products(const float* x, size_t tokens, const std::vector<Matrix>& ma
     std::vector<Part> parts;
     size_t tasks = 0, begin = 0;
     for (const Matrix& matrix : matrices) {
-        const size_t rows = kernels_.panel_rows(matrix, tokens);
-        panel_ = std::max(panel_, rows * std::max(columns, groups) + kFactorRows * groups);
+        if (matrix.columns != matrices[0].columns || (matrix.kind != matrices[0].kind && (matrix.quantised() || matrices[0].quantised())))
+            throw std::invalid_argument("matrices side by side must have as many columns, and one kind where they are quantised");
+        const size_t rows = kernels_.task_rows(matrix, tokens);
         parts.push_back({matrix, begin, rows, tasks});
         tasks += (matrix.rows + rows - 1) / rows;
         begin += matrix.rows;
     }
-    if (!y) {
-        parts_ = std::max(parts_, tokens * ldy);
-    }
-    add(tasks, [=](Arena& arena, size_t task) {
+    if (!y) parts_ = std::max(parts_, tokens * ldy);
+    if (tokens > 1) scratch_ = std::max(scratch_, kernels_.product_scratch());
+    add(tasks, [=](Arena& arena, size_t task, float* scratch) {
         size_t n = parts.size() - 1;
         while (parts[n].first > task) --n;
         const Part& part = parts[n];
         const size_t row = (task - part.first) * part.rows;
-        Product what{part.matrix, x ? x : arena.normed.data(), integers ? arena.codes.data() : nullptr,
-                     integers ? arena.scales.data() : nullptr, tokens, (y ? y : arena.parts.data()) + part.begin, ldy, add_to};
-        kernels_.product(what, row, std::min(row + part.rows, part.matrix.rows), arena.panels[size_t(this_thread())].data());
+        const Activations x{arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data()};
+        const Product what{part.matrix, x, tokens, (y ? y : arena.parts.data()) + part.begin, ldy, add_to};
+        kernels_.product(what, row, std::min(row + part.rows, part.matrix.rows), scratch);
     });
 }
 
-void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm_weight, float eps, std::vector<Matrix> matrices,
-                          const float* cos, const float* sin, const int64_t* positions, float* keys, float* values,
-                          const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q) {
-    const size_t width = (heads + 2 * kv_heads) * dim, half = dim / 2;
-    norm(x, tokens, norm_weight, eps, matrices[0].columns);
-    products(nullptr, tokens, matrices, nullptr, width, false);
-    add(tokens, [=](Arena& arena, size_t t) {
+void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
+                          const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
+                          uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q) {
+    const size_t width = (heads + 2 * kv_heads) * dim, half = dim / 2, row_bytes = kv_heads * dim * (cache == Kind::float32 ? 4 : 2);
+    prepare(x, tokens, matrices[0], norm, eps);
+    products(tokens, matrices, nullptr, width, false);
+    scratch_ = std::max(scratch_, kv_heads * dim);
+    add(tokens, [=](Arena& arena, size_t t, float* turned) {
         const float* row = arena.parts.data() + t * width;
         const float *c = cos + size_t(positions[t]) * half, *s = sin + size_t(positions[t]) * half;
-        const size_t slot = size_t(slots[t]) * kv_heads * dim;
         for (size_t head = 0; head < heads + kv_heads; ++head) {
             const float* from = row + head * dim;
-            float* to = head < heads ? q + (t * heads + head) * dim : keys + slot + (head - heads) * dim;
+            float* to = head < heads ? q + (t * heads + head) * dim : turned + (head - heads) * dim;
             for (size_t d = 0; d < half; ++d) {
                 to[d] = from[d] * c[d] - from[half + d] * s[d];
                 to[half + d] = from[half + d] * c[d] + from[d] * s[d];
             }
         }
-        std::copy_n(row + (heads + kv_heads) * dim, kv_heads * dim, values + slot);
+        kernels_.narrow(cache, turned, kv_heads * dim, keys + size_t(slots[t]) * row_bytes);
+        kernels_.narrow(cache, row + (heads + kv_heads) * dim, kv_heads * dim, values + size_t(slots[t]) * row_bytes);
     });
 }
 
 void Plan::attention(const Attention& what) {
-    const size_t queries = what.sequences == what.tokens ? 1 : 8;  // one sequence's rows mostly
-    const size_t blocks = (what.tokens + queries - 1) / queries;
-    add(blocks * what.kv_heads, [=](Arena&, size_t task) {
-        // the last queries first: they have the most to read
-        const size_t block = blocks - 1 - task / what.kv_heads;
-        kernels_.attend(what, task % what.kv_heads, block * queries, std::min((block + 1) * queries, what.tokens));
+    Attention a = what;
+    a.splits = (a.table_stride * a.block + kSplit - 1) / kSplit;
+    const bool decode = a.sequences == a.tokens;  // one query each: the splits of a context are tasks of their own
+    const size_t most = std::max<size_t>(1, 64 / (a.heads / a.kv_heads)), queries = decode ? 1 : std::min(most, a.tokens);
+    scratch_ = std::max(scratch_, kernels_.attention_scratch(a, queries));
+    if (decode) {
+        const bool split = a.splits > 1;
+        if (split) parts_ = std::max(parts_, a.tokens * a.heads * a.splits * a.part_floats());
+        add(a.tokens * a.splits * a.kv_heads, [=](Arena& arena, size_t task, float* scratch) {
+            const size_t n = task / a.kv_heads % a.splits, t = task / a.kv_heads / a.splits;
+            if (n * kSplit < size_t(a.lens[t]))
+                kernels_.attend(a, t, task % a.kv_heads, t, t + 1, n, n + 1, split ? arena.parts.data() : nullptr, scratch);
+        });
+        if (split) add(a.tokens, [=](Arena& arena, size_t t, float*) { kernels_.merge(a, t, arena.parts.data()); });
+        return;
+    }
+    // A task is a block of queries that may reach over sequences; the last first, as they have the most to read.
+    const size_t blocks = (a.tokens + queries - 1) / queries;
+    add(blocks * a.kv_heads, [=](Arena&, size_t task, float* scratch) {
+        const size_t block = blocks - 1 - task / a.kv_heads, end = std::min((block + 1) * queries, a.tokens);
+        size_t sequence = 0;
+        for (size_t first = block * queries; first < end;) {
+            while (size_t(a.starts[sequence + 1]) <= first) ++sequence;
+            const size_t last = std::min(size_t(a.starts[sequence + 1]), end);
+            kernels_.attend(a, sequence, task % a.kv_heads, first, last, 0, a.splits, nullptr, scratch);
+            first = last;
+        }
     });
 }
 
 void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out) {
-    products(x, tokens, {matrix}, out, matrix.rows, true);
+    prepare(x, tokens, matrix);
+    products(tokens, {matrix}, out, matrix.rows, true);
 }
 
-void Plan::gate_up(const float* x, size_t tokens, const float* norm_weight, float eps, std::vector<Matrix> matrices,
+void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                    float* out) {
+    constexpr size_t piece = 1024;  // columns of a task, so that one token too is shared among threads
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
-    const size_t inner = width / 2;
-    norm(x, tokens, norm_weight, eps, matrices[0].columns);
-    products(nullptr, tokens, matrices, nullptr, width, false);
-    add(tokens, [=](Arena& arena, size_t t) {
-        const float* row = arena.parts.data() + t * width;
-        kernels_.silu_mul(row, row + inner, inner, out + t * inner);
+    const size_t inner = width / 2, pieces = (inner + piece - 1) / piece;
+    prepare(x, tokens, matrices[0], norm, eps);
+    products(tokens, matrices, nullptr, width, false);
+    add(tokens * pieces, [=](Arena& arena, size_t task, float*) {
+        const size_t t = task / pieces, begin = task % pieces * piece, count = std::min(piece, inner - begin);
+        const float* gate = arena.parts.data() + t * width + begin;
+        kernels_.silu_mul(gate, gate + inner, count, out + t * inner + begin);
     });
 }
 
-void Plan::head(const float* x, size_t tokens, const float* norm_weight, float eps, const Matrix& matrix, float* out,
+void Plan::head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
                 int32_t* best) {
     const size_t vocabulary = matrix.rows, blocks = (vocabulary + kBestBlock - 1) / kBestBlock;
-    norm(x, tokens, norm_weight, eps, matrix.columns);
-    products(nullptr, tokens, {matrix}, out, vocabulary, false);
+    prepare(x, tokens, matrix, norm, eps);
+    products(tokens, {matrix}, out, vocabulary, false);
     if (!best) return;
-    add(tokens, [=](Arena&, size_t t) {
+    constexpr size_t piece = 128;  // blocks of a task
+    const size_t pieces = (blocks + piece - 1) / piece;
+    add(tokens * pieces, [=](Arena&, size_t task, float*) {
+        const size_t t = task / pieces, first = task % pieces * piece;
         const float* row = out + t * vocabulary;
-        for (size_t b = 0; b < blocks; ++b) {
+        for (size_t b = first; b < std::min(first + piece, blocks); ++b) {
             const size_t begin = b * kBestBlock, end = std::min(begin + kBestBlock, vocabulary);
             size_t found = begin;
             bool finite = true;
@@ -178,12 +204,14 @@ void Plan::head(const float* x, size_t tokens, const float* norm_weight, float e
 
 void Plan::run(int threads) {
     thread_local Arena arena;
-    grow(arena.normed, normed_);
-    grow(arena.parts, parts_);
-    grow(arena.codes, codes_);
-    grow(arena.scales, scales_);
-    if (arena.panels.size() < size_t(threads)) arena.panels.resize(size_t(threads));
-    for (int n = 0; n < threads; ++n) grow(arena.panels[size_t(n)], panel_);
+    arena.normed.grow(normed_);
+    arena.parts.grow(parts_);
+    arena.values.grow(values_);
+    arena.codes.grow(codes_);
+    arena.scales.grow(scales_);
+    arena.offsets.grow(offsets_);
+    if (arena.scratch.size() < size_t(threads)) arena.scratch.resize(size_t(threads));
+    for (int n = 0; n < threads; ++n) arena.scratch[size_t(n)].grow(scratch_);
     for (auto& op : ops_) op->next = 0;
     Arena& shared = arena;
     std::exception_ptr failure;
@@ -193,10 +221,11 @@ void Plan::run(int threads) {
 #endif
     {
         const DefaultFloatState state;
+        float* scratch = shared.scratch[size_t(this_thread())].data();
         for (auto& op : ops_) {
             for (size_t task; !failed && (task = op->next.fetch_add(1, std::memory_order_relaxed)) < op->tasks;) {
                 try {
-                    op->work(shared, task);
+                    op->work(shared, task, scratch);
                 } catch (...) {
                     if (!failed.exchange(true)) failure = std::current_exception();
                 }

@@ -6,18 +6,23 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "element.h"
 
 namespace baize {
 
-constexpr size_t kGroup = 64;     // columns that share an int4 scale and an activation's scale: GROUP of kernels/quantized.py
+constexpr size_t kGroup = 64;      // columns that share an int4 scale: GROUP of kernels/quantized.py
+constexpr size_t kBlock = 512;     // columns that a product takes at a time: a panel of them stays in the caches
 constexpr size_t kBestBlock = 32;  // BEST_BLOCK of kernels/reference.py
-constexpr size_t kFactorRows = 32;  // a product's block has at most as many rows times tokens
-constexpr size_t kExactRows = 64;  // products of more rows widen int8 and int4 weights to float32
+constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
+constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };
+
+// Columns of an activation in int16 that share a scale. With int8 weights a section costs two operations beside 16.
+constexpr size_t section_of(Kind kind) { return kind == Kind::int8 ? 2 * kGroup : kGroup; }
 
 // A matrix (rows, columns) as kernels/quantized.py lays it out; `scales` float32 a row for int8, float16 a group for int4.
 struct Matrix {
@@ -27,64 +32,113 @@ struct Matrix {
     size_t rows, columns;
 
     size_t groups() const { return (columns + kGroup - 1) / kGroup; }
-    size_t row_bytes() const {
+    bool quantised() const { return kind == Kind::int8 || kind == Kind::int4; }
+    size_t bytes_of(size_t count) const {  // of so many columns; for int4 whole groups of them
         switch (kind) {
-            case Kind::float32: return columns * 4;
-            case Kind::int8: return columns;
-            case Kind::int4: return groups() * (kGroup / 2);
-            default: return columns * 2;
+            case Kind::float32: return count * 4;
+            case Kind::int8: return count;
+            case Kind::int4: return (count + kGroup - 1) / kGroup * (kGroup / 2);
+            default: return count * 2;
         }
     }
-    bool quantised() const { return kind == Kind::int8 || kind == Kind::int4; }
+    size_t row_bytes() const { return bytes_of(columns); }
+    float row_scale(size_t row) const { return load_one<Dtype::float32>(scales + row * sizeof(float)); }
 };
 
-// One product: y (T, ldy) (+)= x (T, columns) times the matrix transposed. `codes`, `scales`: x in int16, group by group.
-struct Product {
-    Matrix matrix;
-    const float* x;
+// x (T, columns) as products read it: blocks of kBlock columns, in a block token by token; with `values` for float weights,
+// `codes` and `scales`, one a section, for the others. Columns that fill up a vector or a section are zero.
+struct Activations {
+    const float* values;
     const int16_t* codes;
     const float* scales;
+    const int32_t* offsets;  // for one token and int4: eight times the sums of the codes, kOffsets a section
+};
+
+struct ActivationMemory {
+    float* values;
+    int16_t* codes;
+    float* scales;
+    int32_t* offsets;
+};
+
+// One product: y (T, ldy) (+)= x times the matrix transposed.
+struct Product {
+    Matrix matrix;
+    Activations x;
     size_t tokens;
     float* y;
     size_t ldy;
     bool add;
 };
 
+// Queries (T, heads, dim) of sequences whose keys and values lie in a cache of blocks (block, kv_heads, dim) of `kind`.
 struct Attention {
-    const float *q, *keys, *values;
+    const float* q;
+    const uint8_t *keys, *values;
+    Kind kind;
     const int32_t *tables, *starts, *lens;
     size_t tokens, sequences, table_stride, heads, kv_heads, dim, block;
     float scale;
     float* out;
+    size_t splits;  // that the longest context may have
+
+    size_t part_floats() const { return 16 + (dim + 15) / 16 * 16; }  // greatest score, sum of weights, then weighted values
 };
 
-// What one instruction set offers.
+// What one instruction set offers. Scratch is aligned to 64 bytes.
 struct Kernels {
     const char* name;
     const char* (*why_not)();
-    size_t (*panel_rows)(const Matrix&, size_t tokens);  // rows of a matrix that are one task
-    void (*product)(const Product&, size_t begin, size_t end, float* panel);
-    void (*quantise)(const float* x, size_t columns, int16_t* codes, float* scales);
+    size_t (*task_rows)(const Matrix&, size_t tokens);  // rows of a matrix that are one task
+    size_t (*product_scratch)();                        // floats
+    void (*product)(const Product&, size_t begin, size_t end, float* scratch);
+    void (*prepare)(Kind weights, const float* x, size_t columns, size_t token, size_t tokens, const ActivationMemory& to);
     void (*rms_norm)(const float* x, const float* weight, float eps, size_t size, float* out);
     void (*silu_mul)(const float* gate, const float* up, size_t size, float* out);
-    void (*attend)(const Attention&, size_t kv_head, size_t begin, size_t end);  // queries [begin, end)
+    // Queries [begin, end) of one sequence with one key head over the splits [first, last) of its context. Where `parts` is
+    // null the result goes to a.out; else unfinished to part `first` of each row's a.splits (see part_floats).
+    void (*attend)(const Attention& a, size_t sequence, size_t kv_head, size_t begin, size_t end, size_t first, size_t last,
+                   float* parts, float* scratch);
+    size_t (*attention_scratch)(const Attention&, size_t queries);  // floats
+    void (*merge)(const Attention& a, size_t token, const float* parts);  // the parts of a token's heads into a.out
     void (*widen)(Kind, const uint8_t* from, size_t count, float* to);
+    void (*narrow)(Kind, const float* from, size_t count, uint8_t* to);
 };
 
 const std::vector<Kernels>& kernel_variants();  // best first; "scalar" is the last
+
+// Memory that grows and is not kept when it does, aligned to 64 bytes.
+template <class T>
+class Buffer {
+   public:
+    T* data() const { return memory_.get(); }
+    void grow(size_t size) {
+        if (size <= size_) return;
+        memory_.reset();
+        memory_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64})));
+        size_ = size;
+    }
+
+   private:
+    struct Free {
+        void operator()(T* memory) const { ::operator delete(memory, std::align_val_t{64}); }
+    };
+    std::unique_ptr<T, Free> memory_;
+    size_t size_ = 0;
+};
 
 class Plan {
    public:
     explicit Plan(const Kernels& kernels) : kernels_(kernels) {}
 
     void embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden, float* out);
-    // rms_norm where `norm` is given, then the products with `matrices` side by side, q, k, v rotated and stored
-    void qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, std::vector<Matrix> matrices,
-                        const float* cos, const float* sin, const int64_t* positions, float* keys, float* values,
-                        const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q);
-    void attention(const Attention& what);
+    // rms_norm, then the products with `matrices` side by side, q and k rotated, k and v stored in a cache of `cache`
+    void qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
+                        const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
+                        uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q);
+    void attention(const Attention& what);  // `splits` is filled in
     void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out);
-    void gate_up(const float* x, size_t tokens, const float* norm, float eps, std::vector<Matrix> matrices, float* out);
+    void gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices, float* out);
     void head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
               int32_t* best);  // best may be null: the greatest of each kBestBlock logits, -1 where one is not finite
 
@@ -92,21 +146,24 @@ class Plan {
 
    private:
     struct Arena;
+    using Work = std::function<void(Arena&, size_t task, float* scratch)>;
     struct Op {
         size_t tasks;
-        std::function<void(Arena&, size_t)> work;
+        Work work;
         std::atomic<size_t> next{0};
-        Op(size_t count, std::function<void(Arena&, size_t)> what) : tasks(count), work(std::move(what)) {}
+        Op(size_t count, Work what) : tasks(count), work(std::move(what)) {}
     };
 
-    void add(size_t tasks, std::function<void(Arena&, size_t)> work);
-    void norm(const float* x, size_t tokens, const float* weight, float eps, size_t size);
-    // reads the arena's `normed` where x is null; writes to the arena's `parts` where y is null
-    void products(const float* x, size_t tokens, const std::vector<Matrix>& matrices, float* y, size_t ldy, bool add_to);
+    void add(size_t tasks, Work work);
+    // x, or its rms_norm where `norm` is given, as products with such matrices read it
+    void prepare(const float* x, size_t tokens, const Matrix& matrix, const float* norm = nullptr, float eps = 0.0f);
+    // of what was prepared; to the arena's `parts` where y is null
+    void products(size_t tokens, const std::vector<Matrix>& matrices, float* y, size_t ldy, bool add_to);
 
     const Kernels& kernels_;
     std::vector<std::unique_ptr<Op>> ops_;
-    size_t normed_ = 0, parts_ = 0, codes_ = 0, scales_ = 0, panel_ = 0;  // elements that an arena must have
+    // elements that an arena must have, and floats of each thread's scratch
+    size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, offsets_ = 0, scratch_ = 0;
 };
 
 }  // namespace baize

@@ -9,14 +9,13 @@
 
 namespace {
 
-constexpr size_t ROWS = 3, TOKENS = 4, SINGLE_ROWS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4;
 
 struct Vec {
     using F = __m256;
-    static constexpr size_t width = 8;
-    struct Codes {
-        __m256i parts[4];
-    };
+    using I = __m256i;  // eight totals
+    using S = __m256i;  // sixteen int16
+    static constexpr size_t width = 8, shorts = 16;
 
     BAIZE_TARGET static F zero() { return _mm256_setzero_ps(); }
     BAIZE_TARGET static F all(float value) { return _mm256_set1_ps(value); }
@@ -50,36 +49,107 @@ struct Vec {
         }
     }
 
-    BAIZE_TARGET static Codes unpack8(const uint8_t* at) {
-        const auto* bytes = reinterpret_cast<const __m128i*>(at);
-        Codes codes;
-        for (int n = 0; n < 4; ++n) codes.parts[n] = _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes + n));
-        return codes;
-    }
-    BAIZE_TARGET static Codes unpack4(const uint8_t* at) {
-        const auto* bytes = reinterpret_cast<const __m128i*>(at);
-        const __m256i eight = _mm256_set1_epi16(8), mask = _mm256_set1_epi16(15);
-        Codes codes;
-        for (int n = 0; n < 2; ++n) {
-            const __m256i wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(bytes + n));
-            codes.parts[n] = _mm256_sub_epi16(_mm256_and_si256(wide, mask), eight);
-            codes.parts[n + 2] = _mm256_sub_epi16(_mm256_srli_epi16(wide, 4), eight);
+    template <baize::Dtype D>
+    BAIZE_TARGET static void store_as(uint8_t* at, F value) {
+        if constexpr (D == baize::Dtype::float32) {
+            _mm256_storeu_ps(reinterpret_cast<float*>(at), value);
+        } else if constexpr (D == baize::Dtype::float16) {
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(at), _mm256_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+        } else {
+            for (size_t n = 0; n < width; ++n) baize::store_one<D>(at + n * 2, reinterpret_cast<const float*>(&value)[n]);
         }
-        return codes;
     }
-    BAIZE_TARGET static F dot(const Codes& codes, const int16_t* x) {
-        __m256i total = _mm256_setzero_si256();
+    BAIZE_TARGET static F magnitude(F value) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), value); }
+    BAIZE_TARGET static float greatest(F value) {
+        const __m128 four = _mm_max_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
+        const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+    }
+    // sum() of eight vectors, by the same tree
+    BAIZE_TARGET static F sums(const F* v) {
+        F two[4];
+#pragma GCC unroll 4
         for (int n = 0; n < 4; ++n) {
-            const __m256i values = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x + 16 * n));
-            total = _mm256_add_epi32(total, _mm256_madd_epi16(codes.parts[n], values));
+            const F a = v[n], b = v[n + 4];
+            two[n] = _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
         }
-        return _mm256_cvtepi32_ps(total);
+        const F first = _mm256_add_ps(_mm256_shuffle_ps(two[0], two[1], 0x44), _mm256_shuffle_ps(two[0], two[1], 0xee));
+        const F second = _mm256_add_ps(_mm256_shuffle_ps(two[2], two[3], 0x44), _mm256_shuffle_ps(two[2], two[3], 0xee));
+        return _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x88), _mm256_shuffle_ps(first, second, 0xdd));
+    }
+
+    BAIZE_TARGET static I no_total() { return _mm256_setzero_si256(); }
+    BAIZE_TARGET static S load_shorts(const int16_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+    BAIZE_TARGET static void store_shorts(int16_t* at, S value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value); }
+    BAIZE_TARGET static S load_codes(const uint8_t* at) {
+        return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)));
+    }
+    BAIZE_TARGET static I products(S a, S b) { return _mm256_madd_epi16(a, b); }
+    BAIZE_TARGET static I add_products(I total, S a, S b) {
+        total = _mm256_add_epi32(total, _mm256_madd_epi16(a, b));
+        __asm__("" : "+x"(total));  // else GCC makes trees of the sums, which spill
+        return total;
+    }
+    BAIZE_TARGET static I subtract(I a, I b) { return _mm256_sub_epi32(a, b); }
+    BAIZE_TARGET static I load_total(const int32_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
+    BAIZE_TARGET static void store_total(int32_t* at, I value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value); }
+    BAIZE_TARGET static F to_float(I total) { return _mm256_cvtepi32_ps(total); }
+
+    // A group of int4 in the order in which shifts of 16-bit lanes give it: columns 2i, 32 + 2i, 2i + 1, 32 + 2i + 1.
+    BAIZE_TARGET static S stored(const uint8_t* group, size_t part) {  // with 8 added
+        const S packed = load_shorts(reinterpret_cast<const int16_t*>(group)), mask = _mm256_set1_epi16(15);
+        if (part == 0) return _mm256_and_si256(packed, mask);
+        if (part == 1) return _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
+        if (part == 2) return _mm256_and_si256(_mm256_srli_epi16(packed, 8), mask);
+        return _mm256_srli_epi16(packed, 12);
+    }
+    BAIZE_TARGET static S nibbles(const uint8_t* group, size_t part) {
+        return _mm256_sub_epi16(stored(group, part), _mm256_set1_epi16(8));
+    }
+    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
+        const I one = add_products(_mm256_madd_epi16(stored(group, 0), values[0]), stored(group, 1), values[1]);
+        const I two = add_products(_mm256_madd_epi16(stored(group, 2), values[2]), stored(group, 3), values[3]);
+        return _mm256_add_epi32(one, two);
+    }
+    BAIZE_TARGET static I eight_times(const int16_t* x) {
+        const S eight = _mm256_set1_epi16(8);
+        const I one = add_products(_mm256_madd_epi16(load_shorts(x + 0), eight), load_shorts(x + 16), eight);
+        const I two = add_products(_mm256_madd_epi16(load_shorts(x + 32), eight), load_shorts(x + 48), eight);
+        return _mm256_add_epi32(one, two);
+    }
+    BAIZE_TARGET static void widen4(const uint8_t* group, int16_t* to) {
+#pragma GCC unroll 4
+        for (size_t n = 0; n < 4; ++n) store_shorts(to + n * 16, nibbles(group, n));
+    }
+    BAIZE_TARGET static S rounded(const float* x, F inverse) {  // sixteen columns in order
+        const I low = _mm256_cvtps_epi32(_mm256_mul_ps(load(x), inverse));
+        const I high = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + 8), inverse));
+        return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
+    }
+    // A section of x in the order of the matrix's codes.
+    template <baize::Kind K>
+    BAIZE_TARGET static void encode(const float* x, F inverse, int16_t* codes) {
+        if constexpr (K == baize::Kind::int8) {
+            for (size_t k = 0; k < baize::section_of(K); k += 16) store_shorts(codes + k, rounded(x + k, inverse));
+        } else {
+            for (int half = 0; half < 2; ++half) {
+                const S a = rounded(x + half * 32, inverse), b = rounded(x + half * 32 + 16, inverse);
+                const S even = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16),
+                                                  _mm256_srai_epi32(_mm256_slli_epi32(b, 16), 16));
+                const S odd = _mm256_packs_epi32(_mm256_srai_epi32(a, 16), _mm256_srai_epi32(b, 16));
+                store_shorts(codes + half * 16, _mm256_permute4x64_epi64(even, 0xd8));
+                store_shorts(codes + 32 + half * 16, _mm256_permute4x64_epi64(odd, 0xd8));
+            }
+        }
     }
 };
 
 }  // namespace
 
-#include "decoder_body.inc"
+#include "decoder_product.inc"
+// the products first: attention uses their vectors
+#include "decoder_attention.inc"
+#include "decoder_elementwise.inc"
 
 namespace baize {
 
@@ -88,7 +158,7 @@ Kernels avx2_kernels() {
         const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
         return has ? nullptr : "this processor lacks AVX2, FMA or F16C";
     };
-    return {"avx2", why_not, panel_rows, product, quantise, rms_norm, silu_mul, attend, widen_row};
+    return {"avx2", why_not, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};
 }
 
 }  // namespace baize

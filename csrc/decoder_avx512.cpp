@@ -13,14 +13,13 @@
 
 namespace {
 
-constexpr size_t ROWS = 6, TOKENS = 4, SINGLE_ROWS = 8;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 4, TOKENS = 6, CODE_ROWS = 4, CODE_TOKENS = 4;
 
 struct Vec {
     using F = __m512;
-    static constexpr size_t width = 16;
-    struct Codes {
-        __m512i low, high;
-    };
+    using I = __m512i;  // sixteen totals
+    using S = __m512i;  // thirty-two int16
+    static constexpr size_t width = 16, shorts = 32;
 
     BAIZE_TARGET static F zero() { return _mm512_setzero_ps(); }
     BAIZE_TARGET static F all(float value) { return _mm512_set1_ps(value); }
@@ -47,24 +46,71 @@ struct Vec {
         }
     }
 
-    BAIZE_TARGET static Codes unpack8(const uint8_t* at) {
-        const auto* bytes = reinterpret_cast<const __m256i*>(at);
-        return {_mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes)), _mm512_cvtepi8_epi16(_mm256_loadu_si256(bytes + 1))};
+    template <baize::Dtype D>
+    BAIZE_TARGET static void store_as(uint8_t* at, F value) {
+        if constexpr (D == baize::Dtype::float32) {
+            _mm512_storeu_ps(at, value);
+        } else if constexpr (D == baize::Dtype::float16) {
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), _mm512_cvtps_ph(value, _MM_FROUND_TO_NEAREST_INT));
+        } else {
+            for (size_t n = 0; n < width; ++n) baize::store_one<D>(at + n * 2, reinterpret_cast<const float*>(&value)[n]);
+        }
     }
-    BAIZE_TARGET static Codes unpack4(const uint8_t* at) {
-        const __m512i wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
-        const __m512i eight = _mm512_set1_epi16(8), low = _mm512_and_si512(wide, _mm512_set1_epi16(15));
-        return {_mm512_sub_epi16(low, eight), _mm512_sub_epi16(_mm512_srli_epi16(wide, 4), eight)};
+    BAIZE_TARGET static F magnitude(F value) { return _mm512_abs_ps(value); }
+    BAIZE_TARGET static float greatest(F value) { return _mm512_reduce_max_ps(value); }
+    BAIZE_TARGET static F sums(const F* v) {
+        alignas(64) float each[width];
+        for (size_t n = 0; n < width; ++n) each[n] = sum(v[n]);
+        return load(each);
     }
-    BAIZE_TARGET static F dot(const Codes& codes, const int16_t* x) {
-        const __m512i first = _mm512_dpwssd_epi32(_mm512_setzero_si512(), codes.low, _mm512_loadu_si512(x));
-        return _mm512_cvtepi32_ps(_mm512_dpwssd_epi32(first, codes.high, _mm512_loadu_si512(x + 32)));
+
+    BAIZE_TARGET static I no_total() { return _mm512_setzero_si512(); }
+    BAIZE_TARGET static S load_shorts(const int16_t* at) { return _mm512_loadu_si512(at); }
+    BAIZE_TARGET static void store_shorts(int16_t* at, S value) { _mm512_storeu_si512(at, value); }
+    BAIZE_TARGET static S load_codes(const uint8_t* at) {
+        return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+    }
+    BAIZE_TARGET static I products(S a, S b) { return _mm512_dpwssd_epi32(no_total(), a, b); }
+    BAIZE_TARGET static I add_products(I total, S a, S b) { return _mm512_dpwssd_epi32(total, a, b); }
+    BAIZE_TARGET static I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
+    BAIZE_TARGET static I load_total(const int32_t* at) { return _mm512_loadu_si512(at); }
+    BAIZE_TARGET static void store_total(int32_t* at, I value) { _mm512_storeu_si512(at, value); }
+    BAIZE_TARGET static F to_float(I total) { return _mm512_cvtepi32_ps(total); }
+
+    // A group of int4: columns 0 to 31, then 32 to 63.
+    BAIZE_TARGET static S stored(const uint8_t* group, size_t part) {  // with 8 added
+        const S wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)));
+        return part == 0 ? _mm512_and_si512(wide, _mm512_set1_epi16(15)) : _mm512_srli_epi16(wide, 4);
+    }
+    BAIZE_TARGET static S nibbles(const uint8_t* group, size_t part) {
+        return _mm512_sub_epi16(stored(group, part), _mm512_set1_epi16(8));
+    }
+    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
+        return add_products(add_products(no_total(), stored(group, 0), values[0]), stored(group, 1), values[1]);
+    }
+    BAIZE_TARGET static I eight_times(const int16_t* x) {
+        const S eight = _mm512_set1_epi16(8);
+        return add_products(add_products(no_total(), load_shorts(x + 0), eight), load_shorts(x + 32), eight);
+    }
+    BAIZE_TARGET static void widen4(const uint8_t* group, int16_t* to) {
+        for (size_t n = 0; n < 2; ++n) store_shorts(to + n * 32, nibbles(group, n));
+    }
+    // A section of x in the order of the matrix's codes.
+    template <baize::Kind K>
+    BAIZE_TARGET static void encode(const float* x, F inverse, int16_t* codes) {
+        for (size_t k = 0; k < baize::section_of(K); k += 16) {
+            const __m256i some = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse)));
+            _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + k), some);
+        }
     }
 };
 
 }  // namespace
 
-#include "decoder_body.inc"
+#include "decoder_product.inc"
+// the products first: attention uses their vectors
+#include "decoder_attention.inc"
+#include "decoder_elementwise.inc"
 
 namespace baize {
 
@@ -75,7 +121,7 @@ Kernels avx512_kernels() {
                          __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
         return has ? nullptr : "this processor lacks AVX-512 F, BW, DQ, VL or VNNI";
     };
-    return {"avx512", why_not, panel_rows, product, quantise, rms_norm, silu_mul, attend, widen_row};
+    return {"avx512", why_not, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};
 }
 
 }  // namespace baize

@@ -7,15 +7,18 @@
 
 namespace {
 
-constexpr size_t ROWS = 4, TOKENS = 4, SINGLE_ROWS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 24, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4;
 
 struct Vec {
-    static constexpr size_t width = 4;
+    static constexpr size_t width = 4, shorts = 8;
     struct F {
         float lanes[width];
     };
-    struct Codes {
-        int16_t values[baize::kGroup];
+    struct I {
+        int32_t lanes[width];
+    };
+    struct S {
+        int16_t lanes[shorts];
     };
 
     template <class What>
@@ -47,35 +50,92 @@ struct Vec {
         return each([=](size_t n) { return baize::load_one<D>(at + n * baize::itemsize(D)); });
     }
 
-    static Codes unpack8(const uint8_t* at) {
-        Codes codes;
-        for (size_t n = 0; n < baize::kGroup; ++n) codes.values[n] = int8_t(at[n]);
-        return codes;
+    template <baize::Dtype D>
+    static void store_as(uint8_t* at, F value) {
+        for (size_t n = 0; n < width; ++n) baize::store_one<D>(at + n * baize::itemsize(D), value.lanes[n]);
     }
-    static Codes unpack4(const uint8_t* at) {
-        Codes codes;
-        for (size_t n = 0; n < baize::kGroup / 2; ++n) {
-            codes.values[n] = int16_t((at[n] & 15) - 8);
-            codes.values[baize::kGroup / 2 + n] = int16_t((at[n] >> 4) - 8);
+    static F magnitude(F value) { return each([&](size_t n) { return std::fabs(value.lanes[n]); }); }
+    static float greatest(F value) {
+        float most = value.lanes[0];
+        for (float lane : value.lanes) most = lane > most ? lane : most;
+        return most;
+    }
+    static F sums(const F* v) { return each([=](size_t n) { return sum(v[n]); }); }
+
+    static I no_total() { return {}; }
+    static S load_shorts(const int16_t* at) {
+        S value;
+        std::memcpy(value.lanes, at, sizeof(value));
+        return value;
+    }
+    static void store_shorts(int16_t* at, S value) { std::memcpy(at, value.lanes, sizeof(value)); }
+    static S load_codes(const uint8_t* at) {
+        S value;
+        for (size_t n = 0; n < shorts; ++n) value.lanes[n] = int8_t(at[n]);
+        return value;
+    }
+    static I products(S a, S b) { return add_products(no_total(), a, b); }
+    static I add_products(I total, S a, S b) {
+        for (size_t n = 0; n < shorts; ++n) total.lanes[n / 2] += int32_t(a.lanes[n]) * b.lanes[n];
+        return total;
+    }
+    static I subtract(I a, I b) {
+        for (size_t n = 0; n < width; ++n) a.lanes[n] -= b.lanes[n];
+        return a;
+    }
+    static I load_total(const int32_t* at) {
+        I total;
+        std::memcpy(total.lanes, at, sizeof(total));
+        return total;
+    }
+    static void store_total(int32_t* at, I value) { std::memcpy(at, value.lanes, sizeof(value)); }
+    static F to_float(I total) { return each([&](size_t n) { return float(total.lanes[n]); }); }
+
+    static S stored(const uint8_t* group, size_t part) {  // with 8 added, columns in order
+        S codes;
+        for (size_t n = 0; n < shorts; ++n) {
+            const size_t column = part * shorts + n, half = baize::kGroup / 2;
+            codes.lanes[n] = column < half ? group[column] & 15 : group[column - half] >> 4;
         }
         return codes;
     }
-    static F dot(const Codes& codes, const int16_t* x) {
-        int32_t totals[width] = {};
-        for (size_t n = 0; n < baize::kGroup; ++n) totals[n % width] += int32_t(codes.values[n]) * x[n];
-        return each([&](size_t n) { return float(totals[n]); });
+    static S nibbles(const uint8_t* group, size_t part) {
+        S codes = stored(group, part);
+        for (int16_t& lane : codes.lanes) lane = int16_t(lane - 8);
+        return codes;
+    }
+    static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
+        I total{};
+        for (size_t n = 0; n < baize::kGroup / shorts; ++n) total = add_products(total, stored(group, n), values[n]);
+        return total;
+    }
+    static I eight_times(const int16_t* x) {
+        I total{};
+        for (size_t n = 0; n < baize::kGroup; ++n) total.lanes[n % shorts / 2] += 8 * x[n];
+        return total;
+    }
+    static void widen4(const uint8_t* group, int16_t* to) {
+        for (size_t n = 0; n < baize::kGroup / shorts; ++n) store_shorts(to + n * shorts, nibbles(group, n));
+    }
+    // A section of x in the order of the matrix's codes.
+    template <baize::Kind K>
+    static void encode(const float* x, F inverse, int16_t* codes) {
+        for (size_t k = 0; k < baize::section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse.lanes[0]));
     }
 };
 
 }  // namespace
 
-#include "decoder_body.inc"
+#include "decoder_product.inc"
+// the products first: attention uses their vectors
+#include "decoder_attention.inc"
+#include "decoder_elementwise.inc"
 
 namespace baize {
 
 Kernels scalar_kernels() {
     const auto why_not = []() -> const char* { return nullptr; };
-    return {"scalar", why_not, panel_rows, product, quantise, rms_norm, silu_mul, attend, widen_row};
+    return {"scalar", why_not, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};
 }
 
 }  // namespace baize

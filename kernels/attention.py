@@ -80,7 +80,7 @@ def _attention_join_kernel(
     s = tl.program_id(0)
     head = s.to(tl.int64) * HEADS + tl.program_id(1)
     d = tl.arange(0, PADDED_D)
-    used = tl.cdiv(tl.load(lens_ptr + s), SPLIT)
+    used = tl.minimum(tl.cdiv(tl.load(lens_ptr + s), SPLIT), splits)  # a context over `longest` has no more parts
     top = float("-inf")
     total = 0.0
     acc = tl.zeros((PADDED_D,), dtype=tl.float32)
@@ -149,7 +149,8 @@ def attention(
 ) -> torch.Tensor:  # fmt: skip
     """`reference.attention`. As many queries as sequences mean one each, a decode step.
 
-    Without `longest` the GPU is asked, which waits for it.
+    `longest`: no context is longer, of a prompt no number of queries; a longer one is cut to whole splits of it. Without it the
+    GPU is asked, which waits for it.
     """
     rows, heads, dim = q.shape
     block, kv_heads = k_cache.shape[1], k_cache.shape[2]

@@ -122,19 +122,22 @@ def dequantize(weight: Int8Weight | Int4Weight, dtype: torch.dtype) -> torch.Ten
 
 GATE = [
     GateCase(
-        name=f"dequantize {bits} bits {kind} {columns}",
+        name=f"dequantize {bits} bits {kind} {columns}{' pdl' if dependent else ''}",
         kernel=_dequantize_kernel,
         signature={
             "values_ptr": {8: "*i8", 4: "*u8"}[bits], "scales_ptr": {8: "*fp32", 4: "*fp16"}[bits], "out_ptr": f"*{kind}",
             "N": "i32",
         },
         constexprs={
-            "K": columns, "BITS": bits, "GROUP": GROUP, "ROWS": ROWS, "COLUMNS": COLUMNS, "ASSEMBLY": True, "PDL": False,
+            "K": columns, "BITS": bits, "GROUP": GROUP, "ROWS": ROWS, "COLUMNS": COLUMNS, "ASSEMBLY": True,
+            "PDL": dependent,
         },
         aligned=("values_ptr", "scales_ptr", "out_ptr"),
-        ci=(kind, columns) == ("fp16", 5120),
+        pdl=dependent,
+        ci=(kind, columns, dependent) == ("fp16", 5120, False),
     )
     for bits in (8, 4)
     for kind in ("fp16", "bf16")
-    for columns in (4096, 5120, 13824)
+    for columns in (4096, 5120, 8192, 11008, 13824, 22016)
+    for dependent in (False, True)
 ]  # fmt: skip

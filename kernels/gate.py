@@ -81,6 +81,12 @@ class Compiled:
             found.append("no tensor-core instruction")
         if self.case.warp_level and "GMMA" in self.sass:
             found.append("Hopper's wgmma where a warp's tensor instructions were meant")
+        if self.case.pdl:
+            before, waits, _ = self.sass.partition("ACQBULK")
+            if not waits:
+                found.append("does not wait for the kernel before it")
+            elif early := re.search(r"\b(LDG|LDGSTS|STG|LD|ST|ATOMG?|RED|UTMALDG|UBLKCP)\b", before):
+                found.append(f"{early.group(1)} before it waits for the kernel before it")
         if self.case.denormals and re.search(r"\b(FADD|FMUL|FFMA)\.FTZ\b", self.sass):
             found.append("flushes denormals")
         return [f"{self.case.name} for sm_{self.target}: {problem}" for problem in found]

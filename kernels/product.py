@@ -5,9 +5,11 @@
     linear_add       product, residual
     head             RMSNorm, product in float32, and of each BLOCK_N logits the greatest
 
-One kernel. A program owns BLOCK_N rows of W and all (at most 64) rows of x, and walks K in tiles, W being the left operand of
-the tensor cores: a tile of W is read once from memory, whatever T is. Where the epilogue needs two outputs together (the two
-halves of a head, gate and up) the tile's first half of rows is one of each pair and its second half the other.
+One kernel. A program owns BLOCK_N rows of W and all (at most 64, for int4 32) rows of x, and walks K in tiles, W being the
+left operand of the tensor cores. A tile of W comes once from memory, whatever T is: where x has more rows, the programs that
+share it are neighbours in the grid, so that they run at the same time and all but the first find it in the L2 cache. Where the
+epilogue needs two outputs together (the two halves of a head, gate and up) the tile's first half of rows is one of each pair
+and its second half the other.
 
 The result does not depend on T: K is walked in the same order, and the tensor instruction is the same m16n8k16 on every GPU
 since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the gate looks). From 9 rows on the norm is a kernel of
@@ -57,24 +59,25 @@ def _product_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LANES: tl.constexpr, AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Rows of W from program_id(0) * BLOCK_N (or pairs), rows of x from program_id(1) * BLOCK_T.
+    """Rows of W from program_id(1) * BLOCK_N (or pairs), rows of x from program_id(0) * BLOCK_T: programs that read the same
+    tiles of W run side by side.
 
     AHEAD: tiles of W asked for before anything else, with ASSEMBLY, which the interpreter does not have.
     """
     HALF: tl.constexpr = BLOCK_N // 2
     PAIRED: tl.constexpr = EPILOGUE == 2 or EPILOGUE == 3
-    first_t = tl.program_id(1) * BLOCK_T
+    first_t, part = tl.program_id(0) * BLOCK_T, tl.program_id(1)
     t = first_t + tl.arange(0, BLOCK_T)
     r = tl.arange(0, BLOCK_N)
     if PAIRED:  # pair i: its first row of W, and where the second one lies
-        i = tl.program_id(0) * HALF + r % HALF
+        i = part * HALF + r % HALF
         if EPILOGUE == 2:
             n = (r // HALF) * (N // 2) + i
         else:
             n = i // (D // 2) * D + (r // HALF) * (D // 2) + i % (D // 2)
         inside = i < N // 2
     else:
-        n = tl.program_id(0) * BLOCK_N + r
+        n = part * BLOCK_N + r
         inside = n < N
     WIDTH: tl.constexpr = BLOCK_K // 2 if BITS == 4 else BLOCK_K  # elements of a tile's row as stored
     GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP
@@ -133,7 +136,7 @@ def _product_kernel(
         acc *= tl.load(scale_ptr + n, mask=inside, other=0.0)[:, None]
     if PAIRED:
         first, second = tl.split(tl.permute(tl.reshape(acc, (2, HALF, BLOCK_T)), (1, 2, 0)))
-        i = tl.program_id(0) * HALF + tl.arange(0, HALF)
+        i = part * HALF + tl.arange(0, HALF)
         mask = (i < N // 2)[:, None] & (t < T)[None, :]
         if EPILOGUE == 2:
             gate = first.to(kind).to(tl.float32)
@@ -173,7 +176,7 @@ def _product_kernel(
             best = tl.max(tl.where(mask, acc, float("-inf")), axis=0)
             index = tl.min(tl.where(mask & (acc == best[None, :]), n[:, None], N), axis=0)
             BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-            place = t.to(tl.int64) * BLOCKS + tl.program_id(0)
+            place = t.to(tl.int64) * BLOCKS + part
             tl.store(index_ptr + place, tl.where(broken > 0, -1, index), mask=t < T)
         tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -222,7 +225,7 @@ def _launch(
     if norm is not None and rows > FUSED_NORM_ROWS:
         x, norm = rms_norm(x, norm, eps), None
     tile = tiles(bits, rows, epilogue)
-    grid = triton.cdiv(count, tile["BLOCK_N"]), triton.cdiv(rows, tile["BLOCK_T"])
+    grid = triton.cdiv(rows, tile["BLOCK_T"]), triton.cdiv(count, tile["BLOCK_N"])
     _product_kernel[grid](
         x, norm, values, scales, out, *rope, index, eps, rows, N=count, K=columns, BITS=bits, GROUP=GROUP,
         NORM=norm is not None, EPILOGUE=epilogue, HEADS=heads[0], KV_HEADS=heads[1], D=heads[2],
@@ -392,16 +395,25 @@ def _case(size: str, op: str, kind: str, rows: int, dependent: bool) -> GateCase
         dot=True,
         warp_level=True,
         pdl=dependent,
-        ci=(size, kind, rows, dependent) == ("13b", "fp16", 1, False)
-        or (size, op, kind, rows) == ("13b", "gate_up", "int4", 1),
+        ci=((size, kind, rows, dependent) == ("13b", "fp16", 1, False) and op != "linear")
+        or (size, op, kind, rows) == ("13b", "gate_up", "int4", 1)
+        or (size, op, kind, rows, dependent) == ("13b", "gate_up", "fp16", 32, False),
     )
 
 
-GATE = [
-    _case(size, op, kind, rows, dependent)
-    for size in LAYERS
-    for op in ("qkv_rope_store", "gate_up", "linear_add o", "linear_add down", "head")
-    for kind in KINDS
-    for rows, dependent in ((1, False), (1, True), (16, False), (64, False))
-    if (size == "13b" and (kind != "bf16" or rows == 1)) or (rows != 16 and not dependent and kind != "bf16")
-]
+def _gate() -> list[GateCase]:
+    """13B with every number of rows that has a tile of its own, as Hopper and as others run it; of 7B and 65B less. 32 and 64
+    rows of int4 are one tile."""
+    found = []
+    for size in LAYERS:
+        for kind in KINDS:
+            for rows in (1, 16, 32, 64):
+                for dependent in (False, True):
+                    if (kind, rows) == ("int4", 32) or (size != "13b" and (rows == 16 or dependent)):
+                        continue
+                    for op in ("qkv_rope_store", "gate_up", "linear_add o", "linear_add down", "head"):
+                        found.append(_case(size, op, kind, rows, dependent))
+    return [*found, *(_case("13b", "linear", kind, 1, False) for kind in KINDS)]
+
+
+GATE = _gate()

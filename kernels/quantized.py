@@ -96,7 +96,8 @@ def empty(kind: str, rows: int, columns: int, device: str = "cpu") -> Int8Weight
 def quantize(weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None) -> Int8Weight | Int4Weight:
     """`weight` (N, K) in float32, float16 or bfloat16 as "int8" or "int4", into `out` where given.
 
-    Computed in float32 on the weight's device, rows at a time. ValueError where a value is not finite: it has no code.
+    Computed in float32 on the weight's device, rows at a time, with the same bits on each. ValueError where a value is not
+    finite: it has no code.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}, wanted a float matrix (N, K)")
@@ -117,7 +118,9 @@ def quantize(weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None =
 
 
 def _quantize_int8(block: Tensor, out: Int8Weight) -> None:
-    scales = (block.abs().amax(1) / 127).clamp(min=torch.finfo(torch.float32).tiny)
+    extreme = block.abs().amax(1)
+    # by a tensor: a division by a number is one by its reciprocal on a GPU, an ulp away from the CPU's
+    scales = (extreme / torch.full_like(extreme, 127.0)).clamp(min=torch.finfo(torch.float32).tiny)
     out.scales.copy_(scales)
     out.values.copy_((block / scales[:, None]).round().clamp(-127, 127))
 
@@ -132,7 +135,7 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
         scale = (extreme * (factor / -8)).half()  # the scale as it will be read back
         wide = scale.float()
         code = (padded / torch.where(wide == 0, 1.0, wide)).round().clamp(-8, 7)
-        error = (code * wide - padded).square().sum(2, keepdim=True)
+        error = _sum_of_group((code * wide - padded).square())
         better = error < best
         best = torch.where(better, error, best)
         codes, scales = torch.where(better, code, codes), torch.where(better, scale, scales)
@@ -140,6 +143,14 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
     low, high = stored[:, :, : GROUP // 2], stored[:, :, GROUP // 2 :]
     out.values.copy_((low | high << 4).flatten(1))
     out.scales.copy_(scales[:, :, 0])
+
+
+def _sum_of_group(x: Tensor) -> Tensor:
+    """The sums over the last dimension, GROUP long and kept as 1: by halves, so in one order on every device."""
+    while x.shape[-1] > 1:
+        first, second = x.chunk(2, -1)
+        x = first + second
+    return x
 
 
 def dequantize(weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:

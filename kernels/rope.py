@@ -65,19 +65,22 @@ def rope_and_store(
     )  # fmt: skip
 
 
-def _case(heads: int, kind: str, ci: bool) -> GateCase:
+def _case(heads: int, kind: str, dependent: bool) -> GateCase:
     names = ("parts_ptr", "cos_ptr", "sin_ptr", "positions_ptr", "slots_ptr", "k_ptr", "v_ptr", "q_ptr")
     types = (f"*{kind}", "*fp32", "*fp32", "*i64", "*i64", *(f"*{kind}",) * 3)
     return GateCase(
-        name=f"rope_store {kind} {heads} heads",
+        name=f"rope_store {kind} {heads} heads{' pdl' if dependent else ''}",
         kernel=_rope_store_kernel,
         signature=dict(zip(names, types, strict=True)),
-        constexprs={"HEADS": heads, "KV_HEADS": heads, "D": 128, "PAIRS": PAIRS, "PDL": False},
+        constexprs={"HEADS": heads, "KV_HEADS": heads, "D": 128, "PAIRS": PAIRS, "PDL": dependent},
         aligned=names,
         wide_loads=False,  # a thread's four pairs: 8 bytes of each half
         wide_stores=False,
-        ci=ci,
+        pdl=dependent,
+        ci=(heads, kind, dependent) == (40, "fp16", False),
     )
 
 
-GATE = [_case(heads, kind, (heads, kind) == (40, "fp16")) for heads in (32, 40, 64) for kind in ("fp16", "bf16")]
+GATE = [
+    _case(heads, kind, dependent) for heads in (32, 40, 64) for kind in ("fp16", "bf16") for dependent in (False, True)
+]

@@ -19,6 +19,7 @@ from .launch import check, check_device, pdl, wait_for_inputs
 from .reference import BEST_BLOCK
 
 BLOCK = 2048  # logits a pass takes at a time
+EMBEDDED = 1024  # elements of a row that a program of embed copies
 WARPS = 8
 
 
@@ -174,8 +175,8 @@ def embed(ids: torch.Tensor, weight: torch.Tensor, *, out: torch.Tensor | None =
     out = weight.new_empty(rows, hidden) if out is None else out
     check_device("ids", ids, weight.device)
     check("out", out, (rows, hidden), weight.device)
-    _embed_kernel[(rows, triton.cdiv(hidden, 1024))](
-        ids, weight, out, H=hidden, BLOCK=1024, num_warps=4, **pdl(weight.device)
+    _embed_kernel[(rows, triton.cdiv(hidden, EMBEDDED))](
+        ids, weight, out, H=hidden, BLOCK=EMBEDDED, num_warps=4, **pdl(weight.device)
     )
     return out
 
@@ -243,13 +244,19 @@ def _gate() -> list[GateCase]:
                 {**vocabulary, "BLOCK_N": BEST_BLOCK}, aligned=("logits_ptr", "best_ptr"), wide_stores=False, **common,
             ),
             GateCase(
-                f"embed{suffix}", _embed_kernel, {"ids_ptr": "*i64", "weight_ptr": "*fp16", "out_ptr": "*fp16"},
-                {"H": 5120, "BLOCK": 1024, "PDL": dependent}, aligned=("ids_ptr", "weight_ptr", "out_ptr"), **common,
-            ),
-            GateCase(
                 f"advance{suffix}", _advance_kernel, rows, {"BLOCK": 16, "STOPS": 8, "PDL": dependent},
                 num_warps=1, wide_loads=False, wide_stores=False, **common,
             ),
+        ]  # fmt: skip
+        cases += [
+            GateCase(
+                f"embed {kind} {hidden}{suffix}", _embed_kernel,
+                {"ids_ptr": "*i64", "weight_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
+                {"H": hidden, "BLOCK": EMBEDDED, "PDL": dependent}, aligned=("ids_ptr", "weight_ptr", "out_ptr"),
+                pdl=dependent, ci=(hidden, kind, dependent) == (5120, "fp16", False),
+            )
+            for hidden in (4096, 5120, 8192)
+            for kind in ("fp16", "bf16")
         ]  # fmt: skip
     return cases
 

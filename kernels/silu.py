@@ -36,13 +36,15 @@ def silu_mul(parts: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
 
 GATE = [
     GateCase(
-        name=f"silu_mul {kind} {inner}",
+        name=f"silu_mul {kind} {inner}{' pdl' if dependent else ''}",
         kernel=_silu_mul_kernel,
         signature={"parts_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
-        constexprs={"INNER": inner, "BLOCK": BLOCK, "PDL": False},
+        constexprs={"INNER": inner, "BLOCK": BLOCK, "PDL": dependent},
         aligned=("parts_ptr", "out_ptr"),
-        ci=(kind, inner) == ("fp16", 13824),
+        pdl=dependent,
+        ci=(kind, inner, dependent) == ("fp16", 13824, False),
     )
     for inner in (11008, 13824, 22016)
     for kind in ("fp16", "bf16")
+    for dependent in (False, True)
 ]

@@ -60,8 +60,8 @@ def _ready() -> None:
 
 def _mend() -> None:
     """What the interpreter does unlike a GPU. It keeps bfloat16 as bit patterns: it truncates on the way there, and multiplies
-    the patterns in `dot`. Its float32 `dot` is numpy's, whose order of summation follows the tile's shape; a tensor core's
-    does not: taken in float64 and rounded once, it does not show.
+    the patterns in `dot`. Its float32 `dot` is numpy's, whose order of summation follows the tile's shape; a tensor core takes
+    16 products at a time, whatever the tile: summed in float64 and rounded once for each 16, the tile does not show.
     """
     import numpy as np
     import triton.language as tl
@@ -84,8 +84,10 @@ def _mend() -> None:
         return cast(self, src, dst_type)
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, *_: Any) -> Any:
-        left, right = widen(a).data.astype(np.float64), widen(b).data.astype(np.float64)
-        return TensorHandle((left @ right + d.data).astype(d.data.dtype), d.dtype.scalar)
+        left, right, total = widen(a).data.astype(np.float64), widen(b).data.astype(np.float64), d.data
+        for k in range(0, left.shape[-1], 16):
+            total = (left[..., k : k + 16] @ right[..., k : k + 16, :] + total).astype(d.data.dtype)
+        return TensorHandle(total, d.dtype.scalar)
 
     def create_fp_to_fp(self: Any, src: Any, dst_type: Any, rounding_mode: Any) -> Any:
         return cast_impl(self, src, dst_type)

@@ -72,7 +72,7 @@ def main() -> None:
         setattr(ops, op, backend._triton(op, "cuda"))
     model = Llama(made.config, made.weights, ops, "cpu", dtype)
     cache = model.new_cache(1024)
-    for rows in (1, 8, 16, 64):
+    for rows in (1, 8, 16, 32, 64):
         for op in StepState(model, cache, rows).ops(512):
             op()
     with torch.inference_mode():

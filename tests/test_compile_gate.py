@@ -101,6 +101,24 @@ def test_a_dependent_launch_is_compiled_where_it_exists() -> None:
 
 
 @pytest.mark.parametrize(
+    ("early", "waits", "problem"),
+    [(False, True, None), (True, True, "LDG before it waits"), (False, False, "does not wait")],
+)
+def test_an_access_before_the_wait_is_noticed(early: bool, waits: bool, problem: str | None) -> None:
+    import gate_toys
+
+    case = toy(
+        kernel=gate_toys.waiting_kernel,
+        signature={"src": "*fp32", "dst": "*fp32"},
+        constexprs={"BLOCK": 1024, "EARLY": early, "WAITS": waits},
+        aligned=("src", "dst"),
+        pdl=True,
+    )
+    found = gate.compile_case(case, 90).problems()
+    assert found == ([f"toy for sm_90: {problem} for the kernel before it"] if problem else [])
+
+
+@pytest.mark.parametrize(
     ("registers", "shared", "warps", "wanted"),
     [(32, 0, 4, 1.0), (255, 0, 4, 8 / 64), (64, 49152, 2, 8 / 64), (40, 1024, 8, 48 / 64)],
 )

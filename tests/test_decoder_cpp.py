@@ -41,7 +41,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
-# int16 codes of 64 activations with the same scale: a rounding of at most 2^-16 of the greatest of them
+# int16 codes of 64 or 128 activations with the same scale: a rounding of at most 2^-16 of the greatest of them
 BOUND = {"int8": 3e-5, "int4": 3e-5}
 
 

@@ -14,14 +14,20 @@ import torch
 
 from baize_engine import Engine, SamplingParams, backend, recover
 from baize_engine.kernels import quantized, reference
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.quantize import quantize as save_quantized
 from baize_engine.model.steps import DecodeSteps, Row, StepState
+from baize_engine.model.weights import load_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
 HIDDEN, INNER, HEADS, DIM = 4096, 11008, 32, 128
 EPS = 1e-6
 KINDS = ("float16", "bfloat16", "int8", "int4")
-ROWS = (1, 2, 8, 9, 16, 33, 64)
+VOCABULARY = 32000
+ROWS = (1, 2, 8, 9, 16, 32, 33, 64)
+PROMPT = 300  # rows of a prompt: cuBLAS, and kernels of their own for norm, rope and silu
 
 
 def ops() -> Any:
@@ -55,42 +61,56 @@ def test_the_backend_is_triton() -> None:
     assert {row.name for row in ops().rows.values()} == {"triton"}
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("rows", [*ROWS, PROMPT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_gate_up(kind: str, rows: int) -> None:
     x, norm = normed(rows, kind)
     weight = matrix(2 * INNER, HIDDEN, kind)
     out = torch.full((rows, INNER), float("nan"), dtype=x.dtype, device="cuda")
-    got = ops().gate_up(x, norm, EPS, [weight], out=out, each_row=True)
+    got = ops().gate_up(x, norm, EPS, [weight], out=out, each_row=rows < PROMPT)
     parts = oracles.rms_norm(x, norm, EPS) @ wide(weight).T
     oracle = oracles.silu_mul(parts[:, :INNER], parts[:, INNER:])
     oracles.no_worse(got, reference.gate_up(x, norm, EPS, [weight], out=torch.empty_like(out)), oracle)
 
 
-@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("rows", [*ROWS, PROMPT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_linear_add(kind: str, rows: int) -> None:
     x = rand(rows, INNER, seed=rows, dtype=activation(kind))
     weight, before = matrix(HIDDEN, INNER, kind), rand(rows, HIDDEN, seed=9, dtype=activation(kind))
-    got = ops().linear_add(x, weight, out=before.clone(), each_row=True)
+    got = ops().linear_add(x, weight, out=before.clone(), each_row=rows < PROMPT)
     plain = reference.linear_add(x, weight, out=before.clone())
     oracles.no_worse(got, plain, before.double() + x.double() @ wide(weight).T)
 
 
-@pytest.mark.parametrize("rows", [*ROWS, 300])
+@pytest.mark.parametrize("rows", [1, 9, 64, PROMPT])
+@pytest.mark.parametrize("kind", KINDS)
+def test_head(kind: str, rows: int) -> None:
+    x, norm = normed(rows, kind)
+    weight = matrix(VOCABULARY, HIDDEN, kind)
+    got = ops().head(x, norm, EPS, weight, out=torch.empty(rows, VOCABULARY, device="cuda"), each_row=rows < PROMPT)
+    plain = reference.head(x, norm, EPS, weight, out=torch.empty_like(got))
+    oracles.no_worse(got.to(x.dtype), plain.to(x.dtype), oracles.rms_norm(x, norm, EPS) @ wide(weight).T)
+
+
+def angles() -> tuple[torch.Tensor, torch.Tensor]:
+    """cos and sin of 2048 positions."""
+    angle = torch.arange(2048, device="cuda")[:, None] * 10000.0 ** (-torch.arange(64, device="cuda") / 64)[None, :]
+    return angle.cos(), angle.sin()
+
+
+@pytest.mark.parametrize("rows", [*ROWS, PROMPT])
 @pytest.mark.parametrize("kind", KINDS)
 def test_qkv_rope_store(kind: str, rows: int) -> None:
-    """300 rows are a prompt: cuBLAS, and the kernels of norm and rope."""
     x, norm = normed(rows, kind)
     weight = matrix(3 * HIDDEN, HIDDEN, kind)
-    angle = torch.arange(2048, device="cuda")[:, None] * 10000.0 ** (-torch.arange(64, device="cuda") / 64)[None, :]
-    cos, sin = angle.cos(), angle.sin()
+    cos, sin = angles()
     positions = torch.randperm(2048, device="cuda")[:rows]
     slots = torch.randperm(64 * 16, device="cuda")[:rows]
     q = torch.empty(rows, HEADS, DIM, dtype=x.dtype, device="cuda")
     caches = [torch.zeros(64, 16, HEADS, DIM, dtype=x.dtype, device="cuda") for _ in range(4)]
     plain_q = torch.empty_like(q)
-    ops().qkv_rope_store(x, norm, EPS, [weight], cos, sin, positions, *caches[:2], slots, q=q, each_row=rows <= 64)
+    ops().qkv_rope_store(x, norm, EPS, [weight], cos, sin, positions, *caches[:2], slots, q=q, each_row=rows < PROMPT)
     reference.qkv_rope_store(x, norm, EPS, [weight], cos, sin, positions, *caches[2:], slots, q=plain_q)
     parts = (oracles.rms_norm(x, norm, EPS) @ wide(weight).T).unflatten(1, (-1, DIM))
     turned = oracles.rope(parts[:, : 2 * HEADS], cos, sin, positions)
@@ -102,20 +122,27 @@ def test_qkv_rope_store(kind: str, rows: int) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_row_does_not_depend_on_how_many_there_are(kind: str) -> None:
-    """Equal bits of every product for 1, 2, 8, 9, 16, 33 and 64 rows."""
+    """Equal bits of every product, and of what it writes to the cache, for each of ROWS."""
     x, norm = normed(64, kind)
     inner = rand(64, INNER, seed=3, dtype=x.dtype)
     up, down = matrix(2 * INNER, HIDDEN, kind), matrix(HIDDEN, INNER, kind, seed=6)
-    best = torch.empty(64, 32000 // 32, dtype=torch.int32, device="cuda")
-    head = matrix(32000, HIDDEN, kind, seed=7)
+    best = torch.empty(64, VOCABULARY // 32, dtype=torch.int32, device="cuda")
+    head, qkv = matrix(VOCABULARY, HIDDEN, kind, seed=7), matrix(3 * HIDDEN, HIDDEN, kind, seed=8)
+    positions, slots = torch.randperm(2048, device="cuda")[:64], torch.randperm(8 * 16, device="cuda")[:64]
+    turns = angles()
 
     def run(begin: int, end: int) -> list[torch.Tensor]:
         count = end - begin
+        q = x.new_empty(count, HEADS, DIM)
+        caches = [x.new_zeros(8, 16, HEADS, DIM) for _ in range(2)]
+        places = positions[begin:end].contiguous(), *caches, slots[begin:end].contiguous()
+        ops().qkv_rope_store(x[begin:end].contiguous(), norm, EPS, [qkv], *turns, *places, q=q, each_row=True)
+        k, v = (cache.flatten(0, 1)[slots[begin:end]] for cache in caches)
         gate = ops().gate_up(x[begin:end].contiguous(), norm, EPS, [up], out=x.new_empty(count, INNER), each_row=True)
         total = ops().linear_add(inner[begin:end].contiguous(), down, out=x.new_zeros(count, HIDDEN), each_row=True)
-        logits = torch.empty(count, 32000, device="cuda")
+        logits = torch.empty(count, VOCABULARY, device="cuda")
         ops().head(x[begin:end].contiguous(), norm, EPS, head, out=logits, each_row=True, best=best[:count])
-        return [gate, total, logits]
+        return [q, k, v, gate, total, logits]
 
     whole = run(0, 64)
     for rows in ROWS:
@@ -232,6 +259,19 @@ def test_graphs_and_batches_change_no_token(quantize: str | None) -> None:
     assert ids == together[2]
 
 
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_many_rows_change_no_token(quantize: str | None) -> None:
+    """40 and 20 rows, in buckets of 64 and 32, against rows alone: tiles of other numbers of rows in every product."""
+    made = model(quantize)
+    prompts = [decoders.prompt(3 + n, n) for n in range(40)]
+    rows = [{"left": 12, "temperature": n % 2 * 1.0, "seed": n, "top_p": 0.95} for n in range(40)]
+    together = run(made, prompts, rows)
+    assert run(made, prompts[:20], rows[:20]) == together[:20]
+    for number in (0, 7, 19, 20, 39):
+        one = slice(number, number + 1)
+        assert run(made, prompts[one], rows[one]) == together[one]
+
+
 def test_a_graph_is_captured_once_and_replayed() -> None:
     made = model(None)
     cache = made.new_cache(256)
@@ -268,25 +308,22 @@ def test_ids_of_the_demo_model_are_the_cpus(tmp_path: Path) -> None:
     assert same >= 10  # float16 activations may turn a near tie
 
 
-@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
-def test_loading_on_the_gpu_is_loading_on_the_cpu(tmp_path: Path, quantize: str | None) -> None:
-    from baize_engine.model.config import ModelConfig
-    from baize_engine.model.weights import load_weights
-
+@pytest.mark.parametrize(
+    ("quantize", "saved"), [(None, False), ("int8", False), ("int4", False), ("int8", True), ("int4", True)]
+)
+def test_loading_on_the_gpu_is_loading_on_the_cpu(tmp_path: Path, quantize: str | None, saved: bool) -> None:
+    """Quantised while it loads, or read as a quantised model that was saved."""
     cfg = tiny.config()
     folder = tiny.write_model(tmp_path / "m", cfg, tiny.state(cfg, 0, torch.float16), shards=2)
+    if saved:
+        save_quantized(folder, tmp_path / "q", quantize)
+        folder, quantize = tmp_path / "q", None
     config = ModelConfig.from_folder(folder)
     there, here = (load_weights(folder, config, "auto", device, quantize) for device in ("cuda", "cpu"))
     for name, weight in there.items():
         if isinstance(weight, torch.Tensor):
-            parts = [here[name]] if name in here else [here[part] for part in _parts(name)]
+            parts = [here[name]] if name in here else [here[part] for part in names.parts(name)]
             assert torch.equal(weight.cpu(), torch.cat(parts)), name
         else:
             assert torch.equal(weight.scales.cpu(), here[name].scales), name
             assert torch.equal(weight.values.cpu(), here[name].values), name
-
-
-def _parts(name: str) -> tuple[str, ...]:
-    from baize_engine.model import names
-
-    return names.parts(name)

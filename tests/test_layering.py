@@ -78,6 +78,16 @@ def test_recovery_and_decoder_never_meet(path: Path) -> None:
     assert [hit for package in forbidden for hit in touches(imports(path), package)] == []
 
 
+def test_one_module_feeds_recovered_tensors_to_weights() -> None:
+    """The command line, which names both for its commands, apart."""
+    both = [
+        module_name(path)
+        for path in SOURCES
+        if touches(imports(path), "baize_engine.recovery") and touches(imports(path), "baize_engine.model")
+    ]
+    assert both == ["baize_engine.cli", "baize_engine.from_diff"]
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_backend_picks_implementations(path: Path) -> None:
     """Kernels are reached through the table. The adders, the norm check and `native` call the C++ they are named after."""

@@ -54,7 +54,7 @@ def test_linear(triton: Interpreter, rows: int, n: int, k: int, activation: str,
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("rows", [1, 5, 12])
+@pytest.mark.parametrize("rows", [1, 5, 12, 70])
 def test_linear_add(triton: Interpreter, rows: int, activation: str, kind: str) -> None:
     dtype = ACTIVATIONS[activation]
     x, _ = case(rows, 172, dtype)
@@ -66,7 +66,7 @@ def test_linear_add(triton: Interpreter, rows: int, activation: str, kind: str) 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("rows", "hidden", "inner"), [(1, 128, 80), (4, 72, 86), (12, 64, 48)])
+@pytest.mark.parametrize(("rows", "hidden", "inner"), [(1, 128, 80), (4, 72, 86), (12, 64, 48), (70, 72, 40)])
 def test_gate_up(triton: Interpreter, rows: int, hidden: int, inner: int, activation: str, kind: str) -> None:
     dtype = ACTIVATIONS[activation]
     x, norm = case(rows, hidden, dtype)
@@ -115,7 +115,7 @@ def test_qkv_rope_store(
         assert bool((got.flatten(0, 1)[others] == 7.0).all())
 
 
-@pytest.mark.parametrize("rows", [1, 12])
+@pytest.mark.parametrize("rows", [1, 12, 70])
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_head_and_the_best_of_each_block(triton: Interpreter, activation: str, rows: int) -> None:
     dtype = ACTIVATIONS[activation]
@@ -127,6 +127,8 @@ def test_head_and_the_best_of_each_block(triton: Interpreter, activation: str, r
     oracle = oracles.rms_norm(x, norm, EPS) @ weight.double().T
     plain = reference.head(x, norm, EPS, weight, out=torch.zeros(rows, 107))
     oracles.no_worse(got.to(dtype), plain.to(dtype), oracle)
+    without_best, _ = triton.call("product", "head", x, norm, EPS, weight, out=torch.zeros(rows, 107))
+    oracles.no_worse(without_best.to(dtype), plain.to(dtype), oracle)  # of 70 rows the library's product
     for block in range(4):
         part = got[:, block * 32 : (block + 1) * 32]
         assert after[5][:, block].tolist() == (block * 32 + part.argmax(1)).tolist()

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
 import torch
 from decoders import greedy_logits, prompt
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from baize_engine import Engine, SamplingParams, backend
 from baize_engine.errors import CheckpointError, ConfigError, OutputError, RequestError
 from baize_engine.kernels import quantized, reference
 from baize_engine.model import names, packing
+from baize_engine.model import weights as weights_module
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.quantize import quantize
@@ -74,6 +77,30 @@ def test_int4_takes_the_best_of_its_candidates() -> None:
         scale = (extreme * factor / -8).half().float()
         other = ((groups / scale).round().clamp(-8, 7) * scale - groups).square().sum(2)
         assert (chosen <= other * 1.0001).all()
+
+
+class Ops(TorchDispatchMode):
+    """Records torch's ops and their operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, tuple]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        self.seen.append((str(func), args))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantising_takes_only_ops_whose_bits_are_every_devices(kind: str) -> None:
+    """No division by a number, which a GPU does by the reciprocal; no sum of torch's, whose order is the device's own."""
+    with Ops() as ops:
+        quantized.quantize(draw(5, 200), kind)
+    divided = [args for name, args in ops.seen if name.startswith("aten.div")]
+    assert divided
+    assert all(isinstance(arg, torch.Tensor) and arg.dim() > 0 for args in divided for arg in args)
+    names_ = {name.split(".")[1] for name, _ in ops.seen}
+    assert not names_ & {"sum", "mean", "norm", "linalg_vector_norm", "mm", "dot", "reciprocal"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -226,6 +253,35 @@ def test_saved_and_loaded_back(tmp_path: Path, kind: str) -> None:
             params = SamplingParams(max_new_tokens=6, ignore_eos=True)
             one[name] = engine.generate(prompt(9), params)[0].token_ids
     assert one["load"] == one["saved"] == one["same"]
+
+
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_saved_model_goes_to_a_gpu_in_pieces(
+    tmp_path: Path, kind: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by ranges as any other; here the pieces go to the CPU's memory, test_gpu has a device."""
+    quantize(folder(tmp_path / "m"), tmp_path / "q", kind)
+    config = ModelConfig.from_folder(tmp_path / "q")
+    devices: list[str] = []
+
+    def load(entries: Any, kinds: Any, device: str) -> Any:
+        devices.append(device)
+        return packing.load(entries, kinds, "cpu")
+
+    monkeypatch.setattr(packing, "PIECE", 700)
+    monkeypatch.setattr(weights_module, "load", load)
+    monkeypatch.setattr(weights_module, "view", lambda *_: pytest.fail("mapped"))
+    read = load_weights(tmp_path / "q", config, dtype, "cuda")
+    assert devices == ["cuda"]
+    monkeypatch.undo()
+    mapped = load_weights(tmp_path / "q", config, dtype)
+    assert set(read) == set(mapped)
+    for name, weight in read.items():
+        for part in ("values", "scales") if name in names.quantized(config) else ("data",):
+            one, two = getattr(weight, part), getattr(mapped[name], part)
+            assert one.dtype == two.dtype, name
+            assert torch.equal(one, two), name
 
 
 def test_the_scheme_stands_in_header_and_config(tmp_path: Path) -> None:

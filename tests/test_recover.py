@@ -88,9 +88,9 @@ def test_pieces_and_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.M
     base, diff = tiny.write_pair(tmp_path, cfg=cfg)
     whole = recover(base, diff, tmp_path / "whole", device="cpu", progress=False)
     assert streaming.PIECE % 65536 == 0
-    run = streaming.stream
+    run = streaming.stream_all
     monkeypatch.setattr(
-        "baize_engine.recovery.recover.stream", lambda *a, **k: run(*a, **{**k, "piece": 65536, "workers": workers})
+        "baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "piece": 65536, "workers": workers})
     )
     pieces = recover(base, diff, tmp_path / "pieces", device="cpu", progress=False)
     assert pieces.manifest.tensors == whole.manifest.tensors
@@ -333,7 +333,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    run = streaming.stream
+    run = streaming.stream_all
 
     def meddling(*args: object, **settings: object) -> object:
         records = run(*args, **settings)
@@ -341,7 +341,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch:
         victim.write_bytes(victim.read_bytes() + b"x")
         return records
 
-    monkeypatch.setattr("baize_engine.recovery.recover.stream", meddling)
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", meddling)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
     assert not (tmp_path / "tuned").exists()

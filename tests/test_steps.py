@@ -16,7 +16,7 @@ from baize_engine import Engine, SamplingParams
 from baize_engine.errors import BaizeError
 from baize_engine.loading import load_parts
 from baize_engine.model.kv_cache import CacheFull
-from baize_engine.model.steps import MAX_STOPS, DecodeSteps, Row
+from baize_engine.model.steps import MAX_STOPS, DecodeSteps, Row, StepState
 
 GROUPED = tiny.config(num_key_value_heads=2)
 
@@ -116,6 +116,29 @@ def test_more_stop_ids_than_the_device_takes() -> None:
     got, (free, total) = decoders.decode(model, [decoders.prompt(3)], [{"left": 20, "stop_ids": stops}], ahead=True)
     assert got[0] == plain[0][: plain[0].index(stop) + 1]
     assert free == total
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_no_row_attends_to_more_than_a_step_is_launched_for(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that has ended keeps its context: by its count, by a stop id, and by one of those that only the host knows."""
+    seen: list[tuple[int, int]] = []
+    run = StepState.run
+
+    def recorded(self: StepState, longest: int) -> None:
+        run(self, longest)
+        seen.append((longest, int(self.lens.max())))
+
+    model = decoders.make(GROUPED)
+    stop = decoders.decode(model, [decoders.prompt(60)], [{"left": 20}])[0][0][3]
+    monkeypatch.setattr(StepState, "run", recorded)
+    monkeypatch.setattr("baize_engine.model.steps.FEWEST_TOKENS", 1)
+    late = (*range(1000, 1000 + MAX_STOPS), stop)
+    for row in ({"left": 2}, {"left": 30, "stop_ids": (stop,)}, {"left": 30, "stop_ids": late}):
+        seen.clear()
+        decoders.decode(model, [decoders.prompt(60), decoders.prompt(3)], [row, {"left": 25}], ahead=ahead)
+        assert len(seen) >= 25
+        assert all(lens <= longest for longest, lens in seen), row
+        assert seen[-1][1] > 60  # it is the ended row's context that the last step is launched for
 
 
 def test_two_runs_may_be_open_at_once() -> None:

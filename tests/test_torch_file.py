@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import random
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -81,10 +83,15 @@ def test_what_is_no_flat_dict_of_tensors(tmp_path: Path, value: object, message:
         read_torch(tmp_path / "m.bin")
 
 
-def test_old_files_get_the_remedy(tmp_path: Path) -> None:
-    torch.save(TENSORS, tmp_path / "m.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match=r"before 1\.6.*save it again"):
-        read_torch(tmp_path / "m.bin")
+@pytest.mark.parametrize("name", ["m.bin", "consolidated.00.pth"])
+def test_old_files_get_a_remedy_that_works(tmp_path: Path, name: str) -> None:
+    tensors = {"half": TENSORS["half"], "single": TENSORS["single"]}
+    torch.save(tensors, tmp_path / name, _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match=r"before 1\.6.*python -c") as refused:
+        read_torch(tmp_path / name)
+    program = str(refused.value).split('python -c "')[1].removesuffix('"')
+    subprocess.run([sys.executable, "-c", program.replace("OLD", name).replace("NEW", "new")], cwd=tmp_path, check=True)
+    check(tmp_path / "new", tensors)
 
 
 @pytest.mark.parametrize(

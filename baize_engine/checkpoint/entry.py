@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Elements of one part of a tensor that lie one after another in its file, from element `first` of that part on.
+
+    `places`: for each stretch of them (its place in what is read, its length), in elements; a place of None is not wanted.
+    """
+
+    part: int
+    first: int
+    places: list[tuple[int | None, int]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +40,18 @@ class TensorEntry:
     @property
     def nbytes(self) -> int:
         return self.numel * ITEMSIZE[self.dtype]
+
+    @property
+    def parts(self) -> tuple[TensorEntry, ...]:
+        return (self,)
+
+    @property
+    def grain(self) -> int:
+        return 1
+
+    def runs(self, begin: int, end: int) -> Iterator[Run]:
+        """Where elements [begin, end) lie."""
+        yield Run(0, begin, [(0, end - begin)])
 
 
 def refuse_pointer(path: Path, beginning: bytes) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 from baize_engine.errors import CheckpointError
 
 PAGE = 4096  # what O_DIRECT asks of offset, length and address on every disk in use
+MOST_VIEWS = 1024  # that one call reads into: the least that systems allow (IOV_MAX)
 
 
 def aligned_buffer(nbytes: int) -> memoryview:
@@ -31,14 +32,32 @@ def open_read(path: Path) -> int:
 
 def read_into(fd: int, view: memoryview, offset: int, what: str) -> None:
     """Fills `view` from byte `offset`; a short file raises CheckpointError naming `what`."""
-    done = 0
-    while done < len(view):
-        got = os.preadv(fd, [view[done:]], offset + done)
-        if got == 0:
-            raise CheckpointError(
-                f"{what}: the file ends at byte {offset + done}, wanted {len(view) - done} more (was it changed or cut?)"
-            )
-        done += got
+    read_scattered(fd, [view], offset, what)
+
+
+def read_scattered(fd: int, views: list[memoryview], offset: int, what: str) -> None:
+    """Fills `views` one after another from byte `offset`; a short file raises CheckpointError naming `what`."""
+    for first in range(0, len(views), MOST_VIEWS):
+        pending = views[first : first + MOST_VIEWS]
+        wanted = sum(map(len, pending))
+        while wanted:
+            got = os.preadv(fd, pending, offset)
+            if got == 0:
+                raise CheckpointError(
+                    f"{what}: the file ends at byte {offset}, wanted {wanted} more (was it changed or cut?)"
+                )
+            offset += got
+            wanted -= got
+            pending = _rest(pending, got)
+
+
+def _rest(views: list[memoryview], done: int) -> list[memoryview]:
+    """What is left of `views` after their first `done` bytes."""
+    for number, view in enumerate(views):
+        if done < len(view):
+            return [view[done:], *views[number + 1 :]]
+        done -= len(view)
+    return []
 
 
 def prefetch(fd: int, offset: int, nbytes: int) -> None:

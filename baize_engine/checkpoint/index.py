@@ -61,8 +61,8 @@ def _refuse_other_things(folder: Path) -> None:
 def _hint(folder: Path) -> str:
     if any(folder.glob("consolidated.*.pth")):
         return (
-            "; its consolidated.*.pth are Meta's original layout, which is not read: "
-            "convert it with transformers' convert_llama_weights_to_hf.py"
+            "; its consolidated.*.pth are Meta's original layout, which recover and make_diff take as a base; "
+            "for anything else convert it with transformers' convert_llama_weights_to_hf.py"
         )
     names = sorted(path.name for path in folder.iterdir())
     return f"; it has {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "; it is empty"

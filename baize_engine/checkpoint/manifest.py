@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,7 @@ class Manifest:
     sources: dict[str, list[SourceFile]]
     tensors: dict[str, TensorRecord]
     files: dict[str, str]  # SHA-256 of each file beside the weights
+    base_rows: dict[str, str] = field(default_factory=dict)  # of a diff: SHA-256 of the base's first rows, as float32
 
     @property
     def sum(self) -> float:
@@ -78,9 +79,9 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a result; CheckpointError if it is absent, of another version or damaged."""
-    path = folder / MANIFEST_NAME
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of a result: of a folder, or a file. CheckpointError if it is absent, of another version or damaged."""
+    path = path / MANIFEST_NAME if path.is_dir() else path
     if not path.exists():
         raise CheckpointError(f"{path} is absent: only folders written by recover or make_diff can be verified")
     raw = strict_json.read(path)
@@ -96,6 +97,7 @@ def read_manifest(folder: Path) -> Manifest:
             sources={role: [_record(SourceFile, item) for item in items] for role, items in raw["sources"].items()},
             tensors={name: tensor_record(item) for name, item in raw["tensors"].items()},
             files=dict(raw["files"]),
+            base_rows=dict(raw.get("base_rows", {})),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from None

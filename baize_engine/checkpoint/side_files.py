@@ -31,8 +31,7 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[s
     files = {"config.json": _config(read_config(tuned_like), dtype, vocab_size)}
     if (tuned_like / "generation_config.json").is_file():
         files["generation_config.json"] = _read(tuned_like / "generation_config.json")
-    has_own = any((tuned_like / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
-    source = tuned_like if has_own else base
+    source = tokenizer_folder(tuned_like, base)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():
             files[name] = _read(source / name)
@@ -43,6 +42,15 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[s
                 if files.get(path.name) != content:
                     files[prefix + path.name if path.name in files else path.name] = content
     return files
+
+
+def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
+    """Where a result's tokenizer comes from, whole. In Meta's layout it lies beside the folders of the models."""
+    meta = [base.absolute().parent] if (base / "params.json").is_file() else []
+    for folder in (tuned_like, base, *meta):
+        if any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+            return folder
+    return base
 
 
 def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:

@@ -1,4 +1,4 @@
-"""`.bin` files of torch.save (torch 1.6 and newer): where each tensor lies. No tensor data is read, no code of the file runs.
+"""`.bin` and `.pth` files of torch.save (torch 1.6 and newer): where each tensor lies. Reads no data, runs no code of the file.
 
 Such a file is an uncompressed zip archive: `<name>/data.pkl`, a pickle program that describes the tensors, and one entry
 `<name>/data/<key>` for the bytes of each storage. The program runs in a pickle machine whose only reachable names are the
@@ -158,8 +158,9 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 def _not_a_zip(path: Path, beginning: bytes) -> str:
     if beginning.startswith(b"\x80") or b"ustar" in beginning:
         return (
-            f"{path}: a .bin file of torch before 1.6, which only running its pickle could read. If you trust it, load it "
-            "with torch and save it again with a current version"
+            f"{path}: a file of torch before 1.6, which only running its pickle could read. If you trust it, write it anew "
+            "with a current torch and put NEW in its place: python -c \"import torch; torch.save(torch.load('OLD', "
+            "map_location='cpu', weights_only=True), 'NEW')\""
         )
     return f"{path}: begins with {beginning[:8]!r}, wanted a zip archive of torch.save"
 

@@ -224,14 +224,25 @@ def check_output(folder: Path, nbytes: int) -> None:
                 errno.ENOTEMPTY,
                 f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
             )
-    existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    if not existing.is_dir():
-        raise OutputError(errno.ENOTDIR, f"{existing} is not a folder, so {folder} cannot be made in it")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise OutputError(errno.EACCES, f"{existing} is not writable, so {folder} cannot be made")
-    stat = os.statvfs(existing)
-    free = stat.f_bavail * stat.f_frsize
-    if free < nbytes:
-        raise OutputError(
-            errno.ENOSPC, f"{folder}: {nbytes / 1e9:.2f} GB are needed and its disk has {free / 1e9:.2f} GB free"
-        )
+    check_room([(folder, nbytes)])
+
+
+def check_room(needs: Iterable[tuple[Path, int]]) -> None:
+    """Raises OutputError unless each folder can be made where it is to be and the disks have room for all bytes together."""
+    by_disk: dict[int, list[tuple[Path, Path, int]]] = {}
+    for folder, nbytes in needs:
+        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        if not existing.is_dir():
+            raise OutputError(errno.ENOTDIR, f"{existing} is not a folder, so {folder} cannot be made in it")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(errno.EACCES, f"{existing} is not writable, so {folder} cannot be made")
+        by_disk.setdefault(existing.stat().st_dev, []).append((folder, existing, nbytes))
+    for group in by_disk.values():
+        stat = os.statvfs(group[0][1])
+        free, wanted = stat.f_bavail * stat.f_frsize, sum(nbytes for _, _, nbytes in group)
+        if free < wanted:
+            raise OutputError(
+                errno.ENOSPC,
+                f"{', '.join(str(folder) for folder, _, _ in group)}: {wanted / 1e9:.2f} GB are needed and the disk has "
+                f"{free / 1e9:.2f} GB free",
+            )

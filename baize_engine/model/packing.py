@@ -81,13 +81,27 @@ def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig
     """The work that fills the packed weight `name`."""
     begin = 0
     for part in names.parts(name):
-        entry = entries[part]
-        rows = entry.shape[0]
-        step = max(1, PIECE * rows // max(1, entry.nbytes))
-        for first in range(0, rows, step):
-            last = min(first + step, rows)
-            yield Piece(entry, first, backend.quantized().rows(target, begin + first, begin + last))
+        rows = entries[part].shape[0]
+        yield from _cut(entries[part], backend.quantized().rows(target, begin, begin + rows))
         begin += rows
+
+
+def load(entries: Mapping[str, TensorEntry], kinds: Mapping[str, str], device: str) -> dict[str, Tensor]:
+    """{name: the tensor of `entries` on `device`} for each name of `kinds`, {name: dtype}."""
+    tensors = {
+        name: torch.empty(entries[name].shape, dtype=getattr(torch, kind), device=device)
+        for name, kind in kinds.items()
+    }
+    fill([piece for name, tensor in tensors.items() for piece in _cut(entries[name], tensor)], device)
+    return tensors
+
+
+def _cut(entry: TensorEntry, target: Any) -> Iterator[Piece]:
+    """All rows of `entry`, as many as `target` has."""
+    rows = entry.shape[0]
+    step = max(1, PIECE * rows // max(1, entry.nbytes))
+    for first in range(0, rows, step):
+        yield Piece(entry, first, backend.quantized().rows(target, first, min(first + step, rows)))
 
 
 def fill(pieces: list[Piece], device: str) -> None:

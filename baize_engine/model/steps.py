@@ -197,7 +197,8 @@ class DecodeSteps:
                     if queued:  # a row that ends in these may leave its blocks unasked for
                         break
                     raise
-                longest = max(begins[number] for number in open_rows) + launched + 1
+                # over all rows: one that has ended attends to its own context until the others have ended too
+                longest = max(begin + min(launched + 1, row.left) for begin, row in zip(begins, rows, strict=True))
                 state.run(context_bucket(longest, self._model.config.max_position_embeddings))
                 launched += 1
                 queued.append(_fetch(state.tokens))

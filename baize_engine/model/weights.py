@@ -21,7 +21,7 @@ from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_ind
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.packing import pack, packed_shapes
+from baize_engine.model.packing import load, pack, packed_shapes
 
 
 def load_weights(
@@ -84,8 +84,15 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtyp
             )
         if stored is None:
             _check_float(entry)
-    maps = {path: _map(path) for path in index.files}
-    tensors = {name: view(index.entries[name], maps[index.entries[name].path]).to(device) for name in wanted}
+    if device == "cpu":
+        maps = {path: _map(path) for path in index.files}
+        tensors = {name: view(index.entries[name], maps[index.entries[name].path]) for name in wanted}
+    else:
+        kinds = {
+            name: stored or (index.entries[name].dtype if dtype == "auto" else dtype)
+            for name, (stored, _) in wanted.items()
+        }
+        tensors = load(index.entries, kinds, device)
     weights: dict[str, Any] = {}
     for name, tensor in tensors.items():
         if name.endswith(names.VALUES):

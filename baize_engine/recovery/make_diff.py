@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from baize_engine.checkpoint.base import read_base
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
 from baize_engine.recovery.plan import Plan
-from baize_engine.recovery.recover import FULL_MODEL, Options, Result, combine
+from baize_engine.recovery.recover import FULL_MODEL
+from baize_engine.recovery.result import Result
+from baize_engine.recovery.run import Options, Wish, combine
+from baize_engine.recovery.stream import MEMORY_MIB
 
 
 def make_diff(
@@ -23,6 +28,7 @@ def make_diff(
     *,
     force: bool = False,
     hash_sources: bool = False,
+    memory_mib: int = MEMORY_MIB,
 ) -> Result:
     """Writes tuned - base to `path_diff` and returns what was made.
 
@@ -30,7 +36,7 @@ def make_diff(
     has lose the mean row of the base, so that `recover` brings them back. `dtype` "float32" is what was published in
     2023; the 16-bit types halve the size and round the differences. Arguments, memory and errors as for `recover`.
     """
-    base, tuned = read_index(path_raw), read_index(path_tuned)
+    base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
 
     def check(work: Plan) -> None:
         ratio = norm_ratio(work)
@@ -40,5 +46,6 @@ def make_diff(
                 f"base's, wanted at least {FULL_MODEL} (--force goes on)"
             )
 
-    options = Options(dtype, device, resume, progress, force, hash_sources, subtract=True)
-    return combine(base, tuned, Path(path_diff), options, check)
+    options = Options(dtype, device, resume, progress, force, hash_sources, memory_mib, subtract=True)
+    (result,) = combine(base, [Wish(tuned, Path(path_diff), check)], options)
+    return result

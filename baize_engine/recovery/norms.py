@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from statistics import median
 
-from baize_engine.checkpoint.file_io import open_read, read_into
-from baize_engine.checkpoint.index import TensorEntry
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Plan
 
 
@@ -24,14 +23,16 @@ def norm_ratio(work: Plan) -> float:
     return median(ratios) if ratios else 0.0
 
 
-def _mean_magnitude(entry: TensorEntry) -> float:
+def read_widened(entry: Entry, count: int) -> memoryview:
+    """The first `count` elements of a tensor as float32 bytes."""
     from baize_engine import _C
 
-    stored, widened = memoryview(bytearray(entry.nbytes)), memoryview(bytearray(entry.numel * 4))
-    fd = open_read(entry.path)
-    try:
-        read_into(fd, stored, entry.offset, f"{entry.path}: {entry.name}")
-    finally:
-        os.close(fd)
+    widened = memoryview(bytearray(count * 4))
+    with TensorReader(entry) as reader:
+        stored = reader.read(0, count, memoryview(bytearray(count * reader.size)))
     _C.widen(stored, entry.dtype, widened)
-    return sum(abs(value) for value in widened.cast("f")) / max(1, entry.numel)
+    return widened
+
+
+def _mean_magnitude(entry: Entry) -> float:
+    return sum(map(abs, read_widened(entry, entry.numel).cast("f"))) / max(1, entry.numel)

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from math import prod
 from typing import Any
 
+from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry
+from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.writer import TensorSpec
 from baize_engine.errors import MismatchError
 
@@ -36,7 +38,7 @@ class Job:
     `other` may have more rows than `base`; each of them meets the mean row of the base.
     """
 
-    base: TensorEntry
+    base: Entry
     other: TensorEntry
     dtype: str
 
@@ -81,7 +83,7 @@ class Plan:
         return max((job.extra_rows for job in self.jobs), default=0)
 
 
-def plan(base: CheckpointIndex, other: CheckpointIndex, dtype: str) -> Plan:
+def plan(base: Index, other: CheckpointIndex, dtype: str) -> Plan:
     """The work of combining `base` with `other` (a diff or a tuned model) into tensors of `dtype`.
 
     Raises MismatchError naming the first tensors that are missing on a side, differ in shape beyond added vocabulary
@@ -114,10 +116,10 @@ def plan(base: CheckpointIndex, other: CheckpointIndex, dtype: str) -> Plan:
 
 
 def _check_size(
-    kept_base: Mapping[str, TensorEntry],
-    kept_other: Mapping[str, TensorEntry],
-    base: CheckpointIndex,
-    other: CheckpointIndex,
+    kept_base: Mapping[str, Entry],
+    kept_other: Mapping[str, Entry],
+    base: Index,
+    other: Index,
 ) -> None:
     """One clear message for the commonest mistake, a base of another size, in place of hundreds of tensor mismatches."""
     sizes = [(_model_size(kept), index.folder) for kept, index in ((kept_base, base), (kept_other, other))]
@@ -129,7 +131,7 @@ def _check_size(
         )
 
 
-def _model_size(entries: Mapping[str, TensorEntry]) -> tuple[int, int] | None:
+def _model_size(entries: Mapping[str, Entry]) -> tuple[int, int] | None:
     embedding = entries.get(GROWING[0])
     if embedding is None or len(embedding.shape) != 2:
         return None
@@ -154,11 +156,14 @@ def _job_problems(job: Job) -> list[str]:
 
 
 def check_configs(base: Mapping[str, Any], other: Mapping[str, Any], base_name: str, other_name: str) -> None:
-    """Raises MismatchError where two normalised configs describe models that differ though their shapes may agree."""
+    """Raises MismatchError where two normalised configs describe models that differ though their shapes may agree.
+
+    A key that one of them lacks was not told by its file, and is not compared.
+    """
     differing = [
-        f"{key} is {base.get(key)!r} in {base_name} and {other.get(key)!r} in {other_name}"
+        f"{key} is {base[key]!r} in {base_name} and {other[key]!r} in {other_name}"
         for key in MUST_AGREE
-        if base.get(key) != other.get(key)
+        if key in base and key in other and base[key] != other[key]
     ]
     if differing:
         raise MismatchError(

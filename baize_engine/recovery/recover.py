@@ -1,67 +1,65 @@
-"""`recover`: a base and a published diff become a whole model in a new folder. `make_diff` shares the run below."""
+"""`recover`: a base and one or several published diffs become whole models, each in a new folder."""
 
 from __future__ import annotations
 
 import os
-import platform
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import dataclass, replace
-from math import isnan
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
-from baize_engine import __version__, backend
-from baize_engine.checkpoint import config_file, side_files
+from baize_engine.checkpoint.base import Index, read_base
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
-from baize_engine.checkpoint.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    SourceFile,
-    TensorRecord,
-    sha256_of,
-    source_files,
-)
-from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, check_output, lay_out
-from baize_engine.errors import CheckpointError, MismatchError
-from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
+from baize_engine.errors import MismatchError, RequestError
+from baize_engine.recovery.expect import Expectation, check_carried
 from baize_engine.recovery.norms import norm_ratio
-from baize_engine.recovery.plan import Plan, check_configs, plan
-from baize_engine.recovery.progress import Progress
-from baize_engine.recovery.stream import stream
-from baize_engine.recovery.verify import hash_file, hash_range
+from baize_engine.recovery.plan import Plan
+from baize_engine.recovery.result import Result
+from baize_engine.recovery.run import Options, Wish, combine
+from baize_engine.recovery.stream import MEMORY_MIB
 
 FULL_MODEL = (
     0.5  # mean |norm weight| over the base's: about 1 for a model, below 0.1 for every published diff we know of
 )
+AnyPath = str | os.PathLike[str]
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run made: the folder, its manifest, and what a user should hear of."""
-
-    folder: Path
-    manifest: Manifest
-    skipped: tuple[str, ...]
-    extra_rows: int
-    resumed: int  # tensors that an earlier, killed run had finished
-
-    @property
-    def overflowed(self) -> dict[str, TensorRecord]:
-        """Tensors with finite values that the result's dtype could only hold as infinity."""
-        return {name: record for name, record in self.manifest.tensors.items() if record.overflowed}
-
-    @property
-    def nonfinite(self) -> dict[str, TensorRecord]:
-        """Tensors with sums that were NaN or infinite already in float32."""
-        return {name: record for name, record in self.manifest.tensors.items() if record.nonfinite}
-
-
+@overload
+def recover(  # type: ignore[overload-overlap]  # a str is a sequence of str: it is one path
+    path_raw: AnyPath,
+    path_diff: AnyPath,
+    path_tuned: AnyPath,
+    dtype: str = ...,
+    device: str = ...,
+    resume: bool = ...,
+    progress: bool = ...,
+    *,
+    force: bool = ...,
+    hash_sources: bool = ...,
+    memory_mib: int = ...,
+    expect_sum: float | None = ...,
+    expect_manifest: AnyPath | None = ...,
+) -> Result: ...
+@overload
 def recover(
-    path_raw: str | os.PathLike[str],
-    path_diff: str | os.PathLike[str],
-    path_tuned: str | os.PathLike[str],
+    path_raw: AnyPath,
+    path_diff: Sequence[AnyPath],
+    path_tuned: Sequence[AnyPath],
+    dtype: str = ...,
+    device: str = ...,
+    resume: bool = ...,
+    progress: bool = ...,
+    *,
+    force: bool = ...,
+    hash_sources: bool = ...,
+    memory_mib: int = ...,
+    expect_sum: Sequence[float | None] | None = ...,
+    expect_manifest: Sequence[AnyPath | None] | None = ...,
+) -> list[Result]: ...
+def recover(
+    path_raw: AnyPath,
+    path_diff: AnyPath | Sequence[AnyPath],
+    path_tuned: AnyPath | Sequence[AnyPath],
     dtype: str = "float16",
     device: str = "auto",
     resume: bool = False,
@@ -69,148 +67,71 @@ def recover(
     *,
     force: bool = False,
     hash_sources: bool = False,
-) -> Result:
+    memory_mib: int = MEMORY_MIB,
+    expect_sum: float | Sequence[float | None] | None = None,
+    expect_manifest: AnyPath | Sequence[AnyPath | None] | None = None,
+) -> Result | list[Result]:
     """Writes base + diff to `path_tuned` and returns what was made.
 
     Every element is `float32(base) + float32(diff)`, rounded once to nearest even to `dtype` ("float16", "bfloat16" or
     "float32"); every NaN is the canonical quiet NaN. Vocabulary rows that only the diff has are added to the mean row
     of the base, as the reference script does (weight_diff.py of open-instruct and alpaca). Rotary buffers are left out.
+    `path_raw` may hold Meta's original layout; inputs may be hub ids ("owner/name") where huggingface_hub is installed.
+
+    `path_diff` and `path_tuned` may be lists of equal length: the base is then read once for all diffs, each result gets its
+    own folder with all that a single one has, and a list is returned. One diff that does not fit refuses all.
+
+    `expect_sum` is the sum that the finetune's authors published for weight_diff.py's check; a result that misses it by more
+    than 1e-2, with and without rotary buffers, is refused at the end. `expect_manifest` is a manifest, or a folder that has
+    one, of the same result recovered elsewhere: the small tensors are compared before the long work, the others as each is
+    done. A diff that `make_diff` wrote knows its base, and refuses another. With lists, these are lists too.
 
     `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
     `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
     configs differ or the diff looks like a whole model; shapes must agree all the same. `hash_sources` puts a SHA-256 of
-    each source file into the manifest. Peak memory is bounded by the buffers, not by the model. Raises MismatchError,
-    CheckpointError, ConfigError or OutputError before anything is written where the files do not fit; an exception later
-    removes what was written.
+    each source file into the manifest. The process stays below `memory_mib` MiB whatever the model's size (on a GPU torch's own
+    memory comes on top). Raises MismatchError, CheckpointError, ConfigError or OutputError before anything is written where the
+    files do not fit; an exception later removes what was written.
     """
-    base, diff = read_index(path_raw), read_index(path_diff)
+    single = isinstance(path_diff, str | os.PathLike)
+    diffs: list[AnyPath] = [path_diff] if isinstance(path_diff, str | os.PathLike) else list(path_diff)
+    outs: list[AnyPath] = [path_tuned] if isinstance(path_tuned, str | os.PathLike) else list(path_tuned)
+    if len(diffs) != len(outs) or not diffs:
+        raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(outs)} folder(s), wanted one each")
+    sums, manifests = _one_each("expect_sum", expect_sum, outs), _one_each("expect_manifest", expect_manifest, outs)
+    expectations = [Expectation.of(total, manifest) for total, manifest in zip(sums, manifests, strict=True)]
+    base = read_base(folder_of(path_raw))
+    indexes = [read_index(folder_of(path)) for path in diffs]
+    wishes = [
+        Wish(diff, Path(out), check_diff(base.index, diff, force), expect)
+        for diff, out, expect in zip(indexes, outs, expectations, strict=True)
+    ]
+    results = combine(base, wishes, Options(dtype, device, resume, progress, force, hash_sources, memory_mib))
+    return results[0] if single else results
+
+
+def _one_each(name: str, given: Any, outs: list[AnyPath]) -> list[Any]:
+    """An expectation for each result."""
+    if given is None:
+        return [None] * len(outs)
+    each = [given] if isinstance(given, float | int | str | os.PathLike) else list(given)
+    if len(each) != len(outs):
+        raise RequestError(f"{name} has {len(each)} value(s) for {len(outs)} result(s), wanted one each")
+    return each
+
+
+def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
+    """What may refuse the plan of a diff: that it looks like a whole model, or knows another base."""
 
     def check(work: Plan) -> None:
+        if force:
+            return
         ratio = norm_ratio(work)
-        if ratio >= FULL_MODEL and not force:
+        if ratio >= FULL_MODEL:
             raise MismatchError(
                 f"{diff.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
                 f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
             )
+        check_carried(work, base, diff)
 
-    options = Options(dtype, device, resume, progress, force, hash_sources)
-    return combine(base, diff, Path(path_tuned), options, check)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `recover` and `make_diff` have in common; the meaning of each stands at `recover`."""
-
-    dtype: str
-    device: str
-    resume: bool
-    progress: bool
-    force: bool
-    hash_sources: bool
-    subtract: bool = False  # other - base in place of other + base
-
-
-def combine(
-    base: CheckpointIndex, other: CheckpointIndex, out: Path, options: Options, check: Callable[[Plan], None]
-) -> Result:
-    """Plans, checks, streams and finishes. `check` may refuse the plan."""
-    configs = [config_file.read_config(index.folder) for index in (base, other)]
-    work = plan(base, other, options.dtype)
-    if not options.force:
-        _check_configs(configs, base, other)
-    check(work)
-    layout = lay_out(job.spec for job in work.jobs)
-    resume = options.resume and (out / JOURNAL_NAME).exists()
-    if not resume:
-        check_output(out, sum(shard.nbytes for shard in layout))
-    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
-    make_adder = backend.diff_adder(options.device)
-    before = {"base": source_files(base.files), "tuned" if options.subtract else "diff": source_files(other.files)}
-    run = fingerprint(work, layout, before, options.subtract)
-    with ExitStack() as stack:
-        # An old journal is read and locked before anything is touched; a new one needs the folder that the writer makes.
-        journal = stack.enter_context(closing(Journal(out, run))) if resume else None
-        writer = CheckpointWriter(out, layout, resume)
-        stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
-        writer.open()
-        writer.track(out / JOURNAL_NAME)
-        if journal is None:
-            journal = stack.enter_context(closing(Journal(out, run)))
-        done = _still_there(journal.finished, writer, work)
-        label = "make_diff" if options.subtract else "recover"
-        with Progress(work.traffic, label, options.progress) as bar:
-            bar.add(sum(job.traffic for job in work.jobs if job.name in done))
-            records = stream(
-                work, writer, make_adder, subtract=options.subtract, progress=bar.add, done=done, finished=journal.add
-            )
-        sources = {
-            role: _unchanged(before[role], index, options.hash_sources)
-            for role, index in zip(before, (base, other), strict=True)
-        }
-        manifest = Manifest(
-            operation=label,
-            backend=make_adder().name,
-            versions={"baize_engine": __version__, "python": platform.python_version()},
-            sources=sources,
-            tensors=records,
-            files={name: sha256_of(content) for name, content in files.items()},
-        )
-        writer.finish({**files, MANIFEST_NAME: manifest.encode()})
-        journal.path.unlink()
-    return Result(out, manifest, work.skipped, work.extra_rows, len(done))
-
-
-def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, work: Plan) -> dict[str, TensorRecord]:
-    """The tensors of an earlier run whose bytes on disk still hash to what it noted."""
-
-    def intact(spec: TensorSpec) -> bool:
-        path, begin = writer.partial_path(spec.name)
-        return hash_range(path, begin, spec.nbytes) == finished[spec.name].sha256
-
-    specs = [job.spec for job in work.jobs if job.name in finished]
-    with ThreadPoolExecutor(2) as pool:
-        return {
-            spec.name: finished[spec.name] for spec, good in zip(specs, pool.map(intact, specs), strict=True) if good
-        }
-
-
-def _check_configs(configs: list[dict[str, Any]], base: CheckpointIndex, other: CheckpointIndex) -> None:
-    first, second = (config_file.normalise(config) for config in configs)
-    check_configs(first, second, str(base.folder / "config.json"), str(other.folder / "config.json"))
-
-
-def _unchanged(before: list[SourceFile], index: CheckpointIndex, with_hash: bool) -> list[SourceFile]:
-    """The sources as they were before the run; CheckpointError if one has changed since."""
-    for old, new, path in zip(before, source_files(index.files), index.files, strict=True):
-        if old != new:
-            raise CheckpointError(f"{path} changed while it was read ({old.bytes} bytes before, {new.bytes} now)")
-    if not with_hash:
-        return before
-    with ThreadPoolExecutor(2) as pool:
-        return [
-            replace(file, sha256=digest) for file, digest in zip(before, pool.map(hash_file, index.files), strict=True)
-        ]
-
-
-def describe(result: Result) -> list[str]:
-    """What to tell the user after a run, a line each."""
-    manifest = result.manifest
-    total = manifest.sum
-    lines = [
-        f"{len(manifest.tensors)} tensors in {result.folder}, sum of all weights "
-        + ("not finite" if isnan(total) else f"{total:.6f}")
-        + f", computed by {manifest.backend}"
-    ]
-    if result.extra_rows:
-        lines.append(f"{result.extra_rows} vocabulary row(s) not in the base met the mean row of the base")
-    if result.resumed:
-        lines.append(f"{result.resumed} tensor(s) of the interrupted run were whole and were not redone")
-    if result.skipped:
-        lines.append(f"{len(result.skipped)} rotary buffer(s) left out: they follow from the config")
-    for name, record in result.overflowed.items():
-        lines.append(
-            f"warning: {name}: {record.overflowed} finite value(s) left the range of {record.dtype} and became infinite"
-        )
-    for name, record in result.nonfinite.items():
-        lines.append(f"warning: {name}: {record.nonfinite} value(s) were NaN or infinite before rounding")
-    return lines
+    return check

@@ -1,29 +1,36 @@
 """Runs the jobs of a plan through bounded buffers: read ranges, combine, hash, write at offset.
 
-Each worker thread carries one tensor at a time from end to end, piece by piece, so that its hash and sum are taken in
-order without a queue; several workers keep disk and processor busy at once. Memory is `workers` x three buffers of one
-piece, whatever the model's size. Knows nothing of what the sink does with the bytes.
+Each worker thread carries one tensor of the base at a time from end to end, piece by piece, through all outputs that want
+it, so that hashes and sums are taken in order without a queue; several workers keep disk and processor busy at once. Memory is
+`workers` x three buffers of one piece, whatever the model's size and the number of outputs; a fourth where the base's mean row
+takes part. Knows nothing of what a sink does with the bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from math import isfinite
-from typing import Protocol
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import isfinite, lcm
+from typing import Any, Protocol
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import open_read, prefetch, read_into
-from baize_engine.checkpoint.index import TensorEntry
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.recovery.adders import Adder
+from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.errors import RequestError
+from baize_engine.recovery.adders import Adder, Stats
+from baize_engine.recovery.grown_base import BaseRows
 from baize_engine.recovery.plan import Job, Plan
 
 WORKERS = 4  # two processor cores and one disk were kept busy by 3; 4 costs 24 MiB more at most
 PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536
+BUFFERS = 4  # of one piece that a worker may hold, the base's mean row included
+MEMORY_MIB = 256  # what a run may take
+REST_MIB = 64  # of it for the interpreter and the indexes: 28 MiB were measured on a tiny model
+FEWER = ((WORKERS, 8), (2, 4), (1, 1))  # workers, and the chunks of a piece below which fewer workers do better
 
 
 class Sink(Protocol):
@@ -39,9 +46,63 @@ class Hash(Protocol):
     def hexdigest(self) -> str: ...
 
 
+class NoHash:
+    """For results that nobody will compare."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+    def hexdigest(self) -> str:
+        return ""
+
+
+@dataclass(frozen=True)
+class Output:
+    """One result of a pass over the base: its plan and where its bytes go.
+
+    `done`: tensors that are there already. `finished` is called with each tensor that is whole, from any worker.
+    """
+
+    plan: Plan
+    sink: Sink
+    done: Mapping[str, TensorRecord] = field(default_factory=dict)
+    finished: Callable[[str, TensorRecord], None] = lambda name, record: None
+
+
+Group = list[tuple[int, Job]]  # the jobs of one base tensor, each with the number of its output
+
+
+def groups_of(outputs: Sequence[Output], all_jobs: bool = False) -> list[Group]:
+    """What is left to do, base tensor by base tensor in the order of the first plan; `all_jobs`: what is done as well."""
+    groups: dict[str, Group] = {}
+    for number, output in enumerate(outputs):
+        for job in output.plan.jobs:
+            group = groups.setdefault(job.name, [])
+            if all_jobs or job.name not in output.done:
+                group.append((number, job))
+    return [group for group in groups.values() if group]
+
+
+def traffic(groups: list[Group]) -> int:
+    """Bytes that a pass over `groups` reads and writes: the base's once, whatever the number of outputs."""
+    return sum(group[0][1].base.nbytes + sum(job.traffic - job.base.nbytes for _, job in group) for group in groups)
+
+
 def stream(
     plan: Plan,
     sink: Sink,
+    make_adder: Callable[[], Adder],
+    *,
+    done: Mapping[str, TensorRecord] | None = None,
+    finished: Callable[[str, TensorRecord], None] = lambda name, record: None,
+    **settings: Any,
+) -> dict[str, TensorRecord]:
+    """`stream_all` for one output: the record of each tensor by name."""
+    (records,) = stream_all([Output(plan, sink, done or {}, finished)], make_adder, **settings)
+    return records
+
+
+def stream_all(
+    outputs: Sequence[Output],
     make_adder: Callable[[], Adder],
     *,
     subtract: bool = False,
@@ -49,33 +110,30 @@ def stream(
     piece: int = PIECE,
     progress: Callable[[int], None] = lambda nbytes: None,
     make_hash: Callable[[], Hash] = hashlib.sha256,
-    done: Mapping[str, TensorRecord] | None = None,
-    finished: Callable[[str, TensorRecord], None] = lambda name, record: None,
-) -> dict[str, TensorRecord]:
-    """Carries out every job of `plan` that is not `done` already and returns the record of each tensor by name.
+) -> list[dict[str, TensorRecord]]:
+    """Carries out the jobs of all outputs in one pass over the base, and returns for each the records by tensor name.
 
-    `progress` is called with the bytes read and written since its last call, `finished` with each tensor that is whole,
-    both from any worker. The first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised
-    here.
+    The plans share one base. `progress` is called with the bytes read and written since its last call, from any worker. The
+    first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised here.
     """
-    records = dict(done or {})
-    jobs = iter([job for job in plan.jobs if job.name not in records])
+    records = [dict(output.done) for output in outputs]
+    pending = groups_of(outputs)
+    groups = iter(pending)
     lock = threading.Lock()
     stop = threading.Event()
 
-    def take() -> Job | None:
+    def take() -> Group | None:
         with lock:
-            return next(jobs, None)
+            return next(groups, None)
 
     def work() -> None:
-        worker = _Worker(sink, make_adder(), subtract, piece, progress, make_hash, stop)
-        while not stop.is_set() and (job := take()) is not None:
-            record = worker.run(job)
-            if record is not None:
-                records[job.name] = record
-                finished(job.name, record)
+        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, stop)
+        while not stop.is_set() and (group := take()) is not None:
+            for number, name, record in worker.run(group):
+                records[number][name] = record
+                outputs[number].finished(name, record)
 
-    count = max(1, min(workers, len(plan.jobs)))
+    count = max(1, min(workers, len(pending)))
     with ThreadPoolExecutor(count, thread_name_prefix="baize") as pool:
         try:
             futures = [pool.submit(work) for _ in range(count)]
@@ -84,15 +142,17 @@ def stream(
             stop.set()
     for future in futures:
         future.result()
-    return {job.name: records[job.name] for job in plan.jobs}
+    return [
+        {job.name: found[job.name] for job in output.plan.jobs} for output, found in zip(outputs, records, strict=True)
+    ]
 
 
 class _Worker:
-    """The buffers of one thread and the loop over one tensor's pieces."""
+    """The buffers of one thread and the loop over one base tensor's pieces."""
 
     def __init__(
         self,
-        sink: Sink,
+        outputs: Sequence[Output],
         adder: Adder,
         subtract: bool,
         piece: int,
@@ -100,141 +160,99 @@ class _Worker:
         make_hash: Callable[[], Hash],
         stop: threading.Event,
     ) -> None:
-        self.sink, self.adder, self.subtract, self.piece = sink, adder, subtract, piece
+        self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
         self.progress, self.make_hash, self.stop = progress, make_hash, stop
-        self.base_buffer = adder.buffer(
-            piece * 4
-        )  # room for float32; pages that narrower types leave alone cost nothing
-        self.other_buffer = adder.buffer(piece * 4)
-        self.out_buffer = adder.buffer(piece * 4)
+        # room for float32; pages that narrower types leave alone cost nothing
+        self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4) for _ in range(3))
 
-    def run(self, job: Job) -> TensorRecord | None:
-        """The record of the finished tensor, or None when another worker's failure stopped this one."""
-        digest = self.make_hash()
-        total, overflowed, nonfinite = 0.0, 0, 0
-        size = ITEMSIZE[job.dtype]
-        with _Source(job.base) as base, _Source(job.other) as other:
-            rows = _BaseRows(job, base, self.base_buffer)
-            for begin, end in _pieces(job.other.numel, self.piece):
+    def run(self, group: Group) -> list[tuple[int, str, TensorRecord]]:
+        """The records of the finished tensors; none when another worker's failure stopped this one."""
+        first = group[0][1]
+        with ExitStack() as stack:
+            base = stack.enter_context(TensorReader(first.base))
+            lanes = [
+                _Lane(number, job, stack.enter_context(TensorReader(job.other)), self.make_hash())
+                for number, job in group
+            ]
+            rows = BaseRows(first, base, self.base_buffer, any(job.extra_rows for _, job in group))
+            piece = piece_of(first, self.piece)
+            for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
                 if self.stop.is_set():
-                    return None
-                other.prefetch(end, end + self.piece)
-                base.prefetch(end, end + self.piece)
-                base_view, base_dtype = rows.read(begin, end)
-                other_view = other.read(begin, end, self.other_buffer)
-                out = self.out_buffer[: (end - begin) * size]
-                sums, over, odd = self.adder.add(
-                    base_view, base_dtype, other_view, job.other.dtype, out, job.dtype, subtract=self.subtract
-                )
-                for value in sums:
-                    total += value
-                overflowed += over
-                nonfinite += odd
-                digest.update(out)
-                self.sink.write(job.name, begin * size, out)
-                self.progress(len(base_view) + len(other_view) + len(out))
-        return TensorRecord(
-            job.dtype, job.other.shape, digest.hexdigest(), total if isfinite(total) else None, overflowed, nonfinite
-        )
+                    return []
+                base.prefetch(end, end + piece)
+                self.progress(rows.read(begin, end))
+                for lane in lanes:
+                    lane.other.prefetch(end, end + piece)
+                    self._combine(lane, rows, begin, min(end, lane.job.other.numel))
+        return [(lane.number, lane.job.name, lane.record()) for lane in lanes]
+
+    def _combine(self, lane: _Lane, rows: BaseRows, begin: int, end: int) -> None:
+        """One piece of one output."""
+        if begin >= end:
+            return
+        job, size = lane.job, ITEMSIZE[lane.job.dtype]
+        other = lane.other.read(begin, end, self.other_buffer)
+        base, base_dtype = rows.side(begin, end, self.adder.buffer)
+        out = self.out_buffer[: (end - begin) * size]
+        stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
+        lane.count(stats)
+        lane.digest.update(out)
+        self.outputs[lane.number].sink.write(job.name, begin * size, out)
+        self.progress(len(other) + len(out))
+
+
+@dataclass
+class _Lane:
+    """One output's side of a group: its reader, its hash, and what was counted so far."""
+
+    number: int
+    job: Job
+    other: TensorReader
+    digest: Hash
+    total: float = 0.0
+    overflowed: int = 0
+    nonfinite: int = 0
+
+    def count(self, stats: Stats) -> None:
+        sums, overflowed, nonfinite = stats
+        for value in sums:
+            self.total += value
+        self.overflowed += overflowed
+        self.nonfinite += nonfinite
+
+    def record(self) -> TensorRecord:
+        total = self.total if isfinite(self.total) else None
+        shape = self.job.other.shape
+        return TensorRecord(self.job.dtype, shape, self.digest.hexdigest(), total, self.overflowed, self.nonfinite)
+
+
+def fit(memory_mib: int) -> tuple[int, int]:
+    """(workers, elements of a piece) that keep a run on the CPU within `memory_mib` MiB, whatever the model's size.
+
+    RequestError where it is too little for one worker with the smallest piece.
+    """
+    from baize_engine import _C
+
+    least = REST_MIB + (BUFFERS * _C.CHUNK * 4 >> 20)
+    if isinstance(memory_mib, bool) or not isinstance(memory_mib, int) or memory_mib < least:
+        raise RequestError(f"memory_mib is {memory_mib!r}, wanted a number of MiB of at least {least}")
+    room = memory_mib - REST_MIB << 20
+    workers, piece = 1, _C.CHUNK
+    for workers, chunks in FEWER:
+        piece = min(PIECE, room // (workers * BUFFERS * 4) // _C.CHUNK * _C.CHUNK)
+        if piece >= chunks * _C.CHUNK:
+            break
+    return workers, piece
+
+
+def piece_of(job: Job, most: int) -> int:
+    """Elements of a piece: at most `most`, whole chunks of diff_add, and whole heads where the base's rows are reordered."""
+    from baize_engine import _C
+
+    step = lcm(_C.CHUNK, job.base.grain)
+    return most // step * step or most
 
 
 def _pieces(total: int, piece: int) -> Iterator[tuple[int, int]]:
     for begin in range(0, total, piece):
         yield begin, min(begin + piece, total)
-
-
-class _Source:
-    """One tensor of a file, read by element ranges. A context manager over its descriptor."""
-
-    def __init__(self, entry: TensorEntry) -> None:
-        self.entry = entry
-        self.size = ITEMSIZE[entry.dtype]
-
-    def __enter__(self) -> _Source:
-        self.fd = open_read(self.entry.path)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        os.close(self.fd)
-
-    def read(self, begin: int, end: int, buffer: memoryview) -> memoryview:
-        view = buffer[: (end - begin) * self.size]
-        read_into(self.fd, view, self.entry.offset + begin * self.size, f"{self.entry.path}: {self.entry.name}")
-        return view
-
-    def prefetch(self, begin: int, end: int) -> None:
-        end = min(end, self.entry.numel)
-        if begin < end:
-            prefetch(self.fd, self.entry.offset + begin * self.size, (end - begin) * self.size)
-
-
-class _BaseRows:
-    """The base's side of a job, grown by its mean row where the other side has more rows.
-
-    The mean of each column is summed in float64, in row order, while the rows stream past, and rounded once to float32,
-    so that it is the same on every machine; torch's float32 mean depends on its order of summation.
-    """
-
-    def __init__(self, job: Job, source: _Source, buffer: memoryview) -> None:
-        self.job, self.source, self.buffer = job, source, buffer
-        self.columns = _ColumnMean(job.row, job.base.dtype)  # fed only where there are extra rows
-
-    def read(self, begin: int, end: int) -> tuple[memoryview, str]:
-        """Elements [begin, end) as (bytes, dtype): the base's own bytes, or float32 once the mean row takes part."""
-        real = self.job.base.numel
-        if end <= real:
-            view = self.source.read(begin, end, self.buffer)
-            if self.job.extra_rows:
-                self.columns.add(view)
-            return view, self.job.base.dtype
-        return self._read_grown(begin, end, real), "float32"
-
-    def _read_grown(self, begin: int, end: int, real: int) -> memoryview:
-        from baize_engine import _C
-
-        out = self.buffer[: (end - begin) * 4]
-        if begin < real:
-            size = self.source.size
-            own = self.source.read(begin, real, memoryview(bytearray((real - begin) * size)))
-            self.columns.add(own)
-            _C.widen(own, self.job.base.dtype, out[: (real - begin) * 4])
-        row = self.columns.mean_row(self.job.base.shape[0])
-        position = max(begin, real)
-        while position < end:
-            column = (position - real) % self.job.row
-            count = min(self.job.row - column, end - position)
-            out[(position - begin) * 4 : (position - begin + count) * 4] = row[column * 4 : (column + count) * 4]
-            position += count
-        return out
-
-
-class _ColumnMean:
-    """Column sums in float64 of rows that arrive in pieces cut anywhere."""
-
-    def __init__(self, row: int, dtype: str) -> None:
-        self.row, self.dtype = row, dtype
-        self.row_bytes = row * ITEMSIZE[dtype]
-        self.sums = memoryview(bytearray(row * 8)).cast("d")
-        self.tail = bytearray()  # the beginning of a row whose end is in the next piece
-
-    def add(self, view: memoryview) -> None:
-        from baize_engine import _C
-
-        if self.tail:
-            need = min(self.row_bytes - len(self.tail), len(view))
-            self.tail += view[:need]
-            view = view[need:]
-            if len(self.tail) == self.row_bytes:
-                _C.add_rows(self.sums, self.tail, self.dtype)
-                self.tail = bytearray()
-        whole = len(view) - len(view) % self.row_bytes
-        if whole:
-            _C.add_rows(self.sums, view[:whole], self.dtype)
-        self.tail += view[whole:]
-
-    def mean_row(self, rows: int) -> memoryview:
-        """The mean row as float32 bytes."""
-        mean = memoryview(bytearray(self.row * 4)).cast("f")
-        for column, value in enumerate(self.sums):
-            mean[column] = value / rows  # C's conversion: to nearest even
-        return mean.cast("B")

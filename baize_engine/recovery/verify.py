@@ -32,13 +32,20 @@ class Report:
         return not self.problems
 
 
-def verify(path: str | os.PathLike[str], progress: Callable[[int], None] = lambda nbytes: None) -> Report:
+def verify(
+    path: str | os.PathLike[str],
+    progress: Callable[[int], None] = lambda nbytes: None,
+    *,
+    expect_manifest: str | os.PathLike[str] | None = None,
+) -> Report:
     """Compares every tensor and every file beside the weights with the manifest that `recover` or `make_diff` wrote.
 
-    Reads the whole folder once. CheckpointError where there is no manifest or the weights cannot be indexed at all.
+    `expect_manifest`: a manifest, or a folder that has one, to compare the tensors with in place of the folder's own; the
+    files beside are then left out. Reads the whole folder once; `problems` names each tensor that differs. CheckpointError
+    where there is no manifest or the weights cannot be indexed at all.
     """
     folder = Path(path)
-    manifest = read_manifest(folder)
+    manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
     index = read_index(folder)
     problems = [
         f"{name} is in the manifest but not in the weights" for name in manifest.tensors if name not in index.entries
@@ -50,7 +57,8 @@ def verify(path: str | os.PathLike[str], progress: Callable[[int], None] = lambd
     with ThreadPoolExecutor(THREADS) as pool:
         found = pool.map(lambda entry: _tensor_problem(entry, manifest.tensors[entry.name], progress), common)
         problems += [problem for problem in found if problem]
-    problems += _file_problems(folder, manifest)
+    if expect_manifest is None:
+        problems += _file_problems(folder, manifest)
     return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems))
 
 

@@ -1,0 +1,44 @@
+"""A base model, in whatever layout its folder has: its tensors, its files and what its config says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from baize_engine.checkpoint import config_file
+from baize_engine.checkpoint.index import KINDS, read_index
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.meta_layout import PARAMS, is_meta, read_meta
+
+
+class Index(Protocol):
+    """The part of an index that recovery needs; `CheckpointIndex` and `MetaIndex` have it."""
+
+    @property
+    def folder(self) -> Path: ...
+    @property
+    def entries(self) -> Mapping[str, Entry]: ...
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+
+@dataclass(frozen=True)
+class Base:
+    """`config`: normalised (`config_file.normalise`), without keys that the folder does not tell; `config_path`: its file."""
+
+    index: Index
+    config: Mapping[str, Any]
+    config_path: Path
+
+
+def read_base(folder: Path) -> Base:
+    """The base in `folder`: transformers' layout where there is one, else Meta's. Errors as for `read_index`."""
+    if is_meta(folder) and not any(
+        (folder / f"{single}{suffix}").exists() for single, _ in KINDS for suffix in ("", ".index.json")
+    ):
+        found = read_meta(folder)
+        return Base(found, found.config, folder / PARAMS)
+    index = read_index(folder)
+    return Base(index, config_file.normalise(config_file.read_config(folder)), folder / "config.json")

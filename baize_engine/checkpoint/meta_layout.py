@@ -1,0 +1,181 @@
+"""Meta's original layout, `consolidated.NN.pth` with params.json, as the tensors that transformers' names stand for.
+
+Nothing is converted: an entry says which parts of which files make up a tensor, and `tensor_reader.py` joins and orders them
+while it reads. Each file holds, of every matrix, some rows or some columns; norms are whole in each, and the first's are taken.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.config_file import DEFAULT_THETA
+from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.joined import Entry, JoinedEntry
+from baize_engine.checkpoint.torch_file import read_torch
+from baize_engine.errors import CheckpointError, ConfigError
+
+SHARDS = "consolidated.*.pth"
+PARAMS = "params.json"
+SKIPPED = "rope.freqs"  # follows from params.json
+_LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
+_WHOLE = {"tok_embeddings.weight": "model.embed_tokens", "norm.weight": "model.norm", "output.weight": "lm_head"}
+_PARTS = {
+    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
+    "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
+    "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+}  # fmt: skip
+_BY_COLUMNS = ("attention.wo", "feed_forward.w2")  # the others are split by rows, the embedding by either
+_INTERLEAVED = (
+    "attention.wq",
+    "attention.wk",
+)  # pairs that rotate together lie side by side here, half a head apart there
+
+
+@dataclass(frozen=True)
+class MetaIndex:
+    """The tensors of a folder by transformers' names, its files, and what params.json says under config.json's keys."""
+
+    folder: Path
+    entries: dict[str, Entry]
+    files: tuple[Path, ...]
+    config: dict[str, Any]
+
+
+def is_meta(folder: Path) -> bool:
+    """Whether `folder` holds this layout's files."""
+    return next(folder.glob(SHARDS), None) is not None
+
+
+def read_meta(folder: Path) -> MetaIndex:
+    """The index of `folder`. CheckpointError or ConfigError names the file and tensor, what was found and wanted.
+
+    max_position_embeddings is not among the config: params.json does not tell.
+    """
+    params = _Params(folder / PARAMS)
+    files = _files(folder)
+    shards = [{entry.name: entry for entry in read_torch(path)} for path in files]
+    for path, shard in zip(files, shards, strict=True):
+        odd = sorted(shard.keys() ^ shards[0].keys())
+        if odd:
+            raise CheckpointError(f"{path}: {odd[0]} is in only one of it and {files[0].name}, wanted the same tensors")
+    entries: dict[str, Entry] = {}
+    for name in shards[0]:
+        if name != SKIPPED:
+            entry = _entry(name, [shard[name] for shard in shards], params)
+            entries[entry.name] = entry
+    _check_vocabulary(entries, params)
+    return MetaIndex(folder, entries, files, _config(entries, params))
+
+
+class _Params:
+    """params.json, checked."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.raw = strict_json.read(path)
+        self.dim, self.heads, self.layers = (self._count(key) for key in ("dim", "n_heads", "n_layers"))
+        self.kv_heads = self._count("n_kv_heads") if self.raw.get("n_kv_heads") is not None else self.heads
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ConfigError(f"{path}: dim {self.dim} over {self.heads} n_heads is not an even number of rows a head")
+        self.head = self.dim // self.heads
+        self.eps = self._number("norm_eps", None)
+        self.theta = self._number("rope_theta", DEFAULT_THETA)
+
+    def _count(self, key: str) -> int:
+        value = self.raw.get(key)
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise ConfigError(f"{self.path}: {key} is {value!r}, wanted a positive number")
+        return value
+
+    def _number(self, key: str, default: float | None) -> float:
+        value = self.raw.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ConfigError(f"{self.path}: {key} is {value!r}, wanted a number")
+        return float(value)
+
+
+def _files(folder: Path) -> tuple[Path, ...]:
+    found = sorted(path.name for path in folder.glob(SHARDS))
+    wanted = [f"consolidated.{number:02d}.pth" for number in range(len(found))]
+    if found != wanted:
+        odd = next(name for name in wanted if name not in found)
+        raise CheckpointError(f"{folder}: it has {', '.join(found)}, and {odd} is missing")
+    return tuple(folder / name for name in found)
+
+
+def _entry(name: str, parts: list[TensorEntry], params: _Params) -> Entry:
+    first = parts[0]
+    where = f"{first.path}: {name}"
+    match = _LAYER.fullmatch(name)
+    part = match[2].removesuffix(".weight") if match and match[2].endswith(".weight") else None
+    if name in _WHOLE:
+        target = f"{_WHOLE[name]}.weight"
+    elif match and part in _PARTS:
+        target = f"model.layers.{int(match[1])}.{_PARTS[part]}.weight"
+    else:
+        raise CheckpointError(f"{where}: not a tensor of a LLaMA in Meta's layout")
+    for other in parts:
+        if (other.shape, other.dtype) != (first.shape, first.dtype):
+            raise CheckpointError(
+                f"{other.path}: {name} is {other.dtype} {list(other.shape)}, and {first.dtype} {list(first.shape)} in "
+                f"{first.path.name}: wanted equal parts"
+            )
+    if len(first.shape) == 1:
+        return replace(first, name=target)
+    if len(first.shape) != 2:
+        raise CheckpointError(f"{where} has shape {list(first.shape)}, wanted a vector or a matrix")
+    axis = 1 if part in _BY_COLUMNS or (name == "tok_embeddings.weight" and first.shape[1] != params.dim) else 0
+    shape = (first.shape[0] * (len(parts) if axis == 0 else 1), first.shape[1] * (len(parts) if axis == 1 else 1))
+    _check_shape(where, target, shape, len(parts), params)
+    head = params.head if part in _INTERLEAVED else 0
+    if head and first.shape[0] % head:
+        raise CheckpointError(f"{where} has {first.shape[0]} rows, wanted whole heads of {head}")
+    if len(parts) == 1 and not head:
+        return replace(first, name=target)
+    return JoinedEntry(target, first.dtype, shape, tuple(parts), axis, head)
+
+
+def _check_shape(where: str, target: str, shape: tuple[int, ...], count: int, params: _Params) -> None:
+    """The side that params.json tells must come out; a shard too few is the usual cause where it does not."""
+    rows = {"q_proj": params.dim, "k_proj": params.kv_heads * params.head, "v_proj": params.kv_heads * params.head,
+            "o_proj": params.dim, "down_proj": params.dim}  # fmt: skip
+    kind = target.split(".")[-2]
+    wanted_columns = None if kind == "down_proj" else params.dim
+    if rows.get(kind, shape[0]) != shape[0] or (wanted_columns or shape[1]) != shape[1]:
+        wanted = [rows.get(kind, shape[0]), wanted_columns or shape[1]]
+        raise CheckpointError(
+            f"{where}: {count} file(s) make a matrix of {list(shape)}, wanted {wanted} by {params.path.name}: "
+            "are all consolidated.*.pth here?"
+        )
+
+
+def _check_vocabulary(entries: Mapping[str, Entry], params: _Params) -> None:
+    """A vocabulary of -1 leaves it to the tokenizer: the embedding's rows are what counts."""
+    said = params.raw.get("vocab_size", -1)
+    table, head = entries.get("model.embed_tokens.weight"), entries.get("lm_head.weight")
+    if table is None or head is None:
+        raise CheckpointError(f"{params.path.parent}: no tok_embeddings.weight or output.weight, wanted a LLaMA")
+    rows = table.shape[0]
+    if head.shape[0] != rows or (said != -1 and said != rows):
+        raise CheckpointError(
+            f"{params.path.parent}: tok_embeddings.weight has {rows} rows, output.weight {head.shape[0]}, and params.json "
+            f"says vocab_size {said}"
+        )
+
+
+def _config(entries: Mapping[str, Entry], params: _Params) -> dict[str, Any]:
+    config: dict[str, Any] = {
+        "hidden_size": params.dim, "num_attention_heads": params.heads, "num_key_value_heads": params.kv_heads,
+        "head_dim": params.head, "num_hidden_layers": params.layers, "rms_norm_eps": params.eps, "rope_theta": params.theta,
+    }  # fmt: skip
+    gate = entries.get("model.layers.0.mlp.gate_proj.weight")
+    if gate is not None:
+        config["intermediate_size"] = gate.shape[0]
+    if not params.raw.get("use_scaled_rope"):
+        config["rope"] = {"rope_type": "default"}
+    return config

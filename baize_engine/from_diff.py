@@ -1,0 +1,157 @@
+"""Base + diff straight into a decoder: the jobs of recovery with weights in memory where their files would be.
+
+The one module that knows both recovery and the decoder's weights. The bits are those of recover, then load, then quantise;
+memory is the final weights and the buffers, and nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baize_engine import backend
+from baize_engine.checkpoint import side_files
+from baize_engine.checkpoint.base import read_base
+from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
+from baize_engine.checkpoint.hub import folder_of
+from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.manifest import source_files
+from baize_engine.errors import CheckpointError, ConfigError, RequestError
+from baize_engine.loading import Parts, assemble, check_memory, check_settings, lengths, read_tokenizer
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.packing import allocate
+from baize_engine.model.weights import check
+from baize_engine.recovery.progress import Progress
+from baize_engine.recovery.recover import check_diff
+from baize_engine.recovery.run import checked_plan, unchanged
+from baize_engine.recovery.stream import WORKERS, NoHash, stream
+
+QUANTISING = 2  # workers on the CPU that quantise: it has temporary memory of its own, and takes the time
+
+
+def load_diff_parts(
+    path_raw: str | os.PathLike[str],
+    path_diff: str | os.PathLike[str],
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    max_model_len: int | None,
+    cache_tokens: int | None,
+    threads: int | None,
+    force: bool = False,
+    progress: bool = False,
+) -> Parts:
+    """Recovers into memory; `Engine.from_diff` says what the arguments mean and what is refused."""
+    if dtype not in FLOATS:
+        raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
+    device = check_settings(device, quantize, threads)
+    source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
+    before = source_files([*source.index.files, *diff.files])
+    work = checked_plan(source, diff, dtype, force, check_diff(source.index, diff, force))
+    files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size)
+    try:
+        config = ModelConfig.from_dict(json.loads(files["config.json"]))
+    except ConfigError as error:
+        raise ConfigError(f"{diff.folder / 'config.json'}: {error}") from None
+    check({job.name: job.other.shape for job in work.jobs}, config, str(diff.folder))
+    wanted = names.shapes(config)
+    work = replace(
+        work, jobs=tuple(job for job in work.jobs if job.name in wanted)
+    )  # a stored copy of a tied head is not
+    max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
+    check_memory(config, diff, device, dtype, quantize, cache_tokens)
+    text = read_tokenizer(side_files.tokenizer_folder(diff.folder, source.index.folder))
+    target = WeightSink(config, dtype, device, quantize)
+    count = QUANTISING if quantize and device == "cpu" else WORKERS
+    with Progress(work.traffic, "recover", progress) as bar:
+        stream(work, target, backend.diff_adder(device), progress=bar.add, make_hash=NoHash, workers=count)
+    unchanged(before, [*source.index.files, *diff.files])
+    if device != "cpu":
+        torch.cuda.synchronize(device)
+    return assemble(config, target.weights, device, max_model_len, cache_tokens, text)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a recovered tensor goes: all rows of `target`, a tensor or a quantised matrix, of `columns` each."""
+
+    target: Any
+    columns: int
+
+
+class WeightSink:
+    """A sink for `stream` that makes weights as `load_weights` would give them for the recovered folder.
+
+    Each tensor must come in order and from one thread, as `stream` brings it. A row that a piece cuts waits for the next.
+    """
+
+    def __init__(self, config: ModelConfig, dtype: str, device: str, quantize: str | None) -> None:
+        self.device, self.quantize = device, quantize
+        self._dtype: torch.dtype = getattr(torch, dtype)
+        self._size = ITEMSIZE[dtype]
+        self._waiting: dict[str, bytearray] = {}
+        self.weights: dict[str, Any] = {}
+        self._places: dict[str, _Place] = {}
+        shapes = names.shapes(config)
+        if device == "cpu" and quantize is None:  # as mapped files are used: each tensor by itself
+            self.weights |= {name: torch.empty(shape, dtype=self._dtype) for name, shape in shapes.items()}
+            self._places |= {name: _Place(self.weights[name], prod(shape[1:])) for name, shape in shapes.items()}
+            return
+        for name in names.packed(config):
+            self.weights[name] = allocate(name, {}, config, dtype, device, quantize)
+            self._places |= _rows_of(name, self.weights[name], shapes)
+
+    def write(self, name: str, offset: int, view: memoryview) -> None:
+        """Takes `view`, of the result's dtype, from byte `offset` of the tensor `name` on."""
+        place = self._places[name]
+        if isinstance(place.target, Tensor):
+            begin = offset // self._size
+            values = torch.frombuffer(view, dtype=self._dtype)
+            with torch.inference_mode():
+                place.target.view(-1)[begin : begin + len(values)].copy_(values)
+            return
+        row = place.columns * self._size
+        waiting = self._waiting.pop(name, bytearray())
+        number = (offset - len(waiting)) // row
+        if waiting:
+            missing = row - len(waiting)
+            waiting += view[:missing]
+            view = view[missing:]
+            if len(waiting) < row:
+                self._waiting[name] = waiting
+                return
+            self._pack(name, place, number, memoryview(waiting))
+            number += 1
+        whole = len(view) - len(view) % row
+        if whole:
+            self._pack(name, place, number, view[:whole])
+        if whole < len(view):
+            self._waiting[name] = bytearray(view[whole:])
+
+    def _pack(self, name: str, place: _Place, first: int, view: memoryview) -> None:
+        """Quantises whole rows, on the device."""
+        formats = backend.quantized()
+        with torch.inference_mode():
+            values = torch.frombuffer(view, dtype=self._dtype).view(-1, place.columns).to(self.device)
+            try:
+                formats.quantize(values, self.quantize, out=formats.rows(place.target, first, first + len(values)))
+            except ValueError as error:
+                raise CheckpointError(f"{name}, recovered: {error}") from None
+
+
+def _rows_of(name: str, target: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
+    """The rows of the packed weight `name` that each of its published tensors fills."""
+    places, begin = {}, 0
+    for part in names.parts(name):
+        rows = shapes[part][0]
+        places[part] = _Place(backend.quantized().rows(target, begin, begin + rows), prod(shapes[part][1:]))
+        begin += rows
+    return places

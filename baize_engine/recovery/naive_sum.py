@@ -1,0 +1,101 @@
+"""The naive sum that weight_diff.py checks: what it was taken over, and how near ours must come.
+
+The scripts of 2023 (alpaca's and its many copies) add up `state_dict[key].sum()` over a float32 model and compare with a
+constant within 1e-2. Two things decide whether that can be met. Until transformers 4.31 the state dict held a rotary
+buffer a layer, `inv_freq`, which recovery does not write: 32 of them add 238.72 at 7B. And the running sum is a float32: near
+50637 it moves in steps of 0.0039, so that some 300 additions leave it further from the exact sum than 1e-2. So both sums are
+formed, with and without the buffers, each exactly and in the scripts' own steps.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from baize_engine.checkpoint.base import Index
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.manifest import TensorRecord
+from baize_engine.recovery.norms import read_widened
+from baize_engine.recovery.plan import BUFFER_SUFFIX
+
+TOLERANCE = 1e-2  # the scripts' own, absolute
+# The order of a state dict in transformers 4.28: it decides the roundings of the running sum.
+_ORDER = (
+    "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
+    "self_attn.rotary_emb.inv_freq", "mlp.gate_proj.weight", "mlp.down_proj.weight", "mlp.up_proj.weight",
+    "input_layernorm.weight", "post_attention_layernorm.weight",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class NaiveSum:
+    """A sum over all tensors: exact (float64), and as a float32 that grew tensor by tensor."""
+
+    what: str
+    exact: float
+    running: float
+
+    def meets(self, expected: float) -> bool:
+        return min(abs(self.exact - expected), abs(self.running - expected)) <= TOLERANCE
+
+    def __str__(self) -> str:
+        return f"{self.exact:.4f} ({self.running:.4f} in float32 steps) {self.what}"
+
+
+def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]) -> list[NaiveSum]:
+    """The sums of a result without and with its rotary buffers (`buffer_sums`). NaN where a tensor's sum is not finite."""
+    weights = {name: float("nan") if record.sum is None else record.sum for name, record in records.items()}
+    return [
+        _sum("over the weights", weights),
+        _sum(f"with {len(buffers)} rotary buffers", {**weights, **buffers}),
+    ]
+
+
+def buffer_sums(base: Index, other: Index, config: Mapping[str, Any], layers: int) -> dict[str, float]:
+    """For each of the layers the sum of the rotary buffer that an old transformers would have held for the result.
+
+    That is the base's buffer and the diff's, as their files have them, added in float32; a base without them, of a newer
+    converter, got what its config gives.
+    """
+    names = [f"model.layers.{number}.self_attn{BUFFER_SUFFIX}" for number in range(layers)]
+    size = int(config["head_dim"])
+    own = [_float32(1.0 / config["rope_theta"] ** (even / size)) for even in range(0, size, 2)]
+    sums = {}
+    for name in names:
+        left = _values(base.entries[name]) if name in base.entries else own
+        right = _values(other.entries[name]) if name in other.entries else [0.0] * len(left)
+        sums[name] = sum(_float32(a + b) for a, b in zip(left, right, strict=False))
+    return sums
+
+
+def _values(entry: Entry) -> list[float]:
+    return list(read_widened(entry, entry.numel).cast("f"))
+
+
+def _sum(what: str, sums: Mapping[str, float]) -> NaiveSum:
+    exact, running = 0.0, 0.0
+    for name in sorted(sums):
+        exact += sums[name]
+    for name in sorted(sums, key=_place):
+        running = _float32(running + _float32(sums[name]))
+    return NaiveSum(what, exact, running)
+
+
+def _place(name: str) -> tuple[int, int, int, str]:
+    """Where `name` stands in the state dict: the embedding, the layers, the last norm, the head."""
+    parts = name.split(".", 3)
+    if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[2].isdigit():
+        return 1, int(parts[2]), _ORDER.index(parts[3]) if parts[3] in _ORDER else len(_ORDER), name
+    first = {"model.embed_tokens.weight": 0, "model.norm.weight": 2}
+    return first.get(name, 3), 0, 0, name
+
+
+def _float32(value: float) -> float:
+    """`value` rounded to float32; infinite beyond its range."""
+    try:
+        (rounded,) = struct.unpack("<f", struct.pack("<f", value))
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
+    return float(rounded)

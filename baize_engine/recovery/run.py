@@ -1,0 +1,304 @@
+"""The run that `recover` and `make_diff` share: every result planned and checked, then one pass over the base for all.
+
+Nothing is written before every result has passed its checks. Each has its own folder, writer, journal and manifest.
+"""
+
+from __future__ import annotations
+
+import errno
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from baize_engine import __version__, backend
+from baize_engine.checkpoint import config_file, side_files
+from baize_engine.checkpoint.base import Base, Index
+from baize_engine.checkpoint.index import CheckpointIndex
+from baize_engine.checkpoint.manifest import (
+    MANIFEST_NAME,
+    Manifest,
+    SourceFile,
+    TensorRecord,
+    read_manifest,
+    sha256_of,
+    source_files,
+)
+from baize_engine.checkpoint.writer import (
+    CheckpointWriter,
+    ShardLayout,
+    TensorSpec,
+    check_output,
+    check_room,
+    lay_out,
+)
+from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.recovery.adders import Adder
+from baize_engine.recovery.expect import Expectation, base_rows
+from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
+from baize_engine.recovery.plan import Plan, check_configs, plan
+from baize_engine.recovery.progress import Progress
+from baize_engine.recovery.result import Result
+from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
+from baize_engine.recovery.verify import hash_file, hash_range, verify
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `recover` and `make_diff` have in common; the meaning of each stands at `recover`."""
+
+    dtype: str
+    device: str
+    resume: bool
+    progress: bool
+    force: bool
+    hash_sources: bool
+    memory_mib: int = MEMORY_MIB
+    subtract: bool = False  # other - base in place of other + base
+
+    @property
+    def operation(self) -> str:
+        return "make_diff" if self.subtract else "recover"
+
+    @property
+    def role(self) -> str:
+        """What the other side is called in the manifest."""
+        return "tuned" if self.subtract else "diff"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """One result that is wanted: from which diff or tuned model, where, what may refuse its plan, and what it must be."""
+
+    other: CheckpointIndex
+    out: Path
+    check: Callable[[Plan], None]
+    expect: Expectation = field(default_factory=Expectation)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A wish that passed every check. `whole`: an earlier run finished it already."""
+
+    wish: Wish
+    work: Plan
+    layout: tuple[ShardLayout, ...]
+    files: dict[str, bytes]
+    before: dict[str, list[SourceFile]]
+    run: str
+    resume: bool
+    whole: Manifest | None
+
+    @property
+    def out(self) -> Path:
+        return self.wish.out
+
+
+def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Result]:
+    """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
+    workers, piece = fit(options.memory_mib)
+    base_files = source_files(source.index.files)
+    prepared = [_prepare(source, wish, options, base_files) for wish in wishes]
+    _check_outputs(prepared)
+    make_adder = backend.diff_adder(options.device)
+    for item in prepared:
+        item.wish.expect.check_before(item.work, make_adder)
+    pending = [item for item in prepared if item.whole is None]
+    made = iter(_run(source, pending, options, make_adder, workers, piece) if pending else [])
+    return [
+        next(made)
+        if item.whole is None
+        else _result(item, item.whole, len(item.work.jobs), _expected(source, item, item.whole.tensors))
+        for item in prepared
+    ]
+
+
+def _result(item: _Prepared, manifest: Manifest, resumed: int, checked: list[str]) -> Result:
+    return Result(item.out, manifest, item.work.skipped, item.work.extra_rows, resumed, tuple(checked))
+
+
+def _expected(source: Base, item: _Prepared, records: dict[str, TensorRecord]) -> list[str]:
+    """Holds a finished result against what is expected of it."""
+    expect = item.wish.expect
+    for name, record in records.items():
+        expect.check_tensor(name, record)
+    return expect.check_after(records, source.index, item.wish.other, source.config)
+
+
+def _prepare(source: Base, wish: Wish, options: Options, base_files: list[SourceFile]) -> _Prepared:
+    base, other, out = source.index, wish.other, wish.out
+    work = checked_plan(source, other, options.dtype, options.force, wish.check)
+    layout = lay_out(job.spec for job in work.jobs)
+    before = {"base": base_files, options.role: source_files(other.files)}
+    resume = options.resume and (out / JOURNAL_NAME).exists()
+    whole = _whole(out, work, before, options) if options.resume and not resume else None
+    if not resume and whole is None:
+        check_output(out, sum(shard.nbytes for shard in layout))
+    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
+    run = fingerprint(work, layout, before, options.subtract)
+    return _Prepared(wish, work, layout, files, before, run, resume, whole)
+
+
+def checked_plan(source: Base, other: CheckpointIndex, dtype: str, force: bool, check: Callable[[Plan], None]) -> Plan:
+    """The plan of base and other, once names, shapes, configs and `check` agree. `force` passes over the configs."""
+    config = config_file.read_config(other.folder)
+    work = plan(source.index, other, dtype)
+    if not force:
+        names = str(source.config_path), str(other.folder / "config.json")
+        check_configs(source.config, config_file.normalise(config), *names)
+    check(work)
+    return work
+
+
+def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: Options) -> Manifest | None:
+    """The manifest of a result of these sources and options that lies in `out` finished and as written, or None.
+
+    Of several results of one run that was killed at its very end, some are finished.
+    """
+    if not (out / MANIFEST_NAME).is_file():
+        return None
+    manifest = read_manifest(out)
+    found = {name: (record.dtype, record.shape) for name, record in manifest.tensors.items()}
+    sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
+    wanted = {job.name: (job.dtype, job.other.shape) for job in work.jobs}
+    if (manifest.operation, found, sources) != (options.operation, wanted, before):
+        return None
+    report = verify(out)
+    if not report.ok:
+        raise OutputError(
+            errno.ENOTEMPTY, f"{out} holds a finished result that is not as it was written: {report.problems[0]}"
+        )
+    return manifest
+
+
+def _check_outputs(prepared: Sequence[_Prepared]) -> None:
+    """Together: no folder twice, and room on the disks for all."""
+    seen: dict[Path, Path] = {}
+    for item in prepared:
+        if seen.setdefault(item.out.resolve(), item.out) is not item.out:
+            raise OutputError(errno.EEXIST, f"{item.out} is named for two results, wanted a folder for each")
+    check_room(
+        (item.out, sum(shard.nbytes for shard in item.layout))
+        for item in prepared
+        if item.whole is None and not item.resume
+    )
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A result under way."""
+
+    item: _Prepared
+    writer: CheckpointWriter
+    journal: Journal
+    done: dict[str, TensorRecord]
+
+    @property
+    def output(self) -> Output:
+        return Output(self.item.work, self.writer, self.done, self._finished)
+
+    def _finished(self, name: str, record: TensorRecord) -> None:
+        self.item.wish.expect.check_tensor(name, record)  # a wrong base shows at once, not in the morning
+        self.journal.add(name, record)
+
+
+def _run(
+    source: Base,
+    pending: Sequence[_Prepared],
+    options: Options,
+    make_adder: Callable[[], Adder],
+    workers: int,
+    piece: int,
+) -> list[Result]:
+    with ExitStack() as stack:
+        # Old journals are read and locked before anything is touched; a new one needs the folder that its writer makes.
+        journals = [
+            stack.enter_context(closing(Journal(item.out, item.run))) if item.resume else None for item in pending
+        ]
+        opened = [_open(item, journal, stack) for item, journal in zip(pending, journals, strict=True)]
+        outputs = [each.output for each in opened]
+        every, left = groups_of(outputs, all_jobs=True), groups_of(outputs)
+        with Progress(traffic(every), options.operation, options.progress) as bar:
+            bar.add(traffic(every) - traffic(left))
+            records = stream_all(
+                outputs, make_adder, subtract=options.subtract, workers=workers, piece=piece, progress=bar.add
+            )
+        checked = [_expected(source, each.item, found) for each, found in zip(opened, records, strict=True)]
+        base_files = _sources(pending[0].before["base"], source.index, options.hash_sources)
+        sources = [
+            {
+                "base": base_files,
+                options.role: _sources(each.item.before[options.role], each.item.wish.other, options.hash_sources),
+            }
+            for each in opened
+        ]
+        name = make_adder().name
+        manifests = [
+            _manifest(each, options, name, files, tensors)
+            for each, files, tensors in zip(opened, sources, records, strict=True)
+        ]
+        for each, manifest in zip(opened, manifests, strict=True):
+            stack.callback(each.journal.path.unlink, missing_ok=True)  # in the end, so that resume knows all until then
+            each.writer.finish({**each.item.files, MANIFEST_NAME: manifest.encode()})
+    return [
+        _result(each.item, manifest, len(each.done), told)
+        for each, manifest, told in zip(opened, manifests, checked, strict=True)
+    ]
+
+
+def _open(item: _Prepared, journal: Journal | None, stack: ExitStack) -> _Open:
+    writer = CheckpointWriter(item.out, item.layout, item.resume)
+    stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
+    writer.open()
+    writer.track(item.out / JOURNAL_NAME)
+    if journal is None:
+        journal = stack.enter_context(closing(Journal(item.out, item.run)))
+    return _Open(item, writer, journal, _still_there(journal.finished, writer, item.work))
+
+
+def _manifest(
+    each: _Open, options: Options, name: str, sources: dict[str, list[SourceFile]], records: dict[str, TensorRecord]
+) -> Manifest:
+    return Manifest(
+        operation=options.operation,
+        backend=name,
+        versions={"baize_engine": __version__, "python": platform.python_version()},
+        sources=sources,
+        tensors=records,
+        files={file: sha256_of(content) for file, content in each.item.files.items()},
+        base_rows=base_rows(each.item.work) if options.subtract else {},
+    )
+
+
+def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, work: Plan) -> dict[str, TensorRecord]:
+    """The tensors of an earlier run whose bytes on disk still hash to what it noted."""
+
+    def intact(spec: TensorSpec) -> bool:
+        path, begin = writer.partial_path(spec.name)
+        return hash_range(path, begin, spec.nbytes) == finished[spec.name].sha256
+
+    specs = [job.spec for job in work.jobs if job.name in finished]
+    with ThreadPoolExecutor(2) as pool:
+        return {
+            spec.name: finished[spec.name] for spec, good in zip(specs, pool.map(intact, specs), strict=True) if good
+        }
+
+
+def unchanged(before: Sequence[SourceFile], files: Sequence[Path]) -> None:
+    """CheckpointError if one of the sources has changed since `before` was taken."""
+    for old, new, path in zip(before, source_files(files), files, strict=True):
+        if old != new:
+            raise CheckpointError(f"{path} changed while it was read ({old.bytes} bytes before, {new.bytes} now)")
+
+
+def _sources(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
+    """The sources as they were before the run, for the manifest; CheckpointError if one has changed since."""
+    unchanged(before, index.files)
+    if not with_hash:
+        return before
+    with ThreadPoolExecutor(2) as pool:
+        return [
+            replace(file, sha256=digest) for file, digest in zip(before, pool.map(hash_file, index.files), strict=True)
+        ]

@@ -1,0 +1,218 @@
+"""Engine.from_diff: the weights of recover, load, quantise, without the detour; and the memory that it takes."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sparse
+import tiny
+import tiny_meta
+import torch
+from fakes import small_model
+from shapes import Shape
+from test_recover import REFUSALS, load, snapshot
+
+from baize_engine import Engine, SamplingParams, from_diff, recover
+from baize_engine.cli import main
+from baize_engine.errors import BaizeError, CheckpointError, ConfigError, RequestError
+from baize_engine.from_diff import WeightSink, load_diff_parts
+from baize_engine.loading import load_parts
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+
+CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no group of 64 divides
+
+
+def write_pair(root: Path, **changes: object) -> tuple[Path, Path]:
+    return tiny.write_pair(root, cfg={**CONFIG, **changes})
+
+
+def stored(weight: Any) -> list[torch.Tensor]:
+    return [weight] if isinstance(weight, torch.Tensor) else [weight.values, weight.scales]
+
+
+def same_weights(got: dict[str, Any], wanted: dict[str, Any]) -> None:
+    assert got.keys() == wanted.keys()
+    for name, weight in wanted.items():
+        assert type(got[name]) is type(weight), name
+        for mine, other in zip(stored(got[name]), stored(weight), strict=True):
+            assert (mine.dtype, mine.shape) == (other.dtype, other.shape), name
+            assert torch.equal(mine.contiguous().view(torch.uint8), other.contiguous().view(torch.uint8)), name
+
+
+def both(base: Path, diff: Path, out: Path, device: str, dtype: str, quantize: str | None) -> tuple[Any, Any]:
+    direct = load_diff_parts(base, diff, device, dtype, quantize, None, None, None)
+    recover(base, diff, out, dtype=dtype, device=device, progress=False)
+    return direct, load_parts(out, device, "auto", quantize, None, None, None)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_the_bits_are_those_of_the_detour(tmp_path: Path, dtype: str, quantize: str | None) -> None:
+    direct, detour = both(*write_pair(tmp_path), tmp_path / "tuned", "cpu", dtype, quantize)
+    same_weights(direct.decoder.weights, detour.decoder.weights)
+    assert (direct.config, direct.max_model_len) == (detour.config, detour.max_model_len)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_the_bits_on_a_gpu(tmp_path: Path, dtype: str, quantize: str | None) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    pair = write_pair(tmp_path, hidden_size=128, intermediate_size=256, num_attention_heads=2, num_key_value_heads=2)
+    direct, detour = both(*pair, tmp_path / "tuned", "cuda", dtype, quantize)
+    same_weights(direct.decoder.weights, detour.decoder.weights)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_a_base_in_metas_layout_and_a_tied_head(tmp_path: Path, quantize: str | None) -> None:
+    cfg = tiny.config(hidden_size=64, intermediate_size=160, num_attention_heads=8, num_key_value_heads=8)
+    meta = tiny_meta.write_meta(tmp_path / "meta", cfg, tiny_meta.random_shards(cfg, 2))
+    delta = {name: t * 0.01 for name, t in tiny.state(cfg, 1).items()}
+    diff = tiny.write_model(
+        tmp_path / "diff", {**cfg, "tie_word_embeddings": True}, delta
+    )  # its head is stored all the same
+    direct, detour = both(meta, diff, tmp_path / "tuned", "cpu", "float16", quantize)
+    assert names.HEAD not in direct.decoder.weights
+    same_weights(direct.decoder.weights, detour.decoder.weights)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_pieces_cut_anywhere_change_nothing(quantize: str | None) -> None:
+    config = ModelConfig.from_dict(CONFIG)
+    rng = random.Random(0)
+    whole, cut = (WeightSink(config, "float16", "cpu", quantize) for _ in range(2))
+    for name, shape in names.shapes(config).items():
+        content = (torch.randn(shape) * 0.05).half().view(torch.uint8).numpy().tobytes()
+        whole.write(name, 0, memoryview(content))
+        begin = 0
+        while begin < len(content):
+            end = min(len(content), begin + 2 * rng.choice([1, 7, 35, 36, 37, 100, 1000]))
+            cut.write(name, begin, memoryview(bytearray(content[begin:end])))
+            begin = end
+    same_weights(cut.weights, whole.weights)
+
+
+def test_the_engine_answers_as_the_recovered_one(tmp_path: Path) -> None:
+    base, diff = write_pair(tmp_path, vocab_size=400)
+    (diff / "tokenizer.model").write_bytes(small_model())
+    before = snapshot(tmp_path)
+    params = SamplingParams(max_new_tokens=8, ignore_eos=True)
+    with Engine.from_diff(base, diff, device="cpu", quantize="int8") as engine:
+        (direct,) = engine.generate("the cat sat", params)
+    assert snapshot(tmp_path) == before  # nothing is written
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    with Engine.from_pretrained(tmp_path / "tuned", device="cpu", quantize="int8") as engine:
+        (detour,) = engine.generate("the cat sat", params)
+    assert (direct.token_ids, direct.text) == (detour.token_ids, detour.text)
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_what_recover_refuses_is_refused(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    change, error, message = REFUSALS[case]
+    base, diff = tiny.write_pair(tmp_path)
+    change(base, diff)
+    monkeypatch.setattr(from_diff, "WeightSink", None)  # no memory is taken before
+    with pytest.raises(error, match=message):
+        Engine.from_diff(base, diff, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"dtype": "auto"}, RequestError, "dtype is 'auto', wanted float32"),
+        ({"quantize": "int3"}, RequestError, "quantize is 'int3'"),
+        ({"max_model_len": 4000}, RequestError, "max_position_embeddings is 128"),
+        ({"device": "tpu"}, BaizeError, "device 'tpu'"),
+    ],
+)
+def test_arguments_are_refused_by_name(tmp_path: Path, settings: dict, error: type, message: str) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    with pytest.raises(error, match=message):
+        Engine.from_diff(base, diff, **{"device": "cpu", **settings})
+
+
+def test_memory_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    monkeypatch.setattr("baize_engine.loading.free_bytes", lambda device: 1000)
+    monkeypatch.setattr(from_diff, "WeightSink", None)
+    with pytest.raises(RequestError, match=r"this machine has 0\.0 MiB free"):
+        Engine.from_diff(base, diff, device="cpu")
+
+
+def test_values_without_a_code_name_their_tensor(tmp_path: Path) -> None:
+    base, diff = write_pair(tmp_path)
+    tensors = load(base)
+    tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("inf")
+    tiny.write_model(tmp_path / "odd", CONFIG, tensors)
+    with pytest.raises(
+        CheckpointError, match=r"model\.layers\.1\.mlp\.up_proj\.weight, recovered: weight holds values"
+    ):
+        Engine.from_diff(tmp_path / "odd", diff, device="cpu", quantize="int4")
+
+
+def test_a_config_that_the_decoder_would_run_wrongly(tmp_path: Path) -> None:
+    base, diff = write_pair(tmp_path)
+    for folder in (base, diff):
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps({**config, "hidden_act": "gelu"}))
+    with pytest.raises(ConfigError, match=r"diff.config\.json: config: hidden_act is 'gelu'"):
+        Engine.from_diff(base, diff, device="cpu")
+
+
+def test_the_commands_take_base_and_diff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, diff = write_pair(tmp_path, vocab_size=400)
+    (diff / "tokenizer.model").write_bytes(small_model())
+    pair = ["--path_raw", str(base), "--path_diff", str(diff), "--device", "cpu"]
+    ask = ["--prompt", "the cat sat", "--max_new_tokens", "6"]
+    assert main(["generate", *pair, *ask, "--quantize", "int8"]) == 0
+    direct = capsys.readouterr().out
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert main(["generate", str(tmp_path / "tuned"), *ask, "--device", "cpu", "--quantize", "int8"]) == 0
+    assert capsys.readouterr().out == direct
+    for wrong in ([], pair[:2], ["model", *pair]):
+        with pytest.raises(SystemExit) as stop:
+            main(["generate", *wrong, *ask])
+        assert stop.value.code == 2
+        assert "wanted MODEL, or --path_raw and --path_diff" in capsys.readouterr().err
+
+
+PEAK = """
+import sys, torch
+from pathlib import Path
+from baize_engine import Engine
+from baize_engine.kernels import quantized
+
+def memory(what):  # of this program alone: ru_maxrss would count the one that started it
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
+
+torch.ones(64, 64) @ torch.ones(64, 64)
+quantized.quantize(torch.ones(64, 64), "int4")
+Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+before = memory("VmRSS")
+engine = Engine.from_diff(sys.argv[1], sys.argv[2], device="cpu", quantize=sys.argv[3] or None, max_model_len=16)
+size = sum(t.numel() * t.element_size() for w in engine._decoder.weights.values()
+           for t in ([w] if isinstance(w, torch.Tensor) else [w.values, w.scales]))
+print(memory("VmHWM") - before, size)
+"""
+MEMORY = Shape(layers=2, heads=16, hidden=2048, intermediate=5632)  # 234M parameters, 446 MiB as float16
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize(("quantize", "buffers"), [("", 170), ("int8", 300), ("int4", 400)])
+def test_peak_memory_is_the_weights_and_the_buffers(tmp_path: Path, quantize: str, buffers: int) -> None:
+    base, diff = sparse.write_sparse_pair(tmp_path, MEMORY)
+    command = [sys.executable, "-c", PEAK, str(base), str(diff), quantize]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    grown, size = map(int, done.stdout.split())
+    assert size <= grown < size + (buffers << 20), (
+        f"{(grown - size) / 2**20:.0f} MiB beyond the weights' {size / 2**20:.0f}"
+    )
