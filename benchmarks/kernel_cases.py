@@ -271,6 +271,6 @@ def choosing(m: Machine, config: ModelConfig, rows: int) -> Iterator[Case]:
 def drawn(logits: Tensor, warm: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Any) -> list[Tensor]:
     """`reference.sample` of rows that are all drawn, which need not ask the device whether they are."""
     scaled = logits / warm[:, None]
-    noise = -torch.log(-torch.log(reference.uniform(*keys, logits.shape[1])))
+    noise = -torch.log(-torch.log(reference.uniform(*keys, torch.arange(logits.shape[1], device=logits.device))))
     kept = reference._filter(scaled, top_k, top_p, min_p)
     return [torch.where(kept, scaled + noise, float("-inf")).argmax(-1)]

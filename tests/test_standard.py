@@ -93,7 +93,7 @@ def test_one_step_and_the_table(tmp_path: Path) -> None:
 
 
 def test_a_quiet_step_prints_its_failure_only(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(Step("fine", ("-c", "print('fine'); print('{}')"), 60), shown=False)["report"] == {}
+    assert run(Step("fine", ("-c", "print('fine'); print('{}')"), 60), 60, shown=False)["report"] == {}
     assert "fine" not in capsys.readouterr().out
-    assert run(Step("bad", ("-c", "print('broken'); exit(2)"), 60), shown=False)["code"] == 2
+    assert run(Step("bad", ("-c", "print('broken'); exit(2)"), 60), 60, shown=False)["code"] == 2
     assert "broken" in capsys.readouterr().out
