@@ -82,7 +82,8 @@ struct Attention {
     float* out;
     size_t splits;  // that the longest context may have
 
-    size_t part_floats() const { return 16 + (dim + 15) / 16 * 16; }  // greatest score, sum of weights, then weighted values
+    size_t row_width() const { return (dim + 31) / 32 * 32; }         // floats: dim to two of the widest vectors
+    size_t part_floats() const { return 16 + row_width(); }  // greatest score, sum of weights, then weighted values
 };
 
 // What one instruction set offers. Scratch is aligned to 64 bytes.

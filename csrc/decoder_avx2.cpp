@@ -78,6 +78,30 @@ struct Vec {
         return _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x88), _mm256_shuffle_ps(first, second, 0xdd));
     }
 
+    // to[k][n] = from[n][k] of 8 by 8
+    BAIZE_TARGET static void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {
+        F rows[8], pairs[8];
+#pragma GCC unroll 8
+        for (size_t n = 0; n < 8; ++n) rows[n] = load(from + n * from_stride);
+#pragma GCC unroll 4
+        for (size_t n = 0; n < 8; n += 2) {
+            pairs[n] = _mm256_unpacklo_ps(rows[n], rows[n + 1]);
+            pairs[n + 1] = _mm256_unpackhi_ps(rows[n], rows[n + 1]);
+        }
+#pragma GCC unroll 2
+        for (size_t n = 0; n < 8; n += 4) {
+            rows[n + 0] = _mm256_shuffle_ps(pairs[n], pairs[n + 2], 0x44);
+            rows[n + 1] = _mm256_shuffle_ps(pairs[n], pairs[n + 2], 0xee);
+            rows[n + 2] = _mm256_shuffle_ps(pairs[n + 1], pairs[n + 3], 0x44);
+            rows[n + 3] = _mm256_shuffle_ps(pairs[n + 1], pairs[n + 3], 0xee);
+        }
+#pragma GCC unroll 4
+        for (size_t n = 0; n < 4; ++n) {
+            store(to + n * to_stride, _mm256_permute2f128_ps(rows[n], rows[n + 4], 0x20));
+            store(to + (n + 4) * to_stride, _mm256_permute2f128_ps(rows[n], rows[n + 4], 0x31));
+        }
+    }
+
     BAIZE_TARGET static I no_total() { return _mm256_setzero_si256(); }
     BAIZE_TARGET static S load_shorts(const int16_t* at) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)); }
     BAIZE_TARGET static void store_shorts(int16_t* at, S value) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value); }

@@ -64,6 +64,11 @@ struct Vec {
         return load(each);
     }
 
+    BAIZE_TARGET static void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {  // to[k][n] = from[n][k]
+        for (size_t k = 0; k < width; ++k)
+            for (size_t n = 0; n < width; ++n) to[k * to_stride + n] = from[n * from_stride + k];
+    }
+
     BAIZE_TARGET static I no_total() { return _mm512_setzero_si512(); }
     BAIZE_TARGET static S load_shorts(const int16_t* at) { return _mm512_loadu_si512(at); }
     BAIZE_TARGET static void store_shorts(int16_t* at, S value) { _mm512_storeu_si512(at, value); }

@@ -62,6 +62,11 @@ struct Vec {
     }
     static F sums(const F* v) { return each([=](size_t n) { return sum(v[n]); }); }
 
+    static void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {  // to[k][n] = from[n][k]
+        for (size_t k = 0; k < width; ++k)
+            for (size_t n = 0; n < width; ++n) to[k * to_stride + n] = from[n * from_stride + k];
+    }
+
     static I no_total() { return {}; }
     static S load_shorts(const int16_t* at) {
         S value;
