@@ -72,13 +72,16 @@ class Plan:
     def qkv_rope_store(
         self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], cos: int, sin: int, positions: int,
         cache: str, keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
+        coarse: bool,
     ) -> None: ...  # fmt: skip
     def attention(
         self, q: int, cache: str, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
         table_stride: int, heads: int, kv_heads: int, dim: int, block: int, scale: float, out: int,
     ) -> None: ...  # fmt: skip
-    def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int) -> None: ...
-    def gate_up(self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int) -> None: ...
+    def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int, coarse: bool) -> None: ...
+    def gate_up(
+        self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int, coarse: bool
+    ) -> None: ...
     def head(self, x: int, tokens: int, norm: int, eps: float, matrix: Matrix, out: int, best: int) -> None: ...
     def run(self, threads: int) -> None:
         """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. IndexError where a token id has no row."""

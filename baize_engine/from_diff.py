@@ -46,6 +46,7 @@ def load_diff_parts(
     max_model_len: int | None,
     cache_tokens: int | None,
     threads: int | None,
+    exact_activations: bool = False,
     force: bool = False,
     progress: bool = False,
 ) -> Parts:
@@ -76,7 +77,7 @@ def load_diff_parts(
     unchanged(before, [*source.index.files, *diff.files])
     if device != "cpu":
         torch.cuda.synchronize(device)
-    return assemble(config, target.weights, device, max_model_len, cache_tokens, text)
+    return assemble(config, target.weights, device, max_model_len, cache_tokens, text, exact_activations)
 
 
 @dataclass(frozen=True)

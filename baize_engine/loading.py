@@ -47,6 +47,7 @@ def load_parts(
     max_model_len: int | None,
     cache_tokens: int | None,
     threads: int | None,
+    exact_activations: bool = False,
 ) -> Parts:
     """Loads the folder `path`; `Engine.from_pretrained` says what the arguments mean and what is refused."""
     if dtype != "auto" and dtype not in FLOATS:
@@ -61,7 +62,7 @@ def load_parts(
     check_memory(config, index, device, dtype, quantize, cache_tokens)
     text = read_tokenizer(path)
     weights = load_weights(index, config, dtype, device, quantize)
-    return assemble(config, weights, device, max_model_len, cache_tokens, text)
+    return assemble(config, weights, device, max_model_len, cache_tokens, text, exact_activations)
 
 
 def check_settings(device: str, quantize: str | None, threads: int | None) -> str:
@@ -87,10 +88,11 @@ def assemble(
     max_model_len: int,
     cache_tokens: int,
     text: tuple[Tokenizer | None, str | None],
+    exact_activations: bool = False,
 ) -> Parts:
     """The parts around loaded weights. `text`: what `read_tokenizer` gave."""
     backend = ops(device)
-    decoder = Llama(config, weights, backend, device)
+    decoder = Llama(config, weights, backend, device, exact_activations=exact_activations)
     cache = decoder.new_cache(cache_tokens)
     steps = DecodeSteps(decoder, cache) if decoder.runs_ahead else None
     return Parts(config, decoder, cache, max_model_len, backend.sample, steps, *text)

@@ -122,6 +122,7 @@ def _embed(plan: _C.Plan, ids: Tensor, weight: Tensor, *, out: Tensor | None = N
 def _qkv_rope_store(
     plan: _C.Plan, x: Tensor, norm: Tensor, eps: float, weights: Sequence[Weight], cos: Tensor, sin: Tensor,
     positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, q: Tensor, each_row: bool = False,
+    coarse: bool = False,
 ) -> None:  # fmt: skip
     (tokens, hidden), (_, heads, dim) = x.shape, q.shape
     blocks, block, kv_heads, _ = k_cache.shape
@@ -134,7 +135,7 @@ def _qkv_rope_store(
         [_matrix(weight, hidden) for weight in weights], _address("cos", cos, half), _address("sin", sin, half),
         _address("positions", positions, (tokens,), torch.int64), kind, _address("k_cache", k_cache, cache, k_cache.dtype),
         _address("v_cache", v_cache, cache, k_cache.dtype), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads,
-        dim, _address("q", q, (tokens, heads, dim)),
+        dim, _address("q", q, (tokens, heads, dim)), coarse,
     )  # fmt: skip
 
 
@@ -160,10 +161,12 @@ def _attention(
     return out
 
 
-def _linear_add(plan: _C.Plan, x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False) -> Tensor:
+def _linear_add(
+    plan: _C.Plan, x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False, coarse: bool = False
+) -> Tensor:
     tokens, columns = x.shape
     place = _address("out", out, (tokens, weight.shape[0]))
-    plan.linear_add(_address("x", x, (tokens, columns)), tokens, _matrix(weight, columns), place)
+    plan.linear_add(_address("x", x, (tokens, columns)), tokens, _matrix(weight, columns), place, coarse)
     return out
 
 
@@ -176,12 +179,13 @@ def _gate_up(
     *,
     out: Tensor,
     each_row: bool = False,
+    coarse: bool = False,
 ) -> Tensor:
     tokens, hidden = x.shape
     _check_sum(sum(w.shape[0] for w in weights), 2 * out.shape[1])
     plan.gate_up(
         _address("x", x, (tokens, hidden)), tokens, _address("norm", norm, (hidden,)), eps,
-        [_matrix(weight, hidden) for weight in weights], _address("out", out, (tokens, out.shape[1])),
+        [_matrix(weight, hidden) for weight in weights], _address("out", out, (tokens, out.shape[1])), coarse,
     )  # fmt: skip
     return out
 

@@ -211,11 +211,11 @@ void bind_decoder(py::module_& module) {
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
                 uintptr_t cos, uintptr_t sin, uintptr_t positions, const std::string& cache, uintptr_t keys, uintptr_t values,
                 uintptr_t slots,
-                size_t heads, size_t kv_heads, size_t dim, uintptr_t q) {
+                size_t heads, size_t kv_heads, size_t dim, uintptr_t q, bool coarse) {
                  plan.qkv_rope_store(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<const float>(cos),
                                      at<const float>(sin), at<const int64_t>(positions), float_kind(cache), at<uint8_t>(keys),
                                      at<uint8_t>(values),
-                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q));
+                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q), coarse);
              })
         .def("attention",
              [](Plan& plan, uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
@@ -226,13 +226,13 @@ void bind_decoder(py::module_& module) {
                                  sequences, table_stride, heads, kv_heads, dim, block, scale, at<float>(out), 0});
              })
         .def("linear_add",
-             [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out) {
-                 plan.linear_add(at<const float>(x), tokens, matrix, at<float>(out));
+             [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out, bool coarse) {
+                 plan.linear_add(at<const float>(x), tokens, matrix, at<float>(out), coarse);
              })
         .def("gate_up",
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
-                uintptr_t out) {
-                 plan.gate_up(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<float>(out));
+                uintptr_t out, bool coarse) {
+                 plan.gate_up(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<float>(out), coarse);
              })
         .def("head",
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const Matrix& matrix, uintptr_t out,

@@ -28,6 +28,7 @@ struct Plan::Arena {
     Buffer<float> normed, parts, values, scales;
     Buffer<int16_t> codes;
     Buffer<int32_t> offsets;
+    Buffer<uint8_t> bytes;
     std::vector<Buffer<float>> scratch;  // one a thread of the team
 };
 
@@ -55,10 +56,21 @@ void Plan::embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* we
     });
 }
 
-void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, const float* norm, float eps) {
+namespace {
+
+// Whether activations are rounded to bytes.
+bool by_bytes(bool coarse, size_t tokens, const Matrix& matrix) { return coarse && tokens > kFew && matrix.quantised(); }
+
+}  // namespace
+
+void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, bool bytes, const float* norm, float eps) {
     const size_t columns = matrix.columns, padded = (columns + kBlock - 1) / kBlock * kBlock * tokens;
     if (norm) normed_ = std::max(normed_, tokens * columns);
-    if (matrix.quantised()) {
+    if (bytes) {
+        const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * tokens;
+        bytes_ = std::max(bytes_, blocks * kByteBlock);
+        scales_ = std::max(scales_, blocks * kByteFactors);
+    } else if (matrix.quantised()) {
         codes_ = std::max(codes_, padded);
         scales_ = std::max(scales_, padded / section_of(matrix.kind));
         if (tokens == 1) offsets_ = std::max(offsets_, padded / kGroup * kOffsets);
@@ -72,11 +84,13 @@ void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, const fl
             kernels_.rms_norm(row, norm, eps, columns, normed);
             row = normed;
         }
-        kernels_.prepare(kind, row, columns, t, tokens, {arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data()});
+        kernels_.prepare(kind, row, columns, t, tokens,
+                         {arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data(),
+                          bytes ? arena.bytes.data() : nullptr});
     });
 }
 
-void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, float* y, size_t ldy, bool add_to) {
+void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool bytes, float* y, size_t ldy, bool add_to) {
     struct Part {
         Matrix matrix;
         size_t begin, rows, first;  // the column of y where it begins, rows of a task, its first task
@@ -98,7 +112,8 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, float* y
         while (parts[n].first > task) --n;
         const Part& part = parts[n];
         const size_t row = (task - part.first) * part.rows;
-        const Activations x{arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data()};
+        const Activations x{arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data(),
+                            bytes ? arena.bytes.data() : nullptr};
         const Product what{part.matrix, x, tokens, (y ? y : arena.parts.data()) + part.begin, ldy, add_to};
         kernels_.product(what, row, std::min(row + part.rows, part.matrix.rows), scratch);
     });
@@ -106,10 +121,12 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, float* y
 
 void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                           const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
-                          uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q) {
+                          uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
+                          bool coarse) {
     const size_t width = (heads + 2 * kv_heads) * dim, half = dim / 2, row_bytes = kv_heads * dim * (cache == Kind::float32 ? 4 : 2);
-    prepare(x, tokens, matrices[0], norm, eps);
-    products(tokens, matrices, nullptr, width, false);
+    const bool bytes = by_bytes(coarse, tokens, matrices[0]);
+    prepare(x, tokens, matrices[0], bytes, norm, eps);
+    products(tokens, matrices, bytes, nullptr, width, false);
     scratch_ = std::max(scratch_, kv_heads * dim);
     add(tokens, [=](Arena& arena, size_t t, float* turned) {
         const float* row = arena.parts.data() + t * width;
@@ -158,19 +175,21 @@ void Plan::attention(const Attention& what) {
     });
 }
 
-void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out) {
-    prepare(x, tokens, matrix);
-    products(tokens, {matrix}, out, matrix.rows, true);
+void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool coarse) {
+    const bool bytes = by_bytes(coarse, tokens, matrix);
+    prepare(x, tokens, matrix, bytes);
+    products(tokens, {matrix}, bytes, out, matrix.rows, true);
 }
 
 void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
-                   float* out) {
+                   float* out, bool coarse) {
     constexpr size_t piece = 1024;  // columns of a task, so that one token too is shared among threads
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
     const size_t inner = width / 2, pieces = (inner + piece - 1) / piece;
-    prepare(x, tokens, matrices[0], norm, eps);
-    products(tokens, matrices, nullptr, width, false);
+    const bool bytes = by_bytes(coarse, tokens, matrices[0]);
+    prepare(x, tokens, matrices[0], bytes, norm, eps);
+    products(tokens, matrices, bytes, nullptr, width, false);
     add(tokens * pieces, [=](Arena& arena, size_t task, float*) {
         const size_t t = task / pieces, begin = task % pieces * piece, count = std::min(piece, inner - begin);
         const float* gate = arena.parts.data() + t * width + begin;
@@ -181,8 +200,8 @@ void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, 
 void Plan::head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
                 int32_t* best) {
     const size_t vocabulary = matrix.rows, blocks = (vocabulary + kBestBlock - 1) / kBestBlock;
-    prepare(x, tokens, matrix, norm, eps);
-    products(tokens, {matrix}, out, vocabulary, false);
+    prepare(x, tokens, matrix, false, norm, eps);
+    products(tokens, {matrix}, false, out, vocabulary, false);
     if (!best) return;
     constexpr size_t piece = 128;  // blocks of a task
     const size_t pieces = (blocks + piece - 1) / piece;
@@ -210,6 +229,7 @@ void Plan::run(int threads) {
     arena.codes.grow(codes_);
     arena.scales.grow(scales_);
     arena.offsets.grow(offsets_);
+    arena.bytes.grow(bytes_);
     if (arena.scratch.size() < size_t(threads)) arena.scratch.resize(size_t(threads));
     for (int n = 0; n < threads; ++n) arena.scratch[size_t(n)].grow(scratch_);
     for (auto& op : ops_) op->next = 0;

@@ -17,6 +17,9 @@ constexpr size_t kGroup = 64;      // columns that share an int4 scale: GROUP of
 constexpr size_t kBlock = 512;     // columns that a product takes at a time: a panel of them stays in the caches
 constexpr size_t kBestBlock = 32;  // BEST_BLOCK of kernels/reference.py
 constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
+constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
+constexpr size_t kByteFactors = kByteBlock / kGroup;  // scales of such a block; those that its kind does not use are zero
+constexpr size_t kFew = 8;          // tokens for which a matrix is read in place, and activations are not rounded to bytes
 constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };
@@ -52,6 +55,7 @@ struct Activations {
     const int16_t* codes;
     const float* scales;
     const int32_t* offsets;  // for one token and int4: eight times the sums of the codes, kOffsets a section
+    const uint8_t* bytes;    // in place of `codes`, for prompts (decoder_bytes.inc); then kByteFactors scales a block, or null
 };
 
 struct ActivationMemory {
@@ -59,6 +63,7 @@ struct ActivationMemory {
     int16_t* codes;
     float* scales;
     int32_t* offsets;
+    uint8_t* bytes;
 };
 
 // One product: y (T, ldy) (+)= x times the matrix transposed.
@@ -133,13 +138,16 @@ class Plan {
     explicit Plan(const Kernels& kernels) : kernels_(kernels) {}
 
     void embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden, float* out);
+    // `coarse` lets the activations of more than kFew tokens be rounded to bytes where the matrices are quantised.
     // rms_norm, then the products with `matrices` side by side, q and k rotated, k and v stored in a cache of `cache`
     void qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                         const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
-                        uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q);
+                        uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
+                        bool coarse);
     void attention(const Attention& what);  // `splits` is filled in
-    void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out);
-    void gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices, float* out);
+    void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool coarse);
+    void gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices, float* out,
+                 bool coarse);
     void head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
               int32_t* best);  // best may be null: the greatest of each kBestBlock logits, -1 where one is not finite
 
@@ -157,14 +165,14 @@ class Plan {
 
     void add(size_t tasks, Work work);
     // x, or its rms_norm where `norm` is given, as products with such matrices read it
-    void prepare(const float* x, size_t tokens, const Matrix& matrix, const float* norm = nullptr, float eps = 0.0f);
+    void prepare(const float* x, size_t tokens, const Matrix& matrix, bool bytes, const float* norm = nullptr, float eps = 0.0f);
     // of what was prepared; to the arena's `parts` where y is null
-    void products(size_t tokens, const std::vector<Matrix>& matrices, float* y, size_t ldy, bool add_to);
+    void products(size_t tokens, const std::vector<Matrix>& matrices, bool bytes, float* y, size_t ldy, bool add_to);
 
     const Kernels& kernels_;
     std::vector<std::unique_ptr<Op>> ops_;
     // elements that an arena must have, and floats of each thread's scratch
-    size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, offsets_ = 0, scratch_ = 0;
+    size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, offsets_ = 0, bytes_ = 0, scratch_ = 0;
 };
 
 }  // namespace baize

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4, BYTE_ROWS = 4, BYTE_TOKENS = 3;
 
 struct Vec {
     using F = __m256;
@@ -165,6 +165,41 @@ struct Vec {
                 store_shorts(codes + 32 + half * 16, _mm256_permute4x64_epi64(odd, 0xd8));
             }
         }
+    }
+
+    using B = __m256i;  // thirty-two bytes
+    using P = __m256i;  // sixteen sums of two products
+    static constexpr size_t bytes = 32;
+    BAIZE_TARGET static B load_bytes(const void* at) { return _mm256_loadu_si256(static_cast<const __m256i*>(at)); }
+    BAIZE_TARGET static B all_bytes(int8_t value) { return _mm256_set1_epi8(value); }
+    BAIZE_TARGET static P pairs(B codes, B weights) { return _mm256_maddubs_epi16(codes, weights); }
+    BAIZE_TARGET static P add_pairs(P a, P b) { return _mm256_add_epi16(a, b); }
+    BAIZE_TARGET static I total(P sums) { return _mm256_madd_epi16(sums, _mm256_set1_epi16(1)); }
+    BAIZE_TARGET static I plus(I a, I b) {
+        a = _mm256_add_epi32(a, b);
+        __asm__("" : "+x"(a));  // as in add_products
+        return a;
+    }
+    // Whether add_pairs of the two and codes up to 127 stays within 16 bits.
+    BAIZE_TARGET static bool fit(B a, B b) {
+        const B zero = _mm256_setzero_si256(), one = _mm256_set1_epi8(1);
+        const P above = _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_max_epi8(a, zero), one),
+                                         _mm256_maddubs_epi16(_mm256_max_epi8(b, zero), one));
+        const P below = _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(_mm256_min_epi8(a, zero)), one),
+                                         _mm256_maddubs_epi16(_mm256_abs_epi8(_mm256_min_epi8(b, zero)), one));
+        const P most = _mm256_set1_epi16(32767 / 127);
+        return _mm256_testz_si256(_mm256_cmpgt_epi16(_mm256_max_epi16(above, below), most), _mm256_set1_epi8(-1));
+    }
+    BAIZE_TARGET static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
+        const B packed = load_bytes(group), mask = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
+        store_shorts(reinterpret_cast<int16_t*>(to), _mm256_sub_epi8(_mm256_and_si256(packed, mask), eight));
+        store_shorts(reinterpret_cast<int16_t*>(to + 32),
+                     _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed, 4), mask), eight));
+    }
+    BAIZE_TARGET static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
+        const B both = _mm256_packs_epi16(rounded(x, inverse), rounded(x + 16, inverse));
+        const B ordered = _mm256_permute4x64_epi64(both, 0xd8);
+        store_shorts(reinterpret_cast<int16_t*>(codes), _mm256_add_epi8(ordered, _mm256_set1_epi8(int8_t(zero))));
     }
 };
 

@@ -13,7 +13,7 @@
 
 namespace {
 
-constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 4, TOKENS = 6, CODE_ROWS = 4, CODE_TOKENS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 4, TOKENS = 6, CODE_ROWS = 4, CODE_TOKENS = 4, BYTE_ROWS = 4, BYTE_TOKENS = 4;
 
 struct Vec {
     using F = __m512;
@@ -106,6 +106,28 @@ struct Vec {
         for (size_t k = 0; k < baize::section_of(K); k += 16) {
             const __m256i some = _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse)));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + k), some);
+        }
+    }
+
+    using B = __m512i;  // sixty-four bytes
+    using P = __m512i;  // sixteen sums of four products
+    static constexpr size_t bytes = 64;
+    BAIZE_TARGET static B load_bytes(const void* at) { return _mm512_loadu_si512(at); }
+    BAIZE_TARGET static B all_bytes(int8_t value) { return _mm512_set1_epi8(value); }
+    BAIZE_TARGET static P pairs(B codes, B weights) { return _mm512_dpbusd_epi32(no_total(), codes, weights); }
+    BAIZE_TARGET static P add_pairs(P a, P b) { return _mm512_add_epi32(a, b); }
+    BAIZE_TARGET static I total(P sums) { return sums; }
+    BAIZE_TARGET static I plus(I a, I b) { return _mm512_add_epi32(a, b); }
+    BAIZE_TARGET static bool fit(B, B) { return true; }
+    BAIZE_TARGET static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
+        const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)), mask = _mm256_set1_epi8(15);
+        const __m256i low = _mm256_and_si256(packed, mask), high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
+        _mm512_storeu_si512(to, _mm512_sub_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), _mm512_set1_epi8(8)));
+    }
+    BAIZE_TARGET static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
+        for (size_t k = 0; k < bytes; k += width) {
+            const __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse)), _mm512_set1_epi32(zero));
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtepi32_epi8(code));
         }
     }
 };

@@ -7,7 +7,7 @@
 
 namespace {
 
-constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 24, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 24, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4, BYTE_ROWS = 2, BYTE_TOKENS = 2;
 
 struct Vec {
     static constexpr size_t width = 4, shorts = 8;
@@ -126,6 +126,43 @@ struct Vec {
     template <baize::Kind K>
     static void encode(const float* x, F inverse, int16_t* codes) {
         for (size_t k = 0; k < baize::section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse.lanes[0]));
+    }
+
+    struct B {
+        uint8_t lanes[16];
+    };
+    using P = I;  // four sums of four products
+    static constexpr size_t bytes = 16;
+    static B load_bytes(const void* at) {
+        B value;
+        std::memcpy(value.lanes, at, sizeof(value));
+        return value;
+    }
+    static B all_bytes(int8_t value) {
+        B all;
+        std::memset(all.lanes, value, sizeof(all));
+        return all;
+    }
+    static P pairs(B codes, B weights) {
+        P total{};
+        for (size_t n = 0; n < bytes; ++n) total.lanes[n / 4] += int32_t(codes.lanes[n]) * int8_t(weights.lanes[n]);
+        return total;
+    }
+    static P add_pairs(P a, P b) { return plus(a, b); }
+    static I total(P sums) { return sums; }
+    static I plus(I a, I b) {
+        for (size_t n = 0; n < width; ++n) a.lanes[n] += b.lanes[n];
+        return a;
+    }
+    static bool fit(B, B) { return true; }
+    static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
+        for (size_t n = 0; n < baize::kGroup / 2; ++n) {
+            to[n] = int8_t((group[n] & 15) - 8);
+            to[baize::kGroup / 2 + n] = int8_t((group[n] >> 4) - 8);
+        }
+    }
+    static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
+        for (size_t n = 0; n < bytes; ++n) codes[n] = uint8_t(std::lrintf(x[n] * inverse.lanes[0]) + zero);
     }
 };
 

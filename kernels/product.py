@@ -282,7 +282,7 @@ def linear(x: torch.Tensor, weight: Weight, *, out: torch.Tensor | None = None, 
 def qkv_rope_store(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight], cos: torch.Tensor, sin: torch.Tensor,
     positions: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor,
-    *, q: torch.Tensor, each_row: bool = False,
+    *, q: torch.Tensor, each_row: bool = False, coarse: bool = False,
 ) -> None:  # fmt: skip
     """`reference.qkv_rope_store`, of the joined matrix."""
     weight = _joined(weights)
@@ -303,7 +303,9 @@ def qkv_rope_store(
     rope_and_store(parts, cos, sin, positions, k_cache, v_cache, slots, q=q)
 
 
-def linear_add(x: torch.Tensor, weight: Weight, *, out: torch.Tensor, each_row: bool = False) -> torch.Tensor:
+def linear_add(
+    x: torch.Tensor, weight: Weight, *, out: torch.Tensor, each_row: bool = False, coarse: bool = False
+) -> torch.Tensor:
     """`reference.linear_add`."""
     check("out", out, (x.shape[0], weight.shape[0]), x.device)
     if small(x.shape[0], each_row):
@@ -314,7 +316,7 @@ def linear_add(x: torch.Tensor, weight: Weight, *, out: torch.Tensor, each_row: 
 
 def gate_up(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight],
-    *, out: torch.Tensor, each_row: bool = False,
+    *, out: torch.Tensor, each_row: bool = False, coarse: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.gate_up`, of the joined matrix."""
     weight = _joined(weights)

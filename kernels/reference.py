@@ -217,10 +217,12 @@ def qkv_rope_store(
     *,
     q: Tensor,
     each_row: bool = False,
+    coarse: bool = False,
 ) -> None:
     """rms_norm, the products with q, k and v, rope_and_store. x: (T, H); q: (T, Hq, D) is written.
 
-    `weights`: the three matrices, or one of their rows joined in this order.
+    `weights`: the three matrices, or one of their rows joined in this order. `coarse` allows a backend that is faster so to
+    round the activations that meet quantised weights to 8 bits, with a scale for some columns; here they stay as they are.
     """
     kv_heads, dim = k_cache.shape[2:]
     parts = _products(rms_norm(x, norm, eps), weights, each_row)
@@ -231,15 +233,25 @@ def qkv_rope_store(
     rope_and_store(q, k, v, cos, sin, positions, k_cache, v_cache, slots)
 
 
-def linear_add(x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False) -> Tensor:
-    """out (T, N) += linear(x (T, K), weight): a product and the residual."""
+def linear_add(x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False, coarse: bool = False) -> Tensor:
+    """out (T, N) += linear(x (T, K), weight): a product and the residual. `coarse`: as in qkv_rope_store."""
     return add(out, linear(x, weight, each_row=each_row), out=out)
 
 
 def gate_up(
-    x: Tensor, norm: Tensor, eps: float, weights: Sequence[Weight], *, out: Tensor, each_row: bool = False
+    x: Tensor,
+    norm: Tensor,
+    eps: float,
+    weights: Sequence[Weight],
+    *,
+    out: Tensor,
+    each_row: bool = False,
+    coarse: bool = False,
 ) -> Tensor:
-    """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one of their rows joined."""
+    """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one of their rows joined.
+
+    `coarse`: as in qkv_rope_store.
+    """
     parts = _products(rms_norm(x, norm, eps), weights, each_row)
     inner = out.shape[1]
     return silu_mul(parts[:, :inner], parts[:, inner:], out=out)

@@ -66,6 +66,40 @@ def test_a_row_is_the_same_alone_and_among_64(variant: str, kind: str) -> None:
         assert torch.equal(part, whole[:tokens]), tokens
 
 
+def in_bytes(x: torch.Tensor, kind: str) -> torch.Tensor:
+    """x (T, K) as a coarse product reads it: 63 (int8) or 127 (int4) levels each way, a scale for 128 or 64 columns."""
+    section, levels = (128, 63) if kind == "int8" else (64, 127)
+    padded = torch.nn.functional.pad(x, (0, -x.shape[1] % section)).unflatten(1, (-1, section))
+    most = padded.abs().amax(2, keepdim=True)
+    codes = (padded * (levels / most)).round()
+    return (codes.double() * (most / levels).double()).flatten(1)[:, : x.shape[1]]
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (33, 192), (100, 172), (129, 1100)])
+def test_coarse_products(variant: str, kind: str, rows: int, columns: int) -> None:
+    """Exact but for the rounding of x to bytes, which starts above 8 tokens; a row's bits do not depend on the others."""
+    weight = matrix(kind, rows, columns)
+    x, before = torch.randn(131, columns), torch.randn(131, rows)
+    add = native.op("linear_add", variant)
+    for tokens in (9, 12, 64, 131):
+        out = add(x[:tokens].clone(), weight, out=before[:tokens].clone(), coarse=True)
+        assert error(out - before[:tokens], exact(in_bytes(x[:tokens], kind), weight)) < 1e-4, tokens
+        assert torch.equal(out[:9], add(x[:9].clone(), weight, out=before[:9].clone(), coarse=True)), tokens
+    assert 1e-4 < error(out - before, exact(x, weight)) < 2e-2
+    few = [add(x[:8].clone(), weight, out=before[:8].clone(), coarse=coarse) for coarse in (True, False)]
+    assert torch.equal(*few)
+
+
+def test_coarse_products_of_the_greatest_codes(variant: str) -> None:
+    """Nothing is cut off where every weight and activation is at its limit, whatever the signs."""
+    for signs in (torch.ones(3, 256), -torch.ones(3, 256), torch.randn(3, 256).sign()):
+        weight = quantized.Int8Weight((127 * signs).to(torch.int8), torch.ones(3))
+        x = torch.cat([torch.ones(5, 256), -torch.ones(5, 256)])
+        found = native.op("linear_add", variant)(x, weight, out=torch.zeros(10, 3), coarse=True)
+        assert torch.allclose(found.double(), exact(x, weight), rtol=1e-6, atol=1e-2)
+
+
 def test_threads_change_no_bit(variant: str) -> None:
     weight, x, held = matrix("float16", 500, 256), torch.randn(3, 256), torch.get_num_threads()
     found = []
@@ -193,6 +227,10 @@ def test_values_that_are_not_finite_stay_so(variant: str, kind: str, bad: float)
     found = native.op("linear_add", variant)(x, weight, out=torch.zeros(2, 40))
     assert torch.isfinite(found[0]).all()
     assert not torch.isfinite(found[1]).any()
+    many = torch.cat([torch.randn(9, 128), x])
+    coarse = native.op("linear_add", variant)(many, weight, out=torch.zeros(11, 40), coarse=True)
+    assert torch.isfinite(coarse[:10]).all()
+    assert not torch.isfinite(coarse[10]).any()
     norm, best = torch.ones(128), torch.empty(2, 2, dtype=torch.int32)
     native.op("head", variant)(x, norm, 1e-5, weight, out=torch.empty(2, 40), best=best)
     assert (best[0] >= 0).all()

@@ -11,7 +11,7 @@ import torch
 from assets import shared
 from fakes import small_model
 
-from baize_engine import Engine, SamplingParams, loading
+from baize_engine import Engine, SamplingParams, backend, loading
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import generate
 from baize_engine.loading import lengths
@@ -181,3 +181,21 @@ def test_the_loop_alone_needs_only_the_parts(tmp_path: Path) -> None:
     )
     assert len([step.token_id for step in steps]) == 4
     assert parts.tokenizer is None
+
+
+def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> None:
+    """With quantised weights a prompt on the CPU has 8 bits an activation by default; a step of one token never has."""
+    ids, folder = list(range(3, 43)), model(tmp_path / "m")
+    logits = {}
+    for exact in (False, True):
+        parts = loading.load_parts(folder, "cpu", "auto", "int8", None, None, None, exact)
+        sequence = parts.cache.allocate()
+        logits[exact] = parts.decoder.prefill(ids, sequence, parts.cache)
+        alone = parts.decoder.forward([ids[:1]], [parts.cache.allocate()], parts.cache)
+        logits[exact, "one"] = alone
+    assert torch.equal(logits[False, "one"], logits[True, "one"])
+    if backend.ops("cpu").rows["linear_add"].name.startswith("cpp"):
+        error = float((logits[False] - logits[True]).norm() / logits[True].norm())
+        assert 0.0 < error < 0.1
+    else:
+        assert torch.equal(logits[False], logits[True])

@@ -202,7 +202,8 @@ def test_generation_runs_on_quantised_weights(tmp_path: Path, kind: str) -> None
     model = folder(tmp_path / "m")
     config = ModelConfig.from_folder(model)
     exact, coarse = (
-        Llama(config, load_weights(model, config, quantize=quantize_), backend.ops("cpu")) for quantize_ in (None, kind)
+        Llama(config, load_weights(model, config, quantize=quantize_), backend.ops("cpu"), exact_activations=True)
+        for quantize_ in (None, kind)
     )
     ids = prompt(12)
     _, wanted = greedy_logits(exact, ids, 1)

@@ -31,7 +31,9 @@ class Llama:
     `weights`: {transformers' name: matrix on `device`}, a matrix being a tensor or a quantised weight, with q, k, v and
     gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes, and
     may have `compile`, which makes one call of several steps of a plan.
-    Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise.
+    Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise. Where several
+    tokens of a prompt meet quantised weights, a backend may round them to 8 bits unless `exact_activations`; a step of one
+    token never does.
     """
 
     def __init__(
@@ -41,8 +43,10 @@ class Llama:
         ops: Any,
         device: str = "cpu",
         activation: torch.dtype | None = None,
+        exact_activations: bool = False,
     ) -> None:
         self.config, self.weights, self.ops, self.device = config, weights, ops, device
+        self.exact_activations = exact_activations
         self.compile: Callable[[list[partial[Any]]], Any] = getattr(ops, "compile", list)
         embedding = weights[names.EMBED]
         self.dtype = activation or (torch.float32 if embedding.device.type == "cpu" else embedding.dtype)
@@ -198,19 +202,20 @@ class Llama:
         rows, many = x.shape[0], places[2].shape[0]
         bound = rows if rows > many else longest or config.max_position_embeddings
         turn = (self._cos, self._sin, positions)
+        how = {"each_row": each_row, "coarse": not (each_row or self.exact_activations)}
         plan: list[partial[Any]] = [partial(ops.embed, tokens, self.weights[names.EMBED], out=x)]
         for number in range(config.num_layers):
             keys, values = cache.keys[number], cache.values[number]
             norm, qkv = self._norm(number, names.ATTENTION_NORM), self._joined(number, names.QKV)
             plan += [
-                partial(ops.qkv_rope_store, x, norm, eps, qkv, *turn, keys, values, slots, q=q, each_row=each_row),
+                partial(ops.qkv_rope_store, x, norm, eps, qkv, *turn, keys, values, slots, q=q, **how),
                 partial(ops.attention, q, keys, values, *places, config.head_dim**-0.5, out=mixed, longest=bound),
-                partial(ops.linear_add, mixed.flatten(1), self._matrix(number, names.O), out=x, each_row=each_row),
+                partial(ops.linear_add, mixed.flatten(1), self._matrix(number, names.O), out=x, **how),
             ]
             norm, gate_up = self._norm(number, names.MLP_NORM), self._joined(number, names.GATE_UP)
             plan += [
-                partial(ops.gate_up, x, norm, eps, gate_up, out=inner, each_row=each_row),
-                partial(ops.linear_add, inner, self._matrix(number, names.DOWN), out=x, each_row=each_row),
+                partial(ops.gate_up, x, norm, eps, gate_up, out=inner, **how),
+                partial(ops.linear_add, inner, self._matrix(number, names.DOWN), out=x, **how),
             ]
         return plan
 
