@@ -63,8 +63,8 @@ class Matrix:
 class Plan:
     """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
     (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
-    positions and slots int64, tables, starts and lens int32; ops are those of kernels/reference.py, whose names and arguments
-    these follow.
+    positions and slots int64, tables, starts and lens int32 (`narrow` positions too); ops are those of
+    kernels/reference.py, whose names and arguments these follow.
     """
 
     def __init__(self, variant: str) -> None: ...
@@ -80,5 +80,13 @@ class Plan:
     def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int) -> None: ...
     def gate_up(self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int) -> None: ...
     def head(self, x: int, tokens: int, norm: int, eps: float, matrix: Matrix, out: int, best: int) -> None: ...
+    def sample(
+        self, logits: int, best: int, rows: int, vocabulary: int, temperature: int, top_k: int, top_p: int, min_p: int,
+        seeds: int, sample_index: int, positions: int, narrow: bool, out: int,
+    ) -> None: ...  # fmt: skip
+    def advance(
+        self, tokens: int, rows: int, ids: int, positions: int, slots: int, lens: int, left: int, stops: int,
+        stops_of_row: int, tables: int, table_stride: int, block: int,
+    ) -> None: ...  # fmt: skip
     def run(self, threads: int) -> None:
         """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. IndexError where a token id has no row."""

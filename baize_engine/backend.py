@@ -28,7 +28,6 @@ DECODER_OPS = {
 UNVERIFIED = {
     "avx512": "its tests have not run on such a processor yet: taken where BAIZE_BACKEND=cpp-avx512 asks for it"
 }
-TORCH_ONLY = ("sample", "advance")  # on the CPU: once a step, over one row of logits
 OPS = ("diff_add", *DECODER_OPS)
 
 
@@ -169,7 +168,7 @@ def _cpp_decoder_rows(op: str) -> list[Row]:
 
     from baize_engine import _C
 
-    return [] if op in TORCH_ONLY else [cpp(variant) for variant in _C.decoder_variants()]
+    return [cpp(variant) for variant in _C.decoder_variants()]
 
 
 def _no_cpp_decoder(device: str, variant: str) -> str | None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baize_engine import _C
 from baize_engine.kernels.quantized import Int4Weight, Int8Weight, Weight
-from baize_engine.kernels.reference import BEST_BLOCK
+from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
 FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -201,7 +201,44 @@ def _head(
     return out
 
 
+def _sample(
+    plan: _C.Plan, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+    sample_index: Tensor, positions: Tensor, *, out: Tensor | None = None, best: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    rows, vocabulary = logits.shape
+    if not 0 < vocabulary <= MOST_LOGITS:
+        raise ValueError(f"logits have {vocabulary} columns, wanted 1 to {MOST_LOGITS}")
+    out = torch.empty(rows, dtype=torch.int64) if out is None else out
+    blocks = (rows, -(-vocabulary // BEST_BLOCK))
+    narrow = positions.dtype == torch.int32
+    plan.sample(
+        _address("logits", logits, (rows, vocabulary)),
+        0 if best is None else _address("best", best, blocks, torch.int32), rows, vocabulary,
+        _address("temperature", temperature, (rows,)), _address("top_k", top_k, (rows,), torch.int64),
+        _address("top_p", top_p, (rows,)), _address("min_p", min_p, (rows,)),
+        _address("seeds", seeds, (rows,), torch.int64), _address("sample_index", sample_index, (rows,), torch.int64),
+        _address("positions", positions, (rows,), torch.int32 if narrow else torch.int64), narrow,
+        _address("out", out, (rows,), torch.int64),
+    )  # fmt: skip
+    return out
+
+
+def _advance(
+    plan: _C.Plan, tokens: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, lens: Tensor, left: Tensor, stops: Tensor,
+    block_tables: Tensor, block: int,
+) -> None:  # fmt: skip
+    rows, wide = tokens.shape[0], torch.int64
+    table = (rows, block_tables.shape[1])
+    plan.advance(
+        _address("tokens", tokens, (rows,), wide), rows, _address("ids", ids, (rows,), wide),
+        _address("positions", positions, (rows,), wide), _address("slots", slots, (rows,), wide),
+        _address("lens", lens, (rows,), torch.int32), _address("left", left, (rows,), torch.int32),
+        _address("stops", stops, (rows, stops.shape[1]), wide), stops.shape[1],
+        _address("block_tables", block_tables, table, torch.int32), block_tables.shape[1], block,
+    )  # fmt: skip
+
+
 _OPS: dict[str, Callable[..., Any]] = {
     "embed": _embed, "qkv_rope_store": _qkv_rope_store, "attention": _attention, "linear_add": _linear_add,
-    "gate_up": _gate_up, "head": _head,
+    "gate_up": _gate_up, "head": _head, "sample": _sample, "advance": _advance,
 }  # fmt: skip

@@ -239,6 +239,23 @@ void bind_decoder(py::module_& module) {
                 uintptr_t best) {
                  plan.head(at<const float>(x), tokens, at<const float>(norm), eps, matrix, at<float>(out), at<int32_t>(best));
              })
+        .def("sample",
+             [](Plan& plan, uintptr_t logits, uintptr_t best, size_t rows, size_t vocabulary, uintptr_t temperature,
+                uintptr_t top_k, uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, uintptr_t sample_index,
+                uintptr_t positions, bool narrow, uintptr_t out) {
+                 plan.sample({at<const float>(logits), at<const int32_t>(best), rows, vocabulary, at<const float>(temperature),
+                              at<const int64_t>(top_k), at<const float>(top_p), at<const float>(min_p),
+                              at<const int64_t>(seeds), at<const int64_t>(sample_index),
+                              narrow ? nullptr : at<const int64_t>(positions), narrow ? at<const int32_t>(positions) : nullptr,
+                              at<int64_t>(out)});
+             })
+        .def("advance",
+             [](Plan& plan, uintptr_t tokens, size_t rows, uintptr_t ids, uintptr_t positions, uintptr_t slots, uintptr_t lens,
+                uintptr_t left, uintptr_t stops, size_t stops_of_row, uintptr_t tables, size_t table_stride, int64_t block) {
+                 plan.advance({at<const int64_t>(tokens), rows, at<int64_t>(ids), at<int64_t>(positions), at<int64_t>(slots),
+                               at<int32_t>(lens), at<int32_t>(left), at<const int64_t>(stops), stops_of_row,
+                               at<const int32_t>(tables), table_stride, block});
+             })
         .def("run", [](Plan& plan, int threads) {
             if (threads < 1 || threads > kMaxThreads)
                 throw py::value_error("threads is " + std::to_string(threads) + ", wanted 1 to " +
