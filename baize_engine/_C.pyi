@@ -60,6 +60,13 @@ class Matrix:
 
     def __init__(self, kind: str, values: int, scales: int, rows: int, columns: int) -> None: ...
 
+def quantize(variant: str, weight: int, dtype: str, out: Matrix) -> None:
+    """`quantize` of kernels/quantized.py for a matrix of float type `dtype` by its address, on the calling thread.
+
+    The caller has checked shapes and types (baize_engine/native.py). ValueError where a value is not finite; then `out` holds
+    some rows.
+    """
+
 class Plan:
     """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
     (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,

@@ -94,7 +94,7 @@ class WeightSink:
     """
 
     def __init__(self, config: ModelConfig, dtype: str, device: str, quantize: str | None) -> None:
-        self.device, self.quantize = device, quantize
+        self.device, self.quantize, self._quantizer = device, quantize, backend.quantizer(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._size = ITEMSIZE[dtype]
         self._waiting: dict[str, bytearray] = {}
@@ -142,7 +142,7 @@ class WeightSink:
         with torch.inference_mode():
             values = torch.frombuffer(view, dtype=self._dtype).view(-1, place.columns).to(self.device)
             try:
-                formats.quantize(values, self.quantize, out=formats.rows(place.target, first, first + len(values)))
+                self._quantizer(values, self.quantize, out=formats.rows(place.target, first, first + len(values)))
             except ValueError as error:
                 raise CheckpointError(f"{name}, recovered: {error}") from None
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from baize_engine import _C
-from baize_engine.kernels.quantized import Int4Weight, Int8Weight, Weight
+from baize_engine.kernels.quantized import Int4Weight, Int8Weight, Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
 FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -64,6 +64,26 @@ def _run(plan: _C.Plan, held: Sequence[Any]) -> None:
 def op(name: str, variant: str) -> Op:
     """The op `name` of kernels/reference.py for instruction set `variant`."""
     return Op(name, variant)
+
+
+def quantizer(variant: str) -> Callable[..., Int8Weight | Int4Weight]:
+    """`quantize` of kernels/quantized.py for CPU tensors, on the calling thread; the same bits."""
+    return partial(_quantize, variant)
+
+
+def _quantize(
+    variant: str, weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None
+) -> Int8Weight | Int4Weight:
+    if weight.dim() != 2 or weight.dtype not in FLOATS:
+        raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}, wanted a float matrix (N, K)")
+    rows, columns = weight.shape
+    done = empty(kind, rows, columns) if out is None else out
+    if done.shape != (rows, columns):
+        raise ValueError(f"out has shape {done.shape}, wanted {(rows, columns)}")
+    if rows and columns:
+        place = _address("weight", weight, (rows, columns), weight.dtype)
+        _C.quantize(variant, place, FLOATS[weight.dtype], _matrix(done, columns))
+    return done
 
 
 def _address(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:

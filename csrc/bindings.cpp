@@ -7,6 +7,7 @@
 
 #include "decoder.h"
 #include "diff_add.h"
+#include "quantize.h"
 
 namespace py = pybind11;
 using namespace baize;
@@ -190,6 +191,19 @@ py::object decoder_why_not(const std::string& variant) {
     throw py::value_error("variant is '" + variant + "', which this build does not have");
 }
 
+void py_quantize(const std::string& variant, uintptr_t weight, const std::string& dtype, const Matrix& out) {
+    const Kernels& kernels = kernels_of(variant);
+    const Kind from = float_kind(dtype);
+    if (!out.quantised()) throw py::value_error("out is a matrix of floats, wanted int8 or int4");
+    bool finite;
+    {
+        py::gil_scoped_release release;
+        finite = quantize(kernels, from, at<const uint8_t>(weight), out, const_cast<uint8_t*>(out.values),
+                          const_cast<uint8_t*>(out.scales));  // of tensors: their memory is writable
+    }
+    if (!finite) throw py::value_error("weight holds values that are not finite, which have no code");
+}
+
 void bind_decoder(py::module_& module) {
     module.def("decoder_variants", [] {
         std::vector<std::string> names;
@@ -199,6 +213,7 @@ void bind_decoder(py::module_& module) {
     module.def("decoder_why_not", &decoder_why_not, py::arg("variant"));
     py::class_<Matrix>(module, "Matrix")
         .def(py::init(&matrix), py::arg("kind"), py::arg("values"), py::arg("scales"), py::arg("rows"), py::arg("columns"));
+    module.def("quantize", &py_quantize, py::arg("variant"), py::arg("weight"), py::arg("dtype"), py::arg("out"));
     py::class_<Plan>(module, "Plan")
         .def(py::init([](const std::string& variant) { return new Plan(kernels_of(variant)); }), py::arg("variant"))
         .def("embed",
