@@ -89,6 +89,7 @@ class Engine:
         max_model_len: int | None = None,
         cache_tokens: int | None = None,
         threads: int | None = None,
+        cache_dtype: str = "auto",
     ) -> Engine:
         """Loads a model's folder, recovered or any LLaMA in transformers' form.
 
@@ -96,11 +97,12 @@ class Engine:
         bfloat16. max_model_len: tokens of a prompt and its answer together; the config's max_position_embeddings or
         cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len, which is the
         default. threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the
-        files while they are read; a folder that `quantize` wrote has them already.
+        files while they are read; a folder that `quantize` wrote has them already. cache_dtype: what the KV cache is kept in:
+        auto (float32 on the CPU, the weights' type on a GPU), and on the CPU float32, float16 or bfloat16.
         A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
         ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
         """
-        return cls._of(load_parts(path, device, dtype, quantize, max_model_len, cache_tokens, threads))
+        return cls._of(load_parts(path, device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype))
 
     @classmethod
     def from_diff(
@@ -114,6 +116,7 @@ class Engine:
         cache_tokens: int | None = None,
         threads: int | None = None,
         *,
+        cache_dtype: str = "auto",
         force: bool = False,
         progress: bool = False,
     ) -> Engine:
@@ -126,7 +129,7 @@ class Engine:
         """
         from baize_engine.from_diff import load_diff_parts
 
-        settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, force, progress)
+        settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, force, progress)
         return cls._of(load_diff_parts(path_raw, path_diff, *settings))
 
     @classmethod

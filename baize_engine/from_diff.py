@@ -46,13 +46,14 @@ def load_diff_parts(
     max_model_len: int | None,
     cache_tokens: int | None,
     threads: int | None,
+    cache_dtype: str = "auto",
     force: bool = False,
     progress: bool = False,
 ) -> Parts:
     """Recovers into memory; `Engine.from_diff` says what the arguments mean and what is refused."""
     if dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
-    device = check_settings(device, quantize, threads)
+    device = check_settings(device, quantize, threads, cache_dtype)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
     before = source_files([*source.index.files, *diff.files])
     work = checked_plan(source, diff, dtype, force, check_diff(source.index, diff, force))
@@ -67,7 +68,7 @@ def load_diff_parts(
         work, jobs=tuple(job for job in work.jobs if job.name in wanted)
     )  # a stored copy of a tied head is not
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    check_memory(config, diff, device, dtype, quantize, cache_tokens)
+    check_memory(config, diff, device, dtype, quantize, cache_tokens, cache_dtype)
     text = read_tokenizer(side_files.tokenizer_folder(diff.folder, source.index.folder))
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS
@@ -76,7 +77,7 @@ def load_diff_parts(
     unchanged(before, [*source.index.files, *diff.files])
     if device != "cpu":
         torch.cuda.synchronize(device)
-    return assemble(config, target.weights, device, max_model_len, cache_tokens, text)
+    return assemble(config, target.weights, device, max_model_len, cache_tokens, cache_dtype, text)
 
 
 @dataclass(frozen=True)
