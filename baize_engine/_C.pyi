@@ -60,11 +60,18 @@ class Matrix:
 
     def __init__(self, kind: str, values: int, scales: int, rows: int, columns: int) -> None: ...
 
+def quantize(variant: str, weight: int, dtype: str, out: Matrix) -> None:
+    """`quantize` of kernels/quantized.py for a matrix of float type `dtype` by its address, on the calling thread.
+
+    The caller has checked shapes and types (baize_engine/native.py). ValueError where a value is not finite; then `out` holds
+    some rows.
+    """
+
 class Plan:
     """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
     (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
-    positions and slots int64, tables, starts and lens int32; ops are those of kernels/reference.py, whose names and arguments
-    these follow.
+    positions and slots int64, tables, starts and lens int32 (`narrow` positions too); ops are those of
+    kernels/reference.py, whose names and arguments these follow.
     """
 
     def __init__(self, variant: str) -> None: ...
@@ -83,5 +90,13 @@ class Plan:
         self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int, coarse: bool
     ) -> None: ...
     def head(self, x: int, tokens: int, norm: int, eps: float, matrix: Matrix, out: int, best: int) -> None: ...
+    def sample(
+        self, logits: int, best: int, rows: int, vocabulary: int, temperature: int, top_k: int, top_p: int, min_p: int,
+        seeds: int, sample_index: int, positions: int, narrow: bool, out: int,
+    ) -> None: ...  # fmt: skip
+    def advance(
+        self, tokens: int, rows: int, ids: int, positions: int, slots: int, lens: int, left: int, stops: int,
+        stops_of_row: int, tables: int, table_stride: int, block: int,
+    ) -> None: ...  # fmt: skip
     def run(self, threads: int) -> None:
         """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. IndexError where a token id has no row."""

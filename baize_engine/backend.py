@@ -28,8 +28,7 @@ DECODER_OPS = {
 UNVERIFIED = {
     "avx512": "its tests have not run on such a processor yet: taken where BAIZE_BACKEND=cpp-avx512 asks for it"
 }
-TORCH_ONLY = ("sample", "advance")  # on the CPU: once a step, over one row of logits
-OPS = ("diff_add", *DECODER_OPS)
+OPS = ("diff_add", "quantize", *DECODER_OPS)
 
 
 @dataclass(frozen=True)
@@ -84,6 +83,12 @@ def quantized() -> Any:
     return quantized
 
 
+def quantizer(device: str) -> Callable[..., Any]:
+    """`quantize` of kernels/quantized.py for tensors on `device`; the same bits from every implementation."""
+    function: Callable[..., Any] = choose("quantize", device).load(device)
+    return function
+
+
 def diff_adder(device: str) -> Callable[[], Adder]:
     """A factory of adders for recovery on `device` ("auto", "cpu" or "cuda[:n]"); each worker takes its own."""
     resolved = resolve_device(device)
@@ -119,6 +124,8 @@ def table(op: str) -> tuple[Row, ...]:
     """All rows of `op`, best first."""
     if op == "diff_add":
         return _diff_add_rows()
+    if op == "quantize":
+        return (*_cpp_decoder_rows(op), Row("torch", _no_torch, lambda device: _reference(op)))
     if op in DECODER_OPS:
         return (
             Row("triton", _no_triton_decoder, lambda device: _triton(op, device)),
@@ -169,7 +176,7 @@ def _cpp_decoder_rows(op: str) -> list[Row]:
 
     from baize_engine import _C
 
-    return [] if op in TORCH_ONLY else [cpp(variant) for variant in _C.decoder_variants()]
+    return [cpp(variant) for variant in _C.decoder_variants()]
 
 
 def _no_cpp_decoder(device: str, variant: str) -> str | None:
@@ -181,7 +188,7 @@ def _no_cpp_decoder(device: str, variant: str) -> str | None:
 def _native(op: str, variant: str) -> Callable[..., Any]:
     from baize_engine import native
 
-    return native.op(op, variant)
+    return native.quantizer(variant) if op == "quantize" else native.op(op, variant)
 
 
 def _cpp_variants() -> list[str]:

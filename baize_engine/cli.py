@@ -310,6 +310,7 @@ def _engine(options: argparse.Namespace) -> Engine:
         "quantize": options.quantize,
         "max_model_len": options.max_model_len,
         "threads": options.threads,
+        "cache_dtype": options.cache_dtype,
     }
     if options.model is not None:
         return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
@@ -502,6 +503,13 @@ def _generation_options(parser: argparse.ArgumentParser) -> None:
     _flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
     _flag(
         parser, "--max_model_len", type=int, default=None, metavar="N", help="positions at most (default: the config's)"
+    )
+    _flag(
+        parser,
+        "--cache_dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="keys and values in memory (default: float32 on the CPU, the weights' type on a GPU)",
     )
     _flag(parser, "--threads", type=int, default=None, metavar="N", help="CPU threads (default: all cores)")
 

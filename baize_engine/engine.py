@@ -89,6 +89,7 @@ class Engine:
         max_model_len: int | None = None,
         cache_tokens: int | None = None,
         threads: int | None = None,
+        cache_dtype: str = "auto",
         exact_activations: bool = False,
     ) -> Engine:
         """Loads a model's folder, recovered or any LLaMA in transformers' form.
@@ -97,14 +98,15 @@ class Engine:
         bfloat16. max_model_len: tokens of a prompt and its answer together; the config's max_position_embeddings or
         cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len, which is the
         default. threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the
-        files while they are read; a folder that `quantize` wrote has them already. exact_activations: a CPU reads prompts
-        with quantised weights at 8 bits an activation, which is faster and costs little (README has it), unless this is True.
+        files while they are read; a folder that `quantize` wrote has them already. cache_dtype: what the KV cache is kept in:
+        auto (float32 on the CPU, the weights' type on a GPU), and on the CPU float32, float16 or bfloat16. exact_activations: a
+        CPU reads prompts with quantised weights at 8 bits an activation, which is faster and costs little (README has it),
+        unless this is True.
         A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
         ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
         """
-        return cls._of(
-            load_parts(path, device, dtype, quantize, max_model_len, cache_tokens, threads, exact_activations)
-        )
+        lengths = (max_model_len, cache_tokens)
+        return cls._of(load_parts(path, device, dtype, quantize, *lengths, threads, cache_dtype, exact_activations))
 
     @classmethod
     def from_diff(
@@ -117,6 +119,7 @@ class Engine:
         max_model_len: int | None = None,
         cache_tokens: int | None = None,
         threads: int | None = None,
+        cache_dtype: str = "auto",
         exact_activations: bool = False,
         *,
         force: bool = False,
@@ -131,8 +134,8 @@ class Engine:
         """
         from baize_engine.from_diff import load_diff_parts
 
-        settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, exact_activations, force, progress)
-        return cls._of(load_diff_parts(path_raw, path_diff, *settings))
+        settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations)
+        return cls._of(load_diff_parts(path_raw, path_diff, *settings, force, progress))
 
     @classmethod
     def _of(cls, parts: Parts) -> Engine:

@@ -46,6 +46,7 @@ def load_diff_parts(
     max_model_len: int | None,
     cache_tokens: int | None,
     threads: int | None,
+    cache_dtype: str = "auto",
     exact_activations: bool = False,
     force: bool = False,
     progress: bool = False,
@@ -53,7 +54,7 @@ def load_diff_parts(
     """Recovers into memory; `Engine.from_diff` says what the arguments mean and what is refused."""
     if dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
-    device = check_settings(device, quantize, threads)
+    device = check_settings(device, quantize, threads, cache_dtype)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
     before = source_files([*source.index.files, *diff.files])
     work = checked_plan(source, diff, dtype, force, check_diff(source.index, diff, force))
@@ -68,7 +69,7 @@ def load_diff_parts(
         work, jobs=tuple(job for job in work.jobs if job.name in wanted)
     )  # a stored copy of a tied head is not
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    check_memory(config, diff, device, dtype, quantize, cache_tokens)
+    check_memory(config, diff, device, dtype, quantize, cache_tokens, cache_dtype)
     text = read_tokenizer(side_files.tokenizer_folder(diff.folder, source.index.folder))
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS
@@ -77,7 +78,7 @@ def load_diff_parts(
     unchanged(before, [*source.index.files, *diff.files])
     if device != "cpu":
         torch.cuda.synchronize(device)
-    return assemble(config, target.weights, device, max_model_len, cache_tokens, text, exact_activations)
+    return assemble(config, target.weights, device, max_model_len, cache_tokens, cache_dtype, text, exact_activations)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class WeightSink:
     """
 
     def __init__(self, config: ModelConfig, dtype: str, device: str, quantize: str | None) -> None:
-        self.device, self.quantize = device, quantize
+        self.device, self.quantize, self._quantizer = device, quantize, backend.quantizer(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._size = ITEMSIZE[dtype]
         self._waiting: dict[str, bytearray] = {}
@@ -143,7 +144,7 @@ class WeightSink:
         with torch.inference_mode():
             values = torch.frombuffer(view, dtype=self._dtype).view(-1, place.columns).to(self.device)
             try:
-                formats.quantize(values, self.quantize, out=formats.rows(place.target, first, first + len(values)))
+                self._quantizer(values, self.quantize, out=formats.rows(place.target, first, first + len(values)))
             except ValueError as error:
                 raise CheckpointError(f"{name}, recovered: {error}") from None
 

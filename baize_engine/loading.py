@@ -47,32 +47,40 @@ def load_parts(
     max_model_len: int | None,
     cache_tokens: int | None,
     threads: int | None,
+    cache_dtype: str = "auto",
     exact_activations: bool = False,
 ) -> Parts:
     """Loads the folder `path`; `Engine.from_pretrained` says what the arguments mean and what is refused."""
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
-    device = check_settings(device, quantize, threads)
+    device = check_settings(device, quantize, threads, cache_dtype)
     path = folder_of(path)
     config = ModelConfig.from_folder(path)
     if config.quantization is not None and quantize not in (None, config.quantization):
         raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
     index = read_index(path)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    check_memory(config, index, device, dtype, quantize, cache_tokens)
+    check_memory(config, index, device, dtype, quantize, cache_tokens, cache_dtype)
     text = read_tokenizer(path)
     weights = load_weights(index, config, dtype, device, quantize)
-    return assemble(config, weights, device, max_model_len, cache_tokens, text, exact_activations)
+    return assemble(config, weights, device, max_model_len, cache_tokens, cache_dtype, text, exact_activations)
 
 
-def check_settings(device: str, quantize: str | None, threads: int | None) -> str:
+def check_settings(device: str, quantize: str | None, threads: int | None, cache_dtype: str) -> str:
     """The device by its name, where the settings can be; sets torch's threads."""
     if quantize not in (None, "int8", "int4"):
         raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
+    if cache_dtype != "auto" and cache_dtype not in FLOATS:
+        raise RequestError(f"cache_dtype is {cache_dtype!r}, wanted auto, {', '.join(FLOATS)}")
     if threads is not None:
         _check_count("threads", threads, 1)
         torch.set_num_threads(threads)
-    return resolve_device(device)
+    resolved = resolve_device(device)
+    if cache_dtype != "auto" and resolved != "cpu":
+        raise RequestError(
+            f"cache_dtype is {cache_dtype!r}, and on a GPU the cache has the weights' type: wanted 'auto'"
+        )
+    return resolved
 
 
 def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, str | None]:
@@ -87,13 +95,14 @@ def assemble(
     device: str,
     max_model_len: int,
     cache_tokens: int,
+    cache_dtype: str,
     text: tuple[Tokenizer | None, str | None],
     exact_activations: bool = False,
 ) -> Parts:
     """The parts around loaded weights. `text`: what `read_tokenizer` gave."""
     backend = ops(device)
     decoder = Llama(config, weights, backend, device, exact_activations=exact_activations)
-    cache = decoder.new_cache(cache_tokens)
+    cache = decoder.new_cache(cache_tokens, None if cache_dtype == "auto" else getattr(torch, cache_dtype))
     steps = DecodeSteps(decoder, cache) if decoder.runs_ahead else None
     return Parts(config, decoder, cache, max_model_len, backend.sample, steps, *text)
 
@@ -119,13 +128,20 @@ def _check_count(name: str, value: int, least: int) -> None:
 
 
 def check_memory(
-    config: ModelConfig, index: CheckpointIndex, device: str, dtype: str, quantize: str | None, cache_tokens: int
+    config: ModelConfig,
+    index: CheckpointIndex,
+    device: str,
+    dtype: str,
+    quantize: str | None,
+    cache_tokens: int,
+    cache_dtype: str,
 ) -> None:
     """RequestError where weights and cache exceed what `device` has free."""
     embedding = index.entries.get(names.EMBED)
     stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
     weights = stored if dtype == "auto" else dtype
     activations = "float32" if device == "cpu" else weights
-    cache = KVCache.nbytes(config, cache_tokens, getattr(torch, activations))
+    kept = activations if cache_dtype == "auto" else cache_dtype
+    cache = KVCache.nbytes(config, cache_tokens, getattr(torch, kept))
     where = "this machine" if device == "cpu" else f"the GPU ({device})"
     check_fits(nbytes(index, config, dtype, quantize), cache, free_bytes(device), where)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from baize_engine import _C
-from baize_engine.kernels.quantized import Int4Weight, Int8Weight, Weight
-from baize_engine.kernels.reference import BEST_BLOCK
+from baize_engine.kernels.quantized import Int4Weight, Int8Weight, Weight, empty
+from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
 FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
@@ -64,6 +64,26 @@ def _run(plan: _C.Plan, held: Sequence[Any]) -> None:
 def op(name: str, variant: str) -> Op:
     """The op `name` of kernels/reference.py for instruction set `variant`."""
     return Op(name, variant)
+
+
+def quantizer(variant: str) -> Callable[..., Int8Weight | Int4Weight]:
+    """`quantize` of kernels/quantized.py for CPU tensors, on the calling thread; the same bits."""
+    return partial(_quantize, variant)
+
+
+def _quantize(
+    variant: str, weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None
+) -> Int8Weight | Int4Weight:
+    if weight.dim() != 2 or weight.dtype not in FLOATS:
+        raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}, wanted a float matrix (N, K)")
+    rows, columns = weight.shape
+    done = empty(kind, rows, columns) if out is None else out
+    if done.shape != (rows, columns):
+        raise ValueError(f"out has shape {done.shape}, wanted {(rows, columns)}")
+    if rows and columns:
+        place = _address("weight", weight, (rows, columns), weight.dtype)
+        _C.quantize(variant, place, FLOATS[weight.dtype], _matrix(done, columns))
+    return done
 
 
 def _address(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
@@ -205,7 +225,44 @@ def _head(
     return out
 
 
+def _sample(
+    plan: _C.Plan, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
+    sample_index: Tensor, positions: Tensor, *, out: Tensor | None = None, best: Tensor | None = None,
+) -> Tensor:  # fmt: skip
+    rows, vocabulary = logits.shape
+    if not 0 < vocabulary <= MOST_LOGITS:
+        raise ValueError(f"logits have {vocabulary} columns, wanted 1 to {MOST_LOGITS}")
+    out = torch.empty(rows, dtype=torch.int64) if out is None else out
+    blocks = (rows, -(-vocabulary // BEST_BLOCK))
+    narrow = positions.dtype == torch.int32
+    plan.sample(
+        _address("logits", logits, (rows, vocabulary)),
+        0 if best is None else _address("best", best, blocks, torch.int32), rows, vocabulary,
+        _address("temperature", temperature, (rows,)), _address("top_k", top_k, (rows,), torch.int64),
+        _address("top_p", top_p, (rows,)), _address("min_p", min_p, (rows,)),
+        _address("seeds", seeds, (rows,), torch.int64), _address("sample_index", sample_index, (rows,), torch.int64),
+        _address("positions", positions, (rows,), torch.int32 if narrow else torch.int64), narrow,
+        _address("out", out, (rows,), torch.int64),
+    )  # fmt: skip
+    return out
+
+
+def _advance(
+    plan: _C.Plan, tokens: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, lens: Tensor, left: Tensor, stops: Tensor,
+    block_tables: Tensor, block: int,
+) -> None:  # fmt: skip
+    rows, wide = tokens.shape[0], torch.int64
+    table = (rows, block_tables.shape[1])
+    plan.advance(
+        _address("tokens", tokens, (rows,), wide), rows, _address("ids", ids, (rows,), wide),
+        _address("positions", positions, (rows,), wide), _address("slots", slots, (rows,), wide),
+        _address("lens", lens, (rows,), torch.int32), _address("left", left, (rows,), torch.int32),
+        _address("stops", stops, (rows, stops.shape[1]), wide), stops.shape[1],
+        _address("block_tables", block_tables, table, torch.int32), block_tables.shape[1], block,
+    )  # fmt: skip
+
+
 _OPS: dict[str, Callable[..., Any]] = {
     "embed": _embed, "qkv_rope_store": _qkv_rope_store, "attention": _attention, "linear_add": _linear_add,
-    "gate_up": _gate_up, "head": _head,
+    "gate_up": _gate_up, "head": _head, "sample": _sample, "advance": _advance,
 }  # fmt: skip

@@ -7,6 +7,7 @@
 
 #include "decoder.h"
 #include "diff_add.h"
+#include "quantize.h"
 
 namespace py = pybind11;
 using namespace baize;
@@ -190,6 +191,19 @@ py::object decoder_why_not(const std::string& variant) {
     throw py::value_error("variant is '" + variant + "', which this build does not have");
 }
 
+void py_quantize(const std::string& variant, uintptr_t weight, const std::string& dtype, const Matrix& out) {
+    const Kernels& kernels = kernels_of(variant);
+    const Kind from = float_kind(dtype);
+    if (!out.quantised()) throw py::value_error("out is a matrix of floats, wanted int8 or int4");
+    bool finite;
+    {
+        py::gil_scoped_release release;
+        finite = quantize(kernels, from, at<const uint8_t>(weight), out, const_cast<uint8_t*>(out.values),
+                          const_cast<uint8_t*>(out.scales));  // of tensors: their memory is writable
+    }
+    if (!finite) throw py::value_error("weight holds values that are not finite, which have no code");
+}
+
 void bind_decoder(py::module_& module) {
     module.def("decoder_variants", [] {
         std::vector<std::string> names;
@@ -199,6 +213,7 @@ void bind_decoder(py::module_& module) {
     module.def("decoder_why_not", &decoder_why_not, py::arg("variant"));
     py::class_<Matrix>(module, "Matrix")
         .def(py::init(&matrix), py::arg("kind"), py::arg("values"), py::arg("scales"), py::arg("rows"), py::arg("columns"));
+    module.def("quantize", &py_quantize, py::arg("variant"), py::arg("weight"), py::arg("dtype"), py::arg("out"));
     py::class_<Plan>(module, "Plan")
         .def(py::init([](const std::string& variant) { return new Plan(kernels_of(variant)); }), py::arg("variant"))
         .def("embed",
@@ -238,6 +253,23 @@ void bind_decoder(py::module_& module) {
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const Matrix& matrix, uintptr_t out,
                 uintptr_t best) {
                  plan.head(at<const float>(x), tokens, at<const float>(norm), eps, matrix, at<float>(out), at<int32_t>(best));
+             })
+        .def("sample",
+             [](Plan& plan, uintptr_t logits, uintptr_t best, size_t rows, size_t vocabulary, uintptr_t temperature,
+                uintptr_t top_k, uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, uintptr_t sample_index,
+                uintptr_t positions, bool narrow, uintptr_t out) {
+                 plan.sample({at<const float>(logits), at<const int32_t>(best), rows, vocabulary, at<const float>(temperature),
+                              at<const int64_t>(top_k), at<const float>(top_p), at<const float>(min_p),
+                              at<const int64_t>(seeds), at<const int64_t>(sample_index),
+                              narrow ? nullptr : at<const int64_t>(positions), narrow ? at<const int32_t>(positions) : nullptr,
+                              at<int64_t>(out)});
+             })
+        .def("advance",
+             [](Plan& plan, uintptr_t tokens, size_t rows, uintptr_t ids, uintptr_t positions, uintptr_t slots, uintptr_t lens,
+                uintptr_t left, uintptr_t stops, size_t stops_of_row, uintptr_t tables, size_t table_stride, int64_t block) {
+                 plan.advance({at<const int64_t>(tokens), rows, at<int64_t>(ids), at<int64_t>(positions), at<int64_t>(slots),
+                               at<int32_t>(lens), at<int32_t>(left), at<const int64_t>(stops), stops_of_row,
+                               at<const int32_t>(tables), table_stride, block});
              })
         .def("run", [](Plan& plan, int threads) {
             if (threads < 1 || threads > kMaxThreads)

@@ -221,6 +221,17 @@ void Plan::head(const float* x, size_t tokens, const float* norm, float eps, con
     });
 }
 
+void Plan::sample(const Sample& what) {
+    scratch_ = std::max(scratch_, sample_scratch(what));
+    add(what.rows, [=, &loops = sample_loops(kernels_.name)](Arena&, size_t row, float* scratch) {
+        baize::sample(what, loops, row, scratch);
+    });
+}
+
+void Plan::advance(const Advance& what) {
+    add(what.rows, [=](Arena&, size_t row, float*) { baize::advance(what, row); });
+}
+
 void Plan::run(int threads) {
     thread_local Arena arena;
     arena.normed.grow(normed_);

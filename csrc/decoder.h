@@ -10,12 +10,12 @@
 #include <vector>
 
 #include "element.h"
+#include "sample.h"
 
 namespace baize {
 
 constexpr size_t kGroup = 64;      // columns that share an int4 scale: GROUP of kernels/quantized.py
 constexpr size_t kBlock = 512;     // columns that a product takes at a time: a panel of them stays in the caches
-constexpr size_t kBestBlock = 32;  // BEST_BLOCK of kernels/reference.py
 constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
 constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
 constexpr size_t kByteFactors = kByteBlock / kGroup;  // scales of such a block; those that its kind does not use are zero
@@ -150,6 +150,9 @@ class Plan {
                  bool coarse);
     void head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
               int32_t* best);  // best may be null: the greatest of each kBestBlock logits, -1 where one is not finite
+
+    void sample(const Sample& what);
+    void advance(const Advance& what);
 
     void run(int threads);
 

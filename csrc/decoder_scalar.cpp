@@ -1,4 +1,4 @@
-// Plain C++, four floats at a time as any processor's compiler can have them.
+// C++ without a processor's own instructions, four floats at a time.
 #include <cmath>
 
 #include "decoder_variants.h"
@@ -7,108 +7,103 @@
 
 namespace {
 
-constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 24, ROWS = 3, TOKENS = 4, CODE_ROWS = 2, CODE_TOKENS = 4, BYTE_ROWS = 2, BYTE_TOKENS = 2;
+constexpr size_t SINGLE_ROWS = 2, PANEL_ROWS = 24, ROWS = 2, TOKENS = 2, CODE_ROWS = 1, CODE_TOKENS = 2, BYTE_ROWS = 1, BYTE_TOKENS = 2;
 
+// Vectors of 16 bytes, which GCC and Clang make of what the processor has.
 struct Vec {
     static constexpr size_t width = 4, shorts = 8;
-    struct F {
-        float lanes[width];
-    };
-    struct I {
-        int32_t lanes[width];
-    };
-    struct S {
-        int16_t lanes[shorts];
-    };
+    typedef float F __attribute__((vector_size(16)));
+    typedef int32_t I __attribute__((vector_size(16)));
+    typedef int16_t S __attribute__((vector_size(16)));
 
+    template <size_t N>
+    using Ints [[gnu::vector_size(N * 4)]] = int32_t;
+
+    template <class V>
+    static V get(const void* at) {
+        V value;
+        std::memcpy(&value, at, sizeof(value));
+        return value;
+    }
     template <class What>
     static F each(What what) {
-        F out;
-        for (size_t n = 0; n < width; ++n) out.lanes[n] = what(n);
+        F out{};
+        for (size_t n = 0; n < width; ++n) out[n] = what(n);
         return out;
     }
-    static F zero() { return all(0.0f); }
-    static F all(float value) { return each([=](size_t) { return value; }); }
-    static F load(const float* at) { return each([=](size_t n) { return at[n]; }); }
-    static void store(float* at, F value) {
-        for (size_t n = 0; n < width; ++n) at[n] = value.lanes[n];
+    static F zero() { return F{}; }
+    static F all(float value) { return F{value, value, value, value}; }
+    static F load(const float* at) { return get<F>(at); }
+    static void store(float* at, F value) { std::memcpy(at, &value, sizeof(value)); }
+    static F fma(F a, F b, F c) { return a * b + c; }
+    static F add(F a, F b) { return a + b; }
+    static F mul(F a, F b) { return a * b; }
+    static F div(F a, F b) { return a / b; }
+    static F greater(F a, F b) { return b > a ? b : a; }  // the second, a, where one is NaN
+    static F lesser(F a, F b) { return b < a ? b : a; }
+    static float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+    static F nearest(F value) {
+        return each([&](size_t n) { return std::nearbyint(value[n]); });
     }
-    static F fma(F a, F b, F c) { return each([&](size_t n) { return a.lanes[n] * b.lanes[n] + c.lanes[n]; }); }
-    static F add(F a, F b) { return each([&](size_t n) { return a.lanes[n] + b.lanes[n]; }); }
-    static F mul(F a, F b) { return each([&](size_t n) { return a.lanes[n] * b.lanes[n]; }); }
-    static F div(F a, F b) { return each([&](size_t n) { return a.lanes[n] / b.lanes[n]; }); }
-    static F greater(F a, F b) { return each([&](size_t n) { return b.lanes[n] > a.lanes[n] ? b.lanes[n] : a.lanes[n]; }); }
-    static F lesser(F a, F b) { return each([&](size_t n) { return b.lanes[n] < a.lanes[n] ? b.lanes[n] : a.lanes[n]; }); }
-    static float sum(F v) { return (v.lanes[0] + v.lanes[2]) + (v.lanes[1] + v.lanes[3]); }
-    static F nearest(F value) { return each([&](size_t n) { return std::nearbyint(value.lanes[n]); }); }
     static F times_power(F value, F power) {
-        return each([&](size_t n) { return std::ldexp(value.lanes[n], std::isnan(power.lanes[n]) ? 0 : int(power.lanes[n])); });
+        return each([&](size_t n) { return std::ldexp(value[n], std::isnan(power[n]) ? 0 : int(power[n])); });
     }
 
     template <baize::Dtype D>
     static F load_as(const uint8_t* at) {
+        if constexpr (D == baize::Dtype::float32) return get<F>(at);
         return each([=](size_t n) { return baize::load_one<D>(at + n * baize::itemsize(D)); });
     }
 
     template <baize::Dtype D>
     static void store_as(uint8_t* at, F value) {
-        for (size_t n = 0; n < width; ++n) baize::store_one<D>(at + n * baize::itemsize(D), value.lanes[n]);
+        for (size_t n = 0; n < width; ++n) baize::store_one<D>(at + n * baize::itemsize(D), value[n]);
     }
-    static F magnitude(F value) { return each([&](size_t n) { return std::fabs(value.lanes[n]); }); }
+    static F magnitude(F value) {
+        return each([&](size_t n) { return std::fabs(value[n]); });
+    }
     static float greatest(F value) {
-        float most = value.lanes[0];
-        for (float lane : value.lanes) most = lane > most ? lane : most;
+        float most = value[0];
+        for (size_t n = 1; n < width; ++n) most = value[n] > most ? value[n] : most;
         return most;
     }
-    static F sums(const F* v) { return each([=](size_t n) { return sum(v[n]); }); }
-
+    static F sums(const F* v) {
+        return each([=](size_t n) { return sum(v[n]); });
+    }
     static void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {  // to[k][n] = from[n][k]
         for (size_t k = 0; k < width; ++k)
             for (size_t n = 0; n < width; ++n) to[k * to_stride + n] = from[n * from_stride + k];
     }
 
-    static I no_total() { return {}; }
-    static S load_shorts(const int16_t* at) {
-        S value;
-        std::memcpy(value.lanes, at, sizeof(value));
-        return value;
-    }
-    static void store_shorts(int16_t* at, S value) { std::memcpy(at, value.lanes, sizeof(value)); }
+    static I no_total() { return I{}; }
+    static S load_shorts(const int16_t* at) { return get<S>(at); }
+    static void store_shorts(int16_t* at, S value) { std::memcpy(at, &value, sizeof(value)); }
     static S load_codes(const uint8_t* at) {
-        S value;
-        for (size_t n = 0; n < shorts; ++n) value.lanes[n] = int8_t(at[n]);
+        S value{};
+        for (size_t n = 0; n < shorts; ++n) value[n] = int8_t(at[n]);
         return value;
     }
-    static I products(S a, S b) { return add_products(no_total(), a, b); }
-    static I add_products(I total, S a, S b) {
-        for (size_t n = 0; n < shorts; ++n) total.lanes[n / 2] += int32_t(a.lanes[n]) * b.lanes[n];
-        return total;
+    static I products(S a, S b) {
+        const auto products = __builtin_convertvector(a, Ints<8>) * __builtin_convertvector(b, Ints<8>);
+        I halves[2];
+        std::memcpy(halves, &products, sizeof(halves));
+        return halves[0] + halves[1];
     }
-    static I subtract(I a, I b) {
-        for (size_t n = 0; n < width; ++n) a.lanes[n] -= b.lanes[n];
-        return a;
-    }
-    static I load_total(const int32_t* at) {
-        I total;
-        std::memcpy(total.lanes, at, sizeof(total));
-        return total;
-    }
-    static void store_total(int32_t* at, I value) { std::memcpy(at, value.lanes, sizeof(value)); }
-    static F to_float(I total) { return each([&](size_t n) { return float(total.lanes[n]); }); }
+    static I add_products(I total, S a, S b) { return total + products(a, b); }
+    static I subtract(I a, I b) { return a - b; }
+    static I load_total(const int32_t* at) { return get<I>(at); }
+    static void store_total(int32_t* at, I value) { std::memcpy(at, &value, sizeof(value)); }
+    static F to_float(I total) { return __builtin_convertvector(total, F); }
 
     static S stored(const uint8_t* group, size_t part) {  // with 8 added, columns in order
-        S codes;
+        S codes{};
         for (size_t n = 0; n < shorts; ++n) {
             const size_t column = part * shorts + n, half = baize::kGroup / 2;
-            codes.lanes[n] = column < half ? group[column] & 15 : group[column - half] >> 4;
+            codes[n] = column < half ? group[column] & 15 : group[column - half] >> 4;
         }
         return codes;
     }
-    static S nibbles(const uint8_t* group, size_t part) {
-        S codes = stored(group, part);
-        for (int16_t& lane : codes.lanes) lane = int16_t(lane - 8);
-        return codes;
-    }
+    static S nibbles(const uint8_t* group, size_t part) { return stored(group, part) - 8; }
     static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
         I total{};
         for (size_t n = 0; n < baize::kGroup / shorts; ++n) total = add_products(total, stored(group, n), values[n]);
@@ -116,7 +111,7 @@ struct Vec {
     }
     static I eight_times(const int16_t* x) {
         I total{};
-        for (size_t n = 0; n < baize::kGroup; ++n) total.lanes[n % shorts / 2] += 8 * x[n];
+        for (size_t n = 0; n < baize::kGroup; n += shorts) total += products(load_shorts(x + n), S{8, 8, 8, 8, 8, 8, 8, 8});
         return total;
     }
     static void widen4(const uint8_t* group, int16_t* to) {
@@ -125,35 +120,24 @@ struct Vec {
     // A section of x in the order of the matrix's codes.
     template <baize::Kind K>
     static void encode(const float* x, F inverse, int16_t* codes) {
-        for (size_t k = 0; k < baize::section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse.lanes[0]));
+        for (size_t k = 0; k < baize::section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
     }
 
-    struct B {
-        uint8_t lanes[16];
-    };
+    typedef uint8_t B __attribute__((vector_size(16)));
     using P = I;  // four sums of four products
     static constexpr size_t bytes = 16;
-    static B load_bytes(const void* at) {
-        B value;
-        std::memcpy(value.lanes, at, sizeof(value));
-        return value;
-    }
-    static B all_bytes(int8_t value) {
-        B all;
-        std::memset(all.lanes, value, sizeof(all));
-        return all;
-    }
+    static B load_bytes(const void* at) { return get<B>(at); }
+    static B all_bytes(int8_t value) { return B{} + uint8_t(value); }
     static P pairs(B codes, B weights) {
-        P total{};
-        for (size_t n = 0; n < bytes; ++n) total.lanes[n / 4] += int32_t(codes.lanes[n]) * int8_t(weights.lanes[n]);
-        return total;
+        typedef int8_t Signed __attribute__((vector_size(16)));
+        const auto products = __builtin_convertvector(codes, Ints<16>) * __builtin_convertvector(Signed(weights), Ints<16>);
+        I quarters[4];
+        std::memcpy(quarters, &products, sizeof(quarters));
+        return (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
     }
-    static P add_pairs(P a, P b) { return plus(a, b); }
+    static P add_pairs(P a, P b) { return a + b; }
     static I total(P sums) { return sums; }
-    static I plus(I a, I b) {
-        for (size_t n = 0; n < width; ++n) a.lanes[n] += b.lanes[n];
-        return a;
-    }
+    static I plus(I a, I b) { return a + b; }
     static bool fit(B, B) { return true; }
     static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
         for (size_t n = 0; n < baize::kGroup / 2; ++n) {
@@ -162,7 +146,7 @@ struct Vec {
         }
     }
     static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
-        for (size_t n = 0; n < bytes; ++n) codes[n] = uint8_t(std::lrintf(x[n] * inverse.lanes[0]) + zero);
+        for (size_t n = 0; n < bytes; ++n) codes[n] = uint8_t(std::lrintf(x[n] * inverse[0]) + zero);
     }
 };
 

@@ -292,6 +292,8 @@ def _products(x: Tensor, weights: Sequence[Weight], each_row: bool) -> Tensor:
 # Sampling
 
 _MASK = 0xFFFFFFFF
+SHARES = 2.0**34
+MOST_LOGITS = 1 << 19
 
 
 def mix(x: Tensor) -> Tensor:
@@ -336,19 +338,26 @@ def sample(
     the top_k greatest (0: all); keep the likeliest whose probabilities reach top_p; keep those at least min_p times as
     likely as the likeliest. Equals of the last one kept are kept. The draw is the greatest logit + Gumbel noise
     -log(-log(u)), u from `uniform`: that is a draw from the softmax, and it depends on nothing but the row's own arguments.
-    A row with a logit that is not finite gives NO_TOKEN. `best`, as `head` leaves it, may save a pass over the logits.
+    A row with a logit that is not finite, or whose greatest is not when divided, gives NO_TOKEN. `best`, as `head` leaves it,
+    may save a pass over the logits.
+
+    logits / temperature is float32. What follows is float64, and the probabilities are summed in whole multiples of
+    1 / SHARES of the likeliest's, which is exact in any order up to MOST_LOGITS of them: two forms of this op choose alike
+    but where their logarithms' last bits decide. A form in float32 (kernels/sample.py) may differ where two draws, or top_p
+    and a sum, are closer than float32 can tell, about once in a million draws.
     """
     greedy = temperature <= 0
     chosen = logits.argmax(-1)
+    scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
     if not bool(greedy.all()):
-        scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
         kept = _filter(scaled, top_k, top_p, min_p)
         kept[:, :1] |= ~kept.any(1, keepdim=True)  # a row that is not finite, and gets NO_TOKEN below
         ids = kept.any(0).nonzero()[:, 0]  # mostly few of the vocabulary
-        noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, ids)))
+        noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, ids).double()))
         drawn = ids[torch.where(kept[:, ids], scaled[:, ids] + noise, float("-inf")).argmax(-1)]
         chosen = torch.where(greedy, chosen, drawn)
-    return _into(out, torch.where(torch.isfinite(logits).all(-1), chosen, NO_TOKEN))
+    finite = torch.isfinite(logits).all(-1) & torch.isfinite(scaled.amax(-1))
+    return _into(out, torch.where(finite, chosen, NO_TOKEN))
 
 
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -359,13 +368,14 @@ def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tens
     last = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary) - 1
     kept = scaled >= ordered.gather(1, last[:, None])
     ordered = ordered.masked_fill(ordered < ordered.gather(1, last[:, None]), float("-inf"))
-    probabilities = ordered.softmax(-1)
-    before = probabilities.cumsum(-1) - probabilities  # of all that are likelier
-    count = (before < top_p[:, None]).sum(-1).clamp(min=1)
-    count = torch.where(top_p < 1, count, ordered.shape[1])  # the sum of all may round to 1 before the last
+    top = ordered[:, :1].double()
+    weights = ((ordered.double() - top).exp() * SHARES).round()
+    before = weights.cumsum(-1) - weights  # of all that are likelier
+    count = (before < top_p.double()[:, None] * weights.sum(-1, keepdim=True)).sum(-1).clamp(min=1)
+    count = torch.where(top_p < 1, count, ordered.shape[1])
     kept &= scaled >= ordered.gather(1, count[:, None] - 1)
-    floor = torch.where(min_p > 0, min_p.log(), float("-inf"))
-    return kept & (scaled >= ordered[:, :1] + floor[:, None])
+    floor = torch.where(min_p > 0, min_p.double().log(), float("-inf"))
+    return kept & (scaled >= top + floor[:, None])
 
 
 def advance(

@@ -79,8 +79,9 @@ def _sample_kernel(
     top = tl.max(value, axis=0)
     token = tl.min(tl.where((value == top) & (block < BLOCKS), index, V), axis=0)
     temperature = tl.load(temperature_ptr + row)
+    top = top / tl.where(temperature > 0, temperature, 1.0)
+    broken = broken | (top - top != 0)
     if temperature > 0 and not broken:
-        top = top / temperature
         top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
         floor = tl.full((), -2147483648, dtype=tl.int32)
         if top_k > 0 and top_k < V:

@@ -37,7 +37,7 @@ def test_forced_by_op_and_in_general(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.choose("linear_add", "cpu").name == "torch"
     monkeypatch.setenv(backend.VARIABLE, "cpp-scalar")
     assert backend.choose("linear_add", "cpu").name == "cpp-scalar"
-    assert backend.choose("sample", "cpu").name == "torch"  # it has no C++ form
+    assert backend.choose("sample", "cpu").name == "cpp-scalar"
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> Non
     ids, folder = list(range(3, 43)), model(tmp_path / "m")
     logits = {}
     for exact in (False, True):
-        parts = loading.load_parts(folder, "cpu", "auto", "int8", None, None, None, exact)
+        parts = loading.load_parts(folder, "cpu", "auto", "int8", None, None, None, exact_activations=exact)
         sequence = parts.cache.allocate()
         logits[exact] = parts.decoder.prefill(ids, sequence, parts.cache)
         alone = parts.decoder.forward([ids[:1]], [parts.cache.allocate()], parts.cache)

@@ -91,6 +91,14 @@ def test_a_row_that_is_not_finite_has_no_token(triton: Interpreter, bad: float) 
     assert got[1] == -1
 
 
+def test_a_row_whose_greatest_is_not_finite_when_divided_has_no_token(triton: Interpreter) -> None:
+    rows, call = torch.full((2, 40), 3e38), arguments(2)
+    call["temperature"] = torch.tensor([1.0, 0.5])
+    got, _ = triton.call("sample", "sample", rows, *call.values())
+    assert got[0] >= 0
+    assert got.tolist() == reference.sample(rows, **call).tolist() == [int(got[0]), -1]
+
+
 def test_the_draw_follows_the_distribution(triton: Interpreter) -> None:
     """Chi-square over 600 draws from four tokens: 3 degrees of freedom, 21.1 is passed once in 10,000; seeds are fixed."""
     row = torch.tensor([[0.0, 0.7, -0.5, 1.2]]).repeat(600, 1)

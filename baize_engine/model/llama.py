@@ -59,9 +59,9 @@ class Llama:
         self._plans: dict[tuple[int, int, bool], list[Callable[[], Any]]] = {}
         self._planned_for: KVCache | None = None
 
-    def new_cache(self, tokens: int) -> KVCache:
-        """A cache for `tokens` tokens, in the activation type."""
-        return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, self.dtype, self.device)
+    def new_cache(self, tokens: int, dtype: torch.dtype | None = None) -> KVCache:
+        """A cache for `tokens` tokens, in the activation type unless `dtype` is given, which a GPU's kernels do not take."""
+        return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or self.dtype, self.device)
 
     def prefill(self, ids: list[int], sequence: Sequence, cache: KVCache) -> Tensor:
         """Runs the tokens `ids` of one sequence; logits (1, V) float32 of the last."""

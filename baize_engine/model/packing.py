@@ -7,7 +7,7 @@ device converts or quantises them into their place. Peak memory is the packed we
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -110,7 +110,7 @@ def fill(pieces: list[Piece], device: str) -> None:
         return
     size = max(piece.target.shape[0] * _row_bytes(piece.entry) for piece in pieces)
     files = {path: open_read(path) for path in {piece.entry.path for piece in pieces}}
-    count = WORKERS if device == "cpu" else min(GPU_WORKERS, os.cpu_count() or 1)
+    count = max(WORKERS, torch.get_num_threads()) if device == "cpu" else min(GPU_WORKERS, os.cpu_count() or 1)
     shares = [pieces[n::count] for n in range(count)]
     if device != "cpu":
         torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
@@ -128,6 +128,7 @@ def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str
     staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
     memory = staging.numpy().data if staging is not None else aligned_buffer(size)
     stream = torch.cuda.Stream(device) if on_gpu else None
+    quantize = backend.quantizer(device)
     with torch.cuda.stream(stream) if stream is not None else nullcontext(), torch.inference_mode():
         for piece in pieces:
             entry, rows = piece.entry, piece.target.shape[0]
@@ -139,16 +140,15 @@ def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str
             if isinstance(piece.target, Tensor):
                 piece.target.copy_(read)
             else:
-                _quantize(piece, read)
+                _quantize(piece, read, quantize)
             if stream is not None:
                 stream.synchronize()  # the staging buffer is free again
 
 
-def _quantize(piece: Piece, read: Tensor) -> None:
-    formats = backend.quantized()
-    kind = "int8" if isinstance(piece.target, formats.Int8Weight) else "int4"
+def _quantize(piece: Piece, read: Tensor, quantize: Callable[..., Any]) -> None:
+    kind = "int8" if isinstance(piece.target, backend.quantized().Int8Weight) else "int4"
     try:
-        formats.quantize(read, kind, out=piece.target)
+        quantize(read, kind, out=piece.target)
     except ValueError as error:
         raise CheckpointError(f"{piece.entry.path}: {piece.entry.name}: {error}") from None
 

@@ -1,0 +1,58 @@
+// Choosing a token from a row of logits: `sample` and `advance` of kernels/reference.py, which defines them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace baize {
+
+constexpr size_t kBestBlock = 32;  // BEST_BLOCK of kernels/reference.py
+
+// Arguments of `sample`, one of each a row. `positions` has `narrow` ones, int32, or `positions`, int64.
+struct Sample {
+    const float* logits;  // (rows, vocabulary)
+    const int32_t* best;  // (rows, blocks) as `head` leaves it, or null
+    size_t rows, vocabulary;
+    const float* temperature;
+    const int64_t* top_k;
+    const float *top_p, *min_p;
+    const int64_t *seeds, *sample_index, *positions;
+    const int32_t* narrow;
+    int64_t* out;
+
+    size_t blocks() const { return (vocabulary + kBestBlock - 1) / kBestBlock; }
+};
+
+// Arguments of `advance`.
+struct Advance {
+    const int64_t* tokens;
+    size_t rows;
+    int64_t *ids, *positions, *slots;
+    int32_t *lens, *left;
+    const int64_t* stops;
+    size_t stops_of_row;
+    const int32_t* tables;
+    size_t table_stride;
+    int64_t block;
+};
+
+// The loops over a vocabulary, by instruction set; the same bits from each.
+struct SampleLoops {
+    // Each block's greatest logit, a zero without its sign; false where one is not finite.
+    bool (*maxima)(const float* logits, size_t size, float* greatest);
+    void (*scale)(const float* logits, size_t size, float temperature, float* scaled);  // below -FLT_MAX: -FLT_MAX
+    // The weights exp(x - top) on a grid of 2^-34, on which up to 2^19 of them add up without rounding; their sum.
+    double (*weigh)(const float* x, size_t size, double top, double* weights);
+    // The 23 random bits of each of kBestBlock ids from `first` on; whether one of them is at least `limit`.
+    bool (*draw)(uint32_t row_hash, uint32_t first, uint32_t limit, uint32_t* bits);
+};
+
+SampleLoops scalar_sample_loops();
+SampleLoops avx2_sample_loops();  // no functions where the build's architecture lacks it
+const SampleLoops& sample_loops(const char* variant);  // those that a decoder's variant takes
+
+size_t sample_scratch(const Sample&);  // floats, aligned to 64 bytes
+void sample(const Sample&, const SampleLoops&, size_t row, float* scratch);
+void advance(const Advance&, size_t row);  // std::out_of_range where a row has no block for its next place
+
+}  // namespace baize
