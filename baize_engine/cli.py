@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BaizeError as error:
-        return _fail(str(error))
+        return _fail(told(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
         return 1
@@ -51,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print("baize: " + " ".join(message.split("\n")), file=sys.stderr)
     return 1
+
+
+def told(error: BaseException) -> str:
+    """Its message, after those of the failures during whose clean-up it was raised: they are the cause."""
+    messages: list[str] = []
+    step: BaseException | None = error
+    while step is not None:
+        if isinstance(step, BaizeError):
+            messages.insert(0, str(step))
+        hidden = step.__suppress_context__ and step.__cause__ is None  # raised "from None"
+        step = None if hidden else step.__context__
+    return "; then ".join(messages)
 
 
 def _interrupt(number: int, frame: object) -> None:

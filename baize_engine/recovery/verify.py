@@ -12,6 +12,7 @@ from pathlib import Path
 from baize_engine.checkpoint.file_io import open_read, read_into
 from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError
 
 BLOCK = 4 << 20  # bytes hashed at a time
@@ -87,7 +88,9 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a whole file, read in blocks."""
-    return hash_range(path, 0, path.stat().st_size)
+    with reading(path):
+        size = path.stat().st_size
+    return hash_range(path, 0, size)
 
 
 def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None] = lambda nbytes: None) -> str:
