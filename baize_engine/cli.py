@@ -171,11 +171,11 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _info_model(folder: Path, device: str) -> None:
-    from baize_engine.checkpoint.config_file import normalise, read_config
+    from baize_engine.checkpoint.config_file import read_normalised
     from baize_engine.checkpoint.index import read_index
 
     index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
-    config = normalise(read_config(folder))
+    config = read_normalised(folder)
     dtypes = sorted({entry.dtype for entry in index.entries.values()})
     size = sum(entry.nbytes for entry in index.entries.values())
     print(

@@ -196,11 +196,11 @@ def kills(faults: Faults, root: Path, cases: int, stride: int, seed: int) -> Ite
     for case in range(cases):
         shutil.rmtree(out, ignore_errors=True)
         arm = functools.partial(faults.arm, KILL, every, str(out), case * stride) if stride else None
-        delay = None if stride else rng.uniform(0, 1.3 * usual)
+        delay = None if stride else rng.uniform(0, 0.8 * usual)
         died = killed(out, base, diff, delay, arm)
         again = 0
         while died and not stride and (out / JOURNAL_NAME).exists() and rng.random() < 0.3:
-            again += killed(out, base, diff, rng.uniform(0, usual), None, resume=True)
+            again += killed(out, base, diff, rng.uniform(0, 0.5 * usual), None, resume=True)
         left = sorted(path.name for path in out.iterdir()) if out.exists() else []
         journal = (out / JOURNAL_NAME).read_bytes() if JOURNAL_NAME in left else b""
         noted = {json.loads(line)["name"] for line in journal.split(b"\n")[:-1] if b'"name"' in line}

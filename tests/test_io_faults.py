@@ -121,7 +121,7 @@ def test_killed_at_random_times_then_resumed(shim: Path, root: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cases", "stride"), [(1000, 1), (600, 0)], ids=["every call", "random times"])
+@pytest.mark.parametrize(("cases", "stride"), [(1000, 1), (300, 0)], ids=["every call", "random times"])
 def test_killed_hundreds_of_times(shim: Path, tmp_path: Path, cases: int, stride: int) -> None:
     cfg = tiny.config(num_hidden_layers=4, vocab_size=300, hidden_size=128, intermediate_size=256)
     tiny.write_pair(tmp_path, cfg=cfg)
@@ -129,7 +129,7 @@ def test_killed_hundreds_of_times(shim: Path, tmp_path: Path, cases: int, stride
     check_kills(found)
     died = sum(facts["killed"] for facts in found)
     print(f"{died} of {len(found)} runs killed, {sum(facts['killed_again'] for facts in found)} times more in resuming")
-    assert died > 200
+    assert died > cases // 4
 
 
 def append(path: Path) -> None:

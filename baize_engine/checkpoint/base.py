@@ -44,4 +44,4 @@ def read_base(folder: Path) -> Base:
         found = read_meta(folder)
         return Base(found, found.config, folder / PARAMS)
     index = read_index(folder)
-    return Base(index, config_file.normalise(config_file.read_config(folder)), folder / "config.json")
+    return Base(index, config_file.read_normalised(folder), folder / "config.json")

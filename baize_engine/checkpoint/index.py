@@ -72,7 +72,11 @@ def _hint(folder: Path) -> str:
             "for anything else convert it with transformers' convert_llama_weights_to_hf.py"
         )
     names = sorted(path.name for path in folder.iterdir())
-    return f"; it has {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "; it is empty"
+    return (
+        f"; it has {', '.join(map(shown, names[:5]))}{' and more' if len(names) > 5 else ''}"
+        if names
+        else "; it is empty"
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -86,7 +86,7 @@ def read_manifest(path: Path) -> Manifest:
     if raw.get("format") != FORMAT:
         raise CheckpointError(f'{path}: not a manifest of this tool (no "format": "{FORMAT}")')
     if raw.get("version") != VERSION:
-        raise CheckpointError(f"{path}: manifest version {raw.get('version')!r}, wanted {VERSION}")
+        raise CheckpointError(f"{path}: manifest version {brief(raw.get('version'))}, wanted {VERSION}")
     try:
         return Manifest(
             operation=str(raw["operation"]),

@@ -69,6 +69,7 @@ def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
 
 
 def _read(path: Path) -> bytes:
+    _refuse_link_elsewhere(path)
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
@@ -77,3 +78,18 @@ def _read(path: Path) -> bytes:
     if content.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git-LFS pointer, not the file: run `git lfs pull` in its repository")
     return content
+
+
+def _refuse_link_elsewhere(path: Path) -> None:
+    """What is copied goes into a result that may be published: a stranger's link must not bring a file of the user's there.
+
+    Links within the folder, and those of the hub's cache, from snapshots/ID to blobs, are followed. Weights may be links to
+    anywhere: they only count if they are weights.
+    """
+    with reading(path):
+        folder, target = path.parent.resolve(), path.resolve()
+    cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its place"
+        )

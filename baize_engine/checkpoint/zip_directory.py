@@ -7,8 +7,7 @@ that other readers understand otherwise. Names are bytes: they are compared, nev
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 END = struct.Struct("<4s4H2LH")  # magic, disks (2), entries (here, in all), bytes, offset, length of the comment
@@ -18,6 +17,7 @@ CENTRAL = struct.Struct("<4s2H2H2HL2L3H2H2L")  # see _entries
 LOCAL = struct.Struct("<4sH2H2HL2L2H")  # magic, version, flags, method, time, date, crc, sizes (2), name, extra
 MAX_DIRECTORY = 8 << 20  # bytes; that of a 65B model's largest file is below 100 KB
 MAX_COMMENT = 0xFFFF
+MAGIC = b"PK\x05\x06"  # of END
 FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 field"
 
 
@@ -56,7 +56,7 @@ class Member:
 
 
 def read_directory(file: BinaryIO, size: int) -> dict[bytes, Member]:
-    """The entries of an archive of `size` bytes by name, in the order of its directory."""
+    """The entries of an archive of `size` bytes by name. ZipError where it is not one, or could be read in two ways."""
     count, length, offset, end = _find(file, size)
     if length > MAX_DIRECTORY or count * CENTRAL.size > length:
         raise ZipError(f"its directory has {length} bytes for {count} entries, wanted at most {MAX_DIRECTORY}")
@@ -68,17 +68,13 @@ def read_directory(file: BinaryIO, size: int) -> dict[bytes, Member]:
         raise ZipError("its directory is cut short")
     members: dict[bytes, Member] = {}
     ordered = sorted(_entries(content, count), key=lambda entry: entry.offset)
-    limits = [entry.offset for entry in ordered[1:]] + [offset]
-    for (first, second), limit in zip(pairwise([*ordered, None]), limits, strict=True):
-        if first is None or first.offset + LOCAL.size + len(first.name) > limit:
-            raise ZipError(f"entries overlap at byte {limit}" if second else "an entry lies in the directory")
-        if members.setdefault(first.name, _until(first, limit)).offset != first.offset:
-            raise ZipError(f"the entry {first.name[:80]!r} stands there twice")
+    for number, entry in enumerate(ordered, 1):
+        limit = ordered[number].offset if number < len(ordered) else offset
+        if entry.offset + LOCAL.size + len(entry.name) > limit:
+            raise ZipError(f"entries overlap at byte {limit}" if limit < offset else "an entry lies in the directory")
+        if members.setdefault(entry.name, replace(entry, limit=limit)).offset != entry.offset:
+            raise ZipError(f"the entry {entry.name[:80]!r} stands there twice")
     return members
-
-
-def _until(entry: Member, limit: int) -> Member:
-    return Member(entry.name, entry.flags, entry.method, entry.stored, entry.size, entry.offset, limit)
 
 
 def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
@@ -86,12 +82,12 @@ def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     begin = max(0, size - END.size - MAX_COMMENT)
     file.seek(begin)
     tail = file.read(size - begin)
-    at = len(tail) - END.size
-    while (at := tail.rfind(b"PK\x05\x06", 0, at + 4)) >= 0:
+    at = tail.rfind(MAGIC, 0, max(0, len(tail) - END.size + len(MAGIC)))
+    while at >= 0:
         record = END.unpack_from(tail, at)
         if at + END.size + record[-1] == len(tail):
             break
-        at -= 1
+        at = tail.rfind(MAGIC, 0, at + len(MAGIC) - 1)
     if at < 0:
         raise ZipError("it has no end of a zip archive")
     _, disk, first_disk, here, count, length, offset, _ = record

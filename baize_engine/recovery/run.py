@@ -147,11 +147,11 @@ def _prepare(source: Base, wish: Wish, options: Options, sources: Sources) -> _P
 
 def checked_plan(source: Base, other: CheckpointIndex, dtype: str, force: bool, check: Callable[[Plan], None]) -> Plan:
     """The plan of base and other, once names, shapes, configs and `check` agree. `force` passes over the configs."""
-    config = config_file.read_config(other.folder)
+    config = config_file.read_normalised(other.folder)
     work = plan(source.index, other, dtype)
     if not force:
         names = str(source.config_path), str(other.folder / "config.json")
-        check_configs(source.config, config_file.normalise(config), *names)
+        check_configs(source.config, config, *names)
     check(work)
     return work
 
