@@ -166,7 +166,9 @@ def _info(options: argparse.Namespace) -> int:
         rows = [f"{row.name} ({row.objection(device) or 'can run'})" for row in backend.table(op)]
         print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
     if options.model:
-        _info_model(Path(options.model), device)
+        from baize_engine.checkpoint.hub import folder_of
+
+        _info_model(folder_of(options.model), device)
     return 0
 
 
@@ -430,7 +432,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare a recovered folder with its manifest",
         "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
     )
-    verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff")
+    verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff, or a hub id")
     _flag(verify, "--expect_manifest", metavar="FILE", help="another manifest to compare the tensors of OUT with")
 
     quantize = command(
@@ -439,7 +441,7 @@ def _parser() -> argparse.ArgumentParser:
         "write a model again with int8 or int4 weights",
         "The result loads without work: its weights are mapped. generate and chat can also quantise while they load.",
     )
-    _flag(quantize, "--path", required=True, metavar="MODEL", help="folder of the model")
+    _flag(quantize, "--path", required=True, metavar="MODEL", help="folder of the model, or a hub id")
     _flag(quantize, "--path_quantized", required=True, metavar="OUT", help="folder to write; must be new or empty")
     _flag(quantize, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
 
@@ -449,7 +451,7 @@ def _parser() -> argparse.ArgumentParser:
         "show the backends of this machine, and the facts of a model",
         "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
     )
-    info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
+    info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or a hub id")
 
     generate = command("generate", _generate, "continue a prompt", "The text is streamed to standard output.")
     _flag(generate, "--prompt", required=True, metavar="TEXT", help="text to continue, taken as it is (see chat)")
@@ -489,7 +491,7 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model, or a hub id")
     _flag(parser, "--path_raw", metavar="BASE", help="in place of MODEL: a base, with its diff; nothing is written")
     _flag(parser, "--path_diff", metavar="DIFF", help="the weight diff for --path_raw")
     _flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")
