@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except BaizeError as error:
-        return _fail(str(error))
+        return _fail(told(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
         return 1
@@ -51,6 +51,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _fail(message: str) -> int:
     print("baize: " + " ".join(message.split("\n")), file=sys.stderr)
     return 1
+
+
+def told(error: BaseException) -> str:
+    """Its message, after those of the failures during whose clean-up it was raised: they are the cause."""
+    messages: list[str] = []
+    step: BaseException | None = error
+    while step is not None:
+        if isinstance(step, BaizeError):
+            messages.insert(0, str(step))
+        hidden = step.__suppress_context__ and step.__cause__ is None  # raised "from None"
+        step = None if hidden else step.__context__
+    return "; then ".join(messages)
 
 
 def _interrupt(number: int, frame: object) -> None:
@@ -154,16 +166,18 @@ def _info(options: argparse.Namespace) -> int:
         rows = [f"{row.name} ({row.objection(device) or 'can run'})" for row in backend.table(op)]
         print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
     if options.model:
-        _info_model(Path(options.model), device)
+        from baize_engine.checkpoint.hub import folder_of
+
+        _info_model(folder_of(options.model), device)
     return 0
 
 
 def _info_model(folder: Path, device: str) -> None:
-    from baize_engine.checkpoint.config_file import normalise, read_config
+    from baize_engine.checkpoint.config_file import read_normalised
     from baize_engine.checkpoint.index import read_index
 
     index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
-    config = normalise(read_config(folder))
+    config = read_normalised(folder)
     dtypes = sorted({entry.dtype for entry in index.entries.values()})
     size = sum(entry.nbytes for entry in index.entries.values())
     print(
@@ -419,7 +433,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare a recovered folder with its manifest",
         "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
     )
-    verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff")
+    verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff, or a hub id")
     _flag(verify, "--expect_manifest", metavar="FILE", help="another manifest to compare the tensors of OUT with")
 
     quantize = command(
@@ -428,7 +442,7 @@ def _parser() -> argparse.ArgumentParser:
         "write a model again with int8 or int4 weights",
         "The result loads without work: its weights are mapped. generate and chat can also quantise while they load.",
     )
-    _flag(quantize, "--path", required=True, metavar="MODEL", help="folder of the model")
+    _flag(quantize, "--path", required=True, metavar="MODEL", help="folder of the model, or a hub id")
     _flag(quantize, "--path_quantized", required=True, metavar="OUT", help="folder to write; must be new or empty")
     _flag(quantize, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
 
@@ -438,7 +452,7 @@ def _parser() -> argparse.ArgumentParser:
         "show the backends of this machine, and the facts of a model",
         "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
     )
-    info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model")
+    info.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or a hub id")
 
     generate = command("generate", _generate, "continue a prompt", "The text is streamed to standard output.")
     _flag(generate, "--prompt", required=True, metavar="TEXT", help="text to continue, taken as it is (see chat)")
@@ -478,7 +492,7 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
 
 
 def _generation_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model")
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model, or a hub id")
     _flag(parser, "--path_raw", metavar="BASE", help="in place of MODEL: a base, with its diff; nothing is written")
     _flag(parser, "--path_diff", metavar="DIFF", help="the weight diff for --path_raw")
     _flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")

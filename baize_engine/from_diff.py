@@ -22,7 +22,6 @@ from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
-from baize_engine.checkpoint.manifest import source_files
 from baize_engine.errors import CheckpointError, ConfigError, RequestError
 from baize_engine.loading import Parts, assemble, check_memory, check_settings, lengths, read_tokenizer
 from baize_engine.model import names
@@ -31,7 +30,8 @@ from baize_engine.model.packing import allocate
 from baize_engine.model.weights import check
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.recover import check_diff
-from baize_engine.recovery.run import checked_plan, unchanged
+from baize_engine.recovery.run import checked_plan
+from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import WORKERS, NoHash, stream
 
 QUANTISING = 2  # workers on the CPU that quantise: it has temporary memory of its own, and takes the time
@@ -56,7 +56,7 @@ def load_diff_parts(
         raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
     device = check_settings(device, quantize, threads, cache_dtype)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
-    before = source_files([*source.index.files, *diff.files])
+    sources = Sources([*source.index.files, *diff.files])
     work = checked_plan(source, diff, dtype, force, check_diff(source.index, diff, force))
     files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size)
     try:
@@ -75,7 +75,7 @@ def load_diff_parts(
     count = QUANTISING if quantize and device == "cpu" else WORKERS
     with Progress(work.traffic, "recover", progress) as bar:
         stream(work, target, backend.diff_adder(device), progress=bar.add, make_hash=NoHash, workers=count)
-    unchanged(before, [*source.index.files, *diff.files])
+    sources.check()
     if device != "cpu":
         torch.cuda.synchronize(device)
     return assemble(config, target.weights, device, max_model_len, cache_tokens, cache_dtype, text, exact_activations)

@@ -14,8 +14,9 @@ import pytest
 import tiny
 import tiny_meta
 
-from baize_engine import Engine, SamplingParams, recover
+from baize_engine import Engine, SamplingParams, recover, verify
 from baize_engine.checkpoint import hub
+from baize_engine.cli import main
 from baize_engine.errors import CheckpointError
 
 
@@ -77,6 +78,20 @@ def test_the_engine_takes_ids_too(fake: FakeHub) -> None:
         assert len(engine.generate([1, 5], params)[0].token_ids) == 4
     with Engine.from_diff("meta/original", "lab/diff", device="cpu") as engine:
         assert len(engine.generate([1, 5], params)[0].token_ids) == 4
+
+
+def test_every_command_that_reads_a_model_takes_ids(
+    fake: FakeHub, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    assert main(["info", "lab/single"]) == 0
+    assert "lab--single: " in capsys.readouterr().out
+    assert main(["quantize", "--path", "lab/single", "--path_quantized", "int8"]) == 0
+    assert list((tmp_path / "int8").glob("*.safetensors"))
+    recover("meta/base", "lab/diff", tmp_path / "far" / "tuned", device="cpu", progress=False)
+    fake.repositories["lab/tuned"] = tmp_path / "far" / "tuned"
+    assert main(["verify", "lab/tuned"]) == 0
+    assert "as written" in capsys.readouterr().out
+    assert verify("lab/tuned").ok
 
 
 def test_a_folder_that_exists_comes_first(fake: FakeHub, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_a_transposed_tensor_is_refused_by_name(tmp_path: Path) -> None:
     [
         ({"state_dict": {"w": torch.ones(2)}}, "state_dict is a dict, wanted a flat dict"),
         ({"w": torch.ones(2), "step": 7}, "step is a int"),
-        ({3: torch.ones(2)}, "int is a _Tensor"),
+        ({3: torch.ones(2)}, "int is a Tensor"),
         ([torch.ones(2)], "holds a list"),
         ({"w": torch.ones(2, dtype=torch.complex64)}, "refused"),
     ],

@@ -11,6 +11,7 @@ from baize_engine.checkpoint import config_file
 from baize_engine.checkpoint.index import KINDS, read_index
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.meta_layout import PARAMS, is_meta, read_meta
+from baize_engine.checkpoint.os_errors import reading
 
 
 class Index(Protocol):
@@ -35,10 +36,12 @@ class Base:
 
 def read_base(folder: Path) -> Base:
     """The base in `folder`: transformers' layout where there is one, else Meta's. Errors as for `read_index`."""
-    if is_meta(folder) and not any(
-        (folder / f"{single}{suffix}").exists() for single, _ in KINDS for suffix in ("", ".index.json")
-    ):
+    with reading(folder):
+        meta = is_meta(folder) and not any(
+            (folder / f"{single}{suffix}").exists() for single, _ in KINDS for suffix in ("", ".index.json")
+        )
+    if meta:
         found = read_meta(folder)
         return Base(found, found.config, folder / PARAMS)
     index = read_index(folder)
-    return Base(index, config_file.normalise(config_file.read_config(folder)), folder / "config.json")
+    return Base(index, config_file.read_normalised(folder), folder / "config.json")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import ConfigError
 
 # Key -> (accepted types, what transformers' LlamaConfig takes where the file is silent).
@@ -43,6 +44,14 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return strict_json.read(Path(folder) / "config.json")
 
 
+def read_normalised(folder: str | Path) -> dict[str, Any]:
+    """`normalise` of `folder`/config.json; ConfigError names the file as well."""
+    try:
+        return normalise(read_config(folder))
+    except ConfigError as error:
+        raise ConfigError(f"{Path(folder) / 'config.json'}: {error}") from None
+
+
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that matter, under one spelling, with transformers' defaults; all others are left out.
 
@@ -67,7 +76,7 @@ def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: A
     if value is None:
         return default
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise ConfigError(f"config: {key} is {value!r}, wanted {' or '.join(kind.__name__ for kind in types)}")
+        raise ConfigError(f"config: {key} is {brief(value)}, wanted {' or '.join(kind.__name__ for kind in types)}")
     return value
 
 
@@ -80,7 +89,7 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
     parameters.pop("type", None)  # both spellings stand side by side in some files
     if not isinstance(kind, str):
-        raise ConfigError(f"config: rope_type is {kind!r}, wanted a name")
+        raise ConfigError(f"config: rope_type is {brief(kind)}, wanted a name")
     source = {"rope_theta": own_theta} if own_theta is not None else raw
     theta = _typed(source, "rope_theta", (float, int), DEFAULT_THETA)
     return float(theta), {"rope_type": kind, **parameters}

@@ -8,7 +8,10 @@ from math import prod
 from pathlib import Path
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
+
+MAX_NAME = 512  # characters
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +61,11 @@ def refuse_pointer(path: Path, beginning: bytes) -> None:
     """CheckpointError if a file that begins so is a Git-LFS pointer in place of the weights."""
     if beginning.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git-LFS pointer, not the weights: run `git lfs pull` in its repository")
+
+
+def check_name(path: Path, name: str) -> None:
+    """CheckpointError unless a tensor's name could be written to a file again: short, and of whole characters."""
+    if not 0 < len(name) <= MAX_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{path}: a tensor is called {shown(name)!r}, wanted at most {MAX_NAME} printable characters"
+        )

@@ -9,9 +9,12 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+import stat
+from contextlib import ExitStack
 from pathlib import Path
 
-from baize_engine.errors import CheckpointError
+from baize_engine.checkpoint.os_errors import reading, writing
+from baize_engine.errors import CheckpointError, OutputError
 
 PAGE = 4096  # what O_DIRECT asks of offset, length and address on every disk in use
 MOST_VIEWS = 1024  # that one call reads into: the least that systems allow (IOV_MAX)
@@ -22,26 +25,37 @@ def aligned_buffer(nbytes: int) -> memoryview:
     return memoryview(mmap.mmap(-1, max(PAGE, nbytes)))[:nbytes]
 
 
+def open_regular(path: str | os.PathLike[str]) -> int:
+    """A descriptor for reading. CheckpointError where `path` is no file, such as a pipe, whose opening could wait forever."""
+    with reading(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # no effect on files
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise CheckpointError(f"{path} is a folder or device, wanted a file")
+        return fd
+
+
 def open_read(path: Path) -> int:
-    """A descriptor for sequential ranged reads. The caller closes it."""
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    """A descriptor for sequential ranged reads. The caller closes it. CheckpointError as for `open_regular`."""
+    fd = open_regular(path)
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
     return fd
 
 
 def read_into(fd: int, view: memoryview, offset: int, what: str) -> None:
-    """Fills `view` from byte `offset`; a short file raises CheckpointError naming `what`."""
+    """Fills `view` from byte `offset`; a short file or a failing disk raises CheckpointError naming `what`."""
     read_scattered(fd, [view], offset, what)
 
 
 def read_scattered(fd: int, views: list[memoryview], offset: int, what: str) -> None:
-    """Fills `views` one after another from byte `offset`; a short file raises CheckpointError naming `what`."""
+    """Fills `views` one after another from byte `offset`. Errors as for `read_into`."""
     for first in range(0, len(views), MOST_VIEWS):
         pending = views[first : first + MOST_VIEWS]
         wanted = sum(map(len, pending))
         while wanted:
-            got = os.preadv(fd, pending, offset)
+            with reading(f"{what}: byte {offset}"):
+                got = os.preadv(fd, pending, offset)
             if got == 0:
                 raise CheckpointError(
                     f"{what}: the file ends at byte {offset}, wanted {wanted} more (was it changed or cut?)"
@@ -71,50 +85,68 @@ class OutputFile:
 
     Aligned writes bypass the page cache (O_DIRECT) where the filesystem takes them: measured 2-8 times faster than
     buffered writes with fsync. Everything else goes through the page cache. The space is allocated at once, so that a
-    full disk shows before the long work and not half-way.
+    full disk shows before the long work and not half-way. Whatever the system refuses is an OutputError that names the
+    file; FileExistsError where a new one exists.
     """
 
     def __init__(self, path: Path, nbytes: int, reopen: bool = False) -> None:
         self.path = path
         how = 0 if reopen else os.O_CREAT | os.O_EXCL
-        self._buffered = os.open(path, os.O_RDWR | how | os.O_CLOEXEC, 0o644)
+        try:
+            self._buffered = os.open(path, os.O_RDWR | how | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            raise OutputError(error.errno, f"{path} cannot be opened for writing ({error.strerror})") from error
         self._direct: int | None = None
         try:
-            _allocate(self._buffered, nbytes)
-            self._direct = _open_direct(path)
+            with writing(path, f"take {nbytes} bytes"):
+                _allocate(self._buffered, nbytes)
+                self._direct = _open_direct(path)
         except BaseException:
             os.close(self._buffered)
             raise
+        self._open = [self._buffered] + ([] if self._direct is None else [self._direct])
 
     def write_at(self, offset: int, view: memoryview) -> None:
         """Writes all of `view` at byte `offset`. Whole pages from page-aligned memory go directly to the disk."""
+        with writing(self.path):
+            done = self._write_direct(offset, view) if self._direct is not None else 0
+            _write_all(self._buffered, view[done:], offset + done)
+
+    def _write_direct(self, offset: int, view: memoryview) -> int:
+        """The bytes of `view` that went past the page cache: its whole pages, or none."""
         whole = len(view) - len(view) % PAGE
-        if self._direct is not None and offset % PAGE == 0 and whole:
-            try:
-                _write_all(self._direct, view[:whole], offset)
-            except OSError as error:
-                if error.errno != errno.EINVAL:  # the filesystem or this address does not take direct writes
-                    raise
-                whole = 0
-        else:
-            whole = 0
-        _write_all(self._buffered, view[whole:], offset + whole)
+        if offset % PAGE or not whole or self._direct is None:
+            return 0
+        try:
+            _write_all(self._direct, view[:whole], offset)
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # the filesystem or this address does not take direct writes
+                raise
+            return 0
+        return whole
 
     def sync(self) -> None:
         """Returns when the data is on the disk."""
-        os.fsync(self._buffered)
+        with writing(self.path):
+            os.fsync(self._buffered)
 
     def close(self) -> None:
-        for fd in (self._buffered, self._direct):
-            if fd is not None:
-                os.close(fd)
-        self._direct = None
+        """Closes it, if it is open. Every descriptor is closed also where the system then tells of an error."""
+        fds, self._open = self._open, []
+        with writing(self.path), ExitStack() as stack:
+            for fd in fds:
+                stack.callback(os.close, fd)
 
 
 def _write_all(fd: int, view: memoryview, offset: int) -> None:
     done = 0
     while done < len(view):
-        done += os.pwrite(fd, view[done:], offset + done)
+        count = os.pwrite(fd, view[done:], offset + done)
+        if count == 0:
+            raise OSError(errno.EIO, "the system wrote 0 bytes")
+        done += count
 
 
 def _allocate(fd: int, nbytes: int) -> None:
@@ -142,8 +174,9 @@ def _open_direct(path: Path) -> int | None:
 
 def sync_folder(folder: Path) -> None:
     """Makes names created, renamed or removed in `folder` survive a crash of the system."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    with writing(folder, "be synced"):
+        fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)

@@ -12,10 +12,13 @@ from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.safetensors_file import read_safetensors
+from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError
 
+MAX_FILE_NAME = 255  # bytes, what file systems take
 KINDS = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch))
 
 
@@ -30,7 +33,11 @@ class CheckpointIndex:
 
 def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
     """The index of `folder`. CheckpointError says what was looked for and not found, or which file lies how."""
-    folder = Path(folder)
+    with reading(folder):
+        return _read_index(Path(folder))
+
+
+def _read_index(folder: Path) -> CheckpointIndex:
     _refuse_other_things(folder)
     for single, reader in KINDS:
         index = folder / f"{single}.index.json"
@@ -65,7 +72,11 @@ def _hint(folder: Path) -> str:
             "for anything else convert it with transformers' convert_llama_weights_to_hf.py"
         )
     names = sorted(path.name for path in folder.iterdir())
-    return f"; it has {', '.join(names[:5])}{' and more' if len(names) > 5 else ''}" if names else "; it is empty"
+    return (
+        f"; it has {', '.join(map(shown, names[:5]))}{' and more' if len(names) > 5 else ''}"
+        if names
+        else "; it is empty"
+    )
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -76,9 +87,9 @@ def _weight_map(index: Path) -> dict[str, str]:
         )
     for name, file in found.items():
         plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
-        if not plain or "\\" in file or "\0" in file:
+        if not plain or "\\" in file or not file.isprintable() or len(file.encode()) > MAX_FILE_NAME:
             raise CheckpointError(
-                f"{index}: {name} is said to be in {file!r}, wanted the name of a file in this folder"
+                f"{index}: {shown(name)} is said to be in {brief(file)}, wanted the name of a file in this folder"
             )
     return found
 
@@ -103,9 +114,11 @@ def _merge(entries: list[TensorEntry]) -> dict[str, TensorEntry]:
 def _check_map(index: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
     for name, file in weight_map.items():
         if name not in entries:
-            raise CheckpointError(f"{index}: {name} is said to be in {file}, and no shard has it")
+            raise CheckpointError(f"{index}: {shown(name)} is said to be in {file}, and no shard has it")
         if entries[name].path.name != file:
-            raise CheckpointError(f"{index}: {name} is said to be in {file}, and is in {entries[name].path.name}")
+            raise CheckpointError(
+                f"{index}: {shown(name)} is said to be in {file}, and is in {entries[name].path.name}"
+            )
     extra = [entry for name, entry in entries.items() if name not in weight_map]
     if extra:
         raise CheckpointError(f"{index}: {extra[0].path.name} holds {extra[0].name}, which the index does not name")

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.errors import CheckpointError
 
 MANIFEST_NAME = "baize_manifest.json"
@@ -69,45 +71,60 @@ class Manifest:
         return (json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n").encode()
 
 
-def source_files(paths: Iterable[Path]) -> list[SourceFile]:
-    """Name, size and time of each file."""
-    stats = [(path.name, path.stat()) for path in paths]
-    return [SourceFile(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-
-
 def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
 def read_manifest(path: Path) -> Manifest:
     """The manifest of a result: of a folder, or a file. CheckpointError if it is absent, of another version or damaged."""
-    path = path / MANIFEST_NAME if path.is_dir() else path
-    if not path.exists():
+    with reading(path):
+        path = path / MANIFEST_NAME if path.is_dir() else path
+        there = path.exists()
+    if not there:
         raise CheckpointError(f"{path} is absent: only folders written by recover or make_diff can be verified")
     raw = strict_json.read(path)
     if raw.get("format") != FORMAT:
         raise CheckpointError(f'{path}: not a manifest of this tool (no "format": "{FORMAT}")')
     if raw.get("version") != VERSION:
-        raise CheckpointError(f"{path}: manifest version {raw.get('version')!r}, wanted {VERSION}")
+        raise CheckpointError(f"{path}: manifest version {brief(raw.get('version'))}, wanted {VERSION}")
     try:
         return Manifest(
             operation=str(raw["operation"]),
             backend=str(raw["backend"]),
-            versions=dict(raw["versions"]),
+            versions=_texts(raw["versions"]),
             sources={role: [_record(SourceFile, item) for item in items] for role, items in raw["sources"].items()},
             tensors={name: tensor_record(item) for name, item in raw["tensors"].items()},
-            files=dict(raw["files"]),
-            base_rows=dict(raw.get("base_rows", {})),
+            files=_texts(raw["files"]),
+            base_rows=_texts(raw.get("base_rows", {})),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error})") from None
+        raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {shown(str(error))})") from None
+
+
+_KINDS: dict[str, tuple[type, ...]] = {  # of the fields of records; a bool is no number
+    "dtype": (str,), "shape": (tuple,), "sum": (float, int, type(None)), "overflowed": (int,), "nonfinite": (int,),
+    "name": (str,), "bytes": (int,), "mtime_ns": (int,), "sha256": (str, type(None)),
+}  # fmt: skip
 
 
 def _record(kind: Any, item: Mapping[str, Any]) -> Any:
-    return kind(**{field.name: item[field.name] for field in fields(kind)})
+    values = {field.name: item[field.name] for field in fields(kind)}
+    for name, value in values.items():
+        if type(value) not in _KINDS[name]:
+            raise TypeError(f"{name} is {brief(value)}, wanted {_KINDS[name][0].__name__}")
+    return kind(**values)
+
+
+def _texts(raw: Any) -> dict[str, str]:
+    if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
+        raise TypeError(f"{brief(raw)}, wanted an object of texts")
+    return raw
 
 
 def tensor_record(item: Mapping[str, Any]) -> TensorRecord:
     """A TensorRecord from its JSON form; KeyError or TypeError where the form is wrong."""
-    record: TensorRecord = _record(TensorRecord, {**item, "shape": tuple(int(n) for n in item["shape"])})
+    shape = item["shape"]
+    if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
+        raise TypeError(f"shape is {brief(shape)}, wanted natural numbers")
+    record: TensorRecord = _record(TensorRecord, {**item, "shape": tuple(shape)})
     return record

@@ -16,6 +16,7 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import DEFAULT_THETA
 from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
+from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError, ConfigError
 
@@ -89,13 +90,13 @@ class _Params:
     def _count(self, key: str) -> int:
         value = self.raw.get(key)
         if type(value) is not int or not 0 < value < 1 << 31:
-            raise ConfigError(f"{self.path}: {key} is {value!r}, wanted a positive number")
+            raise ConfigError(f"{self.path}: {key} is {brief(value)}, wanted a positive number")
         return value
 
     def _number(self, key: str, default: float | None) -> float:
         value = self.raw.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ConfigError(f"{self.path}: {key} is {value!r}, wanted a number")
+            raise ConfigError(f"{self.path}: {key} is {brief(value)}, wanted a number")
         return float(value)
 
 
@@ -164,7 +165,7 @@ def _check_vocabulary(entries: Mapping[str, Entry], params: _Params) -> None:
     if head.shape[0] != rows or (said != -1 and said != rows):
         raise CheckpointError(
             f"{params.path.parent}: tok_embeddings.weight has {rows} rows, output.weight {head.shape[0]}, and params.json "
-            f"says vocab_size {said}"
+            f"says vocab_size {brief(said)}"
         )
 
 

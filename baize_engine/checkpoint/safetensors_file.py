@@ -6,6 +6,7 @@ Format: 8 bytes little-endian length, a JSON object of that length, then the dat
 from __future__ import annotations
 
 import json
+import os
 import struct
 from collections.abc import Mapping
 from math import prod
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE, SAFETENSORS, TO_SAFETENSORS
-from baize_engine.checkpoint.entry import TensorEntry, refuse_pointer
+from baize_engine.checkpoint.entry import TensorEntry, check_name, refuse_pointer
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.checkpoint.strict_json import parse
 from baize_engine.errors import CheckpointError
 
-MAX_HEADER = 100_000_000  # bytes, the format's own limit
+MAX_HEADER = 8 << 20  # bytes: some 60 000 tensors a file. The format allows 100 MB, which as objects take gigabytes
 MAX_DIMENSIONS = 16  # no model comes near; a bound keeps messages and products small
 
 
 def read_safetensors(path: Path) -> list[TensorEntry]:
     """The tensors of a file, in the order of its header. CheckpointError names the file, the tensor and both numbers."""
-    with open(path, "rb") as file:
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
         refuse_pointer(path, file.read(64))
@@ -47,16 +51,19 @@ def read_safetensors(path: Path) -> list[TensorEntry]:
 
 
 def _entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
-    where = f"{path}: {name}"
+    check_name(path, name)
+    where = f"{path}: {shown(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
         raise CheckpointError(f"{where}: wanted an object of dtype, shape and data_offsets")
     dtype, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
     if not isinstance(dtype, str) or dtype not in SAFETENSORS:
-        raise CheckpointError(f"{where}: dtype {dtype!r} is not one of {', '.join(SAFETENSORS)}")
+        raise CheckpointError(f"{where}: dtype {brief(dtype)} is not one of {', '.join(SAFETENSORS)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{where}: shape {shape!r} is not a list of at most {MAX_DIMENSIONS} natural numbers")
+        raise CheckpointError(
+            f"{where}: shape {brief(shape)} is not a list of at most {MAX_DIMENSIONS} natural numbers"
+        )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise CheckpointError(f"{where}: data_offsets {offsets!r} are not a begin and an end")
+        raise CheckpointError(f"{where}: data_offsets {brief(offsets)} are not a begin and an end")
     wanted = prod(shape) * ITEMSIZE[SAFETENSORS[dtype]]
     if offsets[1] - offsets[0] != wanted:
         raise CheckpointError(
@@ -77,7 +84,7 @@ def _check_cover(path: Path, entries: list[TensorEntry], begin: int, size: int) 
         if entry.offset != end:
             kind = "overlaps" if entry.offset < end else "leaves a hole after"
             raise CheckpointError(
-                f"{path}: {entry.name} begins at byte {entry.offset} and {kind} {before}, which ends at {end}"
+                f"{path}: {shown(entry.name)} begins at byte {entry.offset} and {kind} {shown(before)}, which ends at {end}"
             )
     if edges[-1][1] != size:
         raise CheckpointError(

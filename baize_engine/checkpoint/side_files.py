@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from baize_engine.checkpoint.config_file import read_config
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -36,7 +39,9 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[s
         if (source / name).is_file():
             files[name] = _read(source / name)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
-        for path in sorted(folder.iterdir()):
+        with reading(folder):
+            found = sorted(folder.iterdir())
+        for path in found:
             if path.is_file() and any(word in path.name.lower() for word in LICENCE_WORDS):
                 content = _read(path)
                 if files.get(path.name) != content:
@@ -64,10 +69,27 @@ def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
 
 
 def _read(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise CheckpointError(f"{path}: {size} bytes, wanted at most {MAX_BYTES} for a file beside the weights")
-    content = path.read_bytes()
+    _refuse_link_elsewhere(path)
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path}: {size} bytes, wanted at most {MAX_BYTES} for a file beside the weights")
+        content = file.read(MAX_BYTES)
     if content.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git-LFS pointer, not the file: run `git lfs pull` in its repository")
     return content
+
+
+def _refuse_link_elsewhere(path: Path) -> None:
+    """What is copied goes into a result that may be published: a stranger's link must not bring a file of the user's there.
+
+    Links within the folder, and those of the hub's cache, from snapshots/ID to blobs, are followed. Weights may be links to
+    anywhere: they only count if they are weights.
+    """
+    with reading(path):
+        folder, target = path.parent.resolve(), path.resolve()
+    cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
+        raise CheckpointError(
+            f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its place"
+        )

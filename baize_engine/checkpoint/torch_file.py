@@ -1,140 +1,60 @@
 """`.bin` and `.pth` files of torch.save (torch 1.6 and newer): where each tensor lies. Reads no data, runs no code of the file.
 
-Such a file is an uncompressed zip archive: `<name>/data.pkl`, a pickle program that describes the tensors, and one entry
-`<name>/data/<key>` for the bytes of each storage. The program runs in a pickle machine whose only reachable names are the
-stand-ins below: torch itself is not imported, and `torch.load` is never called (its weights_only=True has had remote code
-execution: CVE-2025-32434).
+Such a file is an uncompressed zip archive (`zip_directory.py`): `<name>/data.pkl`, a pickle program that describes the tensors
+(`pickle_program.py`), and one entry `<name>/data/<key>` for the bytes of each storage. torch itself is not imported, and
+`torch.load` is never called: its weights_only=True has had remote code execution (CVE-2025-32434).
 """
 
 from __future__ import annotations
 
-import io
-import pickle
-import struct
-import zipfile
-from collections import OrderedDict
-from dataclasses import dataclass
+import os
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from baize_engine.checkpoint.dtypes import ITEMSIZE, TORCH_STORAGES
-from baize_engine.checkpoint.entry import TensorEntry, refuse_pointer
+from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.entry import TensorEntry, check_name, refuse_pointer
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
+from baize_engine.checkpoint.shown import shown
+from baize_engine.checkpoint.zip_directory import ZipError, read_directory
 from baize_engine.errors import CheckpointError
 
-MAX_PROGRAM = 64 << 20  # bytes of data.pkl; a 65B model's is below 1 MB
-LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, length of the name, length of the extra field
-
-# Whatever a broken or hostile program can make the pickle machine raise.
-PROGRAM_ERRORS = (
-    pickle.UnpicklingError, ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError,
-    TypeError, ValueError, AssertionError, struct.error,
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _StorageType:
-    """Stands for torch.HalfStorage and its kin."""
-
-    dtype: str
-
-
-@dataclass(frozen=True)
-class _Storage:
-    key: str
-    dtype: str
-    numel: int
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    storage: _Storage
-    offset: int  # elements
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> _Tensor:
-    shape, stride = tuple(shape), tuple(stride)
-    numbers = (offset, *shape, *stride)
-    if not isinstance(storage, _Storage) or len(shape) != len(stride) or not all(map(_is_natural, numbers)):
-        raise pickle.UnpicklingError("a tensor is described by something else than a storage and natural numbers")
-    return _Tensor(storage, offset, shape, stride)
-
-
-def _rebuild_parameter(data: Any, *_: Any) -> Any:
-    return data
-
-
-def _size(values: Any = ()) -> tuple[Any, ...]:
-    return tuple(values)
-
-
-def _is_natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-_NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch", "Size"): _size,
-    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
-    **{("torch", name): _StorageType(dtype) for name, dtype in TORCH_STORAGES.items()},
-}
-
-
-class _Machine(pickle._Unpickler):
-    """The allow-list. The pure-Python machine: the C one lets a program allocate by naming a huge memo index."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _NAMES:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no weight file needs")
-        return _NAMES[module, name]
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
-            raise pickle.UnpicklingError("it refers to something else than a storage")
-        _, kind, key, _, numel = pid
-        if not isinstance(kind, _StorageType) or not isinstance(key, str) or not _is_natural(numel):
-            raise pickle.UnpicklingError(f"it refers to a storage of unknown type or size ({key!r})")
-        return _Storage(key, kind.dtype, numel)
+MAX_PROGRAM = 4 << 20  # bytes of data.pkl; a 65B model's is below 1 MB
 
 
 def read_torch(path: Path) -> list[TensorEntry]:
     """The tensors of a file, in the order of its state dict. CheckpointError names the file, the tensor, found and wanted."""
-    with open(path, "rb") as file:
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
         beginning = file.read(512)
         refuse_pointer(path, beginning)
         if not beginning.startswith(b"PK"):
             raise CheckpointError(_not_a_zip(path, beginning))
+        archive = _Archive(path, file)
+        program = archive.read("data.pkl", MAX_PROGRAM)
         try:
-            archive = _Archive(path, file)
-            program = archive.read("data.pkl", MAX_PROGRAM)
-        except (zipfile.BadZipFile, NotImplementedError, EOFError, struct.error, ValueError) as error:
-            if isinstance(error, CheckpointError):
-                raise
-            raise CheckpointError(f"{path}: not a whole zip archive ({error}); cut short?") from None
-        try:
-            state = _Machine(io.BytesIO(program), encoding="utf-8").load()
-        except PROGRAM_ERRORS as error:
-            raise CheckpointError(f"{path}: refused, data.pkl is not a plain state dict: {error}") from None
+            state = run(program)
+        except ProgramError as error:
+            near = f", at {shown(error.near)}" if error.near else ""
+            raise CheckpointError(f"{path}: refused, data.pkl is not a plain state dict{near}: {error}") from None
         if not isinstance(state, dict):
             raise CheckpointError(f"{path}: holds a {type(state).__name__}, wanted a dict of tensors")
         return [_entry(path, archive, name, value) for name, value in state.items()]
 
 
 def _entry(path: Path, archive: _Archive, name: Any, value: Any) -> TensorEntry:
-    where = f"{path}: {name if isinstance(name, str) else type(name).__name__}"
-    if not isinstance(name, str) or not isinstance(value, _Tensor):
+    where = f"{path}: {shown(name) if isinstance(name, str) else type(name).__name__}"
+    if not isinstance(name, str) or not isinstance(value, Tensor):
         raise CheckpointError(f"{where} is a {type(value).__name__}, wanted a flat dict of names to tensors")
+    check_name(path, name)
     storage = value.storage
     size = ITEMSIZE[storage.dtype]
     begin, stored = archive.locate(f"data/{storage.key}", where)
     if stored != storage.numel * size:
         raise CheckpointError(
-            f"{where}: its storage {storage.key} has {stored} bytes, wanted {storage.numel * size} for {storage.numel} of "
-            f"{storage.dtype}"
+            f"{where}: its storage {shown(storage.key)} has {stored} bytes, wanted {storage.numel * size} for "
+            f"{storage.numel} of {storage.dtype}"
         )
     count = prod(value.shape)
     if value.offset + count > storage.numel:
@@ -166,27 +86,25 @@ def _not_a_zip(path: Path, beginning: bytes) -> str:
 
 
 class _Archive:
-    """The zip directory: stored, unencrypted, uniquely named entries under one folder, and where their bytes lie."""
+    """The entries of an archive that lie in the folder of its one data.pkl, and where their bytes lie."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
-        self._size = file.seek(0, io.SEEK_END)
-        entries = zipfile.ZipFile(file).infolist()
-        names = [entry.filename for entry in entries]
-        if len(set(names)) != len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise CheckpointError(f"{path}: the entry {twice!r} stands there twice")
-        programs = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
+        try:
+            self._members = read_directory(file, file.seek(0, os.SEEK_END))
+        except ZipError as error:
+            raise CheckpointError(f"{path}: not a whole zip archive of torch.save, {error}; cut short?") from None
+        programs = [name for name in self._members if name == b"data.pkl" or name.endswith(b"/data.pkl")]
         if len(programs) != 1:
             raise CheckpointError(
                 f"{path}: {len(programs)} entries data.pkl, wanted one (is this a file of torch.save?)"
             )
-        self._folder = programs[0][: -len("data.pkl")]
-        self._entries = dict(zip(names, entries, strict=True))
-        if f"{self._folder}byteorder" in self._entries and self.read("byteorder", 16) != b"little":
+        self._folder = programs[0].removesuffix(b"data.pkl")
+        if self._folder + b"byteorder" in self._members and self.read("byteorder", 16) != b"little":
             raise CheckpointError(f"{path}: written in big-endian byte order, wanted little")
 
     def read(self, name: str, most: int) -> bytes:
+        """The bytes of a small entry."""
         begin, size = self.locate(name, str(self._path))
         if size > most:
             raise CheckpointError(f"{self._path}: {name} has {size} bytes, wanted at most {most}")
@@ -195,23 +113,10 @@ class _Archive:
 
     def locate(self, name: str, where: str) -> tuple[int, int]:
         """(byte offset in the file, bytes) of an entry's data, checked against the file."""
-        entry = self._entries.get(self._folder + name)
-        if entry is None:
-            raise CheckpointError(f"{where}: the archive has no entry {name}")
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise CheckpointError(f"{where}: the entry {name} is compressed or encrypted, wanted it stored plainly")
-        if not 0 <= entry.header_offset < self._size:
-            raise CheckpointError(
-                f"{where}: the entry {name} is said to begin at byte {entry.header_offset} of {self._size}"
-            )
-        self._file.seek(entry.header_offset)
-        header = self._file.read(LOCAL_HEADER.size)
-        if len(header) < LOCAL_HEADER.size or not header.startswith(b"PK\x03\x04"):
-            raise CheckpointError(f"{where}: the entry {name} does not begin at byte {entry.header_offset}")
-        _, name_length, extra_length = LOCAL_HEADER.unpack(header)
-        begin = entry.header_offset + LOCAL_HEADER.size + name_length + extra_length
-        if entry.file_size != entry.compress_size or begin + entry.file_size > self._size:
-            raise CheckpointError(
-                f"{where}: the entry {name} has {entry.file_size} bytes from byte {begin}, the file has {self._size} in all"
-            )
-        return begin, entry.file_size
+        member = self._members.get(self._folder + name.encode())
+        if member is None:
+            raise CheckpointError(f"{where}: the archive has no entry {shown(name)}")
+        try:
+            return member.locate(self._file), member.size
+        except ZipError as error:
+            raise CheckpointError(f"{where}: the entry {shown(name)} {error}") from None

@@ -17,6 +17,7 @@ from types import TracebackType
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.file_io import PAGE, OutputFile, sync_folder
+from baize_engine.checkpoint.os_errors import removing, writing
 from baize_engine.checkpoint.safetensors_file import encode_header
 from baize_engine.errors import OutputError
 
@@ -119,30 +120,60 @@ class CheckpointWriter:
 
     def open(self) -> None:
         """Makes the folder and the `.partial` files with their headers. On an exception the caller calls `discard`."""
+        self.make_folder()
+        self.open_shards()
+
+    def make_folder(self) -> None:
+        """Makes the folder, or takes an empty one."""
         if not self.resume:
             check_output(self.folder, sum(shard.nbytes for shard in self.shards))
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         for path in reversed(missing):
             self._made_folders.append(path)  # noted before it is made: Ctrl-C may come between any two lines
-            path.mkdir()
+            try:
+                with writing(path, "be made"):
+                    path.mkdir()
+            except OutputError as error:
+                if error.errno == errno.EEXIST:
+                    self._made_folders.remove(path)  # another writer's
+                    raise _appeared(path) from None
+                raise
+
+    def open_shards(self) -> None:
+        """Makes the `.partial` files with their headers. To resume, what has its last name becomes unfinished again."""
+        if self.resume:
+            index = self.folder / INDEX_NAME  # first: without it shards are not a model
+            self._made += [index, self.folder / (INDEX_NAME + PARTIAL)]
+            with writing(index, "be removed"):
+                index.unlink(missing_ok=True)
         for shard in self.shards:
             self._files.append(self._open_shard(shard))
 
     def _open_shard(self, shard: ShardLayout) -> OutputFile:
         path, final = self.folder / (shard.filename + PARTIAL), self.folder / shard.filename
-        if self.resume and final.exists() and not path.exists():
-            os.rename(final, path)  # killed between the renames of `finish`
-        reopen = self.resume and path.exists() and path.stat().st_size == shard.nbytes
-        if self.resume and not reopen:
-            path.unlink(missing_ok=True)
+        reopen = False
+        if self.resume:
+            with writing(path):
+                if final.exists() and not path.exists():
+                    os.rename(final, path)  # killed between the renames of `finish`
+                reopen = path.exists() and path.stat().st_size == shard.nbytes
+                if not reopen:
+                    path.unlink(missing_ok=True)
         self._made.append(path)
         try:
             file = OutputFile(path, shard.nbytes, reopen)
         except FileExistsError:
             self._made.remove(path)  # another writer's
-            raise OutputError(errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?") from None
-        file.write_at(0, memoryview(shard.header))
+            raise _appeared(path) from None
+        self._opened(file, shard)
         return file
+
+    def _opened(self, file: OutputFile, shard: ShardLayout) -> None:
+        try:
+            file.write_at(0, memoryview(shard.header))
+        except BaseException:
+            file.close()
+            raise
 
     def partial_path(self, name: str) -> tuple[Path, int]:
         """The unfinished file that holds the tensor `name`, and its byte offset there."""
@@ -162,14 +193,16 @@ class CheckpointWriter:
         """Makes the checkpoint whole: data on disk, then `files`, shards and last the index under their final names."""
         for file in self._files:
             file.sync()
+            file.close()  # some filesystems tell of errors only here
         for name, content in files.items():
             self._place(name, content)
         *first, last = [shard.filename for shard in self.shards]
-        for filename in [*first, last]:
-            final = self.folder / filename
-            os.rename(self.folder / (filename + PARTIAL), final)
-            self._made.append(final)
+        for filename in first:
+            self._rename(filename)
+        sync_folder(self.folder)  # all other names are on the disk before the one that makes it a model
+        self._rename(last)
         if first:
+            sync_folder(self.folder)
             self._place(INDEX_NAME, json.dumps(self._index(), indent=2).encode())
         sync_folder(self.folder)
         for path in self._made_folders:
@@ -178,13 +211,20 @@ class CheckpointWriter:
         self._made_folders.clear()
 
     def _place(self, name: str, content: bytes) -> None:
-        partial, final = self.folder / (name + PARTIAL), self.folder / name
-        self._made += [partial, final]
-        with open(partial, "wb" if self.resume else "xb") as file:
+        partial = self.folder / (name + PARTIAL)
+        self._made.append(partial)
+        with writing(partial), open(partial, "wb" if self.resume else "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        os.rename(partial, final)
+        self._rename(name)
+
+    def _rename(self, name: str) -> None:
+        """Gives a file that is whole on the disk its last name."""
+        partial, final = self.folder / (name + PARTIAL), self.folder / name
+        self._made.append(final)
+        with writing(partial, f"be renamed to {name}"):
+            os.rename(partial, final)
 
     def _index(self) -> dict[str, object]:
         total = sum(shard.nbytes - len(shard.header) for shard in self.shards)
@@ -194,36 +234,57 @@ class CheckpointWriter:
         }
 
     def discard(self) -> None:
-        """Closes the files and removes everything made here that `finish` has not declared whole."""
-        for file in self._files:
-            file.close()
+        """Closes the files and removes everything made here that `finish` has not declared whole.
+
+        All of it is tried, whatever fails; the first failure is raised then.
+        """
+        failed = [error for file in self._files for error in _closing(file)]
         self._files.clear()
-        for path in reversed(self._made):
-            path.unlink(missing_ok=True)
+        failed += removing(self._made[::-1])
         self._made.clear()
         for path in reversed(self._made_folders):
-            if path.is_dir() and not any(path.iterdir()):
-                path.rmdir()
+            try:
+                with writing(path, "be removed"):
+                    path.rmdir()
+            except OutputError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # never made, or another writer's content
+                    failed.append(error)
         self._made_folders.clear()
+        if failed:
+            more = f"; and {len(failed) - 1} more such failure(s)" if len(failed) > 1 else ""
+            raise OutputError(failed[0].errno, f"{failed[0]}{more}: remove {self.folder} before you start again")
+
+
+def _closing(file: OutputFile) -> list[OutputError]:
+    try:
+        file.close()
+    except OutputError as error:
+        return [error]
+    return []
+
+
+def _appeared(path: Path) -> OutputError:
+    return OutputError(errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?")
 
 
 def check_output(folder: Path, nbytes: int) -> None:
     """Raises OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
-    if folder.exists() or folder.is_symlink():
-        if not folder.is_dir():
+    with writing(folder, "be looked into"):
+        there = folder.exists() or folder.is_symlink()
+        if there and not folder.is_dir():
             raise OutputError(errno.ENOTDIR, f"{folder} exists and is not a folder")
-        found = sorted(path.name for path in folder.iterdir())
+        found = sorted(path.name for path in folder.iterdir()) if there else []
+    if found:
         if any(name.endswith(PARTIAL) for name in found):
             raise OutputError(
                 errno.ENOTEMPTY,
                 f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): "
                 "if no other recovery is running there, go on with --resume, or remove the folder and start again",
             )
-        if found:
-            raise OutputError(
-                errno.ENOTEMPTY,
-                f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
-            )
+        raise OutputError(
+            errno.ENOTEMPTY,
+            f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
+        )
     check_room([(folder, nbytes)])
 
 
@@ -231,14 +292,17 @@ def check_room(needs: Iterable[tuple[Path, int]]) -> None:
     """Raises OutputError unless each folder can be made where it is to be and the disks have room for all bytes together."""
     by_disk: dict[int, list[tuple[Path, Path, int]]] = {}
     for folder, nbytes in needs:
-        existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+        with writing(folder, "be made"):
+            existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+            disk = existing.stat().st_dev
         if not existing.is_dir():
             raise OutputError(errno.ENOTDIR, f"{existing} is not a folder, so {folder} cannot be made in it")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise OutputError(errno.EACCES, f"{existing} is not writable, so {folder} cannot be made")
-        by_disk.setdefault(existing.stat().st_dev, []).append((folder, existing, nbytes))
+        by_disk.setdefault(disk, []).append((folder, existing, nbytes))
     for group in by_disk.values():
-        stat = os.statvfs(group[0][1])
+        with writing(group[0][0], "be measured"):
+            stat = os.statvfs(group[0][1])
         free, wanted = stat.f_bavail * stat.f_frsize, sum(nbytes for _, _, nbytes in group)
         if free < wanted:
             raise OutputError(

@@ -9,6 +9,7 @@ from typing import Any
 
 from baize_engine import backend
 from baize_engine.checkpoint.config_file import normalise, read_config
+from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import ConfigError
 
 ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
@@ -50,7 +51,9 @@ class ModelConfig:
         for name in ROPE_PARAMETERS[self.rope_type]:
             value = self.rope.get(name)
             if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-                raise ConfigError(f"config: rope {self.rope_type} has {name} = {value!r}, wanted a positive number")
+                raise ConfigError(
+                    f"config: rope {self.rope_type} has {name} = {brief(value)}, wanted a positive number"
+                )
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
@@ -120,4 +123,4 @@ def _refuse_others(config: Mapping[str, Any]) -> None:
     for key, value in wanted:
         silent = config[key] is None and key in ("model_type", "architectures")
         if config[key] != value and not silent:
-            raise ConfigError(f"config: {key} is {config[key]!r}, this decoder runs {value!r} only")
+            raise ConfigError(f"config: {key} is {brief(config[key])}, this decoder runs {value!r} only")

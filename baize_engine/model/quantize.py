@@ -12,6 +12,7 @@ import torch
 
 from baize_engine import backend
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.side_files import collect
 from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
@@ -32,14 +33,15 @@ class Quantized:
 
 
 def quantize(path: str | os.PathLike[str], path_quantized: str | os.PathLike[str], weights: str = "int8") -> Quantized:
-    """Writes the model of folder `path` with its matrices as `weights` ("int8" or "int4") to a new folder.
+    """Writes the model of `path`, a folder or hub id, with its matrices as `weights` ("int8" or "int4") to a new folder.
 
     safetensors with the scheme's name in header and config.json; `Engine.from_pretrained` maps them. The embedding and the
     norms keep their type. Errors name file and tensor, and leave nothing behind.
     """
     if weights not in ("int8", "int4"):
         raise RequestError(f"weights is {weights!r}, wanted 'int8' or 'int4'")
-    config = ModelConfig.from_folder(Path(path))
+    path = folder_of(path)
+    config = ModelConfig.from_folder(path)
     if config.quantization is not None:
         raise RequestError(f"{path} holds {config.quantization} weights already")
     index = read_index(path)
@@ -52,7 +54,7 @@ def quantize(path: str | os.PathLike[str], path_quantized: str | os.PathLike[str
         TensorSpec(name, stored or entries[name].dtype, shape)
         for name, (stored, shape) in packed_shapes(config, weights).items()
     ]
-    files = collect(Path(path), Path(path), entries[names.EMBED].dtype, config.vocab_size)
+    files = collect(path, path, entries[names.EMBED].dtype, config.vocab_size)
     described = {**json.loads(files["config.json"]), "quantization_config": quantization_config(weights)}
     files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
     shards = lay_out(specs, metadata={"scheme": backend.quantized().SCHEME, "weights": weights})

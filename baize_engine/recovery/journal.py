@@ -12,10 +12,13 @@ import fcntl
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from baize_engine.checkpoint.manifest import SourceFile, TensorRecord, tensor_record
+from baize_engine.checkpoint.os_errors import writing
 from baize_engine.checkpoint.writer import PARTIAL, ShardLayout
 from baize_engine.errors import OutputError
 from baize_engine.recovery.plan import Plan
@@ -36,45 +39,72 @@ def fingerprint(
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-class Journal:
-    """An open, locked journal. `finished` holds what an earlier run of the same fingerprint left; `add` appends."""
+def refuse_busy(folder: Path) -> None:
+    """OutputError where a recovery is writing in `folder` now."""
+    path = folder / JOURNAL_NAME
+    if path.exists():
+        with writing(path, "be opened"):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                _lock(fd, path)
+            finally:
+                os.close(fd)
 
-    def __init__(self, folder: Path, run: str) -> None:
+
+class Journal:
+    """An open, locked journal. `finished` holds what an earlier run of the same fingerprint left; `add` appends.
+
+    `resume` takes up the one that lies in `folder`; without it there must be none. OutputError where another recovery has it.
+    """
+
+    def __init__(self, folder: Path, run: str, resume: bool) -> None:
         self.path = folder / JOURNAL_NAME
-        self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        how = 0 if resume else os.O_CREAT | os.O_EXCL
+        with writing(self.path, "be opened"):
+            try:
+                self._fd = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | how, 0o644)
+            except FileExistsError:
+                raise _busy(self.path) from None
+            try:
+                _lock(self._fd, self.path)
+                self._is_named()
+                self.finished = self._read(run)
+            except BaseException:
+                os.close(self._fd)
+                if not resume:
+                    self.remove()
+                raise
+
+    def _is_named(self) -> None:
+        """The recovery that held the lock may have finished, and removed its journal, while this one opened it."""
         try:
-            self.finished = self._read(run)
-        except BaseException:
-            os.close(self._fd)
-            raise
+            named = os.stat(self.path)
+        except FileNotFoundError:
+            named = None
+        if named is None or not os.path.samestat(named, os.fstat(self._fd)):
+            raise OutputError(errno.EBUSY, f"{self.path.parent}: another recovery has just finished there")
 
     def _read(self, run: str) -> dict[str, TensorRecord]:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(errno.EBUSY, f"{self.path.parent}: another recovery is writing here") from None
-        lines = [line for line in self.path.read_bytes().split(b"\n") if line]
-        records: dict[str, TensorRecord] = {}
-        if not lines:
+        with open(self._fd, "rb", closefd=False) as file:
+            lines = [line for line in file.read().split(b"\n") if line]
+        known = _parsed(lines[0]).get("run") if lines else None
+        if known is None:  # killed, or cut off from power, before the first line was whole: nothing is known to be done
+            os.ftruncate(self._fd, 0)
             self._append({"run": run})
-            return records
-        for number, line in enumerate(lines):
-            try:
-                item = json.loads(line)
-                if number == 0:
-                    known = item["run"]
-                else:
-                    records[item["name"]] = tensor_record(item["record"])
-            except (ValueError, KeyError, TypeError):
-                if number == 0:
-                    known = None
-                continue  # the line that was being written when the run was killed
+            return {}
         if known != run:
             raise OutputError(
                 errno.ENOTEMPTY,
                 f"{self.path.parent} holds an unfinished result of other sources or options: "
                 "resume with the same ones, or remove the folder",
             )
+        records: dict[str, TensorRecord] = {}
+        for line in lines[1:]:
+            try:
+                item = _parsed(line)
+                records[item["name"]] = tensor_record(item["record"])
+            except (ValueError, KeyError, TypeError):
+                continue  # the line that was being written when the run was killed
         return records
 
     def add(self, name: str, record: TensorRecord) -> None:
@@ -83,7 +113,36 @@ class Journal:
 
     def _append(self, item: dict[str, object]) -> None:
         # one write, so that threads do not mix; a line break before it, so that a torn line spoils only itself
-        os.write(self._fd, b"\n" + json.dumps(item).encode() + b"\n")
+        line = memoryview(b"\n" + json.dumps(item).encode() + b"\n")
+        with writing(self.path):
+            while line:
+                line = line[os.write(self._fd, line) :]
+
+    def remove(self) -> None:
+        """Takes its name away; the lock holds until `close`."""
+        with writing(self.path, "be removed"):
+            self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        os.close(self._fd)
+        with suppress(OSError):  # nothing in a journal is believed, and every line was written or its failure raised
+            os.close(self._fd)
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """The object that a line is, or none of its keys where it is torn."""
+    try:
+        item = json.loads(line)
+    except ValueError:
+        return {}
+    return item if isinstance(item, dict) else {}
+
+
+def _lock(fd: int, path: Path) -> None:
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _busy(path) from None
+
+
+def _busy(path: Path) -> OutputError:
+    return OutputError(errno.EBUSY, f"{path.parent}: another recovery is writing here")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -17,6 +17,7 @@ from baize_engine import __version__, backend
 from baize_engine.checkpoint import config_file, side_files
 from baize_engine.checkpoint.base import Base, Index
 from baize_engine.checkpoint.index import CheckpointIndex
+from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import (
     MANIFEST_NAME,
     Manifest,
@@ -24,9 +25,9 @@ from baize_engine.checkpoint.manifest import (
     TensorRecord,
     read_manifest,
     sha256_of,
-    source_files,
 )
 from baize_engine.checkpoint.writer import (
+    PARTIAL,
     CheckpointWriter,
     ShardLayout,
     TensorSpec,
@@ -34,13 +35,14 @@ from baize_engine.checkpoint.writer import (
     check_room,
     lay_out,
 )
-from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.errors import OutputError
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.expect import Expectation, base_rows
-from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint
+from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
 from baize_engine.recovery.plan import Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.result import Result
+from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
 from baize_engine.recovery.verify import hash_file, hash_range, verify
 
@@ -86,6 +88,7 @@ class _Prepared:
     work: Plan
     layout: tuple[ShardLayout, ...]
     files: dict[str, bytes]
+    sources: Sources
     before: dict[str, list[SourceFile]]
     run: str
     resume: bool
@@ -99,8 +102,8 @@ class _Prepared:
 def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Result]:
     """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
     workers, piece = fit(options.memory_mib)
-    base_files = source_files(source.index.files)
-    prepared = [_prepare(source, wish, options, base_files) for wish in wishes]
+    sources = Sources(path for index in (source.index, *(wish.other for wish in wishes)) for path in index.files)
+    prepared = [_prepare(source, wish, options, sources) for wish in wishes]
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
     for item in prepared:
@@ -127,27 +130,28 @@ def _expected(source: Base, item: _Prepared, records: dict[str, TensorRecord]) -
     return expect.check_after(records, source.index, item.wish.other, source.config)
 
 
-def _prepare(source: Base, wish: Wish, options: Options, base_files: list[SourceFile]) -> _Prepared:
+def _prepare(source: Base, wish: Wish, options: Options, sources: Sources) -> _Prepared:
     base, other, out = source.index, wish.other, wish.out
     work = checked_plan(source, other, options.dtype, options.force, wish.check)
     layout = lay_out(job.spec for job in work.jobs)
-    before = {"base": base_files, options.role: source_files(other.files)}
+    before = {"base": sources.records(base.files), options.role: sources.records(other.files)}
     resume = options.resume and (out / JOURNAL_NAME).exists()
     whole = _whole(out, work, before, options) if options.resume and not resume else None
     if not resume and whole is None:
+        refuse_busy(out)
         check_output(out, sum(shard.nbytes for shard in layout))
     files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
     run = fingerprint(work, layout, before, options.subtract)
-    return _Prepared(wish, work, layout, files, before, run, resume, whole)
+    return _Prepared(wish, work, layout, files, sources, before, run, resume, whole)
 
 
 def checked_plan(source: Base, other: CheckpointIndex, dtype: str, force: bool, check: Callable[[Plan], None]) -> Plan:
     """The plan of base and other, once names, shapes, configs and `check` agree. `force` passes over the configs."""
-    config = config_file.read_config(other.folder)
+    config = config_file.read_normalised(other.folder)
     work = plan(source.index, other, dtype)
     if not force:
         names = str(source.config_path), str(other.folder / "config.json")
-        check_configs(source.config, config_file.normalise(config), *names)
+        check_configs(source.config, config, *names)
     check(work)
     return work
 
@@ -194,13 +198,16 @@ class _Open:
     writer: CheckpointWriter
     journal: Journal
     done: dict[str, TensorRecord]
+    pairs: Mapping[str, tuple[Entry, Entry]]
 
     @property
     def output(self) -> Output:
         return Output(self.item.work, self.writer, self.done, self._finished)
 
     def _finished(self, name: str, record: TensorRecord) -> None:
-        self.item.wish.expect.check_tensor(name, record)  # a wrong base shows at once, not in the morning
+        # a wrong base, or a source that somebody changes, shows at once and not in the morning
+        self.item.wish.expect.check_tensor(name, record)
+        self.item.sources.check({part.path for entry in self.pairs[name] for part in entry.parts})
         self.journal.add(name, record)
 
 
@@ -215,7 +222,8 @@ def _run(
     with ExitStack() as stack:
         # Old journals are read and locked before anything is touched; a new one needs the folder that its writer makes.
         journals = [
-            stack.enter_context(closing(Journal(item.out, item.run))) if item.resume else None for item in pending
+            stack.enter_context(closing(Journal(item.out, item.run, resume=True))) if item.resume else None
+            for item in pending
         ]
         opened = [_open(item, journal, stack) for item, journal in zip(pending, journals, strict=True)]
         outputs = [each.output for each in opened]
@@ -234,13 +242,14 @@ def _run(
             }
             for each in opened
         ]
+        pending[0].sources.check()
         name = make_adder().name
         manifests = [
             _manifest(each, options, name, files, tensors)
             for each, files, tensors in zip(opened, sources, records, strict=True)
         ]
         for each, manifest in zip(opened, manifests, strict=True):
-            stack.callback(each.journal.path.unlink, missing_ok=True)  # in the end, so that resume knows all until then
+            stack.callback(each.journal.remove)  # in the end, so that resume knows all until then
             each.writer.finish({**each.item.files, MANIFEST_NAME: manifest.encode()})
     return [
         _result(each.item, manifest, len(each.done), told)
@@ -251,11 +260,17 @@ def _run(
 def _open(item: _Prepared, journal: Journal | None, stack: ExitStack) -> _Open:
     writer = CheckpointWriter(item.out, item.layout, item.resume)
     stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
-    writer.open()
-    writer.track(item.out / JOURNAL_NAME)
-    if journal is None:
-        journal = stack.enter_context(closing(Journal(item.out, item.run)))
-    return _Open(item, writer, journal, _still_there(journal.finished, writer, item.work))
+    writer.make_folder()
+    if journal is None:  # before the shards: it decides which of two recoveries has the folder, and resume looks for it
+        journal = stack.enter_context(closing(Journal(item.out, item.run, resume=False)))
+    writer.track(journal.path)
+    if item.resume:  # what a run that was killed in `finish` has named already
+        for name in (*item.files, MANIFEST_NAME):
+            writer.track(item.out / name)
+            writer.track(item.out / (name + PARTIAL))
+    writer.open_shards()
+    pairs = {job.name: (job.base, job.other) for job in item.work.jobs}
+    return _Open(item, writer, journal, _still_there(journal.finished, writer, item.work), pairs)
 
 
 def _manifest(
@@ -286,16 +301,8 @@ def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, wo
         }
 
 
-def unchanged(before: Sequence[SourceFile], files: Sequence[Path]) -> None:
-    """CheckpointError if one of the sources has changed since `before` was taken."""
-    for old, new, path in zip(before, source_files(files), files, strict=True):
-        if old != new:
-            raise CheckpointError(f"{path} changed while it was read ({old.bytes} bytes before, {new.bytes} now)")
-
-
 def _sources(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
-    """The sources as they were before the run, for the manifest; CheckpointError if one has changed since."""
-    unchanged(before, index.files)
+    """The sources as they were before the run, for the manifest."""
     if not with_hash:
         return before
     with ThreadPoolExecutor(2) as pool:

@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint.file_io import open_read, read_into
+from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError
 
 BLOCK = 4 << 20  # bytes hashed at a time
@@ -40,11 +42,11 @@ def verify(
 ) -> Report:
     """Compares every tensor and every file beside the weights with the manifest that `recover` or `make_diff` wrote.
 
-    `expect_manifest`: a manifest, or a folder that has one, to compare the tensors with in place of the folder's own; the
-    files beside are then left out. Reads the whole folder once; `problems` names each tensor that differs. CheckpointError
-    where there is no manifest or the weights cannot be indexed at all.
+    `path` may be a hub id. `expect_manifest`: a manifest, or a folder that has one, to compare the tensors with in place of
+    the folder's own; the files beside are then left out. Reads the whole folder once; `problems` names each tensor that
+    differs. CheckpointError where there is no manifest or the weights cannot be indexed at all.
     """
-    folder = Path(path)
+    folder = folder_of(path)
     manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
     index = read_index(folder)
     problems = [
@@ -87,7 +89,9 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
 
 def hash_file(path: Path) -> str:
     """SHA-256 of a whole file, read in blocks."""
-    return hash_range(path, 0, path.stat().st_size)
+    with reading(path):
+        size = path.stat().st_size
+    return hash_range(path, 0, size)
 
 
 def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None] = lambda nbytes: None) -> str:

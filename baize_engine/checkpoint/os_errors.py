@@ -1,0 +1,45 @@
+"""What the system refuses, as errors of this project that name the file. The original stays attached as the cause."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from baize_engine.errors import CheckpointError, OutputError
+
+
+@contextmanager
+def reading(what: str | os.PathLike[str]) -> Iterator[None]:
+    """CheckpointError naming `what`, an input file or folder, where the system fails to read it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno == errno.ENOENT:
+            raise CheckpointError(f"{what} is absent (was it moved or removed?)") from error
+        raise CheckpointError(f"{what} cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], doing: str = "be written") -> Iterator[None]:
+    """OutputError naming `path`, of the output, where the system fails at it."""
+    try:
+        yield
+    except OutputError:
+        raise
+    except OSError as error:
+        raise OutputError(error.errno, f"{path} cannot {doing} ({error.strerror or error})") from error
+
+
+def removing(paths: list[Path]) -> list[OutputError]:
+    """Removes what is there of `paths`, all of them whatever fails; what failed, one error each."""
+    failed = []
+    for path in paths:
+        try:
+            with writing(path, "be removed"):
+                path.unlink(missing_ok=True)
+        except OutputError as error:
+            failed.append(error)
+    return failed

@@ -1,0 +1,162 @@
+"""The directory of a zip archive of torch.save, read strictly: bounded memory, one meaning, nothing decompressed.
+
+The standard library's reader takes as much memory as a file tells it to, hides errors of the disk, and makes sense of archives
+that other readers understand otherwise. Names are bytes: they are compared, never decoded, and never name a file.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+END = struct.Struct("<4s4H2LH")  # magic, disks (2), entries (here, in all), bytes, offset, length of the comment
+LOCATOR = struct.Struct("<4sLQL")  # magic, disk, offset of END64, disks; right before END
+END64 = struct.Struct("<4sQ2H2L4Q")  # magic, bytes of the rest, versions (2), disks (2), entries (2), bytes, offset
+CENTRAL = struct.Struct("<4s2H2H2HL2L3H2H2L")  # see _entries
+LOCAL = struct.Struct("<4sH2H2HL2L2H")  # magic, version, flags, method, time, date, crc, sizes (2), name, extra
+MAX_DIRECTORY = 8 << 20  # bytes; that of a 65B model's largest file is below 100 KB
+MAX_COMMENT = 0xFFFF
+MAGIC = b"PK\x05\x06"  # of END
+FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 field"
+
+
+class ZipError(ValueError):
+    """What is wrong with an archive, without its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An entry: its flags, its method, its bytes as stored and as they were, where its header is and must have ended."""
+
+    name: bytes
+    flags: int
+    method: int
+    stored: int
+    size: int
+    offset: int
+    limit: int = 0
+
+    def locate(self, file: BinaryIO) -> int:
+        """The byte where its data begins. ZipError where it is not stored plainly, or not where the directory says."""
+        if self.method or self.flags & 1:
+            raise ZipError("is compressed or encrypted, wanted it stored plainly")
+        file.seek(self.offset)
+        content = file.read(LOCAL.size)
+        if len(content) < LOCAL.size or not content.startswith(b"PK\x03\x04"):
+            raise ZipError(f"does not begin at byte {self.offset}")
+        header = LOCAL.unpack(content)
+        name, extra = header[-2:]
+        if file.read(name) != self.name or header[2] & 1 or header[3]:
+            raise ZipError(f"is another one at byte {self.offset} than in the directory")
+        begin: int = self.offset + LOCAL.size + name + extra
+        if self.stored != self.size or begin + self.size > self.limit:
+            raise ZipError(f"has {self.size} bytes from byte {begin}, and the next thing begins at {self.limit}")
+        return begin
+
+
+def read_directory(file: BinaryIO, size: int) -> dict[bytes, Member]:
+    """The entries of an archive of `size` bytes by name. ZipError where it is not one, or could be read in two ways."""
+    count, length, offset, end = _find(file, size)
+    if length > MAX_DIRECTORY or count * CENTRAL.size > length:
+        raise ZipError(f"its directory has {length} bytes for {count} entries, wanted at most {MAX_DIRECTORY}")
+    if offset + length != end:
+        raise ZipError(f"its directory of {length} bytes at {offset} does not end at {end}")
+    file.seek(offset)
+    content = file.read(length)
+    if len(content) < length:
+        raise ZipError("its directory is cut short")
+    members: dict[bytes, Member] = {}
+    ordered = sorted(_entries(content, count), key=lambda entry: entry.offset)
+    for number, entry in enumerate(ordered, 1):
+        limit = ordered[number].offset if number < len(ordered) else offset
+        if entry.offset + LOCAL.size + len(entry.name) > limit:
+            raise ZipError(f"entries overlap at byte {limit}" if limit < offset else "an entry lies in the directory")
+        if members.setdefault(entry.name, replace(entry, limit=limit)).offset != entry.offset:
+            raise ZipError(f"the entry {entry.name[:80]!r} stands there twice")
+    return members
+
+
+def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
+    """(entries, bytes, offset, where it must end) of the directory."""
+    begin = max(0, size - END.size - MAX_COMMENT)
+    file.seek(begin)
+    tail = file.read(size - begin)
+    at = tail.rfind(MAGIC, 0, max(0, len(tail) - END.size + len(MAGIC)))
+    while at >= 0:
+        record = END.unpack_from(tail, at)
+        if at + END.size + record[-1] == len(tail):
+            break
+        at = tail.rfind(MAGIC, 0, at + len(MAGIC) - 1)
+    if at < 0:
+        raise ZipError("it has no end of a zip archive")
+    _, disk, first_disk, here, count, length, offset, _ = record
+    end = begin + at
+    locator = tail[at - LOCATOR.size : at] if at >= LOCATOR.size else b""
+    if locator.startswith(b"PK\x06\x07"):
+        _, locator_disk, at, disks = LOCATOR.unpack(locator)
+        found = _find64(file, locator_disk, at, disks, end - LOCATOR.size)
+        wide = zip((here, count, length, offset), (found[0], *found[:3]), (FULL16, FULL16, FULL32, FULL32), strict=True)
+        for old, new, full in wide:
+            if old not in (new, full):
+                raise ZipError(f"its two ends disagree: {old} and {new}")
+        count, length, offset, end = found
+        here = count
+    elif FULL16 in (here, count) or FULL32 in (length, offset):
+        raise ZipError("it lacks the zip64 end that it refers to")
+    if disk or first_disk or here != count:
+        raise ZipError("it goes over several disks")
+    return count, length, offset, end
+
+
+def _find64(file: BinaryIO, disk: int, at: int, disks: int, limit: int) -> tuple[int, int, int, int]:
+    if disk or disks > 1 or at + END64.size > limit:
+        raise ZipError(f"its zip64 end cannot begin at byte {at}")
+    file.seek(at)
+    content = file.read(END64.size)
+    if len(content) < END64.size or not content.startswith(b"PK\x06\x06"):
+        raise ZipError(f"its zip64 end does not begin at byte {at}")
+    _, rest, _, _, disk, first_disk, here, count, length, offset = END64.unpack(content)
+    if disk or first_disk or here != count or at + 12 + rest != limit:
+        raise ZipError("its zip64 end is not whole")
+    return count, length, offset, at
+
+
+def _entries(content: bytes, count: int) -> list[Member]:
+    found, at = [], 0
+    for number in range(count):
+        if at + CENTRAL.size > len(content) or content[at : at + 4] != b"PK\x01\x02":
+            raise ZipError(f"its directory holds {number} of {count} entries")
+        fields = CENTRAL.unpack_from(content, at)
+        flags, method, stored, size, offset = fields[3], fields[4], fields[8], fields[9], fields[16]
+        name, extra, comment = fields[10:13]
+        at += CENTRAL.size
+        end = at + name + extra + comment
+        if end > len(content):
+            raise ZipError("an entry goes beyond its directory")
+        size, stored, offset = _wide(content[at + name : at + name + extra], size, stored, offset)
+        found.append(Member(content[at : at + name], flags, method, stored, size, offset))
+        at = end
+    if at != len(content):
+        raise ZipError(f"its directory of {len(content)} bytes ends at byte {at} of them")
+    return found
+
+
+def _wide(extra: bytes, *numbers: int) -> list[int]:
+    """The numbers, those that are too large for 32 bits from the zip64 field, which holds only them, in their order."""
+    found = list(numbers)
+    at = 0
+    while FULL32 in found and at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        if kind == 1:
+            for number, value in enumerate(numbers):
+                if value == FULL32:
+                    if length < 8 or at + 12 > len(extra):
+                        raise ZipError("an entry's zip64 field is too short")
+                    (found[number],) = struct.unpack_from("<Q", extra, at + 4)
+                    at, length = at + 8, length - 8
+            return found
+        at += 4 + length
+    if FULL32 in found:
+        raise ZipError("an entry lacks its zip64 field")
+    return found

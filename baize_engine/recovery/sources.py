@@ -1,0 +1,43 @@
+"""The files that a run reads, held against what they were when it began."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from baize_engine.checkpoint.manifest import SourceFile
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.errors import CheckpointError
+
+
+class Sources:
+    """What each file was at the beginning: size, times of change, and which file it is, so that a new one of its name counts.
+
+    The time of the inode's change, which no program can set, tells a content that was changed and dated back.
+    """
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._before = {path: _stat(path) for path in paths}
+
+    def records(self, paths: Iterable[Path]) -> list[SourceFile]:
+        """Name, size and time of files that are among these, as they were, for the manifest."""
+        return [SourceFile(path.name, self._before[path].st_size, self._before[path].st_mtime_ns) for path in paths]
+
+    def check(self, paths: Iterable[Path] | None = None) -> None:
+        """CheckpointError if one of `paths`, or of all, has changed since."""
+        for path in self._before if paths is None else paths:
+            before, now = self._before[path], _stat(path)
+            if _identity(before) != _identity(now):
+                raise CheckpointError(
+                    f"{path} changed while it was read ({before.st_size} bytes before, {now.st_size} now)"
+                )
+
+
+def _stat(path: Path) -> os.stat_result:
+    with reading(path):
+        return path.stat()
+
+
+def _identity(stat: os.stat_result) -> tuple[int, ...]:
+    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
