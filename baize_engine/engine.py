@@ -18,6 +18,7 @@ from baize_engine.generation.loop import generate
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, score_tokens
+from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import StopScanner, stop_token_ids
 from baize_engine.generation.text import IncrementalDecoder
 from baize_engine.loading import Parts, load_parts
@@ -251,7 +252,7 @@ class Engine:
                 piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
                 if step.finish_reason is not None and text is not None:
                     piece += text.flush()
-                shown = scanner.push(piece)
+                shown = piece if len(done.token_ids) < params.min_new_tokens else scanner.push(piece)
                 if scanner.matched is not None:
                     done.finish_reason, done.stop_reason = "stop", scanner.matched
                 elif step.finish_reason is not None:
@@ -313,6 +314,8 @@ class Engine:
                 raise RequestError(f"params[{i}] is {one!r}, wanted SamplingParams")
             if one.stop:
                 self._need_tokenizer("SamplingParams.stop")
+            if i == 0 or one is not each[i - 1]:
+                check_choice(one, self.vocab_size, stop_token_ids(one, self.eos_token_ids))
         return each
 
     def _need_tokenizer(self, what: str) -> Tokenizer:

@@ -220,6 +220,19 @@ def test_without_a_tokenizer_text_is_refused_with_the_reason() -> None:
             request()
 
 
+def test_parameters_that_this_model_cannot_serve_are_refused_by_name() -> None:
+    engine = make(TableDecoder(VOCAB), None)
+    for asked, wanted in (
+        ({"logit_bias": {VOCAB: 1.0}}, f"logit_bias has {VOCAB}, wanted token ids from 0 to {VOCAB - 1}"),
+        ({"allowed_token_ids": [EOS], "min_new_tokens": 1}, "min_new_tokens is 1, and every token that may come ends"),
+        ({"banned_token_ids": range(VOCAB)}, "banned_token_ids has every token"),
+    ):
+        with pytest.raises(RequestError, match=wanted):
+            engine.generate([[1, 5], [1, 6]], [SamplingParams(), SamplingParams(**asked)])
+    (done,) = engine.generate([1, 5], SamplingParams(allowed_token_ids=[EOS], min_new_tokens=1, ignore_eos=True, n=1))
+    assert set(done.token_ids) == {EOS}
+
+
 def test_refuses_wrong_counts_and_types() -> None:
     engine = saying("a")
     with pytest.raises(RequestError, match="params has 2 entries, wanted one for all or one for each of 1 prompts"):

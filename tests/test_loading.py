@@ -39,17 +39,30 @@ def test_greedy_ids_are_those_of_transformers(tmp_path: Path, changes: dict) -> 
     assert len({i for completion in done for i in completion.token_ids}) > 8
 
 
-def test_penalised_greedy_ids_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
+        ({"logit_bias": {7: 5.0, 9: -5.0}}, {"sequence_bias": {(7,): 5.0, (9,): -5.0}}),
+        ({"banned_token_ids": list(range(40))}, {"suppress_tokens": list(range(40))}),
+        (
+            {"min_new_tokens": 6, "repetition_penalty": 0.7, "logit_bias": {2: 30.0}},
+            {"min_new_tokens": 6, "repetition_penalty": 0.7, "sequence_bias": {(2,): 30.0}},
+        ),
+    ],
+    ids=["penalty", "bias", "banned", "together"],
+)
+def test_shaped_greedy_ids_are_those_of_transformers(tmp_path: Path, mine: dict, theirs: dict) -> None:
     transformers = pytest.importorskip("transformers")
     folder = model(tmp_path / "m")
-    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    other = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([PROMPTS[0]])
-    wanted = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, repetition_penalty=1.4
-    )
-    params = SamplingParams(max_new_tokens=20, repetition_penalty=1.4)
+    wanted = other.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, **theirs)
     with Engine.from_pretrained(folder, device="cpu") as engine:
-        assert engine.generate(PROMPTS[0], params)[0].token_ids == wanted[0, 4:].tolist()
+        plain, shaped = (
+            engine.generate(PROMPTS[0], SamplingParams(max_new_tokens=20, **asked))[0] for asked in ({}, mine)
+        )
+    assert shaped.token_ids == wanted[0, 4:].tolist() != plain.token_ids
 
 
 def test_the_real_model_says_its_golden_texts() -> None:
