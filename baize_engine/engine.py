@@ -17,7 +17,7 @@ from baize_engine.errors import RequestError
 from baize_engine.generation.loop import generate
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs
-from baize_engine.generation.score import next_token_logprobs, score_tokens
+from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
 from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import StopScanner, stop_token_ids
 from baize_engine.generation.text import IncrementalDecoder
@@ -216,6 +216,15 @@ class Engine:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
         pairs = [self._joined(prompt, context, completion, i) for i, completion in enumerate(completions)]
         return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
+
+    def prompt_logprobs(self, prompts: Prompt | Sequence[Prompt], top: int = 0) -> list[list[TokenLogprobs | None]]:
+        """For each prompt the log-probability of each of its tokens given those before, and of the `top` likeliest there.
+
+        The first entry of each list is None: nothing comes before the first token.
+        """
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+            raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
+        return [[None, *prompt_logprobs(self._decoder, self._cache, ids, top)] for ids in self._prompts(prompts)]
 
     def next_token_logprobs(
         self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fakes import small_model
 from baize_engine import Engine, SamplingParams, backend, loading
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import generate
+from baize_engine.generation.score import CHUNK
 from baize_engine.loading import lengths
 
 PROMPTS = [[1, 5, 9, 40], [1, 17], [1, *range(3, 60)]]
@@ -97,6 +99,28 @@ def test_scores_are_the_sums_of_the_steps_logprobs(tmp_path: Path) -> None:
         assert engine.score(PROMPTS[0], [done.token_ids]) == pytest.approx([total], abs=1e-4)
         ids, wanted = zip(*done.logprobs[0].top, strict=True)
         assert engine.next_token_logprobs(PROMPTS[0], ids)[0] == pytest.approx(list(wanted), abs=1e-5)
+
+
+def test_the_head_of_a_long_text_is_never_run_for_more_rows_than_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the real decoder: rows of every tensor of logits that is made, and one token's number in two divisions."""
+    with Engine.from_pretrained(model(tmp_path / "m", max_position_embeddings=700), device="cpu") as engine:
+        rows: list[int] = []
+        head = engine._decoder.head_step
+
+        def noting(hidden: torch.Tensor, logits: torch.Tensor, **options: object) -> object:
+            rows.append(logits.shape[0])
+            return head(hidden, logits, **options)
+
+        monkeypatch.setattr(engine._decoder, "head_step", noting)
+        ids = [3 + i * 7 % 90 for i in range(600)]
+        whole = engine.prompt_logprobs([ids])[0]
+        (late,) = engine.score(ids[:590], [ids[590:]])
+        assert max(rows) <= CHUNK
+        assert math.fsum(entry.logprob for entry in whole[590:] if entry) == late
+        engine.next_token_logprobs([ids], [5])
+        assert max(rows) <= CHUNK
 
 
 def test_an_abandoned_stream_frees_the_real_cache(tmp_path: Path) -> None:
