@@ -194,6 +194,11 @@ class Engine:
             raise RequestError(f"SamplingParams.n is {one.n}, and a stream has one sample")
         return self._run(ids, one, Completion(0, 0, seed=_seed(one)))
 
+    def encode(self, prompt: Prompt, params: SamplingParams | None = None) -> list[int]:
+        """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
+        self._params(params, 1)
+        return self._checked(prompt, "the prompt")
+
     def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
         """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
         return chat.render(messages, self._need_tokenizer("a conversation"))
@@ -277,14 +282,16 @@ class Engine:
             raise RequestError("this engine is closed")
         single = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
         many: Sequence[Any] = [prompts] if single else prompts
-        checked = []
-        for i, prompt in enumerate(many):
-            ids = self._ids(prompt, f"prompt {i}")
-            if not 0 < len(ids) < self.max_model_len:
-                wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
-                raise RequestError(f"prompt {i} has {len(ids)} tokens, {wanted}")
-            checked.append(ids)
-        return checked
+        return [self._checked(prompt, f"prompt {i}") for i, prompt in enumerate(many)]
+
+    def _checked(self, prompt: Any, name: str) -> list[int]:
+        if self._decoder is None:
+            raise RequestError("this engine is closed")
+        ids = self._ids(prompt, name)
+        if not 0 < len(ids) < self.max_model_len:
+            wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
+            raise RequestError(f"{name} has {len(ids)} tokens, {wanted}")
+        return ids
 
     def _ids(self, prompt: Any, name: str) -> list[int]:
         if isinstance(prompt, str):
