@@ -50,6 +50,24 @@ def test_presence_and_frequency_count_the_answer_alone() -> None:
     assert shaped(ROW, history, prompt=6, presence_penalty=1.0) == ROW.tolist()
 
 
+def test_a_history_that_grows_is_counted_as_one_that_is_given_at_once() -> None:
+    params = SamplingParams(repetition_penalty=1.7, presence_penalty=0.3, frequency_penalty=0.2)
+    kept, history = shaping(params, 3, ()), list(PROMPT)
+    assert kept is not None
+    for token_id in (7, 7, 1, 4, 7):
+        fresh = shaping(params, 3, ())
+        assert fresh is not None
+        assert torch.equal(kept.shape(LOGITS, history), fresh.shape(LOGITS, history))
+        history.append(token_id)
+    with torch.inference_mode():
+        inside = kept.shape(LOGITS.clone(), history)
+    history.append(2)
+    assert not torch.equal(kept.shape(LOGITS, history), inside)
+    fresh = shaping(params, 3, ())
+    assert fresh is not None
+    assert torch.equal(kept.shape(LOGITS, PROMPT), fresh.shape(LOGITS, PROMPT))  # a shorter one is counted anew
+
+
 def test_bias_comes_before_the_penalties() -> None:
     asked = {"logit_bias": {1: 4.0, 3: -4.0}, "repetition_penalty": 2.0, "presence_penalty": 0.25}
     assert shaped(ROW, [1, 3], prompt=1, **asked) == [2.0, 1.5, 0.5, -2.25]
