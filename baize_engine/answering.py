@@ -15,6 +15,8 @@ from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.prompt_records import Record, records
 
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
+
 Request = tuple[list[int], SamplingParams]
 
 
@@ -30,7 +32,7 @@ def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: Sam
         for folder in sources
         if folder.is_dir()
         for path in sorted(folder.iterdir())
-        if path.is_file()
+        if path.suffix in MODEL_SUFFIXES and path.is_file()
     ]
     return json.dumps({"files": files, "settings": settings, "params": asdict(default)}, sort_keys=True)
 

@@ -187,6 +187,8 @@ def test_a_run_is_its_model_settings_and_parameters(tmp_path: Path) -> None:
 
     first = described()
     assert described() == first
+    (tmp_path / "m" / "out.jsonl").write_text("the output may lie beside the model")
+    assert described() == first
     assert described({"quantize": "int8"}) != first
     assert described(params=SamplingParams(logit_bias={5: 1.0})) != first
     os.utime(weights, ns=(10**18, 10**18 + 1))
