@@ -124,38 +124,39 @@ def start(folder: Path, path: Path, out: Path, *more: str) -> subprocess.Popen[s
         "--output",
         str(out),
     ]
-    command += ["--device", "cpu", "--window", "1", "--max_new_tokens", "60", "--ignore_eos", *more]
+    # one thread: two that wait for each other crawl on a machine that has other work
+    command += ["--device", "cpu", "--threads", "1", "--window", "1", "--max_new_tokens", "60", "--ignore_eos", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path: Path, sent: signal.Signals) -> None:
-    path, out = write(tmp_path / "in.jsonl", PROMPTS * 4), tmp_path / "out.jsonl"
+    path, out = write(tmp_path / "in.jsonl", PROMPTS * 3), tmp_path / "out.jsonl"
     child = start(folder, path, out)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while not (out.exists() and out.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
         assert child.poll() is None
         time.sleep(0.001)
     os.kill(child.pid, sent)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=120)
     kept = out.read_bytes()
     done = kept.count(b"\n")
-    assert 2 <= done < 48
+    assert 2 <= done < 36
     if sent == signal.SIGTERM:
         assert child.returncode == 130
-        assert f"of 48 records are in {out}, --resume goes on" in err
+        assert f"of 36 records are in {out}, --resume goes on" in err
         assert "Traceback" not in err
     out.write_bytes(kept + b'{"index": ' + str(done).encode())  # a line that was torn in the middle
     again = start(folder, path, out, "--resume")
     told, err = again.communicate(timeout=120)
-    assert (again.returncode, told) == (0, f"{out}: 48 records, 0 of them errors\n")
+    assert (again.returncode, told) == (0, f"{out}: 36 records, 0 of them errors\n")
     assert "an unfinished line at the end was cut off" in err
     assert out.read_bytes().startswith(kept)
     lines = read(out)
-    assert [line["index"] for line in lines] == list(range(48))
-    assert [line["id"] for line in lines] == list(range(12)) * 4
+    assert [line["index"] for line in lines] == list(range(36))
+    assert [line["id"] for line in lines] == list(range(12)) * 3
     texts = [line["completions"][0]["text"] for line in lines]
-    assert texts == texts[:12] * 4  # greedy: the same before the kill and after it
+    assert texts == texts[:12] * 3  # greedy: the same before the kill and after it
 
 
 def test_a_prompt_comes_from_standard_input(
