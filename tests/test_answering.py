@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 import pytest
-import torch
-from fakes import EOS, VOCAB, ByteTokenizer, FakeCache, TableDecoder
+import test_engine
+from fakes import VOCAB, ByteTokenizer, TableDecoder
 
 from baize_engine.answer_file import AnswerFile
 from baize_engine.answering import answer, describe_run, heads
@@ -34,28 +34,18 @@ LINES: list[object] = [
 BAD = [2, 3, 5, 6, 7, 8, 9]
 
 
-def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(dim=-1)
-
-
-class Noting(Engine):
-    """Notes how many prompts each call of generate() gets."""
-
-    calls: list[int]
-
-    def generate(self, prompts, params=None):  # type: ignore[no-untyped-def]
-        self.calls.append(len(prompts))
-        return super().generate(prompts, params)
-
-
-def make(fail_at: int | None = None) -> Noting:
+def make(fail_at: int | None = None) -> Engine:
+    """An engine that notes in `calls` how many prompts each generate() gets."""
     decoder = TableDecoder(VOCAB)
     decoder.fail_at = fail_at
-    engine = Noting(
-        decoder, FakeCache(), vocab_size=VOCAB, eos_token_ids=(EOS,), max_model_len=60, sample=greedy,
-        tokenizer=ByteTokenizer(),
-    )  # fmt: skip
-    engine.calls = []
+    engine, calls = test_engine.make(decoder), []
+    usual = engine.generate
+
+    def noting(prompts: list, params: object = None) -> list:
+        calls.append(len(prompts))
+        return usual(prompts, params)
+
+    engine.calls, engine.generate = calls, noting
     return engine
 
 
