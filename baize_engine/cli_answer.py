@@ -35,7 +35,7 @@ def answer_file(options: argparse.Namespace) -> int:
     if not total:
         raise RequestError(f"{path} has no records, wanted a JSON object a line")
     sources = (options.model,) if options.model is not None else (options.path_raw, options.path_diff)
-    settings = {name: getattr(options, name) for name in ("dtype", "quantize", "max_model_len")}
+    settings = {name: getattr(options, name) for name in ("dtype", "quantize", "exact_activations", "max_model_len")}
     run = describe_run([folder_of(source) for source in sources], settings, params)
     with AnswerFile(output, heads(path, run), options.resume) as answers:
         if answers.torn:

@@ -38,6 +38,12 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
     flag(
+        parser,
+        "--exact_activations",
+        action="store_true",
+        help="on a CPU read prompts with quantised weights at full precision, not at 8 bits an activation",
+    )
+    flag(
         parser, "--max_model_len", type=int, default=None, metavar="N", help="positions at most (default: the config's)"
     )
     flag(
@@ -120,7 +126,7 @@ def load_engine(options: argparse.Namespace) -> Engine:
     from baize_engine.engine import Engine
 
     check_model_options(options)
-    names = ("device", "quantize", "max_model_len", "cache_tokens", "threads")
+    names = ("device", "quantize", "max_model_len", "cache_tokens", "threads", "exact_activations")
     settings: dict[str, Any] = {name: getattr(options, name) for name in names}
     if options.model is not None:
         return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
