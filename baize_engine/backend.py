@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial, wraps
@@ -276,7 +277,7 @@ def resolve_device(device: str) -> str:
     """
     if device == "cpu":
         return device
-    if device != "auto" and device != "cuda" and not (device.startswith("cuda:") and device[5:].isdigit()):
+    if not re.fullmatch("auto|cuda(:(0|[1-9][0-9]{0,5}))?", device):
         raise BackendError(f"device {device!r} is not known, wanted auto, cpu, cuda or cuda:N")
     reason = _no_gpu()
     if device == "auto":

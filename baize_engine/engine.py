@@ -17,7 +17,8 @@ from baize_engine.errors import RequestError
 from baize_engine.generation.loop import generate
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs
-from baize_engine.generation.score import next_token_logprobs, score_tokens
+from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
+from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import StopScanner, stop_token_ids
 from baize_engine.generation.text import IncrementalDecoder
 from baize_engine.loading import Parts, load_parts
@@ -196,6 +197,11 @@ class Engine:
             raise RequestError(f"SamplingParams.n is {one.n}, and a stream has one sample")
         return self._run(ids, one, Completion(0, 0, seed=_seed(one)))
 
+    def encode(self, prompt: Prompt, params: SamplingParams | None = None) -> list[int]:
+        """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
+        self._params(params, 1)
+        return self._checked(prompt, "the prompt")
+
     def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
         """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
         return chat.render(messages, self._need_tokenizer("a conversation"))
@@ -218,6 +224,15 @@ class Engine:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
         pairs = [self._joined(prompt, context, completion, i) for i, completion in enumerate(completions)]
         return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
+
+    def prompt_logprobs(self, prompts: Prompt | Sequence[Prompt], top: int = 0) -> list[list[TokenLogprobs | None]]:
+        """For each prompt the log-probability of each of its tokens given those before, and of the `top` likeliest there.
+
+        The first entry of each list is None: nothing comes before the first token.
+        """
+        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+            raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
+        return [[None, *prompt_logprobs(self._decoder, self._cache, ids, top)] for ids in self._prompts(prompts)]
 
     def next_token_logprobs(
         self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int]
@@ -254,7 +269,7 @@ class Engine:
                 piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
                 if step.finish_reason is not None and text is not None:
                     piece += text.flush()
-                shown = scanner.push(piece)
+                shown = piece if len(done.token_ids) < params.min_new_tokens else scanner.push(piece)
                 if scanner.matched is not None:
                     done.finish_reason, done.stop_reason = "stop", scanner.matched
                 elif step.finish_reason is not None:
@@ -270,14 +285,16 @@ class Engine:
             raise RequestError("this engine is closed")
         single = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
         many: Sequence[Any] = [prompts] if single else prompts
-        checked = []
-        for i, prompt in enumerate(many):
-            ids = self._ids(prompt, f"prompt {i}")
-            if not 0 < len(ids) < self.max_model_len:
-                wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
-                raise RequestError(f"prompt {i} has {len(ids)} tokens, {wanted}")
-            checked.append(ids)
-        return checked
+        return [self._checked(prompt, f"prompt {i}") for i, prompt in enumerate(many)]
+
+    def _checked(self, prompt: Any, name: str) -> list[int]:
+        if self._decoder is None:
+            raise RequestError("this engine is closed")
+        ids = self._ids(prompt, name)
+        if not 0 < len(ids) < self.max_model_len:
+            wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
+            raise RequestError(f"{name} has {len(ids)} tokens, {wanted}")
+        return ids
 
     def _ids(self, prompt: Any, name: str) -> list[int]:
         if isinstance(prompt, str):
@@ -316,6 +333,8 @@ class Engine:
                 raise RequestError(f"params[{i}] is {one!r}, wanted SamplingParams")
             if one.stop:
                 self._need_tokenizer("SamplingParams.stop")
+            if i == 0 or one is not each[i - 1]:
+                check_choice(one, self.vocab_size, stop_token_ids(one, self.eos_token_ids))
         return each
 
     def _need_tokenizer(self, what: str) -> Tokenizer:

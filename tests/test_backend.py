@@ -57,7 +57,7 @@ def test_a_forced_row_that_cannot_run_raises(
         backend.choose(op, "cpu")
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", ""])
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "", "cuda:", "cuda:-1", "cuda:01", "cuda:²", "cuda: 1"])
 def test_unknown_devices_are_named(device: str) -> None:
     with pytest.raises(BackendError, match="is not known"):
         backend.resolve_device(device)
@@ -68,3 +68,17 @@ def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     assert backend.resolve_device("auto") == "cpu"
     with pytest.raises(BackendError, match="no CUDA driver"):
         backend.resolve_device("cuda")
+    with pytest.raises(BackendError, match="device cuda:1 cannot be used: no CUDA driver"):
+        backend.resolve_device("cuda:1")
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(backend, "_no_gpu", lambda: None)
+    assert [backend.resolve_device(device) for device in ("auto", "cuda", "cuda:0", "cuda:1")] == [
+        "cuda", "cuda", "cuda:0", "cuda:1",
+    ]  # fmt: skip
+    with pytest.raises(
+        BackendError, match=r"device cuda:2 cannot be used: this machine has 2 GPU\(s\), numbered from 0"
+    ):
+        backend.resolve_device("cuda:2")

@@ -11,6 +11,7 @@ from fakes import EOS, FIRST_BYTE, VOCAB, ByteTokenizer, FakeCache, ScriptDecode
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.score import CHUNK, score_tokens
 
 TOKENIZER = ByteTokenizer()
 
@@ -61,6 +62,47 @@ def test_a_stop_string_across_tokens_is_cut_and_named() -> None:
     (done,) = engine.generate("q", SamplingParams(stop=["###", "\n\n"]))
     assert (done.text, done.finish_reason, done.stop_reason) == ("one", "stop", "\n\n")
     assert len(done.token_ids) == 5
+    assert all_free(engine)
+
+
+BANG = FIRST_BYTE + ord("!")
+
+
+@pytest.mark.parametrize(
+    ("says", "asked", "text", "tokens", "finish", "stop"),
+    [
+        ("abcd", {"max_new_tokens": 5}, "abcd", 5, "stop", EOS),  # the end token is the last one allowed
+        ("abcd", {"max_new_tokens": 4}, "abcd", 4, "length", None),
+        ("abcd", {"max_new_tokens": 3, "stop": "c"}, "ab", 3, "stop", "c"),  # so is the one that completes the string
+        ("abcd", {"max_new_tokens": 2, "stop": "bc"}, "ab", 2, "length", None),
+        ("ab!d", {"stop_token_ids": [BANG], "stop": "!"}, "ab", 3, "stop", BANG),  # the id comes before its text
+        ("ab!d", {"stop_token_ids": [BANG], "stop": "b"}, "a", 2, "stop", "b"),
+        ("abcd", {"stop": ["cd", "bcd", "d"]}, "a", 4, "stop", "bcd"),  # of those completed together the longest
+        ("abab", {"stop": "ab"}, "", 2, "stop", "ab"),
+        ("q", {"stop": "qq"}, "q", 2, "stop", EOS),  # the prompt's end is no part of the text
+        ("é", {"stop": "é"}, "", 2, "stop", "é"),
+        ("ab", {"stop_token_ids": [EOS], "ignore_eos": True}, "ab", 3, "stop", EOS),
+        ("ab", {"stop_token_ids": [VOCAB + 9]}, "ab", 3, "stop", EOS),
+        ("!!", {"stop_token_ids": [BANG], "min_new_tokens": 1, "logit_bias": {3: 1.0}}, "\0", 2, "stop", BANG),
+        (
+            "ab",
+            {"min_new_tokens": 5, "max_new_tokens": 5, "banned_token_ids": [0, 1, 2]},
+            "ab\0\0\0",
+            5,
+            "length",
+            None,
+        ),
+        ("xxxx", {"stop": "x", "min_new_tokens": 3}, "xx", 3, "stop", "x"),  # looked for in what comes after two
+        ("xyxy", {"stop": "xy", "min_new_tokens": 2}, "xy", 4, "stop", "xy"),
+    ],
+)
+def test_why_a_sample_ended(says: str, asked: dict, text: str, tokens: int, finish: str, stop: int | str) -> None:
+    engine = saying(says)
+    params = SamplingParams(**asked)
+    (done,) = engine.generate("q", params)
+    found = (done.text, len(done.token_ids), done.finish_reason, done.stop_reason)
+    assert found == (text, tokens, finish, stop)
+    assert "".join(engine.stream("q", params)) == text
     assert all_free(engine)
 
 
@@ -153,11 +195,16 @@ def expected_score(decoder: TableDecoder, ids: list[int], start: int) -> float:
 
 
 class AllRows(TableDecoder):
-    """A TableDecoder that gives the logits of every token when asked."""
+    """A TableDecoder that gives the logits of every token when asked, and notes of how many rows at a time."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__(vocab)
+        self.logit_rows: list[int] = []
 
     def forward(self, token_ids, sequences, cache, all_logits=False):  # type: ignore[no-untyped-def]
         if not all_logits:
             return super().forward(token_ids, sequences, cache)
+        self.logit_rows.append(len(token_ids[0]))
         return torch.cat([super(AllRows, self).forward([[i]], sequences, cache) for i in token_ids[0]])
 
 
@@ -177,6 +224,49 @@ def test_score_sums_the_completions_log_probabilities() -> None:
     text = TOKENIZER.encode("xyab")
     assert engine.score("xy", ["ab"]) == pytest.approx([expected_score(decoder, text, 3)], rel=1e-6)
     assert all_free(engine)
+
+
+@pytest.mark.parametrize("start", [1, 2, 127, 128, 129, 130, 256, 299])
+def test_scoring_never_makes_logits_of_more_rows_than_a_chunk_has(start: int) -> None:
+    decoder, cache = AllRows(VOCAB), FakeCache(200)
+    engine = make(decoder, max_model_len=400)
+    engine._cache = cache
+    ids = [3 + i % 200 for i in range(300)]
+    assert engine.score(ids[:start], [ids[start:]])[0] == pytest.approx(expected_score(decoder, ids, start), rel=1e-6)
+    assert max(decoder.logit_rows) <= CHUNK
+    # no more than the chunk in which they begin holds of rows that nobody asked for
+    assert sum(decoder.logit_rows) < len(ids) - start + CHUNK
+    assert all_free(engine)
+
+
+def test_a_tokens_score_does_not_depend_on_where_the_prompt_ends() -> None:
+    """The chunks end at the same places."""
+    seen = []
+    for start in (130, 140, 200, 255):
+        decoder, cache = AllRows(VOCAB), FakeCache(200)
+        score_tokens(decoder, cache, [3] * 300, start)
+        seen.append(decoder.logit_rows)
+    assert seen == [[128, 43]] * 4
+
+
+def test_prompt_logprobs_are_those_of_each_token_after_the_others() -> None:
+    decoder = AllRows(VOCAB)
+    engine = make(decoder, None, max_model_len=400)
+    engine._cache = FakeCache(200)
+    prompts = [[1, 5, 9, 4], [1], [3 + i % 200 for i in range(300)]]
+    for ids, (first, *rest) in zip(prompts, engine.prompt_logprobs(prompts, top=2), strict=True):
+        assert first is None
+        assert len(rest) == len(ids) - 1
+        for i, entry in enumerate(rest, 1):
+            row = decoder.table[i % 7, ids[i - 1]].log_softmax(dim=-1)
+            assert entry is not None
+            assert entry.logprob == pytest.approx(float(row[ids[i]]), abs=1e-6)
+            assert [token for token, _ in entry.top] == row.topk(2).indices.tolist()
+    assert max(decoder.logit_rows) <= CHUNK
+    assert engine.prompt_logprobs([1, 5])[0][1].top == ()
+    assert all_free(engine)
+    with pytest.raises(RequestError, match="top is -1, wanted an integer of at least 0"):
+        engine.prompt_logprobs([1, 5], top=-1)
 
 
 def test_next_token_logprobs_of_candidates() -> None:
@@ -218,6 +308,19 @@ def test_without_a_tokenizer_text_is_refused_with_the_reason() -> None:
     ):
         with pytest.raises(RequestError, match=r"needs a tokenizer: x/tokenizer\.model: absent"):
             request()
+
+
+def test_parameters_that_this_model_cannot_serve_are_refused_by_name() -> None:
+    engine = make(TableDecoder(VOCAB), None)
+    for asked, wanted in (
+        ({"logit_bias": {VOCAB: 1.0}}, f"logit_bias has {VOCAB}, wanted token ids from 0 to {VOCAB - 1}"),
+        ({"allowed_token_ids": [EOS], "min_new_tokens": 1}, "min_new_tokens is 1, and every token that may come ends"),
+        ({"banned_token_ids": range(VOCAB)}, "banned_token_ids has every token"),
+    ):
+        with pytest.raises(RequestError, match=wanted):
+            engine.generate([[1, 5], [1, 6]], [SamplingParams(), SamplingParams(**asked)])
+    (done,) = engine.generate([1, 5], SamplingParams(allowed_token_ids=[EOS], min_new_tokens=1, ignore_eos=True, n=1))
+    assert set(done.token_ids) == {EOS}
 
 
 def test_refuses_wrong_counts_and_types() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from fakes import small_model
 from baize_engine import Engine, SamplingParams, backend, loading
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import generate
+from baize_engine.generation.score import CHUNK
 from baize_engine.loading import lengths
 
 PROMPTS = [[1, 5, 9, 40], [1, 17], [1, *range(3, 60)]]
@@ -39,17 +41,30 @@ def test_greedy_ids_are_those_of_transformers(tmp_path: Path, changes: dict) -> 
     assert len({i for completion in done for i in completion.token_ids}) > 8
 
 
-def test_penalised_greedy_ids_are_those_of_transformers(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("mine", "theirs"),
+    [
+        ({"repetition_penalty": 1.4}, {"repetition_penalty": 1.4}),
+        ({"logit_bias": {7: 5.0, 9: -5.0}}, {"sequence_bias": {(7,): 5.0, (9,): -5.0}}),
+        ({"banned_token_ids": list(range(40))}, {"suppress_tokens": list(range(40))}),
+        (
+            {"min_new_tokens": 6, "repetition_penalty": 0.7, "logit_bias": {2: 30.0}},
+            {"min_new_tokens": 6, "repetition_penalty": 0.7, "sequence_bias": {(2,): 30.0}},
+        ),
+    ],
+    ids=["penalty", "bias", "banned", "together"],
+)
+def test_shaped_greedy_ids_are_those_of_transformers(tmp_path: Path, mine: dict, theirs: dict) -> None:
     transformers = pytest.importorskip("transformers")
     folder = model(tmp_path / "m")
-    theirs = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    other = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = torch.tensor([PROMPTS[0]])
-    wanted = theirs.generate(
-        ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, repetition_penalty=1.4
-    )
-    params = SamplingParams(max_new_tokens=20, repetition_penalty=1.4)
+    wanted = other.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, **theirs)
     with Engine.from_pretrained(folder, device="cpu") as engine:
-        assert engine.generate(PROMPTS[0], params)[0].token_ids == wanted[0, 4:].tolist()
+        plain, shaped = (
+            engine.generate(PROMPTS[0], SamplingParams(max_new_tokens=20, **asked))[0] for asked in ({}, mine)
+        )
+    assert shaped.token_ids == wanted[0, 4:].tolist() != plain.token_ids
 
 
 def test_the_real_model_says_its_golden_texts() -> None:
@@ -84,6 +99,28 @@ def test_scores_are_the_sums_of_the_steps_logprobs(tmp_path: Path) -> None:
         assert engine.score(PROMPTS[0], [done.token_ids]) == pytest.approx([total], abs=1e-4)
         ids, wanted = zip(*done.logprobs[0].top, strict=True)
         assert engine.next_token_logprobs(PROMPTS[0], ids)[0] == pytest.approx(list(wanted), abs=1e-5)
+
+
+def test_the_head_of_a_long_text_is_never_run_for_more_rows_than_a_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the real decoder: rows of every tensor of logits that is made, and one token's number in two divisions."""
+    with Engine.from_pretrained(model(tmp_path / "m", max_position_embeddings=700), device="cpu") as engine:
+        rows: list[int] = []
+        head = engine._decoder.head_step
+
+        def noting(hidden: torch.Tensor, logits: torch.Tensor, **options: object) -> object:
+            rows.append(logits.shape[0])
+            return head(hidden, logits, **options)
+
+        monkeypatch.setattr(engine._decoder, "head_step", noting)
+        ids = [3 + i * 7 % 90 for i in range(600)]
+        whole = engine.prompt_logprobs([ids])[0]
+        (late,) = engine.score(ids[:590], [ids[590:]])
+        assert max(rows) <= CHUNK
+        assert math.fsum(entry.logprob for entry in whole[590:] if entry) == late
+        engine.next_token_logprobs([ids], [5])
+        assert max(rows) <= CHUNK
 
 
 def test_an_abandoned_stream_frees_the_real_cache(tmp_path: Path) -> None:

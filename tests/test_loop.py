@@ -98,7 +98,8 @@ def test_logits_that_are_not_finite_name_the_step() -> None:
 
 
 def test_logprobs_are_the_models_own() -> None:
-    params = SamplingParams(max_new_tokens=3, logprobs=2, repetition_penalty=1.5)
+    changes = {"repetition_penalty": 1.5, "presence_penalty": 1.0, "logit_bias": {7: 9.0}, "banned_token_ids": [8, 9]}
+    params = SamplingParams(max_new_tokens=3, logprobs=2, temperature=0.5, top_k=3, min_new_tokens=2, **changes)
     decoder = TableDecoder()
     history = [1, 5]
     for step in run(decoder, FakeCache(), history, params=params, stop_ids=()):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from baize_engine import SamplingParams
@@ -20,6 +22,23 @@ def test_one_stop_string_is_a_tuple_of_one() -> None:
     assert SamplingParams(stop_token_ids=[5, 6]).stop_token_ids == (5, 6)
 
 
+def test_ids_and_biases_are_copies() -> None:
+    ids, bias = [5, 6], {5: 1}
+    params = SamplingParams(allowed_token_ids=ids, banned_token_ids=ids, logit_bias=bias)
+    ids.append(7)
+    bias[7] = 2
+    assert (params.allowed_token_ids, params.banned_token_ids, params.logit_bias) == ((5, 6), (5, 6), {5: 1})
+    assert SamplingParams(allowed_token_ids=None).allowed_token_ids is None
+    assert params == replace(params)
+    assert hash(params) == hash(replace(params))
+
+
+@pytest.mark.parametrize("temperature", [1e-5, 1e-300, 5e-324])
+def test_a_tiny_temperature_is_greedy(temperature: float) -> None:
+    assert SamplingParams(temperature=temperature).temperature == 0.0
+    assert SamplingParams(temperature=1e-4).temperature == 1e-4
+
+
 def test_greedy_with_several_samples_is_allowed() -> None:
     assert SamplingParams(temperature=0, n=3).n == 3
 
@@ -30,7 +49,8 @@ def test_greedy_with_several_samples_is_allowed() -> None:
         ("max_new_tokens", 0, "at least 1"),
         ("max_new_tokens", 1.5, "an integer"),
         ("temperature", -0.1, "finite number"),
-        ("temperature", 1e-9, "0.0001"),
+        ("temperature", 1e7, "from 0 to 1e+06"),
+        ("temperature", 10**400, "finite number"),
         ("temperature", float("nan"), "finite number"),
         ("temperature", "hot", "finite number"),
         ("top_k", -1, "at least 0"),
@@ -40,6 +60,17 @@ def test_greedy_with_several_samples_is_allowed() -> None:
         ("min_p", 1.5, "from 0 to 1"),
         ("repetition_penalty", 0, "above 0"),
         ("repetition_penalty", float("inf"), "finite"),
+        ("presence_penalty", float("nan"), "from -1e+09 to 1e+09"),
+        ("frequency_penalty", "2", "from -1e+09 to 1e+09"),
+        ("logit_bias", [5], "{token id: what is added to its logit}"),
+        ("logit_bias", {"5": 1.0}, "token ids, integers from 0 to 2147483647, in place of '5'"),
+        ("logit_bias", {-5: 1.0}, "in place of -5"),
+        ("allowed_token_ids", [], "None or at least one token id"),
+        ("allowed_token_ids", "5", "sequence of token ids"),
+        ("banned_token_ids", 5, "sequence of token ids"),
+        ("min_new_tokens", -1, "at least 0"),
+        ("min_new_tokens", 129, "at most max_new_tokens, 128"),
+        ("top_k", 2**63, "at most"),
         ("seed", -1, "at least 0"),
         ("seed", 2**63, "at most"),
         ("stop", 5, "string"),
@@ -57,7 +88,18 @@ def test_refuses_by_field(field: str, value: object, wanted: str) -> None:
     assert wanted in message
 
 
-@pytest.mark.parametrize(("field", "value"), [("stop", ["ok", ""]), ("stop", ["ok", 3]), ("stop_token_ids", [1, -2])])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("stop", ["ok", ""]),
+        ("stop", ["ok", 3]),
+        ("stop_token_ids", [1, -2]),
+        ("allowed_token_ids", [1, True]),
+        ("banned_token_ids", (1, 2**31)),
+        ("logit_bias", {1: float("-inf")}),
+        ("logit_bias", {1: "2"}),
+    ],
+)
 def test_refuses_an_item_by_index(field: str, value: list) -> None:
     with pytest.raises(RequestError, match=rf"SamplingParams\.{field}\[1\]"):
         SamplingParams(**{field: value})

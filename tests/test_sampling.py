@@ -1,4 +1,4 @@
-"""Sampling: the statistics of draws, what each filter leaves, the penalty of transformers, log-probabilities."""
+"""Sampling: the statistics of draws, what each filter leaves, rows of a batch, log-probabilities."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.sampling import choose_token, penalise, token_logprobs
+from baize_engine.generation.sampling import Draw, choose_tokens, token_logprobs
+from baize_engine.generation.shaping import shaping
 from baize_engine.kernels.reference import sample
 
 V = 12
@@ -16,7 +17,8 @@ LOGITS = torch.randn(1, V, generator=torch.Generator().manual_seed(3)) * 1.5
 
 
 def draws(params: SamplingParams, count: int, seed: int = 11, sample_index: int = 0) -> list[int]:
-    return [choose_token(LOGITS, params, [1], seed, sample_index, position, sample) for position in range(count)]
+    many = [Draw(params, [1] * position, seed, sample_index) for position in range(count)]
+    return choose_tokens(LOGITS.expand(count, V), many, sample)
 
 
 def chi_square(ids: list[int], probabilities: torch.Tensor) -> float:
@@ -83,20 +85,23 @@ def test_greedy_takes_the_best_whatever_the_seed() -> None:
     assert set(draws(SamplingParams(), 10)) == set(draws(SamplingParams(top_k=5), 10, seed=5)) == {int(LOGITS.argmax())}
 
 
-def test_the_penalty_counts_each_id_once_and_changes_a_copy() -> None:
-    logits = torch.tensor([[2.0, -1.0, 0.5, 3.0]])
+def test_rows_of_a_batch_are_chosen_as_alone_and_logits_stay() -> None:
+    logits = torch.randn(6, V, generator=torch.Generator().manual_seed(8))
     before = logits.clone()
-    assert penalise(logits, [3, 1, 3], 2.0).tolist() == [[2.0, -2.0, 0.5, 1.5]]
+    asked = [
+        {}, {"temperature": 1.0}, {"temperature": 0.5, "top_k": 3, "repetition_penalty": 1.4},
+        {"allowed_token_ids": [3]}, {"temperature": 2.0, "top_p": 0.7, "frequency_penalty": 1.0}, {"min_new_tokens": 4},
+    ]  # fmt: skip
+    many = []
+    for row, one in enumerate(asked):
+        params = SamplingParams(**one)
+        many.append(Draw(params, [1, 5, row, row], 7, row, shaping(params, 2, {int(logits[5].argmax())})))
+    ids = choose_tokens(logits, many, sample)
     assert torch.equal(logits, before)
-    assert choose_token(logits, SamplingParams(repetition_penalty=2.0), [3, 3], 0, 0, 2, sample) == 0
-
-
-def test_the_penalty_is_that_of_transformers() -> None:
-    transformers = pytest.importorskip("transformers")
-    history = [4, 0, 4, 7]
-    for penalty in (1.3, 0.8):
-        theirs = transformers.RepetitionPenaltyLogitsProcessor(penalty)(torch.tensor([history]), LOGITS.clone())
-        assert torch.equal(penalise(LOGITS, history, penalty), theirs)
+    assert ids == [choose_tokens(logits[row : row + 1], [draw], sample)[0] for row, draw in enumerate(many)]
+    assert ids[0] == int(logits[0].argmax())
+    assert ids[3] == 3
+    assert ids[5] != int(logits[5].argmax())
 
 
 def test_log_probabilities_of_the_chosen_and_the_best() -> None:

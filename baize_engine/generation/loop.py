@@ -16,7 +16,8 @@ from torch import Tensor
 
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.sampling import SampleOp, TokenLogprobs, choose_token, token_logprobs
+from baize_engine.generation.sampling import Draw, SampleOp, TokenLogprobs, choose_tokens, token_logprobs
+from baize_engine.generation.shaping import shaping
 from baize_engine.model.steps import DecodeSteps, Row
 
 FinishReason = Literal["stop", "length"]
@@ -65,18 +66,20 @@ def generate(
     a stop id ("stop"), params.max_new_tokens, or `max_length` tokens with the prompt ("length").
     RequestError: an empty prompt, or one that leaves no room. BaizeError: logits that are not finite, by step.
     With `steps` the device runs by itself after the first token, unless the host is asked for what it alone computes
-    (log-probabilities, repetition penalty).
+    (log-probabilities, penalties and what else `shaping` changes).
     """
     if not 0 < len(prompt_ids) < max_length:
         raise RequestError(f"the prompt has {len(prompt_ids)} tokens, wanted 1 to {max_length - 1} (max_model_len - 1)")
     last = min(params.max_new_tokens, max_length - len(prompt_ids)) - 1
     history = list(prompt_ids)
+    shaped = shaping(params, len(history), stop_ids)
+    draw = Draw(params, history, seed, sample_index, shaped)
     sequence = cache.allocate()
     try:
         logits = decoder.prefill(list(prompt_ids), sequence, cache)
         for step in range(last + 1):
             _check_finite(logits, step, len(history))
-            token_id = choose_token(logits, params, history, seed, sample_index, len(history), sample)
+            (token_id,) = choose_tokens(logits, [draw], sample)
             logprobs = None if params.logprobs is None else token_logprobs(logits, token_id, params.logprobs)
             history.append(token_id)
             if token_id in stop_ids:
@@ -86,7 +89,7 @@ def generate(
                 yield Step(token_id, "length", logprobs)
                 return
             yield Step(token_id, None, logprobs)
-            if steps is not None and params.logprobs is None and params.repetition_penalty == 1.0:
+            if steps is not None and params.logprobs is None and shaped is None:
                 row = Row(
                     sequence, token_id, last, tuple(stop_ids), params.temperature, params.top_k, params.top_p,
                     params.min_p, seed, sample_index,

@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NoReturn
 
 from baize_engine.errors import RequestError
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
+# logits / temperature must stay in float32's range, and still tell FORBIDDEN (shaping.py) from what may come
+COLDEST, HOTTEST = 1e-4, 1e6
+LARGEST = 1e9  # of penalties and biases, for the same reason; people use 2 and 100
+ID_LIMIT = 2**31
+IDS = f"from 0 to {ID_LIMIT - 1}"
 
 
 @dataclass(frozen=True)
 class SamplingParams:
     """How to draw tokens and when to stop. RequestError names the field, what it holds and what it may hold.
 
-    temperature 0 is greedy: the other filters and the seed then change nothing, and with n > 1 the samples are equal.
-    top_k 0, top_p 1, min_p 0 and repetition_penalty 1 are "off". min_p is relative to the most likely token.
-    seed None draws a fresh one per prompt; each of the n samples of a seed is its own stream.
+    temperature 0 is greedy, and so is all below 1e-4, which becomes 0: top_k, top_p, min_p and the seed then change
+    nothing, and with n > 1 the samples are equal. top_k 0, top_p 1 and min_p 0 are "off". min_p is relative to the most
+    likely token. seed None draws a fresh one per prompt; each of the n samples of a seed is its own stream.
+    The three penalties, of ids that came already (1, 0 and 0 are "off"): repetition_penalty, over prompt and answer,
+    divides logits above 0 and multiplies others, once an id; presence_penalty, over the answer, is subtracted once an
+    id, frequency_penalty once for each time it came; negative ones encourage.
+    logit_bias: {id: value} added to logits. allowed_token_ids: only these may come; None: all. banned_token_ids may not.
+    min_new_tokens: before as many no stop id may come, and no stop string is looked for.
     stop: strings that end the text, cut off before them; one string is taken as a tuple of one.
     stop_token_ids end it too, beside the model's own end tokens, which ignore_eos switches off.
     logprobs None: not computed; k >= 0: the log-probability of each token and of the k most likely ones.
@@ -36,15 +46,28 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    allowed_token_ids: Sequence[int] | None = None
+    banned_token_ids: Sequence[int] = ()
+    min_new_tokens: int = 0
 
     def __post_init__(self) -> None:
         self._integer("max_new_tokens", 1)
-        # 1e-4 still is greedy for practical purposes; below it, logits / temperature may pass float32's range.
-        self._number("temperature", lambda x: x == 0 or x >= 1e-4, "0 or a finite number of at least 0.0001")
-        self._integer("top_k", 0)
+        self._integer("min_new_tokens", 0)
+        if self.min_new_tokens > self.max_new_tokens:
+            self._refuse("min_new_tokens", self.min_new_tokens, f"at most max_new_tokens, {self.max_new_tokens}")
+        self._number("temperature", lambda x: 0 <= x <= HOTTEST, f"a finite number from 0 to {HOTTEST:g}")
+        if self.temperature < COLDEST:
+            object.__setattr__(self, "temperature", 0.0)
+        self._integer("top_k", 0, SEED_LIMIT - 1)
         self._number("top_p", lambda x: 0 < x <= 1, "a number above 0 and at most 1")
         self._number("min_p", lambda x: 0 <= x <= 1, "a number from 0 to 1")
-        self._number("repetition_penalty", lambda x: x > 0, "a finite number above 0")
+        wanted = f"a finite number above 0, from {1 / LARGEST:g} to {LARGEST:g}"
+        self._number("repetition_penalty", lambda x: 1 / LARGEST <= x <= LARGEST, wanted)
+        for name in ("presence_penalty", "frequency_penalty"):
+            self._number(name, lambda x: abs(x) <= LARGEST, f"a number from {-LARGEST:g} to {LARGEST:g}")
         if self.seed is not None:
             self._integer("seed", 0, SEED_LIMIT - 1)
         if not isinstance(self.ignore_eos, bool):
@@ -53,7 +76,9 @@ class SamplingParams:
         if self.logprobs is not None:
             self._integer("logprobs", 0)
         object.__setattr__(self, "stop", self._stop_strings())
-        object.__setattr__(self, "stop_token_ids", self._stop_ids())
+        object.__setattr__(self, "logit_bias", self._biases())
+        for name in ("stop_token_ids", "allowed_token_ids", "banned_token_ids"):
+            object.__setattr__(self, name, self._ids(name))
 
     def _stop_strings(self) -> tuple[str, ...]:
         stops = (self.stop,) if isinstance(self.stop, str) else self.stop
@@ -64,13 +89,29 @@ class SamplingParams:
                 self._refuse(f"stop[{i}]", stop, "a non-empty string")
         return tuple(stops)
 
-    def _stop_ids(self) -> tuple[int, ...]:
-        if not isinstance(self.stop_token_ids, Sequence) or isinstance(self.stop_token_ids, (str, bytes)):
-            self._refuse("stop_token_ids", self.stop_token_ids, "a sequence of token ids")
-        for i, token_id in enumerate(self.stop_token_ids):
-            if not _is_integer(token_id) or token_id < 0:
-                self._refuse(f"stop_token_ids[{i}]", token_id, "a token id, an integer of at least 0")
-        return tuple(self.stop_token_ids)
+    def _ids(self, field: str) -> tuple[int, ...] | None:
+        ids = getattr(self, field)
+        if field == "allowed_token_ids" and ids is None:
+            return None
+        if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
+            self._refuse(field, ids, "a sequence of token ids")
+        for i, token_id in enumerate(ids):
+            if not _is_id(token_id):
+                self._refuse(f"{field}[{i}]", token_id, f"a token id, an integer {IDS}")
+        if field == "allowed_token_ids" and not ids:
+            self._refuse(field, ids, "None or at least one token id")
+        return tuple(ids)
+
+    def _biases(self) -> dict[int, float]:
+        if not isinstance(self.logit_bias, Mapping):
+            self._refuse("logit_bias", self.logit_bias, "{token id: what is added to its logit}")
+        for token_id, value in self.logit_bias.items():
+            if not _is_id(token_id):
+                self._refuse("logit_bias", self.logit_bias, f"token ids, integers {IDS}, in place of {token_id!r}")
+            if not _is_number(value) or abs(value) > LARGEST:
+                wanted = f"a number from {-LARGEST:g} to {LARGEST:g} (banned_token_ids forbids a token)"
+                self._refuse(f"logit_bias[{token_id}]", value, wanted)
+        return dict(self.logit_bias)
 
     def _integer(self, field: str, low: int, high: int | None = None) -> None:
         value = getattr(self, field)
@@ -79,12 +120,7 @@ class SamplingParams:
 
     def _number(self, field: str, fits: Callable[[float], bool], wanted: str) -> None:
         value = getattr(self, field)
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-            or not fits(value)
-        ):
+        if not _is_number(value) or not fits(value):
             self._refuse(field, value, wanted)
 
     def _refuse(self, field: str, found: object, wanted: str) -> NoReturn:
@@ -93,3 +129,14 @@ class SamplingParams:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < ID_LIMIT
+
+
+def _is_number(value: object) -> bool:
+    """A finite one; integers beyond a float's range are not."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return abs(value) <= sys.float_info.max

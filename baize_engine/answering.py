@@ -1,0 +1,110 @@
+"""Answers a file of prompts: records to an engine, window by window, and its completions to the file of answers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from baize_engine.answer_file import AnswerFile, Head
+from baize_engine.engine import Completion, Engine
+from baize_engine.errors import BaizeError
+from baize_engine.generation.params import SamplingParams
+from baize_engine.prompt_records import Record, records
+
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
+
+Request = tuple[list[int], SamplingParams]
+
+
+def heads(path: Path, run: str) -> Iterator[Head]:
+    """Those of the answers to all records of the file."""
+    return (Head.of(record.index, record.content, run) for record in records(path))
+
+
+def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
+    """What decides about answers beside the record: the files in the model's folders, how they are held, parameters."""
+    files = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for folder in sources
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.suffix in MODEL_SUFFIXES and path.is_file()
+    ]
+    return json.dumps({"files": files, "settings": settings, "params": asdict(default)}, sort_keys=True)
+
+
+def answer(
+    engine: Engine,
+    path: Path,
+    answers: AnswerFile,
+    run: str,
+    default: SamplingParams,
+    window: int,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
+
+    A record that cannot be served gets an answer with its error, and the others go on.
+    """
+    left = islice(records(path), answers.done, None)
+    while batch := list(islice(left, window)):
+        made = _answers(engine, batch, default)
+        answers.append([
+            (Head.of(record.index, record.content, run), _line(record, found))
+            for record, found in zip(batch, made, strict=True)
+        ])  # fmt: skip
+        progress(len(batch), sum(len(each.token_ids) for found in made if isinstance(found, list) for each in found))
+
+
+def _answers(engine: Engine, batch: Sequence[Record], default: SamplingParams) -> list[list[Completion] | BaizeError]:
+    """Each record's completions, or why it has none."""
+    found: list[Request | BaizeError] = []
+    for record in batch:
+        try:
+            found.append(_request(engine, record, default))
+        except BaizeError as error:
+            found.append(error)
+    good = [request for request in found if not isinstance(request, BaizeError)]
+    made = iter(_completions(engine, good))
+    return [each if isinstance(each, BaizeError) else next(made) for each in found]
+
+
+def _request(engine: Engine, record: Record, default: SamplingParams) -> Request:
+    kind, value, params = record.request(default)
+    return engine.encode(engine.chat_ids(value) if kind == "messages" else value, params), params
+
+
+def _completions(engine: Engine, requests: Sequence[Request]) -> list[list[Completion] | BaizeError]:
+    if not requests:
+        return []
+    try:
+        done = engine.generate([ids for ids, _ in requests], [params for _, params in requests])
+    except BaizeError as error:
+        if len(requests) == 1:
+            return [error]
+        # one of them is to blame, and which one is seen when they run alone, which changes no result
+        return [each for request in requests for each in _completions(engine, [request])]
+    grouped: list[list[Completion]] = [[] for _ in requests]
+    for each in done:
+        grouped[each.prompt_index].append(each)
+    return [*grouped]
+
+
+def _line(record: Record, found: list[Completion] | BaizeError) -> dict[str, Any]:
+    line: dict[str, Any] = {} if record.id is None else {"id": record.id}
+    if isinstance(found, BaizeError):
+        return {**line, "error": f"line {record.line}: {found}"}
+    return {**line, "completions": [_completion(each) for each in found]}
+
+
+def _completion(done: Completion) -> dict[str, Any]:
+    values = {
+        name: getattr(done, name) for name in ("index", "text", "finish_reason", "stop_reason", "seed", "token_ids")
+    }
+    if done.logprobs is not None:
+        values["logprobs"] = [asdict(each) for each in done.logprobs]
+    return values

@@ -1,0 +1,163 @@
+"""Options that several commands of `baize` share, and the objects that they stand for."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from baize_engine.engine import Engine
+    from baize_engine.generation.params import SamplingParams
+
+DTYPES = ("float16", "bfloat16", "float32")
+
+
+def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
+    """An option under its documented name, with hyphens accepted in place of underscores."""
+    names = [name] if "_" not in name else [name, "--" + name[2:].replace("_", "-")]
+    parser.add_argument(*names, dest=name[2:], **settings)
+
+
+def model_options(parser: argparse.ArgumentParser) -> None:
+    """Where the model is, and how it is held."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model, or a hub id")
+    flag(parser, "--path_raw", metavar="BASE", help="in place of MODEL: a base, with its diff; nothing is written")
+    flag(parser, "--path_diff", metavar="DIFF", help="the weight diff for --path_raw")
+    flag(
+        parser,
+        "--device",
+        default="auto",
+        help="auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of number N (default: %(default)s)",
+    )
+    flag(
+        parser,
+        "--dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="weights in memory (default: as in the files; float16 with --path_diff)",
+    )
+    flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
+    flag(
+        parser,
+        "--exact_activations",
+        action="store_true",
+        help="on a CPU read prompts with quantised weights at full precision, not at 8 bits an activation",
+    )
+    flag(
+        parser, "--max_model_len", type=int, default=None, metavar="N", help="positions at most (default: the config's)"
+    )
+    flag(
+        parser,
+        "--cache_tokens",
+        type=int,
+        default=None,
+        metavar="N",
+        help="tokens that the KV cache holds, of all prompts that run together (default: max_model_len)",
+    )
+    flag(
+        parser,
+        "--cache_dtype",
+        default="auto",
+        choices=("auto", *DTYPES),
+        help="keys and values in memory (default: float32 on the CPU, the weights' type on a GPU)",
+    )
+    flag(parser, "--threads", type=int, default=None, metavar="N", help="CPU threads (default: all cores)")
+
+
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    """A flag for each field of SamplingParams that one sample has."""
+    flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")
+    flag(parser, "--min_new_tokens", type=int, default=0, metavar="N", help="no stop before as many tokens")
+    flag(parser, "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
+    flag(parser, "--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0 is off")
+    flag(
+        parser, "--top_p", type=float, default=1.0, metavar="P", help="sample from the likeliest of total probability P"
+    )
+    flag(parser, "--min_p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
+    flag(
+        parser,
+        "--repetition_penalty",
+        type=float,
+        default=1.0,
+        metavar="R",
+        help="divides what prompt or answer have; above 1 discourages repetition",
+    )
+    flag(
+        parser,
+        "--presence_penalty",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="subtracted from the logit of what the answer has",
+    )
+    flag(
+        parser,
+        "--frequency_penalty",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="subtracted for each time that the answer has it",
+    )
+    flag(
+        parser,
+        "--logit_bias",
+        type=_bias,
+        action="append",
+        default=[],
+        metavar="ID=VALUE",
+        help="add VALUE to the logit of token ID (may be repeated)",
+    )
+    flag(parser, "--allowed_token_ids", type=_ids, metavar="ID,ID", help="only these tokens may come")
+    flag(parser, "--banned_token_ids", type=_ids, default=(), metavar="ID,ID", help="these tokens may not come")
+    flag(parser, "--seed", type=int, default=None, metavar="S", help="makes sampling reproducible")
+    flag(parser, "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (may be repeated)")
+    flag(parser, "--stop_token_ids", type=_ids, default=(), metavar="ID,ID", help="stop at these tokens, too")
+    flag(parser, "--ignore_eos", action="store_true", help="go on after the model's own end tokens")
+
+
+def sampling_params(options: argparse.Namespace) -> SamplingParams:
+    """What the flags of `sampling_options`, and --n and --logprobs where the command has them, ask for."""
+    from dataclasses import fields
+
+    from baize_engine.generation.params import SamplingParams
+
+    given = {field.name: getattr(options, field.name) for field in fields(SamplingParams) if field.name in options}
+    bias = dict(options.logit_bias)
+    if len(bias) != len(options.logit_bias):
+        options.usage_error("--logit_bias names a token twice")
+    return SamplingParams(**{**given, "logit_bias": bias})
+
+
+def load_engine(options: argparse.Namespace) -> Engine:
+    """The model of `model_options`."""
+    from baize_engine.engine import Engine
+
+    check_model_options(options)
+    names = ("device", "quantize", "max_model_len", "cache_tokens", "threads", "cache_dtype", "exact_activations")
+    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    if options.model is not None:
+        return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
+    dtype = "float16" if options.dtype == "auto" else options.dtype
+    return Engine.from_diff(options.path_raw, options.path_diff, dtype=dtype, progress=True, **settings)
+
+
+def check_model_options(options: argparse.Namespace) -> None:
+    """A usage error unless the options name one model."""
+    pair = (options.path_raw, options.path_diff)
+    if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
+        options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
+
+
+def _ids(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted token ids with commas between them, such as 5,29") from None
+
+
+def _bias(text: str) -> tuple[int, float]:
+    token_id, _, value = text.partition("=")
+    try:
+        return int(token_id), float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}, wanted a token id and a number, such as 29=-1.5") from None

@@ -1,0 +1,133 @@
+"""What a request changes in the model's logits before the draw: bias, penalties, tokens that must not come. Pure.
+
+In this order, which is that of transformers' processors and of the common API's servers:
+
+    logit_bias                        added
+    repetition_penalty                ids of prompt and answer: positive logits divided by it, others multiplied
+    presence and frequency penalty    ids of the answer: logit - presence - frequency * count
+    allowed, banned, min_new_tokens   what must not come gets FORBIDDEN
+
+All values stay finite, because a logit that is not finite is the sign of a damaged model to everything downstream.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from baize_engine.errors import RequestError
+from baize_engine.generation.params import SamplingParams
+
+LIMIT = 2.0**100  # of shaped logits: 1.3e30, and divided by the least temperature (1e-4) still a float32
+FORBIDDEN = -(2.0**101)  # below all of them, at the highest temperature (1e6) by more than any noise
+
+
+class Shaping:
+    """The changes that `params` asks for, for one sample: its prompt has `prompt_length` tokens, `stop_ids` end it.
+
+    `shape` is a function of the logits and the history. What depends on neither is kept, and so are the counts of a history
+    that only grows, as a sample's does: counting 2000 ids anew for each token took 3 ms.
+    """
+
+    def __init__(self, params: SamplingParams, prompt_length: int, stop_ids: Collection[int]) -> None:
+        self._params, self._prompt_length, self._stop_ids = params, prompt_length, stop_ids
+        self._fixed: tuple[Tensor, Tensor, Tensor] | None = None
+        self._counted = 0  # ids of the history that stand in _counts
+
+    @torch.inference_mode()  # so that the counts are of one kind, whoever calls
+    def shape(self, logits: Tensor, history: Sequence[int]) -> Tensor:
+        """The changed copy of `logits` (V,) float32. `history`: all ids so far, the prompt's included."""
+        params = self._params
+        bias, never, ends = self._tables(logits)
+        shaped = logits + bias
+        if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
+            shaped = self._penalise(shaped, *self._count(history, logits))
+        shaped = shaped.clamp_(-LIMIT, LIMIT).masked_fill_(never, FORBIDDEN)
+        if len(history) - self._prompt_length < params.min_new_tokens:
+            shaped[ends] = FORBIDDEN
+        return shaped
+
+    def _penalise(self, logits: Tensor, in_all: Tensor, in_answer: Tensor) -> Tensor:
+        params = self._params
+        if params.repetition_penalty != 1.0:
+            penalty = params.repetition_penalty
+            penalised = torch.where(logits < 0, logits * penalty, logits / penalty)
+            logits = torch.where(in_all > 0, penalised, logits)
+        if params.presence_penalty:
+            logits = logits - params.presence_penalty * (in_answer > 0)
+        if params.frequency_penalty:
+            logits = logits - params.frequency_penalty * in_answer
+        return logits
+
+    def _tables(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Bias (V,) float32, tokens that never may come (V,) bool, and the ids that end the sample (n,) int64."""
+        if self._fixed is None:
+            params, bias = self._params, torch.zeros_like(logits)
+            values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
+            bias[_indices(params.logit_bias, logits)] = values
+            never = torch.full(logits.shape, params.allowed_token_ids is not None, device=logits.device)
+            never[_indices(params.allowed_token_ids or (), logits)] = False
+            never[_indices(params.banned_token_ids, logits)] = True
+            # a stop id may lie beyond the vocabulary, where it ends nothing
+            self._fixed = bias, never, _indices([i for i in self._stop_ids if i < len(logits)], logits)
+        return self._fixed
+
+    def _count(self, history: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor]:
+        """How often each id came, in all and in the answer, (V,) float32 both."""
+        if not self._counted or self._counted > len(history):
+            self._counts, self._counted = torch.zeros(2, len(logits), device=logits.device), 0
+        for row, begin in zip(self._counts, (0, self._prompt_length), strict=True):
+            new = _indices(history[max(self._counted, begin) :], logits)
+            row.index_add_(0, new, torch.ones_like(new, dtype=torch.float32))
+        self._counted = len(history)
+        return self._counts[0], self._counts[1]
+
+
+def _indices(ids: Iterable[int], logits: Tensor) -> Tensor:
+    return torch.tensor(list(ids), dtype=torch.int64, device=logits.device)
+
+
+def shaping(params: SamplingParams, prompt_length: int, stop_ids: Collection[int]) -> Shaping | None:
+    """The changes to make, or None where `params` asks for none."""
+    nothing = (
+        not params.logit_bias
+        and params.repetition_penalty == 1.0
+        and not params.presence_penalty
+        and not params.frequency_penalty
+        and params.allowed_token_ids is None
+        and not params.banned_token_ids
+        and not (params.min_new_tokens and stop_ids)
+    )
+    return None if nothing else Shaping(params, prompt_length, stop_ids)
+
+
+def check_choice(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:
+    """RequestError, by name, where an id is not in the vocabulary or no token may come."""
+    fields: dict[str, Sequence[int]] = {
+        "logit_bias": tuple(params.logit_bias),
+        "allowed_token_ids": params.allowed_token_ids or (),
+        "banned_token_ids": params.banned_token_ids,
+    }
+    for field, ids in fields.items():
+        for token_id in ids:
+            if token_id >= vocab_size:
+                raise RequestError(
+                    f"SamplingParams.{field} has {token_id}, wanted token ids from 0 to {vocab_size - 1}"
+                )
+    excluded = set(params.banned_token_ids)
+    if not _left(params, vocab_size, excluded):
+        raise RequestError("SamplingParams.banned_token_ids has every token that may come, wanted one left to draw")
+    if params.min_new_tokens and not _left(params, vocab_size, excluded | set(stop_ids)):
+        raise RequestError(
+            f"SamplingParams.min_new_tokens is {params.min_new_tokens}, and every token that may come ends the text, "
+            "wanted another one allowed and not banned"
+        )
+
+
+def _left(params: SamplingParams, vocab_size: int, excluded: set[int]) -> int:
+    """How many tokens may come."""
+    if params.allowed_token_ids is not None:
+        return len(set(params.allowed_token_ids) - excluded)
+    return vocab_size - sum(token_id < vocab_size for token_id in excluded)

@@ -1,0 +1,86 @@
+"""Records of a file of prompts: one JSON object a line, what it may hold, and the request that it stands for. No engine.
+
+    {"prompt": TEXT}  or  {"messages": [{"role": …, "content": …}, …]}  or  {"token_ids": [ID, …]}
+
+with an "id", a text or an integer that its answer repeats, and sampling parameters under the names of SamplingParams.
+Blank lines are no records. What cannot be served is the record's own error, and no other's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint import strict_json
+from baize_engine.errors import BaizeError, RequestError
+from baize_engine.generation.params import SamplingParams
+
+KINDS = ("prompt", "messages", "token_ids")
+PARAMETERS = tuple(each.name for each in fields(SamplingParams))
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: `index` counts records, `line` the file's lines from 1. `error` says why `values` is not to be used."""
+
+    index: int
+    line: int
+    content: bytes
+    values: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def id(self) -> str | int | None:
+        """Its "id", where it has one that can be repeated."""
+        found = self.values.get("id")
+        return found if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+
+    def request(self, default: SamplingParams) -> tuple[str, Any, SamplingParams]:
+        """(kind, what stands there, parameters: the record's own, else those of `default`). RequestError says what is wrong."""
+        if self.error is not None:
+            raise RequestError(self.error)
+        unknown = sorted(set(self.values) - {*KINDS, *PARAMETERS, "id"})
+        if unknown:
+            raise RequestError(
+                f"unknown name {unknown[0]!r}, wanted one of {', '.join(KINDS)}, id, or a sampling parameter"
+            )
+        if "id" in self.values and self.id is None:
+            raise RequestError(f"id is {self.values['id']!r}, wanted a text or an integer")
+        kinds = [kind for kind in KINDS if kind in self.values]
+        if len(kinds) != 1:
+            raise RequestError(f"has {' and '.join(kinds) or 'no prompt'}, wanted one of {', '.join(KINDS)}")
+        (kind,) = kinds
+        value = self.values[kind]
+        if kind == "prompt" and not isinstance(value, str):
+            raise RequestError(f"prompt is {value!r}, wanted a text (token_ids for ids)")
+        if kind == "token_ids" and not isinstance(value, list):
+            raise RequestError(f"token_ids is {value!r}, wanted a list of token ids")
+        given = {name: self.values[name] for name in PARAMETERS if name in self.values}
+        if isinstance(given.get("logit_bias"), dict):
+            given["logit_bias"] = {_id(key): value for key, value in given["logit_bias"].items()}
+        return kind, value, replace(default, **given)
+
+
+def records(path: Path) -> Iterator[Record]:
+    """Those of the file, in order, one at a time."""
+    index = 0
+    with path.open("rb") as file:
+        for line, raw in enumerate(file, 1):
+            content = raw.strip()
+            if content:
+                yield _record(index, line, content)
+                index += 1
+
+
+def _record(index: int, line: int, content: bytes) -> Record:
+    try:
+        return Record(index, line, content, strict_json.parse(content, "the record"))
+    except BaizeError as error:
+        return Record(index, line, content, error=str(error))
+
+
+def _id(key: str) -> int | str:
+    """A key of JSON's logit_bias, which can only be a text, as the id that it spells."""
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key
