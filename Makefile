@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TESTS ?= tests
+JOBS ?= auto
 GATE = $(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_launches.py
 WITH_TRITON = PYTHONPATH=.triton/$(TRITON)$${PYTHONPATH:+:$$PYTHONPATH}
 HAS_TRITON = $(WITH_TRITON) $(BIN)/python -c 'import triton; exit(triton.__version__ != "$(TRITON)")'
@@ -14,7 +15,7 @@ demo: $(STAMP)
 	$(BIN)/baize demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -m "not gpu and not slow" $(TESTS)
+	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow" $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -79,7 +79,7 @@ class Plan:
     def qkv_rope_store(
         self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], cos: int, sin: int, positions: int,
         cache: str, keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
-        coarse: bool,
+        coarse: bool, turns: int, places: int,
     ) -> None: ...  # fmt: skip
     def attention(
         self, q: int, cache: str, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
@@ -99,4 +99,5 @@ class Plan:
         stops_of_row: int, tables: int, table_stride: int, block: int,
     ) -> None: ...  # fmt: skip
     def run(self, threads: int) -> None:
-        """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. IndexError where a token id has no row."""
+        """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. RuntimeError where another thread runs them
+        already; IndexError where a token id, position, slot or context has no row."""

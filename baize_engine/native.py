@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from baize_engine import _C
-from baize_engine.kernels.quantized import Int4Weight, Int8Weight, Weight, empty
+from baize_engine.kernels.quantized import GROUP, Int4Weight, Int8Weight, Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
 FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -112,8 +112,8 @@ def _matrix(weight: Weight, columns: int) -> _C.Matrix:
         values = _address("values", weight.values, (rows, columns), torch.int8)
         return _C.Matrix("int8", values, _address("scales", weight.scales, (rows,)), rows, columns)
     assert isinstance(weight, Int4Weight)
-    groups = weight.scales.shape[1]
-    values = _address("values", weight.values, (rows, groups * 32), torch.uint8)
+    groups = -(-columns // GROUP)
+    values = _address("values", weight.values, (rows, groups * GROUP // 2), torch.uint8)
     return _C.Matrix("int4", values, _address("scales", weight.scales, (rows, groups), torch.float16), rows, columns)
 
 
@@ -146,6 +146,8 @@ def _qkv_rope_store(
 ) -> None:  # fmt: skip
     (tokens, hidden), (_, heads, dim) = x.shape, q.shape
     blocks, block, kv_heads, _ = k_cache.shape
+    if dim % 2:
+        raise ValueError(f"q has heads of {dim} columns, wanted an even number")
     _check_sum(sum(w.shape[0] for w in weights), (heads + 2 * kv_heads) * dim)
     half = (cos.shape[0], dim // 2)
     cache = (blocks, block, kv_heads, dim)
@@ -155,7 +157,7 @@ def _qkv_rope_store(
         [_matrix(weight, hidden) for weight in weights], _address("cos", cos, half), _address("sin", sin, half),
         _address("positions", positions, (tokens,), torch.int64), kind, _address("k_cache", k_cache, cache, k_cache.dtype),
         _address("v_cache", v_cache, cache, k_cache.dtype), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads,
-        dim, _address("q", q, (tokens, heads, dim)), coarse,
+        dim, _address("q", q, (tokens, heads, dim)), coarse, cos.shape[0], blocks * block,
     )  # fmt: skip
 
 

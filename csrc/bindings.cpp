@@ -226,11 +226,11 @@ void bind_decoder(py::module_& module) {
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
                 uintptr_t cos, uintptr_t sin, uintptr_t positions, const std::string& cache, uintptr_t keys, uintptr_t values,
                 uintptr_t slots,
-                size_t heads, size_t kv_heads, size_t dim, uintptr_t q, bool coarse) {
+                size_t heads, size_t kv_heads, size_t dim, uintptr_t q, bool coarse, size_t turns, size_t places) {
                  plan.qkv_rope_store(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<const float>(cos),
                                      at<const float>(sin), at<const int64_t>(positions), float_kind(cache), at<uint8_t>(keys),
                                      at<uint8_t>(values),
-                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q), coarse);
+                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q), coarse, turns, places);
              })
         .def("attention",
              [](Plan& plan, uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,

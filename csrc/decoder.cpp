@@ -58,8 +58,13 @@ void Plan::embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* we
 
 namespace {
 
+void check_place(const char* what, int64_t found, size_t count) {
+    if (found < 0 || size_t(found) >= count)
+        throw std::out_of_range(std::string(what) + " " + std::to_string(found) + ", wanted 0 to " + std::to_string(count - 1));
+}
+
 // Whether activations are rounded to bytes.
-bool by_bytes(bool coarse, size_t tokens, const Matrix& matrix) { return coarse && tokens > kFew && matrix.quantised(); }
+bool by_bytes(bool coarse, const Matrix& matrix) { return coarse && matrix.quantised(); }
 
 }  // namespace
 
@@ -72,7 +77,7 @@ void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, bool byt
         scales_ = std::max(scales_, blocks * kByteFactors);
     } else if (matrix.quantised()) {
         codes_ = std::max(codes_, padded);
-        scales_ = std::max(scales_, padded / section_of(matrix.kind));
+        scales_ = std::max(scales_, padded / section_of(matrix.kind) + 16);  // a widest vector may begin at the last
         if (tokens == 1) offsets_ = std::max(offsets_, padded / kGroup * kOffsets);
     } else {
         values_ = std::max(values_, padded);
@@ -106,7 +111,7 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool byt
         begin += matrix.rows;
     }
     if (!y) parts_ = std::max(parts_, tokens * ldy);
-    if (tokens > 1) scratch_ = std::max(scratch_, kernels_.product_scratch());
+    if (tokens > 1 || bytes) scratch_ = std::max(scratch_, kernels_.product_scratch());
     add(tasks, [=](Arena& arena, size_t task, float* scratch) {
         size_t n = parts.size() - 1;
         while (parts[n].first > task) --n;
@@ -122,13 +127,15 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool byt
 void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                           const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
                           uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
-                          bool coarse) {
+                          bool coarse, size_t turns, size_t places) {
     const size_t width = (heads + 2 * kv_heads) * dim, half = dim / 2, row_bytes = kv_heads * dim * (cache == Kind::float32 ? 4 : 2);
-    const bool bytes = by_bytes(coarse, tokens, matrices[0]);
+    const bool bytes = by_bytes(coarse, matrices[0]);
     prepare(x, tokens, matrices[0], bytes, norm, eps);
     products(tokens, matrices, bytes, nullptr, width, false);
     scratch_ = std::max(scratch_, kv_heads * dim);
     add(tokens, [=](Arena& arena, size_t t, float* turned) {
+        check_place("position", positions[t], turns);
+        check_place("slot", slots[t], places);
         const float* row = arena.parts.data() + t * width;
         const float *c = cos + size_t(positions[t]) * half, *s = sin + size_t(positions[t]) * half;
         for (size_t head = 0; head < heads + kv_heads; ++head) {
@@ -145,6 +152,7 @@ void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, floa
 }
 
 void Plan::attention(const Attention& what) {
+    if (what.tokens == 0) return;
     Attention a = what;
     a.splits = (a.table_stride * a.block + kSplit - 1) / kSplit;
     const bool decode = a.sequences == a.tokens;  // one query each: the splits of a context are tasks of their own
@@ -155,6 +163,7 @@ void Plan::attention(const Attention& what) {
         if (split) parts_ = std::max(parts_, a.tokens * a.heads * a.splits * a.part_floats());
         add(a.tokens * a.splits * a.kv_heads, [=](Arena& arena, size_t task, float* scratch) {
             const size_t n = task / a.kv_heads % a.splits, t = task / a.kv_heads / a.splits;
+            check_place("context", a.lens[t], a.table_stride * a.block + 1);
             if (n * kSplit < size_t(a.lens[t]))
                 kernels_.attend(a, t, task % a.kv_heads, t, t + 1, n, n + 1, split ? arena.parts.data() : nullptr, scratch);
         });
@@ -169,6 +178,7 @@ void Plan::attention(const Attention& what) {
         for (size_t first = block * queries; first < end;) {
             while (size_t(a.starts[sequence + 1]) <= first) ++sequence;
             const size_t last = std::min(size_t(a.starts[sequence + 1]), end);
+            check_place("context", a.lens[sequence], a.table_stride * a.block + 1);
             kernels_.attend(a, sequence, task % a.kv_heads, first, last, 0, a.splits, nullptr, scratch);
             first = last;
         }
@@ -176,7 +186,7 @@ void Plan::attention(const Attention& what) {
 }
 
 void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool coarse) {
-    const bool bytes = by_bytes(coarse, tokens, matrix);
+    const bool bytes = by_bytes(coarse, matrix);
     prepare(x, tokens, matrix, bytes);
     products(tokens, {matrix}, bytes, out, matrix.rows, true);
 }
@@ -187,7 +197,7 @@ void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, 
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
     const size_t inner = width / 2, pieces = (inner + piece - 1) / piece;
-    const bool bytes = by_bytes(coarse, tokens, matrices[0]);
+    const bool bytes = by_bytes(coarse, matrices[0]);
     prepare(x, tokens, matrices[0], bytes, norm, eps);
     products(tokens, matrices, bytes, nullptr, width, false);
     add(tokens * pieces, [=](Arena& arena, size_t task, float*) {
@@ -233,6 +243,11 @@ void Plan::advance(const Advance& what) {
 }
 
 void Plan::run(int threads) {
+    if (running_.exchange(true)) throw std::logic_error("this plan runs on another thread already, over the same memory");
+    struct Done {
+        std::atomic<bool>& running;
+        ~Done() { running = false; }
+    } done{running_};
     thread_local Arena arena;
     arena.normed.grow(normed_);
     arena.parts.grow(parts_);

@@ -19,7 +19,7 @@ constexpr size_t kBlock = 512;     // columns that a product takes at a time: a 
 constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
 constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
 constexpr size_t kByteFactors = kByteBlock / kGroup;  // scales of such a block; those that its kind does not use are zero
-constexpr size_t kFew = 8;          // tokens for which a matrix is read in place, and activations are not rounded to bytes
+constexpr size_t kFew = 8;          // tokens for which a matrix is read in place
 constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };
@@ -54,7 +54,7 @@ struct Activations {
     const float* values;
     const int16_t* codes;
     const float* scales;
-    const int32_t* offsets;  // for one token and int4: eight times the sums of the codes, kOffsets a section
+    const int32_t* offsets;  // for one token and int4: eight times the sums of the codes, a vector a section
     const uint8_t* bytes;    // in place of `codes`, for prompts (decoder_bytes.inc); then kByteFactors scales a block, or null
 };
 
@@ -121,6 +121,7 @@ class Buffer {
     void grow(size_t size) {
         if (size <= size_) return;
         memory_.reset();
+        size_ = 0;  // also where the next line throws
         memory_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64})));
         size_ = size;
     }
@@ -138,12 +139,12 @@ class Plan {
     explicit Plan(const Kernels& kernels) : kernels_(kernels) {}
 
     void embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden, float* out);
-    // `coarse` lets the activations of more than kFew tokens be rounded to bytes where the matrices are quantised.
+    // `coarse` rounds the activations that meet quantised matrices to bytes.
     // rms_norm, then the products with `matrices` side by side, q and k rotated, k and v stored in a cache of `cache`
     void qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                         const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
                         uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
-                        bool coarse);
+                        bool coarse, size_t turns, size_t places);  // rows of cos, and of keys
     void attention(const Attention& what);  // `splits` is filled in
     void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool coarse);
     void gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices, float* out,
@@ -173,6 +174,7 @@ class Plan {
     void products(size_t tokens, const std::vector<Matrix>& matrices, bool bytes, float* y, size_t ldy, bool add_to);
 
     const Kernels& kernels_;
+    std::atomic<bool> running_{false};
     std::vector<std::unique_ptr<Op>> ops_;
     // elements that an arena must have, and floats of each thread's scratch
     size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, offsets_ = 0, bytes_ = 0, scratch_ = 0;

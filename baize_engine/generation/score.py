@@ -61,7 +61,9 @@ def _predictions(decoder: Any, cache: Any, ids: Sequence[int], start: int) -> It
             decoder.prefill(list(ids[:begin]), sequence, cache)
         for low in range(begin, len(ids) - 1, CHUNK):
             high = min(low + CHUNK, len(ids) - 1)
-            logits = decoder.forward([list(ids[low:high])], [sequence], cache, all_logits=True)  # (high - low, V)
+            logits = decoder.forward(
+                [list(ids[low:high])], [sequence], cache, all_logits=True, prompt=True
+            )  # (high - low, V)
             first = max(low, start - 1)
             yield logits[first - low :].float(), list(ids[first + 1 : high + 1])
 

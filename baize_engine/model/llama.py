@@ -31,9 +31,9 @@ class Llama:
     `weights`: {transformers' name: matrix on `device`}, a matrix being a tensor or a quantised weight, with q, k, v and
     gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes, and
     may have `compile`, which makes one call of several steps of a plan.
-    Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise. Where several
-    tokens of a prompt meet quantised weights, a backend may round them to 8 bits unless `exact_activations`; a step of one
-    token never does.
+    Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise. Where
+    tokens of a prompt meet quantised weights, a backend may round them to 8 bits unless `exact_activations`; decode steps
+    never do.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class Llama:
         self._norms = {name: tensor.to(self.dtype) for name, tensor in weights.items() if name.endswith("norm.weight")}
         self._cos, self._sin = tables(config, config.max_position_embeddings, device)
         self._rows = self._sequences = 0  # what the buffers have room for
-        self._plans: dict[tuple[int, int, bool], list[Callable[[], Any]]] = {}
+        self._plans: dict[tuple[int, int, bool, bool], list[Callable[[], Any]]] = {}
         self._planned_for: KVCache | None = None
 
     def new_cache(self, tokens: int, dtype: torch.dtype | None = None) -> KVCache:
@@ -71,19 +71,25 @@ class Llama:
         while True:
             here = sequence.length
             end = min(len(ids), begin + self.prefill_chunk - here % self.prefill_chunk)
-            logits = self.forward([ids[begin:end]], [sequence], cache)
+            logits = self.forward([ids[begin:end]], [sequence], cache, prompt=True)
             if end == len(ids):
                 return logits
             begin = end
 
     @torch.inference_mode()
     def forward(
-        self, token_ids: list[list[int]], sequences: list[Sequence], cache: KVCache, all_logits: bool = False
+        self,
+        token_ids: list[list[int]],
+        sequences: list[Sequence],
+        cache: KVCache,
+        all_logits: bool = False,
+        prompt: bool = False,
     ) -> Tensor:
         """Runs the new tokens of each sequence after what it has cached; advances the sequences.
 
         Returns float32 logits (S, V) of each sequence's last token, or with `all_logits` (T, V) of every token. CacheFull
-        or ValueError leave the sequences as they were. Steps of one token a sequence do not depend on the other
+        or ValueError leave the sequences as they were. `prompt`: the tokens may be computed as prompts are, however many they
+        are (the class says how). Steps of one token a sequence do not depend on the other
         sequences, bit for bit; prompts are to be run one sequence at a time (`prefill`).
         """
         counts = [len(ids) for ids in token_ids]
@@ -94,7 +100,7 @@ class Llama:
         self._make_room(rows, many)
         self._set_inputs(token_ids, sequences, cache)
         each_row = max(counts) == 1
-        for step in self._plan(rows, many, cache, each_row):
+        for step in self._plan(rows, many, cache, each_row, prompt):
             step()
         for sequence, count in zip(sequences, counts, strict=True):
             sequence.length += count
@@ -163,9 +169,9 @@ class Llama:
         self._starts[: len(starts)] = torch.tensor(starts, dtype=torch.int32)
         self._lens[: len(lens)] = torch.tensor(lens, dtype=torch.int32)
 
-    def _plan(self, rows: int, sequences: int, cache: KVCache, each_row: bool) -> list[Callable[[], Any]]:
+    def _plan(self, rows: int, sequences: int, cache: KVCache, each_row: bool, prompt: bool) -> list[Callable[[], Any]]:
         """The step as a flat list of ops over buffers, made once for a shape: it depends on no value but the cache's place."""
-        key = (rows, sequences, each_row)
+        key = (rows, sequences, each_row, prompt)
         if self._planned_for is not cache:  # held, so that no other cache can come to lie at its address
             self._planned_for = cache
             self._plans.clear()
@@ -176,7 +182,9 @@ class Llama:
             places = (self._tables[:sequences], self._starts[: sequences + 1], self._lens[:sequences])
             scratch = tuple(buffer[:rows] for buffer in self._scratch)
             self._plans[key] = self.compile(
-                self.make_plan(self._x[:rows], scratch, tokens, positions, slots, places, cache, each_row)
+                self.make_plan(
+                    self._x[:rows], scratch, tokens, positions, slots, places, cache, each_row, prompt=prompt
+                )
             )
         return self._plans[key]
 
@@ -191,6 +199,7 @@ class Llama:
         cache: KVCache,
         each_row: bool,
         longest: int | None = None,
+        prompt: bool = False,
     ) -> list[partial[Any]]:
         """The ops from `tokens` (T,) to the hidden states x (T, H) before the last norm.
 
@@ -202,7 +211,7 @@ class Llama:
         rows, many = x.shape[0], places[2].shape[0]
         bound = rows if rows > many else longest or config.max_position_embeddings
         turn = (self._cos, self._sin, positions)
-        how = {"each_row": each_row, "coarse": not (each_row or self.exact_activations)}
+        how = {"each_row": each_row, "coarse": prompt and not self.exact_activations}
         plan: list[partial[Any]] = [partial(ops.embed, tokens, self.weights[names.EMBED], out=x)]
         for number in range(config.num_layers):
             keys, values = cache.keys[number], cache.values[number]

@@ -25,7 +25,7 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 
 PIECE = 16 << 20  # bytes of a tensor that a worker takes at a time, but at least one row
-WORKERS, GPU_WORKERS = 2, 6
+WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,11 @@ def fill(pieces: list[Piece], device: str) -> None:
         return
     size = max(piece.target.shape[0] * _row_bytes(piece.entry) for piece in pieces)
     files = {path: open_read(path) for path in {piece.entry.path for piece in pieces}}
-    count = max(WORKERS, torch.get_num_threads()) if device == "cpu" else min(GPU_WORKERS, os.cpu_count() or 1)
+    count = (
+        min(max(WORKERS, torch.get_num_threads()), MOST_WORKERS)
+        if device == "cpu"
+        else min(GPU_WORKERS, os.cpu_count() or 1)
+    )
     shares = [pieces[n::count] for n in range(count)]
     if device != "cpu":
         torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
