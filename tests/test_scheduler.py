@@ -1,4 +1,4 @@
-"""The policy alone, over a fake model whose cache tells what was written where: nothing is lost, mixed up or computed otherwise."""
+"""The policy alone, over a fake model whose cache tells what was written where: nothing is lost, nothing mixed up."""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ from baize_engine.model.rope import tables
 
 MAX_PLANS = 64  # shapes of steps remembered; a decode loop uses one, prefill one for each length of a last chunk
 # Prompts are computed in pieces that end at multiples of this, whoever else is in the batch. A GPU needs more rows in a
-# product to be busy with arithmetic.
+# product to be busy with arithmetic. Equal beginnings of prompts are shared by whole pieces; by blocks of the cache where a
+# row's bits do not depend on the rows beside it (`ops.by_row`).
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
 
@@ -30,7 +31,7 @@ class Llama:
 
     `weights`: {transformers' name: matrix on `device`}, a matrix being a tensor or a quantised weight, with q, k, v and
     gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes, and
-    may have `compile`, which makes one call of several steps of a plan.
+    may have `compile`, which makes one call of several steps of a plan, and `by_row`.
     Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise. Where several
     tokens of a prompt meet quantised weights, a backend may round them to 8 bits unless `exact_activations`; a step of one
     token never does.
@@ -61,7 +62,8 @@ class Llama:
 
     def new_cache(self, tokens: int, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for `tokens` tokens, in the activation type unless `dtype` is given, which a GPU's kernels do not take."""
-        return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or self.dtype, self.device)
+        chunk = BLOCK_SIZE if getattr(self.ops, "by_row", False) else self.prefill_chunk
+        return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or self.dtype, self.device, chunk)
 
     def prefill(self, ids: list[int], sequence: Sequence, cache: KVCache) -> Tensor:
         """Runs the tokens `ids` of one sequence; logits (1, V) float32 of the last."""
