@@ -27,14 +27,14 @@ AHEAD = 2  # steps launched before the oldest one's tokens are read: enough that
 MAX_STOPS = 16  # stop ids a row has on the device; the host sees the rest, a few steps late
 NO_STOP = -2
 FEWEST_TOKENS = 256
+Choose = Callable[[Sequence["Row"], Tensor], list[int]]  # the host's choice: a token for each row of logits (S, V)
 
 
 @dataclass(frozen=True, eq=False)
 class Row:
     """One sample to go on with. `token` was chosen and is not in the cache yet; `left` more are wanted at most.
 
-    `choose`: where the device's choice is not enough, the host's: from the row's logits (1, V) to the id. Its batch then waits
-    for the host at every step.
+    `on_host`: the device's choice of its tokens does not count, but the host's, for which its batch waits at every step.
     """
 
     sequence: kv_cache.Sequence
@@ -47,7 +47,7 @@ class Row:
     min_p: float = 0.0
     seed: int = 0
     sample_index: int = 0
-    choose: Callable[[Tensor], int] | None = None
+    on_host: bool = False
 
 
 def context_bucket(longest: int, most: int) -> int:
@@ -202,8 +202,8 @@ class Batch:
     A row stops by itself after `left` tokens or at a stop id, but keeps its place, and `read` tells its last token again.
     """
 
-    def __init__(self, model: Llama, state: StepState) -> None:
-        self._model, self._state = model, state
+    def __init__(self, model: Llama, state: StepState, choose: Choose | None = None) -> None:
+        self._model, self._state, self._choose = model, state, choose
         self._seats: list[_Seat] = []
         self._queued: deque[tuple[list[Row], Tensor, torch.cuda.Event | None]] = deque()
 
@@ -215,8 +215,8 @@ class Batch:
     @property
     def ahead(self) -> int:
         """How many of them there may be when another is launched."""
-        free_running = self._model.runs_ahead and all(seat.row.choose is None for seat in self._seats)
-        return AHEAD if free_running else 0
+        waits = any(seat.row.on_host for seat in self._seats)
+        return AHEAD if self._model.runs_ahead and not waits else 0
 
     @torch.inference_mode()
     def add(self, row: Row) -> None:
@@ -255,10 +255,12 @@ class Batch:
         """The tokens of the oldest step, of each row that took part; NO_TOKEN (-1) where its logits are not finite."""
         rows, copy, event = self._queued.popleft()
         tokens = _arrived(copy, event)
-        for place, row in enumerate(rows):
-            if row.choose is not None:  # then it is the only step in flight, and the rows are where they were
-                tokens[place] = row.choose(self._state.logits[place : place + 1])
-                self._state.tokens[place : place + 1].fill_(tokens[place])
+        places = [place for place, row in enumerate(rows) if row.on_host]
+        if places and self._choose is not None:  # it is the only step in flight then, and all rows are where they were
+            chosen = self._choose([rows[place] for place in places], self._state.logits[places])
+            for place, token in zip(places, chosen, strict=True):
+                tokens[place] = token
+                self._state.tokens[place : place + 1].fill_(token)
         return list(zip(rows, tokens, strict=True))
 
     def _bucket(self, rows: int) -> int:
@@ -278,14 +280,14 @@ class DecodeSteps:
         self._idle: dict[int, list[StepState]] = {}  # batches that are open at the same time have a state each
 
     @contextmanager
-    def batch(self, most: int) -> Iterator[Batch]:
-        """A batch for up to `most` rows at a time, empty at first."""
+    def batch(self, most: int, choose: Choose | None = None) -> Iterator[Batch]:
+        """A batch for up to `most` rows at a time, empty at first. `choose`: for rows that are `on_host`."""
         idle = self._idle.setdefault(_bucket(most), [])
         with torch.inference_mode():
             state = idle.pop() if idle else StepState(self._model, self._cache, _bucket(most))
             state.set([])
         try:
-            yield Batch(self._model, state)
+            yield Batch(self._model, state, choose)
         finally:
             idle.append(state)
 
