@@ -83,15 +83,18 @@ Action = Prefill | Launch | Read | TakeOut | PutBack
 class Scheduler:
     """The policy over `pool`, for at most `max_rows` samples at a time.
 
-    Prompts run in pieces that end at multiples of `chunk` tokens, about `chunk` tokens of them between two steps.
+    Prompts run in pieces of at most `piece` tokens that end at multiples of the pool's chunk, about `piece` tokens of them
+    between two steps.
     """
 
-    def __init__(self, pool: BlockPool, requests: Iterable[Request], max_rows: int, chunk: int) -> None:
-        self._pool, self._max_rows, self._chunk = pool, max_rows, chunk
+    def __init__(self, pool: BlockPool, requests: Iterable[Request], max_rows: int, piece: int) -> None:
+        if piece < pool.chunk:
+            raise ValueError(f"piece is {piece}, wanted at least the pool's chunk, {pool.chunk}")
+        self._pool, self._max_rows, self._piece = pool, max_rows, piece
         self._waiting = deque(requests)
         self._filling: Request | None = None  # its prompt is being computed; it is the youngest under way
         self._running: list[Request] = []  # in the order of their starts
-        self._budget = chunk  # tokens of prompts that may still be computed before the next step
+        self._budget = piece  # tokens of prompts that may still be computed before the next step
 
     def next(self, in_flight: bool) -> Action | None:
         """What to do now; None where all is done. `in_flight`: some step's tokens were not read yet.
@@ -101,7 +104,7 @@ class Scheduler:
         while self._waiting or self._filling or self._running:
             if self._budget > 0 and (action := self._prompt()):
                 return action
-            self._budget = self._chunk
+            self._budget = self._piece
             if action := self._step(in_flight):
                 return action
         return None
@@ -155,7 +158,8 @@ class Scheduler:
                 return self._back(request)
             self._filling = request
         request, begin = self._filling, self._filling.cached.length
-        end = min(len(request.prompt), begin + self._chunk - begin % self._chunk)
+        chunk = self._pool.chunk
+        end = min(len(request.prompt), (begin + self._piece) // chunk * chunk)
         self._budget -= end - begin
         return Prefill(request, begin, end)
 

@@ -19,9 +19,9 @@ from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache, Sequence
 from baize_engine.model.rope import tables
 
 MAX_PLANS = 64  # shapes of steps remembered; a decode loop uses one, prefill one for each length of a last chunk
-# Prompts are computed in pieces that end at multiples of this, whoever else is in the batch. A GPU needs more rows in a
-# product to be busy with arithmetic. Equal beginnings of prompts are shared by whole pieces; by blocks of the cache where a
-# row's bits do not depend on the rows beside it (`ops.by_row`).
+# Prompts are computed in pieces of at most so many tokens. A GPU needs more rows in a product to be busy with arithmetic.
+# Pieces end at absolute multiples of the cache's chunk, by which equal beginnings of prompts are shared: a whole piece, so that
+# the shapes of products are a prompt's own, or a block where a row's bits do not depend on the rows beside it (`ops.by_row`).
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
 
@@ -72,7 +72,7 @@ class Llama:
         begin = 0
         while True:
             here = sequence.length
-            end = min(len(ids), begin + self.prefill_chunk - here % self.prefill_chunk)
+            end = min(len(ids), begin + (here + self.prefill_chunk) // cache.chunk * cache.chunk - here)
             logits = self.forward([ids[begin:end]], [sequence], cache)
             if end == len(ids):
                 return logits
