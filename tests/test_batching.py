@@ -108,6 +108,7 @@ def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
 def test_logits_of_a_prompt_are_the_same_however_it_is_cut(quantize: str | None) -> None:
     """What sharing by blocks rests on: any row's bits, in any company of rows of its prompt."""
     model = decoders.make(tiny.config(num_key_value_heads=2, max_position_embeddings=1024), torch.float16, quantize)
+    model.exact_activations = True
     assert model.ops.by_row
     ids = decoders.prompt(600, 7)
     found = []

@@ -21,7 +21,8 @@ from baize_engine.model.rope import tables
 MAX_PLANS = 64  # shapes of steps remembered; a decode loop uses one, prefill one for each length of a last chunk
 # Prompts are computed in pieces of at most so many tokens. A GPU needs more rows in a product to be busy with arithmetic.
 # Pieces end at absolute multiples of the cache's chunk, by which equal beginnings of prompts are shared: a whole piece, so that
-# the shapes of products are a prompt's own, or a block where a row's bits do not depend on the rows beside it (`ops.by_row`).
+# the shapes of products are a prompt's own, or a block where a row's bits do not depend on the rows beside it (`ops.by_row`,
+# and activations that are not rounded).
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
 
@@ -48,6 +49,9 @@ class Llama:
     ) -> None:
         self.config, self.weights, self.ops, self.device = config, weights, ops, device
         self.exact_activations = exact_activations
+        # rounded or not is a matter of how many rows there are
+        rounds = not exact_activations and any(not isinstance(weight, Tensor) for weight in weights.values())
+        self._by_row = getattr(ops, "by_row", False) and not rounds
         self.compile: Callable[[list[partial[Any]]], Any] = getattr(ops, "compile", list)
         embedding = weights[names.EMBED]
         self.dtype = activation or (torch.float32 if embedding.device.type == "cpu" else embedding.dtype)
@@ -62,7 +66,7 @@ class Llama:
 
     def new_cache(self, tokens: int, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for `tokens` tokens, in the activation type unless `dtype` is given, which a GPU's kernels do not take."""
-        chunk = BLOCK_SIZE if getattr(self.ops, "by_row", False) else self.prefill_chunk
+        chunk = BLOCK_SIZE if self._by_row else self.prefill_chunk
         return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or self.dtype, self.device, chunk)
 
     def prefill(self, ids: list[int], sequence: Sequence, cache: KVCache) -> Tensor:
