@@ -30,7 +30,6 @@ from shapes import PRESETS
 
 from baize_engine import Engine, SamplingParams, backend
 from baize_engine.model.blocks import BLOCK_SIZE, BlockPool
-from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.tokenizer import Tokenizer
 
@@ -96,17 +95,10 @@ def counted(many: list[list[int]], chunk: int, longest: int) -> int:
 class Runner:
     """An engine over `model` that shares beginnings or not, and counts the tokens of prompts that it computes."""
 
-    def __init__(self, model: Llama, shares: bool, rows: int) -> None:
-        longest = -(-model.config.max_position_embeddings // BLOCK_SIZE) * BLOCK_SIZE
-        shared = model.new_cache(rows * longest)
-        cache = (
-            shared
-            if shares
-            else KVCache(model.config, shared.num_blocks, BLOCK_SIZE, model.dtype, model.device, longest)
-        )
-        self.chunk = cache.chunk
+    def __init__(self, model: Llama, shares: bool) -> None:
+        self.cache, self.shares = model.new_cache(2 * model.config.max_position_embeddings), shares
         self.engine = Engine(
-            model, cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
+            model, self.cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
             max_model_len=model.config.max_position_embeddings, sample=model.ops.sample,
         )  # fmt: skip
         self.model, self.seconds, self.computed = model, 0.0, 0
@@ -123,7 +115,11 @@ class Runner:
         synchronize(self.model.device)
         begin = time.perf_counter()
         try:
-            done = self.engine.generate(many, SamplingParams(max_new_tokens=1, ignore_eos=True))
+            done = []
+            for part in [many] if self.shares else [[ids] for ids in many]:
+                done += self.engine.generate(part, SamplingParams(max_new_tokens=1, ignore_eos=True))
+                if not self.shares:
+                    self.cache.forget()
         finally:
             del self.model.prefill
         self.seconds += time.perf_counter() - begin
@@ -139,7 +135,7 @@ def row(what: str, prompts_: int, tokens: int, computed: int, best: int) -> dict
 
 def measured(model: Llama, many: dict[str, list[list[int]]]) -> tuple[dict[str, Any], int]:
     """The row of the prompts that were run, and the tokens of a chunk that is shared."""
-    plain, sharing = Runner(model, False, 2), Runner(model, True, 2)
+    plain, sharing = Runner(model, False), Runner(model, True)
     warm = next(iter(many.values()))[:2]
     for runner in (plain, sharing):
         runner([[*warm[0][1:], 5], warm[0][1:]])  # other tokens at every place: nothing of it is shared later
@@ -155,7 +151,7 @@ def measured(model: Llama, many: dict[str, list[list[int]]]) -> tuple[dict[str, 
         raise SystemExit(f"{plain.computed} tokens were computed without sharing, wanted all {tokens}")
     made = row("measured", sum(map(len, many.values())), tokens, sharing.computed, sum(map(least, many.values())))
     made |= {"plain_s": plain.seconds, "sharing_s": sharing.seconds, "speedup": plain.seconds / sharing.seconds}
-    return {**made, "share": made["speedup"] / made["tokens_ratio"]}, sharing.chunk
+    return {**made, "share": made["speedup"] / made["tokens_ratio"]}, sharing.cache.chunk
 
 
 def main() -> int:

@@ -31,7 +31,7 @@ from shapes import PRESETS
 
 from baize_engine import Engine, SamplingParams, backend
 from baize_engine.model import cost
-from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
+from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
 from baize_engine.model.steps import DecodeSteps, Row
 
@@ -70,14 +70,11 @@ class Timed:
         self.model, self._run = model, model.prefill
         self.prefill_s = 0.0
         model.prefill = self._prefill  # type: ignore[method-assign]
-        whole = (
-            -(-model.config.max_position_embeddings // BLOCK_SIZE) * BLOCK_SIZE
-        )  # no prompt is shared: each run has all
-        cache = KVCache(model.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, model.dtype, model.device, whole)
-        for part in (cache.keys, cache.values):  # a CPU's memory is there once it is written
+        self.cache = model.new_cache(tokens)
+        for part in (self.cache.keys, self.cache.values):  # a CPU's memory is there once it is written
             part.zero_()
         self.engine = Engine(
-            model, cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
+            model, self.cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
             max_model_len=model.config.max_position_embeddings, sample=model.ops.sample,
         )  # fmt: skip
 
@@ -100,6 +97,7 @@ class Timed:
         self, name: str, work: Mix, run: Callable[[Mix], list[list[int]]]
     ) -> tuple[list[list[int]], dict[str, Any]]:
         """Runs it once: (ids, a row of the report)."""
+        self.cache.forget()  # all prompts are computed, whatever ran before
         self.prefill_s, begin = 0.0, time.perf_counter()
         ids = run(work)
         return ids, rates(name, work, time.perf_counter() - begin, self.prefill_s)

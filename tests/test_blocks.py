@@ -117,6 +117,17 @@ def test_a_chunk_goes_as_a_whole() -> None:
     assert pool.free_blocks == 1
 
 
+def test_what_is_forgotten_is_shared_no_more_and_nothing_leaks() -> None:
+    pool = BlockPool(8, 4)
+    pool.free(written(pool, list(range(9))))
+    held = written(pool, list(range(13)))
+    pool.forget()
+    assert pool.begin(list(range(13))).length == 0
+    pool.free(held)
+    assert pool.free_blocks == 8
+    assert pool.begin(list(range(13))).length == 0
+
+
 def test_twins_share_whole_blocks() -> None:
     pool = BlockPool(6, 4)
     first = written(pool, list(range(10)))

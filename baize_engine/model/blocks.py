@@ -85,6 +85,11 @@ class BlockPool:
                 self._key_of.update(dict.fromkeys(blocks, key))
             sequence.chunk, sequence.chunks = self._known[key][0], sequence.chunks + 1
 
+    def forget(self) -> None:
+        """Knows no prompt any more; sequences keep what they have."""
+        self._free += self._kept
+        self._kept, self._known, self._key_of = {}, {}, {}
+
     def fork(self, sequence: Sequence) -> tuple[Sequence, tuple[int, int] | None]:
         """A second sequence with the same tokens. It shares whole blocks; of a block that is not whole it needs a copy:
 
