@@ -60,6 +60,10 @@ class Ops:
         self.rows = {op: choose(op, device) for op in DECODER_OPS}
         for op, row in self.rows.items():
             setattr(self, op, row.load(device))
+        # whether a row of activations comes out with the same bits however many others a call has
+        self.by_row = all(
+            row.name.startswith("cpp-") for op, row in self.rows.items() if op not in ("sample", "advance")
+        )
 
     def compile(self, plan: list[partial[Any]]) -> list[Callable[[], Any]]:
         """The calls of a plan, made one where an implementation can run several together."""

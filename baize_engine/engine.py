@@ -1,6 +1,6 @@
 """Engine: the facade over model, tokenizer and decode loop. Here text meets token ids; nothing below knows of both.
 
-Prompts run one after another, so a result depends on its prompt, its parameters and its seed only.
+Many prompts run together, and still a result depends on its prompt, its parameters and its seed only.
 """
 
 from __future__ import annotations
@@ -8,19 +8,19 @@ from __future__ import annotations
 import secrets
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine import chat
+from baize_engine.completion import Completion, Writer
 from baize_engine.errors import RequestError
-from baize_engine.generation.loop import generate
+from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
+from baize_engine.generation.progress import Progress
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
 from baize_engine.generation.shaping import check_choice
-from baize_engine.generation.stop import StopScanner, stop_token_ids
-from baize_engine.generation.text import IncrementalDecoder
+from baize_engine.generation.stop import stop_token_ids
 from baize_engine.loading import Parts, load_parts
 from baize_engine.model.steps import DecodeSteps
 from baize_engine.tokenizer import Tokenizer
@@ -31,31 +31,11 @@ if TYPE_CHECKING:
 Prompt = str | Sequence[int]
 
 
-@dataclass
-class Completion:
-    """One sample of one prompt.
-
-    token_ids: all that was generated, the stop id included. text: their text, as the exact continuation of the prompt,
-    cut before the stop id or stop string; "" without a tokenizer. finish_reason: "stop" or "length". stop_reason: the
-    id or the string that stopped it. logprobs: one entry per token, if asked for. seed: the one that was used; given
-    again, it brings all n samples of this prompt back.
-    """
-
-    prompt_index: int
-    index: int
-    token_ids: list[int] = field(default_factory=list)
-    text: str = ""
-    finish_reason: str | None = None
-    stop_reason: int | str | None = None
-    logprobs: list[TokenLogprobs] | None = None
-    seed: int = 0
-
-
 class Engine:
     """A loaded model, ready for requests. A context manager; close() lets go of weights and cache.
 
-    from_pretrained makes it from a folder. The constructor takes the parts: a decoder (`Llama`), its cache, the ids that
-    end a text, the backend's `sample` op, and a tokenizer, without which prompts are ids and texts are "".
+    from_pretrained makes it from a folder. The constructor takes the parts: a decoder (`Llama`), its cache, the steps over
+    both, the ids that end a text, the backend's `sample` op, and a tokenizer, without which prompts are ids and texts are "".
     """
 
     def __init__(
@@ -71,7 +51,8 @@ class Engine:
         tokenizer: Tokenizer | None = None,
         why_no_text: str | None = None,
     ) -> None:
-        self._decoder, self._cache, self._sample, self._steps = decoder, cache, sample, steps
+        self._decoder, self._cache, self._sample = decoder, cache, sample
+        self._steps = steps or DecodeSteps(decoder, cache)
         self._why_no_text = why_no_text or "the engine was made without one"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
@@ -162,28 +143,28 @@ class Engine:
 
     def close(self) -> None:
         """Lets go of weights and cache. Any later request is refused."""
-        self._decoder = self._cache = self._steps = None
+        self._decoder = self._cache = self._steps = None  # type: ignore[assignment]
 
     # Requests. Each is checked whole before the first token is computed.
 
     def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        progress: bool = False,
     ) -> list[Completion]:
         """Completions of each prompt, prompt by prompt, params.n each.
 
-        prompts: a text, a list of ids, or a list of these. params: one for all, or one per prompt.
+        prompts: a text, a list of ids, or a list of these; any number of them, which run together as far as the cache has
+        room. params: one for all, or one per prompt. progress: a bar with tokens a second, on a terminal.
         RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
         """
-        many = self._prompts(prompts)
-        each = self._params(params, len(many))
-        done = []
-        for i, (ids, one) in enumerate(zip(many, each, strict=True)):
-            seed = _seed(one)
-            for index in range(one.n):
-                completion = Completion(i, index, seed=seed)
-                completion.text = "".join(self._run(ids, one, completion))
-                done.append(completion)
-        return done
+        writers = self._writers(prompts, params)
+        with Progress(len(writers), progress) as bar, closing(self._run(writers)) as run:
+            for writer, _ in run:
+                bar.token(writer.done.finish_reason is not None)
+        return [writer.done for _, writer in writers]
 
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
         """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
@@ -191,11 +172,20 @@ class Engine:
         Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
         """
         self._need_tokenizer("a stream")
-        (ids,) = self._prompts([prompt])
-        (one,) = self._params(params, 1)
-        if one.n != 1:
-            raise RequestError(f"SamplingParams.n is {one.n}, and a stream has one sample")
-        return self._run(ids, one, Completion(0, 0, seed=_seed(one)))
+        writers = self._writers([prompt], params)
+        if len(writers) != 1:
+            raise RequestError(f"SamplingParams.n is {len(writers)}, and a stream has one sample")
+        return self._texts(writers)
+
+    def stream_many(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Generator[tuple[int, int, str], None, None]:
+        """(prompt index, sample index, piece) of many samples as their texts come; arguments as generate's, pieces as stream's.
+
+        The pieces of one sample are in order; those of different samples mix as they become certain.
+        """
+        self._need_tokenizer("a stream")
+        return self._pieces(self._writers(prompts, params))
 
     def encode(self, prompt: Prompt, params: SamplingParams | None = None) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
@@ -242,42 +232,45 @@ class Engine:
         _check_ids(candidate_token_ids, self.vocab_size, "candidate_token_ids")
         return [next_token_logprobs(self._decoder, self._cache, ids, candidate_token_ids) for ids in many]
 
-    def _run(self, ids: list[int], params: SamplingParams, done: Completion) -> Generator[str, None, None]:
-        """One sample: yields its text as it becomes certain, and fills `done`, but for the text."""
-        text = None if self.tokenizer is None else IncrementalDecoder(self.tokenizer, context=ids)
-        scanner = StopScanner(params.stop)
-        done.logprobs = None if params.logprobs is None else []
+    def _writers(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+    ) -> list[tuple[Sample, Writer]]:
+        """One for each sample, all arguments checked."""
+        many = self._prompts(prompts)
+        found = []
+        for i, (ids, one) in enumerate(zip(many, self._params(params, len(many)), strict=True)):
+            seed, stops = _seed(one), stop_token_ids(one, self.eos_token_ids)
+            for index in range(one.n):
+                sample = Sample(i, index, ids, one, seed, stops)
+                found.append((sample, Writer(sample, self.tokenizer)))
+        return found
+
+    def _run(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[Writer, str], None, None]:
+        """Runs the samples together; yields at each of their tokens the text that has become certain, "" mostly."""
+        writer_of = {id(sample): writer for sample, writer in writers}
         steps = generate(
             self._decoder,
             self._cache,
-            ids,
-            params,
-            seed=done.seed,
-            sample_index=done.index,
-            stop_ids=stop_token_ids(params, self.eos_token_ids),
+            self._steps,
+            [sample for sample, _ in writers],
             max_length=self.max_model_len,
             sample=self._sample,
-            steps=self._steps,
         )
         with closing(steps):
-            for step in steps:
-                done.token_ids.append(step.token_id)
-                if done.logprobs is not None and step.logprobs is not None:
-                    done.logprobs.append(step.logprobs)
-                done.finish_reason = step.finish_reason
-                done.stop_reason = step.token_id if step.finish_reason == "stop" else None
-                piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
-                if step.finish_reason is not None and text is not None:
-                    piece += text.flush()
-                shown = piece if len(done.token_ids) < params.min_new_tokens else scanner.push(piece)
-                if scanner.matched is not None:
-                    done.finish_reason, done.stop_reason = "stop", scanner.matched
-                elif step.finish_reason is not None:
-                    shown += scanner.flush()
-                if shown:
-                    yield shown
-                if scanner.matched is not None:
-                    return
+            for sample, step in steps:
+                writer = writer_of[id(sample)]
+                yield writer, writer.push(step)
+
+    def _pieces(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[int, int, str], None, None]:
+        with closing(self._run(writers)) as run:
+            for writer, piece in run:
+                if piece:
+                    yield writer.done.prompt_index, writer.done.index, piece
+
+    def _texts(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[str, None, None]:
+        with closing(self._pieces(writers)) as run:
+            for _, _, piece in run:
+                yield piece
 
     def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
         """Every prompt as ids, checked: 1 to max_model_len - 1 of them, each in the vocabulary."""

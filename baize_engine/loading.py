@@ -34,7 +34,7 @@ class Parts:
     cache: KVCache
     max_model_len: int
     sample: SampleOp
-    steps: DecodeSteps | None  # where a GPU runs ahead of the host
+    steps: DecodeSteps
     tokenizer: Tokenizer | None
     why_no_text: str | None
 
@@ -103,8 +103,7 @@ def assemble(
     backend = ops(device)
     decoder = Llama(config, weights, backend, device, exact_activations=exact_activations)
     cache = decoder.new_cache(cache_tokens, None if cache_dtype == "auto" else getattr(torch, cache_dtype))
-    steps = DecodeSteps(decoder, cache) if decoder.runs_ahead else None
-    return Parts(config, decoder, cache, max_model_len, backend.sample, steps, *text)
+    return Parts(config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), *text)
 
 
 def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import tiny
 import torch
 
-from baize_engine import backend
+from baize_engine import Engine, SamplingParams, backend
+from baize_engine.generation.scheduler import Scheduler
 from baize_engine.kernels import quantized
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
@@ -48,6 +49,36 @@ def decode(
     for sequence in sequences:
         cache.free(sequence)
     return made, [cache.free_blocks, cache.num_blocks]
+
+
+def answers(
+    model: Llama, prompts: list[list[int]], params: list[SamplingParams], tokens: int = 4096, ahead: bool = False
+) -> tuple[list[tuple[list[int], str]], list[str]]:
+    """An engine's ({ids, why they ended} of each sample, names of the scheduler's actions), its cache checked."""
+    model.runs_ahead = ahead
+    cache, kinds = model.new_cache(tokens), []
+    options = {"vocab_size": model.config.vocab_size, "eos_token_ids": (2,), "max_model_len": 128}
+    engine = Engine(model, cache, sample=model.ops.sample, **options)
+    following = Scheduler.next
+
+    def recorded(self: Scheduler, in_flight: bool) -> object:
+        action = following(self, in_flight)
+        kinds.append(type(action).__name__)
+        return action
+
+    Scheduler.next = recorded  # type: ignore[method-assign]
+    try:
+        done = engine.generate(prompts, params)
+    finally:
+        Scheduler.next = following  # type: ignore[method-assign]
+    assert cache.free_blocks == cache.num_blocks
+    return [(each.token_ids, str(each.finish_reason)) for each in done], kinds
+
+
+def run_answers(cfg: dict, dtype: torch.dtype, quantize: str | None, chunk: int, *rest: object) -> tuple:
+    model = make(cfg, dtype, quantize, joined=True)
+    model.prefill_chunk = chunk
+    return answers(model, *rest)  # type: ignore[arg-type]
 
 
 def greedy_logits(model: Llama, ids: list[int], steps: int) -> tuple[list[int], torch.Tensor]:

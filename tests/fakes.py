@@ -3,69 +3,116 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import sentencepiece
 import torch
+
+from baize_engine.model.blocks import BlockPool, Sequence
 
 EOS = 2
 FIRST_BYTE = 3  # ids below it: unknown, begin, end
 VOCAB = FIRST_BYTE + 256
 
 
-@dataclass
-class FakeSequence:
-    blocks: list[int] = field(default_factory=list)
-    length: int = 0
-
-
-class FakeCache:
-    """Blocks of 4 positions, handed out and taken back; the free ones are counted."""
+class FakeCache(BlockPool):
+    """Blocks of 4 positions without memory: the fake decoders know a sequence by its length and its last token."""
 
     def __init__(self, num_blocks: int = 64) -> None:
-        self.total = num_blocks
-        self.free_ids = list(range(num_blocks))
+        super().__init__(num_blocks, 4)
+        self.moved: list[str] = []
+
+    def copy_block(self, source: int, target: int) -> None:
+        self.moved.append("copied")
+
+    def take_out(self, blocks: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        self.moved.append("out")
+        return torch.zeros(1, len(list(blocks))), torch.zeros(1, 0)
+
+    def put_back(self, saved: object, blocks: Iterable[int]) -> None:
+        self.moved.append("back")
+
+
+class FakeBatch:
+    """Rows that step together through a decoder's `forward`; the host chooses all tokens."""
+
+    ahead = 0
+
+    def __init__(self, decoder: TableDecoder, cache: FakeCache, choose: Callable) -> None:
+        self.decoder, self.cache, self.choose = decoder, cache, choose
+        self.rows: list = []
+        self.tokens: dict = {}
+        self.step: tuple[list, torch.Tensor] | None = None
 
     @property
-    def free_blocks(self) -> int:
-        return len(self.free_ids)
+    def in_flight(self) -> int:
+        return int(self.step is not None)
 
-    def allocate(self) -> FakeSequence:
-        return FakeSequence()
+    def add(self, row) -> None:  # type: ignore[no-untyped-def]
+        self.rows.append(row)
+        self.tokens[row] = row.token
 
-    def grow(self, sequence: FakeSequence, new_tokens: int) -> None:
-        sequence.length += new_tokens
-        while len(sequence.blocks) * 4 < sequence.length:
-            sequence.blocks.append(self.free_ids.pop())
+    def drop(self, row) -> None:  # type: ignore[no-untyped-def]
+        self.rows.remove(row)
 
-    def free(self, sequence: FakeSequence) -> None:
-        self.free_ids += sequence.blocks
-        sequence.blocks = []
+    def launch(self) -> None:
+        before = [row.sequence.length for row in self.rows]
+        logits = self.decoder.forward(
+            [[self.tokens[row]] for row in self.rows], [row.sequence for row in self.rows], self.cache
+        )
+        for row, length in zip(self.rows, before, strict=True):
+            row.sequence.length = length  # it grows when the token is read
+        self.step = list(self.rows), logits
+
+    def read(self) -> list:
+        rows, logits = self.step or ([], None)
+        self.step = None
+        self.tokens |= zip(rows, self.choose(rows, logits), strict=True)
+        return [(row, self.tokens[row]) for row in rows]
+
+
+class FakeSteps:
+    """What DecodeSteps is to a Llama."""
+
+    def __init__(self, decoder: TableDecoder, cache: FakeCache) -> None:
+        self.decoder, self.cache = decoder, cache
+
+    @contextmanager
+    def batch(self, most: int, choose: Callable) -> Iterator[FakeBatch]:
+        yield FakeBatch(self.decoder, self.cache, choose)
 
 
 class TableDecoder:
     """Logits from a seeded table by the last token and its position: the same for the same history end, always."""
 
+    prefill_chunk = 16
+
     def __init__(self, vocab: int = 40, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randn(7, vocab, vocab, generator=generator) * 2
         self.fail_at: int | None = None  # a position whose logits get a NaN
-        self.calls: list[int] = []  # tokens fed by each call
+        self.calls: list[int] = []  # tokens fed by each call, and for each row of a step
 
-    def prefill(self, ids: list[int], sequence: FakeSequence, cache: FakeCache) -> torch.Tensor:
+    def prefill(self, ids: list[int], sequence: Sequence, cache: FakeCache) -> torch.Tensor:
         return self.forward([ids], [sequence], cache)
 
-    def forward(self, token_ids: list[list[int]], sequences: list[FakeSequence], cache: FakeCache) -> torch.Tensor:
+    def forward(self, token_ids: list[list[int]], sequences: list[Sequence], cache: FakeCache) -> torch.Tensor:
         rows = []
         for ids, sequence in zip(token_ids, sequences, strict=True):
-            cache.grow(sequence, len(ids))
+            cache.reserve(sequence, len(ids))
+            sequence.length += len(ids)
             self.calls.append(len(ids))
-            row = self.table[sequence.length % len(self.table), ids[-1]].clone()
-            if sequence.length == self.fail_at:
-                row[3] = float("nan")
-            rows.append(row)
+            rows.append(self.logits(sequence.length, ids[-1]))
         return torch.stack(rows)
+
+    def logits(self, length: int, token: int) -> torch.Tensor:
+        """Those of the token after `length` ids, of which `token` is the last."""
+        row = self.table[length % len(self.table), token].clone()
+        if length == self.fail_at:
+            row[3] = float("nan")
+        return row
 
 
 class ScriptDecoder(TableDecoder):
@@ -75,13 +122,10 @@ class ScriptDecoder(TableDecoder):
         self.script, self.prompt_length, self.vocab = script, prompt_length, vocab
         self.calls = []
 
-    def forward(self, token_ids: list[list[int]], sequences: list[FakeSequence], cache: FakeCache) -> torch.Tensor:
-        cache.grow(sequences[0], len(token_ids[0]))
-        self.calls.append(len(token_ids[0]))
-        step = sequences[0].length - self.prompt_length
-        logits = torch.zeros(1, self.vocab)
-        logits[0, self.script[step] if step < len(self.script) else EOS] = 10.0
-        return logits
+    def logits(self, length: int, token: int) -> torch.Tensor:
+        row, step = torch.zeros(self.vocab), length - self.prompt_length
+        row[self.script[step] if 0 <= step < len(self.script) else EOS] = 10.0
+        return row
 
 
 class ByteTokenizer:

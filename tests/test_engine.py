@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import io
 
 import pytest
 import torch
-from fakes import EOS, FIRST_BYTE, VOCAB, ByteTokenizer, FakeCache, ScriptDecoder, TableDecoder
+from fakes import EOS, FIRST_BYTE, VOCAB, ByteTokenizer, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
 
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import RequestError
@@ -22,7 +23,8 @@ def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 
 def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:
     options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy, **changes}
-    return Engine(decoder, FakeCache(), tokenizer=tokenizer, **options)
+    cache = FakeCache(options.pop("blocks", 64))
+    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)
 
 
 def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
@@ -32,7 +34,7 @@ def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
 
 
 def all_free(engine: Engine) -> bool:
-    return engine._cache.free_blocks == engine._cache.total
+    return engine._cache.free_blocks == engine._cache.num_blocks
 
 
 def test_an_answer_ends_at_the_end_token() -> None:
@@ -152,6 +154,65 @@ def test_a_stream_joined_is_the_text_and_never_half_a_character() -> None:
     assert "".join(pieces) == text
     assert "😀" in pieces
     assert all(pieces)
+
+
+def test_streams_of_many_prompts_mix_and_each_is_its_text() -> None:
+    engine = make(TableDecoder(VOCAB))
+    params = [SamplingParams(max_new_tokens=9, ignore_eos=True), SamplingParams(max_new_tokens=5, ignore_eos=True, n=2)]
+    wanted = engine.generate([[1, 60], [1, 61]], params)
+    texts: dict[tuple[int, int], str] = {}
+    order = []
+    for prompt, index, piece in engine.stream_many([[1, 60], [1, 61]], params):
+        assert piece
+        texts[prompt, index] = texts.get((prompt, index), "") + piece
+        order.append(prompt)
+    assert texts == {(each.prompt_index, each.index): each.text for each in wanted if each.text}
+    assert sorted(order) != order  # they come as they are made
+    assert all_free(engine)
+
+
+def test_a_stop_string_ends_one_stream_and_not_its_neighbours() -> None:
+    engine = saying("one two")
+    params = [SamplingParams(stop="e"), SamplingParams()]
+    assert [each.text for each in engine.generate(["q", "r"], params)] == ["on", "one two"]
+    assert all_free(engine)
+
+
+def test_leaving_streams_of_many_prompts_frees_all_of_them() -> None:
+    engine = make(TableDecoder(VOCAB))
+    stream = engine.stream_many([[1, 5 + n] for n in range(9)], SamplingParams(ignore_eos=True))
+    next(stream)
+    assert not all_free(engine)
+    stream.close()
+    assert all_free(engine)
+
+
+def test_many_prompts_in_a_small_cache_are_all_answered_in_order() -> None:
+    many = [[1, *range(5, 6 + n % 7)] for n in range(30)]
+    params = SamplingParams(max_new_tokens=20, ignore_eos=True)
+    engine = make(TableDecoder(VOCAB), None, blocks=16)
+    done = engine.generate(many, params)
+    assert [each.prompt_index for each in done] == list(range(30))
+    assert [each.token_ids for each in done] == [
+        make(TableDecoder(VOCAB), None).generate(ids, params)[0].token_ids for ids in many
+    ]
+    assert {"out", "back"} <= set(engine._cache.moved)
+    assert all_free(engine)
+
+
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_progress_bar_only_where_asked_for_and_on_a_terminal(shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    for stderr in (Terminal(), io.StringIO()):
+        monkeypatch.setattr("sys.stderr", stderr)
+        make(TableDecoder(VOCAB), None).generate([[1, 5], [1, 6]], params, progress=shown)
+        said = stderr.getvalue()
+        assert ("2/2" in said and "8 tokens" in said and "tok/s" in said) == (shown and stderr.isatty())
+        assert shown or not said
 
 
 @pytest.mark.parametrize("leave", ["close", "drop", "throw"])

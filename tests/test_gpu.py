@@ -281,7 +281,7 @@ def test_a_graph_is_captured_once_and_replayed() -> None:
     first = [tokens[0] for tokens in steps.run([Row(sequence, token, 30)])]
     ((state,),) = steps._idle.values()
     assert isinstance(state, StepState)
-    assert list(state._graphs) == [256]
+    assert list(state._graphs) == [(256, 1)]
     cache.free(sequence)
     again = cache.allocate()
     made.prefill(decoders.prompt(5), again, cache)

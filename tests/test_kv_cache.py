@@ -1,63 +1,46 @@
-"""The block pool: nothing leaks, nothing is shared by mistake."""
+"""The cache's memory: its size, and blocks that move. The pool of blocks has tests of its own (test_blocks.py)."""
 
 from __future__ import annotations
-
-import random
 
 import pytest
 import tiny
 import torch
 
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.kv_cache import CacheFull, KVCache
+from baize_engine.model.kv_cache import KVCache
 
 CONFIG = ModelConfig.from_dict(tiny.config())
 
 
-def test_blocks_are_never_shared_nor_lost() -> None:
-    cache, live, rng = KVCache(CONFIG, 40, 4), [], random.Random(0)
-    for _ in range(500):
-        if live and rng.random() < 0.4:
-            cache.free(live.pop(rng.randrange(len(live))))
-        else:
-            sequence = rng.choice(live) if live and rng.random() < 0.6 else cache.allocate()
-            grow = rng.randrange(1, 12)
-            before = list(sequence.blocks)
-            try:
-                cache.reserve(sequence, grow)
-                sequence.length += grow
-            except CacheFull:
-                assert sequence.blocks == before
-            if sequence not in live:
-                live.append(sequence)
-        held = [block for sequence in live for block in sequence.blocks]
-        assert len(held) == len(set(held))
-        assert len(held) + cache.free_blocks == 40
-        assert all(len(s.blocks) * 4 >= s.length for s in live)
-    for sequence in live:
-        cache.free(sequence)
-    assert cache.free_blocks == 40
-
-
-def test_slots_follow_the_table() -> None:
-    cache = KVCache(CONFIG, 8, 4)
-    other, sequence = cache.allocate(), cache.allocate()
-    cache.reserve(other, 4)
-    cache.reserve(sequence, 6)
-    first, second = sequence.blocks
-    assert cache.slots(sequence, 2, 6) == [first * 4 + 2, first * 4 + 3, second * 4, second * 4 + 1]
-
-
-def test_a_sequence_is_freed_once_and_by_its_own_cache() -> None:
-    cache, stranger = KVCache(CONFIG, 4), KVCache(CONFIG, 4)
-    sequence = cache.allocate()
-    with pytest.raises(ValueError, match="not of this cache"):
-        stranger.free(sequence)
-    cache.free(sequence)
-    with pytest.raises(ValueError, match="freed already"):
-        cache.free(sequence)
+def filled(dtype: torch.dtype = torch.float32) -> KVCache:
+    cache = KVCache(CONFIG, 8, 4, dtype)
+    for part in (cache.keys, cache.values):
+        part.copy_(torch.randn(part.shape, generator=torch.Generator().manual_seed(len(part))))
+    return cache
 
 
 def test_size_in_bytes_is_that_of_the_tensors() -> None:
     cache = KVCache(CONFIG, 5, 16, torch.float16)
     assert KVCache.nbytes(CONFIG, 5 * 16 - 3, torch.float16) == cache.keys.nbytes + cache.values.nbytes
+
+
+def test_a_copied_block_is_the_block_in_every_layer() -> None:
+    cache = filled()
+    keys, values = cache.keys.clone(), cache.values.clone()
+    cache.copy_block(2, 5)
+    keys[:, 5], values[:, 5] = keys[:, 2], values[:, 2]
+    assert torch.equal(cache.keys, keys)
+    assert torch.equal(cache.values, values)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_blocks_that_were_taken_out_come_back_to_other_places(dtype: torch.dtype) -> None:
+    cache = filled(dtype)
+    keys, values = cache.keys[:, [6, 1]].clone(), cache.values[:, [6, 1]].clone()
+    saved = cache.take_out([6, 1])
+    cache.keys.zero_()
+    cache.values.zero_()
+    cache.put_back(saved, [0, 3])
+    assert torch.equal(cache.keys[:, [0, 3]], keys)
+    assert torch.equal(cache.values[:, [0, 3]], values)
+    assert not cache.keys[:, [1, 2, 4, 5, 6, 7, 8]].any()

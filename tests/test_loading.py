@@ -14,7 +14,7 @@ from fakes import small_model
 
 from baize_engine import Engine, SamplingParams, backend, loading
 from baize_engine.errors import BackendError, CheckpointError, RequestError
-from baize_engine.generation.loop import generate
+from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.score import CHUNK
 from baize_engine.loading import lengths
 
@@ -205,18 +205,10 @@ def test_a_broken_tokenizer_is_not_passed_over(tmp_path: Path) -> None:
 
 def test_the_loop_alone_needs_only_the_parts(tmp_path: Path) -> None:
     parts = loading.load_parts(model(tmp_path / "m"), "cpu", "float16", None, 32, None, None)
-    steps = generate(
-        parts.decoder,
-        parts.cache,
-        [1, 5],
-        SamplingParams(max_new_tokens=4, ignore_eos=True),
-        seed=0,
-        sample_index=0,
-        stop_ids=(),
-        max_length=parts.max_model_len,
-        sample=parts.sample,
-    )
-    assert len([step.token_id for step in steps]) == 4
+    params = SamplingParams(max_new_tokens=4, ignore_eos=True)
+    samples = [Sample(0, 0, [1, 5], params, seed=0, stop_ids=())]
+    steps = generate(parts.decoder, parts.cache, parts.steps, samples, max_length=32, sample=parts.sample)
+    assert len([step.token_id for _, step in steps]) == 4
     assert parts.tokenizer is None
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable
+from contextlib import closing
 
 import pytest
 import torch
-from fakes import EOS, FakeCache, ScriptDecoder, TableDecoder
+from fakes import EOS, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
 
 from baize_engine.errors import BaizeError, RequestError
-from baize_engine.generation.loop import Step, generate
+from baize_engine.generation.loop import Sample, Step, generate
 from baize_engine.generation.params import SamplingParams
+from baize_engine.model.blocks import CacheFull
 
 
 def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
@@ -18,9 +20,22 @@ def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 
 
 def run(decoder: TableDecoder, cache: FakeCache, prompt: list[int], **changes: object) -> Generator[Step, None, None]:
-    options = {"seed": 0, "sample_index": 0, "stop_ids": {EOS}, "max_length": 50, "sample": greedy, **changes}
-    params = options.pop("params", SamplingParams())
-    return generate(decoder, cache, prompt, params, **options)
+    """The steps of one sample."""
+    params = changes.pop("params", SamplingParams())
+    index, seed, stops = (
+        changes.pop(name, other) for name, other in (("sample_index", 0), ("seed", 0), ("stop_ids", {EOS}))
+    )
+    steps = many(decoder, cache, [Sample(0, index, prompt, params, seed, stops)], **changes)
+    with closing(steps):
+        for _, step in steps:
+            yield step
+
+
+def many(
+    decoder: TableDecoder, cache: FakeCache, samples: list[Sample], **changes: object
+) -> Generator[tuple[Sample, Step], None, None]:
+    options = {"max_length": 50, "sample": greedy, **changes}
+    return generate(decoder, cache, FakeSteps(decoder, cache), samples, **options)
 
 
 def ids(steps: Iterable[Step]) -> list[int]:
@@ -32,7 +47,7 @@ def test_the_end_token_stops_and_is_yielded() -> None:
     steps = list(run(ScriptDecoder([7, 8, 9], 2), cache, [1, 5]))
     assert [step.token_id for step in steps] == [7, 8, 9, EOS]
     assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
-    assert cache.free_blocks == cache.total
+    assert cache.free_blocks == cache.num_blocks
 
 
 def test_an_end_token_that_is_not_in_the_stop_ids_is_a_token() -> None:
@@ -53,7 +68,7 @@ def test_length_limits(max_new: int, max_length: int, count: int) -> None:
     steps = list(run(ScriptDecoder([7] * 60, 3), cache, [1, 5, 6], params=params, max_length=max_length))
     assert len(steps) == count
     assert [step.finish_reason for step in steps] == [None] * (count - 1) + ["length"]
-    assert cache.free_blocks == cache.total
+    assert cache.free_blocks == cache.num_blocks
 
 
 @pytest.mark.parametrize("length", [0, 50, 51])
@@ -66,16 +81,16 @@ def test_an_abandoned_sample_gives_its_blocks_back() -> None:
     cache = FakeCache()
     steps = run(ScriptDecoder([7] * 60, 9), cache, [1] * 9)
     next(steps)
-    assert cache.free_blocks < cache.total
+    assert cache.free_blocks < cache.num_blocks
     steps.close()
-    assert cache.free_blocks == cache.total
+    assert cache.free_blocks == cache.num_blocks
 
 
 def test_an_error_in_the_decoder_gives_its_blocks_back() -> None:
     cache = FakeCache(num_blocks=2)  # room for 8 positions
-    with pytest.raises(IndexError):
+    with pytest.raises(CacheFull, match="raise cache_tokens"):
         list(run(ScriptDecoder([7] * 60, 3), cache, [1, 5, 6]))
-    assert cache.free_blocks == cache.total
+    assert cache.free_blocks == cache.num_blocks
 
 
 def test_an_interrupt_gives_its_blocks_back() -> None:
@@ -86,7 +101,7 @@ def test_an_interrupt_gives_its_blocks_back() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         list(run(TableDecoder(), cache, [1, 5, 6], sample=interrupted))
-    assert cache.free_blocks == cache.total
+    assert cache.free_blocks == cache.num_blocks
 
 
 def test_logits_that_are_not_finite_name_the_step() -> None:
@@ -94,7 +109,7 @@ def test_logits_that_are_not_finite_name_the_step() -> None:
     decoder.fail_at = 5
     with pytest.raises(BaizeError, match=r"step 2 \(position 5\): 1 of 40 logits are not finite"):
         list(run(decoder, cache, [1, 5, 6], stop_ids=()))
-    assert cache.free_blocks == cache.total
+    assert cache.free_blocks == cache.num_blocks
 
 
 def test_logprobs_are_the_models_own() -> None:
@@ -129,3 +144,52 @@ def test_draws_get_absolute_positions_and_one_seed() -> None:
     params = SamplingParams(max_new_tokens=3, temperature=1.0)
     list(run(TableDecoder(), FakeCache(), [1, 5], params=params, seed=9, sample_index=4, sample=recording, stop_ids=()))
     assert seen == [[9, 4, 2], [9, 4, 3], [9, 4, 4]]
+
+
+def samples(count: int, **changes: object) -> list[Sample]:
+    params = SamplingParams(max_new_tokens=6, **changes)
+    return [Sample(n, 0, [1, 5 + n], params, n, ()) for n in range(count)]
+
+
+def test_samples_take_turns_and_each_has_its_own_order() -> None:
+    cache = FakeCache()
+    found: dict[int, list[Step]] = {}
+    order = []
+    for sample, step in many(TableDecoder(), cache, samples(5), max_rows=3):
+        found.setdefault(sample.prompt_index, []).append(step)
+        order.append(sample.prompt_index)
+    for n, one in enumerate(samples(5)):
+        assert found[n] == list(run(TableDecoder(), FakeCache(), list(one.prompt_ids), params=one.params, stop_ids=()))
+    assert order[:6] == [0, 1, 2, 0, 1, 2]
+    assert cache.free_blocks == cache.num_blocks
+
+
+def test_a_sample_that_its_reader_stops_leaves_the_others_alone() -> None:
+    cache, made = FakeCache(), [0] * 3
+    for sample, _ in many(TableDecoder(), cache, samples(3)):
+        made[sample.prompt_index] += 1
+        sample.stopped = sample.prompt_index == 1 and made[1] == 2
+    assert made == [6, 2, 6]
+    assert cache.free_blocks == cache.num_blocks
+
+
+def test_samples_of_a_prompt_get_their_first_tokens_from_one_prefill() -> None:
+    decoder, cache = TableDecoder(), FakeCache()
+    params = SamplingParams(max_new_tokens=3)
+    group = [Sample(0, index, [1, 5, 6], params, 0, ()) for index in range(4)]
+    assert len(list(many(decoder, cache, group))) == 12
+    assert decoder.calls == [3] + [1] * 4 * 2
+    assert cache.moved == ["copied"] * 3
+
+
+def test_an_error_names_the_sample() -> None:
+    decoder, cache = TableDecoder(), FakeCache()
+    decoder.fail_at = 5
+    prompts = [Sample(n, 1, [1] * (1 + 4 * n), SamplingParams(max_new_tokens=2), 0, ()) for n in range(2)]
+    with pytest.raises(BaizeError, match=r"prompt 1, sample 1, step 0 \(position 5\)"):
+        list(many(decoder, cache, prompts))
+    assert cache.free_blocks == cache.num_blocks
+
+
+def test_no_samples_are_no_steps() -> None:
+    assert list(many(TableDecoder(), FakeCache(), [])) == []

@@ -124,9 +124,9 @@ def test_no_row_attends_to_more_than_a_step_is_launched_for(ahead: bool, monkeyp
     seen: list[tuple[int, int]] = []
     run = StepState.run
 
-    def recorded(self: StepState, longest: int) -> None:
-        run(self, longest)
-        seen.append((longest, int(self.lens.max())))
+    def recorded(self: StepState, longest: int, rows: int) -> None:
+        run(self, longest, rows)
+        seen.append((longest, int(self.lens[:rows].max())))
 
     model = decoders.make(GROUPED)
     stop = decoders.decode(model, [decoders.prompt(60)], [{"left": 20}])[0][0][3]

@@ -1,13 +1,12 @@
-"""The decode loop of one sample: prefill, then choose, stop or step on. Token ids only; no text, no tokenizer.
+"""The decode loop of many samples: carries out what the scheduler says, chooses tokens, ends samples. Token ids only; no text.
 
-It holds one sequence of the cache and gives its blocks back however it ends: finished, abandoned by its reader, or
-interrupted. A scheduler that runs many samples together can take its place without a change above or below.
+The samples share the cache and the steps, and none of that shows in what they say. Blocks come back however the loop ends:
+finished, abandoned by its reader, or interrupted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -17,8 +16,11 @@ from torch import Tensor
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.sampling import Draw, SampleOp, TokenLogprobs, choose_tokens, token_logprobs
+from baize_engine.generation.scheduler import Launch, Prefill, PutBack, Request, Scheduler, TakeOut
 from baize_engine.generation.shaping import shaping
-from baize_engine.model.steps import DecodeSteps, Row
+from baize_engine.model.steps import Row, not_finite
+
+MAX_ROWS = 64  # samples at a time: up to as many rows a GPU's products have one order of summation
 
 FinishReason = Literal["stop", "length"]
 
@@ -26,17 +28,25 @@ FinishReason = Literal["stop", "length"]
 class Decoder(Protocol):
     """What the loop needs of a model: logits (1, V) fp32 of the last token, the cache filled on the way."""
 
+    prefill_chunk: int
+
     def prefill(self, ids: list[int], sequence: Any, cache: Any) -> Tensor: ...
 
-    def forward(self, token_ids: list[list[int]], sequences: list[Any], cache: Any) -> Tensor: ...
 
+@dataclass(eq=False)
+class Sample:
+    """One sample to be made: number `index` of prompt number `prompt_index`.
 
-class Cache(Protocol):
-    """The part of KVCache that the loop uses itself."""
+    Samples of one prompt stand next to each other. `stopped`: its reader wants no more of it; to be set when a Step came.
+    """
 
-    def allocate(self) -> Any: ...
-
-    def free(self, sequence: Any) -> None: ...
+    prompt_index: int
+    index: int
+    prompt_ids: Sequence[int]
+    params: SamplingParams
+    seed: int
+    stop_ids: Collection[int]
+    stopped: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,71 +60,170 @@ class Step:
 
 def generate(
     decoder: Decoder,
-    cache: Cache,
-    prompt_ids: Sequence[int],
-    params: SamplingParams,
+    cache: Any,
+    steps: Any,
+    samples: Sequence[Sample],
     *,
-    seed: int,
-    sample_index: int,
-    stop_ids: Collection[int],
     max_length: int,
     sample: SampleOp,
-    steps: DecodeSteps | None = None,
-) -> Generator[Step, None, None]:
-    """Yields the tokens that follow `prompt_ids`, the stop id included, until one of
+    max_rows: int = MAX_ROWS,
+) -> Generator[tuple[Sample, Step], None, None]:
+    """Yields the tokens that follow each sample's prompt as they come, in the order of each sample, the stop id included.
 
-    a stop id ("stop"), params.max_new_tokens, or `max_length` tokens with the prompt ("length").
-    RequestError: an empty prompt, or one that leaves no room. BaizeError: logits that are not finite, by step.
-    With `steps` the device runs by itself after the first token, unless the host is asked for what it alone computes
-    (log-probabilities, penalties and what else `shaping` changes).
+    A sample ends with a stop id ("stop"), after params.max_new_tokens or at `max_length` tokens with its prompt ("length").
+    RequestError: an empty prompt, one that leaves no room, or a cache too small for one sample (CacheFull). BaizeError:
+    logits that are not finite, by sample and step. `cache` is a KVCache, `steps` the DecodeSteps over it.
     """
-    if not 0 < len(prompt_ids) < max_length:
-        raise RequestError(f"the prompt has {len(prompt_ids)} tokens, wanted 1 to {max_length - 1} (max_model_len - 1)")
-    last = min(params.max_new_tokens, max_length - len(prompt_ids)) - 1
-    history = list(prompt_ids)
-    shaped = shaping(params, len(history), stop_ids)
-    draw = Draw(params, history, seed, sample_index, shaped)
-    sequence = cache.allocate()
-    try:
-        logits = decoder.prefill(list(prompt_ids), sequence, cache)
-        for step in range(last + 1):
-            _check_finite(logits, step, len(history))
-            (token_id,) = choose_tokens(logits, [draw], sample)
-            logprobs = None if params.logprobs is None else token_logprobs(logits, token_id, params.logprobs)
-            history.append(token_id)
-            if token_id in stop_ids:
-                yield Step(token_id, "stop", logprobs)
-                return
-            if step == last:
-                yield Step(token_id, "length", logprobs)
-                return
-            yield Step(token_id, None, logprobs)
-            if steps is not None and params.logprobs is None and shaped is None:
-                row = Row(
-                    sequence, token_id, last, tuple(stop_ids), params.temperature, params.top_k, params.top_p,
-                    params.min_p, seed, sample_index,
-                )  # fmt: skip
-                yield from _ahead(steps, row)
-                return
-            logits = decoder.forward([[token_id]], [sequence], cache)
-    finally:
-        cache.free(sequence)
+    for one in samples:
+        if not 0 < len(one.prompt_ids) < max_length:
+            wanted = f"wanted 1 to {max_length - 1} (max_model_len - 1)"
+            raise RequestError(f"the prompt has {len(one.prompt_ids)} tokens, {wanted}")
+    if not samples:
+        return
+    loop = _Loop(decoder, cache, samples, max_length, sample, max_rows)
+    with steps.batch(min(len(samples), max_rows), loop.choose) as batch:
+        try:
+            yield from loop.run(batch)
+        finally:
+            loop.scheduler.close()
 
 
-def _ahead(steps: DecodeSteps, row: Row) -> Generator[Step, None, None]:
-    """The rest of a sample, by the device."""
-    with closing(steps.run([row])) as run:
-        for made, (token_id,) in enumerate(run, 1):
-            if token_id in row.stop_ids:
-                yield Step(token_id, "stop", None)
+class _Life:
+    """A sample under way: its ids so far and how its next is chosen."""
+
+    def __init__(self, sample: Sample, max_length: int) -> None:
+        params, prompt = sample.params, sample.prompt_ids
+        self.sample, self.history = sample, list(prompt)
+        self.most = min(params.max_new_tokens, max_length - len(prompt))
+        self.request = Request(prompt, sample.prompt_index, self.most - 1)
+        shaped = shaping(params, len(prompt), sample.stop_ids)
+        self.draw = Draw(params, self.history, sample.seed, sample.index, shaped)
+        self.on_host = params.logprobs is not None or shaped is not None
+        self.logprobs: TokenLogprobs | None = None  # of the token that was chosen last
+        self.row: Row | None = None
+        self.saved: tuple[Tensor, Tensor] | None = None
+
+    def name(self) -> str:
+        sample, made = self.sample, len(self.history) - len(self.sample.prompt_ids)
+        where = f"prompt {sample.prompt_index}, sample {sample.index}"
+        return f"{where}, step {made} (position {len(self.history)})"
+
+
+class _Loop:
+    def __init__(
+        self, decoder: Decoder, cache: Any, samples: Sequence[Sample], max_length: int, sample: SampleOp, max_rows: int
+    ) -> None:
+        self._decoder, self._cache, self._sample = decoder, cache, sample
+        lives = [_Life(one, max_length) for one in samples]
+        self._of_request = {id(life.request): life for life in lives}
+        self._of_row: dict[Row, _Life] = {}  # those in the batch
+        self.scheduler = Scheduler(cache, [life.request for life in lives], max_rows, decoder.prefill_chunk)
+
+    def run(self, batch: Any) -> Generator[tuple[Sample, Step], None, None]:
+        self._batch = batch
+        while True:
+            if batch.in_flight > batch.ahead:
+                yield from self._read()
+                continue
+            action = self.scheduler.next(batch.in_flight > 0)
+            if action is None:
+                return
+            if isinstance(action, Prefill):
+                yield from self._prefill(action)
+            elif isinstance(action, Launch):
+                batch.launch()
+            elif isinstance(action, TakeOut):
+                life = self._of_request[id(action.request)]
+                self._leave(life)
+                life.saved = self._cache.take_out(action.blocks)
+            elif isinstance(action, PutBack):
+                self._put_back(self._of_request[id(action.request)], action.kept)
             else:
-                yield Step(token_id, "length" if made == row.left else None, None)
+                yield from self._read()
 
+    def choose(self, rows: Sequence[Row], logits: Tensor) -> list[int]:
+        """The tokens of rows in the batch whose parameters ask for the host, from their logits (S, V)."""
+        return self._choose([self._of_row[row] for row in rows], logits)
 
-def _check_finite(logits: Tensor, step: int, position: int) -> None:
-    bad = int((~torch.isfinite(logits)).sum())
-    if bad:
-        raise BaizeError(
-            f"step {step} (position {position}): {bad} of {logits.numel()} logits are not finite; "
-            "the weights are damaged or their values leave this dtype's range"
-        )
+    def _prefill(self, action: Prefill) -> Generator[tuple[Sample, Step], None, None]:
+        request = action.request
+        ids = list(request.prompt[action.begin : action.end])
+        logits = self._decoder.prefill(ids, request.cached, self._cache)
+        ready = []
+        for each, copy in self.scheduler.wrote(request):
+            if copy is not None:
+                self._cache.copy_block(*copy)
+            ready.append(self._of_request[id(each)])
+        if not ready:
+            return
+        tokens = self._choose(ready, logits.repeat(len(ready), 1))
+        for life, token in zip(ready, tokens, strict=True):
+            yield from self._made(life, token)
+            if life.request.sequence is not None:
+                self._join(life)
+
+    def _read(self) -> Generator[tuple[Sample, Step], None, None]:
+        for row, token in self._batch.read():
+            life = self._of_row.get(row)
+            if life is not None:  # else it left while this step was on its way
+                self.scheduler.read(life.request)
+                yield from self._made(life, token)
+
+    def _choose(self, lives: Sequence[_Life], logits: Tensor) -> list[int]:
+        """The one place where the host sees logits (S, V): a token for each row, with its log-probabilities if asked for."""
+        for life, bad in zip(lives, (~torch.isfinite(logits)).sum(1).tolist(), strict=True):
+            if bad:
+                raise BaizeError(
+                    f"{life.name()}: {bad} of {logits.shape[1]} logits are not finite; "
+                    "the weights are damaged or their values leave this dtype's range"
+                )
+        tokens = choose_tokens(logits, [life.draw for life in lives], self._sample)
+        for row, life, token in zip(logits, lives, tokens, strict=True):
+            asked = life.sample.params.logprobs
+            life.logprobs = None if asked is None else token_logprobs(row, token, asked)
+        return tokens
+
+    def _made(self, life: _Life, token: int) -> Generator[tuple[Sample, Step], None, None]:
+        """A sample's next token, and its end if that is one."""
+        if token < 0:
+            raise not_finite(life.name())
+        life.history.append(token)
+        reason: FinishReason | None = None
+        if token in life.sample.stop_ids:
+            reason = "stop"
+        elif len(life.history) - len(life.sample.prompt_ids) == life.most:
+            reason = "length"
+        if reason is not None:
+            self._end(life)
+        yield life.sample, Step(token, reason, life.logprobs)
+        if reason is None and life.sample.stopped:
+            self._end(life)
+
+    def _end(self, life: _Life) -> None:
+        self._leave(life)
+        self.scheduler.finish(life.request)
+
+    def _join(self, life: _Life) -> None:
+        """The sample takes part in the steps from now on."""
+        params, sample = life.sample.params, life.sample
+        life.row = Row(
+            life.request.cached, life.history[-1], life.request.left, tuple(sample.stop_ids), params.temperature,
+            params.top_k, params.top_p, params.min_p, sample.seed, sample.index, life.on_host,
+        )  # fmt: skip
+        self._of_row[life.row] = life
+        self._batch.add(life.row)
+
+    def _leave(self, life: _Life) -> None:
+        if life.row is not None:
+            self._batch.drop(life.row)
+            del self._of_row[life.row]
+            life.row = None
+
+    def _put_back(self, life: _Life, kept: int) -> None:
+        if life.saved is None:
+            raise ValueError("nothing was taken out of this request")
+        keys, values = life.saved
+        blocks = life.request.cached.blocks[kept : keys.shape[1]]
+        self._cache.put_back((keys[:, kept:], values[:, kept:]), blocks)
+        life.saved = None
+        self._join(life)

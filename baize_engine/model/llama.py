@@ -19,8 +19,9 @@ from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache, Sequence
 from baize_engine.model.rope import tables
 
 MAX_PLANS = 64  # shapes of steps remembered; a decode loop uses one, prefill one for each length of a last chunk
-# Prompts are computed in pieces that end at multiples of this, whoever else is in the batch. A GPU needs more rows in a
-# product to be busy with arithmetic.
+# Prompts are computed in pieces of at most so many tokens. A GPU needs more rows in a product to be busy with arithmetic.
+# Pieces end at absolute multiples of the cache's chunk, by which equal beginnings of prompts are shared: a whole piece, so that
+# the shapes of products are a prompt's own, or a block where a row's bits do not depend on the rows beside it (`ops.by_row`).
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
 
@@ -30,7 +31,7 @@ class Llama:
 
     `weights`: {transformers' name: matrix on `device`}, a matrix being a tensor or a quantised weight, with q, k, v and
     gate, up either apart or joined (names.JOINED). `ops` has the functions of kernels/reference.py as attributes, and
-    may have `compile`, which makes one call of several steps of a plan.
+    may have `compile`, which makes one call of several steps of a plan, and `by_row`.
     Activations are float32 on the CPU and the embedding's type on a GPU, unless `activation` says otherwise. Where
     tokens of a prompt meet quantised weights, a backend may round them to 8 bits unless `exact_activations`; decode steps
     never do.
@@ -47,6 +48,7 @@ class Llama:
     ) -> None:
         self.config, self.weights, self.ops, self.device = config, weights, ops, device
         self.exact_activations = exact_activations
+        self._by_row = getattr(ops, "by_row", False)
         self.compile: Callable[[list[partial[Any]]], Any] = getattr(ops, "compile", list)
         embedding = weights[names.EMBED]
         self.dtype = activation or (torch.float32 if embedding.device.type == "cpu" else embedding.dtype)
@@ -61,7 +63,8 @@ class Llama:
 
     def new_cache(self, tokens: int, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for `tokens` tokens, in the activation type unless `dtype` is given, which a GPU's kernels do not take."""
-        return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or self.dtype, self.device)
+        chunk = BLOCK_SIZE if self._by_row else self.prefill_chunk
+        return KVCache(self.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or self.dtype, self.device, chunk)
 
     def prefill(self, ids: list[int], sequence: Sequence, cache: KVCache) -> Tensor:
         """Runs the tokens `ids` of one sequence; logits (1, V) float32 of the last."""
@@ -70,7 +73,7 @@ class Llama:
         begin = 0
         while True:
             here = sequence.length
-            end = min(len(ids), begin + self.prefill_chunk - here % self.prefill_chunk)
+            end = min(len(ids), begin + (here + self.prefill_chunk) // cache.chunk * cache.chunk - here)
             logits = self.forward([ids[begin:end]], [sequence], cache, prompt=True)
             if end == len(ids):
                 return logits

@@ -1,0 +1,63 @@
+"""What a request gets: a Completion, and the writer that fills it token by token. Here ids become text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from baize_engine.generation.loop import Sample, Step
+from baize_engine.generation.sampling import TokenLogprobs
+from baize_engine.generation.stop import StopScanner
+from baize_engine.generation.text import IncrementalDecoder
+from baize_engine.tokenizer import Tokenizer
+
+
+@dataclass
+class Completion:
+    """One sample of one prompt.
+
+    token_ids: all that was generated, the stop id included. text: their text, as the exact continuation of the prompt,
+    cut before the stop id or stop string; "" without a tokenizer. finish_reason: "stop" or "length". stop_reason: the
+    id or the string that stopped it. logprobs: one entry per token, if asked for. seed: the one that was used; given
+    again, it brings all n samples of this prompt back.
+    """
+
+    prompt_index: int
+    index: int
+    token_ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: list[TokenLogprobs] | None = None
+    seed: int = 0
+
+
+class Writer:
+    """Fills the completion of one sample from its steps, and tells each piece of text as it becomes certain."""
+
+    def __init__(self, sample: Sample, tokenizer: Tokenizer | None) -> None:
+        params = sample.params
+        self.done = Completion(sample.prompt_index, sample.index, seed=sample.seed)
+        self.done.logprobs = None if params.logprobs is None else []
+        self._sample = sample
+        self._text = None if tokenizer is None else IncrementalDecoder(tokenizer, context=sample.prompt_ids)
+        self._scanner = StopScanner(params.stop)
+
+    def push(self, step: Step) -> str:
+        """The text that the step makes certain; "" often. A stop string that is complete stops the sample."""
+        done, text, scanner = self.done, self._text, self._scanner
+        done.token_ids.append(step.token_id)
+        if done.logprobs is not None and step.logprobs is not None:
+            done.logprobs.append(step.logprobs)
+        done.finish_reason = step.finish_reason
+        done.stop_reason = step.token_id if step.finish_reason == "stop" else None
+        piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
+        if step.finish_reason is not None and text is not None:
+            piece += text.flush()
+        shown = piece if len(done.token_ids) < self._sample.params.min_new_tokens else scanner.push(piece)
+        if scanner.matched is not None:
+            done.finish_reason, done.stop_reason = "stop", scanner.matched
+            self._sample.stopped = True
+        elif step.finish_reason is not None:
+            shown += scanner.flush()
+        done.text += shown
+        return shown

@@ -1,0 +1,191 @@
+"""Few-shot evaluation: the 5-shot prompts of MMLU, every subject's questions after its five examples, with and without sharing.
+
+A model of random weights runs the first questions of each subject and chooses one token after each, once in a cache that
+shares equal beginnings of prompts and once in one that does not, subject by subject in turns; the tokens must be the same.
+`tokens_ratio` is prompt tokens over those that were computed, counted; `speedup` is the ratio of the times, `share` how much
+of the tokens' ratio it is. `best_ratio`: what sharing by single tokens, not by blocks, would leave to compute. The last row
+counts all questions of all subjects through the block pool alone.
+The data are Hendrycks's files (mmlu_csv.tar.gz) under BAIZE_SHARED/assets/eval, the tokenizer is BAIZE_SHARED's; without them
+nothing is measured, and the report says why.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import sys
+import tarfile
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+from bench_decode import check_by_reference
+from common import parser, report
+from models import KINDS, random_model
+from roofline import synchronize
+from shapes import PRESETS
+
+from baize_engine import Engine, SamplingParams, backend
+from baize_engine.model.blocks import BLOCK_SIZE, BlockPool
+from baize_engine.model.llama import Llama
+from baize_engine.tokenizer import Tokenizer
+
+SHARED = Path(os.environ.get("BAIZE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+DATA, TOKENIZER = "assets/eval/mmlu_csv.tar.gz", "assets/tokenizer_32000.model"
+SHOTS = 5
+
+
+def question(line: list[str], answer: bool) -> str:
+    text, *choices, right = line
+    shown = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
+    return f"{text}{shown}\nAnswer:" + (f" {right}\n\n" if answer else "")
+
+
+def subjects(archive: Path) -> dict[str, tuple[str, list[str]]]:
+    """{subject: (its examples as one text, its questions)}, in the form of Hendrycks's evaluation."""
+    lines: dict[str, dict[str, list[list[str]]]] = {"dev": {}, "test": {}}
+    with tarfile.open(archive) as files:
+        for member in files:
+            part, name = Path(member.name).parent.name, Path(member.name).name
+            if member.isfile() and part in lines and name.endswith(f"_{part}.csv"):
+                text = files.extractfile(member).read().decode("utf-8-sig")  # type: ignore[union-attr]
+                lines[part][name.removesuffix(f"_{part}.csv")] = list(csv.reader(io.StringIO(text)))
+    found = {}
+    for name, asked in sorted(lines["test"].items()):
+        begin = f"The following are multiple choice questions (with answers) about {name.replace('_', ' ')}.\n\n"
+        examples = begin + "".join(question(line, True) for line in lines["dev"][name][:SHOTS])
+        found[name] = examples, [question(line, False) for line in asked]
+    return found
+
+
+def prompts(one: tuple[str, list[str]], tokenizer: Tokenizer, most: int, longest: int) -> list[list[int]]:
+    """The first `most` prompts of a subject, those that are too long for the model left out."""
+    examples, asked = one
+    many = (tokenizer.encode(examples + text) for text in asked[:most])
+    return [ids for ids in many if len(ids) < longest]
+
+
+def common(a: list[int], b: list[int]) -> int:
+    return next((n for n, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def least(many: list[list[int]]) -> int:
+    """Tokens that must be computed if any beginning that came before is shared, to the token; the last one always is."""
+    ordered = sorted(many)
+    shared = sum(min(common(a, b), len(b) - 1) for a, b in pairwise(ordered))
+    return sum(map(len, many)) - shared
+
+
+def counted(many: list[list[int]], chunk: int, longest: int) -> int:
+    """Tokens that are computed where the pool shares by `chunk`, one prompt after another."""
+    pool, computed = BlockPool(2 * -(-longest // BLOCK_SIZE), BLOCK_SIZE, chunk), 0
+    for ids in many:
+        sequence = pool.begin(ids)
+        computed += len(ids) - sequence.length
+        pool.reserve(sequence, len(ids) - sequence.length)
+        sequence.length = len(ids)
+        pool.remember(sequence, ids)
+        pool.free(sequence)
+    return computed
+
+
+class Runner:
+    """An engine over `model` that shares beginnings or not, and counts the tokens of prompts that it computes."""
+
+    def __init__(self, model: Llama, shares: bool) -> None:
+        self.cache, self.shares = model.new_cache(2 * model.config.max_position_embeddings), shares
+        self.engine = Engine(
+            model, self.cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
+            max_model_len=model.config.max_position_embeddings, sample=model.ops.sample,
+        )  # fmt: skip
+        self.model, self.seconds, self.computed = model, 0.0, 0
+
+    def __call__(self, many: list[list[int]]) -> list[int]:
+        """The token after each prompt."""
+        prefill = self.model.prefill
+
+        def seen(ids: list[int], *rest: Any) -> torch.Tensor:
+            self.computed += len(ids)
+            return prefill(ids, *rest)
+
+        self.model.prefill = seen  # type: ignore[method-assign]
+        synchronize(self.model.device)
+        begin = time.perf_counter()
+        try:
+            done = []
+            for part in [many] if self.shares else [[ids] for ids in many]:
+                done += self.engine.generate(part, SamplingParams(max_new_tokens=1, ignore_eos=True))
+                if not self.shares:
+                    self.cache.forget()
+        finally:
+            del self.model.prefill
+        self.seconds += time.perf_counter() - begin
+        return [each.token_ids[0] for each in done]
+
+
+def row(what: str, prompts_: int, tokens: int, computed: int, best: int) -> dict[str, Any]:
+    return {
+        "what": what, "prompts": prompts_, "prompt_tokens": tokens, "computed": computed,
+        "tokens_ratio": tokens / computed, "best_ratio": tokens / best, "of_best": best / computed,
+    }  # fmt: skip
+
+
+def measured(model: Llama, many: dict[str, list[list[int]]]) -> tuple[dict[str, Any], int]:
+    """The row of the prompts that were run, and the tokens of a chunk that is shared."""
+    plain, sharing = Runner(model, False), Runner(model, True)
+    warm = next(iter(many.values()))[:2]
+    for runner in (plain, sharing):
+        runner([[*warm[0][1:], 5], warm[0][1:]])  # other tokens at every place: nothing of it is shared later
+        runner.seconds, runner.computed = 0.0, 0
+    for subject, one in many.items():
+        if (wanted := plain(one)) != (got := sharing(one)):
+            number = next(n for n, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b)
+            raise SystemExit(
+                f"{subject}, prompt {number}: {got[number]} with a shared beginning, {wanted[number]} without"
+            )
+    tokens = sum(len(ids) for one in many.values() for ids in one)
+    if plain.computed != tokens:
+        raise SystemExit(f"{plain.computed} tokens were computed without sharing, wanted all {tokens}")
+    made = row("measured", sum(map(len, many.values())), tokens, sharing.computed, sum(map(least, many.values())))
+    made |= {"plain_s": plain.seconds, "sharing_s": sharing.seconds, "speedup": plain.seconds / sharing.seconds}
+    return {**made, "share": made["speedup"] / made["tokens_ratio"]}, sharing.cache.chunk
+
+
+def main() -> int:
+    options = parser(__doc__.split("\n")[0])
+    options.add_argument("--preset", choices=PRESETS, default="125m")
+    options.add_argument("--kind", choices=KINDS, default="float16", help="weights")
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    options.add_argument("--questions", type=int, default=4, help="of each subject that are run")
+    options.add_argument("--subjects", type=int, default=None, help="that are run, evenly chosen (default: all)")
+    chosen = options.parse_args()
+    if chosen.questions < 2 or (chosen.subjects or 1) < 1:
+        options.error("--questions must be at least 2, --subjects at least 1")
+    device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
+    absent = [name for name in (DATA, TOKENIZER) if not (SHARED / name).exists()]
+    if absent or shape.vocabulary < 32000:
+        reason = f"{', '.join(absent)} absent: set BAIZE_SHARED" if absent else "the preset's vocabulary is too small"
+        report("prefix", [{"what": "5-shot MMLU", "prompts": f"skipped: {reason}"}], chosen, device)
+        return 0
+    tokenizer, texts = Tokenizer((SHARED / TOKENIZER).read_bytes()), subjects(SHARED / DATA)
+    every = {name: prompts(one, tokenizer, sys.maxsize, shape.positions) for name, one in texts.items()}
+    step = len(every) / min(chosen.subjects or len(every), len(every))
+    names = [list(every)[int(n * step)] for n in range(round(len(every) / step))]
+    model = random_model(shape, chosen.kind, device)
+    check_by_reference(model, shape.vocabulary)
+    found, chunk = measured(model, {name: every[name][: chosen.questions] for name in names})
+    whole = row(
+        "counted, all", sum(map(len, every.values())), sum(len(ids) for one in every.values() for ids in one),
+        sum(counted(one, chunk, shape.positions) for one in every.values()), sum(map(least, every.values())),
+    )  # fmt: skip
+    left_out = sum(len(asked) for _, asked in texts.values()) - whole["prompts"]
+    facts = {"preset": chosen.preset, "threads": torch.get_num_threads(), "subjects": len(names), "chunk": chunk}
+    report("prefix", [found, whole], chosen, device, {**facts, "too_long": left_out})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
