@@ -12,9 +12,10 @@ from baize_engine.errors import CheckpointError
 
 
 class Sources:
-    """What each file was at the beginning: size, times of change, and which file it is, so that a new one of its name counts.
+    """What each file was at the beginning: its size and its times of change.
 
-    The time of the inode's change, which no program can set, tells a content that was changed and dated back.
+    The time of the inode's change, which no program can set, tells a content that was changed and dated back, and a new
+    file of the same name. The inode's number does not count: on some network filesystems it changes by itself.
     """
 
     def __init__(self, paths: Iterable[Path]) -> None:
@@ -40,4 +41,4 @@ def _stat(path: Path) -> os.stat_result:
 
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:
-    return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
