@@ -161,6 +161,9 @@ def test_bench_quality() -> None:
     by_kind = {row["weights"]: row for row in found["rows"]}
     assert by_kind.keys() == {"as published", "int8", "int4"}
     assert 0 <= by_kind["as published"]["KL"] < by_kind["int8"]["KL"] < by_kind["int4"]["KL"]
+    for kind in ("int8", "int4"):
+        added = by_kind[kind]["added_by_exact_activations"], by_kind[kind]["added_in_a_prompt"]
+        assert 0 < added[0] <= added[1] < by_kind[kind]["KL"]
 
 
 def test_a_childs_peak_is_its_own() -> None:
