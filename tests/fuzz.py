@@ -14,7 +14,6 @@ import argparse
 import faulthandler
 import os
 import random
-import resource
 import shutil
 import signal
 import sys
@@ -27,6 +26,7 @@ from types import FrameType
 from typing import Any
 
 from fuzz_readers import NAMES, Broken, Target, Whole, targets
+from measured_recover import peak_memory
 
 from baize_engine import checkpoint
 from baize_engine.errors import BaizeError
@@ -130,7 +130,7 @@ def fuzz(names: list[str], count: int, seed: int, keep: Path) -> dict[str, Targe
             for case in list(target.pool):
                 content = case.render(Whole())
                 run_case(target, watch, content, Trace(), armed=False)
-        started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        started = peak_memory()
         for number in range(count):
             if number % 1000 == 0:
                 faulthandler.dump_traceback_later(120, exit=True)  # a loop in C, which no alarm gets out of
@@ -143,7 +143,7 @@ def fuzz(names: list[str], count: int, seed: int, keep: Path) -> dict[str, Targe
                 target.pool.append(case)
                 if len(target.pool) > POOL:
                     del target.pool[len(target.pool) // 8]
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - started << 10
+        grown = peak_memory() - started
         if grown > GROWTH:
             raise Broken(f"the process grew by {grown >> 20} MiB")
         print(f"grown by {grown >> 20} MiB; ", end="")
