@@ -93,8 +93,8 @@ def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
     options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 128}
     engine = Engine(model, cache, sample=model.ops.sample, **options)
     computed: list[int] = []
-    forward = model.forward
-    model.forward = lambda ids, *rest: computed.append(len(ids[0])) or forward(ids, *rest)  # type: ignore[method-assign]
+    prefill = model.prefill
+    model.prefill = lambda ids, *rest: computed.append(len(ids)) or prefill(ids, *rest)  # type: ignore[method-assign]
     params = SamplingParams(max_new_tokens=12, logprobs=3, ignore_eos=True, seed=0)
     first = engine.generate(PROMPTS, params)
     before, counted = len(computed), sum(computed)
@@ -108,7 +108,6 @@ def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
 def test_logits_of_a_prompt_are_the_same_however_it_is_cut(quantize: str | None) -> None:
     """What sharing by blocks rests on: any row's bits, in any company of rows of its prompt."""
     model = decoders.make(tiny.config(num_key_value_heads=2, max_position_embeddings=1024), torch.float16, quantize)
-    model.exact_activations = True
     assert model.ops.by_row
     ids = decoders.prompt(600, 7)
     found = []
@@ -116,7 +115,7 @@ def test_logits_of_a_prompt_are_the_same_however_it_is_cut(quantize: str | None)
         cache = model.new_cache(600)
         sequence, begin = cache.allocate(), 0
         for end in cuts:
-            logits = model.forward([ids[begin:end]], [sequence], cache)
+            logits = model.forward([ids[begin:end]], [sequence], cache, prompt=True)
             begin = end
         rows = [part[:, sequence.blocks].flatten(1, 2)[:, :600] for part in (cache.keys, cache.values)]
         found.append((logits, *rows))
@@ -130,8 +129,8 @@ def test_samples_share_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = decoders.prompt(50, 3)
     one = SamplingParams(max_new_tokens=10, temperature=1.0, seed=9, n=20)
     lengths: list[int] = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda ids, *rest: lengths.append(len(ids[0])) or forward(ids, *rest))
+    prefill = model.prefill
+    monkeypatch.setattr(model, "prefill", lambda ids, *rest: lengths.append(len(ids)) or prefill(ids, *rest))
     together, _ = decoders.answers(model, [ids], [one])
     assert lengths == [32, 18]
     monkeypatch.setattr("baize_engine.generation.loop.generate.__kwdefaults__", {"max_rows": 1})

@@ -12,7 +12,9 @@ from typing import Any
 
 import bench_decode
 import bench_diff_add
+import bench_prefix
 import bench_recover
+import bench_throughput
 import pytest
 import torch
 from assets import REPO
@@ -207,3 +209,36 @@ def test_the_commit_is_this_checkouts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.fullmatch(r"[0-9a-f]{12,}(-dirty)?|unknown", commit())
     monkeypatch.setenv("PATH", "")
     assert commit() == "unknown"  # no git
+
+
+def test_bench_throughput() -> None:
+    """It runs the mix together and one by one, which must agree, and tells the ceilings of both."""
+    small = ["--prompts", 8, "--prompt_mean", 10, "--output_mean", 10, "--alone", 3, "--rows", 4, "--steps", 4]
+    found = run("bench_throughput.py", "--preset", "tiny", "--device", "cpu", "--peers", "vllm", *small)
+    together, alone, absent = found["rows"]
+    assert (together["prompts"], alone["prompts"]) == (8, 3)
+    assert together["output_tok/s"] > 0 < together["of_batch"]
+    assert together["to_alone_ceiling"] >= 1
+    assert isinstance(absent["output_tok/s"], str)
+
+
+def test_the_mix_has_its_seed_and_its_means() -> None:
+    made = bench_throughput.mix(64, 64, 192, 2048, 1000, 0)
+    assert made == bench_throughput.mix(64, 64, 192, 2048, 1000, 0) != bench_throughput.mix(64, 64, 192, 2048, 1000, 1)
+    assert sum(map(len, made.prompts)) / 64 == pytest.approx(64, abs=1)
+    assert sum(made.outputs) / 64 == pytest.approx(192, abs=1)
+    with pytest.raises(SystemExit, match=r"prompt 1 says \[4\] among others and \[5\] by itself"):
+        bench_throughput.same([[1], [4], [7]], [[1], [5]])
+
+
+def test_bench_prefix_says_why_it_skips() -> None:
+    (row,) = run("bench_prefix.py", "--preset", "tiny", "--device", "cpu")["rows"]
+    assert row["prompts"].startswith("skipped: ")
+
+
+def test_tokens_that_sharing_leaves_to_compute() -> None:
+    stem = list(range(40))
+    many = [[*stem, 100, 101], [*stem, 100, 102], [*stem, 200], stem]
+    assert bench_prefix.least(many) == 40 + 2 + 1 + 1  # the last token of a prompt that another begins with too
+    assert bench_prefix.counted(many, 16, 64) == 42 + 10 + 9 + 8
+    assert bench_prefix.counted(many, 64, 64) == sum(map(len, many))

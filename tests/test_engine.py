@@ -262,7 +262,7 @@ class AllRows(TableDecoder):
         super().__init__(vocab)
         self.logit_rows: list[int] = []
 
-    def forward(self, token_ids, sequences, cache, all_logits=False):  # type: ignore[no-untyped-def]
+    def forward(self, token_ids, sequences, cache, all_logits=False, prompt=False):  # type: ignore[no-untyped-def]
         if not all_logits:
             return super().forward(token_ids, sequences, cache)
         self.logit_rows.append(len(token_ids[0]))

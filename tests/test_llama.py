@@ -111,7 +111,7 @@ def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(model, "prefill_chunk", 16)
     sizes = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda t, s, c: sizes.append(len(t[0])) or forward(t, s, c))
+    monkeypatch.setattr(model, "forward", lambda t, s, c, **_: sizes.append(len(t[0])) or forward(t, s, c))
     chunked = model.prefill(ids, cache.allocate(), cache)
     assert sizes == [16, 16, 16, 2]
     assert (chunked - at_once).abs().max() < PREFILL_SHAPE
@@ -131,7 +131,7 @@ def test_chunks_end_at_absolute_multiples(monkeypatch: pytest.MonkeyPatch) -> No
     model.prefill(prompt(5), sequence, cache)
     sizes = []
     forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda t, s, c: sizes.append(len(t[0])) or forward(t, s, c))
+    monkeypatch.setattr(model, "forward", lambda t, s, c, **_: sizes.append(len(t[0])) or forward(t, s, c))
     model.prefill(prompt(30), sequence, cache)
     assert sizes == [11, 16, 3]
     assert sequence.length == 35

@@ -15,6 +15,7 @@ from baize_engine.model.blocks import BlockPool, CacheFull
 from baize_engine.model.blocks import Sequence as Cached
 
 Copy = tuple[int, int]  # a block's rows, from and to
+FILL = 4  # pieces of prompts between two steps while more than half of the rows are empty: such steps cost more a token
 
 
 @dataclass(eq=False)
@@ -84,7 +85,7 @@ class Scheduler:
     """The policy over `pool`, for at most `max_rows` samples at a time.
 
     Prompts run in pieces of at most `piece` tokens that end at multiples of the pool's chunk, about `piece` tokens of them
-    between two steps.
+    between two steps, or FILL times as many.
     """
 
     def __init__(self, pool: BlockPool, requests: Iterable[Request], max_rows: int, piece: int) -> None:
@@ -94,7 +95,7 @@ class Scheduler:
         self._waiting = deque(requests)
         self._filling: Request | None = None  # its prompt is being computed; it is the youngest under way
         self._running: list[Request] = []  # in the order of their starts
-        self._budget = piece  # tokens of prompts that may still be computed before the next step
+        self._budget = FILL * piece  # tokens of prompts that may still be computed before the next step
 
     def next(self, in_flight: bool) -> Action | None:
         """What to do now; None where all is done. `in_flight`: some step's tokens were not read yet.
@@ -104,7 +105,7 @@ class Scheduler:
         while self._waiting or self._filling or self._running:
             if self._budget > 0 and (action := self._prompt()):
                 return action
-            self._budget = self._piece
+            self._budget = self._piece * (FILL if 2 * len(self._running) < self._max_rows else 1)
             if action := self._step(in_flight):
                 return action
         return None
