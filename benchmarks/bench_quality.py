@@ -53,7 +53,7 @@ def speak(model: Llama, length: int, seed: int) -> list[int]:
 
 def logits_of(model: Llama, ids: list[int]) -> torch.Tensor:
     cache = model.new_cache(len(ids))
-    return model.forward([ids], [cache.allocate()], cache, all_logits=True)
+    return model.forward([ids], [cache.allocate()], cache, all_logits=True, prompt=True)
 
 
 def divergence(exact: torch.Tensor, other: torch.Tensor) -> float:
