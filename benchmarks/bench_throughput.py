@@ -290,7 +290,7 @@ def main() -> int:
     options.add_argument("--alone", type=int, default=12, help="prompts that are run one by one too, and by peers")
     options.add_argument("--rows", type=int, default=32, help="of bench_decode's batch")
     options.add_argument("--context", type=int, default=128, help="of its rows")
-    options.add_argument("--steps", type=int, default=16, help="of it")
+    options.add_argument("--steps", type=int, default=48, help="of it, before and after")
     options.add_argument("--peers", nargs="*", choices=("transformers", "vllm"), default=(), help="without names: all")
     chosen = options.parse_args()
     positions = PRESETS[chosen.preset].positions
