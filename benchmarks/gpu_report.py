@@ -60,7 +60,14 @@ def steps(out: Path) -> list[Step]:
         files += ["--picture", f"{out}.png"]
     return [
         Step("build", ("setup.py", "--quiet", "build_ext", "--inplace"), 75, is_benchmark=False),
-        tests("csrc", 45, "tests/test_diff_add_cpp.py", "tests/test_decoder_cpp.py"),
+        tests(
+            "csrc",
+            45,
+            "tests/test_diff_add_cpp.py",
+            "tests/test_decoder_cpp.py",
+            "tests/test_quantize_cpp.py",
+            "tests/test_sample_cpp.py",
+        ),
         tests("gpu", 100, "-m", "gpu", "tests"),
         bench("kernels 13b", 40, "bench_kernels.py --preset 13b --quick"),
         bench("decode 13b", 85, f"bench_decode.py --preset 13b --batches 1 8 64 --contexts 128 {few}"),
