@@ -82,8 +82,8 @@ class Engine:
         default. threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the
         files while they are read; a folder that `quantize` wrote has them already. cache_dtype: what the KV cache is kept in:
         auto (float32 on the CPU, the weights' type on a GPU), and on the CPU float32, float16 or bfloat16. exact_activations: a
-        CPU reads prompts with quantised weights at 8 bits an activation, which is faster and costs little (README has it),
-        unless this is True.
+        CPU reads prompts with quantised weights at 8 bits an activation, which is faster, unless this is True; README says what
+        it costs.
         A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
         ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
         """
