@@ -15,12 +15,6 @@ namespace {
 
 constexpr size_t kFew = 24;  // values that are sorted rather than counted
 
-uint32_t mix(uint32_t x) {
-    x = (x ^ (x >> 16)) * 0x7feb352du;
-    x = (x ^ (x >> 15)) * 0x846ca68bu;
-    return x ^ (x >> 16);
-}
-
 // The greatest t such that the values x >= t weigh `wanted` together, the least value where all weigh less. A value weighs 1
 // where `weights` is null. Destroys x and weights.
 float reach(float* x, double* weights, size_t count, double wanted) {

@@ -8,6 +8,12 @@ namespace baize {
 
 constexpr size_t kBestBlock = 32;  // BEST_BLOCK of kernels/reference.py
 
+inline uint32_t mix(uint32_t x) {  // `mix` of kernels/reference.py
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15)) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
 // Arguments of `sample`, one of each a row. `positions` has `narrow` ones, int32, or `positions`, int64.
 struct Sample {
     const float* logits;  // (rows, vocabulary)
