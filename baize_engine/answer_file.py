@@ -19,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.file_io import sync_folder
 from baize_engine.errors import OutputError
 
 
@@ -62,7 +64,7 @@ class AnswerFile:
             self._lock()
             self._size = self._take_up(heads)
             os.ftruncate(self._fd, self._size)
-            _sync_folder(path.parent)
+            sync_folder(path.parent)
         except BaseException:
             os.close(self._fd)
             raise
@@ -114,7 +116,7 @@ class AnswerFile:
                         raise self._other(f"line {number} is not the answer to record {head.index}")
                     self.torn = True
                     break
-                rest = _object(raw)
+                rest = strict_json.whole_line(raw)
                 if not raw.startswith(begin) or not {"completions", "error"} & set(rest):
                     raise self._other(f"line {number} is not the answer to record {head.index}")
                 size += len(raw)
@@ -128,20 +130,3 @@ class AnswerFile:
             f"{self.path}: {found}: it was made from another input, model or parameters, or changed since; "
             "resume with the same ones, or name another --output",
         )
-
-
-def _object(raw: bytes) -> dict[str, Any]:
-    """The object of a line, {} where it holds none."""
-    try:
-        value = json.loads(raw)
-    except (ValueError, RecursionError):
-        return {}
-    return value if isinstance(value, dict) else {}
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -61,3 +61,12 @@ def _finite(text: str) -> float:
     if not isfinite(value):
         raise ValueError(f"a number that is not finite: {text[:40]}")
     return value
+
+
+def whole_line(line: bytes) -> dict[str, Any]:
+    """The object that a line of our own files is, or {} where it is torn: a run was killed while it wrote it."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -15,8 +15,8 @@ import os
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
+from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.manifest import SourceFile, TensorRecord, tensor_record
 from baize_engine.checkpoint.os_errors import writing
 from baize_engine.checkpoint.writer import PARTIAL, ShardLayout
@@ -87,7 +87,7 @@ class Journal:
     def _read(self, run: str) -> dict[str, TensorRecord]:
         with open(self._fd, "rb", closefd=False) as file:
             lines = [line for line in file.read().split(b"\n") if line]
-        known = _parsed(lines[0]).get("run") if lines else None
+        known = strict_json.whole_line(lines[0]).get("run") if lines else None
         if known is None:  # killed, or cut off from power, before the first line was whole: nothing is known to be done
             os.ftruncate(self._fd, 0)
             self._append({"run": run})
@@ -101,7 +101,7 @@ class Journal:
         records: dict[str, TensorRecord] = {}
         for line in lines[1:]:
             try:
-                item = _parsed(line)
+                item = strict_json.whole_line(line)
                 records[item["name"]] = tensor_record(item["record"])
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
@@ -126,15 +126,6 @@ class Journal:
     def close(self) -> None:
         with suppress(OSError):  # nothing in a journal is believed, and every line was written or its failure raised
             os.close(self._fd)
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    """The object that a line is, or none of its keys where it is torn."""
-    try:
-        item = json.loads(line)
-    except ValueError:
-        return {}
-    return item if isinstance(item, dict) else {}
 
 
 def _lock(fd: int, path: Path) -> None:
