@@ -19,7 +19,6 @@ constexpr size_t kBlock = 512;     // columns that a product takes at a time: a 
 constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
 constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
 constexpr size_t kByteFactors = kByteBlock / kGroup;  // scales of such a block; those that its kind does not use are zero
-constexpr size_t kFew = 8;          // tokens for which a matrix is read in place
 constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };

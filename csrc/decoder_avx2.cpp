@@ -16,6 +16,7 @@ struct Vec {
     using I = __m256i;  // eight totals
     using S = __m256i;  // sixteen int16
     static constexpr size_t width = 8, shorts = 16;
+    static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
 
     BAIZE_TARGET static F zero() { return _mm256_setzero_ps(); }
     BAIZE_TARGET static F all(float value) { return _mm256_set1_ps(value); }

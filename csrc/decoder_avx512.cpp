@@ -20,6 +20,7 @@ struct Vec {
     using I = __m512i;  // sixteen totals
     using S = __m512i;  // thirty-two int16
     static constexpr size_t width = 16, shorts = 32;
+    static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
 
     BAIZE_TARGET static F zero() { return _mm512_setzero_ps(); }
     BAIZE_TARGET static F all(float value) { return _mm512_set1_ps(value); }

@@ -12,6 +12,7 @@ constexpr size_t SINGLE_ROWS = 2, PANEL_ROWS = 24, ROWS = 2, TOKENS = 2, CODE_RO
 // Vectors of 16 bytes, which GCC and Clang make of what the processor has.
 struct Vec {
     static constexpr size_t width = 4, shorts = 8;
+    static constexpr bool widens_halves = false;  // whether a load of float16 is an instruction
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef int16_t S __attribute__((vector_size(16)));

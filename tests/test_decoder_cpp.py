@@ -49,7 +49,7 @@ BOUND = {"int8": 3e-5, "int4": 3e-5}
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (33, 64), (100, 172), (129, 700)])
 def test_products_of_any_number_of_tokens(variant: str, kind: str, rows: int, columns: int) -> None:
     weight = matrix(kind, rows, columns)
-    for tokens in (1, 2, 3, 4, 5, 9, 64, 65, 130):
+    for tokens in (1, 2, 3, 4, 5, 9, 16, 64, 65, 130):
         x, before = torch.randn(tokens, columns), torch.randn(tokens, rows)
         out = before.clone()
         native.op("linear_add", variant)(x, weight, out=out)
@@ -63,7 +63,7 @@ def test_a_row_is_the_same_alone_and_among_64(variant: str, kind: str, columns: 
     x = torch.randn(64, columns)
     whole = native.op("linear_add", variant)(x, weight, out=torch.zeros(64, 70))
     assert error(whole, exact(x, weight)) < BOUND.get(kind, 1e-6) + 1e-6
-    for tokens in (1, 2, 3, 7, 8, 33):
+    for tokens in (1, 2, 3, 7, 8, 9, 12, 15, 16, 17, 33):
         part = native.op("linear_add", variant)(x[:tokens].clone(), weight, out=torch.zeros(tokens, 70))
         assert torch.equal(part, whole[:tokens]), tokens
 
