@@ -30,6 +30,10 @@ struct Plan::Arena {
     Buffer<int32_t> offsets;
     Buffer<uint8_t> bytes;
     std::vector<Buffer<float>> scratch;  // one a thread of the team
+
+    Activations activations(bool in_bytes) const {
+        return {values.data(), codes.data(), scales.data(), offsets.data(), in_bytes ? bytes.data() : nullptr};
+    }
 };
 
 namespace {
@@ -61,6 +65,12 @@ namespace {
 void check_place(const char* what, int64_t found, size_t count) {
     if (found < 0 || size_t(found) >= count)
         throw std::out_of_range(std::string(what) + " " + std::to_string(found) + ", wanted 0 to " + std::to_string(count - 1));
+}
+
+void check_beside(const std::vector<Matrix>& matrices) {
+    for (const Matrix& matrix : matrices)
+        if (matrix.columns != matrices[0].columns || (matrix.kind != matrices[0].kind && (matrix.quantised() || matrices[0].quantised())))
+            throw std::invalid_argument("matrices side by side must have as many columns, and one kind where they are quantised");
 }
 
 // Whether activations are rounded to bytes.
@@ -100,11 +110,10 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool byt
         Matrix matrix;
         size_t begin, rows, first;  // the column of y where it begins, rows of a task, its first task
     };
+    check_beside(matrices);
     std::vector<Part> parts;
     size_t tasks = 0, begin = 0;
     for (const Matrix& matrix : matrices) {
-        if (matrix.columns != matrices[0].columns || (matrix.kind != matrices[0].kind && (matrix.quantised() || matrices[0].quantised())))
-            throw std::invalid_argument("matrices side by side must have as many columns, and one kind where they are quantised");
         const size_t rows = kernels_.task_rows(matrix, tokens);
         parts.push_back({matrix, begin, rows, tasks});
         tasks += (matrix.rows + rows - 1) / rows;
@@ -117,9 +126,7 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool byt
         while (parts[n].first > task) --n;
         const Part& part = parts[n];
         const size_t row = (task - part.first) * part.rows;
-        const Activations x{arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data(),
-                            bytes ? arena.bytes.data() : nullptr};
-        const Product what{part.matrix, x, tokens, (y ? y : arena.parts.data()) + part.begin, ldy, add_to};
+        const Product what{part.matrix, arena.activations(bytes), tokens, (y ? y : arena.parts.data()) + part.begin, ldy, add_to};
         kernels_.product(what, row, std::min(row + part.rows, part.matrix.rows), scratch);
     });
 }
@@ -193,17 +200,32 @@ void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float
 
 void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                    float* out, bool coarse) {
-    constexpr size_t piece = 1024;  // columns of a task, so that one token too is shared among threads
+    check_beside(matrices);
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
-    const size_t inner = width / 2, pieces = (inner + piece - 1) / piece;
     const bool bytes = by_bytes(coarse, matrices[0]);
     prepare(x, tokens, matrices[0], bytes, norm, eps);
-    products(tokens, matrices, bytes, nullptr, width, false);
-    add(tokens * pieces, [=](Arena& arena, size_t task, float*) {
-        const size_t t = task / pieces, begin = task % pieces * piece, count = std::min(piece, inner - begin);
-        const float* gate = arena.parts.data() + t * width + begin;
-        kernels_.silu_mul(gate, gate + inner, count, out + t * inner + begin);
+    // A task makes gates and ups of the same rows, which its thread's cache still has when they are joined.
+    const size_t inner = width / 2, rows = kernels_.task_rows(matrices[0], tokens), own = kernels_.product_scratch();
+    scratch_ = std::max(scratch_, own + 2 * rows * tokens);
+    add((inner + rows - 1) / rows, [=](Arena& arena, size_t task, float* scratch) {
+        const size_t begin = task * rows, count = std::min(rows, inner - begin);
+        float* both = scratch + own;  // (tokens, 2, count)
+        for (size_t half = 0; half < 2; ++half) {
+            const size_t first = half * inner + begin, last = first + count;  // of all rows
+            size_t before = 0;
+            for (const Matrix& matrix : matrices) {
+                const size_t from = std::max(first, before), to = std::min(last, before + matrix.rows);
+                if (from < to) {
+                    const Product what{matrix.part(from - before, to - before), arena.activations(bytes), tokens,
+                                       both + half * count + (from - first), 2 * count, false};
+                    kernels_.product(what, 0, to - from, scratch);
+                }
+                before += matrix.rows;
+            }
+        }
+        for (size_t t = 0; t < tokens; ++t)
+            kernels_.silu_mul(both + 2 * count * t, both + 2 * count * t + count, count, out + t * inner + begin);
     });
 }
 

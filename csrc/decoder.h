@@ -44,6 +44,10 @@ struct Matrix {
         }
     }
     size_t row_bytes() const { return bytes_of(columns); }
+    Matrix part(size_t begin, size_t end) const {  // rows [begin, end)
+        const size_t scales_of_row = kind == Kind::int8 ? 4 : kind == Kind::int4 ? groups() * 2 : 0;
+        return {kind, values + begin * row_bytes(), scales + begin * scales_of_row, end - begin, columns};
+    }
     float row_scale(size_t row) const { return load_one<Dtype::float32>(scales + row * sizeof(float)); }
 };
 
