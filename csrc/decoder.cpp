@@ -46,6 +46,15 @@ int this_thread() {
 #endif
 }
 
+// Of the teams that this thread will have, as torch.set_num_threads left it.
+size_t threads() {
+#ifdef _OPENMP
+    return size_t(omp_get_max_threads());
+#else
+    return 1;
+#endif
+}
+
 }  // namespace
 
 void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
@@ -162,23 +171,27 @@ void Plan::attention(const Attention& what) {
     if (what.tokens == 0) return;
     Attention a = what;
     a.splits = (a.table_stride * a.block + kSplit - 1) / kSplit;
-    const bool decode = a.sequences == a.tokens;  // one query each: the splits of a context are tasks of their own
-    const size_t most = std::max<size_t>(1, 64 / (a.heads / a.kv_heads)), queries = decode ? 1 : std::min(most, a.tokens);
-    scratch_ = std::max(scratch_, kernels_.attention_scratch(a, queries));
-    if (decode) {
+    const size_t group = a.heads / a.kv_heads;
+    if (a.sequences == a.tokens) {  // one query each: the splits of a context are tasks of their own
+        // Key heads that lie side by side in memory go together, as long as every thread has two tasks.
+        const size_t together = std::clamp<size_t>(a.tokens * a.splits * a.kv_heads / (2 * threads()), 1, 8);
+        const size_t pieces = (a.kv_heads + together - 1) / together;
         const bool split = a.splits > 1;
+        scratch_ = std::max(scratch_, kernels_.attention_scratch(a, group, together));
         if (split) parts_ = std::max(parts_, a.tokens * a.heads * a.splits * a.part_floats());
-        add(a.tokens * a.splits * a.kv_heads, [=](Arena& arena, size_t task, float* scratch) {
-            const size_t n = task / a.kv_heads % a.splits, t = task / a.kv_heads / a.splits;
+        add(a.tokens * a.splits * pieces, [=](Arena& arena, size_t task, float* scratch) {
+            const size_t n = task / pieces % a.splits, t = task / pieces / a.splits, head = task % pieces * together;
             check_place("context", a.lens[t], a.table_stride * a.block + 1);
             if (n * kSplit < size_t(a.lens[t]))
-                kernels_.attend(a, t, task % a.kv_heads, t, t + 1, n, n + 1, split ? arena.parts.data() : nullptr, scratch);
+                kernels_.attend(a, {t, t, t + 1, head, std::min(together, a.kv_heads - head)}, n, n + 1,
+                                split ? arena.parts.data() : nullptr, scratch);
         });
         if (split) add(a.tokens, [=](Arena& arena, size_t t, float*) { kernels_.merge(a, t, arena.parts.data()); });
         return;
     }
     // A task is a block of queries that may reach over sequences; the last first, as they have the most to read.
-    const size_t blocks = (a.tokens + queries - 1) / queries;
+    const size_t queries = std::min(std::max<size_t>(1, 64 / group), a.tokens), blocks = (a.tokens + queries - 1) / queries;
+    scratch_ = std::max(scratch_, kernels_.attention_scratch(a, queries * group, 1));
     add(blocks * a.kv_heads, [=](Arena&, size_t task, float* scratch) {
         const size_t block = blocks - 1 - task / a.kv_heads, end = std::min((block + 1) * queries, a.tokens);
         size_t sequence = 0;
@@ -186,7 +199,7 @@ void Plan::attention(const Attention& what) {
             while (size_t(a.starts[sequence + 1]) <= first) ++sequence;
             const size_t last = std::min(size_t(a.starts[sequence + 1]), end);
             check_place("context", a.lens[sequence], a.table_stride * a.block + 1);
-            kernels_.attend(a, sequence, task % a.kv_heads, first, last, 0, a.splits, nullptr, scratch);
+            kernels_.attend(a, {sequence, first, last, task % a.kv_heads, 1}, 0, a.splits, nullptr, scratch);
             first = last;
         }
     });

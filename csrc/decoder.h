@@ -94,6 +94,11 @@ struct Attention {
     size_t part_floats() const { return 16 + row_width(); }  // greatest score, sum of weights, then weighted values
 };
 
+// Queries [begin, end) of one sequence, and the heads that belong to `kv_heads` key heads from `kv_head` on.
+struct Queries {
+    size_t sequence, begin, end, kv_head, kv_heads;
+};
+
 // What one instruction set offers. Scratch is aligned to 64 bytes.
 struct Kernels {
     const char* name;
@@ -104,11 +109,10 @@ struct Kernels {
     void (*prepare)(Kind weights, const float* x, size_t columns, size_t token, size_t tokens, const ActivationMemory& to);
     void (*rms_norm)(const float* x, const float* weight, float eps, size_t size, float* out);
     void (*silu_mul)(const float* gate, const float* up, size_t size, float* out);
-    // Queries [begin, end) of one sequence with one key head over the splits [first, last) of its context. Where `parts` is
-    // null the result goes to a.out; else unfinished to part `first` of each row's a.splits (see part_floats).
-    void (*attend)(const Attention& a, size_t sequence, size_t kv_head, size_t begin, size_t end, size_t first, size_t last,
-                   float* parts, float* scratch);
-    size_t (*attention_scratch)(const Attention&, size_t queries);  // floats
+    // Over the splits [first, last) of the context. Where `parts` is null the result goes to a.out; else unfinished to part
+    // `first` of each row's a.splits (see part_floats).
+    void (*attend)(const Attention& a, const Queries& what, size_t first, size_t last, float* parts, float* scratch);
+    size_t (*attention_scratch)(const Attention&, size_t of_head, size_t kv_heads);  // floats; rows of a key head, and key heads
     void (*merge)(const Attention& a, size_t token, const float* parts);  // the parts of a token's heads into a.out
     void (*widen)(Kind, const uint8_t* from, size_t count, float* to);
     void (*narrow)(Kind, const float* from, size_t count, uint8_t* to);

@@ -80,10 +80,8 @@ struct Vec {
     }
 
     // to[k][n] = from[n][k] of 8 by 8
-    BAIZE_TARGET static void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {
-        F rows[8], pairs[8];
-#pragma GCC unroll 8
-        for (size_t n = 0; n < 8; ++n) rows[n] = load(from + n * from_stride);
+    BAIZE_TARGET static void transpose(F (&rows)[8]) {
+        F pairs[8];
 #pragma GCC unroll 4
         for (size_t n = 0; n < 8; n += 2) {
             pairs[n] = _mm256_unpacklo_ps(rows[n], rows[n + 1]);
@@ -98,8 +96,9 @@ struct Vec {
         }
 #pragma GCC unroll 4
         for (size_t n = 0; n < 4; ++n) {
-            store(to + n * to_stride, _mm256_permute2f128_ps(rows[n], rows[n + 4], 0x20));
-            store(to + (n + 4) * to_stride, _mm256_permute2f128_ps(rows[n], rows[n + 4], 0x31));
+            const F low = rows[n], high = rows[n + 4];
+            rows[n] = _mm256_permute2f128_ps(low, high, 0x20);
+            rows[n + 4] = _mm256_permute2f128_ps(low, high, 0x31);
         }
     }
 

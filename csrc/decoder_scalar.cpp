@@ -71,9 +71,13 @@ struct Vec {
     static F sums(const F* v) {
         return each([=](size_t n) { return sum(v[n]); });
     }
-    static void transpose(const float* from, size_t from_stride, float* to, size_t to_stride) {  // to[k][n] = from[n][k]
-        for (size_t k = 0; k < width; ++k)
-            for (size_t n = 0; n < width; ++n) to[k * to_stride + n] = from[n * from_stride + k];
+    static void transpose(F (&rows)[width]) {  // rows[k][n] = rows[n][k] before
+        alignas(64) float from[width][width], to[width];
+        for (size_t n = 0; n < width; ++n) store(from[n], rows[n]);
+        for (size_t k = 0; k < width; ++k) {
+            for (size_t n = 0; n < width; ++n) to[n] = from[n][k];
+            rows[k] = load(to);
+        }
     }
 
     static I no_total() { return I{}; }

@@ -133,7 +133,7 @@ def test_attention(variant: str, heads: int, kv_heads: int, dim: int, queries: t
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (6, 2, 20)])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (6, 2, 20), (10, 10, 24)])
 def test_attention_over_contexts_of_several_splits(
     variant: str, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
 ) -> None:
