@@ -52,7 +52,8 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help="tokens that the KV cache holds, of all prompts that run together (default: max_model_len)",
+        help="tokens that the KV cache holds, of all prompts that run together (default: 64 times 512 or max_model_len, the "
+        "smaller, in half of the free memory at most)",
     )
     flag(
         parser,

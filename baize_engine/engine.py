@@ -78,10 +78,11 @@ class Engine:
 
         device: auto (a GPU if there is one), cpu, cuda or cuda:N. dtype: auto (as in the files), float32, float16 or
         bfloat16. max_model_len: tokens of a prompt and its answer together; the config's max_position_embeddings or
-        cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len, which is the
-        default. threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the
-        files while they are read; a folder that `quantize` wrote has them already. cache_dtype: what the KV cache is kept in:
-        auto (float32 on the CPU, the weights' type on a GPU), and on the CPU float32, float16 or bfloat16. exact_activations: a
+        cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len; unless given, 512 (or
+        max_model_len, if less) for each of 64 samples, as far as half of the memory goes that the weights leave free.
+        threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the files while
+        they are read; a folder that `quantize` wrote has them already. cache_dtype: what the KV cache is kept in: auto
+        (float32 on the CPU, the weights' type on a GPU), and on the CPU float32, float16 or bfloat16. exact_activations: a
         CPU reads prompts with quantised weights at 8 bits an activation, which is faster, unless this is True; README says what
         it costs.
         A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;

@@ -23,7 +23,7 @@ from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError, ConfigError, RequestError
-from baize_engine.loading import Parts, assemble, check_memory, check_settings, lengths, read_tokenizer
+from baize_engine.loading import Parts, assemble, cache_room, check_settings, lengths, read_tokenizer
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.packing import allocate
@@ -69,7 +69,7 @@ def load_diff_parts(
         work, jobs=tuple(job for job in work.jobs if job.name in wanted)
     )  # a stored copy of a tied head is not
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    check_memory(config, diff, device, dtype, quantize, cache_tokens, cache_dtype)
+    cache_tokens = cache_room(config, diff, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
     text = read_tokenizer(side_files.tokenizer_folder(diff.folder, source.index.folder))
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS

@@ -14,6 +14,7 @@ from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.errors import RequestError
+from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.generation.sampling import SampleOp
 from baize_engine.memory import check_fits, free_bytes
 from baize_engine.model import names
@@ -23,6 +24,10 @@ from baize_engine.model.llama import Llama
 from baize_engine.model.steps import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+
+A_ROW = (
+    512  # tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
+)
 
 
 @dataclass(frozen=True)
@@ -60,7 +65,7 @@ def load_parts(
         raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
     index = read_index(path)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    check_memory(config, index, device, dtype, quantize, cache_tokens, cache_dtype)
+    cache_tokens = cache_room(config, index, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
     text = read_tokenizer(path)
     weights = load_weights(index, config, dtype, device, quantize)
     return assemble(config, weights, device, max_model_len, cache_tokens, cache_dtype, text, exact_activations)
@@ -106,8 +111,8 @@ def assemble(
     return Parts(config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), *text)
 
 
-def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int]:
-    """(max_model_len, cache_tokens) where either may be left to the other, and the model has `positions`."""
+def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int | None]:
+    """(max_model_len, cache_tokens) as asked for, the first as large as the others allow where it is left open."""
     if cache_tokens is not None:
         _check_count("cache_tokens", cache_tokens, 2)
     if max_model_len is None:
@@ -115,9 +120,8 @@ def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None)
     _check_count("max_model_len", max_model_len, 2)
     if max_model_len > positions:
         raise RequestError(f"max_model_len is {max_model_len}, and the model's max_position_embeddings is {positions}")
-    if cache_tokens is None:
-        cache_tokens = max_model_len
-    _check_count("cache_tokens", cache_tokens, max_model_len)
+    if cache_tokens is not None:
+        _check_count("cache_tokens", cache_tokens, max_model_len)
     return max_model_len, cache_tokens
 
 
@@ -126,21 +130,30 @@ def _check_count(name: str, value: int, least: int) -> None:
         raise RequestError(f"{name} is {value!r}, wanted an integer of at least {least}")
 
 
-def check_memory(
+def cache_room(
     config: ModelConfig,
     index: CheckpointIndex,
     device: str,
     dtype: str,
     quantize: str | None,
-    cache_tokens: int,
+    max_model_len: int,
+    cache_tokens: int | None,
     cache_dtype: str,
-) -> None:
-    """RequestError where weights and cache exceed what `device` has free."""
+) -> int:
+    """The tokens of the cache. RequestError where it and the weights exceed what `device` has free.
+
+    Where nobody says: as many as let a full batch of usual requests run, in at most half of the memory that the weights leave
+    free, and at least one sample's most.
+    """
     embedding = index.entries.get(names.EMBED)
     stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
     weights = stored if dtype == "auto" else dtype
     activations = "float32" if device == "cpu" else weights
     kept = activations if cache_dtype == "auto" else cache_dtype
-    cache = KVCache.nbytes(config, cache_tokens, getattr(torch, kept))
+    kind, held, free = getattr(torch, kept), nbytes(index, config, dtype, quantize), free_bytes(device)
+    if cache_tokens is None:
+        fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kind)
+        cache_tokens = max(max_model_len, min(MAX_ROWS * min(max_model_len, A_ROW), fits))
     where = "this machine" if device == "cpu" else f"the GPU ({device})"
-    check_fits(nbytes(index, config, dtype, quantize), cache, free_bytes(device), where)
+    check_fits(held, KVCache.nbytes(config, cache_tokens, kind), free, where)
+    return cache_tokens

@@ -21,7 +21,9 @@ def filled(dtype: torch.dtype = torch.float32) -> KVCache:
 
 def test_size_in_bytes_is_that_of_the_tensors() -> None:
     cache = KVCache(CONFIG, 5, 16, torch.float16)
-    assert KVCache.nbytes(CONFIG, 5 * 16 - 3, torch.float16) == cache.keys.nbytes + cache.values.nbytes
+    size = KVCache.nbytes(CONFIG, 5 * 16 - 3, torch.float16)
+    assert size == cache.keys.nbytes + cache.values.nbytes
+    assert [KVCache.tokens_in(CONFIG, size + more, torch.float16) for more in (-1, 0, 1)] == [4 * 16, 5 * 16, 5 * 16]
 
 
 def test_a_copied_block_is_the_block_in_every_layer() -> None:

@@ -13,10 +13,14 @@ from assets import shared
 from fakes import small_model
 
 from baize_engine import Engine, SamplingParams, backend, loading
+from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.score import CHUNK
 from baize_engine.loading import lengths
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.weights import nbytes
 
 PROMPTS = [[1, 5, 9, 40], [1, 17], [1, *range(3, 60)]]
 
@@ -148,11 +152,34 @@ def test_a_full_cache_is_refused_and_freed(tmp_path: Path) -> None:
 
 
 def test_lengths_may_be_left_to_each_other() -> None:
-    assert lengths(2048, None, None) == (2048, 2048)
-    assert lengths(2048, 512, None) == (512, 512)
+    assert lengths(2048, None, None) == (2048, None)
+    assert lengths(2048, 512, None) == (512, None)
     assert lengths(2048, None, 300) == (300, 300)
     assert lengths(2048, None, 9000) == (2048, 9000)
     assert lengths(2048, 100, 9000) == (100, 9000)
+
+
+def test_the_cache_has_room_for_a_full_batch_unless_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 samples of 512 tokens or of their most; half of the free memory at most; one sample's most at least."""
+    long, short = model(tmp_path / "long", max_position_embeddings=700), model(tmp_path / "short")
+
+    def tokens(folder: Path, free: int | None, **asked: int) -> int:
+        monkeypatch.setattr(loading, "free_bytes", lambda device: free)
+        with Engine.from_pretrained(folder, device="cpu", **asked) as engine:
+            return int(engine._cache.num_blocks * engine._cache.block_size)
+
+    assert tokens(long, 10**12) == 64 * 512
+    assert tokens(short, 10**12) == 64 * 128
+    assert tokens(short, 10**12, max_model_len=32) == 64 * 32
+    assert tokens(short, 10**12, cache_tokens=160) == 160
+    config = ModelConfig.from_folder(long)
+    weights = nbytes(read_index(long), config, "auto", None)
+    spare = KVCache.nbytes(config, 1600, torch.float32)
+    assert tokens(long, weights + 2 * spare) == 1600
+    assert tokens(long, weights + 2 * spare - 2) == 1584
+    assert tokens(long, weights + spare // 2) == tokens(long, None) == 704  # 44 blocks
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,12 @@ class KVCache(BlockPool):
         rows = (-(-tokens // block_size) + 1) * block_size
         return 2 * config.num_layers * rows * config.num_kv_heads * config.head_dim * dtype.itemsize
 
+    @staticmethod
+    def tokens_in(config: ModelConfig, memory: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE) -> int:
+        """Tokens of the largest cache of at most `memory` bytes; below 1 where there is none."""
+        scrap = KVCache.nbytes(config, 0, dtype, block_size)  # of one block
+        return (memory // scrap - 1) * block_size
+
     def copy_block(self, source: int, target: int) -> None:
         """The rows of one block into another, in every layer."""
         for part in (self.keys, self.values):
