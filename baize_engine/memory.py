@@ -25,10 +25,12 @@ def check_fits(weights: int, cache: int, free: int | None, where: str) -> None:
 def free_bytes(device: str) -> int | None:
     """Memory that `device` ("cpu" or "cuda[:n]") could give this process now. None where the system does not say.
 
-    On the CPU it is Linux's MemAvailable, which counts the page cache: mapped weights live there.
+    On the CPU it is Linux's MemAvailable, or what a container's limit leaves where that is less. Both count the page cache:
+    mapped weights live there.
     """
     if device == "cpu":
-        return available_memory(Path("/proc/meminfo"))
+        found = available_memory(Path("/proc/meminfo")), available_in_group(Path("/sys/fs/cgroup"))
+        return min((free for free in found if free is not None), default=None)
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
@@ -43,6 +45,18 @@ def available_memory(meminfo: Path) -> int | None:
         if name == "MemAvailable":
             return int(value.split()[0]) * 1024
     return None
+
+
+def available_in_group(group: Path) -> int | None:
+    """What the limit of a control group (Linux's, version 2) leaves, in bytes. None where there is no such folder or limit."""
+    if not (group / "memory.max").is_file():
+        return None
+    limit = (group / "memory.max").read_text().strip()
+    if limit == "max":
+        return None
+    used = int((group / "memory.current").read_text())
+    kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return max(0, int(limit) - used + int(kinds["active_file"]) + int(kinds["inactive_file"]))
 
 
 def _size(size: int) -> str:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from baize_engine.errors import RequestError
-from baize_engine.memory import available_memory, check_fits
+from baize_engine.memory import available_in_group, available_memory, check_fits
 
 GIB = 2**30
 
@@ -34,3 +34,16 @@ def test_reads_the_available_memory(tmp_path: Path) -> None:
     assert available_memory(meminfo) is None
     meminfo.write_text("MemTotal:       24000000 kB\nMemAvailable:   12000000 kB\n")
     assert available_memory(meminfo) == 12_000_000 * 1024
+
+
+def test_reads_what_a_containers_limit_leaves(tmp_path: Path) -> None:
+    """Page cache counts as free, as it does in MemAvailable."""
+    assert available_in_group(tmp_path) is None
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available_in_group(tmp_path) is None
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.current").write_text("700000\n")
+    (tmp_path / "memory.stat").write_text("anon 300000\nfile 400000\ninactive_file 150000\nactive_file 200000\n")
+    assert available_in_group(tmp_path) == 650_000
+    (tmp_path / "memory.max").write_text("100000\n")
+    assert available_in_group(tmp_path) == 0
