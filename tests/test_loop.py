@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Generator, Iterable
 from contextlib import closing
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from fakes import EOS, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.loop import Sample, Step, generate
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.shaping import Shaping
 from baize_engine.model.blocks import CacheFull
 
 
@@ -162,6 +165,23 @@ def test_samples_take_turns_and_each_has_its_own_order() -> None:
         assert found[n] == list(run(TableDecoder(), FakeCache(), list(one.prompt_ids), params=one.params, stop_ids=()))
     assert order[:6] == [0, 1, 2, 0, 1, 2]
     assert cache.free_blocks == cache.num_blocks
+
+
+def test_what_hangs_on_a_sample_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as long as the vocabulary: of those that run, not of all thousands that were asked for."""
+    made: list[weakref.ref[Shaping]] = []
+
+    def noting(*arguments: Any) -> Shaping:
+        shaped = Shaping(*arguments)
+        made.append(weakref.ref(shaped))
+        return shaped
+
+    monkeypatch.setattr("baize_engine.generation.loop.shaping", noting)
+    most = 0
+    for _ in many(TableDecoder(), FakeCache(), samples(20, repetition_penalty=1.2), max_rows=3):
+        most = max(most, sum(one() is not None for one in made))
+    assert len(made) == 20
+    assert 3 <= most <= 4  # the last to end is still at hand when the next begins
 
 
 def test_a_sample_that_its_reader_stops_leaves_the_others_alone() -> None:

@@ -89,13 +89,12 @@ def generate(
 
 
 class _Life:
-    """A sample under way: its ids so far and how its next is chosen."""
+    """A sample under way: its ids so far and how its next is chosen. `request` has not been in a step yet."""
 
-    def __init__(self, sample: Sample, max_length: int) -> None:
+    def __init__(self, sample: Sample, request: Request) -> None:
         params, prompt = sample.params, sample.prompt_ids
-        self.sample, self.history = sample, list(prompt)
-        self.most = min(params.max_new_tokens, max_length - len(prompt))
-        self.request = Request(prompt, sample.prompt_index, self.most - 1)
+        self.sample, self.request, self.history = sample, request, list(prompt)
+        self.most = 1 + request.left  # tokens
         shaped = shaping(params, len(prompt), sample.stop_ids)
         self.draw = Draw(params, self.history, sample.seed, sample.index, shaped)
         self.on_host = params.logprobs is not None or shaped is not None
@@ -114,10 +113,15 @@ class _Loop:
         self, decoder: Decoder, cache: Any, samples: Sequence[Sample], max_length: int, sample: SampleOp, max_rows: int
     ) -> None:
         self._decoder, self._cache, self._sample = decoder, cache, sample
-        lives = [_Life(one, max_length) for one in samples]
-        self._of_request = {id(life.request): life for life in lives}
+        self._samples: dict[Request, Sample] = {}
+        for one in samples:
+            most = min(one.params.max_new_tokens, max_length - len(one.prompt_ids))
+            self._samples[Request(one.prompt_ids, one.prompt_index, most - 1)] = one
+        self._lives: dict[
+            Request, _Life
+        ] = {}  # from the first token to the last: tables as long as the vocabulary hang there
         self._of_row: dict[Row, _Life] = {}  # those in the batch
-        self.scheduler = Scheduler(cache, [life.request for life in lives], max_rows, decoder.prefill_chunk)
+        self.scheduler = Scheduler(cache, self._samples, max_rows, decoder.prefill_chunk)
 
     def run(self, batch: Any) -> Generator[tuple[Sample, Step], None, None]:
         self._batch = batch
@@ -133,11 +137,11 @@ class _Loop:
             elif isinstance(action, Launch):
                 batch.launch()
             elif isinstance(action, TakeOut):
-                life = self._of_request[id(action.request)]
+                life = self._lives[action.request]
                 self._leave(life)
                 life.saved = self._cache.take_out(action.blocks)
             elif isinstance(action, PutBack):
-                self._put_back(self._of_request[id(action.request)], action.kept)
+                self._put_back(self._lives[action.request], action.kept)
             else:
                 yield from self._read()
 
@@ -153,7 +157,8 @@ class _Loop:
         for each, copy in self.scheduler.wrote(request):
             if copy is not None:
                 self._cache.copy_block(*copy)
-            ready.append(self._of_request[id(each)])
+            self._lives[each] = life = _Life(self._samples[each], each)
+            ready.append(life)
         if not ready:
             return
         tokens = self._choose(ready, logits.repeat(len(ready), 1))
@@ -201,6 +206,7 @@ class _Loop:
 
     def _end(self, life: _Life) -> None:
         self._leave(life)
+        del self._lives[life.request]
         self.scheduler.finish(life.request)
 
     def _join(self, life: _Life) -> None:
