@@ -77,6 +77,7 @@ def test_greedy_with_several_samples_is_allowed() -> None:
         ("stop_token_ids", 5, "sequence of token ids"),
         ("ignore_eos", 1, "True or False"),
         ("n", 0, "at least 1"),
+        ("n", 5_000_000_000, "at most 65536"),
         ("logprobs", -1, "at least 0"),
     ],
 )

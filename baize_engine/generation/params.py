@@ -13,6 +13,7 @@ SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
 # logits / temperature must stay in float32's range, and still tell FORBIDDEN (shaping.py) from what may come
 COLDEST, HOTTEST = 1e-4, 1e6
 LARGEST = 1e9  # of penalties and biases, for the same reason; people use 2 and 100
+MOST_SAMPLES = 2**16  # of one prompt: each takes some memory from the start, and a wrong n must not take all
 ID_LIMIT = 2**31
 IDS = f"from 0 to {ID_LIMIT - 1}"
 
@@ -72,7 +73,7 @@ class SamplingParams:
             self._integer("seed", 0, SEED_LIMIT - 1)
         if not isinstance(self.ignore_eos, bool):
             self._refuse("ignore_eos", self.ignore_eos, "True or False")
-        self._integer("n", 1)
+        self._integer("n", 1, MOST_SAMPLES)
         if self.logprobs is not None:
             self._integer("logprobs", 0)
         object.__setattr__(self, "stop", self._stop_strings())
