@@ -1,8 +1,8 @@
 """The output of a file of prompts: JSON lines that only grow, so that a killed run can be taken up without loss.
 
 Every line names its record's number and a digest of the record and of what else decides about the answer, which is how
-another run's output is told from one to go on with. Lines are appended whole and synced; one that was torn by a kill lacks its
-line break, and is cut off. Knows no prompts and no model.
+another run's output is told from one to go on with. Lines are appended whole, and synced every second; one that was torn by a
+kill lacks its line break, and is cut off. Knows no prompts and no model.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,7 +22,10 @@ from typing import Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.file_io import sync_folder
+from baize_engine.checkpoint.os_errors import writing
 from baize_engine.errors import OutputError
+
+SYNC = 1.0  # seconds from one to the next: a kill loses no line without, and a disk may take long for it
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class AnswerFile:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OutputError(errno.EINVAL, f"{path} is not a regular file, wanted one that can be taken up")
             self._lock()
+            self._synced = time.monotonic()
             self._size = self._take_up(heads)
             os.ftruncate(self._fd, self._size)
             sync_folder(path.parent)
@@ -75,26 +80,37 @@ class AnswerFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._made and not os.fstat(self._fd).st_size:
-            self.path.unlink(missing_ok=True)
-        os.close(self._fd)
+        try:
+            if self._made and not self._size:
+                self.path.unlink(missing_ok=True)
+            else:
+                self._sync()
+        finally:
+            os.close(self._fd)
 
-    def append(self, answers: Sequence[tuple[Head, dict[str, Any]]]) -> None:
-        """Adds the lines of these records, all of them or, where writing fails or is interrupted, none; and syncs them."""
-        text = "".join(head.text() + json.dumps(rest, ensure_ascii=False)[1:] + "\n" for head, rest in answers)
+    def append(self, head: Head, rest: dict[str, Any]) -> None:
+        """Adds a record's line, whole or, where writing fails or is interrupted, not at all."""
+        text = head.text() + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
         # half of a surrogate pair, which JSON can spell and UTF-8 cannot, is spelled as JSON does
         data = memoryview(text.encode("utf-8", "backslashreplace"))
         written = 0
         try:
-            while written < len(data):
-                written += os.write(self._fd, data[written:])
+            with writing(self.path):
+                while written < len(data):
+                    written += os.write(self._fd, data[written:])
         except BaseException:
             os.ftruncate(self._fd, self._size)
             raise
         self._size += len(data)
-        self.done += len(answers)
-        self.failed += sum("error" in rest for _, rest in answers)
-        os.fsync(self._fd)
+        self.done += 1
+        self.failed += "error" in rest
+        if time.monotonic() - self._synced >= SYNC:
+            self._sync()
+
+    def _sync(self) -> None:
+        with writing(self.path, "be synced"):
+            os.fsync(self._fd)
+        self._synced = time.monotonic()
 
     def _lock(self) -> None:
         try:

@@ -1,4 +1,4 @@
-"""Answers a file of prompts: records to an engine, window by window, and its completions to the file of answers."""
+"""Answers a file of prompts: records to an engine, window by window, and its completions to the file as they come."""
 
 from __future__ import annotations
 
@@ -48,20 +48,20 @@ def answer(
 ) -> None:
     """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
 
-    A record that cannot be served gets an answer with its error, and the others go on.
+    A record that cannot be served gets an answer with its error, and the others go on. An answer is in the file as soon as
+    it and all before it are made.
     """
     left = islice(records(path), answers.done, None)
     while batch := list(islice(left, window)):
-        made = _answers(engine, batch, default)
-        answers.append([
-            (Head.of(record.index, record.content, run), _line(record, found))
-            for record, found in zip(batch, made, strict=True)
-        ])  # fmt: skip
-        progress(len(batch), sum(len(each.token_ids) for found in made if isinstance(found, list) for each in found))
+        for record, found in zip(batch, _answers(engine, batch, default), strict=True):
+            answers.append(Head.of(record.index, record.content, run), _line(record, found))
+            progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
 
 
-def _answers(engine: Engine, batch: Sequence[Record], default: SamplingParams) -> list[list[Completion] | BaizeError]:
-    """Each record's completions, or why it has none."""
+def _answers(
+    engine: Engine, batch: Sequence[Record], default: SamplingParams
+) -> Iterator[list[Completion] | BaizeError]:
+    """Each record's completions, or why it has none, as they come."""
     found: list[Request | BaizeError] = []
     for record in batch:
         try:
@@ -69,8 +69,9 @@ def _answers(engine: Engine, batch: Sequence[Record], default: SamplingParams) -
         except BaizeError as error:
             found.append(error)
     good = [request for request in found if not isinstance(request, BaizeError)]
-    made = iter(_completions(engine, good))
-    return [each if isinstance(each, BaizeError) else next(made) for each in found]
+    made = _completions(engine, good)
+    for each in found:
+        yield each if isinstance(each, BaizeError) else next(made)
 
 
 def _request(engine: Engine, record: Record, default: SamplingParams) -> Request:
@@ -78,20 +79,22 @@ def _request(engine: Engine, record: Record, default: SamplingParams) -> Request
     return engine.encode(engine.chat_ids(value) if kind == "messages" else value, params), params
 
 
-def _completions(engine: Engine, requests: Sequence[Request]) -> list[list[Completion] | BaizeError]:
-    if not requests:
-        return []
+def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion] | BaizeError]:
+    done = 0
     try:
-        done = engine.generate([ids for ids, _ in requests], [params for _, params in requests])
+        for found in engine.completions([ids for ids, _ in requests], [params for _, params in requests]):
+            yield found
+            done += 1
+        return
     except BaizeError as error:
         if len(requests) == 1:
-            return [error]
-        # one of them is to blame, and which one is seen when they run alone, which changes no result
-        return [each for request in requests for each in _completions(engine, [request])]
-    grouped: list[list[Completion]] = [[] for _ in requests]
-    for each in done:
-        grouped[each.prompt_index].append(each)
-    return [*grouped]
+            yield error
+            return
+    # one of them is to blame, and which one is seen when fewer run together, which changes no result
+    left = requests[done:]
+    middle = len(left) // 2
+    yield from _completions(engine, left[:middle])
+    yield from _completions(engine, left[middle:])
 
 
 def _line(record: Record, found: list[Completion] | BaizeError) -> dict[str, Any]:

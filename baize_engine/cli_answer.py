@@ -14,7 +14,7 @@ from baize_engine.errors import RequestError
 if TYPE_CHECKING:
     from baize_engine.answer_file import AnswerFile
 
-WINDOW = 64  # enough that the model has a full batch, and little to lose when killed
+WINDOW = 1024  # many batches: rows are empty only at its end, when the last samples run alone
 SOME_FAILED = 3  # the exit code where the output is complete, and some of its lines are errors
 
 
@@ -50,6 +50,10 @@ def answer_file(options: argparse.Namespace) -> int:
             )
             print(f"\nbaize: interrupted; {left}", file=sys.stderr)
             return 130
+        if answers.done < total:
+            raise RequestError(
+                f"{path} had {total} records and lost {total - answers.done} of them while they were answered"
+            )
         print(f"{output}: {answers.done} records, {answers.failed} of them errors")
         return SOME_FAILED if answers.failed else 0
 

@@ -42,7 +42,7 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=None,
         metavar="N",
-        help=f"prompts given to the model together and written together, lost together when killed (default: {WINDOW})",
+        help=f"prompts given to the model at a time; more of them fill its batch better and take memory (default: {WINDOW})",
     )
     flag(
         parser,

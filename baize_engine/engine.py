@@ -6,8 +6,10 @@ Many prompts run together, and still a result depends on its prompt, its paramet
 from __future__ import annotations
 
 import secrets
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,6 +169,12 @@ class Engine:
                 bar.token(writer.done.finish_reason is not None)
         return [writer.done for _, writer in writers]
 
+    def completions(
+        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+    ) -> Generator[list[Completion], None, None]:
+        """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole."""
+        return self._in_order(self._writers(prompts, params))
+
     def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
         """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
 
@@ -261,6 +269,16 @@ class Engine:
             for sample, step in steps:
                 writer = writer_of[id(sample)]
                 yield writer, writer.push(step)
+
+    def _in_order(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[list[Completion], None, None]:
+        left = deque(
+            [writer.done for _, writer in group] for _, group in groupby(writers, lambda pair: pair[0].prompt_index)
+        )
+        with closing(self._run(writers)) as run:
+            for writer, _ in run:
+                if writer.done.finish_reason is not None:
+                    while left and all(done.finish_reason is not None for done in left[0]):
+                        yield left.popleft()
 
     def _pieces(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[int, int, str], None, None]:
         with closing(self._run(writers)) as run:

@@ -8,12 +8,15 @@ Blank lines are no records. What cannot be served is the record's own error, and
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
 
@@ -64,9 +67,9 @@ class Record:
 
 
 def records(path: Path) -> Iterator[Record]:
-    """Those of the file, in order, one at a time."""
+    """Those of the file, in order, one at a time. CheckpointError where it is no file that can be read more than once."""
     index = 0
-    with path.open("rb") as file:
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
         for line, raw in enumerate(file, 1):
             content = raw.strip()
             if content:

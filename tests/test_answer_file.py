@@ -25,15 +25,17 @@ def line(index: int, **more: object) -> tuple[Head, dict]:
 
 def write(path: Path, count: int) -> bytes:
     with AnswerFile(path, heads(), resume=False) as answers:
-        answers.append([line(index) for index in range(count)])
+        for index in range(count):
+            answers.append(*line(index))
     return path.read_bytes()
 
 
 def test_lines_are_json_in_utf8_and_name_their_record(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with AnswerFile(path, heads(), resume=False) as answers:
-        answers.append([line(0, id="x")])
-        answers.append([line(1), (heads()[2], {"error": "half \ud83d of a pair"})])
+        answers.append(*line(0, id="x"))
+        answers.append(*line(1))
+        answers.append(heads()[2], {"error": "half \ud83d of a pair"})
         assert (answers.done, answers.failed, answers.torn) == (3, 1, False)
     assert "é0" in path.read_text()
     found = [json.loads(text) for text in path.read_text().splitlines()]
@@ -50,7 +52,7 @@ def test_an_output_that_exists_is_refused_unless_it_is_taken_up(tmp_path: Path) 
     with AnswerFile(path, heads(), resume=True) as answers:
         assert (answers.done, answers.failed, answers.torn) == (2, 0, False)
         assert path.read_bytes() == before
-        answers.append([line(2)])
+        answers.append(*line(2))
     assert path.read_bytes().startswith(before)
 
 
@@ -64,7 +66,8 @@ def test_a_run_killed_at_any_byte_is_taken_up_without_loss_or_repetition(tmp_pat
             assert answers.done == sum(end <= cut for end in ends)
             assert answers.torn == (cut not in (0, *ends))
             if answers.done < 3:
-                answers.append([line(index) for index in range(answers.done, 3)])
+                for index in range(answers.done, 3):
+                    answers.append(*line(index))
         assert path.read_bytes() == whole
 
 
@@ -110,7 +113,8 @@ def test_a_line_that_was_spoilt_inside_is_refused(tmp_path: Path) -> None:
 def test_a_longer_input_goes_on_where_the_shorter_one_ended(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with AnswerFile(path, heads(CONTENTS[:2]), resume=False) as answers:
-        answers.append([line(0), line(1)])
+        answers.append(*line(0))
+        answers.append(*line(1))
     with AnswerFile(path, heads(), resume=True) as answers:
         assert answers.done == 2
 
@@ -120,7 +124,7 @@ def test_two_runs_cannot_write_one_output(tmp_path: Path) -> None:
     with AnswerFile(path, heads(), resume=False) as first:
         with pytest.raises(OutputError, match="another run is writing there"):
             AnswerFile(path, heads(), resume=True)
-        first.append([line(0)])
+        first.append(*line(0))
     assert path.read_bytes().count(b"\n") == 1
 
 
@@ -136,9 +140,23 @@ def test_a_run_that_made_no_line_leaves_no_file(tmp_path: Path) -> None:
     assert path.exists()  # it was there before
 
 
-@pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize(
+    ("failure", "raised", "told"),
+    [
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            OutputError,
+            r"out\.jsonl cannot be written \(No space left",
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
 def test_a_failed_append_leaves_the_lines_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: BaseException
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    failure: BaseException,
+    raised: type[BaseException],
+    told: str | None,
 ) -> None:
     path, write_all, calls = tmp_path / "out.jsonl", os.write, []
 
@@ -149,16 +167,32 @@ def test_a_failed_append_leaves_the_lines_before(
         return write_all(fd, data[: len(data) // 2])
 
     with AnswerFile(path, heads(), resume=False) as answers:
-        answers.append([line(0)])
+        answers.append(*line(0))
         before = path.read_bytes()
         with monkeypatch.context() as patched:
             patched.setattr(os, "write", partly)
-            with pytest.raises(type(failure)):
-                answers.append([line(1), line(2)])
+            with pytest.raises(raised, match=told):
+                answers.append(*line(1))
         assert (path.read_bytes(), answers.done, len(calls)) == (before, 1, 2)
-        answers.append([line(1), line(2)])
+        answers.append(*line(1))
+        answers.append(*line(2))
     with AnswerFile(path, heads(), resume=True) as answers:
         assert answers.done == 3
+
+
+def test_lines_are_there_at_once_and_synced_every_second_and_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, synced, now = tmp_path / "out.jsonl", [], [0.0]
+    monkeypatch.setattr("baize_engine.answer_file.time.monotonic", lambda: now[0])
+    with AnswerFile(path, heads(), resume=False) as answers:
+        monkeypatch.setattr(os, "fsync", lambda fd: synced.append(path.read_bytes().count(b"\n")))
+        for index, time in enumerate((0.5, 1.2, 2.0)):
+            now[0] = time
+            answers.append(*line(index))
+            assert path.read_bytes().count(b"\n") == index + 1
+        assert synced == [2]
+    assert synced == [2, 3]
 
 
 def test_an_output_that_is_no_file_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from fakes import VOCAB, ByteTokenizer, TableDecoder
 
 from baize_engine.answer_file import AnswerFile
 from baize_engine.answering import answer, describe_run, heads
-from baize_engine.engine import Engine
+from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.prompt_records import records
@@ -35,17 +36,17 @@ BAD = [2, 3, 5, 6, 7, 8, 9]
 
 
 def make(fail_at: int | None = None) -> Engine:
-    """An engine that notes in `calls` how many prompts each generate() gets."""
+    """An engine that notes in `calls` how many prompts it gets together."""
     decoder = TableDecoder(VOCAB)
     decoder.fail_at = fail_at
     engine, calls = test_engine.make(decoder), []
-    usual = engine.generate
+    usual = engine.completions
 
-    def noting(prompts: list, params: object = None) -> list:
+    def noting(prompts: list, params: object = None) -> Generator[list[Completion], None, None]:
         calls.append(len(prompts))
         return usual(prompts, params)
 
-    engine.calls, engine.generate = calls, noting
+    engine.calls, engine.completions = calls, noting
     return engine
 
 
@@ -111,33 +112,41 @@ def test_a_prompt_that_breaks_the_model_is_its_own_error_alone(tmp_path: Path) -
     assert ["error" in each for each in found] == [False, True, False]
     assert "not finite" in found[1]["error"]
     fine, _ = run(make(), file_of(tmp_path, lines), tmp_path / "fine.jsonl", 64)
+    engine = make(fail_at=8)  # what was whole before is not made again, and the good ones run together
+    many = [{"token_ids": [1, 5], "max_new_tokens": 1}, *[{"token_ids": [1, 6, 7]}] * 6, lines[1]]
+    found_in_many, _ = run(engine, file_of(tmp_path, many), tmp_path / "many.jsonl", 64)
+    assert ["error" in each for each in found_in_many] == [False] * 7 + [True]
+    assert engine.calls == [8, 3, 4, 2, 2, 1, 1]
     assert [{**each, "completions": 0} for each in found[::2]] == [{**each, "completions": 0} for each in fine[::2]]
     assert [c["token_ids"] for each in found[::2] for c in each["completions"]] == [
         c["token_ids"] for each in fine[::2] for c in each["completions"]
     ]
 
 
-@pytest.mark.parametrize("window", [1, 3])
+@pytest.mark.parametrize("window", [1, 3, 64])
 def test_a_stopped_run_is_taken_up_where_it_was(tmp_path: Path, window: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = [{"token_ids": [1, 5 + i], "temperature": 1.0, "seed": i} for i in range(8)]
+    """In the middle of a window too: each answer is in the file before the next one is made."""
+    lines = [{"token_ids": [1, 5 + i], "temperature": 1.0, "seed": i, "max_new_tokens": 1 + i} for i in range(8)]
     path = file_of(tmp_path, lines)
     whole, _ = run(make(), path, tmp_path / "whole.jsonl", window)
-    engine = make()
-    usual = engine.generate
+    engine, made = make(), []
+    usual = engine.completions
 
     def stops(prompts, params=None):  # type: ignore[no-untyped-def]
-        if sum(engine.calls) >= 4:
-            raise KeyboardInterrupt
-        return usual(prompts, params)
+        for found in usual(prompts, params):
+            if len(made) == 4:
+                raise KeyboardInterrupt
+            made.append(found)
+            yield found
 
-    monkeypatch.setattr(engine, "generate", stops)
+    monkeypatch.setattr(engine, "completions", stops)
     with pytest.raises(KeyboardInterrupt):
         run(engine, path, tmp_path / "out.jsonl", window)
-    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == {1: 4, 3: 6}[window]
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 4
     again = make()
     found, answers = run(again, path, tmp_path / "out.jsonl", window, resume=True)
     assert found == whole
-    assert sum(again.calls) == 8 - {1: 4, 3: 6}[window]
+    assert sum(again.calls) == 4
     assert answers.done == 8
 
 
@@ -147,7 +156,7 @@ def test_an_error_that_is_not_the_requests_is_passed_on(tmp_path: Path, monkeypa
     def broken(prompts, params=None):  # type: ignore[no-untyped-def]
         raise MemoryError
 
-    monkeypatch.setattr(engine, "generate", broken)
+    monkeypatch.setattr(engine, "completions", broken)
     with pytest.raises(MemoryError):
         run(engine, file_of(tmp_path, LINES), tmp_path / "out.jsonl", 5)
     assert not (tmp_path / "out.jsonl").exists()

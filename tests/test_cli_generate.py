@@ -159,6 +159,23 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path:
     assert texts == texts[:12] * 3  # greedy: the same before the kill and after it
 
 
+def test_records_that_vanish_while_they_are_answered_are_missed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{**line, "id": "x" * 100_000} for line in PROMPTS]  # longer than what is read at once
+    path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    usual = Engine.completions
+
+    def shortens(engine: Engine, *arguments: object) -> object:
+        write(path, lines[:2])
+        return usual(engine, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "completions", shortens)
+    assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--window", 2) == 1
+    assert f"{path} had 12 records and lost 9 of them" in capsys.readouterr().err
+    assert ["error" in line for line in read(out)] == [False, False, True]  # the third was cut
+
+
 def test_a_prompt_comes_from_standard_input(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -207,11 +224,13 @@ def test_what_cannot_be_served_is_one_line_and_leaves_no_output(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = write(tmp_path / "in.jsonl", PROMPTS), tmp_path / "out.jsonl"
-    empty = write(tmp_path / "empty.jsonl", [])
+    empty, pipe = write(tmp_path / "empty.jsonl", []), tmp_path / "pipe"
+    os.mkfifo(pipe)
     for arguments, wanted in (
         (["--input", path, "--temperature", "-1"], "SamplingParams.temperature is -1.0"),
         (["--input", empty], "empty.jsonl has no records"),
-        (["--input", tmp_path / "absent"], "absent: No such file"),
+        (["--input", tmp_path / "missing"], "missing is absent"),
+        (["--input", pipe], "pipe is a folder or device, wanted a file"),
         (["--input", path, "--max_model_len", 5000], "max_model_len is 5000"),
         (["--input", path, "--device", "cuda:01"], "device 'cuda:01' is not known, wanted auto, cpu, cuda or cuda:N"),
         (["--input", path, "--device", "gpu1"], "device 'gpu1' is not known"),

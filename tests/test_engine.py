@@ -200,6 +200,29 @@ def test_many_prompts_in_a_small_cache_are_all_answered_in_order() -> None:
     assert all_free(engine)
 
 
+def test_completions_come_in_order_as_soon_as_they_are_whole() -> None:
+    engine = make(TableDecoder(VOCAB))
+    prompts = [[1, 5], [1, 9, 7], [1, 20], [1, 30]]
+    params = [
+        SamplingParams(max_new_tokens=most, n=n, ignore_eos=True, seed=0)
+        for most, n in ((2, 1), (9, 2), (3, 1), (30, 1))
+    ]
+    wanted = engine.generate(prompts, params)
+    run = engine.completions(prompts, params)
+    found = [next(run) for _ in range(3)]
+    assert not all_free(engine)  # the last one is not whole yet
+    found += run
+    assert [len(each) for each in found] == [1, 2, 1, 1]
+    assert [done for each in found for done in each] == wanted
+    assert list(engine.completions([])) == []
+    with pytest.raises(RequestError, match="prompt 1 has 0 tokens"):
+        engine.completions([[1, 5], []])
+    left = engine.completions(prompts, params)
+    next(left)
+    left.close()
+    assert all_free(engine)
+
+
 @pytest.mark.parametrize("shown", [False, True])
 def test_a_progress_bar_only_where_asked_for_and_on_a_terminal(shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
