@@ -5,7 +5,6 @@ Many prompts run together, and still a result depends on its prompt, its paramet
 
 from __future__ import annotations
 
-import secrets
 from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
@@ -17,20 +16,17 @@ from baize_engine import chat
 from baize_engine.completion import Completion, Writer
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import Sample, generate
-from baize_engine.generation.params import SEED_LIMIT, SamplingParams
+from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.progress import Progress
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
-from baize_engine.generation.shaping import check_choice
-from baize_engine.generation.stop import stop_token_ids
+from baize_engine.intake import Intake, Prompt
 from baize_engine.loading import Parts, load_parts
 from baize_engine.model.steps import DecodeSteps
 from baize_engine.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-Prompt = str | Sequence[int]
 
 
 class Engine:
@@ -55,13 +51,14 @@ class Engine:
     ) -> None:
         self._decoder, self._cache, self._sample = decoder, cache, sample
         self._steps = steps or DecodeSteps(decoder, cache)
-        self._why_no_text = why_no_text or "the engine was made without one"
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
         # Configs of early converters name a wrong end id; the tokenizer's own then still ends the text.
         own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
+        limits = (vocab_size, max_model_len, self.eos_token_ids)
+        self._intake = Intake(*limits, tokenizer, why_no_text or "the engine was made without one")
 
     @classmethod
     def from_pretrained(
@@ -180,7 +177,7 @@ class Engine:
 
         Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
         """
-        self._need_tokenizer("a stream")
+        self._intake.need_tokenizer("a stream")
         writers = self._writers([prompt], params)
         if len(writers) != 1:
             raise RequestError(f"SamplingParams.n is {len(writers)}, and a stream has one sample")
@@ -193,21 +190,22 @@ class Engine:
 
         The pieces of one sample are in order; those of different samples mix as they become certain.
         """
-        self._need_tokenizer("a stream")
+        self._intake.need_tokenizer("a stream")
         return self._pieces(self._writers(prompts, params))
 
     def encode(self, prompt: Prompt, params: SamplingParams | None = None) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
-        self._params(params, 1)
-        return self._checked(prompt, "the prompt")
+        asked = self._open
+        asked.params(params, 1)
+        return asked.prompt(prompt, "the prompt")
 
     def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
         """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
-        return chat.render(messages, self._need_tokenizer("a conversation"))
+        return chat.render(messages, self._intake.need_tokenizer("a conversation"))
 
     def chat(self, messages: Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation, [{"role": "user", "content": "…"}, …]: one sample."""
-        (one,) = self._params(params, 1)
+        (one,) = self._intake.params(params, 1)
         if one.n != 1:
             raise RequestError(f"SamplingParams.n is {one.n}, and a chat has one reply")
         return self.generate(self.chat_ids(messages), one)[0]
@@ -218,10 +216,7 @@ class Engine:
         Two texts are encoded as one, and the tokens scored are those that differ from the prompt's own encoding. A
         text after ids gets no dummy space: write the space that the completion begins with, if it has one.
         """
-        (context,) = self._prompts([prompt])
-        if isinstance(completions, str) or not isinstance(completions, Sequence):
-            raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
-        pairs = [self._joined(prompt, context, completion, i) for i, completion in enumerate(completions)]
+        pairs = self._open.continued(prompt, completions)
         return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
 
     def prompt_logprobs(self, prompts: Prompt | Sequence[Prompt], top: int = 0) -> list[list[TokenLogprobs | None]]:
@@ -231,28 +226,28 @@ class Engine:
         """
         if isinstance(top, bool) or not isinstance(top, int) or top < 0:
             raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
-        return [[None, *prompt_logprobs(self._decoder, self._cache, ids, top)] for ids in self._prompts(prompts)]
+        return [[None, *prompt_logprobs(self._decoder, self._cache, ids, top)] for ids in self._open.prompts(prompts)]
 
     def next_token_logprobs(
         self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int]
     ) -> list[list[float]]:
         """For each prompt the log-probabilities of the candidates as its next token, in the order given."""
-        many = self._prompts(prompts)
-        _check_ids(candidate_token_ids, self.vocab_size, "candidate_token_ids")
+        many = self._open.prompts(prompts)
+        self._intake.check_ids(candidate_token_ids, "candidate_token_ids")
         return [next_token_logprobs(self._decoder, self._cache, ids, candidate_token_ids) for ids in many]
+
+    @property
+    def _open(self) -> Intake:
+        """What can be asked; RequestError once the engine is closed."""
+        if self._decoder is None:
+            raise RequestError("this engine is closed")
+        return self._intake
 
     def _writers(
         self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
     ) -> list[tuple[Sample, Writer]]:
         """One for each sample, all arguments checked."""
-        many = self._prompts(prompts)
-        found = []
-        for i, (ids, one) in enumerate(zip(many, self._params(params, len(many)), strict=True)):
-            seed, stops = _seed(one), stop_token_ids(one, self.eos_token_ids)
-            for index in range(one.n):
-                sample = Sample(i, index, ids, one, seed, stops)
-                found.append((sample, Writer(sample, self.tokenizer)))
-        return found
+        return [(sample, Writer(sample, self.tokenizer)) for sample in self._open.samples(prompts, params)]
 
     def _run(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[Writer, str], None, None]:
         """Runs the samples together; yields at each of their tokens the text that has become certain, "" mostly."""
@@ -290,76 +285,3 @@ class Engine:
         with closing(self._pieces(writers)) as run:
             for _, _, piece in run:
                 yield piece
-
-    def _prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
-        """Every prompt as ids, checked: 1 to max_model_len - 1 of them, each in the vocabulary."""
-        if self._decoder is None:
-            raise RequestError("this engine is closed")
-        single = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
-        many: Sequence[Any] = [prompts] if single else prompts
-        return [self._checked(prompt, f"prompt {i}") for i, prompt in enumerate(many)]
-
-    def _checked(self, prompt: Any, name: str) -> list[int]:
-        if self._decoder is None:
-            raise RequestError("this engine is closed")
-        ids = self._ids(prompt, name)
-        if not 0 < len(ids) < self.max_model_len:
-            wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
-            raise RequestError(f"{name} has {len(ids)} tokens, {wanted}")
-        return ids
-
-    def _ids(self, prompt: Any, name: str) -> list[int]:
-        if isinstance(prompt, str):
-            ids = self._need_tokenizer(f"{name}, a text,").encode(prompt)
-        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            ids = list(prompt)
-        else:
-            raise RequestError(f"{name} is {prompt!r}, wanted a text or a list of token ids")
-        _check_ids(ids, self.vocab_size, name)
-        return ids
-
-    def _joined(self, prompt: Prompt, context: list[int], completion: Prompt, i: int) -> tuple[list[int], int]:
-        """The ids of prompt and completion together, and where the completion's begin."""
-        name, start = f"completion {i}", len(context)
-        if isinstance(completion, str) and isinstance(prompt, str):
-            ids = self._ids(prompt + completion, name)
-            same = [a == b for a, b in zip(context, ids, strict=False)]
-            start = same.index(False) if False in same else len(same)
-        elif isinstance(completion, str):
-            tokenizer = self._need_tokenizer(f"{name}, a text,")
-            ids = context + tokenizer.encode(completion, add_bos=False, continues=True)
-        else:
-            ids = context + self._ids(completion, name)
-        if len(ids) > self.max_model_len:
-            raise RequestError(f"{name} and its prompt have {len(ids)} tokens, wanted at most {self.max_model_len}")
-        return ids, start
-
-    def _params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        """One for each of `count` prompts."""
-        one = SamplingParams() if params is None else params
-        each = [one] * count if isinstance(one, SamplingParams) else list(one)
-        if len(each) != count:
-            raise RequestError(f"params has {len(each)} entries, wanted one for all or one for each of {count} prompts")
-        for i, one in enumerate(each):
-            if not isinstance(one, SamplingParams):
-                raise RequestError(f"params[{i}] is {one!r}, wanted SamplingParams")
-            if one.stop:
-                self._need_tokenizer("SamplingParams.stop")
-            if i == 0 or one is not each[i - 1]:
-                check_choice(one, self.vocab_size, stop_token_ids(one, self.eos_token_ids))
-        return each
-
-    def _need_tokenizer(self, what: str) -> Tokenizer:
-        if self.tokenizer is None:
-            raise RequestError(f"{what} needs a tokenizer: {self._why_no_text}")
-        return self.tokenizer
-
-
-def _check_ids(ids: Sequence[int], vocab_size: int, name: str) -> None:
-    for position, token_id in enumerate(ids):
-        if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise RequestError(f"{name} has {token_id!r} at {position}, wanted a token id from 0 to {vocab_size - 1}")
-
-
-def _seed(params: SamplingParams) -> int:
-    return secrets.randbelow(SEED_LIMIT) if params.seed is None else params.seed

@@ -413,6 +413,15 @@ def test_refuses_wrong_counts_and_types() -> None:
         engine.generate("q", [SamplingParams()] * 2)
     with pytest.raises(RequestError, match=r"params\[0\] is 'greedy'"):
         engine.generate("q", ["greedy"])  # type: ignore[list-item]
+    for asked, wanted in (
+        (lambda: engine.generate(5), "prompts is 5, wanted a text, a list of token ids, or a list of these"),
+        (lambda: engine.generate({"q": 1}), "prompts is {'q': 1}, wanted a text"),
+        (lambda: engine.stream_many(iter("q")), "prompts is <.*>, wanted a text"),
+        (lambda: engine.generate("q", 0.7), r"params is 0\.7, wanted SamplingParams or a list of them"),
+        (lambda: engine.next_token_logprobs("q", 5), "candidate_token_ids is 5, wanted a list of token ids"),
+    ):
+        with pytest.raises(RequestError, match=wanted):
+            asked()  # type: ignore[no-untyped-call]
     with pytest.raises(RequestError, match="a stream has one sample"):
         engine.stream("q", SamplingParams(n=2))
     with pytest.raises(RequestError, match="a chat has one reply"):
