@@ -269,12 +269,36 @@ def test_manifests(tmp_path: Path, key: str, value: object) -> None:
         read_manifest(tmp_path)
 
 
-def test_links_bring_no_file_of_the_users_into_a_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["LICENSE", "config.json", "generation_config.json", "tokenizer.model"])
+def test_links_bring_no_file_of_the_users_into_a_result(tmp_path: Path, name: str) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    (tmp_path / "id_rsa").write_text("secret")
-    (diff / "LICENSE").symlink_to("../id_rsa")
-    with pytest.raises(CheckpointError, match=r"is a link to .*id_rsa, outside its folder"):
+    secret = tmp_path / "id_rsa"
+    secret.write_text(json.dumps({**json.loads((diff / "config.json").read_text()), "auths": "secret"}))
+    (diff / name).unlink(missing_ok=True)
+    (diff / name).symlink_to("../id_rsa")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to .*id_rsa, outside its folder"):
         recover(base, diff, tmp_path / "out", device="cpu", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_beside_the_weights_are_bounded_together(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    for number in range(3):
+        sparse(diff / f"LICENSE{number}", b"free", 30 << 20)
+    with pytest.raises(
+        CheckpointError, match=r"LICENSE2: 31457280 bytes, wanted at most 67108864 for all files beside"
+    ):
+        recover(base, diff, tmp_path / "out", device="cpu", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["license" + "x" * 240, "LICENSE\x1b[2J"])
+def test_licence_texts_whose_names_could_not_be_written(tmp_path: Path, name: str) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    (diff / name).write_text("free")
+    with pytest.raises(CheckpointError, match=r"a licence text is called .* 200 bytes of printable") as refused:
+        recover(base, diff, tmp_path / "out", device="cpu", progress=False)
+    assert str(refused.value).isprintable()
     assert not (tmp_path / "out").exists()
 
 
