@@ -184,7 +184,7 @@ def _check_outputs(prepared: Sequence[_Prepared]) -> None:
         if seen.setdefault(item.out.resolve(), item.out) is not item.out:
             raise OutputError(errno.EEXIST, f"{item.out} is named for two results, wanted a folder for each")
     check_room(
-        (item.out, sum(shard.nbytes for shard in item.layout))
+        (item.out, sum(shard.nbytes for shard in item.layout) + sum(map(len, item.files.values())))
         for item in prepared
         if item.whole is None and not item.resume
     )
