@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.config_file import DEFAULT_THETA
+from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD
 from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
 from baize_engine.checkpoint.shown import brief
@@ -84,8 +84,12 @@ class _Params:
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ConfigError(f"{path}: dim {self.dim} over {self.heads} n_heads is not an even number of rows a head")
         self.head = self.dim // self.heads
+        if self.head > MAX_HEAD:
+            raise ConfigError(f"{path}: heads of {self.head} rows, wanted at most {MAX_HEAD}")
         self.eps = self._number("norm_eps", None)
         self.theta = self._number("rope_theta", DEFAULT_THETA)
+        if self.theta <= 0:
+            raise ConfigError(f"{path}: rope_theta is {self.theta}, wanted a positive number")
 
     def _count(self, key: str) -> int:
         value = self.raw.get(key)

@@ -107,7 +107,7 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
     for item in prepared:
-        item.wish.expect.check_before(item.work, make_adder)
+        item.wish.expect.check_before(item.work, source.index, item.wish.other, source.config, make_adder)
     pending = [item for item in prepared if item.whole is None]
     made = iter(_run(source, pending, options, make_adder, workers, piece) if pending else [])
     return [
