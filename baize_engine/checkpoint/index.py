@@ -7,11 +7,12 @@ are there, safetensors is read, as transformers does.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.shown import brief, shown
@@ -44,8 +45,9 @@ def _read_index(folder: Path) -> CheckpointIndex:
         if index.exists():
             weight_map = _weight_map(index)
             files = tuple(folder / name for name in sorted(set(weight_map.values())))
+            check_count(index, len(weight_map))
             _check_present(index, files)
-            entries = _merge([entry for file in files for entry in reader(file)])
+            entries = _merge(entry for file in files for entry in reader(file))
             _check_map(index, weight_map, entries)
             return CheckpointIndex(folder, entries, files)
         if (folder / single).exists():
@@ -102,12 +104,13 @@ def _check_present(index: Path, files: tuple[Path, ...]) -> None:
         )
 
 
-def _merge(entries: list[TensorEntry]) -> dict[str, TensorEntry]:
+def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
     merged: dict[str, TensorEntry] = {}
     for entry in entries:
         other = merged.setdefault(entry.name, entry)
         if other is not entry:
             raise CheckpointError(f"{entry.path}: {entry.name} is also in {other.path.name}, wanted it once")
+        check_count(entry.path.parent, len(merged))
     return merged
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD
-from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
 from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.torch_file import read_torch
@@ -22,6 +22,7 @@ from baize_engine.errors import CheckpointError, ConfigError
 
 SHARDS = "consolidated.*.pth"
 PARAMS = "params.json"
+MAX_PARTS = 1 << 16  # tensors of all files: the largest LLaMA, of 405B, has some 18 000 in 16
 SKIPPED = "rope.freqs"  # follows from params.json
 _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
 _WHOLE = {"tok_embeddings.weight": "model.embed_tokens", "norm.weight": "model.norm", "output.weight": "lm_head"}
@@ -59,11 +60,13 @@ def read_meta(folder: Path) -> MetaIndex:
     """
     params = _Params(folder / PARAMS)
     files = _files(folder)
-    shards = [{entry.name: entry for entry in read_torch(path)} for path in files]
-    for path, shard in zip(files, shards, strict=True):
-        odd = sorted(shard.keys() ^ shards[0].keys())
+    shards: list[dict[str, TensorEntry]] = []
+    for path in files:
+        shards.append({entry.name: entry for entry in read_torch(path)})
+        odd = sorted(shards[-1].keys() ^ shards[0].keys())
         if odd:
             raise CheckpointError(f"{path}: {odd[0]} is in only one of it and {files[0].name}, wanted the same tensors")
+        check_count(folder, len(files) * len(shards[0]), MAX_PARTS)
     entries: dict[str, Entry] = {}
     for name in shards[0]:
         if name != SKIPPED:
