@@ -380,14 +380,15 @@ def test_licence_texts_whose_names_could_not_be_written(tmp_path: Path, name: st
     assert not (tmp_path / "out").exists()
 
 
-def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("below", ["", "original"])
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path, below: str) -> None:
     base, diff = tiny.write_pair(tmp_path)
     (diff / "LICENSE").write_text("free")
-    snapshot, blobs = tmp_path / "cache" / "snapshots" / "rev", tmp_path / "cache" / "blobs"
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "rev" / below, tmp_path / "cache" / "blobs"
     snapshot.mkdir(parents=True)
     shutil.copytree(diff, blobs)
     for path in diff.iterdir():
-        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+        (snapshot / path.name).symlink_to(os.path.relpath(blobs / path.name, snapshot))
     recover(base, snapshot, tmp_path / "out", device="cpu", progress=False)
     assert (tmp_path / "out" / "LICENSE").read_text() == "free"
 

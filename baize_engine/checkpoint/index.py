@@ -13,7 +13,7 @@ from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.entry import TensorEntry, check_count
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.os_errors import reading, stat_of
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.checkpoint.torch_file import read_torch
@@ -25,11 +25,15 @@ KINDS = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_tor
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """The tensors of a folder by name, and the files that hold them."""
+    """The tensors of a folder by name, and the files that hold them, each as it was before its header was read."""
 
     folder: Path
     entries: dict[str, TensorEntry]
-    files: tuple[Path, ...]
+    stats: dict[Path, os.stat_result]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.stats)
 
 
 def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
@@ -47,11 +51,13 @@ def _read_index(folder: Path) -> CheckpointIndex:
             files = tuple(folder / name for name in sorted(set(weight_map.values())))
             check_count(index, len(weight_map))
             _check_present(index, files)
+            stats = {file: stat_of(file) for file in files}
             entries = _merge(entry for file in files for entry in reader(file))
             _check_map(index, weight_map, entries)
-            return CheckpointIndex(folder, entries, files)
+            return CheckpointIndex(folder, entries, stats)
         if (folder / single).exists():
-            return CheckpointIndex(folder, _merge(reader(folder / single)), (folder / single,))
+            stats = {folder / single: stat_of(folder / single)}
+            return CheckpointIndex(folder, _merge(reader(folder / single)), stats)
     wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
     raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
 

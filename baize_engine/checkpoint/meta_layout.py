@@ -6,6 +6,7 @@ while it reads. Each file holds, of every matrix, some rows or some columns; nor
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD
 from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
+from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError, ConfigError
@@ -44,8 +46,12 @@ class MetaIndex:
 
     folder: Path
     entries: dict[str, Entry]
-    files: tuple[Path, ...]
+    stats: dict[Path, os.stat_result]  # of the files, before their headers were read
     config: dict[str, Any]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.stats)
 
 
 def is_meta(folder: Path) -> bool:
@@ -60,6 +66,7 @@ def read_meta(folder: Path) -> MetaIndex:
     """
     params = _Params(folder / PARAMS)
     files = _files(folder)
+    stats = {path: stat_of(path) for path in files}
     shards: list[dict[str, TensorEntry]] = []
     for path in files:
         shards.append({entry.name: entry for entry in read_torch(path)})
@@ -73,7 +80,7 @@ def read_meta(folder: Path) -> MetaIndex:
             entry = _entry(name, [shard[name] for shard in shards], params)
             entries[entry.name] = entry
     _check_vocabulary(entries, params)
-    return MetaIndex(folder, entries, files, _config(entries, params))
+    return MetaIndex(folder, entries, stats, _config(entries, params))
 
 
 class _Params:

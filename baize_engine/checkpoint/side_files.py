@@ -98,12 +98,12 @@ def _read(path: Path, others: dict[str, bytes]) -> bytes:
 def _refuse_link_elsewhere(path: Path) -> None:
     """What is copied goes into a result that may be published: a stranger's link must not bring a file of the user's there.
 
-    Links within the folder, and those of the hub's cache, from snapshots/ID to blobs, are followed. Weights may be links to
-    anywhere: they only count if they are weights.
+    Links within the folder, and those of the hub's cache, from snapshots/ID and below to blobs, are followed. Weights may be
+    links to anywhere: they only count if they are weights.
     """
     with reading(path):
         folder, target = path.parent.resolve(), path.resolve()
-    cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
         raise CheckpointError(
             f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its place"

@@ -102,7 +102,7 @@ class _Prepared:
 def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Result]:
     """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
     workers, piece = fit(options.memory_mib)
-    sources = Sources(path for index in (source.index, *(wish.other for wish in wishes)) for path in index.files)
+    sources = Sources([source.index, *(wish.other for wish in wishes)])
     prepared = [_prepare(source, wish, options, sources) for wish in wishes]
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
