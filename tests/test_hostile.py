@@ -298,6 +298,17 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, name: str, k
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "empty"])
+def test_a_shard_that_is_there_is_not_told_to_be_missing(tmp_path: Path, kind: str) -> None:
+    _, diff = tiny.write_pair(tmp_path)
+    victim = sorted(diff.glob("*.bin"))[1]
+    victim.unlink()
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda p: p.symlink_to("/dev/zero"), "empty": Path.touch}
+    make[kind](victim)
+    with pytest.raises(CheckpointError, match=rf"{victim}(: is empty| is a folder or device), wanted a"):
+        read_index(diff)
+
+
 @pytest.mark.parametrize(
     "file", ["x" * 256, "a\x1b[2Jb", "\ud800", "a\0", "..\\x", "./a.bin", "", "..", "/etc/passwd", "../x"]
 )

@@ -103,7 +103,7 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_present(index: Path, files: tuple[Path, ...]) -> None:
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not file.exists()]
     if missing:
         raise CheckpointError(
             f"{index.parent}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing[:5])}"

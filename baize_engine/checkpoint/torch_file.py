@@ -83,7 +83,9 @@ def _not_a_zip(path: Path, beginning: bytes) -> str:
             "with a current torch and put NEW in its place: python -c \"import torch; torch.save(torch.load('OLD', "
             "map_location='cpu', weights_only=True), 'NEW')\""
         )
-    return f"{path}: begins with {beginning[:8]!r}, wanted a zip archive of torch.save"
+    return (
+        f"{path}: {f'begins with {beginning[:8]!r}' if beginning else 'is empty'}, wanted a zip archive of torch.save"
+    )
 
 
 class _Archive:
