@@ -12,7 +12,8 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,26 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
+@contextmanager
+def _interrupted_once() -> Iterator[None]:
+    """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove."""
+
+    def once(number: int, frame: object) -> None:
+        for taken in before:
+            signal.signal(taken, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
+    try:
+        for taken in before:
+            signal.signal(taken, once)
+        yield
+    finally:
+        for taken, handler in before.items():
+            signal.signal(taken, handler)
+
+
 def _recover(options: argparse.Namespace) -> int:
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.result import describe
@@ -77,20 +98,21 @@ def _recover(options: argparse.Namespace) -> int:
         given = getattr(options, name)
         if given is not None and len(given) != len(options.path_diff):
             options.usage_error(f"--{name} is given {len(given)} times for {len(options.path_diff)} --path_diff")
-    results = recover(
-        options.path_raw,
-        options.path_diff,
-        options.path_tuned,
-        dtype=options.dtype,
-        device=options.device,
-        resume=options.resume,
-        progress=not options.quiet,
-        force=options.force,
-        hash_sources=options.hash_sources,
-        memory_mib=options.memory,
-        expect_sum=options.expect_sum,
-        expect_manifest=options.expect_manifest,
-    )
+    with _interrupted_once():
+        results = recover(
+            options.path_raw,
+            options.path_diff,
+            options.path_tuned,
+            dtype=options.dtype,
+            device=options.device,
+            resume=options.resume,
+            progress=not options.quiet,
+            force=options.force,
+            hash_sources=options.hash_sources,
+            memory_mib=options.memory,
+            expect_sum=options.expect_sum,
+            expect_manifest=options.expect_manifest,
+        )
     for result in results:
         _print_lines(describe(result))
     if options.test_inference:
@@ -107,18 +129,19 @@ def _make_diff(options: argparse.Namespace) -> int:
     from baize_engine.recovery.make_diff import make_diff
     from baize_engine.recovery.result import describe
 
-    result = make_diff(
-        options.path_raw,
-        options.path_tuned,
-        options.path_diff,
-        dtype=options.dtype,
-        device=options.device,
-        resume=options.resume,
-        progress=not options.quiet,
-        force=options.force,
-        hash_sources=options.hash_sources,
-        memory_mib=options.memory,
-    )
+    with _interrupted_once():
+        result = make_diff(
+            options.path_raw,
+            options.path_tuned,
+            options.path_diff,
+            dtype=options.dtype,
+            device=options.device,
+            resume=options.resume,
+            progress=not options.quiet,
+            force=options.force,
+            hash_sources=options.hash_sources,
+            memory_mib=options.memory,
+        )
     _print_lines(describe(result))
     return 0
 
@@ -143,7 +166,8 @@ def _verify(options: argparse.Namespace) -> int:
 def _quantize(options: argparse.Namespace) -> int:
     from baize_engine.model.quantize import quantize
 
-    done = quantize(options.path, options.path_quantized, options.weights)
+    with _interrupted_once():
+        done = quantize(options.path, options.path_quantized, options.weights)
     print(
         f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB where the model had "
         f"{done.bytes_before / 1e9:.3f} GB"

@@ -56,7 +56,7 @@ def load_diff_parts(
         raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
     device = check_settings(device, quantize, threads, cache_dtype)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
-    sources = Sources([*source.index.files, *diff.files])
+    sources = Sources([source.index, diff])
     work = checked_plan(source, diff, dtype, force, check_diff(source.index, diff, force))
     files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size)
     try:

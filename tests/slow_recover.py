@@ -1,6 +1,7 @@
 """`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
 
-python slow_recover.py SECONDS recover --path_raw ...      sleeps that long before each write of a tensor's piece
+python slow_recover.py SECONDS recover --path_raw ...      sleeps that long before each write of a tensor's piece, and before
+                                                            a file is removed
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from pathlib import Path
 
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.cli import main
@@ -21,6 +23,13 @@ def slow_down(seconds: float) -> None:
         write(self, name, offset, view)
 
     CheckpointWriter.write = slow  # type: ignore[method-assign]
+    unlink = Path.unlink
+
+    def slow_unlink(self: Path, missing_ok: bool = False) -> None:
+        time.sleep(seconds)
+        unlink(self, missing_ok)
+
+    Path.unlink = slow_unlink  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

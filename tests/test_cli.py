@@ -93,8 +93,11 @@ def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "2 layers, hidden 32" in out
 
 
+@pytest.mark.parametrize("impatient", [False, True])
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals) -> None:
+def test_interruption_leaves_nothing(
+    pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals, impatient: bool
+) -> None:
     out = tmp_path / "new" / "tuned"
     command = [sys.executable, slow_recover.__file__, "0.5", "recover", "--device", "cpu"]
     command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
@@ -103,6 +106,9 @@ def test_interruption_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path, se
     while not list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(child.pid, sent)
+    while impatient and list(out.glob("*.partial")) and child.poll() is None:  # more of them, while it cleans up
+        os.kill(child.pid, sent)
+        time.sleep(0.05)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err
     assert "interrupted" in err

@@ -97,6 +97,31 @@ def test_a_wrong_sum_is_refused_and_leaves_nothing(pair: tuple[Path, Path], tmp_
     assert snapshot(tmp_path) == before
 
 
+@pytest.mark.parametrize("total", [float("nan"), float("inf"), True, "12"])
+def test_what_is_no_sum_is_refused_at_once(pair: tuple[Path, Path], tmp_path: Path, total: object) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(RequestError, match=rf"expect_sum is {total!r}, wanted a finite number"):
+        recover(*pair, tmp_path / "tuned", expect_sum=[total], **SETTINGS)  # type: ignore[call-overload]
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("buffer", [torch.zeros(1 << 20), torch.zeros(3), torch.zeros(64, dtype=torch.int64)])
+def test_a_rotary_buffer_that_cannot_be_summed_is_named_before_the_long_work(
+    pair: tuple[Path, Path], tmp_path: Path, buffer: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.4.self_attn.rotary_emb.inv_freq"
+    diff = tiny.write_model(tmp_path / "odd", CONFIG, {**load(pair[1]), name: buffer})
+    shutil.copy(pair[1] / "config.json", diff)
+    recover(pair[0], diff, tmp_path / "without", **SETTINGS)  # it is left out: nobody needs it
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", None)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"odd.*layers\.4\.self_attn.*inv_freq is .*wanted floats of shape \[64\]"
+    ):
+        recover(pair[0], diff, tmp_path / "tuned", expect_sum=1.0, **SETTINGS)
+    assert snapshot(tmp_path) == before
+
+
 def another_base(base: Path, change) -> Path:
     """A copy of `base` with changed tensors."""
     tensors = load(base)

@@ -14,15 +14,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fuzz_cases as cases
+import measured_recover
 import pytest
 import tiny
+import torch
 
 from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.torch_file import read_torch
-from baize_engine.errors import CheckpointError
+from baize_engine.checkpoint.writer import TensorSpec, lay_out
+from baize_engine.errors import CheckpointError, MismatchError
 
 TENSOR = cases.tensor_ops("HalfStorage", "0", 6, 0, (2, 3))
 LAUGHS = b"K\0\x85" + b"q\0h\0\x86" * 60  # ((((0,), (0,)), ...), ...), 2**60 deep: hashing or showing it never ends
@@ -62,6 +65,10 @@ PROGRAMS = {
     "a list in itself": (b"]q\0h\0a.", "holds a list"),
     "control characters": (b"cos\x1b[2J\nsystem\n.", r"os\\x1b\[2J\.system"),
     "a name of a megabyte": (b"c" + b"x" * (1 << 20) + b"\nsystem\n.", "a name without an end"),
+    "a storage of two types": (
+        b"}" + named("w") + b"".join(TENSOR) + b"s" + named("v") + b"".join(cases.tensor_ops("FloatStorage", "0", 3, 0, (3,))),
+        "at v: it refers to the storage 0 as two of different types",
+    ),
     "the key of a tensor": (b"}" + named("w" * 600) + b"".join(TENSOR) + b"s.", "512 printable characters"),
 }  # fmt: skip
 
@@ -199,6 +206,77 @@ def test_memory_stays_small(tmp_path: Path, case: str) -> None:
     assert message < 1000 + len(str(tmp_path))
 
 
+Shapes = dict[str, tuple[int, ...]]
+FIRST, LAST = "model.embed_tokens.weight", "model.norm.weight"
+
+
+def zeros(folder: Path, shapes: Shapes) -> Path:
+    """A model of these tensors whose data is a hole."""
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(tiny.config()))
+    (shard,) = lay_out([TensorSpec(name, "float16", shape) for name, shape in shapes.items()], 1 << 60)
+    sparse(folder / shard.filename, shard.header, shard.nbytes)
+    return folder
+
+
+def twice(shapes: Shapes) -> Callable[[Path], tuple[Path, Path]]:
+    return lambda root: (zeros(root / "base", shapes), zeros(root / "diff", shapes))
+
+
+def many_parts_of_rows(root: Path) -> tuple[Path, Path]:
+    """Meta's layout with rows of two elements, one in each file."""
+    rows, base = 1 << 20, root / "base"
+    base.mkdir()
+    (base / "params.json").write_text(json.dumps({"dim": 2, "n_heads": 1, "n_layers": 1, "norm_eps": 1e-6}))
+    for number in range(2):
+        shapes = {"tok_embeddings.weight": (rows, 1), "output.weight": (rows // 2, 2), "norm.weight": (2,)}
+        torch.save({n: torch.zeros(s).half() for n, s in shapes.items()}, base / f"consolidated.0{number}.pth")
+    return base, zeros(root / "diff", {FIRST: (rows, 2), "lm_head.weight": (rows, 2), LAST: (2,)})
+
+
+PAIRS = {
+    "as many tensors as may be": twice({FIRST: (2, 4), **{f"layers.{n}.mlp.up_proj.weight": (1,) for n in range(16_383)}}),
+    "a norm of 32 million": twice({FIRST: (2, 4), LAST: (1 << 25,)}),
+    "rows in parts": many_parts_of_rows,
+}  # fmt: skip
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("case", PAIRS)
+def test_a_run_on_two_hostile_sides_stays_within_its_memory(tmp_path: Path, case: str) -> None:
+    """Each fits the other, so that nothing refuses them."""
+    base, diff = PAIRS[case](tmp_path)
+    command = [sys.executable, measured_recover.__file__, "recover", "--path_raw", base, "--path_diff", diff]
+    command += ["--path_tuned", tmp_path / "out", "--device", "cpu", "--quiet", "--force"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    taken = int(done.stdout.split()[-1])
+    print(f"{case}: {taken >> 20} MiB")
+    assert taken <= 256 << 20
+
+
+def test_more_tensors_than_any_model(tmp_path: Path) -> None:
+    shapes: Shapes = {f"t{number}": () for number in range(16_385)}
+    with pytest.raises(CheckpointError, match="16385 tensors, wanted at most 16384"):
+        read_index(zeros(tmp_path / "one", shapes))
+    folder, half = tmp_path / "two", len(shapes) // 2
+    folder.mkdir()
+    weight_map = {}
+    for number in range(2):
+        names = list(shapes)[number * half : (number + 1) * half + number]
+        (zeros(tmp_path / f"part{number}", dict.fromkeys(names, ())) / "model.safetensors").rename(folder / f"{number}")
+        weight_map.update(dict.fromkeys(names[:8000], f"{number}"))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(CheckpointError, match="two: 16385 tensors, wanted at most 16384"):
+        read_index(folder)
+
+
+def test_a_row_too_long_to_take_its_mean(tmp_path: Path) -> None:
+    base = zeros(tmp_path / "base", {FIRST: (2, 1 << 21)})
+    diff = zeros(tmp_path / "diff", {FIRST: (3, 1 << 21)})
+    with pytest.raises(MismatchError, match=r"embed_tokens\.weight has shape \[2, 2097152\] .* and \[3, 2097152\]"):
+        recover(base, diff, tmp_path / "out", device="cpu", progress=False)
+
+
 @pytest.mark.parametrize(
     "name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "config.json"]
 )
@@ -218,6 +296,17 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, name: str, k
     with pytest.raises(CheckpointError, match=str(diff)):
         recover(base, diff, tmp_path / "out", device="cpu", progress=False)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device", "empty"])
+def test_a_shard_that_is_there_is_not_told_to_be_missing(tmp_path: Path, kind: str) -> None:
+    _, diff = tiny.write_pair(tmp_path)
+    victim = sorted(diff.glob("*.bin"))[1]
+    victim.unlink()
+    make = {"pipe": os.mkfifo, "folder": os.mkdir, "device": lambda p: p.symlink_to("/dev/zero"), "empty": Path.touch}
+    make[kind](victim)
+    with pytest.raises(CheckpointError, match=rf"{victim}(: is empty| is a folder or device), wanted a"):
+        read_index(diff)
 
 
 @pytest.mark.parametrize(
@@ -269,23 +358,48 @@ def test_manifests(tmp_path: Path, key: str, value: object) -> None:
         read_manifest(tmp_path)
 
 
-def test_links_bring_no_file_of_the_users_into_a_result(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["LICENSE", "config.json", "generation_config.json", "tokenizer.model"])
+def test_links_bring_no_file_of_the_users_into_a_result(tmp_path: Path, name: str) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    (tmp_path / "id_rsa").write_text("secret")
-    (diff / "LICENSE").symlink_to("../id_rsa")
-    with pytest.raises(CheckpointError, match=r"is a link to .*id_rsa, outside its folder"):
+    secret = tmp_path / "id_rsa"
+    secret.write_text(json.dumps({**json.loads((diff / "config.json").read_text()), "auths": "secret"}))
+    (diff / name).unlink(missing_ok=True)
+    (diff / name).symlink_to("../id_rsa")
+    with pytest.raises(CheckpointError, match=rf"{name} is a link to .*id_rsa, outside its folder"):
         recover(base, diff, tmp_path / "out", device="cpu", progress=False)
     assert not (tmp_path / "out").exists()
 
 
-def test_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
+def test_files_beside_the_weights_are_bounded_together(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    for number in range(3):
+        sparse(diff / f"LICENSE{number}", b"free", 30 << 20)
+    with pytest.raises(
+        CheckpointError, match=r"LICENSE2: 31457280 bytes, wanted at most 67108864 for all files beside"
+    ):
+        recover(base, diff, tmp_path / "out", device="cpu", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["license" + "x" * 240, "LICENSE\x1b[2J"])
+def test_licence_texts_whose_names_could_not_be_written(tmp_path: Path, name: str) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    (diff / name).write_text("free")
+    with pytest.raises(CheckpointError, match=r"a licence text is called .* 200 bytes of printable") as refused:
+        recover(base, diff, tmp_path / "out", device="cpu", progress=False)
+    assert str(refused.value).isprintable()
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("below", ["", "original"])
+def test_links_of_the_hubs_cache_are_followed(tmp_path: Path, below: str) -> None:
     base, diff = tiny.write_pair(tmp_path)
     (diff / "LICENSE").write_text("free")
-    snapshot, blobs = tmp_path / "cache" / "snapshots" / "rev", tmp_path / "cache" / "blobs"
+    snapshot, blobs = tmp_path / "cache" / "snapshots" / "rev" / below, tmp_path / "cache" / "blobs"
     snapshot.mkdir(parents=True)
     shutil.copytree(diff, blobs)
     for path in diff.iterdir():
-        (snapshot / path.name).symlink_to(f"../../blobs/{path.name}")
+        (snapshot / path.name).symlink_to(os.path.relpath(blobs / path.name, snapshot))
     recover(base, snapshot, tmp_path / "out", device="cpu", progress=False)
     assert (tmp_path / "out" / "LICENSE").read_text() == "free"
 

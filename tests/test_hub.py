@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from fnmatch import fnmatch
@@ -35,7 +36,7 @@ class FakeHub(ModuleType):
         out.mkdir(parents=True, exist_ok=True)
         for path in self.repositories[name].iterdir():
             if any(fnmatch(path.name, pattern) for pattern in allow_patterns) and not (out / path.name).exists():
-                (out / path.name).symlink_to(path)
+                shutil.copy(path, out)
         return str(out)
 
 

@@ -20,6 +20,7 @@ from baize_engine import recover, verify
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.recovery.run import combine
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,20 @@ def test_a_source_that_changes_while_it_is_read(
 
     monkeypatch.setattr(TensorReader, "read", meddling)
     with pytest.raises(CheckpointError, match=str(victim)):
+        recover(root / "base", root / "diff", root / "tuned", device="cpu", progress=False)
+    assert not (root / "tuned").exists()
+
+
+def test_a_source_that_changes_after_its_header_was_read(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What lies where in it was decided then."""
+    victim = sorted((root / "diff").glob("*.bin"))[0]
+
+    def late(*arguments: object) -> object:
+        overwrite_and_date_back(victim)
+        return combine(*arguments)
+
+    monkeypatch.setattr("baize_engine.recovery.recover.combine", late)
+    with pytest.raises(CheckpointError, match=rf"{victim} changed while it was read"):
         recover(root / "base", root / "diff", root / "tuned", device="cpu", progress=False)
     assert not (root / "tuned").exists()
 

@@ -137,6 +137,8 @@ SPOILT = {
     "heads that tear": (lambda f: None, {"n_heads": 1}, "wanted whole heads of 64"),
     "odd heads": (lambda f: None, {"n_heads": 64}, "not an even number of rows a head"),
     "no heads": (lambda f: None, {"n_heads": 0}, "n_heads is 0, wanted a positive number"),
+    "heads of all rows": (lambda f: None, {"dim": 1 << 20, "n_heads": 2}, "heads of 524288 rows, wanted at most 1024"),
+    "theta": (lambda f: None, {"rope_theta": 0}, r"rope_theta is 0\.0, wanted a positive number"),
     "eps": (lambda f: None, {"norm_eps": "tiny"}, "norm_eps is 'tiny', wanted a number"),
 }  # fmt: skip
 

@@ -125,6 +125,18 @@ def test_room_is_needed_for_all_together(tmp_path: Path, base: Path, monkeypatch
     assert real.f_bavail > 0
 
 
+def test_room_is_needed_for_the_files_beside_too(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are written last: without room for them the whole work would be lost."""
+    (diff,) = write_diffs(tmp_path, tiny.config(), (0,))
+    (diff / "tokenizer.json").write_bytes(bytes(100_000))
+    size = (recover(base, diff, tmp_path / "first", **SETTINGS).folder / "model.safetensors").stat().st_size
+    free = type("Free", (), {"f_bavail": size + 50_000, "f_frsize": 1})()
+    monkeypatch.setattr(writing.os, "statvfs", lambda path: free)
+    with pytest.raises(OutputError, match=r"o: .* GB are needed"):
+        recover(base, diff, tmp_path / "o", **SETTINGS)
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_failure_in_the_middle_leaves_nothing_of_any(
     tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

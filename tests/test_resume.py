@@ -14,7 +14,7 @@ import slow_recover
 import tiny
 
 from baize_engine import recover, verify
-from baize_engine.errors import OutputError
+from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.recovery.journal import JOURNAL_NAME
 
 
@@ -53,6 +53,8 @@ def test_killed_then_resumed(pair: tuple[Path, Path], whole: dict, tmp_path: Pat
     assert not any(path.name.endswith((".safetensors", ".json")) for path in out.iterdir())
     with pytest.raises(OutputError, match="--resume"):
         recover(*pair, out, device="cpu", progress=False)
+    with pytest.raises(CheckpointError, match=f"{out} holds an unfinished result: finish it with --resume"):
+        verify(out)
     result = recover(*pair, out, device="cpu", progress=False, resume=True)
     assert result.resumed >= noted - 1  # the last line may have been torn
     assert result.manifest.tensors == whole

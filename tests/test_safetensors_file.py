@@ -101,6 +101,16 @@ def test_lies_are_named(tmp_path: Path, case: str) -> None:
     assert str(path) in str(caught.value)
 
 
+def test_a_header_longer_than_is_read_is_told_from_one_that_is_cut(tmp_path: Path) -> None:
+    text = json.dumps(GOOD).encode().ljust((8 << 20) + 1)  # spaces, as the format allows
+    path = write(tmp_path / "m.safetensors", text)
+    assert len(load_file(path)) == 2
+    with pytest.raises(
+        CheckpointError, match="its header has 8388609 bytes, wanted at most 8388608: more than any LLaMA"
+    ):
+        read_safetensors(path)
+
+
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "0 bytes"), (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull")]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,8 @@ class Index(Protocol):
     def entries(self) -> Mapping[str, Entry]: ...
     @property
     def files(self) -> tuple[Path, ...]: ...
+    @property
+    def stats(self) -> Mapping[Path, os.stat_result]: ...
 
 
 @dataclass(frozen=True)

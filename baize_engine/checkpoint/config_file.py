@@ -37,6 +37,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
 _POSITIVE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
 DEFAULT_THETA = 10000.0
+MAX_HEAD = 1024  # rows of a head: LLaMAs have 64 to 256, and tables are made of so many
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
@@ -65,6 +66,8 @@ def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     heads = config["num_attention_heads"]
     config["num_key_value_heads"] = config["num_key_value_heads"] or heads
     config["head_dim"] = config["head_dim"] or config["hidden_size"] // heads
+    if config["head_dim"] > MAX_HEAD:
+        raise ConfigError(f"config: head_dim is {config['head_dim']}, wanted at most {MAX_HEAD}")
     config["rms_norm_eps"] = float(config["rms_norm_eps"])
     config["dtype"] = _typed(raw, "dtype", (str,), None) or _typed(raw, "torch_dtype", (str,), None)
     config["rope_theta"], config["rope"] = _rope(raw)
@@ -92,4 +95,6 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
         raise ConfigError(f"config: rope_type is {brief(kind)}, wanted a name")
     source = {"rope_theta": own_theta} if own_theta is not None else raw
     theta = _typed(source, "rope_theta", (float, int), DEFAULT_THETA)
+    if theta <= 0:
+        raise ConfigError(f"config: rope_theta is {theta}, wanted a positive number")
     return float(theta), {"rope_type": kind, **parameters}

@@ -12,6 +12,9 @@ from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
 
 MAX_NAME = 512  # characters
+MAX_TENSORS = (
+    1 << 14
+)  # of a checkpoint: the largest LLaMA, of 405B, has 1138, and each takes a kilobyte or two in a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +64,12 @@ def refuse_pointer(path: Path, beginning: bytes) -> None:
     """CheckpointError if a file that begins so is a Git-LFS pointer in place of the weights."""
     if beginning.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git-LFS pointer, not the weights: run `git lfs pull` in its repository")
+
+
+def check_count(path: Path, count: int, most: int = MAX_TENSORS) -> None:
+    """CheckpointError where `path`, a file or folder, has more tensors than any model."""
+    if count > most:
+        raise CheckpointError(f"{path}: {count} tensors, wanted at most {most}")
 
 
 def check_name(path: Path, name: str) -> None:

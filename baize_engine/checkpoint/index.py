@@ -7,12 +7,13 @@ are there, safetensors is read, as transformers does.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.entry import TensorEntry, check_count
+from baize_engine.checkpoint.os_errors import reading, stat_of
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.checkpoint.torch_file import read_torch
@@ -24,11 +25,15 @@ KINDS = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_tor
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """The tensors of a folder by name, and the files that hold them."""
+    """The tensors of a folder by name, and the files that hold them, each as it was before its header was read."""
 
     folder: Path
     entries: dict[str, TensorEntry]
-    files: tuple[Path, ...]
+    stats: dict[Path, os.stat_result]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.stats)
 
 
 def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
@@ -44,12 +49,15 @@ def _read_index(folder: Path) -> CheckpointIndex:
         if index.exists():
             weight_map = _weight_map(index)
             files = tuple(folder / name for name in sorted(set(weight_map.values())))
+            check_count(index, len(weight_map))
             _check_present(index, files)
-            entries = _merge([entry for file in files for entry in reader(file)])
+            stats = {file: stat_of(file) for file in files}
+            entries = _merge(entry for file in files for entry in reader(file))
             _check_map(index, weight_map, entries)
-            return CheckpointIndex(folder, entries, files)
+            return CheckpointIndex(folder, entries, stats)
         if (folder / single).exists():
-            return CheckpointIndex(folder, _merge(reader(folder / single)), (folder / single,))
+            stats = {folder / single: stat_of(folder / single)}
+            return CheckpointIndex(folder, _merge(reader(folder / single)), stats)
     wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
     raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
 
@@ -95,19 +103,20 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_present(index: Path, files: tuple[Path, ...]) -> None:
-    missing = [file.name for file in files if not file.is_file()]
+    missing = [file.name for file in files if not file.exists()]
     if missing:
         raise CheckpointError(
             f"{index.parent}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing[:5])}"
         )
 
 
-def _merge(entries: list[TensorEntry]) -> dict[str, TensorEntry]:
+def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
     merged: dict[str, TensorEntry] = {}
     for entry in entries:
         other = merged.setdefault(entry.name, entry)
         if other is not entry:
             raise CheckpointError(f"{entry.path}: {entry.name} is also in {other.path.name}, wanted it once")
+        check_count(entry.path.parent, len(merged))
     return merged
 
 

@@ -13,6 +13,8 @@ from pathlib import Path
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import Run, TensorEntry
 
+BAND = 1024  # rows that one run of columns holds: as many pieces as one call reads into, and no more in memory
+
 
 @dataclass(frozen=True, slots=True)
 class JoinedEntry:
@@ -63,17 +65,19 @@ class JoinedEntry:
     def _column_runs(self, begin: int, end: int) -> Iterator[Run]:
         """Each part holds some columns of every row: its rows lie one after another, and go a row apart."""
         width, own = self.shape[1], self.parts[0].shape[1]
-        for number in range(len(self.parts)):
-            first = 0
-            places: list[tuple[int | None, int]] = []
-            for row in range(begin // width, (end - 1) // width + 1):
-                at = row * width + number * own
-                low, high = max(begin, at), min(end, at + own)
-                if low < high:
-                    first = first if places else row * own + low - at
-                    places.append((low - begin, high - low))
-            if places:
-                yield Run(number, first, places)
+        below = (end - 1) // width + 1
+        for top in range(begin // width, below, BAND):
+            for number in range(len(self.parts)):
+                first = 0
+                places: list[tuple[int | None, int]] = []
+                for row in range(top, min(top + BAND, below)):
+                    at = row * width + number * own
+                    low, high = max(begin, at), min(end, at + own)
+                    if low < high:
+                        first = first if places else row * own + low - at
+                        places.append((low - begin, high - low))
+                if places:
+                    yield Run(number, first, places)
 
     def _head_runs(self, begin: int, end: int) -> Iterator[Run]:
         """Row r of a head lies at 2r (first half) or 2(r - half) + 1: a head is read once, its rows go where they belong."""

@@ -6,6 +6,7 @@ while it reads. Each file holds, of every matrix, some rows or some columns; nor
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -13,15 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.config_file import DEFAULT_THETA
-from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD
+from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
+from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError, ConfigError
 
 SHARDS = "consolidated.*.pth"
 PARAMS = "params.json"
+MAX_PARTS = 1 << 16  # tensors of all files: the largest LLaMA, of 405B, has some 18 000 in 16
 SKIPPED = "rope.freqs"  # follows from params.json
 _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
 _WHOLE = {"tok_embeddings.weight": "model.embed_tokens", "norm.weight": "model.norm", "output.weight": "lm_head"}
@@ -43,8 +46,12 @@ class MetaIndex:
 
     folder: Path
     entries: dict[str, Entry]
-    files: tuple[Path, ...]
+    stats: dict[Path, os.stat_result]  # of the files, before their headers were read
     config: dict[str, Any]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(self.stats)
 
 
 def is_meta(folder: Path) -> bool:
@@ -59,18 +66,21 @@ def read_meta(folder: Path) -> MetaIndex:
     """
     params = _Params(folder / PARAMS)
     files = _files(folder)
-    shards = [{entry.name: entry for entry in read_torch(path)} for path in files]
-    for path, shard in zip(files, shards, strict=True):
-        odd = sorted(shard.keys() ^ shards[0].keys())
+    stats = {path: stat_of(path) for path in files}
+    shards: list[dict[str, TensorEntry]] = []
+    for path in files:
+        shards.append({entry.name: entry for entry in read_torch(path)})
+        odd = sorted(shards[-1].keys() ^ shards[0].keys())
         if odd:
             raise CheckpointError(f"{path}: {odd[0]} is in only one of it and {files[0].name}, wanted the same tensors")
+        check_count(folder, len(files) * len(shards[0]), MAX_PARTS)
     entries: dict[str, Entry] = {}
     for name in shards[0]:
         if name != SKIPPED:
             entry = _entry(name, [shard[name] for shard in shards], params)
             entries[entry.name] = entry
     _check_vocabulary(entries, params)
-    return MetaIndex(folder, entries, files, _config(entries, params))
+    return MetaIndex(folder, entries, stats, _config(entries, params))
 
 
 class _Params:
@@ -84,8 +94,12 @@ class _Params:
         if self.dim % self.heads or self.dim // self.heads % 2:
             raise ConfigError(f"{path}: dim {self.dim} over {self.heads} n_heads is not an even number of rows a head")
         self.head = self.dim // self.heads
+        if self.head > MAX_HEAD:
+            raise ConfigError(f"{path}: heads of {self.head} rows, wanted at most {MAX_HEAD}")
         self.eps = self._number("norm_eps", None)
         self.theta = self._number("rope_theta", DEFAULT_THETA)
+        if self.theta <= 0:
+            raise ConfigError(f"{path}: rope_theta is {self.theta}, wanted a positive number")
 
     def _count(self, key: str) -> int:
         value = self.raw.get(key)

@@ -22,6 +22,12 @@ def reading(what: str | os.PathLike[str]) -> Iterator[None]:
         raise CheckpointError(f"{what} cannot be read ({error.strerror or error})") from error
 
 
+def stat_of(path: Path) -> os.stat_result:
+    """What the system says of an input file; CheckpointError where it does not."""
+    with reading(path):
+        return path.stat()
+
+
 @contextmanager
 def writing(path: str | os.PathLike[str], doing: str = "be written") -> Iterator[None]:
     """OutputError naming `path`, of the output, where the system fails at it."""

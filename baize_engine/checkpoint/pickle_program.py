@@ -125,6 +125,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.outer: list[list[Any]] = []  # stacks below the open marks
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
     def run(self) -> Any:
         program, steps = self.program, _STEPS
@@ -203,7 +204,10 @@ class _Machine:
         _, kind, key, _, numel = pid
         if type(kind) is not StorageType or type(key) is not str or not _is_natural(numel):
             raise ProgramError(f"it refers to a storage of unknown type or size ({brief(key)})")
-        self.stack.append(Storage(key, kind.dtype, numel))
+        storage = Storage(key, kind.dtype, numel)
+        if self.storages.setdefault(key, storage) != storage:  # torch would take the first of both for all tensors
+            raise ProgramError(f"it refers to the storage {shown(key)} as two of different types or sizes")
+        self.stack.append(storage)
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()

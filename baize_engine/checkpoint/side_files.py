@@ -9,6 +9,7 @@ from pathlib import Path
 from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -21,7 +22,8 @@ TOKENIZER_FILES = (
     "chat_template.json",
 )
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
-MAX_BYTES = 64 << 20  # a tokenizer.json is some MB; anything larger is not a side file
+MAX_BYTES = 64 << 20  # of all: a tokenizer.json is some MB, and they are held in memory until the result is whole
+MAX_LICENCE_NAME = 200  # bytes: "base_" and the writer's suffix go with it into the 255 that file systems take
 
 
 def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[str, bytes]:
@@ -31,22 +33,31 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[s
     early converters carry wrong token ids. The tokenizer comes whole from one folder, `tuned_like` if it has one: mixed
     from two, its parts would disagree on added tokens. Licence texts come from both.
     """
+    _refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(read_config(tuned_like), dtype, vocab_size)}
-    if (tuned_like / "generation_config.json").is_file():
-        files["generation_config.json"] = _read(tuned_like / "generation_config.json")
     source = tokenizer_folder(tuned_like, base)
-    for name in TOKENIZER_FILES:
-        if (source / name).is_file():
-            files[name] = _read(source / name)
+    for path in (tuned_like / "generation_config.json", *(source / name for name in TOKENIZER_FILES)):
+        if path.is_file():
+            files[path.name] = _read(path, files)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
             found = sorted(folder.iterdir())
         for path in found:
             if path.is_file() and any(word in path.name.lower() for word in LICENCE_WORDS):
-                content = _read(path)
+                _check_licence_name(path)
+                content = _read(path, files)
                 if files.get(path.name) != content:
                     files[prefix + path.name if path.name in files else path.name] = content
     return files
+
+
+def _check_licence_name(path: Path) -> None:
+    """The one kind of file that keeps a name of a stranger's choice."""
+    if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():
+        raise CheckpointError(
+            f"{path.parent}: a licence text is called {shown(path.name)!r}, wanted at most {MAX_LICENCE_NAME} bytes of "
+            "printable characters"
+        )
 
 
 def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
@@ -68,13 +79,17 @@ def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, others: dict[str, bytes]) -> bytes:
+    """The file's bytes, which together with `others` stay within MAX_BYTES."""
     _refuse_link_elsewhere(path)
+    room = MAX_BYTES - sum(map(len, others.values()))
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if size > MAX_BYTES:
-            raise CheckpointError(f"{path}: {size} bytes, wanted at most {MAX_BYTES} for a file beside the weights")
-        content = file.read(MAX_BYTES)
+        if size > room:
+            raise CheckpointError(
+                f"{path}: {size} bytes, wanted at most {MAX_BYTES} for all files beside the weights ({room} are left)"
+            )
+        content = file.read(room)
     if content.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{path} is a Git-LFS pointer, not the file: run `git lfs pull` in its repository")
     return content
@@ -83,12 +98,12 @@ def _read(path: Path) -> bytes:
 def _refuse_link_elsewhere(path: Path) -> None:
     """What is copied goes into a result that may be published: a stranger's link must not bring a file of the user's there.
 
-    Links within the folder, and those of the hub's cache, from snapshots/ID to blobs, are followed. Weights may be links to
-    anywhere: they only count if they are weights.
+    Links within the folder, and those of the hub's cache, from snapshots/ID and below to blobs, are followed. Weights may be
+    links to anywhere: they only count if they are weights.
     """
     with reading(path):
         folder, target = path.parent.resolve(), path.resolve()
-    cache = folder.parent.parent / "blobs" if folder.parent.name == "snapshots" else folder
+    cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
         raise CheckpointError(
             f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its place"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.entry import TensorEntry, check_name, refuse_pointer
+from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
@@ -40,6 +40,7 @@ def read_torch(path: Path) -> list[TensorEntry]:
             raise CheckpointError(f"{path}: refused, data.pkl is not a plain state dict{near}: {error}") from None
         if not isinstance(state, dict):
             raise CheckpointError(f"{path}: holds a {type(state).__name__}, wanted a dict of tensors")
+        check_count(path, len(state))
         return [_entry(path, archive, name, value) for name, value in state.items()]
 
 
@@ -76,13 +77,15 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 
 
 def _not_a_zip(path: Path, beginning: bytes) -> str:
-    if beginning.startswith(b"\x80") or b"ustar" in beginning:
+    if beginning.startswith(b"\x80"):
         return (
             f"{path}: a file of torch before 1.6, which only running its pickle could read. If you trust it, write it anew "
             "with a current torch and put NEW in its place: python -c \"import torch; torch.save(torch.load('OLD', "
             "map_location='cpu', weights_only=True), 'NEW')\""
         )
-    return f"{path}: begins with {beginning[:8]!r}, wanted a zip archive of torch.save"
+    return (
+        f"{path}: {f'begins with {beginning[:8]!r}' if beginning else 'is empty'}, wanted a zip archive of torch.save"
+    )
 
 
 class _Archive:

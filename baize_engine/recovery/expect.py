@@ -10,15 +10,16 @@ import hashlib
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
-from baize_engine.errors import MismatchError
+from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.naive_sum import TOLERANCE, buffer_sums, naive_sums
-from baize_engine.recovery.norms import read_widened
+from baize_engine.recovery.norms import widened
 from baize_engine.recovery.plan import LISTED, Plan
 from baize_engine.recovery.stream import stream
 
@@ -36,14 +37,21 @@ class Expectation:
 
     @classmethod
     def of(cls, expect_sum: float | None, expect_manifest: str | os.PathLike[str] | None) -> Expectation:
-        """`expect_manifest` is a manifest or a folder that has one."""
+        """`expect_manifest` is a manifest or a folder that has one. RequestError where no sum could be `expect_sum`."""
+        number = isinstance(expect_sum, int | float) and not isinstance(expect_sum, bool) and isfinite(expect_sum)
+        if expect_sum is not None and not number:
+            raise RequestError(f"expect_sum is {expect_sum!r}, wanted a finite number")
         if expect_manifest is None:
             return cls(expect_sum)
         path = Path(expect_manifest)
         return cls(expect_sum, read_manifest(path), path)
 
-    def check_before(self, work: Plan, make_adder: Callable[[], Adder]) -> None:
+    def check_before(
+        self, work: Plan, base: Index, other: Index, config: Mapping[str, Any], make_adder: Callable[[], Adder]
+    ) -> None:
         """Names, shapes, and the values of the small tensors: some MB are read, nothing is written."""
+        if self.sum is not None:
+            buffer_sums(base, other, config, _names(work))
         if self.manifest is None:
             return
         wanted = self.manifest.tensors
@@ -81,8 +89,7 @@ class Expectation:
         if self.manifest is not None:
             told.append(f"every tensor is as {self.manifest_path} says")
         if self.sum is not None:
-            layers = sum(name.endswith(".input_layernorm.weight") for name in records)
-            sums = naive_sums(records, buffer_sums(base, other, config, layers))
+            sums = naive_sums(records, buffer_sums(base, other, config, records))
             met = next((found for found in sums if found.meets(self.sum)), None)
             if met is None:
                 raise MismatchError(
@@ -97,8 +104,10 @@ def base_rows(work: Plan) -> dict[str, str]:
     """SHA-256 of the first row of each of the base's tensors, widened to float32: some MB of any model."""
     digests = {}
     for job in work.jobs:
-        count = job.row if len(job.base.shape) > 1 else job.base.numel
-        digests[job.name] = hashlib.sha256(read_widened(job.base, count)).hexdigest()
+        digest = hashlib.sha256()
+        for block in widened(job.base, job.row if len(job.base.shape) > 1 else job.base.numel):
+            digest.update(block)
+        digests[job.name] = digest.hexdigest()
     return digests
 
 

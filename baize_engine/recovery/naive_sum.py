@@ -10,14 +10,16 @@ formed, with and without the buffers, each exactly and in the scripts' own steps
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from baize_engine.checkpoint.base import Index
+from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.recovery.norms import read_widened
+from baize_engine.errors import CheckpointError
+from baize_engine.recovery.norms import widened
 from baize_engine.recovery.plan import BUFFER_SUFFIX
 
 TOLERANCE = 1e-2  # the scripts' own, absolute
@@ -53,25 +55,29 @@ def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]
     ]
 
 
-def buffer_sums(base: Index, other: Index, config: Mapping[str, Any], layers: int) -> dict[str, float]:
-    """For each of the layers the sum of the rotary buffer that an old transformers would have held for the result.
+def buffer_sums(base: Index, other: Index, config: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
+    """For each layer of a result with tensors `names` the sum of the rotary buffer that an old transformers held for it.
 
     That is the base's buffer and the diff's, as their files have them, added in float32; a base without them, of a newer
-    converter, got what its config gives.
+    converter, got what its config gives. CheckpointError where a file's buffer is not one of half a head's floats.
     """
-    names = [f"model.layers.{number}.self_attn{BUFFER_SUFFIX}" for number in range(layers)]
+    layers = sum(name.endswith(".input_layernorm.weight") for name in names)
     size = int(config["head_dim"])
     own = [_float32(1.0 / config["rope_theta"] ** (even / size)) for even in range(0, size, 2)]
     sums = {}
-    for name in names:
-        left = _values(base.entries[name]) if name in base.entries else own
-        right = _values(other.entries[name]) if name in other.entries else [0.0] * len(left)
-        sums[name] = sum(_float32(a + b) for a, b in zip(left, right, strict=False))
+    for name in (f"model.layers.{number}.self_attn{BUFFER_SUFFIX}" for number in range(layers)):
+        left = _values(base.entries[name], len(own)) if name in base.entries else own
+        right = _values(other.entries[name], len(own)) if name in other.entries else [0.0] * len(own)
+        sums[name] = sum(_float32(a + b) for a, b in zip(left, right, strict=True))
     return sums
 
 
-def _values(entry: Entry) -> list[float]:
-    return list(read_widened(entry, entry.numel).cast("f"))
+def _values(entry: Entry, count: int) -> list[float]:
+    if entry.shape != (count,) or entry.dtype not in FLOATS:
+        raise CheckpointError(
+            f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}, wanted floats of shape [{count}] to sum"
+        )
+    return [value for block in widened(entry, count) for value in block.cast("f")]
 
 
 def _sum(what: str, sums: Mapping[str, float]) -> NaiveSum:

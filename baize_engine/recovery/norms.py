@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from statistics import median
 
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Plan
+
+BLOCK = 1 << 16  # elements held at a time: a norm of a published model is one block
 
 
 def norm_ratio(work: Plan) -> float:
@@ -23,16 +26,23 @@ def norm_ratio(work: Plan) -> float:
     return median(ratios) if ratios else 0.0
 
 
-def read_widened(entry: Entry, count: int) -> memoryview:
-    """The first `count` elements of a tensor as float32 bytes."""
+def widened(entry: Entry, count: int) -> Iterator[memoryview]:
+    """The first `count` elements of a tensor as float32 bytes, block by block in one buffer: a file says how many there are."""
     from baize_engine import _C
 
-    widened = memoryview(bytearray(count * 4))
+    block = min(count, BLOCK)
+    out = memoryview(bytearray(block * 4))
     with TensorReader(entry) as reader:
-        stored = reader.read(0, count, memoryview(bytearray(count * reader.size)))
-    _C.widen(stored, entry.dtype, widened)
-    return widened
+        buffer = memoryview(bytearray(block * reader.size))
+        for begin in range(0, count, BLOCK):
+            end = min(begin + BLOCK, count)
+            view = out[: (end - begin) * 4]
+            _C.widen(reader.read(begin, end, buffer), entry.dtype, view)
+            yield view
 
 
 def _mean_magnitude(entry: Entry) -> float:
-    return sum(map(abs, read_widened(entry, entry.numel).cast("f"))) / max(1, entry.numel)
+    total = 0.0
+    for block in widened(entry, entry.numel):
+        total += sum(map(abs, block.cast("f")))
+    return total / max(1, entry.numel)

@@ -102,12 +102,12 @@ class _Prepared:
 def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Result]:
     """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
     workers, piece = fit(options.memory_mib)
-    sources = Sources(path for index in (source.index, *(wish.other for wish in wishes)) for path in index.files)
+    sources = Sources([source.index, *(wish.other for wish in wishes)])
     prepared = [_prepare(source, wish, options, sources) for wish in wishes]
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
     for item in prepared:
-        item.wish.expect.check_before(item.work, make_adder)
+        item.wish.expect.check_before(item.work, source.index, item.wish.other, source.config, make_adder)
     pending = [item for item in prepared if item.whole is None]
     made = iter(_run(source, pending, options, make_adder, workers, piece) if pending else [])
     return [
@@ -184,7 +184,7 @@ def _check_outputs(prepared: Sequence[_Prepared]) -> None:
         if seen.setdefault(item.out.resolve(), item.out) is not item.out:
             raise OutputError(errno.EEXIST, f"{item.out} is named for two results, wanted a folder for each")
     check_room(
-        (item.out, sum(shard.nbytes for shard in item.layout))
+        (item.out, sum(shard.nbytes for shard in item.layout) + sum(map(len, item.files.values())))
         for item in prepared
         if item.whole is None and not item.resume
     )

@@ -1,4 +1,4 @@
-"""The files that a run reads, held against what they were when it began."""
+"""The files that a run reads, held against what they were before their headers were read."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.manifest import SourceFile
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.errors import CheckpointError
 
 
 class Sources:
-    """What each file was at the beginning: its size and its times of change.
+    """What each file of some indexes was at the beginning: its size and its times of change.
 
     The time of the inode's change, which no program can set, tells a content that was changed and dated back, and a new
     file of the same name. The inode's number does not count: on some network filesystems it changes by itself.
     """
 
-    def __init__(self, paths: Iterable[Path]) -> None:
-        self._before = {path: _stat(path) for path in paths}
+    def __init__(self, indexes: Iterable[Index]) -> None:
+        self._before = {path: stat for index in indexes for path, stat in index.stats.items()}
 
     def records(self, paths: Iterable[Path]) -> list[SourceFile]:
         """Name, size and time of files that are among these, as they were, for the manifest."""
@@ -28,16 +29,11 @@ class Sources:
     def check(self, paths: Iterable[Path] | None = None) -> None:
         """CheckpointError if one of `paths`, or of all, has changed since."""
         for path in self._before if paths is None else paths:
-            before, now = self._before[path], _stat(path)
+            before, now = self._before[path], stat_of(path)
             if _identity(before) != _identity(now):
                 raise CheckpointError(
                     f"{path} changed while it was read ({before.st_size} bytes before, {now.st_size} now)"
                 )
-
-
-def _stat(path: Path) -> os.stat_result:
-    with reading(path):
-        return path.stat()
 
 
 def _identity(stat: os.stat_result) -> tuple[int, ...]:

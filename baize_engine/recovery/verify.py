@@ -12,9 +12,10 @@ from pathlib import Path
 from baize_engine.checkpoint.file_io import open_read, read_into
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import TensorEntry, read_index
-from baize_engine.checkpoint.manifest import Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError
+from baize_engine.recovery.journal import JOURNAL_NAME
 
 BLOCK = 4 << 20  # bytes hashed at a time
 THREADS = 2
@@ -47,6 +48,8 @@ def verify(
     differs. CheckpointError where there is no manifest or the weights cannot be indexed at all.
     """
     folder = folder_of(path)
+    if expect_manifest is None:
+        _refuse_unfinished(folder)
     manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
     index = read_index(folder)
     problems = [
@@ -62,6 +65,11 @@ def verify(
     if expect_manifest is None:
         problems += _file_problems(folder, manifest)
     return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems))
+
+
+def _refuse_unfinished(folder: Path) -> None:
+    if (folder / JOURNAL_NAME).exists() and not (folder / MANIFEST_NAME).exists():
+        raise CheckpointError(f"{folder} holds an unfinished result: finish it with --resume, then verify it")
 
 
 def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Callable[[int], None]) -> str | None:
