@@ -86,6 +86,19 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(taken, handler)
 
 
+def _how(options: argparse.Namespace) -> dict[str, Any]:
+    """What `recover` and `make-diff` have in common to say how they run."""
+    return {
+        "dtype": options.dtype,
+        "device": options.device,
+        "resume": options.resume,
+        "progress": not options.quiet,
+        "force": options.force,
+        "hash_sources": options.hash_sources,
+        "memory_mib": options.memory,
+    }
+
+
 def _recover(options: argparse.Namespace) -> int:
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.result import describe
@@ -103,13 +116,7 @@ def _recover(options: argparse.Namespace) -> int:
             options.path_raw,
             options.path_diff,
             options.path_tuned,
-            dtype=options.dtype,
-            device=options.device,
-            resume=options.resume,
-            progress=not options.quiet,
-            force=options.force,
-            hash_sources=options.hash_sources,
-            memory_mib=options.memory,
+            **_how(options),
             expect_sum=options.expect_sum,
             expect_manifest=options.expect_manifest,
         )
@@ -134,13 +141,7 @@ def _make_diff(options: argparse.Namespace) -> int:
             options.path_raw,
             options.path_tuned,
             options.path_diff,
-            dtype=options.dtype,
-            device=options.device,
-            resume=options.resume,
-            progress=not options.quiet,
-            force=options.force,
-            hash_sources=options.hash_sources,
-            memory_mib=options.memory,
+            **_how(options),
         )
     _print_lines(describe(result))
     return 0

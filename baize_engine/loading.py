@@ -25,9 +25,8 @@ from baize_engine.model.steps import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
 
-A_ROW = (
-    512  # tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
-)
+# tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
+A_ROW = 512
 
 
 @dataclass(frozen=True)

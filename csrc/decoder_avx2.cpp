@@ -79,8 +79,7 @@ struct Vec {
         return _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x88), _mm256_shuffle_ps(first, second, 0xdd));
     }
 
-    // to[k][n] = from[n][k] of 8 by 8
-    BAIZE_TARGET static void transpose(F (&rows)[8]) {
+    BAIZE_TARGET static void transpose(F (&rows)[width]) {  // rows[k][n] = rows[n][k] before
         F pairs[8];
 #pragma GCC unroll 4
         for (size_t n = 0; n < 8; n += 2) {

@@ -12,9 +12,8 @@ from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
 
 MAX_NAME = 512  # characters
-MAX_TENSORS = (
-    1 << 14
-)  # of a checkpoint: the largest LLaMA, of 405B, has 1138, and each takes a kilobyte or two in a run
+# of a checkpoint: the largest LLaMA, of 405B, has 1138, and each takes a kilobyte or two in a run
+MAX_TENSORS = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)

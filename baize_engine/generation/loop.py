@@ -117,9 +117,8 @@ class _Loop:
         for one in samples:
             most = min(one.params.max_new_tokens, max_length - len(one.prompt_ids))
             self._samples[Request(one.prompt_ids, one.prompt_index, most - 1)] = one
-        self._lives: dict[
-            Request, _Life
-        ] = {}  # from the first token to the last: tables as long as the vocabulary hang there
+        # from the first token to the last: tables as long as the vocabulary hang there
+        self._lives: dict[Request, _Life] = {}
         self._of_row: dict[Row, _Life] = {}  # those in the batch
         self.scheduler = Scheduler(cache, self._samples, max_rows, decoder.prefill_chunk)
 
