@@ -1,4 +1,4 @@
-"""The only chooser of implementations: per op an ordered table, best first; auto takes the first row without objection.
+"""The only chooser of implementations: per op an ordered table, best first; auto takes the first row that can run.
 
 BAIZE_BACKEND forces rows: one name for all ops that have it ("torch"), or pairs ("diff_add=cpp-scalar,linear=torch").
 A forced row that cannot run raises with its reason; nothing falls back silently. Nothing is probed at import time.
@@ -25,28 +25,16 @@ DECODER_OPS = {
     "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
     "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
 }  # fmt: skip
-# decoder variants whose tests (tests/test_decoder_cpp.py) have not run on a processor that has the instructions
-UNVERIFIED = {
-    "avx512": "its tests have not run on such a processor yet: taken where BAIZE_BACKEND=cpp-avx512 asks for it"
-}
 OPS = ("diff_add", "quantize", *DECODER_OPS)
 
 
 @dataclass(frozen=True)
 class Row:
-    """One implementation of an op. `why_not(device)` is None where it can run, else the reason; `load` returns it.
-
-    `doubt`: why it is taken only where it is forced, though it can run.
-    """
+    """One implementation of an op. `why_not(device)` is None where it can run, else the reason; `load` returns it."""
 
     name: str
     why_not: Callable[[str], str | None]
     load: Callable[[str], Any]
-    doubt: str | None = None
-
-    def objection(self, device: str) -> str | None:
-        """Why `choose` passes it over where nothing is forced."""
-        return self.why_not(device) or self.doubt
 
 
 class Ops:
@@ -116,13 +104,13 @@ def choose(op: str, device: str) -> Row:
         raise BackendError(
             f"{VARIABLE} asks for {forced} for {op}, which has only: {', '.join(row.name for row in rows)}"
         )
-    objections = []
+    reasons = []
     for row in rows:
-        reason = row.objection(device)
+        reason = row.why_not(device)
         if reason is None:
             return row
-        objections.append(f"{row.name}: {reason}")
-    raise BackendError(f"nothing runs {op} on {device}: " + "; ".join(objections))
+        reasons.append(f"{row.name}: {reason}")
+    raise BackendError(f"nothing runs {op} on {device}: " + "; ".join(reasons))
 
 
 def table(op: str) -> tuple[Row, ...]:
@@ -176,7 +164,6 @@ def _cpp_decoder_rows(op: str) -> list[Row]:
             f"cpp-{variant}",
             lambda device: _no_cpp_decoder(device, variant),
             lambda device: _native(op, variant),
-            doubt=UNVERIFIED.get(variant),
         )
 
     from baize_engine import _C

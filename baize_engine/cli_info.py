@@ -22,7 +22,7 @@ def info(options: argparse.Namespace) -> int:
     print(f"device: {device}")
     for op in backend.OPS:
         chosen = backend.choose(op, device).name
-        rows = [f"{row.name} ({row.objection(device) or 'can run'})" for row in backend.table(op)]
+        rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in backend.table(op)]
         print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
     if options.model:
         from baize_engine.checkpoint.hub import folder_of

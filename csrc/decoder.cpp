@@ -16,7 +16,7 @@ namespace baize {
 const std::vector<Kernels>& kernel_variants() {
     static const std::vector<Kernels> table = [] {
         std::vector<Kernels> rows;
-        for (const Kernels& row : {avx512_kernels(), avx2_kernels(), scalar_kernels()})
+        for (const Kernels& row : {amx_kernels(), avx512_kernels(), avx2_kernels(), scalar_kernels()})
             if (row.product) rows.push_back(row);
         return rows;
     }();
@@ -91,9 +91,11 @@ void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, bool byt
     const size_t columns = matrix.columns, padded = (columns + kBlock - 1) / kBlock * kBlock * tokens;
     if (norm) normed_ = std::max(normed_, tokens * columns);
     if (bytes) {
-        const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * tokens;
+        const size_t groups = (tokens + kGroupTokens - 1) / kGroupTokens;
+        const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * groups * kGroupTokens;
         bytes_ = std::max(bytes_, blocks * kByteBlock);
         scales_ = std::max(scales_, blocks * kByteFactors);
+        offsets_ = std::max(offsets_, blocks * kByteFactors);
     } else if (matrix.quantised()) {
         codes_ = std::max(codes_, padded);
         scales_ = std::max(scales_, padded / section_of(matrix.kind) + 16);  // a widest vector may begin at the last
@@ -101,16 +103,20 @@ void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, bool byt
     } else {
         values_ = std::max(values_, padded);
     }
-    add(tokens, [=, kind = matrix.kind](Arena& arena, size_t t, float*) {
-        const float* row = x + t * columns;
-        if (norm) {
-            float* normed = arena.normed.data() + t * columns;
-            kernels_.rms_norm(row, norm, eps, columns, normed);
-            row = normed;
+    // Tokens of a group may lie in the same cache lines, which two threads would take from each other.
+    const size_t at_once = bytes ? kGroupTokens : 1;
+    add((tokens + at_once - 1) / at_once, [=, kind = matrix.kind](Arena& arena, size_t task, float*) {
+        for (size_t t = task * at_once; t < std::min(tokens, (task + 1) * at_once); ++t) {
+            const float* row = x + t * columns;
+            if (norm) {
+                float* normed = arena.normed.data() + t * columns;
+                kernels_.rms_norm(row, norm, eps, columns, normed);
+                row = normed;
+            }
+            kernels_.prepare(kind, row, columns, t, tokens,
+                             {arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data(),
+                              bytes ? arena.bytes.data() : nullptr});
         }
-        kernels_.prepare(kind, row, columns, t, tokens,
-                         {arena.values.data(), arena.codes.data(), arena.scales.data(), arena.offsets.data(),
-                          bytes ? arena.bytes.data() : nullptr});
     });
 }
 

@@ -19,6 +19,7 @@ constexpr size_t kBlock = 512;     // columns that a product takes at a time: a 
 constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
 constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
 constexpr size_t kByteFactors = kByteBlock / kGroup;  // scales of such a block; those that its kind does not use are zero
+constexpr size_t kGroupTokens = 16;   // tokens in bytes that are prepared together; some variants keep them together in memory
 constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };
@@ -58,7 +59,9 @@ struct Activations {
     const int16_t* codes;
     const float* scales;
     const int32_t* offsets;  // for one token and int4: eight times the sums of the codes, a vector a section
-    const uint8_t* bytes;    // in place of `codes`, for prompts (decoder_bytes.inc); then kByteFactors scales a block, or null
+    // In place of `codes`, for prompts, or null; a variant lays them out as it reads them, with scales and offsets
+    // (decoder_bytes.inc, decoder_tiles.inc), in room for kByteFactors of either a token of whole groups and block.
+    const uint8_t* bytes;
 };
 
 struct ActivationMemory {

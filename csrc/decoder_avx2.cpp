@@ -17,6 +17,7 @@ struct Vec {
     using S = __m256i;  // sixteen int16
     static constexpr size_t width = 8, shorts = 16;
     static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
+    static constexpr size_t few_of_int8 = 16;            // tokens up to which int8 rows are read in place
 
     BAIZE_TARGET static F zero() { return _mm256_setzero_ps(); }
     BAIZE_TARGET static F all(float value) { return _mm256_set1_ps(value); }
@@ -204,6 +205,7 @@ struct Vec {
 
 }  // namespace
 
+#define BAIZE_BYTES "decoder_bytes.inc"
 #include "decoder_product.inc"
 // the products first: attention uses their vectors
 #include "decoder_attention.inc"

@@ -1,19 +1,26 @@
-// AVX-512 (F, BW, DQ, VL, VNNI): 16 floats or 32 codes at a time.
+// AVX-512 (F, BW, DQ, VL, VNNI): 16 floats or 32 codes at a time; and the same with AMX for products in bytes.
 #include "decoder_variants.h"
 
 #if defined(__x86_64__)
 
+#include <cpuid.h>
 #include <immintrin.h>
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593: its own AVX-512 headers warn
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #define BAIZE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+#define BAIZE_TARGET_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8")))
 
 namespace {
 
-constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 4, TOKENS = 6, CODE_ROWS = 4, CODE_TOKENS = 4, BYTE_ROWS = 4, BYTE_TOKENS = 4;
+constexpr size_t SINGLE_ROWS = 4, PANEL_ROWS = 48, ROWS = 4, TOKENS = 6, CODE_ROWS = 4, CODE_TOKENS = 4;
 
 struct Vec {
     using F = __m512;
@@ -21,6 +28,7 @@ struct Vec {
     using S = __m512i;  // thirty-two int16
     static constexpr size_t width = 16, shorts = 32;
     static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
+    static constexpr size_t few_of_int8 = 64;            // tokens up to which int8 rows are read in place
 
     BAIZE_TARGET static F zero() { return _mm512_setzero_ps(); }
     BAIZE_TARGET static F all(float value) { return _mm512_set1_ps(value); }
@@ -32,7 +40,12 @@ struct Vec {
     BAIZE_TARGET static F div(F a, F b) { return _mm512_div_ps(a, b); }
     BAIZE_TARGET static F greater(F a, F b) { return _mm512_max_ps(b, a); }  // the second, a, where one is NaN
     BAIZE_TARGET static F lesser(F a, F b) { return _mm512_min_ps(b, a); }
-    BAIZE_TARGET static float sum(F value) { return _mm512_reduce_add_ps(value); }
+    BAIZE_TARGET static float sum(F value) {
+        const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
+        const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+    }
     BAIZE_TARGET static F nearest(F value) { return _mm512_roundscale_ps(value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
     BAIZE_TARGET static F times_power(F value, F power) { return _mm512_scalef_ps(value, power); }
 
@@ -59,19 +72,45 @@ struct Vec {
     }
     BAIZE_TARGET static F magnitude(F value) { return _mm512_abs_ps(value); }
     BAIZE_TARGET static float greatest(F value) { return _mm512_reduce_max_ps(value); }
+    // sum() of sixteen vectors, by the same tree
     BAIZE_TARGET static F sums(const F* v) {
-        alignas(64) float each[width];
-        for (size_t n = 0; n < width; ++n) each[n] = sum(v[n]);
-        return load(each);
+        F eight[8], four[4];
+#pragma GCC unroll 8
+        for (int n = 0; n < 8; ++n)
+            eight[n] = _mm512_add_ps(_mm512_shuffle_f32x4(v[n], v[n + 8], 0x44), _mm512_shuffle_f32x4(v[n], v[n + 8], 0xee));
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n)  // of vectors n, 8 + n, 4 + n and 12 + n, a lane each
+            four[n] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[n], eight[n + 4], 0x88), _mm512_shuffle_f32x4(eight[n], eight[n + 4], 0xdd));
+        const F first = _mm512_add_ps(_mm512_shuffle_ps(four[0], four[1], 0x44), _mm512_shuffle_ps(four[0], four[1], 0xee));
+        const F second = _mm512_add_ps(_mm512_shuffle_ps(four[2], four[3], 0x44), _mm512_shuffle_ps(four[2], four[3], 0xee));
+        const F one = _mm512_add_ps(_mm512_shuffle_ps(first, second, 0x88), _mm512_shuffle_ps(first, second, 0xdd));
+        return _mm512_shuffle_f32x4(one, one, 0xd8);
     }
 
     BAIZE_TARGET static void transpose(F (&rows)[width]) {  // rows[k][n] = rows[n][k] before
-        alignas(64) float from[width][width], to[width];
-        for (size_t n = 0; n < width; ++n) store(from[n], rows[n]);
-        for (size_t k = 0; k < width; ++k) {
-            for (size_t n = 0; n < width; ++n) to[n] = from[n][k];
-            rows[k] = load(to);
+        F some[width];
+#pragma GCC unroll 8
+        for (size_t n = 0; n < width; n += 2) {
+            some[n] = _mm512_unpacklo_ps(rows[n], rows[n + 1]);
+            some[n + 1] = _mm512_unpackhi_ps(rows[n], rows[n + 1]);
         }
+#pragma GCC unroll 4
+        for (size_t n = 0; n < width; n += 4) {  // rows[n + k]: columns k, 4 + k, 8 + k, 12 + k of rows n to n + 3, a lane each
+            rows[n + 0] = _mm512_shuffle_ps(some[n], some[n + 2], 0x44);
+            rows[n + 1] = _mm512_shuffle_ps(some[n], some[n + 2], 0xee);
+            rows[n + 2] = _mm512_shuffle_ps(some[n + 1], some[n + 3], 0x44);
+            rows[n + 3] = _mm512_shuffle_ps(some[n + 1], some[n + 3], 0xee);
+        }
+#pragma GCC unroll 4
+        for (size_t k = 0; k < 4; ++k) {
+            const F low = _mm512_shuffle_f32x4(rows[k], rows[4 + k], 0x88), high = _mm512_shuffle_f32x4(rows[k], rows[4 + k], 0xdd);
+            const F low2 = _mm512_shuffle_f32x4(rows[8 + k], rows[12 + k], 0x88), high2 = _mm512_shuffle_f32x4(rows[8 + k], rows[12 + k], 0xdd);
+            some[k] = _mm512_shuffle_f32x4(low, low2, 0x88);
+            some[4 + k] = _mm512_shuffle_f32x4(high, high2, 0x88);
+            some[8 + k] = _mm512_shuffle_f32x4(low, low2, 0xdd);
+            some[12 + k] = _mm512_shuffle_f32x4(high, high2, 0xdd);
+        }
+        for (size_t n = 0; n < width; ++n) rows[n] = some[n];
     }
 
     BAIZE_TARGET static I no_total() { return _mm512_setzero_si512(); }
@@ -81,7 +120,11 @@ struct Vec {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
     }
     BAIZE_TARGET static I products(S a, S b) { return _mm512_dpwssd_epi32(no_total(), a, b); }
-    BAIZE_TARGET static I add_products(I total, S a, S b) { return _mm512_dpwssd_epi32(total, a, b); }
+    // In assembly, here and in add_fours: of the intrinsics' totals GCC makes copies of registers round every loop.
+    BAIZE_TARGET static I add_products(I total, S a, S b) {
+        __asm__("vpdpwssd %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
+        return total;
+    }
     BAIZE_TARGET static I subtract(I a, I b) { return _mm512_sub_epi32(a, b); }
     BAIZE_TARGET static I load_total(const int32_t* at) { return _mm512_loadu_si512(at); }
     BAIZE_TARGET static void store_total(int32_t* at, I value) { _mm512_storeu_si512(at, value); }
@@ -115,45 +158,137 @@ struct Vec {
     }
 
     using B = __m512i;  // sixty-four bytes
-    using P = __m512i;  // sixteen sums of four products
     static constexpr size_t bytes = 64;
     BAIZE_TARGET static B load_bytes(const void* at) { return _mm512_loadu_si512(at); }
-    BAIZE_TARGET static B all_bytes(int8_t value) { return _mm512_set1_epi8(value); }
-    BAIZE_TARGET static P pairs(B codes, B weights) { return _mm512_dpbusd_epi32(no_total(), codes, weights); }
-    BAIZE_TARGET static P add_pairs(P a, P b) { return _mm512_add_epi32(a, b); }
-    BAIZE_TARGET static I total(P sums) { return sums; }
-    BAIZE_TARGET static I plus(I a, I b) { return _mm512_add_epi32(a, b); }
-    BAIZE_TARGET static bool fit(B, B) { return true; }
-    BAIZE_TARGET static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
+    BAIZE_TARGET static B all_fours(const uint8_t* at) {  // four bytes in every lane
+        int32_t four;
+        std::memcpy(&four, at, 4);
+        return _mm512_set1_epi32(four);
+    }
+    BAIZE_TARGET static I add_fours(I total, B codes, B signed_codes) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(codes), "v"(signed_codes));
+        return total;
+    }
+    BAIZE_TARGET static void lifted8(const uint8_t* from, uint8_t* to) {  // int8 with 128 added
+        _mm512_storeu_si512(to, _mm512_xor_si512(load_bytes(from), _mm512_set1_epi8(-128)));
+    }
+    BAIZE_TARGET static void lifted4(const uint8_t* group, uint8_t* to) {  // a group of int4, columns in order, with 8 added
         const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)), mask = _mm256_set1_epi8(15);
         const __m256i low = _mm256_and_si256(packed, mask), high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-        _mm512_storeu_si512(to, _mm512_sub_epi8(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1), _mm512_set1_epi8(8)));
+        _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
     }
-    BAIZE_TARGET static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
-        for (size_t k = 0; k < bytes; k += width) {
-            const __m512i code = _mm512_add_epi32(_mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse)), _mm512_set1_epi32(zero));
+    template <size_t count>
+    BAIZE_TARGET static int32_t encode_signed(const float* x, F inverse, int8_t* codes) {  // the codes' sum
+        I sum = no_total();
+        for (size_t k = 0; k < count; k += width) {
+            const I code = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse));
+            sum = _mm512_add_epi32(sum, code);
             _mm_storeu_si128(reinterpret_cast<__m128i*>(codes + k), _mm512_cvtepi32_epi8(code));
         }
+        return _mm512_reduce_add_epi32(sum);
     }
 };
 
 }  // namespace
 
+#define BAIZE_BYTES "decoder_tiles.inc"
 #include "decoder_product.inc"
 // the products first: attention uses their vectors
 #include "decoder_attention.inc"
 #include "decoder_elementwise.inc"
 
+namespace {
+
+// AMX: a tile's totals by one instruction for 64 columns.
+struct AmxEngine {
+    // GCC's intrinsics do not say which memory they read: what was stored before must be there.
+    static void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+
+    BAIZE_TARGET_AMX static void start() {
+        struct alignas(64) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16};
+        } config;
+        written(&config);
+        _tile_loadconfig(&config);
+    }
+    BAIZE_TARGET_AMX static void stop() { _tile_release(); }
+
+    template <Kind K>
+    BAIZE_TARGET_AMX static void make(const TileAt& at, size_t s, int32_t* totals) {
+        constexpr size_t section = section_of(K);
+        _tile_loadd(0, at.beginnings + s * kGroupTokens, 0);
+#pragma GCC unroll 2
+        for (size_t k = 0; k < section; k += 64) {
+            _tile_loadd(1, at.w + s * section + k, kTileStride);
+            _tile_loadd(2, at.x + (s * section + k) * kGroupTokens, 64);
+            _tile_dpbusd(0, 1, 2);
+        }
+        _tile_stored(0, totals, 64);
+    }
+
+    // A section's totals are made while those of the one before are added.
+    template <Kind K>
+    BAIZE_TARGET_AMX static void run(const TileAt& at, size_t sections, F* sums) {
+        alignas(64) int32_t totals[2][kTileRows * kGroupTokens];
+        F own[kTileRows];
+#pragma GCC unroll 16
+        for (size_t r = 0; r < kTileRows; ++r) own[r] = sums[r];
+        written(at.w);
+        make<K>(at, 0, totals[0]);
+        for (size_t s = 0; s < sections; ++s) {
+            if (s + 1 < sections) make<K>(at, s + 1, totals[(s + 1) % 2]);
+            const F scale = Vec::load(at.scales + s * kGroupTokens);
+#pragma GCC unroll 16
+            for (size_t r = 0; r < kTileRows; ++r)
+                own[r] = with_total<K>(own[r], Vec::load_total(totals[s % 2] + r * kGroupTokens), scale, at.row_scales + r * kByteFactors + s);
+        }
+#pragma GCC unroll 16
+        for (size_t r = 0; r < kTileRows; ++r) sums[r] = own[r];
+    }
+};
+
+void amx_product(const Product& what, size_t begin, size_t end, float* scratch) {
+    if (what.x.bytes) return byte_product<AmxEngine>(what, begin, end, scratch);
+    product(what, begin, end, scratch);
+}
+
+const char* why_no_avx512() {
+    const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                     __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
+    return has ? nullptr : "this processor lacks AVX-512 F, BW, DQ, VL or VNNI";
+}
+
+const char* why_no_amx() {
+    if (const char* reason = why_no_avx512()) return reason;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 24)) || !(d & (1u << 25)))
+        return "this processor lacks AMX with 8-bit integers";
+#if defined(__linux__)
+    constexpr long permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA; asked once of a process
+    static const bool granted = syscall(SYS_arch_prctl, permission, tile_data) == 0;
+    return granted ? nullptr : "the system does not let this process use AMX";
+#else
+    return "AMX is asked for on Linux only";
+#endif
+}
+
+}  // namespace
+
 namespace baize {
 
 Kernels avx512_kernels() {
-    const auto why_not = []() -> const char* {
-        const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                         __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-        return has ? nullptr : "this processor lacks AVX-512 F, BW, DQ, VL or VNNI";
-    };
-    return {"avx512", why_not, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};
+    return {"avx512", why_no_avx512, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};
+}
+
+Kernels amx_kernels() {
+    Kernels kernels = avx512_kernels();
+    kernels.name = "amx";
+    kernels.why_not = why_no_amx;
+    kernels.product = amx_product;
+    return kernels;
 }
 
 }  // namespace baize
@@ -163,6 +298,7 @@ Kernels avx512_kernels() {
 namespace baize {
 
 Kernels avx512_kernels() { return {}; }
+Kernels amx_kernels() { return {}; }
 
 }  // namespace baize
 

@@ -8,5 +8,6 @@ namespace baize {
 Kernels scalar_kernels();
 Kernels avx2_kernels();
 Kernels avx512_kernels();
+Kernels amx_kernels();
 
 }  // namespace baize

@@ -8,27 +8,12 @@ from baize_engine import backend
 from baize_engine.errors import BackendError
 
 
-def test_auto_takes_the_first_row_without_objection(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_takes_the_first_row_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(backend.VARIABLE, raising=False)
     for op in backend.OPS:
         chosen = backend.choose(op, "cpu")
-        able = [row.name for row in backend.table(op) if row.objection("cpu") is None]
+        able = [row.name for row in backend.table(op) if row.why_not("cpu") is None]
         assert chosen.name == able[0]
-
-
-def test_a_row_in_doubt_is_taken_only_where_it_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
-    def runs(device: str) -> None:
-        return None
-
-    rows = (
-        backend.Row("new", runs, lambda device: None, doubt="untried"),
-        backend.Row("old", runs, lambda device: None),
-    )
-    monkeypatch.setattr(backend, "table", lambda op: rows)
-    monkeypatch.delenv(backend.VARIABLE, raising=False)
-    assert backend.choose("head", "cpu").name == "old"
-    monkeypatch.setenv(backend.VARIABLE, "head=new")
-    assert backend.choose("head", "cpu").name == "new"
 
 
 def test_forced_by_op_and_in_general(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,9 +68,13 @@ def test_a_row_is_the_same_alone_and_among_64(variant: str, kind: str, columns: 
         assert torch.equal(part, whole[:tokens]), tokens
 
 
-def in_bytes(x: torch.Tensor, kind: str) -> torch.Tensor:
-    """x (T, K) as a coarse product reads it: 63 (int8) or 127 (int4) levels each way, a scale for 128 or 64 columns."""
-    section, levels = (128, 63) if kind == "int8" else (64, 127)
+def in_bytes(x: torch.Tensor, kind: str, variant: str) -> torch.Tensor:
+    """x (T, K) as a coarse product reads it: 127 levels each way, a scale for 128 (int8) or 64 (int4) columns.
+
+    With int8 weights 63 levels where pairs of products are summed in 16 bits.
+    """
+    section = 128 if kind == "int8" else 64
+    levels = 63 if kind == "int8" and variant in ("avx2", "scalar") else 127
     padded = torch.nn.functional.pad(x, (0, -x.shape[1] % section)).unflatten(1, (-1, section))
     most = padded.abs().amax(2, keepdim=True)
     codes = (padded * (levels / most)).round()
@@ -86,9 +90,23 @@ def test_coarse_products(variant: str, kind: str, rows: int, columns: int) -> No
     add = native.op("linear_add", variant)
     for tokens in (1, 2, 8, 9, 12, 64, 131):
         out = add(x[:tokens].clone(), weight, out=before[:tokens].clone(), coarse=True)
-        assert error(out - before[:tokens], exact(in_bytes(x[:tokens], kind), weight)) < 1e-4, tokens
+        assert error(out - before[:tokens], exact(in_bytes(x[:tokens], kind, variant), weight)) < 1e-4, tokens
         assert torch.equal(out[:1], add(x[:1].clone(), weight, out=before[:1].clone(), coarse=True)), tokens
     assert 1e-4 < error(out - before, exact(x, weight)) < 2e-2
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_coarse_products_are_the_same_by_tiles_and_by_vectors(kind: str) -> None:
+    """AMX and VNNI sum the same integers in the same places: many groups of tokens and blocks of columns, tails of both."""
+    for name in ("amx", "avx512"):
+        if (reason := _C.decoder_why_not(name) if name in _C.decoder_variants() else "not in this build") is not None:
+            pytest.skip(f"{name}: {reason}")
+    weight, x = matrix(kind, 75, 2300), torch.randn(700, 2300)
+    tiles, vectors = (
+        native.op("linear_add", name)(x, weight, out=torch.zeros(700, 75), coarse=True) for name in ("amx", "avx512")
+    )
+    assert torch.equal(tiles, vectors)
+    assert error(tiles, exact(in_bytes(x, kind, "amx"), weight)) < 1e-4
 
 
 def test_coarse_products_of_the_greatest_codes(variant: str) -> None:
@@ -233,11 +251,11 @@ def test_fused_ops_of_prompts(variant: str, kind: str) -> None:
     )  # fmt: skip
     for found, weight in zip((q, keys[0, :tokens], values[0, :tokens]), parts, strict=True):
         assert (
-            error(found.flatten(1), exact(in_bytes(normed, kind), weight)) < 3e-3
+            error(found.flatten(1), exact(in_bytes(normed, kind, variant), weight)) < 3e-3
         )  # a code may fall to the other side
     gates = [matrix(kind, inner, hidden) for _ in range(2)]
     found = native.op("gate_up", variant)(x, ones, 1e-5, gates, out=torch.empty(tokens, inner), coarse=True)
-    gate, up = (exact(in_bytes(normed, kind), weight) for weight in gates)
+    gate, up = (exact(in_bytes(normed, kind, variant), weight) for weight in gates)
     assert error(found, torch.nn.functional.silu(gate) * up) < 3e-3
 
 
