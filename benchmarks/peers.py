@@ -70,6 +70,10 @@ def installed(kind: str, engines: Collection[str]) -> tuple[list[Peer], dict[str
     return [peer for peer in wanted if peer.name not in absent], absent
 
 
+class Ended(SystemExit):
+    """An engine's process is gone; the message says how it ended."""
+
+
 class Child:
     """An engine's process; `ask` calls a method of `engines.Engine` there."""
 
@@ -87,7 +91,7 @@ class Child:
         self._answer()
 
     def ask(self, call: str, *arguments: Any) -> Any:
-        """The value of `call`; SystemExit where the process has ended."""
+        """The value of `call`; Ended where the process has ended."""
         assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # _answer tells
             print(json.dumps({"call": call, "arguments": arguments}), file=self._process.stdin, flush=True)
@@ -103,5 +107,5 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit(f"{self.name}: its process ended with {self._process.wait()}, see its message above")
+            raise Ended(f"{self.name}: its process ended with {self._process.wait()}, see its message above")
         return json.loads(line)

@@ -19,7 +19,7 @@ import torch
 from bandwidth import ReadProbe
 from common import Spread
 from model_files import Store
-from peers import ENGINES, Child, Peer, installed
+from peers import ENGINES, Child, Ended, Peer, installed
 from roofline import matmul_peak
 
 from baize_engine.checkpoint.index import read_index
@@ -80,18 +80,27 @@ def check_ids(name: str, oracle: Oracle, prompt: list[int], rows: list[list[int]
 
 
 @contextmanager
-def group(store: Store, kind: str, peers: Sequence[Peer], threads: int) -> Iterator[dict[str, Child]]:
-    """Processes of ours with weights of `kind`, first, and of `peers`, by name; all are checked."""
+def group(
+    store: Store, kind: str, peers: Sequence[Peer], threads: int
+) -> Iterator[tuple[dict[str, Child], dict[str, str]]]:
+    """Processes of ours with weights of `kind`, first, and of `peers`, by name, all checked; and how peers crashed that did."""
     paths = {f"baize {kind}": ("baize", store.ours(kind))}
     paths |= {peer.name: (peer.engine, peer.path(store)) for peer in peers}
     oracle = Oracle(store.ours("float16"))
     with ExitStack() as stack:
         found: dict[str, Child] = {}
+        crashed: dict[str, str] = {}
         for name, (engine, path) in paths.items():
-            found[name] = Child(engine, path, threads)
-            stack.callback(found[name].close)
-            check(name, found[name], oracle, kind)
-        yield found
+            try:
+                child = Child(engine, path, threads)
+                stack.callback(child.close)
+                check(name, child, oracle, kind)
+                found[name] = child
+            except Ended as error:
+                if engine == "baize":
+                    raise
+                crashed[name] = str(error)
+        yield found, crashed
 
 
 class Turns:
@@ -174,9 +183,9 @@ def _each_kind(options: argparse.Namespace, rows: Callable[..., Iterator[dict[st
         store = Store(folder, options.preset)
         for kind in options.kinds:
             peers, absent = installed(kind, options.peers)
-            with group(store, kind, peers, torch.get_num_threads()) as children:
+            with group(store, kind, peers, torch.get_num_threads()) as (children, crashed):
                 found += rows(store, kind, peers, children)
-            found += [{"engine": name, "kind": kind, "tok/s": reason} for name, reason in absent.items()]
+            found += [{"engine": name, "kind": kind, "tok/s": why} for name, why in (absent | crashed).items()]
     return found
 
 

@@ -17,6 +17,7 @@ struct Vec {
     using S = __m256i;  // sixteen int16
     static constexpr size_t width = 8, shorts = 16;
     static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
+    static constexpr bool holds_sums = false;    // whether a block of int4 has registers for its sums beside its totals
     static constexpr size_t few_of_int8 = 16;            // tokens up to which int8 rows are read in place
 
     BAIZE_TARGET static F zero() { return _mm256_setzero_ps(); }

@@ -28,6 +28,7 @@ struct Vec {
     using S = __m512i;  // thirty-two int16
     static constexpr size_t width = 16, shorts = 32;
     static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
+    static constexpr bool holds_sums = true;    // whether a block of int4 has registers for its sums beside its totals
     static constexpr size_t few_of_int8 = 64;            // tokens up to which int8 rows are read in place
 
     BAIZE_TARGET static F zero() { return _mm512_setzero_ps(); }

@@ -13,6 +13,7 @@ constexpr size_t SINGLE_ROWS = 2, PANEL_ROWS = 24, ROWS = 2, TOKENS = 2, CODE_RO
 struct Vec {
     static constexpr size_t width = 4, shorts = 8;
     static constexpr bool widens_halves = false;  // whether a load of float16 is an instruction
+    static constexpr bool holds_sums = false;    // whether a block of int4 has registers for its sums beside its totals
     static constexpr size_t few_of_int8 = 16;      // tokens up to which int8 rows are read in place
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));

@@ -165,6 +165,16 @@ def test_an_engine_that_ends_is_named(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "absent" in capfd.readouterr().err
 
 
+def test_a_peer_that_crashes_is_left_out_and_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    unknown = peers.Peer("unknown", "F16", (), 16, 2)
+    with side_by_side.group(Store(folder, "tiny"), "float16", [unknown], 1) as (children, crashed):
+        assert list(children) == ["baize float16"]
+        assert children["baize float16"].ask("prefill", [1, 2, 3])[1] > 0
+    assert list(crashed) == ["unknown F16"]
+    assert "its process ended with" in crashed["unknown F16"]
+    assert "unknown" in capfd.readouterr().err
+
+
 def test_forms_are_made_once_and_whole(tmp_path: Path) -> None:
     store = Store(tmp_path, "tiny")
     (tmp_path / "tiny/int8-baize-1.partial").mkdir()  # of a killed run
