@@ -56,9 +56,9 @@ def test_bench_recover(pair: Path, tmp_path: Path) -> None:
     assert {"bench", "device", "commit", "versions", "rows"} <= found.keys()
     assert (found["bench"], found["preset"], found["cache"]) == ("recover", "tiny", "warm")
     rows = {row["method"]: row for row in found["rows"]}
-    assert rows.keys() == {"recover", "copy", "buffered copy"}
+    assert rows.keys() == {"recover", "copy", "plain copy"}
     assert rows["recover"]["reference_to_it"] == "not measured"
-    assert rows["copy"]["to_copy"] == 1
+    assert rows["plain copy"]["to_plain_copy"] == 1
     assert all(row["p20"] <= row["wall_s"] <= row["p80"] and row["peak_MiB"] > 1 for row in rows.values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.json", "tuned"]
     assert (tmp_path / "tuned/mine").exists()
@@ -68,11 +68,11 @@ def test_the_copies_write_what_recover_writes(pair: Path, tmp_path: Path) -> Non
     base, diff = pair / "base", pair / "diff"
     recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
     bench_recover.copy(base, diff, tmp_path / "copy")
-    bench_recover.buffered_copy(base, diff, tmp_path / "buffered")
+    bench_recover.plain_copy(base, diff, tmp_path / "plain")
     size = sum(weights(tmp_path / "tuned", "*.safetensors").values())
     rows = 2 * 64 * 2  # bytes of the two rows that only the diff has
     assert sum(weights(tmp_path / "copy", "*.safetensors").values()) == pytest.approx(size - rows, abs=64)
-    assert sum(weights(tmp_path / "buffered", "data").values()) == pytest.approx(size, rel=0.02)
+    assert sum(weights(tmp_path / "plain", "data").values()) == pytest.approx(size, rel=0.02)
     copied = next((tmp_path / "copy").glob("*.safetensors")).read_bytes()
     assert copied.count(0) < len(copied) / 50  # random bytes: no disk stores them as nothing
 

