@@ -83,7 +83,7 @@ class Plan:
     ) -> None: ...  # fmt: skip
     def attention(
         self, q: int, cache: str, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
-        table_stride: int, heads: int, kv_heads: int, dim: int, block: int, scale: float, out: int,
+        table_stride: int, heads: int, kv_heads: int, dim: int, block: int, blocks: int, scale: float, out: int,
     ) -> None: ...  # fmt: skip
     def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int, coarse: bool) -> None: ...
     def gate_up(

@@ -178,7 +178,7 @@ def _attention(
         _address("block_tables", block_tables, (sequences, block_tables.shape[1]), torch.int32),
         _address("query_starts", query_starts, (sequences + 1,), torch.int32),
         _address("context_lens", context_lens, (sequences,), torch.int32), tokens, sequences, block_tables.shape[1],
-        heads, kv_heads, dim, block, scale, _address("out", out, whole),
+        heads, kv_heads, dim, block, blocks, scale, _address("out", out, whole),
     )  # fmt: skip
     return out
 

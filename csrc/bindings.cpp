@@ -235,10 +235,10 @@ void bind_decoder(py::module_& module) {
         .def("attention",
              [](Plan& plan, uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
                 uintptr_t lens, size_t tokens, size_t sequences, size_t table_stride, size_t heads, size_t kv_heads,
-                size_t dim, size_t block, float scale, uintptr_t out) {
+                size_t dim, size_t block, size_t blocks, float scale, uintptr_t out) {
                  plan.attention({at<const float>(q), at<const uint8_t>(keys), at<const uint8_t>(values), float_kind(cache),
                                  at<const int32_t>(tables), at<const int32_t>(starts), at<const int32_t>(lens), tokens,
-                                 sequences, table_stride, heads, kv_heads, dim, block, scale, at<float>(out), 0});
+                                 sequences, table_stride, heads, kv_heads, dim, block, blocks, scale, at<float>(out), 0});
              })
         .def("linear_add",
              [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out, bool coarse) {

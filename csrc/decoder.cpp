@@ -173,21 +173,39 @@ void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, floa
     });
 }
 
+namespace {
+
+// That queries [first, last) are those of sequence `n`, its context holds them, and its blocks are the cache's.
+void check_sequence(const Attention& a, size_t n, size_t first, size_t last) {
+    const int64_t begin = a.starts[n], end = a.starts[n + 1], length = a.lens[n], most = int64_t(a.table_stride * a.block);
+    const bool one_each = a.sequences == a.tokens;
+    if (begin < 0 || begin > int64_t(first) || end < int64_t(last) || end > int64_t(a.tokens) || (one_each && end - begin != 1))
+        throw std::out_of_range("sequence " + std::to_string(n) + " has queries " + std::to_string(begin) + " to " +
+                                std::to_string(end) + ", wanted all of " + std::to_string(a.tokens) + " in order" +
+                                (one_each ? ", one each" : ""));
+    if (length < end - begin || length > most)
+        throw std::out_of_range("context " + std::to_string(length) + ", wanted " + std::to_string(end - begin) + " to " +
+                                std::to_string(most));
+    for (size_t block = 0; block * a.block < size_t(length); ++block) check_place("block", a.tables[n * a.table_stride + block], a.blocks);
+}
+
+}  // namespace
+
 void Plan::attention(const Attention& what) {
     if (what.tokens == 0) return;
     Attention a = what;
     a.splits = (a.table_stride * a.block + kSplit - 1) / kSplit;
     const size_t group = a.heads / a.kv_heads;
     if (a.sequences == a.tokens) {  // one query each: the splits of a context are tasks of their own
-        // Key heads that lie side by side in memory go together, as long as every thread has two tasks.
-        const size_t together = std::clamp<size_t>(a.tokens * a.splits * a.kv_heads / (2 * threads()), 1, 8);
+        // Key heads that lie side by side in memory go together, as long as every thread has two tasks (of short contexts).
+        const size_t together = std::clamp<size_t>(a.tokens * a.kv_heads / (2 * threads()), 1, 8);
         const size_t pieces = (a.kv_heads + together - 1) / together;
         const bool split = a.splits > 1;
         scratch_ = std::max(scratch_, kernels_.attention_scratch(a, group, together));
         if (split) parts_ = std::max(parts_, a.tokens * a.heads * a.splits * a.part_floats());
         add(a.tokens * a.splits * pieces, [=](Arena& arena, size_t task, float* scratch) {
             const size_t n = task / pieces % a.splits, t = task / pieces / a.splits, head = task % pieces * together;
-            check_place("context", a.lens[t], a.table_stride * a.block + 1);
+            check_sequence(a, t, t, t + 1);
             if (n * kSplit < size_t(a.lens[t]))
                 kernels_.attend(a, {t, t, t + 1, head, std::min(together, a.kv_heads - head)}, n, n + 1,
                                 split ? arena.parts.data() : nullptr, scratch);
@@ -202,9 +220,9 @@ void Plan::attention(const Attention& what) {
         const size_t block = blocks - 1 - task / a.kv_heads, end = std::min((block + 1) * queries, a.tokens);
         size_t sequence = 0;
         for (size_t first = block * queries; first < end;) {
-            while (size_t(a.starts[sequence + 1]) <= first) ++sequence;
-            const size_t last = std::min(size_t(a.starts[sequence + 1]), end);
-            check_place("context", a.lens[sequence], a.table_stride * a.block + 1);
+            while (sequence + 1 < a.sequences && a.starts[sequence + 1] <= int64_t(first)) ++sequence;
+            const size_t last = std::clamp<size_t>(size_t(a.starts[sequence + 1]), first + 1, end);
+            check_sequence(a, sequence, first, last);
             kernels_.attend(a, {sequence, first, last, task % a.kv_heads, 1}, 0, a.splits, nullptr, scratch);
             first = last;
         }

@@ -18,13 +18,13 @@ constexpr size_t kGroup = 64;      // columns that share an int4 scale: GROUP of
 constexpr size_t kBlock = 512;     // columns that a product takes at a time: a panel of them stays in the caches
 constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
 constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
-constexpr size_t kByteFactors = kByteBlock / kGroup;  // scales of such a block; those that its kind does not use are zero
+constexpr size_t kByteFactors = kByteBlock / kGroup;  // the most scales of such a block
 constexpr size_t kGroupTokens = 16;   // tokens in bytes that are prepared together; some variants keep them together in memory
 constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };
 
-// Columns of an activation in int16 that share a scale. With int8 weights a section costs two operations beside 16.
+// Columns of an activation in integers that share a scale. With int8 weights a section costs two operations beside 16.
 constexpr size_t section_of(Kind kind) { return kind == Kind::int8 ? 2 * kGroup : kGroup; }
 
 // A matrix (rows, columns) as kernels/quantized.py lays it out; `scales` float32 a row for int8, float16 a group for int4.
@@ -58,7 +58,7 @@ struct Activations {
     const float* values;
     const int16_t* codes;
     const float* scales;
-    const int32_t* offsets;  // for one token and int4: eight times the sums of the codes, a vector a section
+    const int32_t* offsets;  // with `codes` for one token and int4: eight times their sums, a vector a section
     // In place of `codes`, for prompts, or null; a variant lays them out as it reads them, with scales and offsets
     // (decoder_bytes.inc, decoder_tiles.inc), in room for kByteFactors of either a token of whole groups and block.
     const uint8_t* bytes;
@@ -88,7 +88,7 @@ struct Attention {
     const uint8_t *keys, *values;
     Kind kind;
     const int32_t *tables, *starts, *lens;
-    size_t tokens, sequences, table_stride, heads, kv_heads, dim, block;
+    size_t tokens, sequences, table_stride, heads, kv_heads, dim, block, blocks;  // tokens of a block; blocks of the cache
     float scale;
     float* out;
     size_t splits;  // that the longest context may have

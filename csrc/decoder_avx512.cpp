@@ -1,22 +1,15 @@
-// AVX-512 (F, BW, DQ, VL, VNNI): 16 floats or 32 codes at a time; and the same with AMX for products in bytes.
+// AVX-512 (F, BW, DQ, VL, VNNI): 16 floats or 32 codes at a time.
 #include "decoder_variants.h"
 
 #if defined(__x86_64__)
 
-#include <cpuid.h>
 #include <immintrin.h>
-
-#if defined(__linux__)
-#include <sys/syscall.h>
-#include <unistd.h>
-#endif
 
 #if !defined(__clang__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // GCC bug 105593: its own AVX-512 headers warn
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #endif
 #define BAIZE_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
-#define BAIZE_TARGET_AMX __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8")))
 
 namespace {
 
@@ -200,80 +193,12 @@ struct Vec {
 
 namespace {
 
-// AMX: a tile's totals by one instruction for 64 columns.
-struct AmxEngine {
-    // GCC's intrinsics do not say which memory they read: what was stored before must be there.
-    static void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
-
-    BAIZE_TARGET_AMX static void start() {
-        struct alignas(64) {
-            uint8_t palette = 1, start_row = 0, reserved[14] = {};
-            uint16_t row_bytes[16] = {64, 64, 64, 64};
-            uint8_t rows[16] = {16, 16, 16, 16};
-        } config;
-        written(&config);
-        _tile_loadconfig(&config);
-    }
-    BAIZE_TARGET_AMX static void stop() { _tile_release(); }
-
-    template <Kind K>
-    BAIZE_TARGET_AMX static void make(const TileAt& at, size_t s, int32_t* totals) {
-        constexpr size_t section = section_of(K);
-        _tile_loadd(0, at.beginnings + s * kGroupTokens, 0);
-#pragma GCC unroll 2
-        for (size_t k = 0; k < section; k += 64) {
-            _tile_loadd(1, at.w + s * section + k, kTileStride);
-            _tile_loadd(2, at.x + (s * section + k) * kGroupTokens, 64);
-            _tile_dpbusd(0, 1, 2);
-        }
-        _tile_stored(0, totals, 64);
-    }
-
-    // A section's totals are made while those of the one before are added.
-    template <Kind K>
-    BAIZE_TARGET_AMX static void run(const TileAt& at, size_t sections, F* sums) {
-        alignas(64) int32_t totals[2][kTileRows * kGroupTokens];
-        F own[kTileRows];
-#pragma GCC unroll 16
-        for (size_t r = 0; r < kTileRows; ++r) own[r] = sums[r];
-        written(at.w);
-        make<K>(at, 0, totals[0]);
-        for (size_t s = 0; s < sections; ++s) {
-            if (s + 1 < sections) make<K>(at, s + 1, totals[(s + 1) % 2]);
-            const F scale = Vec::load(at.scales + s * kGroupTokens);
-#pragma GCC unroll 16
-            for (size_t r = 0; r < kTileRows; ++r)
-                own[r] = with_total<K>(own[r], Vec::load_total(totals[s % 2] + r * kGroupTokens), scale, at.row_scales + r * kByteFactors + s);
-        }
-#pragma GCC unroll 16
-        for (size_t r = 0; r < kTileRows; ++r) sums[r] = own[r];
-    }
-};
-
-void amx_product(const Product& what, size_t begin, size_t end, float* scratch) {
-    if (what.x.bytes) return byte_product<AmxEngine>(what, begin, end, scratch);
-    product(what, begin, end, scratch);
-}
-
 const char* why_no_avx512() {
     const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("fma");
-    return has ? nullptr : "this processor lacks AVX-512 F, BW, DQ, VL or VNNI";
-}
-
-const char* why_no_amx() {
-    if (const char* reason = why_no_avx512()) return reason;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 24)) || !(d & (1u << 25)))
-        return "this processor lacks AMX with 8-bit integers";
-#if defined(__linux__)
-    constexpr long permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA; asked once of a process
-    static const bool granted = syscall(SYS_arch_prctl, permission, tile_data) == 0;
-    return granted ? nullptr : "the system does not let this process use AMX";
-#else
-    return "AMX is asked for on Linux only";
-#endif
+                     __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                     __builtin_cpu_supports("f16c");
+    return has ? nullptr : "this processor lacks AVX-512 F, BW, DQ, VL or VNNI, or AVX2, FMA or F16C";
 }
 
 }  // namespace
@@ -284,15 +209,17 @@ Kernels avx512_kernels() {
     return {"avx512", why_no_avx512, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};
 }
 
-Kernels amx_kernels() {
-    Kernels kernels = avx512_kernels();
-    kernels.name = "amx";
-    kernels.why_not = why_no_amx;
-    kernels.product = amx_product;
-    return kernels;
-}
+}  // namespace baize
+
+#if defined(__linux__) && (defined(__clang__) ? __clang_major__ >= 12 : __GNUC__ >= 11)
+#include "decoder_amx.inc"
+#else
+namespace baize {
+
+Kernels amx_kernels() { return {}; }  // another system, or the compiler is too old
 
 }  // namespace baize
+#endif
 
 #else
 

@@ -58,12 +58,12 @@ def test_products_of_any_number_of_tokens(variant: str, kind: str, rows: int, co
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("columns", [300, 1152])  # not whole vectors, and whole ones of several blocks, read in place
-def test_a_row_is_the_same_alone_and_among_64(variant: str, kind: str, columns: int) -> None:
+def test_a_row_is_the_same_alone_and_among_131(variant: str, kind: str, columns: int) -> None:
     weight = matrix(kind, 70, columns)
-    x = torch.randn(64, columns)
-    whole = native.op("linear_add", variant)(x, weight, out=torch.zeros(64, 70))
+    x = torch.randn(131, columns)
+    whole = native.op("linear_add", variant)(x, weight, out=torch.zeros(131, 70))
     assert error(whole, exact(x, weight)) < BOUND.get(kind, 1e-6) + 1e-6
-    for tokens in (1, 2, 3, 7, 8, 9, 12, 15, 16, 17, 33):
+    for tokens in (1, 2, 3, 7, 8, 9, 12, 15, 16, 17, 33, 64, 65):
         part = native.op("linear_add", variant)(x[:tokens].clone(), weight, out=torch.zeros(tokens, 70))
         assert torch.equal(part, whole[:tokens]), tokens
 
@@ -148,6 +148,19 @@ def test_attention(variant: str, heads: int, kv_heads: int, dim: int, queries: t
         q[-1:].clone(), keys, values, tables[2:], torch.tensor([0, 1], dtype=torch.int32), lens[2:], dim**-0.5
     )
     assert torch.equal(alone[0], found[-1])  # neither neighbours nor earlier queries change a bit
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2)])
+def test_later_values_that_are_not_finite_reach_no_earlier_query(variant: str, heads: int, kv_heads: int) -> None:
+    keys, values = torch.randn(2, 3, 16, kv_heads, 32)
+    values[1, 4:] = float("inf")  # tokens from 20 on
+    keys[1, 7] = float("nan")  # token 23
+    q, lens = torch.randn(40, heads, 32), torch.tensor([40], dtype=torch.int32)
+    tables, starts = torch.arange(3, dtype=torch.int32)[None], torch.tensor([0, 40], dtype=torch.int32)
+    found = native.op("attention", variant)(q, keys, values, tables, starts, lens, 0.2)
+    wanted = reference.attention(q[:20], keys, values, tables, starts // 2, lens // 2, 0.2)
+    assert torch.allclose(found[:20], wanted, atol=1e-5)
+    assert not found[20:].isfinite().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -276,11 +289,30 @@ def test_places_that_are_not_there_are_refused(variant: str) -> None:
     attend = native.op("attention", variant)
     one, starts = torch.zeros(1, 1, 16), torch.tensor([0, 1], dtype=torch.int32)
     tables = torch.zeros(1, 2, dtype=torch.int32)
-    with pytest.raises(IndexError, match="context 33, wanted 0 to 32"):
-        attend(one, *cache, tables, starts, torch.tensor([33], dtype=torch.int32), 1.0)
+    for context, table, message in (
+        (33, [0, 0], "context 33, wanted 1 to 32"),
+        (0, [0, 0], "context 0, wanted 1 to 32"),
+        (17, [0, 3], "block 3, wanted 0 to 2"),
+        (17, [-1, 0], "block -1"),
+    ):
+        with pytest.raises(IndexError, match=message):
+            tables = torch.tensor([table], dtype=torch.int32)
+            attend(one, *cache, tables, starts, torch.tensor([context], dtype=torch.int32), 1.0)
+    tables, two, lens = torch.zeros(2, 2, dtype=torch.int32), torch.zeros(3, 1, 16), torch.tensor([9, 9]).int()
+    for many, begins in (
+        (3, [0, 2, 2]),
+        (3, [1, 2, 3]),
+        (3, [0, 1, 4]),
+        (3, [0, 2, 1]),
+        (2, [0, 2, 2]),
+    ):
+        with pytest.raises(IndexError, match="has queries"):
+            attend(two[:many].clone(), *cache, tables, torch.tensor(begins, dtype=torch.int32), lens, 1.0)
+    with pytest.raises(IndexError, match="context 1, wanted 2 to 32"):
+        attend(two, *cache, tables, torch.tensor([0, 2, 3], dtype=torch.int32), torch.tensor([1, 9]).int(), 1.0)
     nothing = torch.zeros(0, 1, 16)
     starts = torch.zeros(2, dtype=torch.int32)
-    assert attend(nothing, *cache, tables, starts, torch.tensor([5], dtype=torch.int32), 1.0).shape == (0, 1, 16)
+    assert attend(nothing, *cache, tables[:1], starts, torch.tensor([5], dtype=torch.int32), 1.0).shape == (0, 1, 16)
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "int4"])
