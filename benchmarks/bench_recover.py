@@ -129,7 +129,7 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
                 return
             fd = open_read(path)
             try:
-                cold = not is_cached(fd, at + count // 2)
+                cold = not is_cached(fd, at + count // 2, str(path))
                 read_into(fd, buffer[:count], at, str(path))
                 if cold:
                     forget(fd, at, count)

@@ -80,14 +80,22 @@ def prefetch(fd: int, offset: int, nbytes: int) -> None:
         os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
-def is_cached(fd: int, offset: int) -> bool:
-    """Whether the page at `offset` is in the page cache. Reads nothing from the disk; True where the system cannot tell."""
+def is_cached(fd: int, offset: int, what: str) -> bool:
+    """Whether the page at `offset` is in the page cache, by a read that may not wait; True where the system cannot tell.
+
+    CheckpointError naming `what` where the disk fails.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return True
     try:
         return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
     except BlockingIOError:
         return False
-    except (AttributeError, OSError):  # a system or filesystem without such reads
-        return True
+    except OSError as error:
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # filesystems without such reads
+            return True
+        with reading(f"{what}: byte {offset}"):
+            raise
 
 
 def forget(fd: int, offset: int, nbytes: int) -> None:

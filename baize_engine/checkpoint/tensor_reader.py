@@ -30,7 +30,8 @@ class TensorReader:
                 self._files.append(open_read(part.path))
                 stack.callback(os.close, self._files[-1])
                 # the middle: the ends may share pages with tensors that are being read
-                self._passing.append(not is_cached(self._files[-1], part.offset + part.nbytes // 2))
+                middle, what = part.offset + part.nbytes // 2, f"{part.path}: {self.entry.name}"
+                self._passing.append(not is_cached(self._files[-1], middle, what))
             self._close = stack.pop_all()
         return self
 
