@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -145,14 +146,14 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
     out.mkdir()
     nbytes = sum(count for _, _, count in right) // 2
     file = OutputFile(out / "data", nbytes)
-    threads = [threading.Thread(target=read) for _ in range(3)]
-    threads.append(threading.Thread(target=write, args=(file, nbytes)))
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    file.sync()
-    file.close()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            done = [pool.submit(read) for _ in range(3)] + [pool.submit(write, file, nbytes)]
+        for future in done:
+            future.result()
+        file.sync()
+    finally:
+        file.close()
 
 
 def reference(base: Path, diff: Path, out: Path) -> None:

@@ -71,7 +71,11 @@ def installed(kind: str, engines: Collection[str]) -> tuple[list[Peer], dict[str
 
 
 class Ended(SystemExit):
-    """An engine's process is gone; the message says how it ended."""
+    """An engine's process is gone, by a signal where `crashed`; the message says how it ended."""
+
+    def __init__(self, name: str, code: int) -> None:
+        super().__init__(f"{name}: its process ended with {code}, see its message above")
+        self.crashed = code < 0
 
 
 class Child:
@@ -107,5 +111,5 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise Ended(f"{self.name}: its process ended with {self._process.wait()}, see its message above")
+            raise Ended(self.name, self._process.wait())
         return json.loads(line)

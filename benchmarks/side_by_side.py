@@ -83,7 +83,7 @@ def check_ids(name: str, oracle: Oracle, prompt: list[int], rows: list[list[int]
 def group(
     store: Store, kind: str, peers: Sequence[Peer], threads: int
 ) -> Iterator[tuple[dict[str, Child], dict[str, str]]]:
-    """Processes of ours with weights of `kind`, first, and of `peers`, by name, all checked; and how peers crashed that did."""
+    """Processes of ours with weights of `kind`, first, and of `peers`, by name, all checked; how peers crashed."""
     paths = {f"baize {kind}": ("baize", store.ours(kind))}
     paths |= {peer.name: (peer.engine, peer.path(store)) for peer in peers}
     oracle = Oracle(store.ours("float16"))
@@ -97,7 +97,7 @@ def group(
                 check(name, child, oracle, kind)
                 found[name] = child
             except Ended as error:
-                if engine == "baize":
+                if engine == "baize" or not error.crashed:
                     raise
                 crashed[name] = str(error)
         yield found, crashed

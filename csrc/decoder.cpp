@@ -175,8 +175,8 @@ void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, floa
 
 namespace {
 
-// That queries [first, last) are those of sequence `n`, its context holds them, and its blocks are the cache's.
-void check_sequence(const Attention& a, size_t n, size_t first, size_t last) {
+// That queries [first, last) are those of sequence `n`, its context holds them, and the cache has the blocks of its tokens [from, to).
+void check_sequence(const Attention& a, size_t n, size_t first, size_t last, size_t from, size_t to) {
     const int64_t begin = a.starts[n], end = a.starts[n + 1], length = a.lens[n], most = int64_t(a.table_stride * a.block);
     const bool one_each = a.sequences == a.tokens;
     if (begin < 0 || begin > int64_t(first) || end < int64_t(last) || end > int64_t(a.tokens) || (one_each && end - begin != 1))
@@ -186,7 +186,8 @@ void check_sequence(const Attention& a, size_t n, size_t first, size_t last) {
     if (length < end - begin || length > most)
         throw std::out_of_range("context " + std::to_string(length) + ", wanted " + std::to_string(end - begin) + " to " +
                                 std::to_string(most));
-    for (size_t block = 0; block * a.block < size_t(length); ++block) check_place("block", a.tables[n * a.table_stride + block], a.blocks);
+    for (size_t block = from / a.block; block * a.block < std::min(size_t(length), to); ++block)
+        check_place("block", a.tables[n * a.table_stride + block], a.blocks);
 }
 
 }  // namespace
@@ -205,7 +206,7 @@ void Plan::attention(const Attention& what) {
         if (split) parts_ = std::max(parts_, a.tokens * a.heads * a.splits * a.part_floats());
         add(a.tokens * a.splits * pieces, [=](Arena& arena, size_t task, float* scratch) {
             const size_t n = task / pieces % a.splits, t = task / pieces / a.splits, head = task % pieces * together;
-            check_sequence(a, t, t, t + 1);
+            check_sequence(a, t, t, t + 1, n * kSplit, (n + 1) * kSplit);
             if (n * kSplit < size_t(a.lens[t]))
                 kernels_.attend(a, {t, t, t + 1, head, std::min(together, a.kv_heads - head)}, n, n + 1,
                                 split ? arena.parts.data() : nullptr, scratch);
@@ -222,7 +223,7 @@ void Plan::attention(const Attention& what) {
         for (size_t first = block * queries; first < end;) {
             while (sequence + 1 < a.sequences && a.starts[sequence + 1] <= int64_t(first)) ++sequence;
             const size_t last = std::clamp<size_t>(size_t(a.starts[sequence + 1]), first + 1, end);
-            check_sequence(a, sequence, first, last);
+            check_sequence(a, sequence, first, last, 0, a.table_stride * a.block);
             kernels_.attend(a, {sequence, first, last, task % a.kv_heads, 1}, 0, a.splits, nullptr, scratch);
             first = last;
         }

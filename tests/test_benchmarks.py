@@ -25,6 +25,7 @@ from shapes import PRESETS
 
 from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
+from baize_engine.errors import CheckpointError
 
 BENCHMARKS = REPO / "benchmarks"
 
@@ -75,6 +76,15 @@ def test_the_copies_write_what_recover_writes(pair: Path, tmp_path: Path) -> Non
     assert sum(weights(tmp_path / "plain", "data").values()) == pytest.approx(size, rel=0.02)
     copied = next((tmp_path / "copy").glob("*.safetensors")).read_bytes()
     assert copied.count(0) < len(copied) / 50  # random bytes: no disk stores them as nothing
+
+
+def test_a_plain_copy_that_fails_is_no_floor(pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise CheckpointError("broken")
+
+    monkeypatch.setattr(bench_recover, "read_into", broken)
+    with pytest.raises(CheckpointError, match="broken"):
+        bench_recover.plain_copy(pair / "base", pair / "diff", tmp_path / "plain")
 
 
 def test_the_reference_method_is_the_same_sum(pair: Path, tmp_path: Path) -> None:

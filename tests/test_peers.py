@@ -165,14 +165,25 @@ def test_an_engine_that_ends_is_named(tmp_path: Path, capfd: pytest.CaptureFixtu
     assert "absent" in capfd.readouterr().err
 
 
-def test_a_peer_that_crashes_is_left_out_and_named(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    unknown = peers.Peer("unknown", "F16", (), 16, 2)
-    with side_by_side.group(Store(folder, "tiny"), "float16", [unknown], 1) as (children, crashed):
+def test_a_peer_that_crashes_is_left_out_and_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    peer, codes = peers.Peer("other", "F16", (), 16, 2), [-11, 1]
+    real = side_by_side.Child
+
+    def child(engine: str, path: Path, threads: int) -> Any:
+        if engine == "other":
+            raise peers.Ended("other model", codes.pop(0))
+        return real(engine, path, threads)
+
+    monkeypatch.setattr(side_by_side, "Child", child)
+    with side_by_side.group(Store(folder, "tiny"), "float16", [peer], 1) as (children, crashed):
         assert list(children) == ["baize float16"]
         assert children["baize float16"].ask("prefill", [1, 2, 3])[1] > 0
-    assert list(crashed) == ["unknown F16"]
-    assert "its process ended with" in crashed["unknown F16"]
-    assert "unknown" in capfd.readouterr().err
+    assert crashed == {"other F16": "other model: its process ended with -11, see its message above"}
+    with (
+        pytest.raises(SystemExit, match="other model: its process ended with 1"),
+        side_by_side.group(Store(folder, "tiny"), "float16", [peer], 1),
+    ):
+        pass
 
 
 def test_forms_are_made_once_and_whole(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import errno
 import mmap
 import os
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from baize_engine.checkpoint.os_errors import reading, writing
@@ -81,7 +81,8 @@ def prefetch(fd: int, offset: int, nbytes: int) -> None:
 
 
 def is_cached(fd: int, offset: int, what: str) -> bool:
-    """Whether the page at `offset` is in the page cache, by a read that may not wait; True where the system cannot tell.
+    """Whether the page at `offset` is in the page cache, by a read that may not wait; True where the system cannot tell,
+    False behind the file's end.
 
     CheckpointError naming `what` where the disk fails.
     """
@@ -99,9 +100,10 @@ def is_cached(fd: int, offset: int, what: str) -> bool:
 
 
 def forget(fd: int, offset: int, nbytes: int) -> None:
-    """Lets the system use the pages of a range of the page cache for something else."""
+    """Lets the system use the whole pages of a range of the page cache for something else; no more than advice."""
     if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+        with suppress(OSError):
+            os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
 
 
 class OutputFile:
