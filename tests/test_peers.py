@@ -62,6 +62,8 @@ def test_decode_beside_the_peers(folder: Path) -> None:
     found = run("bench_decode.py", "--kinds", *kinds, "--peers", "--folder", folder, *short)
     rows = [row for row in found["rows"] if "ms/token" in row]
     measured, absent = (set.union(*sets) for sets in zip(*map(expected, kinds), strict=True))
+    crashed = {row["engine"] for row in found["rows"] if "its process ended with -" in str(row["tok/s"])}
+    measured -= crashed - {f"baize {kind}" for kind in kinds}
     assert {(row["engine"], row["batch"]) for row in rows} == {(name, batch) for name in measured for batch in (1, 3)}
     assert {row["engine"] for row in found["rows"] if "not installed" in str(row["tok/s"])} == absent
     for row in rows:
