@@ -216,7 +216,7 @@ namespace baize {
 
 Kernels avx2_kernels() {
     const auto why_not = []() -> const char* {
-        const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+        const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && baize::has_f16c();
         return has ? nullptr : "this processor lacks AVX2, FMA or F16C";
     };
     return {"avx2", why_not, task_rows, product_scratch, product, prepare, rms_norm, silu_mul, attend, attention_scratch, merge, widen_row, narrow_row};

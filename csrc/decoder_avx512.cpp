@@ -197,7 +197,7 @@ const char* why_no_avx512() {
     const bool has = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                     __builtin_cpu_supports("f16c");
+                     baize::has_f16c();
     return has ? nullptr : "this processor lacks AVX-512 F, BW, DQ, VL or VNNI, or AVX2, FMA or F16C";
 }
 

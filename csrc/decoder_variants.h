@@ -3,7 +3,19 @@
 
 #include "decoder.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
 namespace baize {
+
+#if defined(__x86_64__)
+// Clang's __builtin_cpu_supports does not know it.
+inline bool has_f16c() {
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
+}
+#endif
 
 Kernels scalar_kernels();
 Kernels avx2_kernels();
