@@ -82,7 +82,8 @@ struct Product {
     bool add;
 };
 
-// Queries (T, heads, dim), one each where there are as many sequences, of sequences whose keys and values lie in a cache of blocks (block, kv_heads, dim) of `kind`.
+// Queries (T, heads, dim) of sequences whose keys and values lie in a cache of blocks (block, kv_heads, dim) of `kind`. Where
+// there are as many sequences as queries each has one.
 struct Attention {
     const float* q;
     const uint8_t *keys, *values;

@@ -6,6 +6,7 @@ import os
 from contextlib import ExitStack
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import forget, is_cached, open_read, prefetch, read_scattered
 from baize_engine.checkpoint.joined import Entry
 
@@ -31,8 +32,8 @@ class TensorReader:
                 self._files.append(open_read(part.path))
                 stack.callback(os.close, self._files[-1])
                 # the middle: the ends may share pages with tensors that are being read
-                middle, what = part.offset + part.nbytes // 2, f"{part.path}: {self.entry.name}"
-                self._passing.append(not is_cached(self._files[-1], middle, what))
+                middle = part.offset + part.nbytes // 2
+                self._passing.append(not is_cached(self._files[-1], middle, self._what(part)))
             self._close = stack.pop_all()
         return self
 
@@ -51,7 +52,7 @@ class TensorReader:
                     for place, count in run.places
                 ]
                 at = part.offset + run.first * size
-                read_scattered(self._files[run.part], targets, at, f"{part.path}: {self.entry.name}")
+                read_scattered(self._files[run.part], targets, at, self._what(part))
                 if self._passing[run.part]:
                     forget(self._files[run.part], at, sum(map(len, targets)))
         return view
@@ -64,6 +65,9 @@ class TensorReader:
                 count = sum(count for _, count in run.places)
                 part = self.entry.parts[run.part]
                 prefetch(self._files[run.part], part.offset + run.first * self.size, count * self.size)
+
+    def _what(self, part: TensorEntry) -> str:
+        return f"{part.path}: {self.entry.name}"
 
     def _waste(self, nbytes: int) -> memoryview:
         if len(self._unwanted) < nbytes:
