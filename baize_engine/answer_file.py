@@ -99,13 +99,19 @@ class AnswerFile:
                 while written < len(data):
                     written += os.write(self._fd, data[written:])
         except BaseException:
-            os.ftruncate(self._fd, self._size)
+            if os.fstat(self._fd).st_size == self._size + len(data):  # Ctrl-C came right behind the write
+                self._count(len(data), rest)
+            else:
+                os.ftruncate(self._fd, self._size)
             raise
-        self._size += len(data)
-        self.done += 1
-        self.failed += "error" in rest
+        self._count(len(data), rest)
         if time.monotonic() - self._synced >= SYNC:
             self._sync()
+
+    def _count(self, nbytes: int, rest: dict[str, Any]) -> None:
+        self._size += nbytes
+        self.done += 1
+        self.failed += "error" in rest
 
     def _sync(self) -> None:
         with writing(self.path, "be synced"):

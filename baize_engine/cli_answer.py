@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,19 +60,18 @@ def answer_file(options: argparse.Namespace) -> int:
 
 
 def _answer(options: argparse.Namespace, path: Path, answers: AnswerFile, run: str, total: int) -> None:
-    from tqdm import tqdm
-
     from baize_engine.answering import answer
+    from baize_engine.bar import bar
 
-    with load_engine(options) as engine, tqdm(
-        total=total, initial=answers.done, unit="prompt", disable=True if options.quiet else None
-    ) as bar:  # fmt: skip
+    shown = bar(not options.quiet, total=total, initial=answers.done, unit="prompt")
+    with load_engine(options) as engine, shown if shown is not None else nullcontext():
         made, begin = 0, time.monotonic()
 
         def progress(prompts: int, tokens: int) -> None:
             nonlocal made
             made += tokens
-            bar.set_postfix_str(f"{made / max(time.monotonic() - begin, 1e-9):.1f} tok/s", refresh=False)
-            bar.update(prompts)
+            if shown is not None:
+                shown.set_postfix_str(f"{made / max(time.monotonic() - begin, 1e-9):.1f} tok/s", refresh=False)
+                shown.update(prompts)
 
         answer(engine, path, answers, run, sampling_params(options), options.window or WINDOW, progress)

@@ -180,6 +180,24 @@ def test_a_failed_append_leaves_the_lines_before(
         assert answers.done == 3
 
 
+def test_a_line_that_was_whole_when_ctrl_c_came_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write_all = tmp_path / "out.jsonl", os.write
+
+    def interrupted(fd: int, data: memoryview) -> int:
+        write_all(fd, data)
+        raise KeyboardInterrupt
+
+    with AnswerFile(path, heads(), resume=False) as answers:
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                answers.append(*line(0))
+        assert (answers.done, path.read_bytes().count(b"\n")) == (1, 1)
+        answers.append(*line(1))
+    with AnswerFile(path, heads(), resume=True) as answers:
+        assert answers.done == 2
+
+
 def test_lines_are_there_at_once_and_synced_every_second_and_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

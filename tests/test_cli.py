@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import slow_recover
+import slow_baize
 import tiny
 
 from baize_engine import Engine, SamplingParams
@@ -99,15 +99,15 @@ def test_interruption_leaves_nothing(
     pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals, impatient: bool
 ) -> None:
     out = tmp_path / "new" / "tuned"
-    command = [sys.executable, slow_recover.__file__, "0.5", "recover", "--device", "cpu"]
+    command = [sys.executable, slow_baize.__file__, "0.5", "recover", "--device", "cpu"]
     command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
         time.sleep(0.001)
     os.kill(child.pid, sent)
-    while impatient and list(out.glob("*.partial")) and child.poll() is None:  # more of them, while it cleans up
-        os.kill(child.pid, sent)
+    while impatient and list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        os.kill(child.pid, sent)  # more of them, while it cleans up
         time.sleep(0.05)
     _, err = child.communicate(timeout=60)
     assert child.returncode == 130, err

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+import slow_baize
 import tiny
 from fakes import small_model
 
@@ -112,18 +113,8 @@ def test_an_output_that_exists_or_is_of_other_settings_is_refused(
     assert out.read_bytes() == before
 
 
-def start(folder: Path, path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "baize_engine",
-        "generate",
-        str(folder),
-        "--input",
-        str(path),
-        "--output",
-        str(out),
-    ]
+def start(program: list[str], folder: Path, path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, "generate", str(folder), "--input", str(path), "--output", str(out)]
     # one thread: two that wait for each other crawl on a machine that has other work
     command += ["--device", "cpu", "--threads", "1", "--window", "1", "--max_new_tokens", "60", "--ignore_eos", *more]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -132,7 +123,7 @@ def start(folder: Path, path: Path, out: Path, *more: str) -> subprocess.Popen[s
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path: Path, sent: signal.Signals) -> None:
     path, out = write(tmp_path / "in.jsonl", PROMPTS * 3), tmp_path / "out.jsonl"
-    child = start(folder, path, out)
+    child = start([slow_baize.__file__, "0.3"], folder, path, out)  # some ten seconds in which to be killed
     deadline = time.monotonic() + 120
     while not (out.exists() and out.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
         assert child.poll() is None
@@ -147,7 +138,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path:
         assert f"of 36 records are in {out}, --resume goes on" in err
         assert "Traceback" not in err
     out.write_bytes(kept + b'{"index": ' + str(done).encode())  # a line that was torn in the middle
-    again = start(folder, path, out, "--resume")
+    again = start(["-m", "baize_engine"], folder, path, out, "--resume")
     told, err = again.communicate(timeout=120)
     assert (again.returncode, told) == (0, f"{out}: 36 records, 0 of them errors\n")
     assert "an unfinished line at the end was cut off" in err

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -361,3 +363,24 @@ def test_transformers_opens_the_result_and_generates_the_same(tmp_path: Path) ->
     with Engine.from_pretrained(tmp_path / "tuned", device="cpu") as engine:
         (ours,) = engine.generate([prompt], SamplingParams(max_new_tokens=16, ignore_eos=True))
     assert ours.token_ids == theirs[0, len(prompt) :].tolist()
+
+
+FORKED = """
+import os, signal, sys
+from tqdm import tqdm
+from baize_engine import recover
+
+tqdm.get_lock()
+if (child := os.fork()) == 0:
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+recover(*sys.argv[1:], device="cpu", progress=False)
+"""
+
+
+def test_without_a_bar_none_waits_for_the_bar_of_a_killed_fork(tmp_path: Path) -> None:
+    """tqdm's lock is shared by forked processes, and hidden bars take it too."""
+    base, diff = tiny.write_pair(tmp_path)
+    subprocess.run([sys.executable, "-c", FORKED, base, diff, tmp_path / "tuned"], check=True, timeout=120)
+    assert (tmp_path / "tuned/model.safetensors").exists()

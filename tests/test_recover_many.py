@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-import slow_recover
+import slow_baize
 import tiny
 from test_recover import snapshot
 
@@ -166,7 +166,7 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     cfg = tiny.config(hidden_size=128, num_hidden_layers=6)
     base, _ = tiny.write_pair(tmp_path, cfg=cfg)
     diffs, outs = write_diffs(tmp_path, cfg), [tmp_path / f"o{n}" for n in range(3)]
-    child = subprocess.Popen([sys.executable, slow_recover.__file__, "0.02", *command(base, diffs, outs)])
+    child = subprocess.Popen([sys.executable, slow_baize.__file__, "0.02", *command(base, diffs, outs)])
     deadline = time.monotonic() + 60
     journals = [out / JOURNAL_NAME for out in outs]
     while child.poll() is None and time.monotonic() < deadline:

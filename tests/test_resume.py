@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-import slow_recover
+import slow_baize
 import tiny
 
 from baize_engine import recover, verify
@@ -32,7 +32,7 @@ def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def kill_after(pair: tuple[Path, Path], out: Path, lines: int) -> int:
     """Starts a recovery and kills it (SIGKILL) once its journal has `lines` lines; the tensors it had noted."""
-    command = [sys.executable, slow_recover.__file__, "0.02", "recover", "--device", "cpu"]
+    command = [sys.executable, slow_baize.__file__, "0.02", "recover", "--device", "cpu"]
     command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     journal = out / JOURNAL_NAME

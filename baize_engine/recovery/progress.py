@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from tqdm import tqdm
+from baize_engine.bar import bar
 
 
 class Progress:
@@ -12,16 +12,17 @@ class Progress:
 
     def __init__(self, total: int, label: str, shown: bool) -> None:
         self._lock = threading.Lock()
-        # disable=None: tqdm hides itself where stderr is no terminal, so that logs stay clean
-        self._bar = tqdm(total=total, desc=label, unit="B", unit_scale=True, disable=None if shown else True)
+        self._bar = bar(shown, total=total, desc=label, unit="B", unit_scale=True)
 
     def __enter__(self) -> Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     def add(self, nbytes: int) -> None:
         """Counts `nbytes` more as read or written."""
-        with self._lock:
-            self._bar.update(nbytes)
+        if self._bar is not None:
+            with self._lock:
+                self._bar.update(nbytes)

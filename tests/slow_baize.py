@@ -1,7 +1,8 @@
 """`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
 
-python slow_recover.py SECONDS recover --path_raw ...      sleeps that long before each write of a tensor's piece, and before
+python slow_baize.py SECONDS recover --path_raw ...        sleeps that long before each write of a tensor's piece, and before
                                                             a file is removed
+python slow_baize.py SECONDS generate --input ...          before each line of the output
 """
 
 from __future__ import annotations
@@ -10,7 +11,9 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+from baize_engine.answer_file import AnswerFile, Head
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.cli import main
 
@@ -23,6 +26,13 @@ def slow_down(seconds: float) -> None:
         write(self, name, offset, view)
 
     CheckpointWriter.write = slow  # type: ignore[method-assign]
+    append = AnswerFile.append
+
+    def slow_append(self: AnswerFile, head: Head, rest: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        append(self, head, rest)
+
+    AnswerFile.append = slow_append  # type: ignore[method-assign]
     unlink = Path.unlink
 
     def slow_unlink(self: Path, missing_ok: bool = False) -> None:

@@ -1,0 +1,17 @@
+"""Progress bars, where somebody looks: the one place that makes them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from tqdm import tqdm
+
+
+def bar(shown: bool, **settings: Any) -> tqdm[Any] | None:
+    """tqdm with `settings` where it is `shown` and standard error is a terminal, else None: logs stay clean.
+
+    Not tqdm(disable=True): that too starts a thread, and takes a semaphore that forked processes share. One that is killed
+    while it has it leaves all others waiting for ever.
+    """
+    return tqdm(**settings) if shown and sys.stderr is not None and sys.stderr.isatty() else None
