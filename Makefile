@@ -14,8 +14,9 @@ HAS_TRITON = $(WITH_TRITON) $(BIN)/python -c 'import triton; exit(triton.__versi
 demo: $(STAMP)
 	$(BIN)/baize demo
 
+# passive: threads that wait for each other sleep, where spinning would take the other workers' processors
 test: $(STAMP)
-	$(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow" $(TESTS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow" $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
