@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,7 +30,7 @@ from common import Run, Spread, drop_cache, parser, report, run_child
 from shapes import PRESETS, preset_of
 
 from baize_engine.checkpoint.config_file import read_config
-from baize_engine.checkpoint.file_io import OutputFile, aligned_buffer, forget, is_cached, open_read, read_into
+from baize_engine.checkpoint.file_io import SLACK, InputFile, OutputFile, aligned_buffer
 
 BLOCK = 8 << 20
 CHECKED = ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight")
@@ -122,20 +123,14 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
     jobs, lock = iter([job for _, job in sorted(ordered, key=lambda each: each[0])]), threading.Lock()
 
     def read() -> None:
-        buffer = aligned_buffer(BLOCK)
+        buffer = aligned_buffer(BLOCK + SLACK)
         while True:
             with lock:
                 path, at, count = next(jobs, (None, 0, 0))
             if path is None:
                 return
-            fd = open_read(path)
-            try:
-                cold = not is_cached(fd, at + count // 2, str(path))
-                read_into(fd, buffer[:count], at, str(path))
-                if cold:
-                    forget(fd, at, count)
-            finally:
-                os.close(fd)
+            with closing(InputFile(path, at, at + count, str(path))) as file:
+                file.read(at, count, buffer)
 
     def write(file: OutputFile, nbytes: int) -> None:
         block = aligned_buffer(BLOCK)

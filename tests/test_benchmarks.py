@@ -82,7 +82,7 @@ def test_a_plain_copy_that_fails_is_no_floor(pair: Path, tmp_path: Path, monkeyp
     def broken(*_: object) -> None:
         raise CheckpointError("broken")
 
-    monkeypatch.setattr(bench_recover, "read_into", broken)
+    monkeypatch.setattr(bench_recover.InputFile, "read", broken)
     with pytest.raises(CheckpointError, match="broken"):
         bench_recover.plain_copy(pair / "base", pair / "diff", tmp_path / "plain")
 

@@ -1,20 +1,24 @@
-"""What reading a tensor by ranges leaves in the page cache."""
+"""Reading a tensor by ranges: the bytes, past the page cache and through it, and what is left there."""
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from common import cached_bytes
 
 from baize_engine.checkpoint import file_io
 from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.file_io import aligned_buffer, is_cached
+from baize_engine.checkpoint.file_io import PAGE, SLACK, aligned_buffer, is_cached
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 
-ELEMENTS, PIECE, OFFSET = 1 << 20, 1 << 18, 100
+ELEMENTS, PIECE, OFFSET = (1 << 20) - 37, 1 << 18, 100
+DIRECT = getattr(os, "O_DIRECT", 0)
 
 
 @pytest.fixture
@@ -24,32 +28,145 @@ def entry(tmp_path: Path) -> TensorEntry:
     return TensorEntry("w", "float32", (ELEMENTS,), path, OFFSET)
 
 
-def cached(path: Path) -> list[bool]:
-    """Of a page in the middle of each piece."""
+def drop(path: Path) -> None:
     with open(path, "rb") as file:
-        return [is_cached(file.fileno(), OFFSET + begin * 4 + PIECE * 2, "w") for begin in range(0, ELEMENTS, PIECE)]
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if cached_bytes(path):
+        pytest.skip("on this filesystem files stay in memory")
 
 
-def read(entry: TensorEntry) -> bytes:
-    found, buffer = b"", aligned_buffer(4 * PIECE)
+def read(entry: TensorEntry, slack: int = SLACK, piece: int = PIECE) -> bytes:
+    found, buffer = b"", aligned_buffer(4 * piece + slack)
     with TensorReader(entry) as reader:
-        for begin in range(0, ELEMENTS, PIECE):
-            reader.prefetch(begin + PIECE, begin + 2 * PIECE)
-            found += bytes(reader.read(begin, begin + PIECE, buffer))
+        for begin in range(0, ELEMENTS, piece):
+            reader.prefetch(begin + piece, begin + 2 * piece)
+            found += bytes(reader.read(begin, min(begin + piece, ELEMENTS), buffer))
     return found
 
 
-def test_the_page_cache_is_left_as_it_was(entry: TensorEntry) -> None:
+def watched(
+    monkeypatch: pytest.MonkeyPatch, direct: Callable[[int, list[memoryview], int], int] | None = None
+) -> list[bool]:
+    """Of each read that may wait, whether it went past the page cache; `direct` stands in for those that did."""
+    preadv, seen = os.preadv, []
+
+    def watching(fd: int, views: list[memoryview], offset: int, *flags: int) -> int:
+        past = bool(fcntl.fcntl(fd, fcntl.F_GETFL) & DIRECT)
+        if not flags:
+            seen.append(past)
+        return direct(fd, views, offset) if direct is not None and past else preadv(fd, views, offset, *flags)
+
+    monkeypatch.setattr(file_io.os, "preadv", watching)
+    return seen
+
+
+def takes_direct(folder: Path) -> bool:
+    if not DIRECT or not file_io._huge_pages():
+        return False
+    try:
+        os.close(os.open(folder / "weights", os.O_RDONLY | DIRECT))
+    except OSError:
+        return False
+    return True
+
+
+def test_the_page_cache_is_left_as_it_was(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     content = entry.path.read_bytes()[OFFSET:]
+    seen = watched(monkeypatch)
     assert read(entry) == content
-    assert all(cached(entry.path))  # it was there: written a moment ago
-    with open(entry.path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if any(cached(entry.path)):
-        pytest.skip("on this filesystem files stay in memory, or it cannot tell")
+    assert seen
+    assert not any(seen)
+    assert cached_bytes(entry.path) >= len(content)  # it was there: written a moment ago
+    drop(entry.path)
+    for _ in range(2):  # nor does the first leave what makes the second believe so
+        seen.clear()
+        assert read(entry) == content
+        assert cached_bytes(entry.path) == 0
+        assert any(seen) == takes_direct(entry.path.parent)
+
+
+@pytest.mark.parametrize("piece", [1, 333, 1024, 5000])
+@pytest.mark.parametrize("offset", [0, 1, 4, 64, 4092, 4096, 4160, 10000])
+def test_any_range_of_a_cold_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, piece: int) -> None:
+    content = os.urandom(offset + 4 * 9000)
+    path = tmp_path / "weights"
+    path.write_bytes(content)
+    drop(path)
+    monkeypatch.setattr(file_io, "is_cached", lambda *_: False)
+    seen = watched(monkeypatch)
+    buffer = aligned_buffer(4 * piece + SLACK)
+    with TensorReader(TensorEntry("w", "float32", (9000,), path, offset)) as reader:
+        for begin in range(0, 9000, max(piece, 90)):
+            end = min(begin + piece, 9000)
+            found = reader.read(begin, end, buffer)
+            assert found == content[offset + 4 * begin : offset + 4 * end]
+    assert all(seen) == (offset % 4 == 0 and takes_direct(tmp_path))  # values in odd places are read as before
+
+
+def test_without_huge_pages_or_room_it_goes_through_the_page_cache(
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = entry.path.read_bytes()[OFFSET:]
+    drop(entry.path)
+    seen = watched(monkeypatch)
+    assert read(entry, slack=0, piece=1 << 16) == content
+    assert not all(seen)
+    assert cached_bytes(entry.path) < 1 << 20  # what was read ahead may stay
+    drop(entry.path)
+    seen.clear()
+    monkeypatch.setattr(file_io, "_huge_pages", lambda: False)
     assert read(entry) == content
-    assert not any(cached(entry.path))
+    assert not any(seen)
+    assert cached_bytes(entry.path) < 1 << 20
+
+
+def test_reads_that_stop_short_go_on(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = entry.path.read_bytes()[OFFSET:]
+    preadv = os.preadv
+    for most in (PAGE, 1000, 3 * PAGE + 7):
+        drop(entry.path)
+        with monkeypatch.context() as patched:
+            watched(patched, lambda fd, views, offset, most=most: preadv(fd, views, offset) and most)
+            assert read(entry) == content
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_filesystem_that_refuses_is_read_as_before(
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    content = entry.path.read_bytes()[OFFSET:]
+    drop(entry.path)
+    refused = []
+
+    def refuse(*_: object) -> int:
+        refused.append(1)
+        raise OSError(number, os.strerror(number))
+
+    seen = watched(monkeypatch, refuse)
+    assert read(entry) == content
+    assert len(refused) == takes_direct(entry.path.parent)
+    assert seen.count(False) >= ELEMENTS // PIECE
+
+
+def test_a_disk_that_fails_past_the_page_cache(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not takes_direct(entry.path.parent):
+        pytest.skip("no reads past the page cache here")
+    drop(entry.path)
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    watched(monkeypatch, fail)
+    with pytest.raises(CheckpointError, match=r"weights: w: byte 0 cannot be read \(Input/output error\)"):
+        read(entry)
+
+
+def test_a_file_that_was_cut(entry: TensorEntry) -> None:
+    os.truncate(entry.path, 3 << 20)
+    drop(entry.path)
+    with pytest.raises(CheckpointError, match=r"weights: w: the file ends at byte 3145728, wanted \d+ more"):
+        read(entry)
 
 
 @pytest.mark.parametrize(("number", "known"), [(errno.EOPNOTSUPP, True), (errno.EAGAIN, False), (errno.EIO, None)])
@@ -60,8 +177,9 @@ def test_systems_that_cannot_tell_and_disks_that_fail(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(file_io.os, "preadv", refuse)
-    if known is not None:
-        assert is_cached(0, 0, "file: tensor") is known
-        return
-    with pytest.raises(CheckpointError, match=r"file: tensor: byte 7 cannot be read \(Input/output error\)"):
-        is_cached(0, 7, "file: tensor")
+    with open(entry.path, "rb") as file:
+        if known is not None:
+            assert is_cached(file.fileno(), 0, "file: tensor") is known
+            return
+        with pytest.raises(CheckpointError, match=r"file: tensor: byte 7 cannot be read \(Input/output error\)"):
+            is_cached(file.fileno(), 7, "file: tensor")

@@ -6,23 +6,49 @@ memory is what is slow: on virtual machines its first touch ran at 0.3-1.7 GB/s,
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
 import stat
 from contextlib import ExitStack, suppress
+from functools import cache
 from pathlib import Path
 
 from baize_engine.checkpoint.os_errors import reading, writing
 from baize_engine.errors import CheckpointError, OutputError
 
 PAGE = 4096  # what O_DIRECT asks of offset, length and address on every disk in use
+NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT)  # a filesystem or an address that takes no O_DIRECT
+SLACK = 2 * PAGE  # of a buffer beyond what is read into it, so that whole pages fit
+HUGE = 2 << 20  # a huge page of x86-64 and of most others
 MOST_VIEWS = 1024  # that one call reads into: the least that systems allow (IOV_MAX)
 
 
 def aligned_buffer(nbytes: int) -> memoryview:
-    """`nbytes` of zeroed, page-aligned, writable memory; pages are taken from the system when first touched."""
-    return memoryview(mmap.mmap(-1, max(PAGE, nbytes)))[:nbytes]
+    """`nbytes` of zeroed, page-aligned, writable memory; pages are taken from the system when first touched.
+
+    Huge pages where the system has them: a disk takes a request in so many pieces at most, 254 on the machines measured, so
+    that requests of 0.55 MB became 2.6 (reads) and 3.5 (writes).
+    """
+    room = HUGE if nbytes >= HUGE and _huge_pages() else 0
+    memory = mmap.mmap(-1, max(PAGE, nbytes) + room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    begin = 0
+    if room:
+        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
+        with suppress(OSError):  # no more than advice
+            memory.madvise(mmap.MADV_HUGEPAGE, begin, nbytes - nbytes % HUGE)
+    return memoryview(memory)[begin : begin + nbytes]
+
+
+@cache
+def _huge_pages() -> bool:
+    """Whether the system gives huge pages to those who ask."""
+    try:
+        choice = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return False
+    return "[never]" not in choice and hasattr(mmap, "MADV_HUGEPAGE")
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -84,10 +110,12 @@ def is_cached(fd: int, offset: int, what: str) -> bool:
     """Whether the page at `offset` is in the page cache, by a read that may not wait; True where the system cannot tell,
     False behind the file's end.
 
-    CheckpointError naming `what` where the disk fails.
+    Some systems start to read the page meanwhile; `forget` it when it will have come. CheckpointError naming `what` where the
+    disk fails.
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return True
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no others with it
     try:
         return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
     except BlockingIOError:
@@ -97,6 +125,8 @@ def is_cached(fd: int, offset: int, what: str) -> bool:
             return True
         with reading(f"{what}: byte {offset}"):
             raise
+    finally:
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
 
 
 def forget(fd: int, offset: int, nbytes: int) -> None:
@@ -104,6 +134,89 @@ def forget(fd: int, offset: int, nbytes: int) -> None:
     if hasattr(os, "posix_fadvise"):
         with suppress(OSError):
             os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_DONTNEED)
+
+
+class InputFile:
+    """A file of which bytes [begin, end) are read by ranges, at the disk's speed, by one thread.
+
+    What the page cache has is read from there. What is not in it, judged by two pages, is read past it (O_DIRECT: 10 GB in
+    4.3 s in place of 6.5) if the filesystem takes such reads and the system has huge pages, without which they are the slower
+    ones. Either way it is not left there: a model larger than the memory would push everything else out. Some of what the
+    system reads ahead stays. Failures are CheckpointErrors that name `what`.
+    """
+
+    def __init__(self, path: Path, begin: int, end: int, what: str) -> None:
+        self._what = what
+        # away from the ends, which may share pages with what is being read elsewhere; two, as a fast disk may bring the page
+        # that was asked for before the answer is given
+        self._probes = [begin + (end - begin) * quarters // 4 for quarters in (2, 1)]
+        self._fd = open_read(path)
+        self._direct: int | None = None
+        try:
+            self._passing = not all(is_cached(self._fd, probe, what) for probe in self._probes)
+            if self._passing and _huge_pages():
+                with reading(path):
+                    self._direct = _open_direct(path, os.O_RDONLY)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        if self._passing:  # or the next run would take the file for cached
+            for probe in self._probes:
+                forget(self._fd, probe - probe % PAGE, PAGE)
+        os.close(self._fd)
+        self._close_direct()
+
+    def _close_direct(self) -> None:
+        if self._direct is not None:
+            os.close(self._direct)
+            self._direct = None
+
+    def read(self, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """`nbytes` from byte `offset` on, somewhere in `buffer`.
+
+        Reads past the page cache want it page-aligned and SLACK bytes longer than that."""
+        head = offset % PAGE
+        whole = head + nbytes + -(head + nbytes) % PAGE
+        if self._direct is None or whole > len(buffer):
+            view = buffer[:nbytes]
+            self.read_scattered([view], offset)
+            return view
+        view = buffer[head : head + nbytes]
+        done = self._read_direct(buffer[:whole], head + nbytes, offset - head) - head
+        if done < nbytes:
+            done = max(0, done)
+            self.read_scattered([view[done:]], offset + done)
+        return view
+
+    def _read_direct(self, view: memoryview, wanted: int, offset: int) -> int:
+        """The bytes that came past the page cache: `wanted` or more, or fewer where the file ends or refuses."""
+        done = 0
+        while done < wanted and done % PAGE == 0 and self._direct is not None:
+            try:
+                got = os.preadv(self._direct, [view[done:]], offset + done)
+            except OSError as error:
+                if error.errno in NOT_DIRECT:
+                    self._close_direct()
+                    break
+                with reading(f"{self._what}: byte {offset + done}"):
+                    raise
+            if got == 0:
+                break
+            done += got
+        return done
+
+    def read_scattered(self, views: list[memoryview], offset: int) -> None:
+        """Fills `views` one after another from byte `offset`."""
+        read_scattered(self._fd, views, offset, self._what)
+        if self._passing:
+            forget(self._fd, offset, sum(map(len, views)))
+
+    def prefetch(self, offset: int, nbytes: int) -> None:
+        """Asks the system to start reading a range that will be read through the page cache."""
+        if self._direct is None:
+            prefetch(self._fd, offset, nbytes)
 
 
 class OutputFile:
@@ -128,7 +241,7 @@ class OutputFile:
         try:
             with writing(path, f"take {nbytes} bytes"):
                 _allocate(self._buffered, nbytes)
-                self._direct = _open_direct(path)
+                self._direct = _open_direct(path, os.O_WRONLY)
         except BaseException:
             os.close(self._buffered)
             raise
@@ -148,7 +261,7 @@ class OutputFile:
         try:
             _write_all(self._direct, view[:whole], offset)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # the filesystem or this address does not take direct writes
+            if error.errno not in NOT_DIRECT:
                 raise
             return 0
         return whole
@@ -186,14 +299,15 @@ def _allocate(fd: int, nbytes: int) -> None:
         os.ftruncate(fd, nbytes)  # a filesystem (or system) without allocation
 
 
-def _open_direct(path: Path) -> int | None:
+def _open_direct(path: Path, how: int) -> int | None:
+    """A descriptor past the page cache, or None where the filesystem has none."""
     flag = getattr(os, "O_DIRECT", 0)
     if not flag:
         return None
     try:
-        return os.open(path, os.O_WRONLY | flag | os.O_CLOEXEC)
+        return os.open(path, how | flag | os.O_CLOEXEC)
     except OSError as error:
-        if error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+        if error.errno in NOT_DIRECT:
             return None
         raise
 

@@ -6,10 +6,11 @@ import hashlib
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from baize_engine.checkpoint.file_io import open_read, read_into
+from baize_engine.checkpoint.file_io import SLACK, InputFile, aligned_buffer
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
@@ -105,14 +106,10 @@ def hash_file(path: Path) -> str:
 def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None] = lambda nbytes: None) -> str:
     """SHA-256 of `nbytes` from byte `offset`, read in blocks; `progress` is called with the bytes of each."""
     digest = hashlib.sha256()
-    buffer = memoryview(bytearray(min(BLOCK, nbytes)))
-    fd = open_read(path)
-    try:
+    buffer = aligned_buffer(min(BLOCK, nbytes) + SLACK)
+    with closing(InputFile(path, offset, offset + nbytes, str(path))) as file:
         for begin in range(0, nbytes, BLOCK):
-            view = buffer[: min(BLOCK, nbytes - begin)]
-            read_into(fd, view, offset + begin, str(path))
+            view = file.read(offset + begin, min(BLOCK, nbytes - begin), buffer)
             digest.update(view)
             progress(len(view))
-    finally:
-        os.close(fd)
     return digest.hexdigest()
