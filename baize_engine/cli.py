@@ -68,9 +68,15 @@ def _interrupt(number: int, frame: object) -> None:
 
 @contextmanager
 def _interrupted_once() -> Iterator[None]:
-    """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove."""
+    """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove.
+
+    Whatever the first becomes on its way out, such as the error of a lock that it broke, is an interruption.
+    """
+    came = False
 
     def once(number: int, frame: object) -> None:
+        nonlocal came
+        came = True
         for taken in before:
             signal.signal(taken, signal.SIG_IGN)
         raise KeyboardInterrupt
@@ -81,6 +87,10 @@ def _interrupted_once() -> Iterator[None]:
         for taken in before:
             signal.signal(taken, once)
         yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
     finally:
         for taken, handler in before.items():
             signal.signal(taken, handler)

@@ -22,6 +22,7 @@ from baize_engine.checkpoint.file_io import SLACK
 from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import RequestError
+from baize_engine.interrupts import deferred
 from baize_engine.recovery.adders import Adder, Stats
 from baize_engine.recovery.grown_base import BaseRows
 from baize_engine.recovery.plan import Job, Plan
@@ -118,7 +119,7 @@ def stream_all(
     """Carries out the jobs of all outputs in one pass over the base, and returns for each the records by tensor name.
 
     The plans share one base. `progress` is called with the bytes read and written since its last call, from any worker. The
-    first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised here.
+    first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised here when they have stopped.
     """
     from baize_engine import _C
 
@@ -128,13 +129,16 @@ def stream_all(
     lock = threading.Lock()
     stop = threading.Event()
 
+    def stopped() -> bool:
+        return stop.is_set() or bool(interrupts)
+
     def take() -> Group | None:
         with lock:
             return next(groups, None)
 
     def work() -> None:
-        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, stop)
-        while not stop.is_set() and (group := take()) is not None:
+        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, stopped)
+        while not stopped() and (group := take()) is not None:
             for number, name, record in worker.run(group):
                 records[number][name] = record
                 outputs[number].finished(name, record)
@@ -142,7 +146,7 @@ def stream_all(
     count = max(1, min(workers, len(pending)))
     largest = max((max(job.base.numel, job.other.numel) for group in pending for _, job in group), default=0)
     piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
-    with ThreadPoolExecutor(count, thread_name_prefix="baize") as pool:
+    with deferred() as interrupts, ThreadPoolExecutor(count, thread_name_prefix="baize") as pool:
         try:
             futures = [pool.submit(work) for _ in range(count)]
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -166,10 +170,10 @@ class _Worker:
         piece: int,
         progress: Callable[[int], None],
         make_hash: Callable[[], Hash],
-        stop: threading.Event,
+        stopped: Callable[[], bool],
     ) -> None:
         self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
-        self.progress, self.make_hash, self.stop = progress, make_hash, stop
+        self.progress, self.make_hash, self.stopped = progress, make_hash, stopped
         # room for float32; pages that narrower types leave alone cost nothing
         self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + SLACK) for _ in range(3))
 
@@ -185,7 +189,7 @@ class _Worker:
             rows = BaseRows(first, base, self.base_buffer, any(job.extra_rows for _, job in group))
             piece = piece_of(first, self.piece)
             for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
-                if self.stop.is_set():
+                if self.stopped():
                     return []
                 base.prefetch(end, end + piece)
                 self.progress(rows.read(begin, end))

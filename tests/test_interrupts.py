@@ -1,0 +1,104 @@
+"""Ctrl-C waits where threads are managed, and then is what it was."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny
+
+from baize_engine import cli, recover
+from baize_engine.checkpoint.writer import CheckpointWriter
+from baize_engine.interrupts import deferred
+
+
+@pytest.fixture(autouse=True)
+def usual_ctrl_c() -> Iterator[None]:
+    """A shell's background jobs start with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def press(number: signal.Signals = signal.SIGINT) -> None:
+    os.kill(os.getpid(), number)
+
+
+def test_it_is_noted_and_raised_at_the_end() -> None:
+    steps: list[list[int]] = []
+
+    def work() -> None:
+        with deferred() as arrived:
+            press()
+            press()
+            steps.append(list(arrived))
+        steps.append([])  # not reached
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == [[signal.SIGINT, signal.SIGINT]]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_what_ignores_or_handles_it_goes_on_to() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with deferred() as arrived:
+        press()
+    assert arrived == []
+    handled: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, frame: handled.append(number))
+    with deferred() as arrived:
+        press()
+        assert handled == []
+    assert handled == arrived == [signal.SIGINT]
+
+
+def test_another_thread_takes_no_signals() -> None:
+    seen: list[object] = []
+
+    def elsewhere() -> None:
+        with deferred() as arrived:
+            seen.append((arrived, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [([], signal.default_int_handler)]
+
+
+def test_a_recovery_stops_its_workers_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    write, begun = CheckpointWriter.write, []
+
+    def pressing(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
+        begun.append(name)
+        press()
+        time.sleep(0.2)  # the main thread has it long before the next tensor
+        write(self, name, offset, view)
+
+    monkeypatch.setattr(CheckpointWriter, "write", pressing)
+    with pytest.raises(KeyboardInterrupt):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert not (tmp_path / "tuned").exists()
+    assert 1 <= len(begun) <= 6  # each worker's first, of 21 tensors
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("baize")]
+
+
+def test_what_the_first_becomes_is_an_interruption() -> None:
+    def broken() -> None:
+        with cli._interrupted_once():
+            try:
+                press()
+                time.sleep(5)
+            except KeyboardInterrupt:
+                raise RuntimeError("release unlocked lock") from None  # as the standard library may
+
+    with pytest.raises(KeyboardInterrupt):
+        broken()
+    with pytest.raises(RuntimeError, match="no interruption"), cli._interrupted_once():
+        raise RuntimeError("no interruption")
