@@ -15,7 +15,7 @@ def bar(shown: bool, **settings: Any) -> tqdm[Any] | None:
     Not tqdm(disable=True): that too starts a thread, and takes a semaphore that forked processes share. One that is killed
     while it has it leaves all others waiting for ever.
     """
-    if not shown or sys.stderr is None or not sys.stderr.isatty():
+    if not shown or not getattr(sys.stderr, "isatty", lambda: False)():  # it may be None, or what a program put there
         return None
     from tqdm import tqdm  # here: it takes a tenth of a command's start
 

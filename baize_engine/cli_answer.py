@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,8 +63,10 @@ def _answer(options: argparse.Namespace, path: Path, answers: AnswerFile, run: s
     from baize_engine.answering import answer
     from baize_engine.bar import bar
 
-    shown = bar(not options.quiet, total=total, initial=answers.done, unit="prompt")
-    with load_engine(options) as engine, shown if shown is not None else nullcontext():
+    with load_engine(options) as engine, ExitStack() as stack:
+        shown = bar(not options.quiet, total=total, initial=answers.done, unit="prompt")
+        if shown is not None:
+            stack.enter_context(shown)
         made, begin = 0, time.monotonic()
 
         def progress(prompts: int, tokens: int) -> None:

@@ -21,6 +21,7 @@ def deferred() -> Iterator[list[int]]:
         yield arrived
         return
     before: dict[int, Callable[[int, Any], Any]] = {}
+    number: int
     for number in (signal.SIGINT, signal.SIGTERM):
         handler = signal.getsignal(number)
         if callable(handler):  # neither ignored nor the death of the process

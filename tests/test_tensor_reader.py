@@ -7,6 +7,7 @@ import fcntl
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from common import cached_bytes
@@ -29,6 +30,7 @@ def entry(tmp_path: Path) -> TensorEntry:
 
 
 def drop(path: Path) -> None:
+    """Out of the page cache; the test is skipped where that cannot be."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -36,9 +38,16 @@ def drop(path: Path) -> None:
         pytest.skip("on this filesystem files stay in memory")
 
 
-def read(entry: TensorEntry, slack: int = SLACK, piece: int = PIECE) -> bytes:
+@pytest.fixture
+def cold(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """`drop`, and no probing: filesystems such as overlays cannot tell, and some disks are too fast to be asked."""
+    monkeypatch.setattr(file_io, "is_cached", lambda *_: False)
+    return drop
+
+
+def read(entry: TensorEntry, slack: int = SLACK, piece: int = PIECE, direct: bool = True) -> bytes:
     found, buffer = b"", aligned_buffer(4 * piece + slack)
-    with TensorReader(entry) as reader:
+    with TensorReader(entry, direct) as reader:
         for begin in range(0, ELEMENTS, piece):
             reader.prefetch(begin + piece, begin + 2 * piece)
             found += bytes(reader.read(begin, min(begin + piece, ELEMENTS), buffer))
@@ -71,6 +80,13 @@ def takes_direct(folder: Path) -> bool:
     return True
 
 
+def probed(path: Path) -> bool:
+    with open(path, "rb") as file:
+        found = is_cached(file.fileno(), path.stat().st_size // 2, str(path))
+    drop(path)
+    return found
+
+
 def test_the_page_cache_is_left_as_it_was(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     content = entry.path.read_bytes()[OFFSET:]
     seen = watched(monkeypatch)
@@ -79,24 +95,28 @@ def test_the_page_cache_is_left_as_it_was(entry: TensorEntry, monkeypatch: pytes
     assert not any(seen)
     assert cached_bytes(entry.path) >= len(content)  # it was there: written a moment ago
     drop(entry.path)
+    if probed(entry.path):
+        pytest.skip("this filesystem cannot tell what is in memory, or is as fast")
     for _ in range(2):  # nor does the first leave what makes the second believe so
         seen.clear()
         assert read(entry) == content
-        assert cached_bytes(entry.path) == 0
-        assert any(seen) == takes_direct(entry.path.parent)
+        direct = takes_direct(entry.path.parent)
+        assert any(seen) == direct
+        assert cached_bytes(entry.path) < (1 if direct else 1 << 20)  # the pages that two pieces share may stay
 
 
 @pytest.mark.parametrize("piece", [1, 333, 1024, 5000])
 @pytest.mark.parametrize("offset", [0, 1, 4, 64, 4092, 4096, 4160, 10000])
-def test_any_range_of_a_cold_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, offset: int, piece: int) -> None:
+def test_any_range_of_a_cold_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold: Callable[[Path], None], offset: int, piece: int
+) -> None:
     content = os.urandom(offset + 4 * 9000)
     path = tmp_path / "weights"
     path.write_bytes(content)
-    drop(path)
-    monkeypatch.setattr(file_io, "is_cached", lambda *_: False)
+    cold(path)
     seen = watched(monkeypatch)
     buffer = aligned_buffer(4 * piece + SLACK)
-    with TensorReader(TensorEntry("w", "float32", (9000,), path, offset)) as reader:
+    with TensorReader(TensorEntry("w", "float32", (9000,), path, offset), direct=True) as reader:
         for begin in range(0, 9000, max(piece, 90)):
             end = min(begin + piece, 9000)
             found = reader.read(begin, end, buffer)
@@ -104,39 +124,44 @@ def test_any_range_of_a_cold_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert all(seen) == (offset % 4 == 0 and takes_direct(tmp_path))  # values in odd places are read as before
 
 
-def test_without_huge_pages_or_room_it_goes_through_the_page_cache(
-    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch
+def test_where_it_goes_through_the_page_cache(
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, cold: Callable[[Path], None]
 ) -> None:
     content = entry.path.read_bytes()[OFFSET:]
-    drop(entry.path)
     seen = watched(monkeypatch)
-    assert read(entry, slack=0, piece=1 << 16) == content
-    assert not all(seen)
-    assert cached_bytes(entry.path) < 1 << 20  # what was read ahead may stay
-    drop(entry.path)
-    seen.clear()
+
+    def through(**how: Any) -> bool:
+        cold(entry.path)
+        seen.clear()
+        assert read(entry, **how) == content
+        assert cached_bytes(entry.path) < 1 << 20  # what was read ahead may stay
+        return not all(seen)
+
+    assert through(direct=False)
+    assert through(slack=0, piece=1 << 16)  # some pieces have no room
     monkeypatch.setattr(file_io, "_huge_pages", lambda: False)
-    assert read(entry) == content
-    assert not any(seen)
-    assert cached_bytes(entry.path) < 1 << 20
+    assert through()
 
 
-def test_reads_that_stop_short_go_on(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reads_that_stop_short_go_on(
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, cold: Callable[[Path], None]
+) -> None:
     content = entry.path.read_bytes()[OFFSET:]
     preadv = os.preadv
-    for most in (PAGE, 1000, 3 * PAGE + 7):
-        drop(entry.path)
+    for most in (64 * PAGE, 100_000, 3 * PAGE + 7):
+        cold(entry.path)
         with monkeypatch.context() as patched:
-            watched(patched, lambda fd, views, offset, most=most: preadv(fd, views, offset) and most)
+            seen = watched(patched, lambda fd, views, at, most=most: min(most, preadv(fd, [views[0][: 1 << 20]], at)))
             assert read(entry) == content
+        assert any(seen) == takes_direct(entry.path.parent)
 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP])
 def test_a_filesystem_that_refuses_is_read_as_before(
-    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, number: int
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, cold: Callable[[Path], None], number: int
 ) -> None:
     content = entry.path.read_bytes()[OFFSET:]
-    drop(entry.path)
+    cold(entry.path)
     refused = []
 
     def refuse(*_: object) -> int:
@@ -149,10 +174,29 @@ def test_a_filesystem_that_refuses_is_read_as_before(
     assert seen.count(False) >= ELEMENTS // PIECE
 
 
-def test_a_disk_that_fails_past_the_page_cache(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_another_descriptor_it_is_read_as_before(
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, cold: Callable[[Path], None]
+) -> None:
+    content = entry.path.read_bytes()[OFFSET:]
+    cold(entry.path)
+    seen, usual = watched(monkeypatch), os.open
+
+    def refuse(path: Any, flags: int, *mode: int) -> int:
+        if flags & DIRECT:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return usual(path, flags, *mode)
+
+    monkeypatch.setattr(file_io.os, "open", refuse)
+    assert read(entry) == content
+    assert not any(seen)
+
+
+def test_a_disk_that_fails_past_the_page_cache(
+    entry: TensorEntry, monkeypatch: pytest.MonkeyPatch, cold: Callable[[Path], None]
+) -> None:
     if not takes_direct(entry.path.parent):
         pytest.skip("no reads past the page cache here")
-    drop(entry.path)
+    cold(entry.path)
 
     def fail(*_: object) -> int:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
@@ -162,9 +206,9 @@ def test_a_disk_that_fails_past_the_page_cache(entry: TensorEntry, monkeypatch: 
         read(entry)
 
 
-def test_a_file_that_was_cut(entry: TensorEntry) -> None:
+def test_a_file_that_was_cut(entry: TensorEntry, cold: Callable[[Path], None]) -> None:
     os.truncate(entry.path, 3 << 20)
-    drop(entry.path)
+    cold(entry.path)
     with pytest.raises(CheckpointError, match=r"weights: w: the file ends at byte 3145728, wanted \d+ more"):
         read(entry)
 

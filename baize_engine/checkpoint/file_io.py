@@ -34,10 +34,14 @@ def aligned_buffer(nbytes: int) -> memoryview:
     room = HUGE if nbytes >= HUGE and _huge_pages() else 0
     memory = mmap.mmap(-1, max(PAGE, nbytes) + room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = 0
-    if room:
-        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
-        with suppress(OSError):  # no more than advice
-            memory.madvise(mmap.MADV_HUGEPAGE, begin, nbytes - nbytes % HUGE)
+    with suppress(OSError, AttributeError):  # no more than advice, and not everywhere
+        # a page that a fork takes while the disk writes to it would stay as it was, on kernels before 5.19
+        memory.madvise(mmap.MADV_DONTFORK)
+        if room:
+            begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
+            whole = nbytes - nbytes % HUGE
+            memory.madvise(mmap.MADV_HUGEPAGE, begin, whole)
+            memory.madvise(mmap.MADV_NOHUGEPAGE, begin + whole)  # a few bytes more are not to take another
     return memoryview(memory)[begin : begin + nbytes]
 
 
@@ -110,12 +114,12 @@ def is_cached(fd: int, offset: int, what: str) -> bool:
     """Whether the page at `offset` is in the page cache, by a read that may not wait; True where the system cannot tell,
     False behind the file's end.
 
-    Some systems start to read the page meanwhile; `forget` it when it will have come. CheckpointError naming `what` where the
-    disk fails.
+    Some systems start to read the page meanwhile; `forget` it when it will have come. `fd` is then one of `open_read`: for
+    sequential reads. CheckpointError naming `what` where the disk fails.
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return True
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # no others with it
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # that page, and none after it
     try:
         return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
     except BlockingIOError:
@@ -140,12 +144,12 @@ class InputFile:
     """A file of which bytes [begin, end) are read by ranges, at the disk's speed, by one thread.
 
     What the page cache has is read from there. What is not in it, judged by two pages, is read past it (O_DIRECT: 10 GB in
-    4.3 s in place of 6.5) if the filesystem takes such reads and the system has huge pages, without which they are the slower
-    ones. Either way it is not left there: a model larger than the memory would push everything else out. Some of what the
-    system reads ahead stays. Failures are CheckpointErrors that name `what`.
+    4.3 s in place of 6.5) if the reader's buffers are huge pages (`direct`; with small ones such reads are the slower ones) and
+    the filesystem takes it. Either way it is not left there: a model larger than the memory would push everything else out.
+    Some of what the system reads ahead stays. Failures are CheckpointErrors that name `what`.
     """
 
-    def __init__(self, path: Path, begin: int, end: int, what: str) -> None:
+    def __init__(self, path: Path, begin: int, end: int, what: str, direct: bool) -> None:
         self._what = what
         # away from the ends, which may share pages with what is being read elsewhere; two, as a fast disk may bring the page
         # that was asked for before the answer is given
@@ -154,9 +158,8 @@ class InputFile:
         self._direct: int | None = None
         try:
             self._passing = not all(is_cached(self._fd, probe, what) for probe in self._probes)
-            if self._passing and _huge_pages():
-                with reading(path):
-                    self._direct = _open_direct(path, os.O_RDONLY)
+            if self._passing and direct and _huge_pages():
+                self._direct = _past_the_cache(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
@@ -164,9 +167,10 @@ class InputFile:
     def close(self) -> None:
         if self._passing:  # or the next run would take the file for cached
             for probe in self._probes:
-                forget(self._fd, probe - probe % PAGE, PAGE)
-        os.close(self._fd)
-        self._close_direct()
+                forget(self._fd, probe - probe % mmap.PAGESIZE, mmap.PAGESIZE)
+        with reading(self._what), ExitStack() as stack:
+            stack.callback(self._close_direct)
+            os.close(self._fd)
 
     def _close_direct(self) -> None:
         if self._direct is not None:
@@ -176,7 +180,8 @@ class InputFile:
     def read(self, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
         """`nbytes` from byte `offset` on, somewhere in `buffer`.
 
-        Reads past the page cache want it page-aligned and SLACK bytes longer than that."""
+        Reads past the page cache want it to be of `aligned_buffer`, SLACK bytes longer than that.
+        """
         head = offset % PAGE
         whole = head + nbytes + -(head + nbytes) % PAGE
         if self._direct is None or whole > len(buffer):
@@ -185,6 +190,7 @@ class InputFile:
             return view
         view = buffer[head : head + nbytes]
         done = self._read_direct(buffer[:whole], head + nbytes, offset - head) - head
+        forget(self._fd, offset - head, whole)  # some filesystems take such reads, and read as ever
         if done < nbytes:
             done = max(0, done)
             self.read_scattered([view[done:]], offset + done)
@@ -241,7 +247,7 @@ class OutputFile:
         try:
             with writing(path, f"take {nbytes} bytes"):
                 _allocate(self._buffered, nbytes)
-                self._direct = _open_direct(path, os.O_WRONLY)
+                self._direct = _open_direct(path)
         except BaseException:
             os.close(self._buffered)
             raise
@@ -299,13 +305,20 @@ def _allocate(fd: int, nbytes: int) -> None:
         os.ftruncate(fd, nbytes)  # a filesystem (or system) without allocation
 
 
-def _open_direct(path: Path, how: int) -> int | None:
-    """A descriptor past the page cache, or None where the filesystem has none."""
+def _past_the_cache(fd: int) -> int | None:
+    """Another descriptor of the same file, for O_DIRECT reads, or None where there is none to be had."""
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except (OSError, AttributeError):  # too many are open, /proc is absent, the filesystem or system has no such reads
+        return None
+
+
+def _open_direct(path: Path) -> int | None:
     flag = getattr(os, "O_DIRECT", 0)
     if not flag:
         return None
     try:
-        return os.open(path, how | flag | os.O_CLOEXEC)
+        return os.open(path, os.O_WRONLY | flag | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in NOT_DIRECT:
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.joined import Entry
 
@@ -12,12 +13,14 @@ from baize_engine.checkpoint.joined import Entry
 class TensorReader:
     """A context manager over a tensor's open files. Not shared between threads.
 
-    What was not in the page cache before is not left there (`InputFile`).
+    What was not in the page cache before is not left there, and with `direct` does not go through it where it lies in one
+    piece (`InputFile`).
     """
 
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, direct: bool = False) -> None:
         self.entry = entry
         self.size = ITEMSIZE[entry.dtype]
+        self._direct = direct and isinstance(entry, TensorEntry) and entry.offset % self.size == 0
         self._unwanted = memoryview(b"")
 
     def __enter__(self) -> TensorReader:
@@ -25,7 +28,7 @@ class TensorReader:
             self._files: list[InputFile] = []
             for part in self.entry.parts:
                 what = f"{part.path}: {self.entry.name}"
-                self._files.append(InputFile(part.path, part.offset, part.offset + part.nbytes, what))
+                self._files.append(InputFile(part.path, part.offset, part.offset + part.nbytes, what, self._direct))
                 stack.callback(self._files[-1].close)
             self._close = stack.pop_all()
         return self
@@ -34,19 +37,18 @@ class TensorReader:
         self._close.close()
 
     def read(self, begin: int, end: int, buffer: memoryview) -> memoryview:
-        """Elements [begin, end) as bytes, somewhere in `buffer`. CheckpointError where a file ends too early.
+        """Elements [begin, end) as bytes, somewhere in `buffer`, which with `direct` is as `InputFile.read` wants it.
 
-        Reads past the page cache want it SLACK bytes longer, and a tensor that lies in one piece.
+        CheckpointError where a file ends too early.
         """
         size = self.size
-        nbytes = (end - begin) * size
-        view = buffer[:nbytes]
+        view = buffer[: (end - begin) * size]
         if begin < end:
+            if self._direct:
+                return self._files[0].read(self.entry.parts[0].offset + begin * size, len(view), buffer)
             for run in self.entry.runs(begin, end):
                 file = self._files[run.part]
                 at = self.entry.parts[run.part].offset + run.first * size
-                if run.places == [(0, end - begin)] and at % size == 0:
-                    return file.read(at, nbytes, buffer)
                 targets = [
                     self._waste(count * size) if place is None else view[place * size : (place + count) * size]
                     for place, count in run.places

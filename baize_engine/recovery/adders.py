@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from baize_engine.checkpoint.file_io import aligned_buffer
+from baize_engine.checkpoint.file_io import SLACK, aligned_buffer
 
 Stats = tuple[list[float], int, int]  # chunk sums, overflowed, nonfinite
 
 
 class Adder(Protocol):
-    """Combines pieces of two tensors. `name` is the row of the backend table it stands for."""
+    """Combines pieces of two tensors. `name` is the row of the backend table it stands for.
+
+    `slack`: bytes that its buffers have beyond a piece, so that whole pages fit; 0 where they are not for reads past the page
+    cache.
+    """
 
     name: str
+    slack: int
 
     def buffer(self, nbytes: int) -> memoryview:
         """Host memory that this adder likes to read from and write to, page-aligned where the platform allows."""
@@ -39,6 +44,8 @@ class Adder(Protocol):
 
 class CppAdder:
     """The C++ kernel in one variant, on the calling thread: the workers are the parallelism."""
+
+    slack = SLACK
 
     def __init__(self, variant: str) -> None:
         self.name = f"cpp-{variant}"
@@ -69,6 +76,7 @@ class TorchAdder:
     """The reference definition over buffers: slow, and right wherever torch runs."""
 
     name = "torch"
+    slack = SLACK
 
     def buffer(self, nbytes: int) -> memoryview:
         return aligned_buffer(nbytes)

@@ -30,6 +30,7 @@ class CudaAdder:
     """An adder (see recovery/adders.py) on `device`, "cuda" or "cuda:N". Not shared between threads."""
 
     name = "triton"
+    slack = 0  # torch rounds pinned memory up to a power of two, and it is not of huge pages
 
     def __init__(self, device: str) -> None:
         import torch

@@ -18,7 +18,7 @@ from math import isfinite, lcm
 from typing import Any, Protocol
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import SLACK
+from baize_engine.checkpoint.file_io import HUGE
 from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import RequestError
@@ -32,7 +32,7 @@ PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_a
 BUFFERS = 4  # of one piece that a worker may hold, the base's mean row included
 MEMORY_MIB = 256  # what a run may take
 REST_MIB = 64  # of it for the interpreter and the indexes: 28 MiB were measured on a tiny model
-FEWER = ((WORKERS, 8), (2, 4), (1, 1))  # workers, and the chunks of a piece below which fewer workers do better
+FEWER = ((WORKERS, 8), (4, 8), (2, 4), (1, 1))  # workers, and the chunks of a piece below which fewer workers do better
 
 
 class Sink(Protocol):
@@ -175,15 +175,16 @@ class _Worker:
         self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
         self.progress, self.make_hash, self.stopped = progress, make_hash, stopped
         # room for float32; pages that narrower types leave alone cost nothing
-        self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + SLACK) for _ in range(3))
+        self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))
+        self.direct = adder.slack > 0 and piece * 4 >= HUGE
 
     def run(self, group: Group) -> list[tuple[int, str, TensorRecord]]:
         """The records of the finished tensors; none when another worker's failure stopped this one."""
         first = group[0][1]
         with ExitStack() as stack:
-            base = stack.enter_context(TensorReader(first.base))
+            base = stack.enter_context(TensorReader(first.base, self.direct))
             lanes = [
-                _Lane(number, job, stack.enter_context(TensorReader(job.other)), self.make_hash())
+                _Lane(number, job, stack.enter_context(TensorReader(job.other, self.direct)), self.make_hash())
                 for number, job in group
             ]
             rows = BaseRows(first, base, self.base_buffer, any(job.extra_rows for _, job in group))

@@ -10,7 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from baize_engine.checkpoint.file_io import SLACK, InputFile, aligned_buffer
+from baize_engine.checkpoint.file_io import HUGE, SLACK, InputFile, aligned_buffer
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
@@ -107,7 +107,7 @@ def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], N
     """SHA-256 of `nbytes` from byte `offset`, read in blocks; `progress` is called with the bytes of each."""
     digest = hashlib.sha256()
     buffer = aligned_buffer(min(BLOCK, nbytes) + SLACK)
-    with closing(InputFile(path, offset, offset + nbytes, str(path))) as file:
+    with closing(InputFile(path, offset, offset + nbytes, str(path), nbytes >= HUGE)) as file:
         for begin in range(0, nbytes, BLOCK):
             view = file.read(offset + begin, min(BLOCK, nbytes - begin), buffer)
             digest.update(view)
