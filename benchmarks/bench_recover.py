@@ -26,7 +26,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from common import Run, Spread, drop_cache, parser, report, run_child
+from common import Run, Spread, drop_cache, parser, read_once, report, run_child
 from shapes import PRESETS, preset_of
 
 from baize_engine.checkpoint.config_file import read_config
@@ -187,6 +187,9 @@ def once(method: str, base: Path, diff: Path, out: Path, cold: bool, look: Calla
     """One run in a child, `look` at its result, and the result removed."""
     if cold:
         drop_cache([base, diff])
+    else:
+        read_once(base)  # no method brings them into the page cache itself
+        read_once(diff)
     try:
         run = run_child(child(method, base, diff, out))
         if run.code:
@@ -245,7 +248,7 @@ def main() -> int:
     )
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--reference_runs", type=int, default=1, help="0 leaves the reference method out")
-    options.add_argument("--warm", dest="cold", action="store_false", help="leave the files in the page cache")
+    options.add_argument("--warm", dest="cold", action="store_false", help="with the files in the page cache")
     options.add_argument("--method", choices=METHODS, default=None, help=argparse.SUPPRESS)
     options.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Spread, parser, report, run_child
+from common import Spread, parser, read_once, report, run_child
 from engines import now_since_start, stamps
 from shapes import PRESETS
 
@@ -44,14 +44,6 @@ def child(path: str, quantize: str | None, threads: int, prompt: list[int]) -> N
         loaded = now_since_start()
         (done,) = engine.generate([prompt], SamplingParams(max_new_tokens=1, ignore_eos=True))
         print(stamps(imported, loaded, now_since_start(), done.token_ids[0]))
-
-
-def read_once(path: Path) -> None:
-    """Brings a file, or the files of a folder, into the page cache."""
-    for file in [path] if path.is_file() else sorted(path.iterdir()):
-        with open(file, "rb", buffering=0) as content:
-            while content.read(1 << 24):
-                pass
 
 
 def starts(options: argparse.Namespace, folder: Path, prompt: list[int]) -> tuple[list[Start], dict[str, str]]:

@@ -36,6 +36,7 @@ from baize_engine.checkpoint.writer import (
     lay_out,
 )
 from baize_engine.errors import OutputError
+from baize_engine.interrupts import deferred
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
@@ -261,9 +262,12 @@ def _open(item: _Prepared, journal: Journal | None, stack: ExitStack) -> _Open:
     writer = CheckpointWriter(item.out, item.layout, item.resume)
     stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
     writer.make_folder()
-    if journal is None:  # before the shards: it decides which of two recoveries has the folder, and resume looks for it
-        journal = stack.enter_context(closing(Journal(item.out, item.run, resume=False)))
-    writer.track(journal.path)
+    with deferred():  # what Ctrl-C found made and not yet tracked would stay
+        if (
+            journal is None
+        ):  # before the shards: it decides which of two recoveries has the folder, and resume looks for it
+            journal = stack.enter_context(closing(Journal(item.out, item.run, resume=False)))
+        writer.track(journal.path)
     if item.resume:  # what a run that was killed in `finish` has named already
         for name in (*item.files, MANIFEST_NAME):
             writer.track(item.out / name)
