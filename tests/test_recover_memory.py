@@ -50,7 +50,9 @@ def test_one_layer_of_13b_within_what_is_set(tmp_path: Path) -> None:
 def test_whole_models_as_published(tmp_path: Path, shape: Shape, shards: tuple[int, int]) -> None:
     base = sparse.write_sparse_bin(tmp_path / "base", shape, shape.vocabulary, "float16", shards[0])
     diff = sparse.write_sparse_bin(tmp_path / "diff", shape, shape.vocabulary + 1, "float32", shards[1])
-    assert peak(base, diff, tmp_path / "tuned") <= 256
+    found = peak(base, diff, tmp_path / "tuned")
+    print(f"{found:.0f} MiB at most")
+    assert found <= 256
 
 
 @pytest.mark.parametrize("memory", [65, 66, 72, 96, 100, 128, 192, 256, 1000])
