@@ -70,7 +70,8 @@ def _interrupt(number: int, frame: object) -> None:
 def _interrupted_once() -> Iterator[None]:
     """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove.
 
-    Whatever the first becomes on its way out, such as the error of a lock that it broke, is an interruption.
+    What the first becomes on its way out, such as the error of a lock that it broke, is an interruption; a clean-up that
+    fails is told.
     """
     came = False
 
@@ -88,7 +89,7 @@ def _interrupted_once() -> Iterator[None]:
             signal.signal(taken, once)
         yield
     except Exception as error:
-        if came:
+        if came and not isinstance(error, BaizeError):
             raise KeyboardInterrupt from error
         raise
     finally:

@@ -5,33 +5,44 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 
 @contextmanager
-def deferred() -> Iterator[list[int]]:
-    """Ctrl-C, and SIGTERM where something handles it, are noted in the list that this gives, and handled at its end.
+def deferred() -> Iterator[list[BaseException]]:
+    """KeyboardInterrupt and SystemExit of the handlers of Ctrl-C and SIGTERM come into the list that this gives, and the first
+    of them is raised at its end. Handlers that return do as ever.
 
-    The handler of Ctrl-C raises between any two instructions of the main thread. Where they are those of a lock or a thread
-    pool of the standard library, other errors take its place, or a thread waits for ever.
+    They would be raised between any two instructions of the main thread. Where those are of a lock or a thread pool of the
+    standard library, other errors take their place, or a thread waits for ever.
     """
-    arrived: list[int] = []
+    raised: list[BaseException] = []
     if threading.current_thread() is not threading.main_thread():  # which alone handles signals
-        yield arrived
+        yield raised
         return
     before: dict[int, Callable[[int, Any], Any]] = {}
+
+    def note(number: int, frame: Any) -> None:
+        try:
+            before[number](number, frame)
+        except (KeyboardInterrupt, SystemExit) as error:
+            raised.append(error)
+
+    def restore(number: int) -> None:
+        if signal.getsignal(number) is note:  # else the handler chose another, which stays
+            signal.signal(number, before[number])
+
     number: int
-    for number in (signal.SIGINT, signal.SIGTERM):
-        handler = signal.getsignal(number)
-        if callable(handler):  # neither ignored nor the death of the process
-            before[number] = handler
     try:
-        for number in before:
-            signal.signal(number, lambda number, frame: arrived.append(number))
-        yield arrived
+        with ExitStack() as stack:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                handler = signal.getsignal(number)
+                if callable(handler):  # neither ignored nor the death of the process
+                    before[number] = handler
+                    stack.callback(restore, number)
+                    signal.signal(number, note)
+            yield raised
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-        if arrived:
-            before[arrived[0]](arrived[0], None)
+        if raised:
+            raise raised[0]

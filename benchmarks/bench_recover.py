@@ -118,13 +118,12 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
         sizes = [(path, path.stat().st_size) for path in sorted(folder.glob("*.bin"))]
         return [(path, at, min(BLOCK, size - at)) for path, size in sizes for at in range(0, size, BLOCK)]
 
-    files: dict[Path, InputFile] = {}  # read by all: each would find in the page cache where another has looked
     left, right = ranges(base), ranges(diff)
     share = len(right) / len(left)  # both folders advance together, as in a recovery
     ordered = [(n * share, job) for n, job in enumerate(left)] + list(enumerate(right))
     jobs, lock = iter([job for _, job in sorted(ordered, key=lambda each: each[0])]), threading.Lock()
 
-    def read() -> None:
+    def read(files: dict[Path, InputFile]) -> None:
         buffer = aligned_buffer(BLOCK + SLACK)
         while True:
             with lock:
@@ -141,12 +140,18 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
 
     out.mkdir()
     nbytes = sum(count for _, _, count in right) // 2
+    paths = {path for path, _, _ in left + right}
     with ExitStack() as stack:
-        for path in {path for path, _, _ in left + right}:
-            files[path] = stack.enter_context(closing(InputFile(path, 0, path.stat().st_size, str(path), True)))
+        readers = [  # all before the first read: what is looked for in the page cache must not be there by another's reading
+            {
+                path: stack.enter_context(closing(InputFile(path, 0, path.stat().st_size, str(path), True)))
+                for path in paths
+            }
+            for _ in range(READERS)
+        ]
         file = stack.enter_context(closing(OutputFile(out / "data", nbytes)))
         with ThreadPoolExecutor(READERS + 1) as pool:
-            done = [pool.submit(read) for _ in range(READERS)] + [pool.submit(write, file, nbytes)]
+            done = [pool.submit(read, files) for files in readers] + [pool.submit(write, file, nbytes)]
         for future in done:
             future.result()
         file.sync()

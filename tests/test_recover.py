@@ -384,3 +384,32 @@ def test_without_a_bar_none_waits_for_the_bar_of_a_killed_fork(tmp_path: Path) -
     base, diff = tiny.write_pair(tmp_path)
     subprocess.run([sys.executable, "-c", FORKED, base, diff, tmp_path / "tuned"], check=True, timeout=120)
     assert (tmp_path / "tuned/model.safetensors").exists()
+
+
+FORKS = """
+import gc, mmap, os, sys
+from baize_engine import recover
+from baize_engine.checkpoint.writer import CheckpointWriter
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+gc.disable()
+CheckpointWriter.write = full
+try:
+    recover(*sys.argv[1:], device="cpu", progress=False)
+except OSError:
+    pass
+if (child := os.fork()) == 0:
+    mine = [mmap.mmap(-1, 4 << 20) for _ in range(40)]
+    gc.collect()  # of the buffers, which the failure's traceback kept
+    for memory in mine:
+        memory.write(bytes(len(memory)))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_after_a_failure_has_its_memory(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    subprocess.run([sys.executable, "-c", FORKS, base, diff, tmp_path / "tuned"], check=True, timeout=120)

@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import stat
+import sys
 from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ PAGE = 4096  # what O_DIRECT asks of offset, length and address on every disk in
 NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT)  # a filesystem or an address that takes no O_DIRECT
 SLACK = 2 * PAGE  # of a buffer beyond what is read into it, so that whole pages fit
 HUGE = 2 << 20  # a huge page of x86-64 and of most others
+WIPE_ON_FORK = 18  # MADV_WIPEONFORK of Linux, for which Python has no name: a forked child finds zeros there
 MOST_VIEWS = 1024  # that one call reads into: the least that systems allow (IOV_MAX)
 
 
@@ -34,15 +36,20 @@ def aligned_buffer(nbytes: int) -> memoryview:
     room = HUGE if nbytes >= HUGE and _huge_pages() else 0
     memory = mmap.mmap(-1, max(PAGE, nbytes) + room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     begin = 0
-    with suppress(OSError, AttributeError):  # no more than advice, and not everywhere
-        # a page that a fork takes while the disk writes to it would stay as it was, on kernels before 5.19
-        memory.madvise(mmap.MADV_DONTFORK)
-        if room:
-            begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
-            whole = nbytes - nbytes % HUGE
-            memory.madvise(mmap.MADV_HUGEPAGE, begin, whole)
-            memory.madvise(mmap.MADV_NOHUGEPAGE, begin + whole)  # a few bytes more are not to take another
+    if sys.platform.startswith("linux"):
+        # pages that a fork shares may be copied for either side while the disk writes to them
+        _advise(memory, WIPE_ON_FORK)
+    if room:
+        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
+        whole = nbytes - nbytes % HUGE
+        _advise(memory, mmap.MADV_HUGEPAGE, begin, whole)
+        _advise(memory, mmap.MADV_NOHUGEPAGE, begin + whole)  # a few bytes more are not to take another
     return memoryview(memory)[begin : begin + nbytes]
+
+
+def _advise(memory: mmap.mmap, *advice: int) -> None:
+    with suppress(OSError):
+        memory.madvise(*advice)
 
 
 @cache
@@ -145,8 +152,8 @@ class InputFile:
 
     What the page cache has is read from there. What is not in it, judged by two pages, is read past it (O_DIRECT: 10 GB in
     4.3 s in place of 6.5) if the reader's buffers are huge pages (`direct`; with small ones such reads are the slower ones) and
-    the filesystem takes it. Either way it is not left there: a model larger than the memory would push everything else out.
-    Some of what the system reads ahead stays. Failures are CheckpointErrors that name `what`.
+    the filesystem takes it. Either way it is not left there, nor what was there of it in part: a model larger than the memory
+    would push everything else out. Some of what the system reads ahead stays. Failures are CheckpointErrors that name `what`.
     """
 
     def __init__(self, path: Path, begin: int, end: int, what: str, direct: bool) -> None:
