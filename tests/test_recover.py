@@ -401,7 +401,7 @@ try:
 except OSError:
     pass
 if (child := os.fork()) == 0:
-    mine = [mmap.mmap(-1, 4 << 20) for _ in range(40)]
+    mine = [mmap.mmap(-1, 1 << 18) for _ in range(200)]
     gc.collect()  # of the buffers, which the failure's traceback kept
     for memory in mine:
         memory.write(bytes(len(memory)))
