@@ -29,8 +29,9 @@ from typing import Any
 from common import Run, Spread, drop_cache, parser, read_once, report, run_child
 from shapes import PRESETS, preset_of
 
+from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.config_file import read_config
-from baize_engine.checkpoint.file_io import SLACK, InputFile, OutputFile, aligned_buffer
+from baize_engine.checkpoint.file_io import InputFile, OutputFile
 
 BLOCK = 8 << 20
 READERS = 3  # 4 and 6 were no faster

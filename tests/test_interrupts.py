@@ -132,29 +132,22 @@ def test_a_journal_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert not (tmp_path / "new").exists()
 
 
-def test_a_clean_up_that_fails_is_told() -> None:
-    def stuck() -> None:
-        with cli._interrupted_once():
-            try:
-                press()
-                time.sleep(5)
-            finally:
-                raise OutputError(5, "remove it by hand")
+def interruption_that_becomes(error: Exception) -> None:
+    with cli._interrupted_once():
+        try:
+            press()
+            time.sleep(5)
+        finally:
+            raise error
 
+
+def test_a_clean_up_that_fails_is_told() -> None:
     with pytest.raises(OutputError, match="remove it by hand"):
-        stuck()
+        interruption_that_becomes(OutputError(5, "remove it by hand"))
 
 
 def test_what_the_first_becomes_is_an_interruption() -> None:
-    def broken() -> None:
-        with cli._interrupted_once():
-            try:
-                press()
-                time.sleep(5)
-            except KeyboardInterrupt:
-                raise RuntimeError("release unlocked lock") from None  # as the standard library may
-
     with pytest.raises(KeyboardInterrupt):
-        broken()
+        interruption_that_becomes(RuntimeError("release unlocked lock"))  # as the standard library may
     with pytest.raises(RuntimeError, match="no interruption"), cli._interrupted_once():
         raise RuntimeError("no interruption")

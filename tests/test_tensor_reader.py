@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from common import cached_bytes
+from common import cached_bytes, drop_cache
 
 from baize_engine.checkpoint import file_io
+from baize_engine.checkpoint.buffers import PAGE, SLACK, aligned_buffer, huge_pages
 from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.file_io import PAGE, SLACK, aligned_buffer, is_cached
+from baize_engine.checkpoint.file_io import is_cached
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 
@@ -31,11 +32,10 @@ def entry(tmp_path: Path) -> TensorEntry:
 
 def drop(path: Path) -> None:
     """Out of the page cache; the test is skipped where that cannot be."""
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    if cached_bytes(path):
-        pytest.skip("on this filesystem files stay in memory")
+    try:
+        drop_cache([path.parent])
+    except SystemExit as error:
+        pytest.skip(f"a filesystem in memory: {error}")
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def watched(
 
 
 def takes_direct(folder: Path) -> bool:
-    if not DIRECT or not file_io._huge_pages():
+    if not DIRECT or not huge_pages():
         return False
     try:
         os.close(os.open(folder / "weights", os.O_RDONLY | DIRECT))
@@ -139,7 +139,7 @@ def test_where_it_goes_through_the_page_cache(
 
     assert through(direct=False)
     assert through(slack=0, piece=1 << 16)  # some pieces have no room
-    monkeypatch.setattr(file_io, "_huge_pages", lambda: False)
+    monkeypatch.setattr(file_io, "huge_pages", lambda: False)
     assert through()
 
 

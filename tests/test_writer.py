@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from baize_engine.checkpoint.file_io import PAGE, OutputFile, aligned_buffer
+from baize_engine.checkpoint.buffers import PAGE, aligned_buffer
+from baize_engine.checkpoint.file_io import OutputFile
 from baize_engine.checkpoint.writer import INDEX_NAME, CheckpointWriter, TensorSpec, check_output, lay_out
 from baize_engine.errors import OutputError
 

@@ -1,65 +1,23 @@
-"""Ranged file reads and writes into reused, page-aligned memory.
+"""Ranged file reads and writes into reused, page-aligned memory (`buffers.py`).
 
-The standard library's preadv and pwrite release the GIL and touch no fresh memory, so no C++ is needed here. Fresh
-memory is what is slow: on virtual machines its first touch ran at 0.3-1.7 GB/s, below the disk.
+The standard library's preadv and pwrite release the GIL and touch no fresh memory, so no C++ is needed here.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import mmap
 import os
 import stat
-import sys
 from contextlib import ExitStack, suppress
-from functools import cache
 from pathlib import Path
 
+from baize_engine.checkpoint.buffers import PAGE, huge_pages
 from baize_engine.checkpoint.os_errors import reading, writing
 from baize_engine.errors import CheckpointError, OutputError
 
-PAGE = 4096  # what O_DIRECT asks of offset, length and address on every disk in use
 NOT_DIRECT = (errno.EINVAL, errno.EOPNOTSUPP, errno.EFAULT)  # a filesystem or an address that takes no O_DIRECT
-SLACK = 2 * PAGE  # of a buffer beyond what is read into it, so that whole pages fit
-HUGE = 2 << 20  # a huge page of x86-64 and of most others
-WIPE_ON_FORK = 18  # MADV_WIPEONFORK of Linux, for which Python has no name: a forked child finds zeros there
 MOST_VIEWS = 1024  # that one call reads into: the least that systems allow (IOV_MAX)
-
-
-def aligned_buffer(nbytes: int) -> memoryview:
-    """`nbytes` of zeroed, page-aligned, writable memory; pages are taken from the system when first touched.
-
-    Huge pages where the system has them: a disk takes a request in so many pieces at most, 254 on the machines measured, so
-    that requests of 0.55 MB became 2.6 (reads) and 3.5 (writes).
-    """
-    room = HUGE if nbytes >= HUGE and _huge_pages() else 0
-    memory = mmap.mmap(-1, max(PAGE, nbytes) + room, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    begin = 0
-    if sys.platform.startswith("linux"):
-        # pages that a fork shares may be copied for either side while the disk writes to them
-        _advise(memory, WIPE_ON_FORK)
-    if room:
-        begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
-        whole = nbytes - nbytes % HUGE
-        _advise(memory, mmap.MADV_HUGEPAGE, begin, whole)
-        _advise(memory, mmap.MADV_NOHUGEPAGE, begin + whole)  # a few bytes more are not to take another
-    return memoryview(memory)[begin : begin + nbytes]
-
-
-def _advise(memory: mmap.mmap, *advice: int) -> None:
-    with suppress(OSError):
-        memory.madvise(*advice)
-
-
-@cache
-def _huge_pages() -> bool:
-    """Whether the system gives huge pages to those who ask."""
-    try:
-        choice = Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
-    except OSError:
-        return False
-    return "[never]" not in choice and hasattr(mmap, "MADV_HUGEPAGE")
 
 
 def open_regular(path: str | os.PathLike[str]) -> int:
@@ -165,7 +123,7 @@ class InputFile:
         self._direct: int | None = None
         try:
             self._passing = not all(is_cached(self._fd, probe, what) for probe in self._probes)
-            if self._passing and direct and _huge_pages():
+            if self._passing and direct and huge_pages():
                 self._direct = _past_the_cache(self._fd)
         except BaseException:
             os.close(self._fd)

@@ -15,8 +15,9 @@ from math import prod
 from pathlib import Path
 from types import TracebackType
 
+from baize_engine.checkpoint.buffers import PAGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import PAGE, OutputFile, sync_folder
+from baize_engine.checkpoint.file_io import OutputFile, sync_folder
 from baize_engine.checkpoint.os_errors import removing, writing
 from baize_engine.checkpoint.safetensors_file import encode_header
 from baize_engine.errors import OutputError

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from baize_engine import backend
+from baize_engine.checkpoint.buffers import aligned_buffer
 from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.file_io import aligned_buffer, open_read, read_into
+from baize_engine.checkpoint.file_io import open_read, read_into
 from baize_engine.errors import CheckpointError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from baize_engine.checkpoint.file_io import SLACK, aligned_buffer
+from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 
 Stats = tuple[list[float], int, int]  # chunk sums, overflowed, nonfinite
 

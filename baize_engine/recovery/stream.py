@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from math import isfinite, lcm
 from typing import Any, Protocol
 
+from baize_engine.checkpoint.buffers import HUGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import HUGE
 from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import RequestError

@@ -10,7 +10,8 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from baize_engine.checkpoint.file_io import HUGE, SLACK, InputFile, aligned_buffer
+from baize_engine.checkpoint.buffers import HUGE, SLACK, aligned_buffer
+from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
