@@ -37,6 +37,27 @@ def diff_add(
     kernels/reference.py; results depend neither on `variant` nor on `threads` (1 to 1024).
     """
 
+def diff_add_files(
+    base: int,
+    base_offset: int,
+    base_dtype: str,
+    diff: int,
+    diff_offset: int,
+    diff_dtype: str,
+    out: Buffer,
+    out_dtype: str,
+    *,
+    variant: str,
+    subtract: bool = False,
+) -> tuple[list[float], int, int] | None:
+    """`diff_add` on the calling thread, of as many elements as `out` has, from byte `base_offset` of the open file `base` and
+    byte `diff_offset` of the open file `diff` on.
+
+    It reads and adds a chunk at a time, so that what it read is still in the processor's cache: for files that the page cache
+    has. Where it fails, `out` is filled in part: None where a file ends too early, OSError with "base" or "diff" as its
+    `filename` where the system does not read it.
+    """
+
 def add_rows(acc: Buffer, rows: Buffer, dtype: str) -> None:
     """acc[c] += rows[r, c] for each row in order, in float64. `acc`: writable float64, one a column; `rows`: whole rows."""
 

@@ -32,6 +32,7 @@ from shapes import PRESETS, preset_of
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import InputFile, OutputFile
+from baize_engine.recovery.adders import NoFiles
 
 BLOCK = 8 << 20
 READERS = 3  # 4 and 6 were no faster
@@ -67,7 +68,7 @@ def check_result(base: Path, diff: Path, tuned: Path, with_mean_row: bool = True
             raise SystemExit(f"{tuned}: {name} is not float32(base) + float32(diff) rounded once")
 
 
-class CopyAdder:
+class CopyAdder(NoFiles):
     """Stands where the kernel stands and does nothing; its output holds bytes that no disk can take for empty."""
 
     name, slack = "copy", SLACK
@@ -124,7 +125,7 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
     ordered = [(n * share, job) for n, job in enumerate(left)] + list(enumerate(right))
     jobs, lock = iter([job for _, job in sorted(ordered, key=lambda each: each[0])]), threading.Lock()
 
-    def read(files: dict[Path, InputFile]) -> None:
+    def read() -> None:
         buffer = aligned_buffer(BLOCK + SLACK)
         while True:
             with lock:
@@ -143,16 +144,13 @@ def plain_copy(base: Path, diff: Path, out: Path) -> None:
     nbytes = sum(count for _, _, count in right) // 2
     paths = {path for path, _, _ in left + right}
     with ExitStack() as stack:
-        readers = [  # all before the first read: what is looked for in the page cache must not be there by another's reading
-            {
-                path: stack.enter_context(closing(InputFile(path, 0, path.stat().st_size, str(path), True)))
-                for path in paths
-            }
-            for _ in range(READERS)
-        ]
+        files = {
+            path: stack.enter_context(closing(InputFile(path, 0, path.stat().st_size, str(path), True)))
+            for path in paths  # once for all readers: looking into the page cache may bring pages there
+        }
         file = stack.enter_context(closing(OutputFile(out / "data", nbytes)))
         with ThreadPoolExecutor(READERS + 1) as pool:
-            done = [pool.submit(read, files) for files in readers] + [pool.submit(write, file, nbytes)]
+            done = [pool.submit(read) for _ in range(READERS)] + [pool.submit(write, file, nbytes)]
         for future in done:
             future.result()
         file.sync()

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <vector>
 
 #include "element.h"
@@ -50,6 +51,24 @@ const Variant& best_variant();
 // `threads`.
 Counts diff_add(const Variant& variant, Operand base, Operand diff, Target out, size_t count, bool subtract, int threads,
                 double* chunk_sums);
+
+struct FileOperand {
+    const char* name;  // of the argument
+    int fd;
+    int64_t offset;
+    Dtype dtype;
+};
+
+// Which operand could not be read, and the system's error number: 0 where its file ends too early.
+struct Unread {
+    const char* name;
+    int error;
+};
+
+// diff_add on the calling thread, of operands that lie in files. It reads and adds chunk by chunk, so that what was read is
+// still in the processor's cache.
+std::optional<Unread> diff_add_files(const Variant& variant, const FileOperand& base, const FileOperand& diff, Target out,
+                                     size_t count, bool subtract, double* chunk_sums, Counts& counts);
 
 // sums[c] += rows[r][c] for every row in order, in float64.
 void add_rows(double* sums, size_t columns, Operand rows, size_t count);

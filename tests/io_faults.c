@@ -82,6 +82,13 @@ ssize_t preadv64(int fd, const struct iovec *v, int n, off64_t o) {
     return cut_vector(fd, v, n, o, fd_meets("pread", fd), 0);
 }
 
+ssize_t pread64(int fd, void *buffer, size_t count, off64_t offset) {
+    int met = fd_meets("pread", fd);
+    FAILS(met) CUTS(met, count)
+    return REAL(pread64)(fd, buffer, count, offset);
+}
+ssize_t pread(int fd, void *buffer, size_t count, off_t offset) { return pread64(fd, buffer, count, offset); }
+
 ssize_t read(int fd, void *buffer, size_t count) {
     int met = fd_meets("read", fd);
     FAILS(met) CUTS(met, count)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import math
+import os
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -141,6 +144,47 @@ def test_threads_change_nothing(variant: str) -> None:
     base, diff = draw(7 * 65536 + 5, torch.bfloat16, 5), draw(7 * 65536 + 5, torch.float32, 6)
     for threads in (1, 2, 5):
         check(base, diff, "float16", variant, threads=threads)
+
+
+@pytest.mark.parametrize("base", DTYPES)
+@pytest.mark.parametrize("diff", DTYPES)
+@pytest.mark.parametrize("subtract", [False, True])
+def test_operands_in_files(tmp_path: Path, variant: str, base: str, diff: str, subtract: bool) -> None:
+    count = 2 * 65536 + 77
+    left, right = draw(count, DTYPES[base], 13), draw(count, DTYPES[diff], 14)
+    wanted = oracle(left, right, "float16", subtract)
+    (tmp_path / "base").write_bytes(b"123" + as_bytes(left))
+    (tmp_path / "diff").write_bytes(b"1234567" + as_bytes(right) + b"more")
+    out = bytearray(len(wanted[0]))
+    with open(tmp_path / "base", "rb") as a, open(tmp_path / "diff", "rb") as b:
+        got = _C.diff_add_files(
+            a.fileno(), 3, base, b.fileno(), 7, diff, out, "float16", variant=variant, subtract=subtract
+        )
+    assert out == wanted[0]
+    assert got is not None
+    assert same(got[0], wanted[1])
+    assert got[1:] == wanted[2:]
+
+
+def test_operands_in_files_that_cannot_be_read(tmp_path: Path, variant: str) -> None:
+    (tmp_path / "base").write_bytes(bytes(2 * 70000))
+    (tmp_path / "diff").write_bytes(bytes(4 * 70000))
+
+    def add(first: int, offset: int, second: int) -> object:
+        out = bytearray(2 * 70000)
+        return _C.diff_add_files(first, offset, "float16", second, 0, "float32", out, "float16", variant=variant)
+
+    with (
+        open(tmp_path / "base", "rb") as base,
+        open(tmp_path / "diff", "rb") as diff,
+        open(tmp_path / "other", "wb") as unreadable,
+    ):
+        assert add(base.fileno(), 0, diff.fileno()) is not None
+        assert add(base.fileno(), 1, diff.fileno()) is None  # a byte too few, in the second chunk
+        with pytest.raises(OSError, match=f"{os.strerror(errno.EINVAL)}: 'base'"):
+            add(base.fileno(), -1, diff.fileno())
+        with pytest.raises(OSError, match=f"{os.strerror(errno.EBADF)}: 'diff'"):
+            add(base.fileno(), 0, unreadable.fileno())
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3, 6])

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -17,6 +19,7 @@ from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError
 from baize_engine.recovery import stream as streaming
+from baize_engine.recovery.adders import CppAdder
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -83,13 +86,19 @@ def test_any_mix_of_types(tmp_path: Path, base_dtype: str, diff_dtype: str) -> N
     same_bits(load(tmp_path / "tuned"), expected(base, diff, torch.float16))
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_pieces_and_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int) -> None:
+@pytest.mark.parametrize("cached", [True, False, None])
+@pytest.mark.parametrize(("workers", "cpus"), [(1, 2), (3, 2), (3, 8)])
+def test_pieces_and_workers_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, cpus: int, cached: bool | None
+) -> None:
     """Small pieces cut rows and the boundary between the base's rows and the mean row."""
     cfg = tiny.config(vocab_size=5000, hidden_size=36, num_attention_heads=3, num_key_value_heads=3)
     base, diff = tiny.write_pair(tmp_path, cfg=cfg)
     whole = recover(base, diff, tmp_path / "whole", device="cpu", progress=False)
     assert streaming.PIECE % 65536 == 0
+    monkeypatch.setattr("baize_engine.checkpoint.file_io.is_cached", lambda *_: cached)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
+    from_files = counted(monkeypatch, CppAdder, "add_files")
     run = streaming.stream_all
     monkeypatch.setattr(
         "baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "piece": 65536, "workers": workers})
@@ -97,6 +106,36 @@ def test_pieces_and_workers_change_nothing(tmp_path: Path, monkeypatch: pytest.M
     pieces = recover(base, diff, tmp_path / "pieces", device="cpu", progress=False)
     assert pieces.manifest.tensors == whole.manifest.tensors
     same_bits(load(tmp_path / "pieces"), expected(load(base), load(diff), torch.float16))
+    assert bool(from_files) == bool(cached)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]:
+    """Gets an item for each call of a method from here on."""
+    calls, method = [], getattr(owner, name)
+
+    def counting(*arguments: object, **named: object) -> object:
+        calls.append(name)
+        return method(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
+def test_a_cached_file_that_is_cut_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    add_files, run = CppAdder.add_files, streaming.stream_all
+
+    def cutting(*arguments: Any, **named: Any) -> Any:
+        descriptor, offset = arguments[3]
+        os.truncate(f"/proc/self/fd/{descriptor}", offset + 10)
+        return add_files(*arguments, **named)
+
+    monkeypatch.setattr("baize_engine.checkpoint.file_io.is_cached", lambda *_: True)
+    monkeypatch.setattr(CppAdder, "add_files", cutting)
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "workers": 1}))
+    with pytest.raises(CheckpointError, match=rf"{diff}/\S+: model\.\S+: the file ends at byte \d+, wanted \d+ more"):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert not (tmp_path / "tuned").exists()
 
 
 @pytest.mark.parametrize("backend", ["cpp-scalar", "torch"])

@@ -75,15 +75,15 @@ def prefetch(fd: int, offset: int, nbytes: int) -> None:
         os.posix_fadvise(fd, offset, nbytes, os.POSIX_FADV_WILLNEED)
 
 
-def is_cached(fd: int, offset: int, what: str) -> bool:
-    """Whether the page at `offset` is in the page cache, by a read that may not wait; True where the system cannot tell,
+def is_cached(fd: int, offset: int, what: str) -> bool | None:
+    """Whether the page at `offset` is in the page cache, by a read that may not wait; None where the system cannot tell,
     False behind the file's end.
 
     Some systems start to read the page meanwhile; `forget` it when it will have come. `fd` is then one of `open_read`: for
     sequential reads. CheckpointError naming `what` where the disk fails.
     """
     if not hasattr(os, "RWF_NOWAIT"):
-        return True
+        return None
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # that page, and none after it
     try:
         return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
@@ -91,7 +91,7 @@ def is_cached(fd: int, offset: int, what: str) -> bool:
         return False
     except OSError as error:
         if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # filesystems without such reads
-            return True
+            return None
         with reading(f"{what}: byte {offset}"):
             raise
     finally:
@@ -112,6 +112,8 @@ class InputFile:
     4.3 s in place of 6.5) if the reader's buffers are huge pages (`direct`; with small ones such reads are the slower ones) and
     the filesystem takes it. Either way it is not left there, nor what was there of it in part: a model larger than the memory
     would push everything else out. Some of what the system reads ahead stays. Failures are CheckpointErrors that name `what`.
+
+    `cached`: the page cache is known to have it, so that reads take a processor's time and hardly ever wait for the disk.
     """
 
     def __init__(self, path: Path, begin: int, end: int, what: str, direct: bool) -> None:
@@ -122,12 +124,19 @@ class InputFile:
         self._fd = open_read(path)
         self._direct: int | None = None
         try:
-            self._passing = not all(is_cached(self._fd, probe, what) for probe in self._probes)
+            answers = (is_cached(self._fd, probe, what) for probe in self._probes)
+            first_other = next((answer for answer in answers if answer is not True), True)
+            self.cached = first_other is True
+            self._passing = first_other is False
             if self._passing and direct and huge_pages():
                 self._direct = _past_the_cache(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
+
+    def fileno(self) -> int:
+        """The descriptor for reads through the page cache."""
+        return self._fd
 
     def close(self) -> None:
         if self._passing:  # or the next run would take the file for cached

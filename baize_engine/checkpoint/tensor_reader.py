@@ -9,12 +9,14 @@ from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.joined import Entry
 
+Place = tuple[int, int]  # a descriptor, and the byte of its file
+
 
 class TensorReader:
     """A context manager over a tensor's open files. Not shared between threads.
 
     What was not in the page cache before is not left there, and with `direct` does not go through it where it lies in one
-    piece (`InputFile`).
+    piece (`InputFile`). `cached`: all of it is known to be there.
     """
 
     def __init__(self, entry: Entry, direct: bool = False) -> None:
@@ -30,6 +32,7 @@ class TensorReader:
                 what = f"{part.path}: {self.entry.name}"
                 self._files.append(InputFile(part.path, part.offset, part.offset + part.nbytes, what, self._direct))
                 stack.callback(self._files[-1].close)
+            self.cached = all(file.cached for file in self._files)
             self._close = stack.pop_all()
         return self
 
@@ -55,6 +58,17 @@ class TensorReader:
                 ]
                 file.read_scattered(targets, at)
         return view
+
+    def place(self) -> Place | None:
+        """Where it lies, if that is one piece of a file, and cached."""
+        if self.cached and isinstance(self.entry, TensorEntry):
+            return self._files[0].fileno(), self.entry.offset
+        return None
+
+    @property
+    def what(self) -> str:
+        """What errors call it: its file, or the first of them, and its name."""
+        return f"{self.entry.path}: {self.entry.name}"
 
     def prefetch(self, begin: int, end: int) -> None:
         """Asks the system to start reading elements [begin, end), as far as the tensor goes."""

@@ -6,9 +6,10 @@ whichever adder runs.
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
+from baize_engine.checkpoint.tensor_reader import Place
 
 Stats = tuple[list[float], int, int]  # chunk sums, overflowed, nonfinite
 
@@ -41,6 +42,24 @@ class Adder(Protocol):
         """out = other + base, or other - base; returns the sums of the chunks and the counts of special values."""
         ...
 
+    def add_files(
+        self,
+        base: Place,
+        base_dtype: str,
+        other: Place,
+        other_dtype: str,
+        out: memoryview,
+        out_dtype: str,
+        *,
+        subtract: bool = False,
+    ) -> Stats | None:
+        """`add` of what lies in files that are in the page cache, from these places on.
+
+        None where a file ends too early, and where the adder takes operands from memory alone; OSError with "base" or "diff"
+        as its `filename` where one cannot be read. `out` is then of no use.
+        """
+        ...
+
 
 class CppAdder:
     """The C++ kernel in one variant, on the calling thread: the workers are the parallelism."""
@@ -71,8 +90,32 @@ class CppAdder:
             base, base_dtype, other, other_dtype, out, out_dtype, variant=self._variant, threads=1, subtract=subtract
         )
 
+    def add_files(
+        self,
+        base: Place,
+        base_dtype: str,
+        other: Place,
+        other_dtype: str,
+        out: memoryview,
+        out_dtype: str,
+        *,
+        subtract: bool = False,
+    ) -> Stats | None:
+        from baize_engine import _C
 
-class TorchAdder:
+        return _C.diff_add_files(
+            *base, base_dtype, *other, other_dtype, out, out_dtype, variant=self._variant, subtract=subtract
+        )
+
+
+class NoFiles:
+    """An adder's `add_files` where it takes operands from memory alone."""
+
+    def add_files(self, *_: Any, **__: Any) -> Stats | None:
+        return None
+
+
+class TorchAdder(NoFiles):
     """The reference definition over buffers: slow, and right wherever torch runs."""
 
     name = "torch"

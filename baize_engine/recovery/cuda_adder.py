@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.recovery.adders import Stats
+from baize_engine.recovery.adders import NoFiles, Stats
 
 if TYPE_CHECKING:
     import torch
@@ -26,7 +26,7 @@ def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
         yield number % SLOTS, begin, min(begin + part, count)
 
 
-class CudaAdder:
+class CudaAdder(NoFiles):
     """An adder (see recovery/adders.py) on `device`, "cuda" or "cuda:N". Not shared between threads."""
 
     name = "triton"

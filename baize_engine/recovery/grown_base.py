@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.checkpoint.tensor_reader import Place, TensorReader
 from baize_engine.recovery.plan import Job
 
 
@@ -28,6 +28,10 @@ class BaseRows:
         if self.columns is not None:
             self.columns.add(self.view)
         return len(self.view)
+
+    def place(self) -> Place | None:
+        """Where all of it lies, if that is one piece of a file, cached, and nothing is to be summed or added to it."""
+        return self.reader.place() if self.columns is None else None
 
     def side(self, begin: int, end: int, make_buffer: Callable[[int], memoryview]) -> tuple[memoryview, str]:
         """Elements [begin, end) of what was read from `begin` on, as (bytes, dtype).

@@ -1,9 +1,9 @@
 """Runs the jobs of a plan through bounded buffers: read ranges, combine, hash, write at offset.
 
 Each worker thread carries one tensor of the base at a time from end to end, piece by piece, through all outputs that want
-it, so that hashes and sums are taken in order without a queue; several workers keep disk and processor busy at once. Memory is
-`workers` x three buffers of one piece, whatever the model's size and the number of outputs; a fourth where the base's mean row
-takes part. Knows nothing of what a sink does with the bytes.
+it, so that hashes and sums are taken in order without a queue. Several workers keep the disk busy; their calls that take a
+processor's time go through `processors`. Memory is `workers` x three buffers of one piece, whatever the model's size and the
+number of outputs; a fourth where the base's mean row takes part. Knows nothing of what a sink does with the bytes.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import Any, Protocol
 from baize_engine.checkpoint.buffers import HUGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.tensor_reader import Place, TensorReader
 from baize_engine.errors import RequestError
 from baize_engine.interrupts import deferred
 from baize_engine.recovery.adders import Adder, Stats
 from baize_engine.recovery.grown_base import BaseRows
 from baize_engine.recovery.plan import Job, Plan
+from baize_engine.recovery.processors import Compute, processors
 
 WORKERS = 6  # of two cores and one disk 4 kept the disk busy for 86 % of a run, 6 for 90 (a plain copy: 95)
 PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536
@@ -137,7 +139,7 @@ def stream_all(
             return next(groups, None)
 
     def work() -> None:
-        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, stopped)
+        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, stopped, compute)
         while not stopped() and (group := take()) is not None:
             for number, name, record in worker.run(group):
                 records[number][name] = record
@@ -146,7 +148,11 @@ def stream_all(
     count = max(1, min(workers, len(pending)))
     largest = max((max(job.base.numel, job.other.numel) for group in pending for _, job in group), default=0)
     piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
-    with deferred() as interrupts, ThreadPoolExecutor(count, thread_name_prefix="baize") as pool:
+    with (
+        deferred() as interrupts,
+        processors(count) as compute,
+        ThreadPoolExecutor(count, thread_name_prefix="baize") as pool,
+    ):
         try:
             futures = [pool.submit(work) for _ in range(count)]
             wait(futures, return_when=FIRST_EXCEPTION)
@@ -171,9 +177,10 @@ class _Worker:
         progress: Callable[[int], None],
         make_hash: Callable[[], Hash],
         stopped: Callable[[], bool],
+        compute: Compute,
     ) -> None:
         self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
-        self.progress, self.make_hash, self.stopped = progress, make_hash, stopped
+        self.progress, self.make_hash, self.stopped, self.compute = progress, make_hash, stopped, compute
         # room for float32; pages that narrower types leave alone cost nothing
         self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))
         self.direct = adder.slack > 0 and piece * 4 >= HUGE
@@ -188,30 +195,73 @@ class _Worker:
                 for number, job in group
             ]
             rows = BaseRows(first, base, self.base_buffer, any(job.extra_rows for _, job in group))
+            places = (rows.place(), lanes[0].other.place()) if len(lanes) == 1 else (None, None)
             piece = piece_of(first, self.piece)
             for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
                 if self.stopped():
                     return []
                 base.prefetch(end, end + piece)
-                self.progress(rows.read(begin, end))
+                if None in places:
+                    self.progress(self._read(base, rows.read, begin, end))
                 for lane in lanes:
                     lane.other.prefetch(end, end + piece)
-                    self._combine(lane, rows, begin, min(end, lane.job.other.numel))
+                    self._combine(lane, rows, places, begin, min(end, lane.job.other.numel))
         return [(lane.number, lane.job.name, lane.record()) for lane in lanes]
 
-    def _combine(self, lane: _Lane, rows: BaseRows, begin: int, end: int) -> None:
+    def _read(self, reader: TensorReader, read: Callable[..., Any], *arguments: Any) -> Any:
+        """What the page cache has takes a processor's time, other reads wait for the disk."""
+        return self.compute(read, *arguments) if reader.cached else read(*arguments)
+
+    def _combine(self, lane: _Lane, rows: BaseRows, places: Places, begin: int, end: int) -> None:
         """One piece of one output."""
         if begin >= end:
             return
-        job, size = lane.job, ITEMSIZE[lane.job.dtype]
-        other = lane.other.read(begin, end, self.other_buffer)
+        job = lane.job
+        out = self.out_buffer[: (end - begin) * ITEMSIZE[job.dtype]]
+        base, other = places
+        if base and other:
+            self.progress(self.compute(self._add_files, lane, rows, base, other, begin, end, out))
+        else:
+            view = self._read(lane.other, lane.other.read, begin, end, self.other_buffer)
+            self.compute(self._add, lane, rows, view, begin, end, out)
+        self.outputs[lane.number].sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
+        self.progress((end - begin) * ITEMSIZE[job.other.dtype] + len(out))
+
+    def _add(self, lane: _Lane, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
+        """Adds and hashes."""
         base, base_dtype = rows.side(begin, end, self.adder.buffer)
-        out = self.out_buffer[: (end - begin) * size]
+        job = lane.job
         stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
         lane.count(stats)
         lane.digest.update(out)
-        self.outputs[lane.number].sink.write(job.name, begin * size, out)
-        self.progress(len(other) + len(out))
+
+    def _add_files(
+        self, lane: _Lane, rows: BaseRows, base: Place, other: Place, begin: int, end: int, out: memoryview
+    ) -> int:
+        """Reads, adds and hashes; returns the bytes read of the base."""
+        job = lane.job
+        base_at, other_at = _moved(base, begin, job.base.dtype), _moved(other, begin, job.other.dtype)
+        try:
+            stats = self.adder.add_files(
+                base_at, job.base.dtype, other_at, job.other.dtype, out, job.dtype, subtract=self.subtract
+            )
+        except OSError as error:
+            with reading((lane.other if error.filename == "diff" else rows.reader).what):
+                raise
+        if stats is None:
+            read = rows.read(begin, end)
+            self._add(lane, rows, lane.other.read(begin, end, self.other_buffer), begin, end, out)
+            return read
+        lane.count(stats)
+        lane.digest.update(out)
+        return (end - begin) * ITEMSIZE[job.base.dtype]
+
+
+Places = tuple[Place | None, Place | None]  # of the base and of the other side
+
+
+def _moved(place: Place, elements: int, dtype: str) -> Place:
+    return place[0], place[1] + elements * ITEMSIZE[dtype]
 
 
 @dataclass
