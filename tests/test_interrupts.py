@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 import tiny
 
-from baize_engine import cli, recover
+from baize_engine import cli, recover, verify
+from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.errors import OutputError
-from baize_engine.interrupts import deferred
+from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.journal import Journal
 
 
@@ -46,6 +47,77 @@ def test_it_is_noted_and_raised_at_the_end() -> None:
         work()
     assert [list(map(type, step)) for step in steps] == [[KeyboardInterrupt, KeyboardInterrupt]]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_one_within_another() -> None:
+    steps: list[str] = []
+
+    def work() -> None:
+        with deferred() as outer:
+            with deferred() as inner:
+                press()
+                assert len(inner) == len(outer) == 1
+                steps.append("inner goes on")
+            steps.append("not reached")
+
+    with pytest.raises(KeyboardInterrupt):
+        work()
+    assert steps == ["inner goes on"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_threads_give_results_in_order_and_end_at_the_first_error() -> None:
+    assert in_threads(lambda item, check: item * 2, range(5), 2) == [0, 2, 4, 6, 8]
+    begun, ended = [], []
+
+    def work(item: int, check: Check) -> None:
+        begun.append(item)
+        if item == 1:
+            raise OutputError(28, "no room")
+        while True:  # for ever, but for the other's error
+            try:
+                check()
+            except BaseException:
+                ended.append(item)
+                raise
+            time.sleep(0.001)
+
+    with pytest.raises(OutputError, match="no room"):
+        in_threads(work, range(5), 2)
+    assert (begun, ended) == ([0, 1], [0])
+
+
+def test_threads_end_at_ctrl_c() -> None:
+    begun = []
+
+    def work(item: int, check: Check) -> None:
+        begun.append(item)
+        press()
+        while True:
+            check()
+            time.sleep(0.001)
+
+    with pytest.raises(KeyboardInterrupt):
+        in_threads(work, range(5), 2)
+    assert 1 <= len(begun) <= 2
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("baize")]
+
+
+def test_verify_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    read, begun = InputFile.read, []
+
+    def pressing(self: InputFile, *arguments: Any) -> memoryview:
+        begun.append(self)
+        press()
+        time.sleep(0.2)
+        return read(self, *arguments)
+
+    monkeypatch.setattr(InputFile, "read", pressing)
+    with pytest.raises(KeyboardInterrupt):
+        verify(tmp_path / "tuned")
+    assert 1 <= len(begun) <= 4
 
 
 def test_what_ignores_or_handles_it_goes_on_to() -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from baize_engine.checkpoint.buffers import aligned_buffer
 from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import open_read, read_into
 from baize_engine.errors import CheckpointError
+from baize_engine.interrupts import Check, in_threads
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 
@@ -120,15 +120,15 @@ def fill(pieces: list[Piece], device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
     try:
-        with ThreadPoolExecutor(count, "load") as pool:
-            for done in [pool.submit(_work, share, files, size, device) for share in shares if share]:
-                done.result()
+        in_threads(
+            lambda share, check: _work(share, files, size, device, check), filter(None, shares), count, "baize-load"
+        )
     finally:
         for descriptor in files.values():
             os.close(descriptor)
 
 
-def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str) -> None:
+def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str, check: Check) -> None:
     on_gpu = device != "cpu"
     staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
     memory = staging.numpy().data if staging is not None else aligned_buffer(size)
@@ -136,6 +136,7 @@ def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str
     quantize = backend.quantizer(device)
     with torch.cuda.stream(stream) if stream is not None else nullcontext(), torch.inference_mode():
         for piece in pieces:
+            check()
             entry, rows = piece.entry, piece.target.shape[0]
             row = _row_bytes(entry)
             view = memory[: rows * row]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import platform
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,7 +35,7 @@ from baize_engine.checkpoint.writer import (
     lay_out,
 )
 from baize_engine.errors import OutputError
-from baize_engine.interrupts import deferred
+from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
@@ -45,7 +44,7 @@ from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
-from baize_engine.recovery.verify import hash_file, hash_range, verify
+from baize_engine.recovery.verify import THREADS, hash_file, hash_range, verify
 
 
 @dataclass(frozen=True)
@@ -294,22 +293,18 @@ def _manifest(
 def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, work: Plan) -> dict[str, TensorRecord]:
     """The tensors of an earlier run whose bytes on disk still hash to what it noted."""
 
-    def intact(spec: TensorSpec) -> bool:
+    def intact(spec: TensorSpec, check: Check) -> bool:
         path, begin = writer.partial_path(spec.name)
-        return hash_range(path, begin, spec.nbytes) == finished[spec.name].sha256
+        return hash_range(path, begin, spec.nbytes, lambda _: check()) == finished[spec.name].sha256
 
     specs = [job.spec for job in work.jobs if job.name in finished]
-    with ThreadPoolExecutor(2) as pool:
-        return {
-            spec.name: finished[spec.name] for spec, good in zip(specs, pool.map(intact, specs), strict=True) if good
-        }
+    good = in_threads(intact, specs, THREADS)
+    return {spec.name: finished[spec.name] for spec, is_good in zip(specs, good, strict=True) if is_good}
 
 
 def _sources(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
     """The sources as they were before the run, for the manifest."""
     if not with_hash:
         return before
-    with ThreadPoolExecutor(2) as pool:
-        return [
-            replace(file, sha256=digest) for file, digest in zip(before, pool.map(hash_file, index.files), strict=True)
-        ]
+    digests = in_threads(lambda path, check: hash_file(path, lambda _: check()), index.files, THREADS)
+    return [replace(file, sha256=digest) for file, digest in zip(before, digests, strict=True)]

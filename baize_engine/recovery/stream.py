@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isfinite, lcm
@@ -23,7 +22,7 @@ from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.tensor_reader import Place, TensorReader
 from baize_engine.errors import RequestError
-from baize_engine.interrupts import deferred
+from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.adders import Adder, Stats
 from baize_engine.recovery.grown_base import BaseRows
 from baize_engine.recovery.plan import Job, Plan
@@ -129,18 +128,14 @@ def stream_all(
     pending = groups_of(outputs)
     groups = iter(pending)
     lock = threading.Lock()
-    stop = threading.Event()
-
-    def stopped() -> bool:
-        return stop.is_set() or bool(interrupts)
 
     def take() -> Group | None:
         with lock:
             return next(groups, None)
 
-    def work() -> None:
-        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, stopped, compute)
-        while not stopped() and (group := take()) is not None:
+    def work(_: int, check: Check) -> None:
+        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, check, compute)
+        while (group := take()) is not None:
             for number, name, record in worker.run(group):
                 records[number][name] = record
                 outputs[number].finished(name, record)
@@ -148,18 +143,8 @@ def stream_all(
     count = max(1, min(workers, len(pending)))
     largest = max((max(job.base.numel, job.other.numel) for group in pending for _, job in group), default=0)
     piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
-    with (
-        deferred() as interrupts,
-        processors(count) as compute,
-        ThreadPoolExecutor(count, thread_name_prefix="baize") as pool,
-    ):
-        try:
-            futures = [pool.submit(work) for _ in range(count)]
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:
-            stop.set()
-    for future in futures:
-        future.result()
+    with deferred(), processors(count) as compute:
+        in_threads(work, range(count), count)
     return [
         {job.name: found[job.name] for job in output.plan.jobs} for output, found in zip(outputs, records, strict=True)
     ]
@@ -176,17 +161,17 @@ class _Worker:
         piece: int,
         progress: Callable[[int], None],
         make_hash: Callable[[], Hash],
-        stopped: Callable[[], bool],
+        check: Check,
         compute: Compute,
     ) -> None:
         self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
-        self.progress, self.make_hash, self.stopped, self.compute = progress, make_hash, stopped, compute
+        self.progress, self.make_hash, self.check, self.compute = progress, make_hash, check, compute
         # room for float32; pages that narrower types leave alone cost nothing
         self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))
         self.direct = adder.slack > 0 and piece * 4 >= HUGE
 
     def run(self, group: Group) -> list[tuple[int, str, TensorRecord]]:
-        """The records of the finished tensors; none when another worker's failure stopped this one."""
+        """The records of the finished tensors, each with the number of its output and its name."""
         first = group[0][1]
         with ExitStack() as stack:
             base = stack.enter_context(TensorReader(first.base, self.direct))
@@ -198,8 +183,7 @@ class _Worker:
             places = (rows.place(), lanes[0].other.place()) if len(lanes) == 1 else (None, None)
             piece = piece_of(first, self.piece)
             for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
-                if self.stopped():
-                    return []
+                self.check()
                 base.prefetch(end, end + piece)
                 if None in places:
                     self.progress(self._read(base, rows.read, begin, end))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError
+from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.journal import JOURNAL_NAME
 
 BLOCK = 4 << 20  # bytes hashed at a time
@@ -61,9 +61,11 @@ def verify(
         f"{name} is in the weights but not in the manifest" for name in index.entries if name not in manifest.tensors
     ]
     common = [entry for name, entry in index.entries.items() if name in manifest.tensors]
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = pool.map(lambda entry: _tensor_problem(entry, manifest.tensors[entry.name], progress), common)
-        problems += [problem for problem in found if problem]
+
+    def problem_of(entry: TensorEntry, check: Check) -> str | None:
+        return _tensor_problem(entry, manifest.tensors[entry.name], checked(progress, check))
+
+    problems += filter(None, in_threads(problem_of, common, THREADS))
     if expect_manifest is None:
         problems += _file_problems(folder, manifest)
     return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems))
@@ -97,11 +99,21 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a whole file, read in blocks."""
+def checked(progress: Callable[[int], None], check: Check) -> Callable[[int], None]:
+    """`progress` that ends its thread's work where `check` says so."""
+
+    def count(nbytes: int) -> None:
+        check()
+        progress(nbytes)
+
+    return count
+
+
+def hash_file(path: Path, progress: Callable[[int], None] = lambda nbytes: None) -> str:
+    """SHA-256 of a whole file, read in blocks; `progress` is called with the bytes of each."""
     with reading(path):
         size = path.stat().st_size
-    return hash_range(path, 0, size)
+    return hash_range(path, 0, size, progress)
 
 
 def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None] = lambda nbytes: None) -> str:
