@@ -11,6 +11,8 @@ namespace baize {
 
 namespace {
 
+static_assert(sizeof(off_t) >= sizeof(int64_t), "files are larger than 2 GiB");
+
 struct alignas(64) Room {
     uint8_t bytes[kChunk * sizeof(float)];
 };

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,15 @@ from typing import Any
 import pytest
 import tiny
 
-from baize_engine import cli, recover, verify
+from baize_engine import Engine, cli, recover, verify
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
+from baize_engine.model import packing
+from baize_engine.recovery import stream as streaming
 from baize_engine.recovery.journal import Journal
+from baize_engine.recovery.verify import BLOCK
 
 
 @pytest.fixture(autouse=True)
@@ -49,75 +54,157 @@ def test_it_is_noted_and_raised_at_the_end() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_one_within_another() -> None:
-    steps: list[str] = []
-
-    def work() -> None:
-        with deferred() as outer:
-            with deferred() as inner:
-                press()
-                assert len(inner) == len(outer) == 1
-                steps.append("inner goes on")
-            steps.append("not reached")
-
-    with pytest.raises(KeyboardInterrupt):
-        work()
-    assert steps == ["inner goes on"]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-
-
-def test_threads_give_results_in_order_and_end_at_the_first_error() -> None:
+def test_threads_give_results_in_the_order_of_the_items() -> None:
     assert in_threads(lambda item, check: item * 2, range(5), 2) == [0, 2, 4, 6, 8]
-    begun, ended = [], []
+    assert in_threads(lambda item, check: item, [], 2) == []
+
+
+def test_threads_end_at_the_first_error() -> None:
+    begun: list[int] = []
+    both, failed = threading.Barrier(2, timeout=60), threading.Event()
 
     def work(item: int, check: Check) -> None:
         begun.append(item)
+        both.wait()
         if item == 1:
+            failed.set()
             raise OutputError(28, "no room")
+        assert failed.wait(60)
         while True:  # for ever, but for the other's error
-            try:
-                check()
-            except BaseException:
-                ended.append(item)
-                raise
+            check()
             time.sleep(0.001)
 
     with pytest.raises(OutputError, match="no room"):
         in_threads(work, range(5), 2)
-    assert (begun, ended) == ([0, 1], [0])
+    assert sorted(begun) == [0, 1]
 
 
-def test_threads_end_at_ctrl_c() -> None:
-    begun = []
+def test_the_first_error_is_that_of_the_first_to_fail_and_keeps_no_other_threads_memory() -> None:
+    class Buffer: ...
+
+    kept: list[weakref.ref[Buffer]] = []
+    both, failed = threading.Barrier(2, timeout=60), threading.Event()
 
     def work(item: int, check: Check) -> None:
-        begun.append(item)
-        press()
+        buffer = Buffer()
+        if item == 0:
+            kept.append(weakref.ref(buffer))
+        both.wait()
+        if item == 1:
+            try:
+                raise OutputError(28, "first")
+            finally:
+                failed.set()
+        assert failed.wait(60)
         while True:
-            check()
-            time.sleep(0.001)
+            try:
+                check()
+            except BaseException as ending:
+                raise OutputError(28, "second") from ending
 
+    gc.disable()
+    try:
+        with pytest.raises(OutputError, match="first"):
+            in_threads(work, range(2), 2)
+        assert [reference() for reference in kept] == [None]
+    finally:
+        gc.enable()
+
+
+class Pressing:
+    """Presses Ctrl-C in every call of a function, which goes on once the main thread has noticed the first."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
+        self.begun: list[str] = []
+        noticed, method = threading.Event(), getattr(owner, name)
+
+        def handler(number: int, frame: object) -> None:
+            noticed.set()
+            raise KeyboardInterrupt
+
+        def pressing(*arguments: Any, **named: Any) -> Any:
+            self.begun.append(name)
+            press()
+            assert noticed.wait(60)
+            return method(*arguments, **named)
+
+        signal.signal(signal.SIGINT, handler)
+        monkeypatch.setattr(owner, name, pressing)
+
+
+def no_threads_left() -> bool:
+    return not [thread.name for thread in threading.enumerate() if thread.name.startswith("baize")]
+
+
+def test_threads_end_at_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Owner:
+        def work(self, check: Check) -> None:
+            while True:
+                check()
+
+    pressing = Pressing(monkeypatch, Owner, "work")
     with pytest.raises(KeyboardInterrupt):
-        in_threads(work, range(5), 2)
-    assert 1 <= len(begun) <= 2
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("baize")]
+        in_threads(Owner.work, [Owner() for _ in range(5)], 2)
+    assert 1 <= len(pressing.begun) <= 2
+    assert no_threads_left()
 
 
 def test_verify_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, diff = tiny.write_pair(tmp_path)
-    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
-    read, begun = InputFile.read, []
-
-    def pressing(self: InputFile, *arguments: Any) -> memoryview:
-        begun.append(self)
-        press()
-        time.sleep(0.2)
-        return read(self, *arguments)
-
-    monkeypatch.setattr(InputFile, "read", pressing)
+    tensors = recover(*tiny.write_pair(tmp_path), tmp_path / "tuned", device="cpu", progress=False).manifest.tensors
+    pressing = Pressing(monkeypatch, InputFile, "read")
     with pytest.raises(KeyboardInterrupt):
         verify(tmp_path / "tuned")
-    assert 1 <= len(begun) <= 4
+    assert 1 <= len(pressing.begun) < len(tensors)
+    assert no_threads_left()
+
+
+def test_hashing_before_going_on_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    run = streaming.stream_all
+
+    def killed(*arguments: Any, **named: Any) -> Any:
+        run(*arguments, **named)
+        raise SystemError  # nobody cleans up
+
+    with monkeypatch.context() as patch:
+        patch.setattr("baize_engine.recovery.run.stream_all", killed)
+        patch.setattr(CheckpointWriter, "discard", lambda _: None)
+        with pytest.raises(SystemError):
+            recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    pressing = Pressing(monkeypatch, InputFile, "read")
+    with pytest.raises(KeyboardInterrupt):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, resume=True)
+    assert 1 <= len(pressing.begun) < 21
+    assert no_threads_left()
+
+
+def test_hashing_of_sources_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path, cfg=tiny.config(vocab_size=40_000, hidden_size=64))
+    blocks = sum(-(-path.stat().st_size // BLOCK) for folder in (base, diff) for path in folder.glob("*.bin"))
+    assert blocks > 5
+    run = streaming.stream_all
+    pressed: list[Pressing] = []
+
+    def then_press(*arguments: Any, **named: Any) -> Any:
+        records = run(*arguments, **named)
+        pressed.append(Pressing(monkeypatch, InputFile, "read"))
+        return records
+
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", then_press)
+    with pytest.raises(KeyboardInterrupt):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, hash_sources=True)
+    assert 1 <= len(pressed[0].begun) < blocks
+    assert not (tmp_path / "tuned").exists()
+    assert no_threads_left()
+
+
+def test_loading_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    reads = Pressing(monkeypatch, packing, "read_into")
+    with pytest.raises(KeyboardInterrupt):
+        Engine.from_pretrained(base, device="cpu", quantize="int8")
+    assert 1 <= len(reads.begun) < 15  # matrices
+    assert no_threads_left()
 
 
 def test_what_ignores_or_handles_it_goes_on_to() -> None:
@@ -160,20 +247,12 @@ def test_another_thread_takes_no_signals() -> None:
 
 def test_a_recovery_stops_its_workers_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    write, begun = CheckpointWriter.write, []
-
-    def pressing(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
-        begun.append(name)
-        press()
-        time.sleep(0.2)  # the main thread has it long before the next tensor
-        write(self, name, offset, view)
-
-    monkeypatch.setattr(CheckpointWriter, "write", pressing)
+    pressing = Pressing(monkeypatch, CheckpointWriter, "write")
     with pytest.raises(KeyboardInterrupt):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
     assert not (tmp_path / "tuned").exists()
-    assert 1 <= len(begun) < 21  # all would be
-    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("baize")]
+    assert 1 <= len(pressing.begun) < 21  # all would be
+    assert no_threads_left()
 
 
 def test_a_recovery_goes_on_where_a_program_notes_the_signal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

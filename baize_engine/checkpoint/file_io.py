@@ -106,14 +106,15 @@ def forget(fd: int, offset: int, nbytes: int) -> None:
 
 
 class InputFile:
-    """A file of which bytes [begin, end) are read by ranges, at the disk's speed, by one thread.
+    """A file of which bytes [begin, end) are read by ranges, at the disk's speed.
 
     What the page cache has is read from there. What is not in it, judged by two pages, is read past it (O_DIRECT: 10 GB in
     4.3 s in place of 6.5) if the reader's buffers are huge pages (`direct`; with small ones such reads are the slower ones) and
     the filesystem takes it. Either way it is not left there, nor what was there of it in part: a model larger than the memory
     would push everything else out. Some of what the system reads ahead stays. Failures are CheckpointErrors that name `what`.
 
-    `cached`: the page cache is known to have it, so that reads take a processor's time and hardly ever wait for the disk.
+    `cached`: the page cache has it, judged by the same two pages, so that reads take a processor's time and seldom wait for the
+    disk.
     """
 
     def __init__(self, path: Path, begin: int, end: int, what: str, direct: bool) -> None:
@@ -128,6 +129,7 @@ class InputFile:
             first_other = next((answer for answer in answers if answer is not True), True)
             self.cached = first_other is True
             self._passing = first_other is False
+            self._refused = False  # by the filesystem, when reads past the cache began
             if self._passing and direct and huge_pages():
                 self._direct = _past_the_cache(self._fd)
         except BaseException:
@@ -143,13 +145,9 @@ class InputFile:
             for probe in self._probes:
                 forget(self._fd, probe - probe % mmap.PAGESIZE, mmap.PAGESIZE)
         with reading(self._what), ExitStack() as stack:
-            stack.callback(self._close_direct)
+            if self._direct is not None:
+                stack.callback(os.close, self._direct)
             os.close(self._fd)
-
-    def _close_direct(self) -> None:
-        if self._direct is not None:
-            os.close(self._direct)
-            self._direct = None
 
     def read(self, offset: int, nbytes: int, buffer: memoryview) -> memoryview:
         """`nbytes` from byte `offset` on, somewhere in `buffer`.
@@ -158,7 +156,7 @@ class InputFile:
         """
         head = offset % PAGE
         whole = head + nbytes + -(head + nbytes) % PAGE
-        if self._direct is None or whole > len(buffer):
+        if self._direct is None or self._refused or whole > len(buffer):
             view = buffer[:nbytes]
             self.read_scattered([view], offset)
             return view
@@ -173,12 +171,12 @@ class InputFile:
     def _read_direct(self, view: memoryview, wanted: int, offset: int) -> int:
         """The bytes that came past the page cache: `wanted` or more, or fewer where the file ends or refuses."""
         done = 0
-        while done < wanted and done % PAGE == 0 and self._direct is not None:
+        while done < wanted and done % PAGE == 0 and self._direct is not None and not self._refused:
             try:
                 got = os.preadv(self._direct, [view[done:]], offset + done)
             except OSError as error:
                 if error.errno in NOT_DIRECT:
-                    self._close_direct()
+                    self._refused = True
                     break
                 with reading(f"{self._what}: byte {offset + done}"):
                     raise
@@ -195,7 +193,7 @@ class InputFile:
 
     def prefetch(self, offset: int, nbytes: int) -> None:
         """Asks the system to start reading a range that will be read through the page cache."""
-        if self._direct is None:
+        if self._direct is None or self._refused:
             prefetch(self._fd, offset, nbytes)
 
 

@@ -16,7 +16,7 @@ class TensorReader:
     """A context manager over a tensor's open files. Not shared between threads.
 
     What was not in the page cache before is not left there, and with `direct` does not go through it where it lies in one
-    piece (`InputFile`). `cached`: all of it is known to be there.
+    piece (`InputFile`). `cached`: it was there, judged by two pages of each file.
     """
 
     def __init__(self, entry: Entry, direct: bool = False) -> None:

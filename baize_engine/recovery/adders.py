@@ -1,7 +1,7 @@
 """What does the arithmetic of a worker: buffers in, buffers out. `backend.py` chooses; `stream.py` uses.
 
-An adder belongs to one worker thread. `add` has the contract of `baize_engine._C.diff_add`: equal bits and equal sums
-whichever adder runs.
+An adder belongs to one worker, for which one thread at a time calls it. `add` has the contract of `baize_engine._C.diff_add`:
+equal bits and equal sums whichever adder runs.
 """
 
 from __future__ import annotations

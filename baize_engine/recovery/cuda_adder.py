@@ -27,7 +27,7 @@ def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
 
 
 class CudaAdder(NoFiles):
-    """An adder (see recovery/adders.py) on `device`, "cuda" or "cuda:N". Not shared between threads."""
+    """An adder (see recovery/adders.py) on `device`, "cuda" or "cuda:N". For one thread at a time."""
 
     name = "triton"
     slack = 0  # torch rounds pinned memory up to a power of two, and it is not of huge pages

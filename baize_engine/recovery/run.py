@@ -295,7 +295,7 @@ def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, wo
 
     def intact(spec: TensorSpec, check: Check) -> bool:
         path, begin = writer.partial_path(spec.name)
-        return hash_range(path, begin, spec.nbytes, lambda _: check()) == finished[spec.name].sha256
+        return hash_range(path, begin, spec.nbytes, check=check) == finished[spec.name].sha256
 
     specs = [job.spec for job in work.jobs if job.name in finished]
     good = in_threads(intact, specs, THREADS)
@@ -306,5 +306,5 @@ def _sources(before: list[SourceFile], index: Index, with_hash: bool) -> list[So
     """The sources as they were before the run, for the manifest."""
     if not with_hash:
         return before
-    digests = in_threads(lambda path, check: hash_file(path, lambda _: check()), index.files, THREADS)
+    digests = in_threads(hash_file, index.files, THREADS)
     return [replace(file, sha256=digest) for file, digest in zip(before, digests, strict=True)]

@@ -1,8 +1,8 @@
 """Runs the jobs of a plan through bounded buffers: read ranges, combine, hash, write at offset.
 
 Each worker thread carries one tensor of the base at a time from end to end, piece by piece, through all outputs that want
-it, so that hashes and sums are taken in order without a queue. Several workers keep the disk busy; their calls that take a
-processor's time go through `processors`. Memory is `workers` x three buffers of one piece, whatever the model's size and the
+it, so that hashes and sums are taken in order without a queue. Several workers keep the disk busy; reading from memory,
+adding and hashing go through `Processors`. Memory is `workers` x three buffers of one piece, whatever the model's size and the
 number of outputs; a fourth where the base's mean row takes part. Knows nothing of what a sink does with the bytes.
 """
 
@@ -22,11 +22,11 @@ from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.tensor_reader import Place, TensorReader
 from baize_engine.errors import RequestError
-from baize_engine.interrupts import Check, deferred, in_threads
+from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.adders import Adder, Stats
 from baize_engine.recovery.grown_base import BaseRows
 from baize_engine.recovery.plan import Job, Plan
-from baize_engine.recovery.processors import Compute, processors
+from baize_engine.recovery.processors import Processors
 
 WORKERS = 6  # of two cores and one disk 4 kept the disk busy for 86 % of a run, 6 for 90 (a plain copy: 95)
 PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536
@@ -71,6 +71,7 @@ class Output:
     finished: Callable[[str, TensorRecord], None] = lambda name, record: None
 
 
+Places = tuple[Place, Place]  # where the base's tensor and the other side's lie
 Group = list[tuple[int, Job]]  # the jobs of one base tensor, each with the number of its output
 
 
@@ -141,10 +142,10 @@ def stream_all(
                 outputs[number].finished(name, record)
 
     count = max(1, min(workers, len(pending)))
+    compute = Processors(count)
     largest = max((max(job.base.numel, job.other.numel) for group in pending for _, job in group), default=0)
     piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
-    with deferred(), processors(count) as compute:
-        in_threads(work, range(count), count)
+    in_threads(work, range(count), count, beside=compute)
     return [
         {job.name: found[job.name] for job in output.plan.jobs} for output, found in zip(outputs, records, strict=True)
     ]
@@ -162,7 +163,7 @@ class _Worker:
         progress: Callable[[int], None],
         make_hash: Callable[[], Hash],
         check: Check,
-        compute: Compute,
+        compute: Processors,
     ) -> None:
         self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
         self.progress, self.make_hash, self.check, self.compute = progress, make_hash, check, compute
@@ -180,12 +181,13 @@ class _Worker:
                 for number, job in group
             ]
             rows = BaseRows(first, base, self.base_buffer, any(job.extra_rows for _, job in group))
-            places = (rows.place(), lanes[0].other.place()) if len(lanes) == 1 else (None, None)
+            base_place, other_place = rows.place(), lanes[0].other.place()
+            places = (base_place, other_place) if base_place and other_place and len(lanes) == 1 else None
             piece = piece_of(first, self.piece)
             for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
                 self.check()
                 base.prefetch(end, end + piece)
-                if None in places:
+                if places is None:
                     self.progress(self._read(base, rows.read, begin, end))
                 for lane in lanes:
                     lane.other.prefetch(end, end + piece)
@@ -196,41 +198,42 @@ class _Worker:
         """What the page cache has takes a processor's time, other reads wait for the disk."""
         return self.compute(read, *arguments) if reader.cached else read(*arguments)
 
-    def _combine(self, lane: _Lane, rows: BaseRows, places: Places, begin: int, end: int) -> None:
+    def _combine(self, lane: _Lane, rows: BaseRows, places: Places | None, begin: int, end: int) -> None:
         """One piece of one output."""
         if begin >= end:
             return
         job = lane.job
         out = self.out_buffer[: (end - begin) * ITEMSIZE[job.dtype]]
-        base, other = places
-        if base and other:
-            self.progress(self.compute(self._add_files, lane, rows, base, other, begin, end, out))
+        if places is not None:
+            self.progress(self.compute(self._add_files, lane, rows, places, begin, end, out))
         else:
-            view = self._read(lane.other, lane.other.read, begin, end, self.other_buffer)
-            self.compute(self._add, lane, rows, view, begin, end, out)
+            other = self._read(lane.other, lane.other.read, begin, end, self.other_buffer)
+            self.compute(self._add, lane, rows, other, begin, end, out)
         self.outputs[lane.number].sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
         self.progress((end - begin) * ITEMSIZE[job.other.dtype] + len(out))
 
     def _add(self, lane: _Lane, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
         """Adds and hashes."""
-        base, base_dtype = rows.side(begin, end, self.adder.buffer)
         job = lane.job
+        base, base_dtype = rows.side(begin, end, self.adder.buffer)
         stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
         lane.count(stats)
         lane.digest.update(out)
 
-    def _add_files(
-        self, lane: _Lane, rows: BaseRows, base: Place, other: Place, begin: int, end: int, out: memoryview
-    ) -> int:
+    def _add_files(self, lane: _Lane, rows: BaseRows, places: Places, begin: int, end: int, out: memoryview) -> int:
         """Reads, adds and hashes; returns the bytes read of the base."""
         job = lane.job
-        base_at, other_at = _moved(base, begin, job.base.dtype), _moved(other, begin, job.other.dtype)
+        base, other = (
+            (descriptor, offset + begin * ITEMSIZE[entry.dtype])
+            for (descriptor, offset), entry in zip(places, (job.base, job.other), strict=True)
+        )
         try:
             stats = self.adder.add_files(
-                base_at, job.base.dtype, other_at, job.other.dtype, out, job.dtype, subtract=self.subtract
+                base, job.base.dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract
             )
         except OSError as error:
-            with reading((lane.other if error.filename == "diff" else rows.reader).what):
+            reader, (_, byte) = (lane.other, other) if error.filename == "diff" else (rows.reader, base)
+            with reading(f"{reader.what}: byte {byte} or one after it"):
                 raise
         if stats is None:
             read = rows.read(begin, end)
@@ -239,13 +242,6 @@ class _Worker:
         lane.count(stats)
         lane.digest.update(out)
         return (end - begin) * ITEMSIZE[job.base.dtype]
-
-
-Places = tuple[Place | None, Place | None]  # of the base and of the other side
-
-
-def _moved(place: Place, elements: int, dtype: str) -> Place:
-    return place[0], place[1] + elements * ITEMSIZE[dtype]
 
 
 @dataclass

@@ -63,7 +63,7 @@ def verify(
     common = [entry for name, entry in index.entries.items() if name in manifest.tensors]
 
     def problem_of(entry: TensorEntry, check: Check) -> str | None:
-        return _tensor_problem(entry, manifest.tensors[entry.name], checked(progress, check))
+        return _tensor_problem(entry, manifest.tensors[entry.name], progress, check)
 
     problems += filter(None, in_threads(problem_of, common, THREADS))
     if expect_manifest is None:
@@ -76,11 +76,13 @@ def _refuse_unfinished(folder: Path) -> None:
         raise CheckpointError(f"{folder} holds an unfinished result: finish it with --resume, then verify it")
 
 
-def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Callable[[int], None]) -> str | None:
+def _tensor_problem(
+    entry: TensorEntry, record: TensorRecord, progress: Callable[[int], None], check: Check
+) -> str | None:
     where = f"{entry.name} in {entry.path.name}"
     if (entry.dtype, entry.shape) != (record.dtype, record.shape):
         return f"{where} is {entry.dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
-    digest = hash_range(entry.path, entry.offset, entry.nbytes, progress)
+    digest = hash_range(entry.path, entry.offset, entry.nbytes, progress, check)
     if digest != record.sha256:
         return f"{where}: SHA-256 is {digest}, the manifest says {record.sha256}"
     return None
@@ -99,29 +101,26 @@ def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
     return problems
 
 
-def checked(progress: Callable[[int], None], check: Check) -> Callable[[int], None]:
-    """`progress` that ends its thread's work where `check` says so."""
-
-    def count(nbytes: int) -> None:
-        check()
-        progress(nbytes)
-
-    return count
-
-
-def hash_file(path: Path, progress: Callable[[int], None] = lambda nbytes: None) -> str:
-    """SHA-256 of a whole file, read in blocks; `progress` is called with the bytes of each."""
+def hash_file(path: Path, check: Check = lambda: None) -> str:
+    """SHA-256 of a whole file, read in blocks; `check` is called before each."""
     with reading(path):
         size = path.stat().st_size
-    return hash_range(path, 0, size, progress)
+    return hash_range(path, 0, size, check=check)
 
 
-def hash_range(path: Path, offset: int, nbytes: int, progress: Callable[[int], None] = lambda nbytes: None) -> str:
-    """SHA-256 of `nbytes` from byte `offset`, read in blocks; `progress` is called with the bytes of each."""
+def hash_range(
+    path: Path,
+    offset: int,
+    nbytes: int,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    check: Check = lambda: None,
+) -> str:
+    """SHA-256 of `nbytes` from byte `offset`, read in blocks; `check` is called before each, then `progress` with its bytes."""
     digest = hashlib.sha256()
     buffer = aligned_buffer(min(BLOCK, nbytes) + SLACK)
     with closing(InputFile(path, offset, offset + nbytes, str(path), nbytes >= HUGE)) as file:
         for begin in range(0, nbytes, BLOCK):
+            check()
             view = file.read(offset + begin, min(BLOCK, nbytes - begin), buffer)
             digest.update(view)
             progress(len(view))
