@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, TypeVar
 
@@ -49,17 +49,22 @@ def in_threads(
             ended.set()
             raise
 
-    with deferred() as arrived, beside or nullcontext(), ThreadPoolExecutor(threads, thread_name_prefix=name) as pool:
-        try:
-            futures = [pool.submit(one, item) for item in items]
-        except BaseException:  # the system has no thread to give
-            ended.set()
-            raise
+    futures: list[Future[Any]] = []
     try:
+        with (
+            deferred() as arrived,
+            beside or nullcontext(),
+            ThreadPoolExecutor(threads, thread_name_prefix=name) as pool,
+        ):
+            try:
+                futures.extend(pool.submit(one, item) for item in items)
+                wait(futures)
+            finally:  # also where the system has no thread to give, or a handler raises what is not deferred
+                ended.set()
         if failed:
             raise failed[0]
         return [future.result() for future in futures]
-    finally:  # an error holds this frame: were it held here, every buffer of the threads would live as long as both
+    finally:  # the error's traceback holds this frame: what the frame still held would live as long as the error
         failed.clear()
         futures.clear()
 
@@ -67,7 +72,7 @@ def in_threads(
 @contextmanager
 def deferred() -> Iterator[list[BaseException]]:
     """KeyboardInterrupt and SystemExit of the handlers of Ctrl-C and SIGTERM come into the list that this gives, and the first
-    of them is raised at its end. Handlers that return do as ever.
+    of them is raised at its end. Handlers that return do as ever. Not within another: the inner would learn of nothing.
 
     They would be raised between any two instructions of the main thread. Where those are of a lock or a thread pool of the
     standard library, other errors take their place, or a thread waits for ever.
@@ -100,4 +105,9 @@ def deferred() -> Iterator[list[BaseException]]:
             yield raised
     finally:
         if raised:
-            raise raised[0]
+            first = raised[0]
+            raised.clear()  # see `in_threads`
+            try:
+                raise first
+            finally:
+                del first

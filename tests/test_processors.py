@@ -55,6 +55,33 @@ def test_what_a_call_raises_comes_to_the_caller(monkeypatch: pytest.MonkeyPatch,
         assert compute(divmod, 7, 2) == (3, 1)
 
 
+def test_calls_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    have(monkeypatch, 1)
+    with Processors(2) as compute:
+        pass
+    with pytest.raises(RuntimeError, match="nobody to make it"):
+        compute(divmod, 7, 2)
+
+
+@pytest.mark.parametrize("started", [False, True])
+def test_threads_that_do_not_start(monkeypatch: pytest.MonkeyPatch, started: bool) -> None:
+    have(monkeypatch, 3)
+    start, begun = threading.Thread.start, []
+
+    def failing(thread: threading.Thread) -> None:
+        begun.append(thread)
+        if len(begun) < 2 or started:
+            start(thread)
+        if len(begun) == 2:
+            raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", failing)
+    with pytest.raises(RuntimeError, match="can't start"), Processors(4):
+        pass
+    assert len(begun) == 2
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("baize-compute")]
+
+
 def throw(error: BaseException) -> None:
     raise error
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from common import cached_bytes, drop_cache
 from baize_engine.checkpoint import file_io
 from baize_engine.checkpoint.buffers import PAGE, SLACK, aligned_buffer, huge_pages
 from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.file_io import is_cached
+from baize_engine.checkpoint.file_io import InputFile, is_cached
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 
@@ -204,6 +207,32 @@ def test_a_disk_that_fails_past_the_page_cache(
     watched(monkeypatch, fail)
     with pytest.raises(CheckpointError, match=r"weights: w: byte 0 cannot be read \(Input/output error\)"):
         read(entry)
+
+
+def test_threads_that_read_one_file_when_the_filesystem_refuses(
+    monkeypatch: pytest.MonkeyPatch, entry: TensorEntry, cold: Callable[[Path], None]
+) -> None:
+    """Each read past the cache is refused once both are under way."""
+    content, both, refused = entry.path.read_bytes(), threading.Barrier(2, timeout=60), []
+
+    def refusing(*_: object) -> int:
+        both.wait()
+        refused.append(threading.get_ident())
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    cold(entry.path)
+    with closing(InputFile(entry.path, 0, len(content), "file: tensor", True)) as file:
+        if file._direct is None:
+            pytest.skip("this filesystem takes no reads past the page cache, or cannot tell what is in it")
+        past, preadv = file._direct, os.preadv
+        monkeypatch.setattr(file_io.os, "preadv", lambda fd, *a: refusing() if fd == past else preadv(fd, *a))
+        half = len(content) // 2
+        with ThreadPoolExecutor(2) as pool:
+            parts = pool.map(lambda begin: bytes(file.read(begin, half, aligned_buffer(half + SLACK))), (0, half))
+            assert b"".join(parts) == content[: 2 * half]
+        assert len(set(refused)) == 2
+        assert bytes(file.read(3, 5, aligned_buffer(4096))) == content[3:8]
+        assert len(refused) == 2
 
 
 def test_a_file_that_was_cut(entry: TensorEntry, cold: Callable[[Path], None]) -> None:

@@ -108,6 +108,8 @@ def forget(fd: int, offset: int, nbytes: int) -> None:
 class InputFile:
     """A file of which bytes [begin, end) are read by ranges, at the disk's speed.
 
+    Any thread may read, each into a buffer of its own; who closes it waits for them.
+
     What the page cache has is read from there. What is not in it, judged by two pages, is read past it (O_DIRECT: 10 GB in
     4.3 s in place of 6.5) if the reader's buffers are huge pages (`direct`; with small ones such reads are the slower ones) and
     the filesystem takes it. Either way it is not left there, nor what was there of it in part: a model larger than the memory

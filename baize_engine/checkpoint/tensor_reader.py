@@ -13,7 +13,7 @@ Place = tuple[int, int]  # a descriptor, and the byte of its file
 
 
 class TensorReader:
-    """A context manager over a tensor's open files. Not shared between threads.
+    """A context manager over a tensor's open files. For one thread at a time.
 
     What was not in the page cache before is not left there, and with `direct` does not go through it where it lies in one
     piece (`InputFile`). `cached`: it was there, judged by two pages of each file.

@@ -11,15 +11,11 @@ from typing import Any
 
 
 class _Call(Future[Any]):
-    """A call to be made by another thread, and what it returned or raised."""
+    """A call to be made by another thread, and what it returned or raised. As a context manager it takes what is raised."""
 
     def __init__(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         super().__init__()
-        self._call, self._arguments = call, arguments
-
-    def make(self) -> None:
-        with self:
-            self.set_result(self._call(*self._arguments))
+        self.call, self.arguments = call, arguments
 
     def __enter__(self) -> _Call:
         return self
@@ -31,16 +27,18 @@ class _Call(Future[Any]):
 
 
 class Processors:
-    """A context manager: makes calls for `workers` threads that else read and write, as many at once as there are processors.
+    """A context manager that makes calls for `workers` threads, as many at once as there are processors.
 
-    Threads that do both come to wait for the disk all at once and then for the processors all at once, and of two processors
-    the system was seen to leave one idle a third of the time; a semaphore about the calls did not help. Where each worker can
-    have a processor of its own, it makes its calls itself. A container's share of processors' time is not looked at.
+    The workers then only read and write. Threads that do both come to wait for the disk all at once and then for the
+    processors all at once, and of two processors the system was seen to leave one idle a third of the time; a semaphore about
+    the calls did not help. Where each worker can have a processor of its own, it makes its calls itself. A container's share
+    of processors' time is not looked at. RuntimeError for calls after its end.
     """
 
     def __init__(self, workers: int) -> None:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self._calls: SimpleQueue[_Call | None] = SimpleQueue()
+        self._lock, self._ended = threading.Lock(), False
         # no thread pool: those take no calls once the main thread has ended, and recovery may run on another
         self._threads = [
             threading.Thread(target=self._serve, name=f"baize-compute_{number}")
@@ -48,27 +46,31 @@ class Processors:
         ]
 
     def __enter__(self) -> Processors:
-        for number, thread in enumerate(self._threads):
-            try:
+        try:
+            for thread in self._threads:
                 thread.start()
-            except BaseException:  # the system has no thread to give
-                self._threads = self._threads[:number]
-                self.__exit__()
-                raise
+        except BaseException:  # the system has no thread to give
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
-        for _thread in self._threads:
+        with self._lock:
+            self._ended = True
             self._calls.put(None)
         for thread in self._threads:
-            thread.join()
+            if thread.ident is not None:  # it was started
+                thread.join()
 
     def __call__(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """What `call(*arguments)` returns or raises, made once a processor is free."""
         if not self._threads:
             return call(*arguments)
         waiting = _Call(call, arguments)
-        self._calls.put(waiting)
+        with self._lock:
+            if self._ended:
+                raise RuntimeError("a call for processors that has nobody to make it any more")
+            self._calls.put(waiting)
         try:
             return waiting.result()
         finally:
@@ -76,5 +78,7 @@ class Processors:
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
-            call.make()
+            with call:
+                call.set_result(call.call(*call.arguments))
             del call  # it would keep what is nobody's any more until the next comes
+        self._calls.put(None)  # for the other threads

@@ -152,7 +152,7 @@ def stream_all(
 
 
 class _Worker:
-    """The buffers of one thread and the loop over one base tensor's pieces."""
+    """The buffers of one worker, for one thread at a time, and the loop over one base tensor's pieces."""
 
     def __init__(
         self,
