@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
@@ -43,7 +44,7 @@ def drop(path: Path) -> None:
 
 @pytest.fixture
 def cold(monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """`drop`, and no probing: filesystems such as overlays cannot tell, and some disks are too fast to be asked."""
+    """`drop`, and no probing: some disks are too fast to be asked."""
     monkeypatch.setattr(file_io, "is_cached", lambda *_: False)
     return drop
 
@@ -242,10 +243,35 @@ def test_a_file_that_was_cut(entry: TensorEntry, cold: Callable[[Path], None]) -
         read(entry)
 
 
+def test_what_mincore_says(monkeypatch: pytest.MonkeyPatch, entry: TensorEntry, cold: Callable[[Path], None]) -> None:
+    """Filesystems such as overlays take no reads that may not wait."""
+    if not hasattr(ctypes.CDLL(None), "mincore"):
+        pytest.skip("this system has no mincore")
+    preadv, size = os.preadv, entry.path.stat().st_size
+
+    def refusing(fd: int, views: list[Any], offset: int, *flags: int) -> int:
+        if flags:
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        return preadv(fd, views, offset)
+
+    monkeypatch.setattr(file_io.os, "preadv", refusing)
+    probes = (0, size // 2, size - 1)
+    with open(entry.path, "rb") as file:
+        assert [file_io.is_resident(file.fileno(), probe) for probe in probes] == [True, True, True]
+        assert file_io.is_resident(file.fileno(), size) is False
+        cold(entry.path)
+        monkeypatch.undo()
+        monkeypatch.setattr(file_io.os, "preadv", refusing)
+        assert [is_cached(file.fileno(), probe, "file") for probe in probes] == [False, False, False]
+        monkeypatch.setattr(os, "geteuid", lambda: entry.path.stat().st_uid + 1)
+        monkeypatch.setattr(os, "access", lambda *_: False)
+        assert is_cached(file.fileno(), 0, "file") is None
+
+
 @pytest.mark.parametrize(
-    ("number", "known"), [(errno.EOPNOTSUPP, None), (errno.EAGAIN, False), (errno.EIO, CheckpointError)]
+    ("number", "known"), [(errno.EOPNOTSUPP, True), (errno.EAGAIN, False), (errno.EIO, CheckpointError)]
 )
-def test_systems_that_cannot_tell_and_disks_that_fail(
+def test_probes_that_are_refused_and_disks_that_fail(
     monkeypatch: pytest.MonkeyPatch, entry: TensorEntry, number: int, known: object
 ) -> None:
     def refuse(*_: object) -> int:

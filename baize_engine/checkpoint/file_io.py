@@ -5,6 +5,7 @@ The standard library's preadv and pwrite release the GIL and touch no fresh memo
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -76,26 +77,48 @@ def prefetch(fd: int, offset: int, nbytes: int) -> None:
 
 
 def is_cached(fd: int, offset: int, what: str) -> bool | None:
-    """Whether the page at `offset` is in the page cache, by a read that may not wait; None where the system cannot tell,
-    False behind the file's end.
+    """Whether the page at `offset` is in the page cache, by a read that may not wait, or by `is_resident` where there are
+    none (on overlays); None where the system cannot tell, False behind the file's end.
 
     Some systems start to read the page meanwhile; `forget` it when it will have come. `fd` is then one of `open_read`: for
     sequential reads. CheckpointError naming `what` where the disk fails.
     """
     if not hasattr(os, "RWF_NOWAIT"):
-        return None
+        return is_resident(fd, offset)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)  # that page, and none after it
     try:
         return os.preadv(fd, [bytearray(1)], offset, os.RWF_NOWAIT) > 0
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):  # filesystems without such reads
-            return None
+        if error.errno in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+            return is_resident(fd, offset)
         with reading(f"{what}: byte {offset}"):
             raise
     finally:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_SEQUENTIAL)
+
+
+def is_resident(fd: int, offset: int) -> bool | None:
+    """Whether the page at `offset` is in the page cache, by mincore, which reads nothing; False behind the file's end.
+
+    None where there is no mincore, and where it would say yes to everything: the file is not ours, nor may we write to it.
+    """
+    found, page = os.fstat(fd), offset - offset % mmap.PAGESIZE
+    if offset >= found.st_size:
+        return False
+    mincore = getattr(ctypes.CDLL(None), "mincore", None)
+    if mincore is None or not (found.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)):
+        return None
+    size, answer = min(mmap.PAGESIZE, found.st_size - page), ctypes.c_ubyte()
+    try:
+        with mmap.mmap(fd, size, offset=page, access=mmap.ACCESS_COPY) as view:
+            first = ctypes.c_char.from_buffer(view)
+            failed = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), ctypes.byref(answer))
+            del first  # the mapping cannot be closed while it is referred to
+    except (OSError, ValueError):  # a filesystem whose files cannot be mapped; a file that was cut meanwhile
+        return None
+    return None if failed else bool(answer.value & 1)
 
 
 def forget(fd: int, offset: int, nbytes: int) -> None:
