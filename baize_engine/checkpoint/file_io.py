@@ -107,18 +107,28 @@ def is_resident(fd: int, offset: int) -> bool | None:
     found, page = os.fstat(fd), offset - offset % mmap.PAGESIZE
     if offset >= found.st_size:
         return False
-    mincore = getattr(ctypes.CDLL(None), "mincore", None)
-    if mincore is None or not (found.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)):
+    if not (found.st_uid == os.geteuid() or os.access(f"/proc/self/fd/{fd}", os.W_OK)):
         return None
-    size, answer = min(mmap.PAGESIZE, found.st_size - page), ctypes.c_ubyte()
     try:
-        with mmap.mmap(fd, size, offset=page, access=mmap.ACCESS_COPY) as view:
-            first = ctypes.c_char.from_buffer(view)
-            failed = mincore(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(size), ctypes.byref(answer))
-            del first  # the mapping cannot be closed while it is referred to
-    except (OSError, ValueError):  # a filesystem whose files cannot be mapped; a file that was cut meanwhile
+        return mincore(fd, page, min(mmap.PAGESIZE, found.st_size - page)) == [True]
+    except (OSError, ValueError, AttributeError):  # such as files that cannot be mapped, or were cut meanwhile
         return None
-    return None if failed else bool(answer.value & 1)
+
+
+def mincore(fd: int, offset: int, nbytes: int) -> list[bool]:
+    """Of each page of a range that begins with one, whether it is in the page cache; reads nothing.
+
+    OSError where the system refuses, ValueError where the file ends before, AttributeError where there is no mincore.
+    """
+    ask = ctypes.CDLL(None, use_errno=True).mincore
+    present = (ctypes.c_ubyte * -(-nbytes // mmap.PAGESIZE))()
+    with mmap.mmap(fd, nbytes, offset=offset, access=mmap.ACCESS_COPY) as view:
+        first = ctypes.c_char.from_buffer(view)
+        failed = ask(ctypes.c_void_p(ctypes.addressof(first)), ctypes.c_size_t(nbytes), present)
+        del first  # the mapping cannot be closed while it is referred to
+    if failed:
+        raise OSError(ctypes.get_errno(), "mincore failed")
+    return [bool(page & 1) for page in present]
 
 
 def forget(fd: int, offset: int, nbytes: int) -> None:

@@ -262,9 +262,8 @@ def _open(item: _Prepared, journal: Journal | None, stack: ExitStack) -> _Open:
     stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
     writer.make_folder()
     with deferred():  # what Ctrl-C found made and not yet tracked would stay
-        if (
-            journal is None
-        ):  # before the shards: it decides which of two recoveries has the folder, and resume looks for it
+        if journal is None:
+            # before the shards: it decides which of two recoveries has the folder, and resume looks for it
             journal = stack.enter_context(closing(Journal(item.out, item.run, resume=False)))
         writer.track(journal.path)
     if item.resume:  # what a run that was killed in `finish` has named already

@@ -217,8 +217,7 @@ class _Worker:
         job = lane.job
         base, base_dtype = rows.side(begin, end, self.adder.buffer)
         stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
-        lane.count(stats)
-        lane.digest.update(out)
+        lane.take(out, stats)
 
     def _add_files(self, lane: _Lane, rows: BaseRows, places: Places, begin: int, end: int, out: memoryview) -> int:
         """Reads, adds and hashes; returns the bytes read of the base."""
@@ -239,8 +238,7 @@ class _Worker:
             read = rows.read(begin, end)
             self._add(lane, rows, lane.other.read(begin, end, self.other_buffer), begin, end, out)
             return read
-        lane.count(stats)
-        lane.digest.update(out)
+        lane.take(out, stats)
         return (end - begin) * ITEMSIZE[job.base.dtype]
 
 
@@ -256,7 +254,9 @@ class _Lane:
     overflowed: int = 0
     nonfinite: int = 0
 
-    def count(self, stats: Stats) -> None:
+    def take(self, out: memoryview, stats: Stats) -> None:
+        """The next piece of the result."""
+        self.digest.update(out)
         sums, overflowed, nonfinite = stats
         for value in sums:
             self.total += value
