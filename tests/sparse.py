@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from shapes import Shape
 
+from baize_engine.checkpoint.recomputed import INV_FREQ
 from baize_engine.checkpoint.writer import TensorSpec, lay_out
-from baize_engine.recovery.plan import BUFFER_SUFFIX
 
 
 def write_sparse(folder: Path, shape: Shape, rows: int, dtype: str) -> Path:
@@ -33,7 +33,7 @@ def write_sparse_bin(folder: Path, shape: Shape, rows: int, dtype: str, shards: 
     folder.mkdir(parents=True)
     tensors = shape.tensors(rows)
     head = shape.hidden // shape.heads // 2
-    tensors |= {f"model.layers.{n}.self_attn{BUFFER_SUFFIX}": (head,) for n in range(shape.layers)}
+    tensors |= {f"model.layers.{n}.self_attn{INV_FREQ}": (head,) for n in range(shape.layers)}
     names = sorted(tensors, key=lambda name: [int(part) if part.isdigit() else -1 for part in name.split(".")])
     weight_map = {}
     for number in range(shards):

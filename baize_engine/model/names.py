@@ -7,7 +7,6 @@ from baize_engine.model.config import ModelConfig
 EMBED = "model.embed_tokens.weight"
 NORM = "model.norm.weight"
 HEAD = "lm_head.weight"
-IGNORED_SUFFIX = ".rotary_emb.inv_freq"  # in files of early 2023; frequencies follow from the config
 
 ATTENTION_NORM = "input_layernorm"
 MLP_NORM = "post_attention_layernorm"

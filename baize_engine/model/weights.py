@@ -18,6 +18,7 @@ from torch import Tensor
 from baize_engine import backend
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
+from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
@@ -41,7 +42,7 @@ def load_weights(
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
     if config.quantization is not None:
         return _load_quantized(index, config, config.quantization, dtype, device)
-    kept = {name: entry for name, entry in index.entries.items() if not name.endswith(names.IGNORED_SUFFIX)}
+    kept = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
     check({name: entry.shape for name, entry in kept.items()}, config, str(index.folder))
     for entry in kept.values():
         _check_float(entry)
@@ -108,7 +109,7 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtyp
 def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", quantize: str | None = None) -> int:
     """Bytes that the weights will take in memory."""
     if quantize is None or config.quantization is not None:
-        kept = [entry for name, entry in index.entries.items() if not name.endswith(names.IGNORED_SUFFIX)]
+        kept = [entry for name, entry in index.entries.items() if not is_recomputed(name)]
         return sum(
             entry.numel * ITEMSIZE[entry.dtype if dtype == "auto" or entry.dtype not in FLOATS else dtype]
             for entry in kept

@@ -11,11 +11,11 @@ from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry
 from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.writer import TensorSpec
 from baize_engine.errors import MismatchError
 
 GROWING = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each vocabulary entry
-BUFFER_SUFFIX = ".rotary_emb.inv_freq"  # recomputed from the config by everyone; about zero in a diff
 MUST_AGREE = (  # what shapes cannot tell: LLaMA-1 and Llama-2 of one size differ only here
     "rms_norm_eps",
     "max_position_embeddings",
@@ -92,8 +92,8 @@ def plan(base: Index, other: CheckpointIndex, dtype: str) -> Plan:
     """
     if dtype not in FLOATS:
         raise MismatchError(f"dtype {dtype!r} is not one of {', '.join(FLOATS)}")
-    kept_base = {name: entry for name, entry in base.entries.items() if not name.endswith(BUFFER_SUFFIX)}
-    kept_other = {name: entry for name, entry in other.entries.items() if not name.endswith(BUFFER_SUFFIX)}
+    kept_base = {name: entry for name, entry in base.entries.items() if not is_recomputed(name)}
+    kept_other = {name: entry for name, entry in other.entries.items() if not is_recomputed(name)}
     _check_size(kept_base, kept_other, base, other)
     problems = [f"{name} is in {other.folder} but not in {base.folder}" for name in kept_other if name not in kept_base]
     problems += [

@@ -1,0 +1,20 @@
+"""Tensors of a checkpoint that are no weights: buffers which every reader computes anew from the config."""
+
+from __future__ import annotations
+
+INV_FREQ = ".rotary_emb.inv_freq"
+_SUFFIXES = (
+    INV_FREQ,  # in a diff about zero; transformers stored it until 4.31
+    ".rotary_emb.cos_cached",
+    ".rotary_emb.sin_cached",
+    ".position_ids",
+    ".masked_bias",
+    ".causal_mask",
+    ".attention_mask",
+    ".attn_mask",
+)
+
+
+def is_recomputed(name: str) -> bool:
+    """Whether `name` is such a buffer, whatever wraps the model: a copy of it in a file is left unread."""
+    return f".{name}".endswith(_SUFFIXES)
