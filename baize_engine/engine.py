@@ -105,19 +105,21 @@ class Engine:
         exact_activations: bool = False,
         *,
         force: bool = False,
+        new_rows: str = "auto",
+        drop_rows: bool = False,
         progress: bool = False,
     ) -> Engine:
         """Recovers base + diff straight into memory; nothing is written to disk.
 
         The weights are, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` and then
         `from_pretrained(…, quantize=…)`; memory peaks at them and some buffers. dtype: float32, float16 or bfloat16.
-        Bases and diffs are those that `recover` takes, refused where it refuses them unless `force`; the other arguments and
-        errors are those of from_pretrained.
+        Bases and diffs are those that `recover` takes, refused where it refuses them unless `force`, and joined as `new_rows`
+        and `drop_rows` say there; the other arguments and errors are those of from_pretrained.
         """
         from baize_engine.from_diff import load_diff_parts
 
         settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations)
-        return cls._of(load_diff_parts(path_raw, path_diff, *settings, force, progress))
+        return cls._of(load_diff_parts(path_raw, path_diff, *settings, force, new_rows, drop_rows, progress))
 
     @classmethod
     def _of(cls, parts: Parts) -> Engine:

@@ -28,6 +28,7 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.packing import allocate
 from baize_engine.model.weights import check
+from baize_engine.recovery.plan import MatchOptions
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.recover import check_diff
 from baize_engine.recovery.run import checked_plan
@@ -49,6 +50,8 @@ def load_diff_parts(
     cache_dtype: str = "auto",
     exact_activations: bool = False,
     force: bool = False,
+    new_rows: str = "auto",
+    drop_rows: bool = False,
     progress: bool = False,
 ) -> Parts:
     """Recovers into memory; `Engine.from_diff` says what the arguments mean and what is refused."""
@@ -57,7 +60,8 @@ def load_diff_parts(
     device = check_settings(device, quantize, threads, cache_dtype)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
     sources = Sources([source.index, diff])
-    work = checked_plan(source, diff, dtype, force, check_diff(source.index, diff, force))
+    match = MatchOptions(new_rows, drop_rows=drop_rows, force=force)
+    work = checked_plan(source, diff, dtype, match, check_diff(source.index, diff, force))
     files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size)
     try:
         config = ModelConfig.from_dict(json.loads(files["config.json"]))

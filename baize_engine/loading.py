@@ -13,6 +13,7 @@ from baize_engine.backend import ops, resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
+from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.generation.sampling import SampleOp
@@ -63,6 +64,7 @@ def load_parts(
     if config.quantization is not None and quantize not in (None, config.quantization):
         raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
     index = read_index(path)
+    refuse_diff(index)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, index, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
     text = read_tokenizer(path)

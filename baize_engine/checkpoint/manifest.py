@@ -57,6 +57,9 @@ class Manifest:
     tensors: dict[str, TensorRecord]
     files: dict[str, str]  # SHA-256 of each file beside the weights
     base_rows: dict[str, str] = field(default_factory=dict)  # of a diff: SHA-256 of the base's first rows, as float32
+    new_rows: str = ""  # what vocabulary rows not in the base were added to: "mean" (its mean row) or "zero"; "": none
+    stored: list[str] = field(default_factory=list)  # tensors not in the base, stored as they are
+    notes: list[str] = field(default_factory=list)  # what was done beside the sum, and why
 
     @property
     def sum(self) -> float:
@@ -96,6 +99,9 @@ def read_manifest(path: Path) -> Manifest:
             tensors={name: tensor_record(item) for name, item in raw["tensors"].items()},
             files=_texts(raw["files"]),
             base_rows=_texts(raw.get("base_rows", {})),
+            new_rows=_new_rows(raw.get("new_rows", "")),
+            stored=[_text(name) for name in raw.get("stored", [])],
+            notes=[_text(note) for note in raw.get("notes", [])],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {shown(str(error))})") from None
@@ -113,6 +119,18 @@ def _record(kind: Any, item: Mapping[str, Any]) -> Any:
         if type(value) not in _KINDS[name]:
             raise TypeError(f"{name} is {brief(value)}, wanted {_KINDS[name][0].__name__}")
     return kind(**values)
+
+
+def _text(raw: Any) -> str:
+    if not isinstance(raw, str):
+        raise TypeError(f"{brief(raw)}, wanted a text")
+    return raw
+
+
+def _new_rows(raw: Any) -> str:
+    if raw not in ("", "mean", "zero"):
+        raise TypeError(f"new_rows is {brief(raw)}, wanted mean or zero")
+    return str(raw)
 
 
 def _texts(raw: Any) -> dict[str, str]:

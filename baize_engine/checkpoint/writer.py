@@ -272,6 +272,8 @@ def check_output(folder: Path, nbytes: int) -> None:
     """Raises OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
     with writing(folder, "be looked into"):
         there = folder.exists() or folder.is_symlink()
+        if there and not folder.exists():
+            raise OutputError(errno.ENOENT, f"{folder} is a link to {os.readlink(folder)}, and nothing is there")
         if there and not folder.is_dir():
             raise OutputError(errno.ENOTDIR, f"{folder} exists and is not a folder")
         found = sorted(path.name for path in folder.iterdir()) if there else []

@@ -14,6 +14,7 @@ from baize_engine import backend
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.side_files import collect
 from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
@@ -46,6 +47,7 @@ def quantize(path: str | os.PathLike[str], path_quantized: str | os.PathLike[str
     if config.quantization is not None:
         raise RequestError(f"{path} holds {config.quantization} weights already")
     index = read_index(path)
+    refuse_diff(index)
     entries = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
     check({name: entry.shape for name, entry in entries.items()}, config, str(index.folder))
     for entry in entries.values():

@@ -34,17 +34,26 @@ class Expectation:
     sum: float | None = None
     manifest: Manifest | None = None
     manifest_path: Path | None = None
+    sum_atol: float = TOLERANCE  # by how much the sum may be missed
 
     @classmethod
-    def of(cls, expect_sum: float | None, expect_manifest: str | os.PathLike[str] | None) -> Expectation:
+    def of(
+        cls,
+        expect_sum: float | None,
+        expect_manifest: str | os.PathLike[str] | None,
+        expect_sum_atol: float = TOLERANCE,
+    ) -> Expectation:
         """`expect_manifest` is a manifest or a folder that has one. RequestError where no sum could be `expect_sum`."""
-        number = isinstance(expect_sum, int | float) and not isinstance(expect_sum, bool) and isfinite(expect_sum)
-        if expect_sum is not None and not number:
-            raise RequestError(f"expect_sum is {expect_sum!r}, wanted a finite number")
+        for name, value in (("expect_sum", expect_sum), ("expect_sum_atol", expect_sum_atol)):
+            number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+            if not (number or (value is None and name == "expect_sum")):
+                raise RequestError(f"{name} is {value!r}, wanted a finite number")
+        if expect_sum_atol < 0:
+            raise RequestError(f"expect_sum_atol is {expect_sum_atol!r}, wanted a number of at least 0")
         if expect_manifest is None:
-            return cls(expect_sum)
+            return cls(expect_sum, sum_atol=expect_sum_atol)
         path = Path(expect_manifest)
-        return cls(expect_sum, read_manifest(path), path)
+        return cls(expect_sum, read_manifest(path), path, expect_sum_atol)
 
     def check_before(
         self, work: Plan, base: Index, other: Index, config: Mapping[str, Any], make_adder: Callable[[], Adder]
@@ -90,20 +99,20 @@ class Expectation:
             told.append(f"every tensor is as {self.manifest_path} says")
         if self.sum is not None:
             sums = naive_sums(records, buffer_sums(base, other, config, records))
-            met = next((found for found in sums if found.meets(self.sum)), None)
+            met = next((found for found in sums if found.meets(self.sum, self.sum_atol)), None)
             if met is None:
                 raise MismatchError(
-                    f"the sum of all weights is {' or '.join(map(str, sums))}, wanted {self.sum} within {TOLERANCE}: "
-                    f"{WRONG_BASE} (without --expect_sum the result is kept)"
+                    f"the sum of all weights is {' or '.join(map(str, sums))}, wanted {self.sum} within {self.sum_atol}: "
+                    f"{WRONG_BASE} (--expect_sum_atol allows for more; without --expect_sum the result is kept)"
                 )
-            told.append(f"the expected sum {self.sum} is met within {TOLERANCE}: {met}")
+            told.append(f"the expected sum {self.sum} is met within {self.sum_atol}: {met}")
         return told
 
 
 def base_rows(work: Plan) -> dict[str, str]:
     """SHA-256 of the first row of each of the base's tensors, widened to float32: some MB of any model."""
     digests = {}
-    for job in work.jobs:
+    for job in work.added:
         digest = hashlib.sha256()
         for block in widened(job.base, job.row if len(job.base.shape) > 1 else job.base.numel):
             digest.update(block)

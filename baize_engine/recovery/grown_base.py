@@ -1,24 +1,36 @@
-"""The base's side of a group of jobs, grown by its mean row where another side has more vocabulary rows."""
+"""The base's side of a group of jobs, continued where another side has elements for which the base has none."""
 
 from __future__ import annotations
 
+import struct
+from array import array
 from collections.abc import Callable
 
+from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.tensor_reader import Place, TensorReader
-from baize_engine.recovery.plan import Job
+from baize_engine.recovery.plan import Fill, Job
+
+CONSTANTS = 1 << 14  # elements of a constant that are copied at a time
+BLOCK = 1 << 21  # elements read at a time where only the mean is wanted
 
 
 class BaseRows:
-    """The base's side of a group, grown by its mean row where another side has more rows.
+    """The base's side of the jobs of one of its tensors, each continued by the job's `fill`.
 
     The mean of each column is summed in float64, in row order, while the rows stream past, and rounded once to float32,
-    so that it is the same on every machine; torch's float32 mean depends on its order of summation.
+    so that it is the same on every machine; torch's float32 mean depends on its order of summation. `subtract`: the base is
+    what is subtracted.
     """
 
-    def __init__(self, job: Job, reader: TensorReader, buffer: memoryview, grows: bool) -> None:
-        self.base, self.row, self.reader, self.buffer = job.base, job.row, reader, buffer
-        self.columns = _ColumnMean(job.row, job.base.dtype) if grows else None
+    def __init__(self, jobs: list[Job], reader: TensorReader, buffer: memoryview, subtract: bool) -> None:
+        self.base, self.row, self.reader, self.buffer = jobs[0].base, jobs[0].row, reader, buffer
+        averaged = any(job.grows and job.fill == "mean" for job in jobs)
+        self.columns = ColumnMean(self.row, self.base.dtype) if averaged else None
+        self.grows = any(job.grows for job in jobs)
+        # x + -0.0 and x - 0.0 are x for every x, -0.0 included
+        self.neutral = 0.0 if subtract else -0.0
         self.view = buffer[:0]
         self.grown: memoryview | None = None
 
@@ -31,37 +43,44 @@ class BaseRows:
 
     def place(self) -> Place | None:
         """Where all of it lies, if that is one piece of a file, cached, and nothing is to be summed or added to it."""
-        return self.reader.place() if self.columns is None else None
+        return None if self.grows else self.reader.place()
 
-    def side(self, begin: int, end: int, make_buffer: Callable[[int], memoryview]) -> tuple[memoryview, str]:
+    def side(
+        self, begin: int, end: int, make_buffer: Callable[[int], memoryview], fill: Fill
+    ) -> tuple[memoryview, str]:
         """Elements [begin, end) of what was read from `begin` on, as (bytes, dtype).
 
-        They are the base's own bytes, or float32 once the mean row takes part.
+        They are the base's own bytes, or float32 once `fill` takes part.
         """
         size, real = self.reader.size, self.base.numel
         if end <= real:
             return self.view[: (end - begin) * size], self.base.dtype
         from baize_engine import _C
 
-        if self.columns is None:
-            raise ValueError(
-                f"elements {begin} to {end} of {self.base.name}, which has {real} and was not said to grow"
-            )
         self.grown = self.grown or make_buffer(len(self.buffer))
         out = self.grown[: (end - begin) * 4]
         own = max(0, real - begin)
         _C.widen(self.view[: own * size], self.base.dtype, out[: own * 4])
-        row = self.columns.mean_row(self.base.shape[0])
+        period = self._period(fill)
+        length = len(period) // 4
         position = begin + own
         while position < end:
-            column = (position - real) % self.row
-            count = min(self.row - column, end - position)
-            out[(position - begin) * 4 : (position - begin + count) * 4] = row[column * 4 : (column + count) * 4]
+            first = (position - real) % length
+            count = min(length - first, end - position)
+            out[(position - begin) * 4 : (position - begin + count) * 4] = period[first * 4 : (first + count) * 4]
             position += count
         return out, "float32"
 
+    def _period(self, fill: Fill) -> memoryview:
+        """What follows the base's last element again and again, as float32 bytes."""
+        if fill != "mean":
+            return memoryview(struct.pack("<f", 0.0 if fill == "zero" else self.neutral) * CONSTANTS)
+        if self.columns is None:
+            raise ValueError(f"{self.base.name} was not said to grow by its mean row")
+        return self.columns.mean_row(self.base.shape[0])
 
-class _ColumnMean:
+
+class ColumnMean:
     """Column sums in float64 of rows that arrive in pieces cut anywhere."""
 
     def __init__(self, row: int, dtype: str) -> None:
@@ -91,3 +110,16 @@ class _ColumnMean:
         for column, value in enumerate(self.sums):
             mean[column] = value / rows  # C's conversion: to nearest even
         return mean.cast("B")
+
+
+def mean_row(entry: Entry) -> array[float]:
+    """The mean of a matrix's rows, as a recovery adds it to new rows; reads all of it."""
+    columns = ColumnMean(entry.shape[1], entry.dtype)
+    step = max(1, BLOCK // entry.grain) * entry.grain
+    buffer = aligned_buffer(min(step, entry.numel) * ITEMSIZE[entry.dtype] + SLACK)
+    with TensorReader(entry, direct=True) as reader:
+        for begin in range(0, entry.numel, step):
+            columns.add(reader.read(begin, min(begin + step, entry.numel), buffer))
+    mean = array("f")
+    mean.frombytes(columns.mean_row(entry.shape[0]))
+    return mean

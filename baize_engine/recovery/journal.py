@@ -32,7 +32,7 @@ def fingerprint(
     """Names a run: the same sources (name, size, time), operation and layout give the same string, others do not."""
     identity = {
         "operation": "make_diff" if subtract else "recover",
-        "tensors": [(job.name, job.dtype, job.other.shape) for job in work.jobs],
+        "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in work.jobs],
         "headers": [hashlib.sha256(shard.header).hexdigest() for shard in layout],
         "sources": {role: [asdict(file) for file in files] for role, files in sources.items()},
     }

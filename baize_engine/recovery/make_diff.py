@@ -10,7 +10,7 @@ from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
-from baize_engine.recovery.plan import Plan
+from baize_engine.recovery.plan import MatchOptions, Plan
 from baize_engine.recovery.recover import FULL_MODEL
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import Options, Wish, combine
@@ -29,12 +29,17 @@ def make_diff(
     force: bool = False,
     hash_sources: bool = False,
     memory_mib: int = MEMORY_MIB,
+    new_rows: str = "auto",
+    keep_extra: bool = False,
+    drop_rows: bool = False,
+    follow_links: bool = False,
 ) -> Result:
     """Writes tuned - base to `path_diff` and returns what was made.
 
     Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`. Vocabulary rows that only the tuned model
-    has lose the mean row of the base, so that `recover` brings them back. `dtype` "float32" is what was published in
-    2023; the 16-bit types halve the size and round the differences. Arguments, memory and errors as for `recover`.
+    has lose the mean row of the base, or with `new_rows` "zero" nothing; the manifest says which, so that `recover` brings
+    them back. `dtype` "float32" is what was published in 2023; the 16-bit types halve the size and round the differences.
+    Arguments, memory and errors as for `recover`.
     """
     base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
 
@@ -46,6 +51,7 @@ def make_diff(
                 f"base's, wanted at least {FULL_MODEL} (--force goes on)"
             )
 
-    options = Options(dtype, device, resume, progress, force, hash_sources, memory_mib, subtract=True)
+    match = MatchOptions(new_rows, keep_extra, drop_rows, force)
+    options = Options(dtype, device, resume, progress, hash_sources, memory_mib, match, follow_links, subtract=True)
     (result,) = combine(base, [Wish(tuned, Path(path_diff), check)], options)
     return result

@@ -39,8 +39,8 @@ class NaiveSum:
     exact: float
     running: float
 
-    def meets(self, expected: float) -> bool:
-        return min(abs(self.exact - expected), abs(self.running - expected)) <= TOLERANCE
+    def meets(self, expected: float, atol: float = TOLERANCE) -> bool:
+        return min(abs(self.exact - expected), abs(self.running - expected)) <= atol
 
     def __str__(self) -> str:
         return f"{self.exact:.4f} ({self.running:.4f} in float32 steps) {self.what}"

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.dtypes import FLOATS
@@ -13,9 +13,11 @@ from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.writer import TensorSpec
-from baize_engine.errors import MismatchError
+from baize_engine.errors import MismatchError, RequestError
+from baize_engine.recovery.wrapped_names import EMBED, unwrapped
 
-GROWING = ("model.embed_tokens.weight", "lm_head.weight")  # tensors with a row for each vocabulary entry
+HEAD = "lm_head.weight"
+GROWING = (EMBED, HEAD)  # tensors with a row for each vocabulary entry
 MUST_AGREE = (  # what shapes cannot tell: LLaMA-1 and Llama-2 of one size differ only here
     "rms_norm_eps",
     "max_position_embeddings",
@@ -28,20 +30,41 @@ MUST_AGREE = (  # what shapes cannot tell: LLaMA-1 and Llama-2 of one size diffe
     "hidden_size",
     "num_hidden_layers",
 )
+KINDS_OF_MODEL = ("model_type", "architectures")  # differ where a finetune built more around the base's model
 MAX_GROWING_ROW = 1 << 20  # elements of a row whose mean is taken, held as float64: the longest of any LLaMA has 16384
 LISTED = 3  # mismatches named in one message; the rest are counted
+
+NewRowsChoice = Literal["auto", "mean", "zero"]
+# What elements that the base lacks are added to: its mean row, zero, or nothing at all.
+Fill = Literal["mean", "zero", "nothing"]
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """How a base and another side that do not match tensor by tensor may be joined; `recover` says what each means."""
+
+    new_rows: str = "auto"
+    keep_extra: bool = False
+    drop_rows: bool = False
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        if self.new_rows not in ("auto", "mean", "zero"):
+            raise RequestError(f"new_rows is {self.new_rows!r}, wanted 'auto', 'mean' or 'zero'")
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
     """One tensor of the result: out = other + base (recover: other is the diff) or other - base (make_diff: the tuned model).
 
-    `other` may have more rows than `base`; each of them meets the mean row of the base.
+    `other` may have more rows than `base`; `fill` is what those are added to. A tensor that is stored as it is has a base
+    of no rows.
     """
 
     base: Entry
     other: TensorEntry
     dtype: str
+    fill: Fill = "mean"
 
     @property
     def name(self) -> str:
@@ -58,7 +81,15 @@ class Job:
 
     @property
     def extra_rows(self) -> int:
-        return self.other.shape[0] - self.base.shape[0] if self.other.shape else 0
+        """Vocabulary rows that the base lacks."""
+        if self.fill == "nothing" or not self.other.shape:
+            return 0
+        return self.other.shape[0] - self.base.shape[0]
+
+    @property
+    def grows(self) -> bool:
+        """Whether `other` has elements for which the base has none."""
+        return self.other.numel > self.base.numel
 
     @property
     def traffic(self) -> int:
@@ -68,12 +99,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs, in the order in which `other`'s files hold them, and what was left out."""
+    """All jobs, in the order in which `other`'s files hold them, and what was left out or joined otherwise.
+
+    `stored`: tensors that the base lacks, stored as they are. `notes`: what a user should hear of, a line each.
+    """
 
     jobs: tuple[Job, ...]
-    skipped: tuple[str, ...]  # rotary buffers
+    skipped: tuple[str, ...]  # buffers that every reader recomputes
     dtype: str
     vocab_size: int  # rows of the result's embedding
+    stored: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def traffic(self) -> int:
@@ -83,24 +119,60 @@ class Plan:
     def extra_rows(self) -> int:
         return max((job.extra_rows for job in self.jobs), default=0)
 
+    @property
+    def new_rows(self) -> str:
+        """What vocabulary rows not in the base are added to; "" where there are none."""
+        return next((job.fill for job in self.jobs if job.extra_rows), "")
 
-def plan(base: Index, other: CheckpointIndex, dtype: str) -> Plan:
+    @property
+    def added(self) -> tuple[Job, ...]:
+        """The jobs that have a base to be added to."""
+        return tuple(job for job in self.jobs if job.fill != "nothing")
+
+    def with_rows(self, fill: Fill, note: str) -> Plan:
+        """With new vocabulary rows added to `fill`, which `note` tells."""
+        jobs = tuple(replace(job, fill=fill) if job.extra_rows else job for job in self.jobs)
+        return replace(self, jobs=jobs, notes=(*self.notes, note))
+
+
+def plan(
+    base: Index, other: CheckpointIndex, dtype: str, how: MatchOptions | None = None, *, tied: bool = False
+) -> Plan:
     """The work of combining `base` with `other` (a diff or a tuned model) into tensors of `dtype`.
 
-    Raises MismatchError naming the first tensors that are missing on a side, differ in shape beyond added vocabulary
+    `tied`: the result's output head is its embedding. New vocabulary rows are added to the mean row until `with_rows` says
+    otherwise. Raises MismatchError naming the first tensors that are missing on a side, differ in shape beyond vocabulary
     rows, or are of a type that is not float32, float16 or bfloat16.
     """
+    how = how or MatchOptions()
     if dtype not in FLOATS:
         raise MismatchError(f"dtype {dtype!r} is not one of {', '.join(FLOATS)}")
-    kept_base = {name: entry for name, entry in base.entries.items() if not is_recomputed(name)}
-    kept_other = {name: entry for name, entry in other.entries.items() if not is_recomputed(name)}
+    notes: list[str] = []
+    sides: list[dict[str, Entry]] = []
+    for index in (base, other):
+        kept = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
+        bare = unwrapped(kept, str(index.folder))
+        if bare.prefix:
+            notes.append(f"the prefix {bare.prefix!r} of the names in {index.folder} was taken off")
+        sides.append(dict(bare.entries))
+    kept_base, kept_other = sides
+    if tied and (HEAD in kept_base) != (HEAD in kept_other):
+        owner = base if kept_base.pop(HEAD, None) is not None else other
+        kept_other.pop(HEAD, None)
+        notes.append(f"{HEAD}, which only {owner.folder} has, was left out: the config ties it to the embedding")
     _check_size(kept_base, kept_other, base, other)
-    problems = [f"{name} is in {other.folder} but not in {base.folder}" for name in kept_other if name not in kept_base]
-    problems += [
-        f"{name} is in {base.folder} but not in {other.folder}" for name in kept_base if name not in kept_other
-    ]
-    ordered = sorted(kept_other.values(), key=lambda entry: (entry.path.name, entry.offset))
-    jobs = [Job(kept_base[entry.name], entry, dtype) for entry in ordered if entry.name in kept_base]
+    stored = [name for name in kept_other if name not in kept_base] if how.keep_extra else []
+    problems = _unpaired(kept_base, kept_other, base, other, how)
+    ordered = sorted(kept_other.values(), key=lambda entry: (entry.path.name, entry.parts[0].offset))
+    jobs = []
+    for entry in ordered:
+        if not isinstance(entry, TensorEntry):
+            raise TypeError(f"{entry.name} lies in several parts, which only a base may")
+        if entry.name in stored:
+            nothing = replace(entry, shape=(0, *entry.shape[1:]))
+            jobs.append(Job(nothing, entry, dtype, "nothing"))
+        elif entry.name in kept_base:
+            jobs.append(Job(_cut(kept_base[entry.name], entry, how), entry, dtype))
     for job in jobs:
         problems += _job_problems(job)
     growths = {job.extra_rows for job in jobs if job.name in GROWING}
@@ -109,11 +181,47 @@ def plan(base: Index, other: CheckpointIndex, dtype: str) -> Plan:
     if problems:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise MismatchError(f"{other.folder} does not fit {base.folder}: " + "; ".join(problems[:LISTED]) + more)
-    embedding = kept_other.get(GROWING[0])
+    embedding = kept_other.get(EMBED)
     if embedding is None:
-        raise MismatchError(f"{other.folder} has no tensor {GROWING[0]}: wanted a LLaMA checkpoint")
-    skipped = sorted({*base.entries, *other.entries} - {*kept_base, *kept_other})
-    return Plan(tuple(jobs), tuple(skipped), dtype, embedding.shape[0])
+        raise MismatchError(f"{other.folder} has no tensor {EMBED}: wanted a LLaMA checkpoint")
+    dropped = kept_base[EMBED].shape[0] - embedding.shape[0]
+    if dropped > 0:
+        notes.append(f"the last {dropped} vocabulary row(s) of {base.folder} were left out: {other.folder} lacks them")
+    if stored:
+        notes.append(f"{len(stored)} tensor(s) not in the base stored as they are: {_some(stored)}")
+    skipped = sorted(name for name in {*base.entries, *other.entries} if is_recomputed(name))
+    return Plan(tuple(jobs), tuple(skipped), dtype, embedding.shape[0], tuple(stored), tuple(notes))
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more
+
+
+def _unpaired(
+    kept_base: Mapping[str, Entry], kept_other: Mapping[str, Entry], base: Index, other: Index, how: MatchOptions
+) -> list[str]:
+    extra = [name for name in kept_other if name not in kept_base]
+    problems = [f"{name} is in {other.folder} but not in {base.folder}" for name in extra]
+    missing = [f"{name} is in {base.folder} but not in {other.folder}" for name in kept_base if name not in kept_other]
+    if how.keep_extra:
+        return missing
+    if extra and not missing and len(extra) < len(kept_other):
+        them = "it" if len(extra) == 1 else f"all {len(extra)}"
+        problems[min(len(extra), LISTED) - 1] += f" (--keep_extra stores {them} in the result without a sum)"
+    return problems + missing
+
+
+def _cut(base: Entry, other: TensorEntry, how: MatchOptions) -> Entry:
+    """The base's tensor without its last vocabulary rows, where it has more than `other` and they may be dropped."""
+    drops = (
+        how.drop_rows
+        and base.name in GROWING
+        and isinstance(base, TensorEntry)
+        and len(base.shape) == len(other.shape) == 2
+        and base.shape[0] > other.shape[0]
+    )
+    return replace(base, shape=(other.shape[0], *base.shape[1:])) if drops else base
 
 
 def _check_size(
@@ -133,7 +241,7 @@ def _check_size(
 
 
 def _model_size(entries: Mapping[str, Entry]) -> tuple[int, int] | None:
-    embedding = entries.get(GROWING[0])
+    embedding = entries.get(EMBED)
     if embedding is None or len(embedding.shape) != 2:
         return None
     return sum(name.endswith(".input_layernorm.weight") for name in entries), embedding.shape[1]
@@ -141,38 +249,45 @@ def _model_size(entries: Mapping[str, Entry]) -> tuple[int, int] | None:
 
 def _job_problems(job: Job) -> list[str]:
     problems = []
-    for entry in (job.base, job.other):
+    for entry in (job.base, job.other) if job.fill != "nothing" else (job.other,):
         if entry.dtype not in FLOATS:
             problems.append(f"{entry.name} in {entry.path.name} is {entry.dtype}, wanted one of {', '.join(FLOATS)}")
     base, other = job.base.shape, job.other.shape
-    if base != other:
-        grows = (
-            job.name in GROWING
-            and len(base) == len(other) == 2
-            and base[1:] == other[1:]
-            and 0 < base[0] < other[0]
-            and job.row <= MAX_GROWING_ROW
-        )
-        if not grows:
-            problems.append(
-                f"{job.name} has shape {list(base)} in {job.base.path.name} and {list(other)} in {job.other.path.name}"
+    if job.fill != "nothing" and base != other:
+        is_table = job.name in GROWING and len(base) == len(other) == 2 and base[1:] == other[1:]
+        if not (is_table and 0 < base[0] < other[0] and job.row <= MAX_GROWING_ROW):
+            problem = (
+                f"{job.name} has shape {list(base)} in {job.base.path.name} (base) and {list(other)} in "
+                f"{job.other.path.name}"
             )
+            if is_table and base[0] > other[0] > 0:
+                problem += (
+                    f": a base of {other[0]} rows fits, such as the original without added tokens (--drop_rows leaves the "
+                    f"base's last {base[0] - other[0]} row(s) out, if they were added by hand)"
+                )
+            problems.append(problem)
     return problems
 
 
-def check_configs(base: Mapping[str, Any], other: Mapping[str, Any], base_name: str, other_name: str) -> None:
+def check_configs(
+    base: Mapping[str, Any], other: Mapping[str, Any], base_name: str, other_name: str, keep_extra: bool = False
+) -> None:
     """Raises MismatchError where two normalised configs describe models that differ though their shapes may agree.
 
-    A key that one of them lacks was not told by its file, and is not compared.
+    A key that one of them lacks was not told by its file, and is not compared. With `keep_extra` the kinds of model may
+    differ: what is kept is what the other one has more.
     """
-    differing = [
-        f"{key} is {base[key]!r} in {base_name} and {other[key]!r} in {other_name}"
-        for key in MUST_AGREE
-        if key in base and key in other and base[key] != other[key]
-    ]
+    keys = MUST_AGREE if keep_extra else (*KINDS_OF_MODEL, *MUST_AGREE)
+    differing = [key for key in keys if None not in (found := (base.get(key), other.get(key))) and found[0] != found[1]]
     if differing:
+        if not set(differing) - set(KINDS_OF_MODEL):
+            remedy = "--keep_extra where the finetune holds the base's model and more, or --force"
+        else:
+            remedy = "--force goes on where the shapes agree"
         raise MismatchError(
             "the configs describe different models: "
-            + "; ".join(differing)
-            + " (--force goes on where the shapes agree)"
+            + "; ".join(
+                f"{key} is {base[key]!r} in {base_name} and {other[key]!r} in {other_name}" for key in differing
+            )
+            + f" ({remedy})"
         )

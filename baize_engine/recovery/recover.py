@@ -10,10 +10,12 @@ from typing import Any, overload
 from baize_engine.checkpoint.base import Index, read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
+from baize_engine.checkpoint.norms import why_diff
 from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.expect import Expectation, check_carried
+from baize_engine.recovery.naive_sum import TOLERANCE
 from baize_engine.recovery.norms import norm_ratio
-from baize_engine.recovery.plan import Plan
+from baize_engine.recovery.plan import MatchOptions, Plan
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import Options, Wish, combine
 from baize_engine.recovery.stream import MEMORY_MIB
@@ -37,8 +39,13 @@ def recover(  # type: ignore[overload-overlap]  # a str is a sequence of str: it
     force: bool = ...,
     hash_sources: bool = ...,
     memory_mib: int = ...,
+    new_rows: str = ...,
+    keep_extra: bool = ...,
+    drop_rows: bool = ...,
+    follow_links: bool = ...,
     expect_sum: float | None = ...,
     expect_manifest: AnyPath | None = ...,
+    expect_sum_atol: float = ...,
 ) -> Result: ...
 @overload
 def recover(
@@ -53,8 +60,13 @@ def recover(
     force: bool = ...,
     hash_sources: bool = ...,
     memory_mib: int = ...,
+    new_rows: str = ...,
+    keep_extra: bool = ...,
+    drop_rows: bool = ...,
+    follow_links: bool = ...,
     expect_sum: Sequence[float | None] | None = ...,
     expect_manifest: Sequence[AnyPath | None] | None = ...,
+    expect_sum_atol: float = ...,
 ) -> list[Result]: ...
 def recover(
     path_raw: AnyPath,
@@ -68,23 +80,36 @@ def recover(
     force: bool = False,
     hash_sources: bool = False,
     memory_mib: int = MEMORY_MIB,
+    new_rows: str = "auto",
+    keep_extra: bool = False,
+    drop_rows: bool = False,
+    follow_links: bool = False,
     expect_sum: float | Sequence[float | None] | None = None,
     expect_manifest: AnyPath | Sequence[AnyPath | None] | None = None,
+    expect_sum_atol: float = TOLERANCE,
 ) -> Result | list[Result]:
     """Writes base + diff to `path_tuned` and returns what was made.
 
     Every element is `float32(base) + float32(diff)`, rounded once to nearest even to `dtype` ("float16", "bfloat16" or
-    "float32"); every NaN is the canonical quiet NaN. Vocabulary rows that only the diff has are added to the mean row
-    of the base, as the reference script does (weight_diff.py of open-instruct and alpaca). Rotary buffers are left out.
+    "float32"); every NaN is the canonical quiet NaN. Rotary buffers, and others that every reader recomputes, are left out.
     `path_raw` may hold Meta's original layout; inputs may be hub ids ("owner/name") where huggingface_hub is installed.
 
     `path_diff` and `path_tuned` may be lists of equal length: the base is then read once for all diffs, each result gets its
     own folder with all that a single one has, and a list is returned. One diff that does not fit refuses all.
 
+    `new_rows` says what vocabulary rows that only the diff has are added to: "mean", the mean row of the base, as
+    weight_diff.py of alpaca and open-instruct does, or "zero", as FastChat's first apply_delta does (Vicuna v0, LLaVA).
+    "auto" is what the diff's own manifest notes, else "zero" where the diff's rows are plainly whole ones
+    (`recovery/new_rows.py` says how that is told), else "mean". `keep_extra` stores tensors that the base lacks as they are,
+    rounded to `dtype` (LLaVA's projector, a reward model's head). `drop_rows` leaves out the base's last vocabulary rows where
+    it has more than the diff. `follow_links` copies config, tokenizer and licence texts also where they are links out of their
+    folder. What was done of these stands in the manifest.
+
     `expect_sum` is the sum that the finetune's authors published for weight_diff.py's check; a result that misses it by more
-    than 1e-2, with and without rotary buffers, is refused at the end. `expect_manifest` is a manifest, or a folder that has
-    one, of the same result recovered elsewhere: the small tensors are compared before the long work, the others as each is
-    done. A diff that `make_diff` wrote knows its base, and refuses another. With lists, these are lists too.
+    than `expect_sum_atol`, with and without rotary buffers, is refused at the end. `expect_manifest` is a manifest, or a
+    folder that has one, of the same result recovered elsewhere: the small tensors are compared before the long work, the
+    others as each is done. A diff that `make_diff` wrote knows its base, and refuses another. With lists, these are lists
+    too, but for the tolerance.
 
     `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
     `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
@@ -99,14 +124,19 @@ def recover(
     if len(diffs) != len(outs) or not diffs:
         raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(outs)} folder(s), wanted one each")
     sums, manifests = _one_each("expect_sum", expect_sum, outs), _one_each("expect_manifest", expect_manifest, outs)
-    expectations = [Expectation.of(total, manifest) for total, manifest in zip(sums, manifests, strict=True)]
+    expectations = [
+        Expectation.of(total, manifest, expect_sum_atol) for total, manifest in zip(sums, manifests, strict=True)
+    ]
     base = read_base(folder_of(path_raw))
     indexes = [read_index(folder_of(path)) for path in diffs]
     wishes = [
         Wish(diff, Path(out), check_diff(base.index, diff, force), expect)
         for diff, out, expect in zip(indexes, outs, expectations, strict=True)
     ]
-    results = combine(base, wishes, Options(dtype, device, resume, progress, force, hash_sources, memory_mib))
+    match = MatchOptions(new_rows, keep_extra, drop_rows, force)
+    results = combine(
+        base, wishes, Options(dtype, device, resume, progress, hash_sources, memory_mib, match, follow_links)
+    )
     return results[0] if single else results
 
 
@@ -128,9 +158,10 @@ def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Pla
             return
         ratio = norm_ratio(work)
         if ratio >= FULL_MODEL:
+            swapped = f"; the base, {base.folder}, looks like a diff: were the two swapped?" if why_diff(base) else ""
             raise MismatchError(
                 f"{diff.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
-                f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
+                f"as the base's, wanted below {FULL_MODEL} (--force goes on){swapped}"
             )
         check_carried(work, base, diff)
 

@@ -15,10 +15,11 @@ class Result:
 
     folder: Path
     manifest: Manifest
-    skipped: tuple[str, ...]
-    extra_rows: int
+    skipped: tuple[str, ...]  # buffers left out
+    extra_rows: int  # vocabulary rows not in the base
     resumed: int  # tensors that an earlier, killed run had finished
     checked: tuple[str, ...] = ()  # expectations that were met, a line each
+    finished_before: bool = False  # nothing was done: an earlier run had finished it, and it is as written
 
     @property
     def overflowed(self) -> dict[str, TensorRecord]:
@@ -41,12 +42,15 @@ def describe(result: Result) -> list[str]:
         + f", computed by {manifest.backend}"
     ]
     lines += result.checked
-    if result.extra_rows:
-        lines.append(f"{result.extra_rows} vocabulary row(s) not in the base met the mean row of the base")
-    if result.resumed:
+    lines += manifest.notes
+    if result.finished_before:
+        lines.append("it was finished before: every byte is as it was written, and nothing was redone")
+    elif result.resumed:
         lines.append(f"{result.resumed} tensor(s) of the interrupted run were whole and were not redone")
     if result.skipped:
-        lines.append(f"{len(result.skipped)} rotary buffer(s) left out: they follow from the config")
+        lines.append(
+            f"{len(result.skipped)} buffer(s) left out, such as {result.skipped[0]}: they follow from the config"
+        )
     for name, record in result.overflowed.items():
         lines.append(
             f"warning: {name}: {record.overflowed} finite value(s) left the range of {record.dtype} and became infinite"

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import errno
 import platform
+from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 from baize_engine import __version__, backend
@@ -34,12 +36,14 @@ from baize_engine.checkpoint.writer import (
     check_room,
     lay_out,
 )
-from baize_engine.errors import OutputError
+from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.expect import Expectation, base_rows
+from baize_engine.recovery.grown_base import mean_row
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
-from baize_engine.recovery.plan import Plan, check_configs, plan
+from baize_engine.recovery.new_rows import decide
+from baize_engine.recovery.plan import MatchOptions, Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
@@ -55,9 +59,10 @@ class Options:
     device: str
     resume: bool
     progress: bool
-    force: bool
     hash_sources: bool
     memory_mib: int = MEMORY_MIB
+    match: MatchOptions = field(default_factory=MatchOptions)
+    follow_links: bool = False
     subtract: bool = False  # other - base in place of other + base
 
     @property
@@ -103,7 +108,8 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     """Plans and checks every wish, then streams them all in one pass over the base and finishes each."""
     workers, piece = fit(options.memory_mib)
     sources = Sources([source.index, *(wish.other for wish in wishes)])
-    prepared = [_prepare(source, wish, options, sources) for wish in wishes]
+    base_mean = cache(mean_row)  # for all diffs of this run
+    prepared = [_prepare(source, wish, options, sources, base_mean) for wish in wishes]
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
     for item in prepared:
@@ -113,7 +119,10 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     return [
         next(made)
         if item.whole is None
-        else _result(item, item.whole, len(item.work.jobs), _expected(source, item, item.whole.tensors))
+        else replace(
+            _result(item, item.whole, len(item.work.jobs), _expected(source, item, item.whole.tensors)),
+            finished_before=True,
+        )
         for item in prepared
     ]
 
@@ -130,13 +139,21 @@ def _expected(source: Base, item: _Prepared, records: dict[str, TensorRecord]) -
     return expect.check_after(records, source.index, item.wish.other, source.config)
 
 
-def _prepare(source: Base, wish: Wish, options: Options, sources: Sources) -> _Prepared:
+def _prepare(
+    source: Base, wish: Wish, options: Options, sources: Sources, base_mean: Callable[[Entry], array[float]]
+) -> _Prepared:
     base, other, out = source.index, wish.other, wish.out
-    work = checked_plan(source, other, options.dtype, options.force, wish.check)
+    work = checked_plan(source, other, options.dtype, options.match, wish.check, options.subtract, base_mean)
     layout = lay_out(job.spec for job in work.jobs)
     before = {"base": sources.records(base.files), options.role: sources.records(other.files)}
     resume = options.resume and (out / JOURNAL_NAME).exists()
-    whole = _whole(out, work, before, options) if options.resume and not resume else None
+    whole = None if resume else _whole(out, work, before, options)
+    if whole is not None and not options.resume:
+        raise OutputError(
+            errno.EEXIST,
+            f"{out} is not empty: it holds this very result, finished and as it was written, so that nothing is to be done "
+            "(with --resume that is no error)",
+        )
     if not resume and whole is None:
         refuse_busy(out)
         check_output(out, sum(shard.nbytes for shard in layout))
@@ -145,15 +162,23 @@ def _prepare(source: Base, wish: Wish, options: Options, sources: Sources) -> _P
     return _Prepared(wish, work, layout, files, sources, before, run, resume, whole)
 
 
-def checked_plan(source: Base, other: CheckpointIndex, dtype: str, force: bool, check: Callable[[Plan], None]) -> Plan:
-    """The plan of base and other, once names, shapes, configs and `check` agree. `force` passes over the configs."""
+def checked_plan(
+    source: Base,
+    other: CheckpointIndex,
+    dtype: str,
+    match: MatchOptions,
+    check: Callable[[Plan], None],
+    subtract: bool = False,
+    mean_row: Callable[[Entry], array[float]] = mean_row,
+) -> Plan:
+    """The plan of base and other, once names, shapes, configs and `check` agree and what new rows are is decided."""
     config = config_file.read_normalised(other.folder)
-    work = plan(source.index, other, dtype)
-    if not force:
+    work = plan(source.index, other, dtype, match, tied=config["tie_word_embeddings"])
+    if not match.force:
         names = str(source.config_path), str(other.folder / "config.json")
-        check_configs(source.config, config, *names)
+        check_configs(source.config, config, *names, match.keep_extra)
     check(work)
-    return work
+    return decide(work, other, match, subtract, mean_row)
 
 
 def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: Options) -> Manifest | None:
@@ -163,11 +188,16 @@ def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: 
     """
     if not (out / MANIFEST_NAME).is_file():
         return None
-    manifest = read_manifest(out)
+    try:
+        manifest = read_manifest(out)
+    except CheckpointError:
+        return None  # not one of ours: the folder is in use for something else
     found = {name: (record.dtype, record.shape) for name, record in manifest.tensors.items()}
     sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
     wanted = {job.name: (job.dtype, job.other.shape) for job in work.jobs}
     if (manifest.operation, found, sources) != (options.operation, wanted, before):
+        return None
+    if (manifest.new_rows, manifest.stored) != (work.new_rows, list(work.stored)):
         return None
     report = verify(out)
     if not report.ok:
@@ -286,6 +316,9 @@ def _manifest(
         tensors=records,
         files={file: sha256_of(content) for file, content in each.item.files.items()},
         base_rows=base_rows(each.item.work) if options.subtract else {},
+        new_rows=each.item.work.new_rows,
+        stored=list(each.item.work.stored),
+        notes=list(each.item.work.notes),
     )
 
 

@@ -180,7 +180,7 @@ class _Worker:
                 _Lane(number, job, stack.enter_context(TensorReader(job.other, self.direct)), self.make_hash())
                 for number, job in group
             ]
-            rows = BaseRows(first, base, self.base_buffer, any(job.extra_rows for _, job in group))
+            rows = BaseRows([job for _, job in group], base, self.base_buffer, self.subtract)
             base_place, other_place = rows.place(), lanes[0].other.place()
             places = (base_place, other_place) if base_place and other_place and len(lanes) == 1 else None
             piece = piece_of(first, self.piece)
@@ -215,7 +215,7 @@ class _Worker:
     def _add(self, lane: _Lane, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
         """Adds and hashes."""
         job = lane.job
-        base, base_dtype = rows.side(begin, end, self.adder.buffer)
+        base, base_dtype = rows.side(begin, end, self.adder.buffer, job.fill)
         stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
         lane.take(out, stats)
 

@@ -14,6 +14,7 @@ from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
@@ -52,6 +53,7 @@ def verify(
     folder = folder_of(path)
     if expect_manifest is None:
         _refuse_unfinished(folder)
+        _refuse_diff_of_others(folder)
     manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
     index = read_index(folder)
     problems = [
@@ -74,6 +76,12 @@ def verify(
 def _refuse_unfinished(folder: Path) -> None:
     if (folder / JOURNAL_NAME).exists() and not (folder / MANIFEST_NAME).exists():
         raise CheckpointError(f"{folder} holds an unfinished result: finish it with --resume, then verify it")
+
+
+def _refuse_diff_of_others(folder: Path) -> None:
+    """A diff that somebody published has no manifest: what it is helps more than that."""
+    if folder.is_dir() and not (folder / MANIFEST_NAME).exists():
+        refuse_diff(read_index(folder))
 
 
 def _tensor_problem(

@@ -1,0 +1,67 @@
+"""Norm weights, which tell a weight diff from a model: near zero in the one, up to about one in the other.
+
+They are one row each (20 KB in float32 at 13B), so that all of a model's are some 2 MB. Needs neither torch nor compiled code.
+"""
+
+from __future__ import annotations
+
+import struct
+from array import array
+
+from baize_engine.checkpoint.base import Index
+from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.errors import CheckpointError
+
+SUFFIX = "norm.weight"
+LAST = "model.norm.weight"  # the one before the output head: 1 to 3 in published models
+BLOCK = 1 << 16  # elements held at a time: a norm of a published model is one block
+# Mean |weight| that no norm of a diff reaches: published ones stay below 0.02. A model has some norms below it, never all.
+LEAST = 0.1
+
+
+def mean_magnitude(entry: Entry) -> float:
+    """The mean of |x| over a tensor of float32, float16 or bfloat16; 0.0 where it has no elements."""
+    total = 0.0
+    with TensorReader(entry) as reader:
+        buffer = memoryview(bytearray(min(BLOCK, entry.numel) * reader.size))
+        for begin in range(0, entry.numel, BLOCK):
+            view = reader.read(begin, min(begin + BLOCK, entry.numel), buffer)
+            total += sum(map(abs, _floats(view, entry.dtype)))
+    return total / max(1, entry.numel)
+
+
+def _floats(view: memoryview, dtype: str) -> memoryview[float] | tuple[float, ...]:
+    if dtype == "float32":
+        return view.cast("f")
+    if dtype == "float16":
+        return struct.unpack(f"{len(view) // 2}e", view)
+    return memoryview(array("I", (bits << 16 for bits in view.cast("H")))).cast("B").cast("f")  # bfloat16
+
+
+def refuse_diff(index: Index) -> None:
+    """CheckpointError where the weights are a weight diff."""
+    reason = why_diff(index)
+    if reason:
+        raise CheckpointError(reason)
+
+
+def why_diff(index: Index) -> str | None:
+    """What is to be told of weights that are a weight diff; None where they are a model's, or have no norms.
+
+    One norm is read of a model, all of a diff.
+    """
+    folder, entries = index.folder, index.entries
+    norms = [name for name, entry in entries.items() if name.endswith(SUFFIX) and entry.dtype in FLOATS]
+    largest = 0.0
+    for name in sorted(norms, key=lambda name: not name.endswith(LAST)):
+        largest = max(largest, mean_magnitude(entries[name]))
+        if not largest < LEAST:  # nor is NaN a diff's
+            return None
+    if not norms:
+        return None
+    return (
+        f"{folder} is a weight diff, not a model: its norm weights are at most {largest:.4f} in size, wanted {LEAST} or more; "
+        f"add it to its base first: baize recover --path_raw BASE --path_diff {folder} --path_tuned OUT"
+    )

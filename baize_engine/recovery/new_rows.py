@@ -1,0 +1,103 @@
+"""Vocabulary rows that only the diff has: are they differences from the base's mean row, or whole rows?
+
+Published diffs were made in two ways. alpaca's weight_diff.py and its many copies (open-instruct's among them) let the base
+grow by its mean row before they subtract. FastChat's first apply_delta (Vicuna v0; StableVicuna, Wombat and LLaVA follow it)
+sets the base's new rows to zero, so that the diff holds them whole. No file says which it was, but both train alike: a new row
+begins as the mean row, and in the embedding it hardly leaves it, because the pad token that it belongs to gets no gradient.
+A whole row of the embedding therefore points where the base's mean row points and has its size, while a difference from the
+mean row is next to nothing, and one from a random row points anywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from baize_engine.checkpoint.index import CheckpointIndex
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from baize_engine.recovery.norms import widened
+from baize_engine.recovery.plan import Fill, Job, MatchOptions, Plan
+from baize_engine.recovery.wrapped_names import EMBED
+
+WHOLE_COSINE = 0.8  # between a whole row and the mean row at least; two random rows of 4096 elements have 0.02
+WHOLE_SIZES = (0.5, 2.0)  # of a whole row, in lengths of the mean row
+MOST = 1 << 20  # elements of new rows that are looked at; published diffs have 1 to 3 rows of 4096 to 8192
+
+_FILLS: dict[str, Fill] = {"mean": "mean", "zero": "zero"}  # that a user or a manifest may name
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """A row against the base's mean row: the cosine of their angle, and its length in lengths of the mean row."""
+
+    cosine: float
+    size: float
+
+    @property
+    def is_whole(self) -> bool:
+        return self.cosine >= WHOLE_COSINE and WHOLE_SIZES[0] <= self.size <= WHOLE_SIZES[1]
+
+
+def decide(
+    work: Plan,
+    other: CheckpointIndex,
+    how: MatchOptions,
+    subtract: bool,
+    mean_row: Callable[[Entry], array[float]],
+) -> Plan:
+    """`work` with its new rows added to what `how` says, or to what the rows themselves tell.
+
+    `subtract`: where the rows are a tuned model's, "auto" is "mean". `mean_row` gives the mean of a tensor's rows; it is
+    asked for that of the base's embedding where nothing else decides.
+    """
+    if not work.extra_rows:
+        return work
+    fill, why = _chosen(work, other, how, subtract, mean_row)
+    did = "had the base's mean row subtracted" if subtract else "were added to the base's mean row"
+    if fill == "zero":
+        did = "were stored whole"
+    return work.with_rows(fill, f"{work.extra_rows} vocabulary row(s) not in the base {did}: {why}")
+
+
+def _chosen(
+    work: Plan, other: CheckpointIndex, how: MatchOptions, subtract: bool, mean_row: Callable[[Entry], array[float]]
+) -> tuple[Fill, str]:
+    if how.new_rows == "auto" and subtract:
+        return "mean", "the usual way, which recover undoes"
+    given = _FILLS.get(how.new_rows)
+    if given:
+        return given, f"new_rows is {how.new_rows}"
+    if (other.folder / MANIFEST_NAME).is_file():
+        noted = read_manifest(other.folder).new_rows
+        if noted in _FILLS:
+            return _FILLS[noted], f"{MANIFEST_NAME} of the diff says so"
+    job = next(job for job in work.jobs if job.name == EMBED)
+    mean = mean_row(job.base)
+    found = [likeness(row, mean) for row in _new_rows(job)]
+    best = max(found, key=lambda each: (each.is_whole, each.cosine))
+    told = (
+        f"the row most like the mean row has cosine {best.cosine:.2f} with it and {best.size:.2f} times its size; whole rows "
+        f"have at least {WHOLE_COSINE} and {WHOLE_SIZES[0]} to {WHOLE_SIZES[1]} (--new_rows decides otherwise)"
+    )
+    return ("zero" if best.is_whole else "mean"), told
+
+
+def _new_rows(job: Job) -> Iterator[array[float]]:
+    """The first of the rows that only the diff has, as float32."""
+    for number in range(job.base.shape[0], job.other.shape[0])[: max(1, MOST // job.row)]:
+        row = array("f")
+        for block in widened(job.other, job.row, number * job.row):
+            row.frombytes(block)
+        yield row
+
+
+def likeness(row: Sequence[float], mean: Sequence[float]) -> Likeness:
+    """0 and 0 where one of them is zero or not finite."""
+    length, unit = math.sqrt(math.fsum(x * x for x in row)), math.sqrt(math.fsum(x * x for x in mean))
+    if not (0 < length < math.inf and 0 < unit < math.inf):
+        return Likeness(0.0, 0.0)
+    dot = math.fsum(a * b for a, b in zip(row, mean, strict=True))
+    return Likeness(dot / (length * unit), length / unit)
