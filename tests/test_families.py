@@ -311,7 +311,7 @@ def test_a_base_with_more_rows_than_the_diff(tmp_path: Path) -> None:
     pair = write(tmp_path, grown, diff)
     with pytest.raises(
         MismatchError,
-        match=r"embed_tokens.weight has shape \[98, 32\] in model.safetensors \(base\) and \[96, 32\] in "
+        match=r"embed_tokens.weight has shape \[98, 32\] in the base \(model.safetensors\) and \[96, 32\] in the diff \("
         r".*a base of 96 rows fits.*--drop_rows leaves the base's last 2 row",
     ):
         recover(*pair, tmp_path / "out", **SETTINGS)
@@ -399,10 +399,27 @@ def test_a_diff_of_ours_is_not_a_model_either(tmp_path: Path) -> None:
 
 def test_base_and_diff_swapped_are_told(tmp_path: Path) -> None:
     base = base_state()
-    diff = alpaca_diff(base, tuned_state(base, lambda _, mean: mean[:0]))
-    path_base, path_diff = write(tmp_path, base, diff)
-    with pytest.raises(MismatchError, match=r"looks like a whole model.*looks like a diff: were the two swapped\?"):
+    path_base, path_diff = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))))
+    with pytest.raises(
+        MismatchError, match=r"diff, named as the base, looks like a weight diff .*were path_raw and path_d"
+    ):
         recover(path_diff, path_base, tmp_path / "out", **SETTINGS)
+    with pytest.raises(
+        MismatchError, match=r"diff, named as the base, looks like a weight diff by its norm weights \("
+    ):
+        recover(path_diff, path_diff, tmp_path / "out", **SETTINGS)
+
+
+def test_a_stored_head_of_a_tied_model_is_told(tmp_path: Path) -> None:
+    base = base_state()
+    diff = alpaca_diff(base, tuned_state(base, lambda _, mean: mean[:0]))
+    for folder, state in (("base", base), ("diff", diff)):
+        tiny.write_model(tmp_path / folder, {**CFG, "tie_word_embeddings": True}, state)
+    result = recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS)
+    assert result.manifest.notes == [
+        "the config ties lm_head.weight to the embedding: readers take that and not the stored one"
+    ]
+    same_bits(load(tmp_path / "out"), applied(base, diff, "mean"))
 
 
 def test_one_norm_near_zero_makes_no_diff(tmp_path: Path) -> None:

@@ -136,9 +136,15 @@ class Plan:
 
 
 def plan(
-    base: Index, other: CheckpointIndex, dtype: str, how: MatchOptions | None = None, *, tied: bool = False
+    base: Index,
+    other: CheckpointIndex,
+    dtype: str,
+    how: MatchOptions | None = None,
+    *,
+    tied: bool = False,
+    role: str = "diff",
 ) -> Plan:
-    """The work of combining `base` with `other` (a diff or a tuned model) into tensors of `dtype`.
+    """The work of combining `base` with `other` (a diff or a tuned model, by its `role`) into tensors of `dtype`.
 
     `tied`: the result's output head is its embedding. New vocabulary rows are added to the mean row until `with_rows` says
     otherwise. Raises MismatchError naming the first tensors that are missing on a side, differ in shape beyond vocabulary
@@ -160,6 +166,8 @@ def plan(
         owner = base if kept_base.pop(HEAD, None) is not None else other
         kept_other.pop(HEAD, None)
         notes.append(f"{HEAD}, which only {owner.folder} has, was left out: the config ties it to the embedding")
+    elif tied and HEAD in kept_base:
+        notes.append(f"the config ties {HEAD} to the embedding: readers take that and not the stored one")
     _check_size(kept_base, kept_other, base, other)
     stored = [name for name in kept_other if name not in kept_base] if how.keep_extra else []
     problems = _unpaired(kept_base, kept_other, base, other, how)
@@ -174,7 +182,7 @@ def plan(
         elif entry.name in kept_base:
             jobs.append(Job(_cut(kept_base[entry.name], entry, how), entry, dtype))
     for job in jobs:
-        problems += _job_problems(job)
+        problems += _job_problems(job, role)
     growths = {job.extra_rows for job in jobs if job.name in GROWING}
     if not problems and len(growths) > 1:
         problems.append(f"{' and '.join(GROWING)} grow by different numbers of rows ({sorted(growths)})")
@@ -247,7 +255,7 @@ def _model_size(entries: Mapping[str, Entry]) -> tuple[int, int] | None:
     return sum(name.endswith(".input_layernorm.weight") for name in entries), embedding.shape[1]
 
 
-def _job_problems(job: Job) -> list[str]:
+def _job_problems(job: Job, role: str) -> list[str]:
     problems = []
     for entry in (job.base, job.other) if job.fill != "nothing" else (job.other,):
         if entry.dtype not in FLOATS:
@@ -257,8 +265,8 @@ def _job_problems(job: Job) -> list[str]:
         is_table = job.name in GROWING and len(base) == len(other) == 2 and base[1:] == other[1:]
         if not (is_table and 0 < base[0] < other[0] and job.row <= MAX_GROWING_ROW):
             problem = (
-                f"{job.name} has shape {list(base)} in {job.base.path.name} (base) and {list(other)} in "
-                f"{job.other.path.name}"
+                f"{job.name} has shape {list(base)} in the base ({job.base.path.name}) and {list(other)} in the {role} "
+                f"({job.other.path.name})"
             )
             if is_table and base[0] > other[0] > 0:
                 problem += (

@@ -129,6 +129,9 @@ def recover(
     ]
     base = read_base(folder_of(path_raw))
     indexes = [read_index(folder_of(path)) for path in diffs]
+    if not force:
+        for diff in indexes:
+            _refuse_swapped(base.index, diff)
     wishes = [
         Wish(diff, Path(out), check_diff(base.index, diff, force), expect)
         for diff, out, expect in zip(indexes, outs, expectations, strict=True)
@@ -150,6 +153,15 @@ def _one_each(name: str, given: Any, outs: list[AnyPath]) -> list[Any]:
     return each
 
 
+def _refuse_swapped(base: Index, diff: CheckpointIndex) -> None:
+    """Before shapes are compared: what they say of the two would lead astray."""
+    if why_diff(base):
+        swapped = "" if why_diff(diff) else f", and {diff.folder} a model: were path_raw and path_diff swapped?"
+        raise MismatchError(
+            f"{base.folder}, named as the base, looks like a weight diff by its norm weights{swapped} (--force goes on)"
+        )
+
+
 def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
     """What may refuse the plan of a diff: that it looks like a whole model, or knows another base."""
 
@@ -158,10 +170,9 @@ def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Pla
             return
         ratio = norm_ratio(work)
         if ratio >= FULL_MODEL:
-            swapped = f"; the base, {base.folder}, looks like a diff: were the two swapped?" if why_diff(base) else ""
             raise MismatchError(
                 f"{diff.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
-                f"as the base's, wanted below {FULL_MODEL} (--force goes on){swapped}"
+                f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
             )
         check_carried(work, base, diff)
 

@@ -146,8 +146,9 @@ def _prepare(
     work = checked_plan(source, other, options.dtype, options.match, wish.check, options.subtract, base_mean)
     layout = lay_out(job.spec for job in work.jobs)
     before = {"base": sources.records(base.files), options.role: sources.records(other.files)}
-    resume = options.resume and (out / JOURNAL_NAME).exists()
-    whole = None if resume else _whole(out, work, before, options)
+    unfinished = (out / JOURNAL_NAME).exists()
+    resume = options.resume and unfinished
+    whole = None if unfinished else _whole(out, work, before, options)
     if whole is not None and not options.resume:
         raise OutputError(
             errno.EEXIST,
@@ -173,7 +174,8 @@ def checked_plan(
 ) -> Plan:
     """The plan of base and other, once names, shapes, configs and `check` agree and what new rows are is decided."""
     config = config_file.read_normalised(other.folder)
-    work = plan(source.index, other, dtype, match, tied=config["tie_word_embeddings"])
+    role = "tuned model" if subtract else "diff"
+    work = plan(source.index, other, dtype, match, tied=config["tie_word_embeddings"], role=role)
     if not match.force:
         names = str(source.config_path), str(other.folder / "config.json")
         check_configs(source.config, config, *names, match.keep_extra)
@@ -199,10 +201,13 @@ def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: 
         return None
     if (manifest.new_rows, manifest.stored) != (work.new_rows, list(work.stored)):
         return None
-    report = verify(out)
-    if not report.ok:
+    try:
+        problems = verify(out).problems
+    except CheckpointError as error:
+        problems = (str(error),)
+    if problems:
         raise OutputError(
-            errno.ENOTEMPTY, f"{out} holds a finished result that is not as it was written: {report.problems[0]}"
+            errno.ENOTEMPTY, f"{out} holds a finished result that is not as it was written: {problems[0]}"
         )
     return manifest
 
