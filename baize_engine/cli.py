@@ -12,15 +12,24 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from baize_engine import __version__
 from baize_engine.cli_generate import chat, chat_options, generate, generate_options
 from baize_engine.cli_info import info
-from baize_engine.cli_options import DTYPES, flag
+from baize_engine.cli_options import flag
+from baize_engine.cli_recover import (
+    make_diff_options,
+    quantize_options,
+    recover_options,
+    run_make_diff,
+    run_quantize,
+    run_recover,
+    run_verify,
+    verify_options,
+)
 from baize_engine.errors import BaizeError
 
 
@@ -66,127 +75,6 @@ def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-@contextmanager
-def _interrupted_once() -> Iterator[None]:
-    """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove.
-
-    What the first becomes on its way out, such as the error of a lock that it broke, is an interruption; a clean-up that
-    fails is told.
-    """
-    came = False
-
-    def once(number: int, frame: object) -> None:
-        nonlocal came
-        came = True
-        for taken in before:
-            signal.signal(taken, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    found = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    before = {number: handler for number, handler in found.items() if handler not in (signal.SIG_IGN, None)}
-    try:
-        for taken in before:
-            signal.signal(taken, once)
-        yield
-    except Exception as error:
-        if came and not isinstance(error, BaizeError):
-            raise KeyboardInterrupt from error
-        raise
-    finally:
-        for taken, handler in before.items():
-            signal.signal(taken, handler)
-
-
-def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """What `recover` and `make-diff` have in common to say how they run."""
-    return {
-        "dtype": options.dtype,
-        "device": options.device,
-        "resume": options.resume,
-        "progress": not options.quiet,
-        "force": options.force,
-        "hash_sources": options.hash_sources,
-        "memory_mib": options.memory,
-    }
-
-
-def _recover(options: argparse.Namespace) -> int:
-    from baize_engine.recovery.recover import recover
-    from baize_engine.recovery.result import describe
-
-    if len(options.path_diff) != len(options.path_tuned):
-        options.usage_error(
-            f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
-        )
-    for name in ("expect_sum", "expect_manifest"):
-        given = getattr(options, name)
-        if given is not None and len(given) != len(options.path_diff):
-            options.usage_error(f"--{name} is given {len(given)} times for {len(options.path_diff)} --path_diff")
-    with _interrupted_once():
-        results = recover(
-            options.path_raw,
-            options.path_diff,
-            options.path_tuned,
-            **_how(options),
-            expect_sum=options.expect_sum,
-            expect_manifest=options.expect_manifest,
-        )
-    for result in results:
-        _print_lines(describe(result))
-    if options.test_inference:
-        from baize_engine.engine import Engine
-
-        question = "Who are you?"
-        for result in results:
-            with Engine.from_pretrained(result.folder, device=options.device) as engine:
-                print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
-    return 0
-
-
-def _make_diff(options: argparse.Namespace) -> int:
-    from baize_engine.recovery.make_diff import make_diff
-    from baize_engine.recovery.result import describe
-
-    with _interrupted_once():
-        result = make_diff(
-            options.path_raw,
-            options.path_tuned,
-            options.path_diff,
-            **_how(options),
-        )
-    _print_lines(describe(result))
-    return 0
-
-
-def _print_lines(lines: list[str]) -> None:
-    for line in lines:
-        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
-
-
-def _verify(options: argparse.Namespace) -> int:
-    from baize_engine.recovery.verify import verify
-
-    report = verify(options.folder, expect_manifest=options.expect_manifest)
-    for problem in report.problems:
-        print(f"differs: {problem}")
-    good = "as written" if options.expect_manifest is None else f"as {options.expect_manifest} says"
-    verdict = good if report.ok else f"{len(report.problems)} difference(s)"
-    print(f"{report.folder}: {report.tensors} tensors, {report.bytes / 1e9:.3f} GB: {verdict}")
-    return 0 if report.ok else 1
-
-
-def _quantize(options: argparse.Namespace) -> int:
-    from baize_engine.model.quantize import quantize
-
-    with _interrupted_once():
-        done = quantize(options.path, options.path_quantized, options.weights)
-    print(
-        f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB where the model had "
-        f"{done.bytes_before / 1e9:.3f} GB"
-    )
-    return 0
-
-
 def _demo(options: argparse.Namespace) -> int:
     from baize_engine import demo
 
@@ -221,79 +109,40 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, usage_error=sub.error)
         return sub
 
-    recover = command(
-        "recover",
-        _recover,
-        "add a weight diff to its base and write the model",
-        "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before the "
-        "first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
+    recover_options(
+        command(
+            "recover",
+            run_recover,
+            "add a weight diff to its base and write the model",
+            "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before "
+            "the first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
+        )
     )
-    base_help = "folder of the base, in the layout of transformers or Meta's original one, or a hub id"
-    flag(recover, "--path_raw", required=True, metavar="BASE", help=base_help)
-    flag(
-        recover,
-        "--path_diff",
-        required=True,
-        action="append",
-        metavar="DIFF",
-        help="folder of the weight diff, or a hub id; repeated with --path_tuned, the base is read once for all",
+    make_diff_options(
+        command(
+            "make_diff",
+            run_make_diff,
+            "subtract a base from a finetuned model and write the diff",
+            "The inverse of recover.",
+            aliases=["make-diff"],
+        )
     )
-    flag(
-        recover,
-        "--path_tuned",
-        required=True,
-        action="append",
-        metavar="OUT",
-        help="folder to write, one for each --path_diff, in the same order; must be new or empty",
+    verify_options(
+        command(
+            "verify",
+            run_verify,
+            "compare a recovered folder with its manifest",
+            "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
+        )
     )
-    _combining_options(recover, "float16")
-    flag(
-        recover,
-        "--expect_sum",
-        type=float,
-        action="append",
-        metavar="SUM",
-        help="sum of all weights that the authors published for weight_diff.py's check; once for each --path_diff",
+    quantize_options(
+        command(
+            "quantize",
+            run_quantize,
+            "write a model again with int8 or int4 weights",
+            "The result loads without work: its weights are mapped. generate and chat can also quantise while they load.",
+        )
     )
-    flag(
-        recover,
-        "--expect_manifest",
-        action="append",
-        metavar="FILE",
-        help="baize_manifest.json of the same result, recovered elsewhere; once for each --path_diff",
-    )
-    flag(recover, "--test_inference", action="store_true", help="load the result and let it answer one question")
-
-    make_diff = command(
-        "make_diff",
-        _make_diff,
-        "subtract a base from a finetuned model and write the diff",
-        "The inverse of recover.",
-        aliases=["make-diff"],
-    )
-    flag(make_diff, "--path_raw", required=True, metavar="BASE", help="folder of the base, as for recover")
-    flag(make_diff, "--path_tuned", required=True, metavar="TUNED", help="folder of the finetuned model")
-    flag(make_diff, "--path_diff", required=True, metavar="OUT", help="folder to write; must be new or empty")
-    _combining_options(make_diff, "float32")
-
-    verify = command(
-        "verify",
-        _verify,
-        "compare a recovered folder with its manifest",
-        "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
-    )
-    verify.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff, or a hub id")
-    flag(verify, "--expect_manifest", metavar="FILE", help="another manifest to compare the tensors of OUT with")
-
-    quantize = command(
-        "quantize",
-        _quantize,
-        "write a model again with int8 or int4 weights",
-        "The result loads without work: its weights are mapped. generate and chat can also quantise while they load.",
-    )
-    flag(quantize, "--path", required=True, metavar="MODEL", help="folder of the model, or a hub id")
-    flag(quantize, "--path_quantized", required=True, metavar="OUT", help="folder to write; must be new or empty")
-    flag(quantize, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
 
     about = command(
         "info",
@@ -326,23 +175,6 @@ def _parser() -> argparse.ArgumentParser:
     flag(demo, "--out", metavar="DIR", help="keep the recovered model in this new folder (default: a temporary one)")
     flag(demo, "--quiet", action="store_true", help="do not offer to chat at the end")
     return parser
-
-
-def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
-    flag(parser, "--dtype", choices=DTYPES, default=dtype, help="type of the written weights (default: %(default)s)")
-    flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    flag(parser, "--resume", action="store_true", help="take up what a killed run with the same arguments left in OUT")
-    flag(parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit")
-    flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
-    flag(
-        parser,
-        "--memory",
-        type=int,
-        default=256,
-        metavar="MIB",
-        help="most MiB that the run may take, at any model size (default: %(default)s; on a GPU without torch's own)",
-    )
-    flag(parser, "--quiet", action="store_true", help="no progress bar")
 
 
 if __name__ == "__main__":

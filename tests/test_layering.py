@@ -85,7 +85,7 @@ def test_one_module_feeds_recovered_tensors_to_weights() -> None:
         for path in SOURCES
         if touches(imports(path), "baize_engine.recovery") and touches(imports(path), "baize_engine.model")
     ]
-    assert both == ["baize_engine.cli", "baize_engine.from_diff"]
+    assert both == ["baize_engine.cli_recover", "baize_engine.from_diff"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
