@@ -2,7 +2,7 @@
 
 Exit codes: 0 done; 1 the user's files, folders or request cannot be served (one line on stderr, no traceback); 2 wrong
 usage; 3 a file of prompts was answered, and some of the lines are errors; 130 interrupted. Option names follow the
-reference script weight_diff.py; `--path-raw` is `--path_raw`.
+reference script weight_diff.py; other spellings are cli_spelling's.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from baize_engine import __version__
 from baize_engine.cli_generate import chat, chat_options, generate, generate_options
 from baize_engine.cli_info import info
-from baize_engine.cli_options import flag
+from baize_engine.cli_notes import COMMANDS
+from baize_engine.cli_options import flag, path
 from baize_engine.cli_recover import (
     make_diff_options,
     quantize_options,
@@ -30,12 +31,13 @@ from baize_engine.cli_recover import (
     run_verify,
     verify_options,
 )
+from baize_engine.cli_spelling import CommandParser, nearest
 from baize_engine.errors import BaizeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parse(sys.argv[1:] if arguments is None else arguments)
     signal.signal(signal.SIGTERM, _interrupt)  # a polite kill cleans up as Ctrl-C does
     try:
         code: int = options.run(options)
@@ -91,14 +93,32 @@ def _demo(options: argparse.Namespace) -> int:
     return code
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Exits with 0 after help that was asked for, with 2 where the command or its options are wrong."""
+    parser, commands = _parser()
+    given = list(arguments)
+    if not given:
+        parser.print_help(sys.stderr)
+        parser.exit(2)
+    if given[0] == "help":
+        given = [*given[1:2], "--help"]
+    if not given[0].startswith("-") and given[0] not in commands:
+        script = Path(given[0]).name.removesuffix(".py").rpartition(".")[2].replace("-", "_")
+        near = COMMANDS.get(script) or nearest(script, commands)
+        hint = f"did you mean baize {near}?" if near else "baize -h lists what there is"
+        parser.error(f"there is no command {given[0]}; {hint}")
+    return parser.parse_args(given)
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
+    """The parser, and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="baize", description="Recover LLaMA finetunes published as weight diffs, and run them.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"baize_engine {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    parser.add_argument("-V", "--version", action="version", version=f"baize_engine {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
 
-    def command(name: str, run: Any, text: str, more: str = "", aliases: Sequence[str] = ()) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, text: str, more: str = "", aliases: Sequence[str] = ()) -> CommandParser:
         sub = commands.add_parser(
             name,
             help=text,
@@ -150,7 +170,7 @@ def _parser() -> argparse.ArgumentParser:
         "show the backends of this machine, and the facts of a model",
         "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
     )
-    about.add_argument("model", nargs="?", metavar="MODEL", help="folder of a model, or a hub id")
+    about.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of a model, or a hub id")
 
     generate_options(
         command(
@@ -172,9 +192,15 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     demo = command("demo", _demo, "recover the small trained pair that comes along, and let it answer")
-    flag(demo, "--out", metavar="DIR", help="keep the recovered model in this new folder (default: a temporary one)")
+    flag(
+        demo,
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="keep the recovered model in this new folder (default: a temporary one)",
+    )
     flag(demo, "--quiet", action="store_true", help="do not offer to chat at the end")
-    return parser
+    return parser, commands.choices
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from baize_engine.cli_options import (
     flag,
     load_engine,
     model_options,
+    path,
     sampling_options,
     sampling_params,
 )
@@ -30,11 +31,18 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
     flag(
         parser,
         "--input",
+        type=path,
         metavar="FILE",
         help='in place of --prompt: JSON lines, each {"prompt": TEXT} or {"messages": [...]} or {"token_ids": [...]}, '
         'with "id" and sampling parameters by the names of these options where it wants its own',
     )
-    flag(parser, "--output", metavar="FILE", help="new file of JSON lines to write, one for each of --input, in order")
+    flag(
+        parser,
+        "--output",
+        type=path,
+        metavar="FILE",
+        help="new file of JSON lines to write, one for each of --input, in order",
+    )
     flag(parser, "--resume", action="store_true", help="go on with the --output that a run with the same input left")
     flag(
         parser,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,16 +14,35 @@ DTYPES = ("float16", "bfloat16", "float32")
 
 
 def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
-    """An option under its documented name, with hyphens accepted in place of underscores."""
-    names = [name] if "_" not in name else [name, "--" + name[2:].replace("_", "-")]
-    parser.add_argument(*names, dest=name[2:], **settings)
+    """An option under its documented name, with underscores; one that is set or not also gets its hidden --noNAME.
+
+    The other spellings are CommandParser's.
+    """
+    parser.add_argument(name, dest=name[2:], **settings)
+    if settings.get("action") == "store_true":
+        parser.add_argument(
+            f"--no{name[2:]}", dest=name[2:], action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
+        )
+
+
+def path(text: str) -> str:
+    """The type of options and arguments that name a file or a folder: `~` is the home folder, also after `=` or in quotes."""
+    if not text.strip():  # of spaces where a line of notes ends in a backslash and one
+        raise argparse.ArgumentTypeError("the path is empty, wanted a file or a folder")
+    return os.path.expanduser(text)
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Where the model is, and how it is held."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help="folder of the model, or a hub id")
-    flag(parser, "--path_raw", metavar="BASE", help="in place of MODEL: a base, with its diff; nothing is written")
-    flag(parser, "--path_diff", metavar="DIFF", help="the weight diff for --path_raw")
+    parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of the model, or a hub id")
+    flag(
+        parser,
+        "--path_raw",
+        type=path,
+        metavar="BASE",
+        help="in place of MODEL: a base, with its diff; nothing is written",
+    )
+    flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff for --path_raw")
     flag(
         parser,
         "--device",

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from baize_engine.cli_options import DTYPES, flag
+from baize_engine.cli_notes import MAKE_DIFF, RECOVER
+from baize_engine.cli_options import DTYPES, flag, path
 from baize_engine.cli_signals import interrupted_once
+from baize_engine.cli_spelling import CommandParser
+from baize_engine.cli_trials import Trials
 
 
-def recover_options(parser: argparse.ArgumentParser) -> None:
+def recover_options(parser: CommandParser) -> None:
     """The options of `baize recover`."""
+    parser.notes = RECOVER
     base_help = "folder of the base, in the layout of transformers or Meta's original one, or a hub id"
-    flag(parser, "--path_raw", required=True, metavar="BASE", help=base_help)
+    flag(parser, "--path_raw", type=path, metavar="BASE", help=base_help)
     flag(
         parser,
         "--path_diff",
-        required=True,
+        type=path,
         action="append",
         metavar="DIFF",
-        help="folder of the weight diff, or a hub id; repeated with --path_tuned, the base is read once for all",
+        help="folder of the weight diff, or a hub id; repeated, with --path_tuned or without, the base is read once for all",
     )
     flag(
         parser,
         "--path_tuned",
-        required=True,
+        type=path,
         action="append",
         metavar="OUT",
-        help="folder to write, one for each --path_diff, in the same order; must be new or empty",
+        help="folder to write, one for each --path_diff, in the same order; must be new or empty (default: beside the diff, "
+        "x-diff gives x-recovered)",
     )
+    _paths(parser, "BASE DIFF OUT")
     _combining_options(parser, "float16")
     flag(
         parser,
@@ -42,31 +49,83 @@ def recover_options(parser: argparse.ArgumentParser) -> None:
     flag(
         parser,
         "--expect_manifest",
+        type=path,
         action="append",
         metavar="FILE",
         help="baize_manifest.json of the same result, recovered elsewhere; once for each --path_diff",
     )
-    flag(parser, "--test_inference", action="store_true", help="load the result and let it answer one question")
+    flag(
+        parser,
+        "--check_integrity_naively",
+        action="store_true",
+        help="print weight_diff.py's sum of all weights, and compare it with the sum in the diff's folder or with "
+        "published ones of the same shape",
+    )
+    flag(
+        parser,
+        "--test_inference",
+        action="store_true",
+        default=None,
+        help="load the result and let it answer one question",
+    )
+    flag(
+        parser,
+        "--original_model",
+        type=path,
+        metavar="MODEL",
+        help="with --test_inference, which it implies: let this model answer, too; a folder or a hub id",
+    )
 
 
-def make_diff_options(parser: argparse.ArgumentParser) -> None:
+def make_diff_options(parser: CommandParser) -> None:
     """The options of `baize make_diff`."""
-    flag(parser, "--path_raw", required=True, metavar="BASE", help="folder of the base, as for recover")
-    flag(parser, "--path_tuned", required=True, metavar="TUNED", help="folder of the finetuned model")
-    flag(parser, "--path_diff", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    parser.notes = MAKE_DIFF
+    flag(parser, "--path_raw", type=path, metavar="BASE", help="folder of the base, as for recover")
+    flag(parser, "--path_tuned", type=path, metavar="TUNED", help="folder of the finetuned model")
+    flag(
+        parser,
+        "--path_diff",
+        type=path,
+        metavar="OUT",
+        help="folder to write; must be new or empty (default: beside the finetuned model, x gives x-diff)",
+    )
+    _paths(parser, "BASE TUNED OUT")
     _combining_options(parser, "float32")
+
+
+def _paths(parser: CommandParser, order: str) -> None:
+    parser.add_argument(
+        "paths", nargs="*", type=path, metavar="PATH", help=f"{order} without the options' names, in this order"
+    )
+    parser.epilog = (
+        "Hyphens are as good as underscores. Flags are also taken as --flag True, --flag=False and --noflag, and paths by "
+        "FastChat's names: --base-model-path, --target-model-path, --delta-path, or --base, --target, --delta."
+    )
 
 
 def verify_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize verify`."""
-    parser.add_argument("folder", metavar="OUT", help="folder written by recover or make_diff, or a hub id")
-    flag(parser, "--expect_manifest", metavar="FILE", help="another manifest to compare the tensors of OUT with")
+    parser.add_argument("folder", type=path, metavar="OUT", help="folder written by recover or make_diff, or a hub id")
+    flag(
+        parser,
+        "--expect_manifest",
+        type=path,
+        metavar="FILE",
+        help="another manifest to compare the tensors of OUT with",
+    )
 
 
 def quantize_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize quantize`."""
-    flag(parser, "--path", required=True, metavar="MODEL", help="folder of the model, or a hub id")
-    flag(parser, "--path_quantized", required=True, metavar="OUT", help="folder to write; must be new or empty")
+    flag(parser, "--path", required=True, type=path, metavar="MODEL", help="folder of the model, or a hub id")
+    flag(
+        parser,
+        "--path_quantized",
+        required=True,
+        type=path,
+        metavar="OUT",
+        help="folder to write; must be new or empty",
+    )
     flag(parser, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
 
 
@@ -100,11 +159,30 @@ def _how(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _fill(options: argparse.Namespace, order: Sequence[str], lists: Sequence[str] = ()) -> None:
+    """Positional paths to the options that were not given, in the order of weight_diff.py's signature."""
+    for given in options.paths:
+        empty = [name for name in order if getattr(options, name) is None]
+        if not empty:
+            options.usage_error(
+                f"{given}: one path too many; {', '.join(f'--{name}' for name in order)} are given already"
+            )
+        setattr(options, empty[0], [given] if empty[0] in lists else given)
+    missing = [f"--{name}" for name in order[:2] if getattr(options, name) is None]
+    if missing:
+        options.usage_error(f"the following arguments are required: {', '.join(missing)}")
+
+
 def run_recover(options: argparse.Namespace) -> int:
     """Writes each diff, added to the base, to its folder."""
+    from baize_engine.recovery.output_name import all_tuned_beside
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.result import describe
 
+    _fill(options, ("path_raw", "path_diff", "path_tuned"), lists=("path_diff", "path_tuned"))
+    if options.path_tuned is None:
+        options.path_tuned = list(map(str, all_tuned_beside(options.path_diff)))
+        _tell_outputs("--path_tuned", options.path_tuned)
     if len(options.path_diff) != len(options.path_tuned):
         options.usage_error(
             f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
@@ -113,6 +191,7 @@ def run_recover(options: argparse.Namespace) -> int:
         given = getattr(options, name)
         if given is not None and len(given) != len(options.path_diff):
             options.usage_error(f"--{name} is given {len(given)} times for {len(options.path_diff)} --path_diff")
+    trials = Trials(options)
     with interrupted_once():
         results = recover(
             options.path_raw,
@@ -124,21 +203,24 @@ def run_recover(options: argparse.Namespace) -> int:
         )
     for result in results:
         _print_lines(describe(result))
-    if options.test_inference:
-        from baize_engine.engine import Engine
+    return trials.run(results)
 
-        question = "Who are you?"
-        for result in results:
-            with Engine.from_pretrained(result.folder, device=options.device) as engine:
-                print(f"{question}\n{engine.chat([{'role': 'user', 'content': question}]).text}")
-    return 0
+
+def _tell_outputs(name: str, folders: Sequence[str]) -> None:
+    """Before the long work: where its result will be."""
+    print(f"no {name} was given; the result goes to {', '.join(folders)}", flush=True)
 
 
 def run_make_diff(options: argparse.Namespace) -> int:
     """Writes the difference of a finetuned model and its base."""
     from baize_engine.recovery.make_diff import make_diff
+    from baize_engine.recovery.output_name import diff_beside
     from baize_engine.recovery.result import describe
 
+    _fill(options, ("path_raw", "path_tuned", "path_diff"))
+    if options.path_diff is None:
+        options.path_diff = str(diff_beside(options.path_tuned))
+        _tell_outputs("--path_diff", [options.path_diff])
     with interrupted_once():
         result = make_diff(
             options.path_raw,
