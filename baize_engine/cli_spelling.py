@@ -22,7 +22,7 @@ from difflib import get_close_matches
 from typing import Any
 
 _DASHES = "-‐‑‒–—―−"  # what web pages and word processors make of a dash
-_OPTION = re.compile(rf"[{_DASHES}]{{1,2}}[A-Za-z][\w-]*")
+_OPTION = re.compile(rf"[{_DASHES}]{{1,2}}[^\W\d_][\w-]*")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
 
 
@@ -85,7 +85,9 @@ class CommandParser(argparse.ArgumentParser):
         count, key = self._option_string_actions[option].nargs, _key(option)
         if f"no{key}" in table:
             return [option if self._is_set(option, value, tokens) else table[f"no{key}"]]
-        if count == 0 and key.startswith("no") and key[2:] in table:  # the --no form, which takes no word that stands apart
+        if (
+            count == 0 and key.startswith("no") and key[2:] in table
+        ):  # the --no form, which takes no word that stands apart
             return [option if self._is_set(option, value, []) else table[key[2:]]]
         if value is not None:
             return [f"{option}={value}"]
@@ -120,7 +122,7 @@ class CommandParser(argparse.ArgumentParser):
         print(f"baize: {name} is needless here: {needless.why}", file=sys.stderr)
 
     def _unknown(self, name: str, table: Iterable[str]) -> str:
-        known = [key for key in table if not (key.startswith("no") and key[2:] in table)]
+        known = [key for key in table if len(key) > 1 and not (key.startswith("no") and key[2:] in table)]
         near = nearest(_key(name), [*known, *self.notes.ours])
         hint = f"did you mean --{near}?" if near else f"{self.prog} -h lists what there is"
         return f"there is no option {name}; {hint}"

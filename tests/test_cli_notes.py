@@ -124,6 +124,8 @@ WRONG = [
     ("recover --delta-pth a", "did you mean --delta_path?"),
     ("generate m --max-tokens 5", "did you mean --max_new_tokens?"),
     ("recover a b --zzz", "baize recover -h"),
+    ("recover a b -hq", "there is no option -hq; baize recover -h"),
+    ("recover a b --é", "there is no option --é"),
     ("recover a b c d", "d: one path too many"),
     ("recover a", "required: --path_diff"),
     ("make_diff --base a", "required: --path_tuned"),
