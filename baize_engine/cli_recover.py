@@ -48,6 +48,14 @@ def recover_options(parser: CommandParser) -> None:
     )
     flag(
         parser,
+        "--expect_sum_atol",
+        type=float,
+        default=0.01,
+        metavar="X",
+        help="by how much --expect_sum may be missed (default: %(default)s, as alpaca's script; AlpacaFarm's sums: 0.5)",
+    )
+    flag(
+        parser,
         "--expect_manifest",
         type=path,
         action="append",
@@ -133,6 +141,32 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
     flag(parser, "--dtype", choices=DTYPES, default=dtype, help="type of the written weights (default: %(default)s)")
     flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     flag(parser, "--resume", action="store_true", help="take up what a killed run with the same arguments left in OUT")
+    flag(
+        parser,
+        "--new_rows",
+        choices=("auto", "mean", "zero"),
+        default="auto",
+        help="what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
+        "StableVicuna, Wombat, LLaVA), or auto: zero where they are plainly whole rows (default: %(default)s)",
+    )
+    flag(
+        parser,
+        "--keep_extra",
+        action="store_true",
+        help="store tensors that the base lacks as they are (LLaVA's projector, a reward model's head)",
+    )
+    flag(
+        parser,
+        "--drop_rows",
+        action="store_true",
+        help="leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand",
+    )
+    flag(
+        parser,
+        "--follow_links",
+        action="store_true",
+        help="copy config, tokenizer and licence texts also where they are links out of their folder",
+    )
     flag(parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit")
     flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
     flag(
@@ -156,6 +190,10 @@ def _how(options: argparse.Namespace) -> dict[str, Any]:
         "force": options.force,
         "hash_sources": options.hash_sources,
         "memory_mib": options.memory,
+        "new_rows": options.new_rows,
+        "keep_extra": options.keep_extra,
+        "drop_rows": options.drop_rows,
+        "follow_links": options.follow_links,
     }
 
 
@@ -200,6 +238,7 @@ def run_recover(options: argparse.Namespace) -> int:
             **_how(options),
             expect_sum=options.expect_sum,
             expect_manifest=options.expect_manifest,
+            expect_sum_atol=options.expect_sum_atol,
         )
     for result in results:
         _print_lines(describe(result))

@@ -17,6 +17,7 @@ from baize_engine import Engine, make_diff, quantize, recover, verify
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.manifest import read_manifest
 from baize_engine.checkpoint.norms import why_diff
+from baize_engine.cli import main
 from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError, RequestError
 from baize_engine.recovery import new_rows
 from baize_engine.recovery import stream as streaming
@@ -458,3 +459,54 @@ def test_a_link_that_points_nowhere_is_called_so(tmp_path: Path) -> None:
     (tmp_path / "out").symlink_to(tmp_path / "gone")
     with pytest.raises(OutputError, match=r"out is a link to \S+gone, and nothing is there"):
         recover(*pair, tmp_path / "out", **SETTINGS)
+
+
+@pytest.mark.parametrize("command", ["recover", "make_diff"])
+def test_the_command_joins_what_does_not_match_as_it_is_told(tmp_path: Path, command: str) -> None:
+    base, delta, (path_base, path_diff) = llava(tmp_path)
+    other, made = ("--path_diff", "--path_tuned") if command == "recover" else ("--path_tuned", "--path_diff")
+    line = [
+        command,
+        "--path_raw",
+        path_base,
+        other,
+        path_diff,
+        made,
+        tmp_path / "out",
+        "--new_rows",
+        "mean",
+        "--keep_extra",
+    ]
+    line += ["--drop_rows", "--follow_links", "--device", "cpu", "--dtype", "float16", "--quiet", "--force"]
+    assert main([str(part) for part in line]) == 0
+    manifest = read_manifest(tmp_path / "out")
+    assert (manifest.new_rows, len(manifest.stored)) == ("mean", 3)
+    if command == "recover":
+        same_bits(load(tmp_path / "out"), applied(base, delta, "mean"))
+
+
+def test_the_command_takes_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = base_state()
+    pair = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))))
+    total = recover(*pair, tmp_path / "out", **SETTINGS).manifest.sum
+    line = ["recover", *map(str, pair), str(tmp_path / "two"), "--device", "cpu", "--expect_sum", str(total + 0.4)]
+    assert main(line) == 1
+    assert "within 0.01" in capsys.readouterr().err
+    assert main([*line, "--expect_sum_atol", "0.5"]) == 0
+    told = capsys.readouterr().out
+    assert "is met within 0.5" in told
+    assert "1 vocabulary row(s) not in the base were added to the base's mean row" in told
+    assert main([*line[:4], "--device", "cpu"]) == 1
+    assert "finished and as it was written" in capsys.readouterr().err
+    assert main([*line[:4], "--device", "cpu", "--resume"]) == 0
+    assert "it was finished before: every byte is as it was written" in capsys.readouterr().out
+
+
+def test_without_a_name_the_result_lies_beside_its_source(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    result = recover(base, diff, **SETTINGS)
+    assert (result.folder, verify(result.folder).ok) == (tmp_path / "diff-recovered", True)
+    (each,) = recover(base, [shutil.copytree(diff, tmp_path / "alpaca-diff")], **SETTINGS)
+    assert each.folder == tmp_path / "alpaca-recovered"
+    again = make_diff(base, each.folder, **SETTINGS)
+    assert again.folder == tmp_path / "alpaca-recovered-diff"

@@ -10,6 +10,7 @@ from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
+from baize_engine.recovery.output_name import diff_beside
 from baize_engine.recovery.plan import MatchOptions, Plan
 from baize_engine.recovery.recover import FULL_MODEL
 from baize_engine.recovery.result import Result
@@ -20,7 +21,7 @@ from baize_engine.recovery.stream import MEMORY_MIB
 def make_diff(
     path_raw: str | os.PathLike[str],
     path_tuned: str | os.PathLike[str],
-    path_diff: str | os.PathLike[str],
+    path_diff: str | os.PathLike[str] | None = None,
     dtype: str = "float32",
     device: str = "auto",
     resume: bool = False,
@@ -39,7 +40,7 @@ def make_diff(
     Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`. Vocabulary rows that only the tuned model
     has lose the mean row of the base, or with `new_rows` "zero" nothing; the manifest says which, so that `recover` brings
     them back. `dtype` "float32" is what was published in 2023; the 16-bit types halve the size and round the differences.
-    Arguments, memory and errors as for `recover`.
+    Without `path_diff` the folder lies beside the tuned model's. Arguments, memory and errors as for `recover`.
     """
     base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
 
@@ -53,5 +54,6 @@ def make_diff(
 
     match = MatchOptions(new_rows, keep_extra, drop_rows, force)
     options = Options(dtype, device, resume, progress, hash_sources, memory_mib, match, follow_links, subtract=True)
-    (result,) = combine(base, [Wish(tuned, Path(path_diff), check)], options)
+    out = diff_beside(path_tuned) if path_diff is None else Path(path_diff)
+    (result,) = combine(base, [Wish(tuned, out, check)], options)
     return result

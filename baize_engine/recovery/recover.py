@@ -15,6 +15,7 @@ from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.expect import Expectation, check_carried
 from baize_engine.recovery.naive_sum import TOLERANCE
 from baize_engine.recovery.norms import norm_ratio
+from baize_engine.recovery.output_name import all_tuned_beside
 from baize_engine.recovery.plan import MatchOptions, Plan
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import Options, Wish, combine
@@ -30,7 +31,7 @@ AnyPath = str | os.PathLike[str]
 def recover(  # type: ignore[overload-overlap]  # a str is a sequence of str: it is one path
     path_raw: AnyPath,
     path_diff: AnyPath,
-    path_tuned: AnyPath,
+    path_tuned: AnyPath | None = ...,
     dtype: str = ...,
     device: str = ...,
     resume: bool = ...,
@@ -51,7 +52,7 @@ def recover(  # type: ignore[overload-overlap]  # a str is a sequence of str: it
 def recover(
     path_raw: AnyPath,
     path_diff: Sequence[AnyPath],
-    path_tuned: Sequence[AnyPath],
+    path_tuned: Sequence[AnyPath] | None = ...,
     dtype: str = ...,
     device: str = ...,
     resume: bool = ...,
@@ -71,7 +72,7 @@ def recover(
 def recover(
     path_raw: AnyPath,
     path_diff: AnyPath | Sequence[AnyPath],
-    path_tuned: AnyPath | Sequence[AnyPath],
+    path_tuned: AnyPath | Sequence[AnyPath] | None = None,
     dtype: str = "float16",
     device: str = "auto",
     resume: bool = False,
@@ -92,6 +93,7 @@ def recover(
 
     Every element is `float32(base) + float32(diff)`, rounded once to nearest even to `dtype` ("float16", "bfloat16" or
     "float32"); every NaN is the canonical quiet NaN. Rotary buffers, and others that every reader recomputes, are left out.
+    Without `path_tuned` the result lies beside the diff, under a name made from its (`recovery/output_name.py`).
     `path_raw` may hold Meta's original layout; inputs may be hub ids ("owner/name") where huggingface_hub is installed.
 
     `path_diff` and `path_tuned` may be lists of equal length: the base is then read once for all diffs, each result gets its
@@ -120,6 +122,8 @@ def recover(
     """
     single = isinstance(path_diff, str | os.PathLike)
     diffs: list[AnyPath] = [path_diff] if isinstance(path_diff, str | os.PathLike) else list(path_diff)
+    if path_tuned is None:
+        path_tuned = all_tuned_beside(diffs)
     outs: list[AnyPath] = [path_tuned] if isinstance(path_tuned, str | os.PathLike) else list(path_tuned)
     if len(diffs) != len(outs) or not diffs:
         raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(outs)} folder(s), wanted one each")
