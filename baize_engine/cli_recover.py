@@ -135,6 +135,7 @@ def quantize_options(parser: argparse.ArgumentParser) -> None:
         help="folder to write; must be new or empty",
     )
     flag(parser, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
+    _follow_links(parser)
 
 
 def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
@@ -161,12 +162,7 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
         action="store_true",
         help="leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand",
     )
-    flag(
-        parser,
-        "--follow_links",
-        action="store_true",
-        help="copy config, tokenizer and licence texts also where they are links out of their folder",
-    )
+    _follow_links(parser)
     flag(parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit")
     flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
     flag(
@@ -178,6 +174,15 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
         help="most MiB that the run may take, at any model size (default: %(default)s; on a GPU without torch's own)",
     )
     flag(parser, "--quiet", action="store_true", help="no progress bar")
+
+
+def _follow_links(parser: argparse.ArgumentParser) -> None:
+    flag(
+        parser,
+        "--follow_links",
+        action="store_true",
+        help="copy config, tokenizer and licence texts also where they are links out of their folder",
+    )
 
 
 def _how(options: argparse.Namespace) -> dict[str, Any]:
@@ -294,7 +299,7 @@ def run_quantize(options: argparse.Namespace) -> int:
     from baize_engine.model.quantize import quantize
 
     with interrupted_once():
-        done = quantize(options.path, options.path_quantized, options.weights)
+        done = quantize(options.path, options.path_quantized, options.weights, follow_links=options.follow_links)
     print(
         f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB where the model had "
         f"{done.bytes_before / 1e9:.3f} GB"

@@ -62,7 +62,9 @@ def load_diff_parts(
     sources = Sources([source.index, diff])
     match = MatchOptions(new_rows, drop_rows=drop_rows, force=force)
     work = checked_plan(source, diff, dtype, match, check_diff(source.index, diff, force))
-    files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size)
+    files = side_files.collect(
+        diff.folder, source.index.folder, dtype, work.vocab_size, follow_links=True
+    )  # nothing is published
     try:
         config = ModelConfig.from_dict(json.loads(files["config.json"]))
     except ConfigError as error:

@@ -60,10 +60,10 @@ def load_parts(
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
     device = check_settings(device, quantize, threads, cache_dtype)
     path = folder_of(path)
+    index = read_index(path)  # first: it says best what is wrong with a folder that is no model
     config = ModelConfig.from_folder(path)
     if config.quantization is not None and quantize not in (None, config.quantization):
         raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
-    index = read_index(path)
     refuse_diff(index)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, index, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)

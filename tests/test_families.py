@@ -457,7 +457,7 @@ def test_a_second_run_says_that_it_is_finished(tmp_path: Path) -> None:
 def test_a_link_that_points_nowhere_is_called_so(tmp_path: Path) -> None:
     pair = tiny.write_pair(tmp_path)
     (tmp_path / "out").symlink_to(tmp_path / "gone")
-    with pytest.raises(OutputError, match=r"out is a link to \S+gone, and nothing is there"):
+    with pytest.raises(OutputError, match=r"out is a broken link: it points to \S+gone, and nothing"):
         recover(*pair, tmp_path / "out", **SETTINGS)
 
 

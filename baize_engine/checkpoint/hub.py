@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from baize_engine.errors import CheckpointError
+from baize_engine.errors import CheckpointError, RequestError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 SIDE_FILES = ["*.json", "tokenizer.model", "*.jinja", "*.txt", "*LICENSE*", "*NOTICE*", "*USE_POLICY*"]
@@ -24,12 +24,23 @@ WEIGHTS = (
     ("pytorch_model.bin", "pytorch_model.bin"),
     ("params.json", "consolidated.*.pth"),
 )
+SHARDS_ALONE = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")  # without an index
+
+
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """`path` with "~" as the user's home. RequestError where it is empty, which would be the current folder."""
+    if not os.fspath(path):
+        raise RequestError("an empty path, wanted a folder or a hub id")
+    return Path(os.path.expanduser(path))
 
 
 def folder_of(path: str | os.PathLike[str]) -> Path:
-    """`path` itself, or for a hub id the folder of its files. CheckpointError says what is missing, and the remedy."""
-    folder = Path(path)
-    if not isinstance(path, str) or folder.exists() or not _ID.fullmatch(path):
+    """`path` itself, or for a hub id the folder of its files. CheckpointError says what is missing, and the remedy.
+
+    What begins with a folder that is here, and a link, is a path and no hub id.
+    """
+    folder = local_path(path)
+    if not isinstance(path, str) or os.path.lexists(folder) or not _ID.fullmatch(path) or folder.parent.exists():
         return folder
     if find_spec("huggingface_hub") is None:
         raise CheckpointError(
@@ -48,6 +59,10 @@ def _fetch(hub: ModuleType, name: str) -> Path:
             continue
         found = _snapshot(hub, name, [*SIDE_FILES, pattern])
         if (found / marker).exists():
+            return found
+    for pattern in SHARDS_ALONE:
+        found = _snapshot(hub, name, [*SIDE_FILES, pattern])
+        if next(found.glob(pattern), None) is not None:
             return found
     raise CheckpointError(f"{name}, in {found}, holds no weights: looked for {', '.join(m for m, _ in WEIGHTS)}")
 

@@ -1,26 +1,33 @@
 """One index over a folder of weights: name -> type, shape, file, byte offset. Reads headers only.
 
-A folder holds `model.safetensors` or `pytorch_model.bin`, or shards of either with their `.index.json`. Where both kinds
-are there, safetensors is read, as transformers does.
+A folder holds `model.safetensors` or `pytorch_model.bin`, or shards of either with their `.index.json`, or without one where
+their names tell that all are there. Where both kinds are there, safetensors is read, as transformers does.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.entry import TensorEntry, check_count
-from baize_engine.checkpoint.os_errors import reading, stat_of
+from baize_engine.checkpoint.os_errors import broken_link, reading, stat_of
+from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError
 
 MAX_FILE_NAME = 255  # bytes, what file systems take
-KINDS = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch))
+Reader = Callable[[Path], list[TensorEntry]]
+KINDS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch))
+# by which a folder of weights is told
+WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*model*.index.json", "consolidated.*.pth")
+MAX_SHARDS = 1 << 14  # that are looked for: each has a tensor at least
+MOST_FOLDERS = 64  # inside a folder that are looked into, for a message
 
 
 @dataclass(frozen=True)
@@ -46,25 +53,60 @@ def _read_index(folder: Path) -> CheckpointIndex:
     _refuse_other_things(folder)
     for single, reader in KINDS:
         index = folder / f"{single}.index.json"
-        if index.exists():
+        if os.path.lexists(index):
             weight_map = _weight_map(index)
             files = tuple(folder / name for name in sorted(set(weight_map.values())))
             check_count(index, len(weight_map))
             _check_present(index, files)
-            stats = {file: stat_of(file) for file in files}
-            entries = _merge(entry for file in files for entry in reader(file))
-            _check_map(index, weight_map, entries)
-            return CheckpointIndex(folder, entries, stats)
-        if (folder / single).exists():
-            stats = {folder / single: stat_of(folder / single)}
-            return CheckpointIndex(folder, _merge(reader(folder / single)), stats)
+            found = _read_files(folder, files, reader)
+            _check_map(index, weight_map, found.entries)
+            return found
+        if os.path.lexists(folder / single):
+            return _read_files(folder, (folder / single,), reader)
+    for single, reader in KINDS:
+        if files := _shards_by_name(folder, single):
+            return _read_files(folder, files, reader)
     wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
     raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
 
 
+def _read_files(folder: Path, files: tuple[Path, ...], reader: Reader) -> CheckpointIndex:
+    stats = {file: stat_of(file) for file in files}
+    return CheckpointIndex(folder, _merge(entry for file in files for entry in reader(file)), stats)
+
+
+def _shards_by_name(folder: Path, single: str) -> tuple[Path, ...]:
+    """Shards that lie there without an index, if their names tell that they are all: model-00001-of-00002.safetensors."""
+    stem, suffix = os.path.splitext(single)
+    shard = re.compile(rf"{re.escape(stem)}-(\d{{1,6}})-of-(\d{{1,6}}){re.escape(suffix)}")
+    found = {
+        path: (int(match[1]), int(match[2]))
+        for path in sorted(folder.iterdir())
+        if (match := shard.fullmatch(path.name))
+    }
+    counts = {count: path.name for path, (_, count) in found.items()}
+    if len(counts) > 1:
+        raise CheckpointError(
+            f"{folder} has shards of different sets, {' and '.join(counts.values())}, and no {single}.index.json that says "
+            "which are the model: remove those that are not"
+        )
+    for count in counts:
+        numbers = [number for number, _ in found.values()]
+        missing = [number for number in range(1, min(count, MAX_SHARDS) + 1) if number not in numbers]
+        if missing or len(numbers) != count:
+            name = (
+                f"shard {missing[0]} of {count} is" if missing else f"{len(numbers)} shards are there where {count} are"
+            )
+            raise CheckpointError(
+                f"{folder} has {len(numbers)} of {count} shards, such as {counts[count]}, and {name} "
+                f"{'missing' if missing else 'wanted'} (nor is there a {single}.index.json)"
+            )
+    return tuple(found)
+
+
 def _refuse_other_things(folder: Path) -> None:
     if not folder.exists():
-        raise CheckpointError(f"{folder} does not exist, wanted a folder with a model's files")
+        raise CheckpointError(broken_link(folder) or f"{folder} does not exist, wanted a folder with a model's files")
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, wanted a folder with a model's files")
     if (folder / "adapter_config.json").exists():
@@ -79,12 +121,30 @@ def _hint(folder: Path) -> str:
             "; its consolidated.*.pth are Meta's original layout, which recover and make_diff take as a base; "
             "for anything else convert it with transformers' convert_llama_weights_to_hf.py"
         )
+    inside = _folders_with_weights(folder)
+    if inside:
+        holds = "holds" if len(inside) == 1 else "hold"
+        return f"; {' and '.join(map(str, inside[:2]))} inside it {holds} some: name that folder in its place"
     names = sorted(path.name for path in folder.iterdir())
     return (
         f"; it has {', '.join(map(shown, names[:5]))}{' and more' if len(names) > 5 else ''}"
         if names
         else "; it is empty"
     )
+
+
+def _folders_with_weights(folder: Path) -> list[Path]:
+    """Folders in `folder`, and in those, that look like a model's: what an archive or a hub's cache unpacks to."""
+    inner = _folders_in(folder)
+    inner += [below for each in inner for below in _folders_in(each)]
+    return [each for each in inner[:MOST_FOLDERS] if any(next(each.glob(pattern), None) for pattern in WEIGHTS)]
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.iterdir() if path.is_dir() and path.name.isprintable())[:MOST_FOLDERS]
+    except PermissionError:
+        return []
 
 
 def _weight_map(index: Path) -> dict[str, str]:
@@ -103,18 +163,29 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def _check_present(index: Path, files: tuple[Path, ...]) -> None:
-    missing = [file.name for file in files if not file.exists()]
-    if missing:
-        raise CheckpointError(
-            f"{index.parent}: {len(missing)} of {len(files)} shards are missing: {', '.join(missing[:5])}"
+    missing = [file for file in files if not file.exists()]
+    if not missing:
+        return
+    if broken := broken_link(missing[0]):
+        raise CheckpointError(f"{broken} ({len(missing)} of {len(files)} shards cannot be read)")
+    told = f"{len(missing)} of {len(files)} shards are missing: {', '.join(file.name for file in missing[:5])}"
+    if len(missing) == len(files):
+        told = f"{index.name} is there, and none of its {len(files)} shards: {missing[0].name} and so on"
+        others = sorted(
+            path.name for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"
         )
+        if others:
+            told += (
+                f"; {', '.join(others[:2])}{' and more' if len(others) > 2 else ''} would be read without that index"
+            )
+    raise CheckpointError(f"{index.parent}: {told}")
 
 
 def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
     merged: dict[str, TensorEntry] = {}
     for entry in entries:
         other = merged.setdefault(entry.name, entry)
-        if other is not entry:
+        if other is not entry and not is_recomputed(entry.name):
             raise CheckpointError(f"{entry.path}: {entry.name} is also in {other.path.name}, wanted it once")
         check_count(entry.path.parent, len(merged))
     return merged
@@ -122,13 +193,15 @@ def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
 
 def _check_map(index: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
     for name, file in weight_map.items():
+        if is_recomputed(name):
+            continue  # left unread, wherever it is
         if name not in entries:
             raise CheckpointError(f"{index}: {shown(name)} is said to be in {file}, and no shard has it")
         if entries[name].path.name != file:
             raise CheckpointError(
                 f"{index}: {shown(name)} is said to be in {file}, and is in {entries[name].path.name}"
             )
-    extra = [entry for name, entry in entries.items() if name not in weight_map]
+    extra = [entry for name, entry in entries.items() if name not in weight_map and not is_recomputed(name)]
     if extra:
         raise CheckpointError(f"{index}: {extra[0].path.name} holds {extra[0].name}, which the index does not name")
 

@@ -18,8 +18,16 @@ def reading(what: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOENT:
-            raise CheckpointError(f"{what} is absent (was it moved or removed?)") from error
+            reason = broken_link(what) or f"{what} is absent (was it moved or removed?)"
+            raise CheckpointError(reason) from error
         raise CheckpointError(f"{what} cannot be read ({error.strerror or error})") from error
+
+
+def broken_link(path: str | os.PathLike[str]) -> str | None:
+    """What to tell of a link that points nowhere; None of anything else."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return None
+    return f"{path} is a broken link: it points to {os.readlink(path)}, and nothing is there"
 
 
 def stat_of(path: Path) -> os.stat_result:

@@ -26,26 +26,28 @@ MAX_BYTES = 64 << 20  # of all: a tokenizer.json is some MB, and they are held i
 MAX_LICENCE_NAME = 200  # bytes: "base_" and the writer's suffix go with it into the 255 that file systems take
 
 
-def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int) -> dict[str, bytes]:
+def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_links: bool = False) -> dict[str, bytes]:
     """The side files of a result as {name: content}.
 
     Config and generation config are those of `tuned_like` (the diff, or the tuned model when a diff is made): bases of
     early converters carry wrong token ids. The tokenizer comes whole from one folder, `tuned_like` if it has one: mixed
-    from two, its parts would disagree on added tokens. Licence texts come from both.
+    from two, its parts would disagree on added tokens. Licence texts come from both. `follow_links`: also what links out of
+    its folder.
     """
-    _refuse_link_elsewhere(tuned_like / "config.json")
+    if not follow_links:
+        _refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(read_config(tuned_like), dtype, vocab_size)}
     source = tokenizer_folder(tuned_like, base)
     for path in (tuned_like / "generation_config.json", *(source / name for name in TOKENIZER_FILES)):
         if path.is_file():
-            files[path.name] = _read(path, files)
+            files[path.name] = _read(path, files, follow_links)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
             found = sorted(folder.iterdir())
         for path in found:
             if path.is_file() and any(word in path.name.lower() for word in LICENCE_WORDS):
                 _check_licence_name(path)
-                content = _read(path, files)
+                content = _read(path, files, follow_links)
                 if files.get(path.name) != content:
                     files[prefix + path.name if path.name in files else path.name] = content
     return files
@@ -79,9 +81,10 @@ def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
     return (json.dumps(config, indent=2) + "\n").encode()
 
 
-def _read(path: Path, others: dict[str, bytes]) -> bytes:
+def _read(path: Path, others: dict[str, bytes], follow_links: bool) -> bytes:
     """The file's bytes, which together with `others` stay within MAX_BYTES."""
-    _refuse_link_elsewhere(path)
+    if not follow_links:
+        _refuse_link_elsewhere(path)
     room = MAX_BYTES - sum(map(len, others.values()))
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -106,5 +109,6 @@ def _refuse_link_elsewhere(path: Path) -> None:
     cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
         raise CheckpointError(
-            f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its place"
+            f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its "
+            "place (or --follow_links, for all such links)"
         )

@@ -18,7 +18,7 @@ from types import TracebackType
 from baize_engine.checkpoint.buffers import PAGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.file_io import OutputFile, sync_folder
-from baize_engine.checkpoint.os_errors import removing, writing
+from baize_engine.checkpoint.os_errors import broken_link, removing, writing
 from baize_engine.checkpoint.safetensors_file import encode_header
 from baize_engine.errors import OutputError
 
@@ -272,8 +272,8 @@ def check_output(folder: Path, nbytes: int) -> None:
     """Raises OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
     with writing(folder, "be looked into"):
         there = folder.exists() or folder.is_symlink()
-        if there and not folder.exists():
-            raise OutputError(errno.ENOENT, f"{folder} is a link to {os.readlink(folder)}, and nothing is there")
+        if broken := broken_link(folder):
+            raise OutputError(errno.ENOENT, broken)
         if there and not folder.is_dir():
             raise OutputError(errno.ENOTDIR, f"{folder} exists and is not a folder")
         found = sorted(path.name for path in folder.iterdir()) if there else []

@@ -12,7 +12,7 @@ import torch
 
 from baize_engine import backend
 from baize_engine.checkpoint.dtypes import FLOATS
-from baize_engine.checkpoint.hub import folder_of
+from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.checkpoint.recomputed import is_recomputed
@@ -34,19 +34,25 @@ class Quantized:
     bytes_after: int
 
 
-def quantize(path: str | os.PathLike[str], path_quantized: str | os.PathLike[str], weights: str = "int8") -> Quantized:
+def quantize(
+    path: str | os.PathLike[str],
+    path_quantized: str | os.PathLike[str],
+    weights: str = "int8",
+    *,
+    follow_links: bool = False,
+) -> Quantized:
     """Writes the model of `path`, a folder or hub id, with its matrices as `weights` ("int8" or "int4") to a new folder.
 
     safetensors with the scheme's name in header and config.json; `Engine.from_pretrained` maps them. The embedding and the
-    norms keep their type. Errors name file and tensor, and leave nothing behind.
+    norms keep their type. `follow_links` is `recover`'s. Errors name file and tensor, and leave nothing behind.
     """
     if weights not in ("int8", "int4"):
         raise RequestError(f"weights is {weights!r}, wanted 'int8' or 'int4'")
-    path = folder_of(path)
+    path, out = folder_of(path), local_path(path_quantized)
+    index = read_index(path)
     config = ModelConfig.from_folder(path)
     if config.quantization is not None:
         raise RequestError(f"{path} holds {config.quantization} weights already")
-    index = read_index(path)
     refuse_diff(index)
     entries = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
     check({name: entry.shape for name, entry in entries.items()}, config, str(index.folder))
@@ -57,18 +63,18 @@ def quantize(path: str | os.PathLike[str], path_quantized: str | os.PathLike[str
         TensorSpec(name, stored or entries[name].dtype, shape)
         for name, (stored, shape) in packed_shapes(config, weights).items()
     ]
-    files = collect(path, path, entries[names.EMBED].dtype, config.vocab_size)
+    files = collect(path, path, entries[names.EMBED].dtype, config.vocab_size, follow_links)
     described = {**json.loads(files["config.json"]), "quantization_config": quantization_config(weights)}
     files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
     shards = lay_out(specs, metadata={"scheme": backend.quantized().SCHEME, "weights": weights})
-    with CheckpointWriter(Path(path_quantized), shards) as writer:
+    with CheckpointWriter(out, shards) as writer:
         for name in names.packed(config):
             matrix = allocate(name, entries, config, "auto", "cpu", weights)
             fill(list(pieces_of(name, entries, config, matrix)), "cpu")
             _write(writer, name, matrix)
         writer.finish(files)
     before = sum(entries[part].nbytes for name in names.packed(config) for part in names.parts(name))
-    return Quantized(Path(path_quantized), before, sum(spec.nbytes for spec in specs))
+    return Quantized(out, before, sum(spec.nbytes for spec in specs))
 
 
 def _write(writer: CheckpointWriter, name: str, matrix: Any) -> None:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from baize_engine.checkpoint.base import read_base
-from baize_engine.checkpoint.hub import folder_of
+from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import norm_ratio
@@ -54,6 +53,6 @@ def make_diff(
 
     match = MatchOptions(new_rows, keep_extra, drop_rows, force)
     options = Options(dtype, device, resume, progress, hash_sources, memory_mib, match, follow_links, subtract=True)
-    out = diff_beside(path_tuned) if path_diff is None else Path(path_diff)
+    out = diff_beside(path_tuned) if path_diff is None else local_path(path_diff)
     (result,) = combine(base, [Wish(tuned, out, check)], options)
     return result

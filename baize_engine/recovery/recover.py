@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, overload
 
 from baize_engine.checkpoint.base import Index, read_base
-from baize_engine.checkpoint.hub import folder_of
+from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.norms import why_diff
 from baize_engine.errors import MismatchError, RequestError
@@ -137,7 +136,7 @@ def recover(
         for diff in indexes:
             _refuse_swapped(base.index, diff)
     wishes = [
-        Wish(diff, Path(out), check_diff(base.index, diff, force), expect)
+        Wish(diff, local_path(out), check_diff(base.index, diff, force), expect)
         for diff, out, expect in zip(indexes, outs, expectations, strict=True)
     ]
     match = MatchOptions(new_rows, keep_extra, drop_rows, force)

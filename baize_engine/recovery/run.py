@@ -158,7 +158,7 @@ def _prepare(
     if not resume and whole is None:
         refuse_busy(out)
         check_output(out, sum(shard.nbytes for shard in layout))
-    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size)
+    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size, options.follow_links)
     run = fingerprint(work, layout, before, options.subtract)
     return _Prepared(wish, work, layout, files, sources, before, run, resume, whole)
 
