@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baize_engine import __version__
-from baize_engine.errors import ConfigError
+from baize_engine.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from baize_engine.checkpoint.index import CheckpointIndex
@@ -48,7 +48,34 @@ def _info_model(folder: Path, device: str) -> None:
         f"intermediate {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
         f"{config['max_position_embeddings']} positions"
     )
+    _info_ids(folder, config["vocab_size"])
     _info_costs(folder, index, device)
+
+
+def _info_ids(folder: Path, vocab_size: int) -> None:
+    """What stands around prompts and what ends a text, and which file says so."""
+    from baize_engine import special_ids
+    from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+
+    try:
+        reason = why_no_tokenizer(folder)
+        tokenizer = None if reason else Tokenizer.from_folder(folder, vocab_size)
+        found = special_ids.of_folder(folder, folder, tokenizer, vocab_size)
+    except CheckpointError as error:
+        print(f"  no text: {error}")
+        return
+    text = found.text
+    if tokenizer is None:
+        print(f"  no text: {reason}")
+    elif text.adds_bos:
+        print(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
+    else:
+        print(f"  prompts get no begin id: {'add_bos_token is false' if text.bos_id is not None else 'none is known'}")
+    if text.adds_eos:
+        print(f"  prompts end with id {text.eos_id}: add_eos_token is true; {text.eos_why}")
+    print(f"  texts end with {'; '.join(f'id {end.id}: {end.why}' for end in found.ends) or 'no id'}")
+    for line in found.passed_over:
+        print(f"  passed over: {line}")
 
 
 def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:

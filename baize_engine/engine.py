@@ -54,7 +54,7 @@ class Engine:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
-        # Configs of early converters name a wrong end id; the tokenizer's own then still ends the text.
+        # what closes a reply in the chat format ends it, whoever gave the ids
         own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
         self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
         limits = (vocab_size, max_model_len, self.eos_token_ids)
@@ -127,7 +127,7 @@ class Engine:
             parts.decoder,
             parts.cache,
             vocab_size=parts.config.vocab_size,
-            eos_token_ids=parts.config.eos_token_ids,
+            eos_token_ids=parts.eos_token_ids,
             max_model_len=parts.max_model_len,
             sample=parts.sample,
             steps=parts.steps,

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baize_engine import backend
+from baize_engine import backend, special_ids
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
@@ -76,7 +76,9 @@ def load_diff_parts(
     )  # a stored copy of a tied head is not
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, diff, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
-    text = read_tokenizer(side_files.tokenizer_folder(diff.folder, source.index.folder))
+    words = side_files.tokenizer_folder(diff.folder, source.index.folder)
+    text = read_tokenizer(words, config.vocab_size)
+    ends = special_ids.of_folder(diff.folder, words, text[0], config.vocab_size).end_ids
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS
     with Progress(work.traffic, "recover", progress) as bar:
@@ -84,7 +86,7 @@ def load_diff_parts(
     sources.check()
     if device != "cpu":
         torch.cuda.synchronize(device)
-    return assemble(config, target.weights, device, max_model_len, cache_tokens, cache_dtype, text, exact_activations)
+    return assemble(config, target.weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations)
 
 
 @dataclass(frozen=True)

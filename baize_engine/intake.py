@@ -53,9 +53,9 @@ class Intake:
         many: Sequence[Any] = [prompts] if single else prompts
         return [self.prompt(prompt, f"prompt {i}") for i, prompt in enumerate(many)]
 
-    def prompt(self, prompt: Any, name: str) -> list[int]:
-        """The ids of one prompt, which errors call `name`."""
-        ids = self._ids(prompt, name)
+    def prompt(self, prompt: Any, name: str, add_eos: bool | None = None) -> list[int]:
+        """The ids of one prompt, which errors call `name`. add_eos: None: an end id follows where the tokenizer says so."""
+        ids = self._ids(prompt, name, add_eos)
         if not 0 < len(ids) < self.max_model_len:
             wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
             raise RequestError(f"{name} has {len(ids)} tokens, {wanted}")
@@ -63,7 +63,7 @@ class Intake:
 
     def continued(self, prompt: Prompt, completions: Sequence[Prompt]) -> list[tuple[list[int], int]]:
         """For each completion the ids of prompt and completion together, and where the completion's begin."""
-        (context,) = self.prompts([prompt])
+        context = self.prompt(prompt, "prompt 0", add_eos=False)
         if isinstance(completions, str) or not isinstance(completions, Sequence):
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
         return [self._joined(prompt, context, completion, i) for i, completion in enumerate(completions)]
@@ -100,9 +100,9 @@ class Intake:
             raise RequestError(f"{what} needs a tokenizer: {self.why_no_text}")
         return self.tokenizer
 
-    def _ids(self, prompt: Any, name: str) -> list[int]:
+    def _ids(self, prompt: Any, name: str, add_eos: bool | None = False) -> list[int]:
         if isinstance(prompt, str):
-            ids = self.need_tokenizer(f"{name}, a text,").encode(prompt)
+            ids = self.need_tokenizer(f"{name}, a text,").encode(prompt, add_eos=add_eos)
         elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
             ids = list(prompt)
         else:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from baize_engine import special_ids
 from baize_engine.backend import ops, resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
@@ -40,6 +41,7 @@ class Parts:
     max_model_len: int
     sample: SampleOp
     steps: DecodeSteps
+    eos_token_ids: tuple[int, ...]
     tokenizer: Tokenizer | None
     why_no_text: str | None
 
@@ -67,9 +69,10 @@ def load_parts(
     refuse_diff(index)
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, index, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
-    text = read_tokenizer(path)
+    text = read_tokenizer(path, config.vocab_size)
+    ends = special_ids.of_folder(path, path, text[0], config.vocab_size).end_ids
     weights = load_weights(index, config, dtype, device, quantize)
-    return assemble(config, weights, device, max_model_len, cache_tokens, cache_dtype, text, exact_activations)
+    return assemble(config, weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations)
 
 
 def check_settings(device: str, quantize: str | None, threads: int | None, cache_dtype: str) -> str:
@@ -89,10 +92,10 @@ def check_settings(device: str, quantize: str | None, threads: int | None, cache
     return resolved
 
 
-def read_tokenizer(folder: Path) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer of a folder, or why it has none. CheckpointError where it has a broken one."""
+def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer of a folder for a model of `vocab_size` rows, or why it has none. CheckpointError for a broken one."""
     reason = why_no_tokenizer(folder)
-    return (None if reason else Tokenizer.from_folder(folder)), reason
+    return (None if reason else Tokenizer.from_folder(folder, vocab_size)), reason
 
 
 def assemble(
@@ -102,6 +105,7 @@ def assemble(
     max_model_len: int,
     cache_tokens: int,
     cache_dtype: str,
+    eos_token_ids: tuple[int, ...],
     text: tuple[Tokenizer | None, str | None],
     exact_activations: bool = False,
 ) -> Parts:
@@ -109,7 +113,7 @@ def assemble(
     backend = ops(device)
     decoder = Llama(config, weights, backend, device, exact_activations=exact_activations)
     cache = decoder.new_cache(cache_tokens, None if cache_dtype == "auto" else getattr(torch, cache_dtype))
-    return Parts(config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), *text)
+    return Parts(config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), eos_token_ids, *text)
 
 
 def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int | None]:

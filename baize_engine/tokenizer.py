@@ -4,8 +4,8 @@ Security: text never becomes a control token ("</s>") or a special added one ("<
 asks for it; a message that spells one is encoded as its characters. Added tokens that are not special are vocabulary
 and are found in any text, the longest first.
 
-Ids are sentencepiece's own, which is what models of 2023 were trained with; the begin and end ids are its own too unless
-given, because configs of early converters carry wrong ones.
+Ids are sentencepiece's own, which is what models of 2023 were trained with. `special_ids` says which of them begin and end
+a text. A model may have rows for more ids than that, a vocabulary padded to a multiple of 64 for one: they stand for no text.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 
 import sentencepiece
 
-from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.generation.text import SPACE, IncrementalDecoder
+from baize_engine.special_ids import Own, text_ids
+from baize_engine.tokenizer_files import TokenizerFiles
 
 MODEL_FILE = "tokenizer.model"
 # Protobuf merges a message appended to its own kind: ModelProto.normalizer_spec (field 3) { add_dummy_prefix (3): false }.
@@ -27,15 +29,13 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class Tokenizer:
-    """A sentencepiece model plus added tokens, given as text -> (id, special)."""
+    """A sentencepiece model and what the files beside it say, for a model of `rows` ids (None: as many as there are tokens).
 
-    def __init__(
-        self,
-        model: bytes,
-        added: Mapping[str, tuple[int, bool]] | None = None,
-        bos_id: int | None = None,
-        eos_id: int | None = None,
-    ) -> None:
+    Added tokens beyond the model's rows do not count: it can neither read nor say them.
+    """
+
+    def __init__(self, model: bytes, files: TokenizerFiles | None = None, rows: int | None = None) -> None:
+        files = files or TokenizerFiles()
         self._fresh = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._continuing = sentencepiece.SentencePieceProcessor(model_proto=model + _NO_DUMMY_PREFIX)
         self._pieces = _piece_table(self._fresh)
@@ -46,21 +46,22 @@ class Tokenizer:
             if self._fresh.is_control(token_id):
                 special[self._fresh.id_to_piece(token_id)] = token_id
                 self._pieces[token_id] = ""
-        for text, (token_id, is_special) in (added or {}).items():
-            if token_id < len(self._pieces):
-                continue  # newer files list the model's own <unk>, <s> and </s> among the added ones
-            (special if is_special else ordinary)[text] = token_id
+        # newer files list the model's own <unk>, <s> and </s> among the added ones: ids of pieces are left out
+        for text, (token_id, is_special) in files.added(len(self._pieces), rows).items():
             self._added[token_id] = "" if is_special else text
+            if text:  # early converters wrote "" for special tokens: no text holds it
+                (special if is_special else ordinary)[text] = token_id
         self._ordinary, self._special = ordinary, special
-        self.bos_id = _own(self._fresh.bos_id()) if bos_id is None else bos_id
-        self.eos_id = _own(self._fresh.eos_id()) if eos_id is None else eos_id
+        self._rows = max(self.vocab_size, rows or 0)
         self.strips_first_space, self.strips_all_spaces = _space_rules(self._fresh, self._pieces)
+        own = Own(_own(self._fresh.bos_id()), _own(self._fresh.eos_id()), _own(self._fresh.unk_id()))
+        self.ids = text_ids(files, own, self.id_of)
+        self.bos_id, self.eos_id = self.ids.bos_id, self.ids.eos_id
 
     @classmethod
-    def from_folder(cls, folder: str | Path, bos_id: int | None = None, eos_id: int | None = None) -> Tokenizer:
-        """Reads tokenizer.model, and added tokens from added_tokens.json and tokenizer_config.json, where present.
+    def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
+        """Reads tokenizer.model, and where present tokenizer_config.json, special_tokens_map.json and added_tokens.json.
 
-        An added token is special if tokenizer_config.json says so or special_tokens_map.json names it.
         CheckpointError names a file that is missing or broken.
         """
         folder = Path(folder)
@@ -68,8 +69,12 @@ class Tokenizer:
         if reason:
             raise CheckpointError(reason)
         path = folder / MODEL_FILE
+        with reading(path):
+            content = path.read_bytes()
+        if not content:  # sentencepiece takes it for a model without pieces
+            raise CheckpointError(f"{path}: not a sentencepiece model (it is empty)")
         try:
-            return cls(path.read_bytes(), _read_added(folder), bos_id, eos_id)
+            return cls(content, TokenizerFiles.read(folder), rows)
         except RuntimeError as bad:  # sentencepiece's only error type
             raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
 
@@ -78,11 +83,26 @@ class Tokenizer:
         """One more than the highest id, pieces and added tokens together."""
         return max(len(self._pieces) - 1, *self._added, 0) + 1
 
+    def id_of(self, token: str) -> int | None:
+        """The id of the token that is spelled so, special or not; None where there is none."""
+        for known in (self._special, self._ordinary):
+            if token in known:
+                return known[token]
+        found = self._fresh.piece_to_id(token) if token.isprintable() else -1
+        return found if 0 <= found < len(self._pieces) and self._fresh.id_to_piece(found) == token else None
+
     def encode(
-        self, text: str, add_bos: bool = True, *, continues: bool = False, allow_special: bool = False
+        self,
+        text: str,
+        add_bos: bool | None = None,
+        *,
+        add_eos: bool | None = False,
+        continues: bool = False,
+        allow_special: bool = False,
     ) -> list[int]:
         """The ids of `text`. Where it `continues` earlier ids it gets no dummy space in front.
 
+        add_bos, add_eos: whether the begin id comes in front and the end id behind; None: as the tokenizer's files say.
         allow_special lets the spelling of control and special added tokens become their ids: never for users' text.
         """
         if not isinstance(text, str):
@@ -91,9 +111,8 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as bad:
             raise RequestError(f"text has a lone surrogate at character {bad.start}, wanted valid Unicode") from bad
-        if add_bos and self.bos_id is None:
-            raise RequestError("this tokenizer has no begin token, wanted add_bos=False")
-        ids = [self.bos_id] if add_bos and self.bos_id is not None else []
+        ids = _around("begin", self.bos_id, self.ids.adds_bos if add_bos is None else add_bos)
+        end = _around("end", self.eos_id, self.ids.adds_eos if add_eos is None else add_eos)
         known = {**self._ordinary, **self._special} if allow_special else self._ordinary
         for part in _split(text, known):
             if part in known:
@@ -101,7 +120,7 @@ class Tokenizer:
             else:
                 ids += (self._continuing if continues else self._fresh).encode(part)
             continues = True
-        return ids
+        return ids + end
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of `ids`, special tokens left out. RequestError names an id that is not in the vocabulary."""
@@ -112,12 +131,14 @@ class Tokenizer:
         """What one id stands for, as `generation.text.Vocabulary` asks for it."""
         if 0 <= token_id < len(self._pieces):
             return self._pieces[token_id]
-        if token_id not in self._added:
-            raise RequestError(
-                f"token id {token_id} stands for no text: the tokenizer has {len(self._pieces)} pieces and "
-                f"{len(self._added)} added tokens"
-            )
-        return self._added[token_id]
+        if token_id in self._added:
+            return self._added[token_id]
+        if len(self._pieces) <= token_id < self._rows:
+            return ""  # a row that pads the vocabulary, or a token whose name is lost
+        raise RequestError(
+            f"token id {token_id} stands for no text: the tokenizer has {len(self._pieces)} pieces and "
+            f"{len(self._added)} added tokens, the model {self._rows} ids"
+        )
 
 
 def why_no_tokenizer(folder: Path) -> str | None:
@@ -159,38 +180,14 @@ def _own(token_id: int) -> int | None:
     return token_id if token_id >= 0 else None  # sentencepiece says -1 for "has none"
 
 
+def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
+    if wanted and token_id is None:
+        raise RequestError(f"this tokenizer has no {which} token, wanted add_{'bos' if which == 'begin' else 'eos'}=False")
+    return [token_id] if wanted and token_id is not None else []
+
+
 def _split(text: str, known: Mapping[str, int]) -> list[str]:
     if not known:
         return [text] if text else []
     longest_first = sorted(known, key=len, reverse=True)
     return [part for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if part]
-
-
-def _read_added(folder: Path) -> dict[str, tuple[int, bool]]:
-    named = _named_special(_read_json(folder / "special_tokens_map.json"))
-    added: dict[str, tuple[int, bool]] = {}
-    path = folder / "added_tokens.json"
-    for text, token_id in _read_json(path).items():
-        if not text or not isinstance(token_id, int) or token_id < 0:
-            raise CheckpointError(f"{path}: {text!r}: {token_id!r}, wanted a token and its id")
-        added[text] = (token_id, text in named)
-    path = folder / "tokenizer_config.json"
-    decoder = _read_json(path).get("added_tokens_decoder", {})
-    if not isinstance(decoder, dict):
-        raise CheckpointError(f"{path}: added_tokens_decoder is {decoder!r}, wanted an object of ids")
-    for key, entry in decoder.items():
-        content = entry.get("content") if isinstance(entry, dict) else None
-        if not key.isdecimal() or not isinstance(content, str) or not content:
-            raise CheckpointError(f"{path}: added_tokens_decoder {key!r}: {entry!r}, wanted an id and its content")
-        added[content] = (int(key), bool(entry.get("special")) or content in named)
-    return added
-
-
-def _named_special(special_map: dict) -> set[str]:
-    values = [v for value in special_map.values() for v in (value if isinstance(value, list) else [value])]
-    texts = [v.get("content") if isinstance(v, dict) else v for v in values]  # written both ways over the years
-    return {text for text in texts if isinstance(text, str)}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return strict_json.read(path) if path.is_file() else {}

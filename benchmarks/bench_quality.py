@@ -42,7 +42,7 @@ def speak(model: Llama, length: int, seed: int) -> list[int]:
     """Ids that the model draws from its own distribution after the begin token."""
     generator = torch.Generator().manual_seed(seed)
     cache = model.new_cache(length)
-    sequence, ids = cache.allocate(), [model.config.bos_token_id or 1]
+    sequence, ids = cache.allocate(), [1]  # LLaMA's begin token
     logits = model.prefill(ids, sequence, cache)
     while len(ids) < length:
         ids.append(int(torch.multinomial(logits[0].softmax(-1), 1, generator=generator)))

@@ -30,8 +30,21 @@ def test_transformers_defaults_where_the_file_is_silent() -> None:
     )
 
 
-def test_several_end_ids() -> None:
-    assert ModelConfig.from_dict(tiny.config(eos_token_id=[2, 7])).eos_token_ids == (2, 7)
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"pad_token_id": -1},
+        {"pad_token_id": [0, 1], "pretraining_tp": "two", "bos_token_id": {"a": None}, "eos_token_id": "</s>"},
+        {"pad_token_id": None, "pretraining_tp": 1, "rope_scaling": None, "bos_token_id": None, "eos_token_id": [2, 7]},
+        {"model_max_length": 10**30, "x": float("inf"), "y": float("nan"), "dtype": 7, "torch_dtype": None},
+        {"architectures": None},
+        {"architectures": []},
+        {"architectures": ["LLaMAForCausalLM"]},
+    ],
+)
+def test_what_is_not_used_is_not_looked_at(tmp_path: Path, unused: dict) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config(**unused)))
+    assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(tiny.config())
 
 
 @pytest.mark.parametrize(
@@ -54,6 +67,11 @@ def test_several_end_ids() -> None:
         ({"rope_parameters": {"rope_theta": -1.0}}, r"rope_theta is -1\.0"),
         ({"hidden_size": "big"}, "hidden_size is 'big'"),
         ({"num_hidden_layers": 0}, "num_hidden_layers is 0"),
+        ({"hidden_size": 10**400}, "hidden_size is 1000"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan, wanted a finite number"),
+        ({"rms_norm_eps": 10**400}, "rms_norm_eps is 1000"),
+        ({"rope_theta": float("inf")}, "rope_theta is inf, wanted a finite number"),
+        ({"rope_scaling": {"type": "linear", "factor": float("inf")}}, "factor = inf"),
         ({"vocab_size": True}, "vocab_size is True"),
     ],
 )
@@ -64,7 +82,7 @@ def test_what_it_would_run_wrongly_is_refused(tmp_path: Path, changes: dict, mes
     assert str(tmp_path) in str(caught.value)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", '{"a": 1, "a": 2}'])
+@pytest.mark.parametrize("content", [None, "{", "[]", '{"a": ' + "9" * 5000 + "}", "\ufeff"])
 def test_broken_files_are_named(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

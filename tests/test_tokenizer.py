@@ -82,16 +82,81 @@ def test_added_tokens_that_are_text_are_found_and_shown(tmp_path: Path) -> None:
     assert tokenizer.vocab_size == n + 3
 
 
-def test_begin_and_end_ids_are_the_models_unless_given(tmp_path: Path) -> None:
+def test_begin_and_end_ids_are_sentencepieces_unless_the_files_name_others(tmp_path: Path) -> None:
     write(tmp_path)
     plain = Tokenizer.from_folder(tmp_path)
-    assert (plain.bos_id, plain.eos_id) == (1, 2)
-    given = Tokenizer.from_folder(tmp_path, bos_id=5, eos_id=6)
-    assert (given.bos_id, given.eos_id, given.encode("a")[0]) == (5, 6, 5)
-    without = Tokenizer(small_model(bos_id=-1))
-    assert without.bos_id is None
-    with pytest.raises(RequestError, match="no begin token"):
-        without.encode("a")
+    n = plain.vocab_size
+    assert (plain.bos_id, plain.eos_id, plain.encode("a")[0]) == (1, 2, 1)
+    named = {"bos_token": "<|im_start|>", "eos_token": {"__type": "AddedToken", "content": "<|im_end|>"}}
+    write(tmp_path, added_tokens={"<|im_start|>": n, "<|im_end|>": n + 1}, tokenizer_config=named)
+    given = Tokenizer.from_folder(tmp_path)
+    assert (given.bos_id, given.eos_id, given.encode("a")[0]) == (n, n + 1, n)
+    assert given.decode([n, *given.encode("a", add_bos=False), n + 1]) == "a"
+
+
+def test_a_begin_and_an_end_id_stand_around_a_text_as_the_files_say(tmp_path: Path) -> None:
+    plain = Tokenizer.from_folder(write(tmp_path))
+    bare = plain.encode("the cat", add_bos=False)
+    assert plain.encode("the cat") == plain.encode("the cat", add_eos=None) == [1, *bare]
+    other = Tokenizer.from_folder(write(tmp_path, tokenizer_config={"add_bos_token": False, "add_eos_token": True}))
+    assert other.encode("the cat") == bare
+    assert other.encode("the cat", add_eos=None) == [*bare, 2]
+    assert other.encode("the cat", add_bos=True, add_eos=False) == [1, *bare]
+    without = Tokenizer(small_model(bos_id=-1, eos_id=-1))
+    assert (without.bos_id, without.eos_id) == (None, None)
+    assert without.encode("a", add_eos=None) == without.encode("a", add_bos=False)
+    with pytest.raises(RequestError, match="no begin token, wanted add_bos=False"):
+        without.encode("a", add_bos=True)
+    with pytest.raises(RequestError, match="no end token, wanted add_eos=False"):
+        without.encode("a", add_eos=True)
+
+
+def test_rows_without_a_token_stand_for_no_text(tmp_path: Path) -> None:
+    write(tmp_path, added_tokens={"<pad>": 360, "<x>": 362, "<far>": 400}, special_tokens_map={"pad_token": "<pad>"})
+    tokenizer = Tokenizer.from_folder(tmp_path, rows=384)
+    the = tokenizer.encode("the", add_bos=False)
+    assert tokenizer.decode([*the, 361, 360, 383, *the, 362]) == "the the<x>"
+    with pytest.raises(RequestError, match="token id 384 stands for no text"):
+        tokenizer.decode([384])
+    assert max(tokenizer.encode("a<x><far>")) == 362  # the model has no row for <far>: its characters are read
+    assert tokenizer.id_of("<far>") is None
+    with pytest.raises(RequestError, match="token id 361 stands for no text"):
+        Tokenizer.from_folder(write(tmp_path, added_tokens={"<pad>": 360})).decode([361])
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"added_tokens": {"": 360}},
+        {"added_tokens": {"<unk>": 0, "<s>": 1, "</s>": 2}},
+        {"tokenizer_config": {"added_tokens_decoder": {"0": 7, "1": None, "99999": ["far"]}}},
+        {"tokenizer_config": {"added_tokens_decoder": None, "model_max_length": 10**30, "pad_token": 7, "bos_token": [1]}},
+        {"tokenizer_config": {"eos_token": None, "unk_token": {"content": 3}, "add_bos_token": None}},
+        {"special_tokens_map": {"additional_special_tokens": [7, None, {"x": 1}], "eos_token": "", "pad_token": None}},
+    ],
+)
+def test_odd_entries_that_are_not_used_are_not_looked_at(tmp_path: Path, files: dict) -> None:
+    tokenizer = Tokenizer.from_folder(write(tmp_path, **files), rows=384)
+    assert tokenizer.encode("the cat") == Tokenizer(small_model()).encode("the cat")
+    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    assert tokenizer.decode([360]) == ""
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"added_tokens": {"<pad>": "360"}}, r"added_tokens\.json: '<pad>': '360', wanted a token and its id"),
+        ({"added_tokens": {"<pad>": True}}, r"added_tokens\.json: '<pad>': True"),
+        ({"added_tokens": {"<pad>": -1}}, r"added_tokens\.json: '<pad>': -1"),
+        ({"tokenizer_config": {"added_tokens_decoder": [1]}}, r"tokenizer_config\.json: added_tokens_decoder is \[1\]"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"x": "<pad>"}}}, "added_tokens_decoder 'x'"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"1" * 5000: "<pad>"}}}, "added_tokens_decoder '111"),
+        ({"tokenizer_config": {"added_tokens_decoder": {"360": {"content": 7}}}}, "added_tokens_decoder '360'"),
+    ],
+)
+def test_entries_that_are_no_tokens_are_named(tmp_path: Path, files: dict, message: str) -> None:
+    with pytest.raises(CheckpointError, match=message):
+        Tokenizer.from_folder(write(tmp_path, **files), rows=384)
 
 
 @pytest.mark.parametrize("token_id", [-1, 10**6])
@@ -112,6 +177,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     assert "absent" in (why_no_tokenizer(tmp_path) or "")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(CheckpointError, match=r"tokenizer\.json only, wanted the sentencepiece file"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a sentencepiece model \(it is empty\)"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a sentencepiece model"):

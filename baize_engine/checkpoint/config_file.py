@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import ConfigError
 
-# Key -> (accepted types, what transformers' LlamaConfig takes where the file is silent).
+# The keys that are used. What others hold is nobody's business here: pad_token_id is -1, pretraining_tp a text, as they like.
+# Token ids are special_ids' business. Key -> (accepted types, what transformers' LlamaConfig takes where the file is silent).
 _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "architectures": ((list,), None),
     "model_type": ((str,), None),
@@ -27,22 +29,20 @@ _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "tie_word_embeddings": ((bool,), False),
     "attention_bias": ((bool,), False),
     "mlp_bias": ((bool,), False),
-    "bos_token_id": ((int, list), 1),
-    "eos_token_id": ((int, list), 2),
-    "pad_token_id": ((int,), None),
     "sliding_window": ((int,), None),
     "quantization_config": ((dict,), None),
-    "pretraining_tp": ((int,), 1),
 }
 _POSITIVE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
 DEFAULT_THETA = 10000.0
+_ALIASES = {"LLaMAForCausalLM": "LlamaForCausalLM"}  # what converters of March 2023 wrote, before transformers had the model
+MAX_INTEGER = (1 << 63) - 1  # a size that tensors can have
 MAX_HEAD = 1024  # rows of a head: LLaMAs have 64 to 256, and tables are made of so many
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The object in `folder`/config.json as it is. CheckpointError if it is absent or not a JSON object."""
-    return strict_json.read(Path(folder) / "config.json")
+    return strict_json.read_settings(Path(folder) / "config.json")
 
 
 def read_normalised(folder: str | Path) -> dict[str, Any]:
@@ -56,8 +56,8 @@ def read_normalised(folder: str | Path) -> dict[str, Any]:
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     """The keys that matter, under one spelling, with transformers' defaults; all others are left out.
 
-    `dtype` is read from dtype or torch_dtype (None if absent); `rope_theta` and `rope` ({"rope_type": ..., parameters})
-    from rope_parameters or from rope_theta and rope_scaling. ConfigError names a key of the wrong type.
+    `rope_theta` and `rope` ({"rope_type": ..., parameters}) come from rope_parameters or from rope_theta and rope_scaling;
+    `architectures` is None where it names none. ConfigError names a key of the wrong type, or that is no finite number.
     """
     config = {key: _typed(raw, key, types, default) for key, (types, default) in _KEYS.items()}
     for key in _POSITIVE:
@@ -69,7 +69,8 @@ def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     if config["head_dim"] > MAX_HEAD:
         raise ConfigError(f"config: head_dim is {config['head_dim']}, wanted at most {MAX_HEAD}")
     config["rms_norm_eps"] = float(config["rms_norm_eps"])
-    config["dtype"] = _typed(raw, "dtype", (str,), None) or _typed(raw, "torch_dtype", (str,), None)
+    named = config["architectures"] or []
+    config["architectures"] = [_ALIASES.get(name, name) if isinstance(name, str) else name for name in named] or None
     config["rope_theta"], config["rope"] = _rope(raw)
     return config
 
@@ -80,7 +81,14 @@ def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: A
         return default
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise ConfigError(f"config: {key} is {brief(value)}, wanted {' or '.join(kind.__name__ for kind in types)}")
+    if isinstance(value, int | float) and not is_usable(value):
+        raise ConfigError(f"config: {key} is {brief(value)}, wanted a finite number of at most {MAX_INTEGER}")
     return value
+
+
+def is_usable(value: float) -> bool:
+    """Whether a number from a file can be computed with: settings files may hold inf, nan and integers of 4300 digits."""
+    return isfinite(value) if isinstance(value, float) else abs(value) <= MAX_INTEGER
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -97,4 +105,4 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     theta = _typed(source, "rope_theta", (float, int), DEFAULT_THETA)
     if theta <= 0:
         raise ConfigError(f"config: rope_theta is {theta}, wanted a positive number")
-    return float(theta), {"rope_type": kind, **parameters}
+    return float(theta), {"rope_type": kind, **{key: value for key, value in parameters.items() if value is not None}}

@@ -116,7 +116,7 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of the fields of records; a bool is n
 def _record(kind: Any, item: Mapping[str, Any]) -> Any:
     values = {field.name: item[field.name] for field in fields(kind)}
     for name, value in values.items():
-        if type(value) not in _KINDS[name]:
+        if type(value) not in _KINDS[name] or (type(value) is int and abs(value) >= 1 << 63):
             raise TypeError(f"{name} is {brief(value)}, wanted {_KINDS[name][0].__name__}")
     return kind(**values)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD
+from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD, is_usable
 from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
 from baize_engine.checkpoint.os_errors import stat_of
@@ -109,7 +109,7 @@ class _Params:
 
     def _number(self, key: str, default: float | None) -> float:
         value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_usable(value):
             raise ConfigError(f"{self.path}: {key} is {brief(value)}, wanted a number")
         return float(value)
 

@@ -1,4 +1,9 @@
-"""JSON objects from files of strangers: bounded, no duplicate keys, and every failure a CheckpointError."""
+"""JSON objects from files of strangers: bounded, and every failure a CheckpointError.
+
+What says where bytes lie (headers of safetensors, indexes of shards, manifests) has one meaning: `read` and `parse` refuse
+a key that stands there twice and numbers that are not finite. Settings (config.json and the files beside a tokenizer) are
+mostly not ours, and are read as Python's json, and so transformers, reads them: `read_settings`.
+"""
 
 from __future__ import annotations
 
@@ -14,19 +19,24 @@ from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.errors import CheckpointError
 
 MAX_BYTES = 8 << 20  # an index of a 65B model is some 100 KB; as objects, 20 times as much
+MAX_DIGITS = 4300  # of an integer: Python's own default; published files have 31 (a model_max_length of int(1e30))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in a file of at most MAX_BYTES."""
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{path}: more than {MAX_BYTES} bytes of JSON")
-    return parse(content, str(path))
+    """The object in a file of at most MAX_BYTES, as `parse` reads it."""
+    return parse(_content(path), str(path))
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The object in a settings file of at most MAX_BYTES: of equal keys the last counts, and numbers may be inf or nan.
+
+    Who uses a number looks first whether it is finite.
+    """
+    return _parse(_content(path), str(path))
 
 
 def parse(content: bytes, what: str) -> dict[str, Any]:
-    """The object in `content`; CheckpointError names `what`. Numbers are finite, and integers have at most 20 digits."""
+    """The object in `content`; CheckpointError names `what`. Numbers are finite, and no key stands there twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -36,11 +46,20 @@ def parse(content: bytes, what: str) -> dict[str, Any]:
             raise CheckpointError(f"{what}: the key {brief(twice)} stands there twice")
         return found
 
+    return _parse(content, what, object_pairs_hook=unique, parse_float=_finite, parse_constant=_finite)
+
+
+def _content(path: Path) -> bytes:
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise CheckpointError(f"{path}: more than {MAX_BYTES} bytes of JSON")
+    return content
+
+
+def _parse(content: bytes, what: str, **hooks: Any) -> dict[str, Any]:
     try:
-        text = content.decode("utf-8-sig")
-        value = json.loads(
-            text, object_pairs_hook=unique, parse_int=_integer, parse_float=_finite, parse_constant=_finite
-        )
+        value = json.loads(content.decode("utf-8-sig"), parse_int=_integer, **hooks)
     except CheckpointError:
         raise
     except (ValueError, RecursionError) as error:
@@ -51,7 +70,7 @@ def parse(content: bytes, what: str) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20:
+    if len(text) > MAX_DIGITS:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
 

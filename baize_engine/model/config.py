@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine import backend
-from baize_engine.checkpoint.config_file import normalise, read_config
+from baize_engine.checkpoint.config_file import is_usable, normalise, read_config
 from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import ConfigError
 
@@ -36,9 +36,6 @@ class ModelConfig:
     rope: Mapping[str, float] = field(default_factory=dict)
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
-    bos_token_id: int | None = 1
-    eos_token_ids: tuple[int, ...] = (2,)
-    pad_token_id: int | None = None
     quantization: str | None = None  # "int8" or "int4": the files hold quantised matrices of this project's scheme
 
     def __post_init__(self) -> None:
@@ -50,7 +47,8 @@ class ModelConfig:
             raise ConfigError(f"config: rope_type is {self.rope_type!r}, supported are {', '.join(ROPE_PARAMETERS)}")
         for name in ROPE_PARAMETERS[self.rope_type]:
             value = self.rope.get(name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not is_usable(value) or value <= 0:
                 raise ConfigError(
                     f"config: rope {self.rope_type} has {name} = {brief(value)}, wanted a positive number"
                 )
@@ -68,8 +66,6 @@ class ModelConfig:
         """From the contents of a config.json in the spelling of transformers 4 or 5."""
         config = normalise(raw)
         _refuse_others(config)
-        eos = config["eos_token_id"]
-        bos = config["bos_token_id"]
         rope = dict(config["rope"])
         return cls(
             vocab_size=config["vocab_size"],
@@ -85,9 +81,6 @@ class ModelConfig:
             rope=rope,
             max_position_embeddings=config["max_position_embeddings"],
             tie_word_embeddings=config["tie_word_embeddings"],
-            bos_token_id=bos[0] if isinstance(bos, list) else bos,
-            eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
-            pad_token_id=config["pad_token_id"],
             quantization=_quantization(config["quantization_config"]),
         )
 

@@ -1,0 +1,85 @@
+"""The JSON files beside a tokenizer, of whatever year: which tokens were added, and which token is called what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.shown import brief
+from baize_engine.errors import CheckpointError
+
+CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+MAX_ID_DIGITS = 18
+
+
+@dataclass(frozen=True)
+class TokenizerFiles:
+    """The objects in tokenizer_config.json, special_tokens_map.json and added_tokens.json of `folder`, {} where absent."""
+
+    folder: Path = Path()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    special_map: Mapping[str, Any] = field(default_factory=dict)
+    added_tokens: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, folder: Path) -> TokenizerFiles:
+        """CheckpointError names a file that is no JSON object."""
+        paths = (folder / name for name in (CONFIG, MAP, ADDED))
+        return cls(folder, *(strict_json.read_settings(path) if path.is_file() else {} for path in paths))
+
+    def named(self, key: str) -> tuple[str, str]:
+        """(text, file) of the token called `key` ("eos_token"); "" where none is.
+
+        Of two files that disagree the map counts, unless tokenizer_config.json lists the added tokens: as in transformers.
+        """
+        told = [(self.special_map, MAP), (self.config, CONFIG)]
+        if "added_tokens_decoder" in self.config:
+            told.reverse()
+        for file, name in told:
+            if key in file:
+                return content_of(file[key]) or "", name
+        return "", CONFIG
+
+    def added(self, first: int, last: int | None) -> dict[str, tuple[int, bool]]:
+        """Added tokens as text -> (id, special), of ids from `first` to before `last`; what others hold is not looked at.
+
+        A token is special if tokenizer_config.json says so or a file names it as one. CheckpointError names an entry that is
+        no token with its id.
+        """
+        special = self._special()
+        found: dict[str, tuple[int, bool]] = {}
+        for text, token_id in self.added_tokens.items():
+            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
+                raise CheckpointError(f"{self.folder / ADDED}: {brief(text)}: {brief(token_id)}, wanted a token and its id")
+            if first <= token_id and (last is None or token_id < last):
+                found[text] = (token_id, text in special)
+        decoder = self.config.get("added_tokens_decoder") or {}
+        where = f"{self.folder / CONFIG}: added_tokens_decoder"
+        if not isinstance(decoder, dict):
+            raise CheckpointError(f"{where} is {brief(decoder)}, wanted an object of ids")
+        for key, entry in decoder.items():
+            if not (key.isascii() and key.isdecimal() and len(key) <= MAX_ID_DIGITS):
+                raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
+            if first <= int(key) and (last is None or int(key) < last):
+                text = content_of(entry)
+                if text is None:
+                    raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
+                marked = isinstance(entry, dict) and entry.get("special") is True
+                found[text] = (int(key), marked or text in special)
+        return found
+
+    def _special(self) -> set[str]:
+        """The texts of tokens that a file gives a special name, one each or in a list ("additional_special_tokens")."""
+        values = [value for key, value in self.config.items() if key.endswith(("_token", "_tokens"))]
+        values += self.special_map.values()
+        flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+        return {text for text in map(content_of, flat) if text is not None}
+
+
+def content_of(token: Any) -> str | None:
+    """The text of a token in any of the forms of the years: a text, or an object that has it as `content`."""
+    text = token.get("content") if isinstance(token, dict) else token
+    return text if isinstance(text, str) else None
