@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -189,3 +190,15 @@ def small_model(**changes: object) -> bytes:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(lines), model_writer=model, **settings)
     return model.getvalue()
+
+
+@cache
+def llama_sized_model() -> bytes:
+    """small_model() with pieces that no text meets up to LLaMA's 32000: ids as published files have them."""
+    model = small_model()
+    pieces = [model]
+    for token_id in range(sentencepiece.SentencePieceProcessor(model_proto=model).get_piece_size(), 32000):
+        text = f"\u27e8{token_id}\u27e9".encode()
+        body = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", -token_id)  # piece, score
+        pieces.append(b"\x0a" + bytes([len(body)]) + body)
+    return b"".join(pieces)
