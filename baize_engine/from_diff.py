@@ -86,7 +86,9 @@ def load_diff_parts(
     sources.check()
     if device != "cpu":
         torch.cuda.synchronize(device)
-    return assemble(config, target.weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations)
+    return assemble(
+        config, target.weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations
+    )
 
 
 @dataclass(frozen=True)

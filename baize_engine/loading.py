@@ -113,7 +113,9 @@ def assemble(
     backend = ops(device)
     decoder = Llama(config, weights, backend, device, exact_activations=exact_activations)
     cache = decoder.new_cache(cache_tokens, None if cache_dtype == "auto" else getattr(torch, cache_dtype))
-    return Parts(config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), eos_token_ids, *text)
+    return Parts(
+        config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), eos_token_ids, *text
+    )
 
 
 def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int | None]:

@@ -30,7 +30,10 @@ from baize_engine.tokenizer_files import TokenizerFiles
 if TYPE_CHECKING:
     from baize_engine.tokenizer import Tokenizer
 
-LLAMA_END = 2  # in the vocabulary of LLaMA and Llama-2, and what transformers' LlamaConfig takes where config.json is silent
+MAX_PASSED = 16  # of the things passed over, how many are told: a file may list millions
+LLAMA_END = (
+    2  # in the vocabulary of LLaMA and Llama-2, and what transformers' LlamaConfig takes where config.json is silent
+)
 _EARLY = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
 
 
@@ -108,18 +111,21 @@ def text_ids(files: TokenizerFiles, own: Own, id_of: Callable[[str], int | None]
     return TextIds(own, bos, bos_why, eos, eos_why, adds_bos, adds_eos, tuple(passed))
 
 
-def special_ids(
-    config: Mapping[str, Any], generation: Mapping[str, Any], text: TextIds, vocab_size: int
-) -> SpecialIds:
+def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: TextIds, vocab_size: int) -> SpecialIds:
     """Those of a model of `vocab_size` rows, by its config.json, generation_config.json and tokenizer."""
     ends: dict[int, str] = {}
     passed = list(text.passed_over)
+
+    def pass_over(what: str) -> None:
+        if len(passed) < MAX_PASSED:
+            passed.append(what)
+
     for value, file, early in _told(config, generation):
         why = f"eos_token_id in {file}"
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
-            passed.append(f"{why}: {brief(value)} is no token of this model")
+            pass_over(f"{why}: {brief(value)} is no token of this model")
         elif value == text.own.bos or (early and text.own == Own()):
-            passed.append(f"{why}: {value} is the begin token (converters of March 2023 wrote it)")
+            pass_over(f"{why}: {value} is the begin token (converters of March 2023 wrote it)")
             if early and text.own == Own() and vocab_size > LLAMA_END:
                 ends.setdefault(LLAMA_END, f"LLaMA's, where {file} has the wrong ids of converters of March 2023")
         else:

@@ -182,7 +182,9 @@ def _own(token_id: int) -> int | None:
 
 def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
     if wanted and token_id is None:
-        raise RequestError(f"this tokenizer has no {which} token, wanted add_{'bos' if which == 'begin' else 'eos'}=False")
+        raise RequestError(
+            f"this tokenizer has no {which} token, wanted add_{'bos' if which == 'begin' else 'eos'}=False"
+        )
     return [token_id] if wanted and token_id is not None else []
 
 

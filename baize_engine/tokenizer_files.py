@@ -53,7 +53,9 @@ class TokenizerFiles:
         found: dict[str, tuple[int, bool]] = {}
         for text, token_id in self.added_tokens.items():
             if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-                raise CheckpointError(f"{self.folder / ADDED}: {brief(text)}: {brief(token_id)}, wanted a token and its id")
+                raise CheckpointError(
+                    f"{self.folder / ADDED}: {brief(text)}: {brief(token_id)}, wanted a token and its id"
+                )
             if first <= token_id and (last is None or token_id < last):
                 found[text] = (token_id, text in special)
         decoder = self.config.get("added_tokens_decoder") or {}
@@ -64,11 +66,11 @@ class TokenizerFiles:
             if not (key.isascii() and key.isdecimal() and len(key) <= MAX_ID_DIGITS):
                 raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
             if first <= int(key) and (last is None or int(key) < last):
-                text = content_of(entry)
-                if text is None:
+                content = content_of(entry)
+                if content is None:
                     raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
                 marked = isinstance(entry, dict) and entry.get("special") is True
-                found[text] = (int(key), marked or text in special)
+                found[content] = (int(key), marked or content in special)
         return found
 
     def _special(self) -> set[str]:

@@ -160,7 +160,7 @@ def fuzz(names: list[str], count: int, seed: int, keep: Path) -> dict[str, Targe
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("readers", nargs="*", help="torch safetensors index manifest config meta (default: all)")
+    parser.add_argument("readers", nargs="*", help="torch safetensors index manifest config meta words (default: all)")
     parser.add_argument("--cases", type=int, default=100_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir()) / "baize_fuzz_case")

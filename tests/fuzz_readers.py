@@ -13,8 +13,10 @@ import fuzz_cases as cases
 
 from baize_engine.checkpoint import base, config_file, index, manifest, safetensors_file, torch_file
 from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.special_ids import Own, special_ids, text_ids
+from baize_engine.tokenizer_files import TokenizerFiles
 
-NAMES = ("torch", "safetensors", "index", "manifest", "config", "meta")
+NAMES = ("torch", "safetensors", "index", "manifest", "config", "meta", "words")
 
 
 class Case(Protocol):
@@ -89,6 +91,12 @@ def targets(folder: Path) -> dict[str, Target]:
         "rms_norm_eps": 1e-6, "vocab_size": 4, "max_position_embeddings": 8, "torch_dtype": "float16", "rope_theta": 1e4,
         "rope_scaling": {"type": "linear", "factor": 2.0}, "tie_word_embeddings": False, "bos_token_id": 1,
     }  # fmt: skip
+    words = {
+        "bos_token": "<s>", "eos_token": {"__type": "AddedToken", "content": "<|im_end|>"}, "eos_token_id": [2, 5],
+        "add_bos_token": True, "add_eos_token": None, "model_max_length": 10**30, "additional_special_tokens": ["<x>"],
+        "added_tokens_decoder": {"2": {"content": "</s>", "special": True}, "5": {"content": "<|im_end|>"}, "6": "<x>"},
+    }  # fmt: skip
+    (folder / "words" / "config.json").write_text('{"eos_token_id": 1, "bos_token_id": 0, "pad_token_id": -1}')
     params = {"dim": 4, "n_heads": 1, "n_layers": 1, "norm_eps": 1e-6, "vocab_size": -1, "multiple_of": 4}
     shapes = {"tok_embeddings.weight": (3, 4), "output.weight": (3, 4), "norm.weight": (4,), "rope.freqs": (2,)}
     shapes |= {f"layers.0.attention.{n}.weight": (4, 4) for n in ("wq", "wk", "wv", "wo")}
@@ -114,6 +122,20 @@ def targets(folder: Path) -> dict[str, Target]:
 
     def configured() -> None:
         config_file.read_normalised(folder / "config")
+        ended(folder / "config")
+
+    def worded() -> None:
+        ended(folder / "words")
+
+    def ended(where: Path) -> None:
+        """The same object as config, generation config and tokenizer config: each takes the keys that are its own."""
+        files, told = TokenizerFiles.read(where), config_file.read_config(where)
+        added = files.added(3, 8)
+        text = text_ids(files, Own(1, 2, 0), lambda name: added[name][0] if name in added else None)
+        found = special_ids(told, files.config, text, 8)
+        ids = [*found.end_ids, text.bos_id, *(token_id for token_id, _ in added.values())]
+        if not all(type(token_id) is int and 0 <= token_id < 8 for token_id in ids) or 1 in found.end_ids:
+            raise Broken(f"accepted {found!r:.300}")
 
     def joined() -> None:
         for entry in base.read_base(folder / "meta").index.entries.values():
@@ -126,5 +148,6 @@ def targets(folder: Path) -> dict[str, Target]:
         "index": Target(shards / "model.safetensors.index.json", indexed, list(indexes)),
         "manifest": Target(folder / "manifest" / manifest.MANIFEST_NAME, summed, [cases.JsonCase(told)]),
         "config": Target(folder / "config" / "config.json", configured, [cases.JsonCase(config)]),
+        "words": Target(folder / "words" / "tokenizer_config.json", worded, [cases.JsonCase(words)]),
         "meta": Target(folder / "meta" / "params.json", joined, [cases.JsonCase(params)]),
     }  # fmt: skip

@@ -26,6 +26,8 @@ from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.checkpoint.writer import TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, MismatchError
+from baize_engine.special_ids import Own, special_ids, text_ids
+from baize_engine.tokenizer_files import TokenizerFiles
 
 TENSOR = cases.tensor_ops("HalfStorage", "0", 6, 0, (2, 3))
 LAUGHS = b"K\0\x85" + b"q\0h\0\x86" * 60  # ((((0,), (0,)), ...), ...), 2**60 deep: hashing or showing it never ends
@@ -341,6 +343,7 @@ def test_a_duplicate_among_many_keys_is_found_at_once(tmp_path: Path) -> None:
     [
         ("shape", [1e400]), ("shape", [-1]), ("shape", [True]), ("shape", "12"), ("sum", "x"), ("sum", [1]), ("sha256", 5),
         ("dtype", None), ("overflowed", 0.5), ("nonfinite", 10**30),
+        ("sum", 10**400), ("overflowed", -(10**4299)),
     ],
 )  # fmt: skip
 def test_manifests(tmp_path: Path, key: str, value: object) -> None:
@@ -410,3 +413,19 @@ def test_the_laughs_are_what_they_are_said_to_be() -> None:
     while isinstance(value, tuple):
         value, depth = value[0], depth + 1
     assert depth == 61
+
+
+def test_lists_in_lists_do_not_grow_when_a_config_is_written_again(tmp_path: Path) -> None:
+    """With its indents this one takes 500 MB."""
+    base, diff = tiny.write_pair(tmp_path)
+    deep = "[" * 500 + "[]," * 500_000 + "[]" + "]" * 500
+    (diff / "config.json").write_text(json.dumps(tiny.config(vocab_size=97))[:-1] + f', "x": {deep}}}')
+    with pytest.raises(CheckpointError, match=r"diff/config\.json: more than 8388608 bytes when written"):
+        recover(base, diff, tmp_path / "out", progress=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_passed_over_is_told_in_a_few_lines() -> None:
+    text = text_ids(TokenizerFiles(), Own(), lambda _: None)
+    found = special_ids({"eos_token_id": [-1] * 100_000}, {}, text, 96)
+    assert (found.ends, len(found.passed_over)) == ((), 16)

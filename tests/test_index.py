@@ -102,3 +102,11 @@ def test_a_broken_index_is_named(tmp_path: Path, content: str) -> None:
     (tmp_path / "model.safetensors.index.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
         read_index(tmp_path)
+
+
+def test_a_number_of_31_digits_that_is_not_used_is_nobodys_business(tmp_path: Path) -> None:
+    folder = tiny.write_model(tmp_path, tiny.config(), tiny.state(tiny.config()), shards=2)
+    path = folder / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    path.write_text(json.dumps({**index, "metadata": {"total_size": 10**30, "x": None}}))
+    assert len(read_index(folder).entries) == 21

@@ -106,7 +106,9 @@ class Published:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sentencepiece_model: bytes) -> Published:
+def published(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sentencepiece_model: bytes
+) -> Published:
     """Base, diff, and the model recovered by the command, of a family."""
     name, family = request.param, FAMILIES[request.param]
     root, config, base_config = tmp_path_factory.mktemp(name), config_of(name), config_of(family.base)
@@ -204,7 +206,10 @@ def test_transformers_says_the_same(published: Published) -> None:
             assert answer == published.saying
             assert done.token_ids == answer
             if set(family.theirs) == set(family.ends):
-                assert model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist() == answer
+                assert (
+                    model.generate(torch.tensor([ids]), max_new_tokens=12, do_sample=False)[0, len(ids) :].tolist()
+                    == answer
+                )
         rows = range(len(theirs), engine.vocab_size)
         assert theirs.decode(list(rows)) == engine.tokenizer.decode(rows) == ""
         text = engine.tokenizer.encode("The quick brown fox.\nnaïve 日本語 😀", add_bos=False)

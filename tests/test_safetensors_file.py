@@ -78,6 +78,7 @@ BAD = {
     "shape of floats": (changed(shape=[2.0, 3]), bytes(16), None, "a: shape"),
     "shape of booleans": (changed(shape=[True, 6]), bytes(16), None, "a: shape"),
     "shape beyond all bounds": (changed(shape=[1 << 40, 1 << 40]), bytes(16), None, "a: 12 bytes of data, wanted"),
+    "shape of 31 digits": (changed(shape=[10**30]), bytes(16), None, "a: shape"),
     "shape does not fit": (changed(shape=[2, 4]), bytes(16), None, "a: 12 bytes of data, wanted 16"),
     "offsets backwards": (changed(data_offsets=[12, 0]), bytes(16), None, "a: data_offsets"),
     "offsets of one": (changed(data_offsets=[0]), bytes(16), None, "a: data_offsets"),

@@ -130,7 +130,14 @@ def test_rows_without_a_token_stand_for_no_text(tmp_path: Path) -> None:
         {"added_tokens": {"": 360}},
         {"added_tokens": {"<unk>": 0, "<s>": 1, "</s>": 2}},
         {"tokenizer_config": {"added_tokens_decoder": {"0": 7, "1": None, "99999": ["far"]}}},
-        {"tokenizer_config": {"added_tokens_decoder": None, "model_max_length": 10**30, "pad_token": 7, "bos_token": [1]}},
+        {
+            "tokenizer_config": {
+                "added_tokens_decoder": None,
+                "model_max_length": 10**30,
+                "pad_token": 7,
+                "bos_token": [1],
+            }
+        },
         {"tokenizer_config": {"eos_token": None, "unk_token": {"content": 3}, "add_bos_token": None}},
         {"special_tokens_map": {"additional_special_tokens": [7, None, {"x": 1}], "eos_token": "", "pad_token": None}},
     ],

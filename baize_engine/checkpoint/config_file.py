@@ -35,7 +35,9 @@ _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
 _POSITIVE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
 DEFAULT_THETA = 10000.0
-_ALIASES = {"LLaMAForCausalLM": "LlamaForCausalLM"}  # what converters of March 2023 wrote, before transformers had the model
+_ALIASES = {
+    "LLaMAForCausalLM": "LlamaForCausalLM"
+}  # what converters of March 2023 wrote, before transformers had the model
 MAX_INTEGER = (1 << 63) - 1  # a size that tensors can have
 MAX_HEAD = 1024  # rows of a head: LLaMAs have 64 to 256, and tables are made of so many
 

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
@@ -36,7 +37,7 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     """
     if not follow_links:
         _refuse_link_elsewhere(tuned_like / "config.json")
-    files = {"config.json": _config(read_config(tuned_like), dtype, vocab_size)}
+    files = {"config.json": _config(tuned_like, dtype, vocab_size)}
     source = tokenizer_folder(tuned_like, base)
     for path in (tuned_like / "generation_config.json", *(source / name for name in TOKENIZER_FILES)):
         if path.is_file():
@@ -71,14 +72,25 @@ def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
     return base
 
 
-def _config(raw: dict[str, object], dtype: str, vocab_size: int) -> bytes:
-    config = {key: value for key, value in raw.items() if key != "_name_or_path"}  # a path on its author's machine
+def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
+    config = {
+        key: value for key, value in read_config(folder).items() if key != "_name_or_path"
+    }  # a path on its author's machine
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or [
         "torch_dtype"
     ]:  # as transformers 4 or 5 spell it
         config[key] = dtype
     config["vocab_size"] = vocab_size
-    return (json.dumps(config, indent=2) + "\n").encode()
+    text: list[str] = []
+    size = 0
+    for piece in json.JSONEncoder(indent=2).iterencode(config):
+        size += len(piece)  # a stranger's lists in lists grow by their indents, to a thousand times the file
+        if size > strict_json.MAX_BYTES:
+            raise CheckpointError(
+                f"{folder / 'config.json'}: more than {strict_json.MAX_BYTES} bytes when written with its indents"
+            )
+        text.append(piece)
+    return ("".join(text) + "\n").encode()
 
 
 def _read(path: Path, others: dict[str, bytes], follow_links: bool) -> bytes:

@@ -47,8 +47,8 @@ class ModelConfig:
             raise ConfigError(f"config: rope_type is {self.rope_type!r}, supported are {', '.join(ROPE_PARAMETERS)}")
         for name in ROPE_PARAMETERS[self.rope_type]:
             value = self.rope.get(name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not is_usable(value) or value <= 0:
+            odd = isinstance(value, bool) or not isinstance(value, int | float)
+            if odd or value is None or not is_usable(value) or value <= 0:
                 raise ConfigError(
                     f"config: rope {self.rope_type} has {name} = {brief(value)}, wanted a positive number"
                 )
