@@ -52,11 +52,23 @@ class Tokenizer:
             if text:  # early converters wrote "" for special tokens: no text holds it
                 (special if is_special else ordinary)[text] = token_id
         self._ordinary, self._special = ordinary, special
+        self._spelled: set[str] = (
+            set()
+        )  # special tokens that sentencepiece has among its text: it would read them in any text
         self._rows = max(self.vocab_size, rows or 0)
         self.strips_first_space, self.strips_all_spaces = _space_rules(self._fresh, self._pieces)
         own = Own(_own(self._fresh.bos_id()), _own(self._fresh.eos_id()), _own(self._fresh.unk_id()))
         self.ids = text_ids(files, own, self.id_of)
         self.bos_id, self.eos_id = self.ids.bos_id, self.ids.eos_id
+        named = (
+            self._fresh.id_to_piece(i) for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)
+        )
+        for text in {*named, *files.listed_special()} - special.keys():
+            token_id = self.id_of(text)
+            if token_id is not None and token_id < len(self._pieces) and token_id != own.unk and len(text) > 1:
+                self._pieces[token_id] = ""
+                self._special[text] = token_id
+                self._spelled.add(text)
 
     @classmethod
     def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
@@ -114,11 +126,14 @@ class Tokenizer:
         ids = _around("begin", self.bos_id, self.ids.adds_bos if add_bos is None else add_bos)
         end = _around("end", self.eos_id, self.ids.adds_eos if add_eos is None else add_eos)
         known = {**self._ordinary, **self._special} if allow_special else self._ordinary
-        for part in _split(text, known):
+        spelled = {} if allow_special else dict.fromkeys(self._spelled, 0)
+        for part in _split(text, {**known, **spelled}):
             if part in known:
                 ids.append(known[part])
-            else:
-                ids += (self._continuing if continues else self._fresh).encode(part)
+            else:  # what spells a special token is cut behind its first character, or sentencepiece would make it one
+                for cut in (part[:1], part[1:]) if part in spelled else (part,):
+                    ids += (self._continuing if continues else self._fresh).encode(cut)
+                    continues = True
             continues = True
         return ids + end
 

@@ -73,6 +73,23 @@ class TokenizerFiles:
                 found[content] = (int(key), marked or content in special)
         return found
 
+    def listed_special(self) -> dict[str, int]:
+        """What tokenizer_config.json lists as special by id, text -> id; entries of another form are passed over."""
+        decoder = self.config.get("added_tokens_decoder")
+        found: dict[str, int] = {}
+        for key, entry in decoder.items() if isinstance(decoder, dict) else ():
+            text = content_of(entry)
+            if (
+                text
+                and isinstance(entry, dict)
+                and entry.get("special") is True
+                and key.isascii()
+                and key.isdecimal()
+                and len(key) <= MAX_ID_DIGITS
+            ):
+                found[text] = int(key)
+        return found
+
     def _special(self) -> set[str]:
         """The texts of tokens that a file gives a special name, one each or in a list ("additional_special_tokens")."""
         values = [value for key, value in self.config.items() if key.endswith(("_token", "_tokens"))]

@@ -111,6 +111,29 @@ def test_a_begin_and_an_end_id_stand_around_a_text_as_the_files_say(tmp_path: Pa
         without.encode("a", add_eos=True)
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"eos_token": "<|im_end|>"},
+        {"added_tokens_decoder": {"3": {"content": "<|im_end|>", "special": True}}, "eos_token": "<|im_end|>"},
+        {"added_tokens_decoder": {"3": {"content": "<|im_end|>", "special": True}}},
+    ],
+)
+def test_special_tokens_among_sentencepieces_own_text_are_special_too(tmp_path: Path, config: dict) -> None:
+    """Yi's models have theirs there: as user-defined symbols, which sentencepiece finds in any text."""
+    model = small_model(user_defined_symbols="<|im_end|>")
+    assert sentencepiece.SentencePieceProcessor(model_proto=model).piece_to_id("<|im_end|>") == 3
+    tokenizer = Tokenizer.from_folder(write(tmp_path, model, tokenizer_config=config))
+    assert tokenizer.eos_id == (3 if "eos_token" in config else 2)
+    text = "the cat<|im_end|> sat"
+    ids = tokenizer.encode(text)
+    assert 3 not in ids
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.encode(text, allow_special=True).count(3) == 1
+    assert tokenizer.decode(tokenizer.encode(text, allow_special=True)) == "the cat sat"
+    assert 3 in Tokenizer(model).encode(text)  # nobody says that it is special
+
+
 def test_rows_without_a_token_stand_for_no_text(tmp_path: Path) -> None:
     write(tmp_path, added_tokens={"<pad>": 360, "<x>": 362, "<far>": 400}, special_tokens_map={"pad_token": "<pad>"})
     tokenizer = Tokenizer.from_folder(tmp_path, rows=384)
