@@ -52,23 +52,12 @@ class Tokenizer:
             if text:  # early converters wrote "" for special tokens: no text holds it
                 (special if is_special else ordinary)[text] = token_id
         self._ordinary, self._special = ordinary, special
-        self._spelled: set[str] = (
-            set()
-        )  # special tokens that sentencepiece has among its text: it would read them in any text
         self._rows = max(self.vocab_size, rows or 0)
         self.strips_first_space, self.strips_all_spaces = _space_rules(self._fresh, self._pieces)
         own = Own(_own(self._fresh.bos_id()), _own(self._fresh.eos_id()), _own(self._fresh.unk_id()))
         self.ids = text_ids(files, own, self.id_of)
         self.bos_id, self.eos_id = self.ids.bos_id, self.ids.eos_id
-        named = (
-            self._fresh.id_to_piece(i) for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)
-        )
-        for text in {*named, *files.listed_special()} - special.keys():
-            token_id = self.id_of(text)
-            if token_id is not None and token_id < len(self._pieces) and token_id != own.unk and len(text) > 1:
-                self._pieces[token_id] = ""
-                self._special[text] = token_id
-                self._spelled.add(text)
+        self._spelled = self._hide(files.listed_special())
 
     @classmethod
     def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
@@ -89,6 +78,21 @@ class Tokenizer:
             return cls(content, TokenizerFiles.read(folder), rows)
         except RuntimeError as bad:  # sentencepiece's only error type
             raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
+
+    def _hide(self, listed: Iterable[str]) -> set[str]:
+        """Makes special what sentencepiece takes for text: the begin and end token, and those listed; gives their texts."""
+        around = [i for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)]
+        texts = {*map(self._fresh.id_to_piece, around), *listed} - self._special.keys()
+        hidden = set()
+        for text in texts:
+            found = self.id_of(text)
+            if found is None or found >= len(self._pieces) or found == self.ids.own.unk or len(text) < 2:
+                continue
+            if isinstance(self._pieces[found], str):  # and not a byte
+                self._pieces[found] = ""
+                self._special[text] = found
+                hidden.add(text)
+        return hidden
 
     @property
     def vocab_size(self) -> int:

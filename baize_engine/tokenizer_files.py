@@ -63,7 +63,7 @@ class TokenizerFiles:
         if not isinstance(decoder, dict):
             raise CheckpointError(f"{where} is {brief(decoder)}, wanted an object of ids")
         for key, entry in decoder.items():
-            if not (key.isascii() and key.isdecimal() and len(key) <= MAX_ID_DIGITS):
+            if not _is_id(key):
                 raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
             if first <= int(key) and (last is None or int(key) < last):
                 content = content_of(entry)
@@ -79,14 +79,7 @@ class TokenizerFiles:
         found: dict[str, int] = {}
         for key, entry in decoder.items() if isinstance(decoder, dict) else ():
             text = content_of(entry)
-            if (
-                text
-                and isinstance(entry, dict)
-                and entry.get("special") is True
-                and key.isascii()
-                and key.isdecimal()
-                and len(key) <= MAX_ID_DIGITS
-            ):
+            if text and isinstance(entry, dict) and entry.get("special") is True and _is_id(key):
                 found[text] = int(key)
         return found
 
@@ -102,3 +95,7 @@ def content_of(token: Any) -> str | None:
     """The text of a token in any of the forms of the years: a text, or an object that has it as `content`."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def _is_id(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) <= MAX_ID_DIGITS
