@@ -4,6 +4,8 @@
 
 The tags are plain text; only BOS (once, in front) and the end-of-sequence *id* after each reply are special, and neither
 can come from a message: "</s>" in one is encoded as those four characters. A message can, however, contain the tags.
+BOS is there whatever add_bos_token says, as in training. A reply is closed by the tokenizer's end token, as open-instruct's
+code did it: "</s>", or what tokenizer_config.json calls eos_token where it names another ("<|im_end|>").
 
 Contents are stripped of surrounding white space, as training did. What follows an end id continues the text: it gets no
 dummy space, so the newline is the one token that the format shows (transformers 5 encodes the same string alike).

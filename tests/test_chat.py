@@ -55,6 +55,19 @@ def test_an_end_token_spelled_in_a_message_stays_text() -> None:
     assert "c</s>d" in tokenizer.decode(ids)
 
 
+def test_replies_are_closed_by_the_end_token_that_the_files_name(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(small_model())
+    (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 360}')
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "add_bos_token": false}')
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    ids = chat.render([said("user", "a<|im_end|>"), said("assistant", "b"), said("user", "c")], tokenizer)
+    plain = chat.render(
+        [said("user", "a<|im_end|>"), said("assistant", "b"), said("user", "c")], Tokenizer(small_model())
+    )
+    assert ids == [360 if token_id == 2 else token_id for token_id in plain]
+    assert (ids[0], ids.count(360)) == (1, 1)
+
+
 def test_agrees_with_transformers_on_the_whole_string(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     path = shared("assets/tokenizer_32000.model")

@@ -88,3 +88,18 @@ def test_broken_files_are_named(tmp_path: Path, content: str | None) -> None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(BaizeError, match=r"config\.json"):
         ModelConfig.from_folder(tmp_path)
+
+
+def test_a_byte_order_mark_is_taken_and_utf_16_is_not(tmp_path: Path) -> None:
+    text = json.dumps(tiny.config())
+    (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
+    assert ModelConfig.from_folder(tmp_path) == ModelConfig.from_dict(tiny.config())
+    (tmp_path / "config.json").write_text(text, encoding="utf-16")
+    with pytest.raises(BaizeError, match=r"config\.json: not JSON \('utf-8' codec"):
+        ModelConfig.from_folder(tmp_path)
+
+
+def test_of_a_key_that_stands_twice_the_last_counts(tmp_path: Path) -> None:
+    """As in transformers; indexes and headers, which say where bytes lie, have one meaning or none."""
+    (tmp_path / "config.json").write_text(json.dumps(tiny.config())[:-1] + ', "rms_norm_eps": 1e-5}')
+    assert ModelConfig.from_folder(tmp_path).rms_norm_eps == 1e-5
