@@ -184,7 +184,7 @@ def test_it_is_chatted_with_and_info_says_which_ids(
     assert (f"prompts begin with id {family.bos}:" if family.bos is not None else "prompts get no begin id") in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("  texts end with ")]
     assert all(f"id {end}: " in line for end in family.ends)
-    monkeypatch.setattr("sys.stdin", io.StringIO("Hi\nWho are you?\n"))
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\nWho are you?\n")))
     assert main(["chat", str(published.tuned), "--device", "cpu", "--max_new_tokens", "4"]) == 0
 
 
