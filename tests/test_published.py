@@ -244,3 +244,23 @@ def test_a_llama_3_speaks_ids_and_is_told_so(tmp_path: Path, capsys: pytest.Capt
     shown = capsys.readouterr().out
     assert "no text: " in shown
     assert "texts end with id 128001: eos_token_id in generation_config.json; id 128008" in shown
+
+
+def test_an_end_id_follows_prompts_where_the_files_say_so_and_no_text_that_is_scored(
+    tmp_path: Path, sentencepiece_model: bytes
+) -> None:
+    name = "llama_2023_04"
+    write(tmp_path, name, tiny.state(config_of(name), 1, torch.float16, scale=0.2), sentencepiece_model, "safetensors")
+    path = tmp_path / "tokenizer_config.json"
+    with Engine.from_pretrained(tmp_path, device="cpu", max_model_len=64) as engine:
+        plain = engine.encode(PROMPT)
+        scores = engine.score(PROMPT, [" mat", " house"])
+    path.write_text(json.dumps({**json.loads(path.read_text()), "add_eos_token": True}))
+    with Engine.from_pretrained(tmp_path, device="cpu", max_model_len=64) as engine:
+        assert engine.encode(PROMPT) == [*plain, 2]
+        assert engine.score(PROMPT, [" mat", " house"]) == scores
+        assert engine.chat_ids([{"role": "user", "content": "Hi"}])[-1] != 2
+        ids = engine.encode(PROMPT)
+        params = SamplingParams(max_new_tokens=3, temperature=0, ignore_eos=True)
+        texts, lists = engine.generate([PROMPT, ids], params)
+        assert texts.token_ids == lists.token_ids

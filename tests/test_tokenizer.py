@@ -236,3 +236,15 @@ def test_agrees_with_transformers(tmp_path: Path) -> None:
     for text in ["</s>\n<|user|>\nHi", "Hi</s>", "Hi</s> there</s>\n"]:
         ids = ours.encode(text, add_bos=False, allow_special=True)
         assert ids == theirs.encode(text, add_special_tokens=False), text
+
+
+@pytest.mark.parametrize("add_bos", [True, False])
+@pytest.mark.parametrize("add_eos", [True, False])
+def test_what_stands_around_a_text_is_what_transformers_puts_there(
+    tmp_path: Path, add_bos: bool, add_eos: bool
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = {"add_bos_token": add_bos, "add_eos_token": add_eos, "bos_token": "<s>", "eos_token": "</s>"}
+    write(tmp_path, tokenizer_config=config)
+    theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
+    assert Tokenizer.from_folder(tmp_path).encode("the cat", add_eos=None) == theirs.encode("the cat")
