@@ -9,10 +9,10 @@ Pure functions of those mappings; `of_folder` reads them. What was decided, and 
   generation_config.json; in LLaMA's vocabulary 1 is <s>. Where no sentencepiece model tells, these three numbers together
   do, and LLaMA's own 2 takes the place of 1. (0, <unk>, stays where a file names it: some finetunes learnt to end with it.)
 - **The begin id** is the token that tokenizer_config.json calls bos_token, else the sentencepiece model's own. Where that
-  name is the model's end or unknown token, its own is taken: stanford_alpaca's train.py wrote "</s>" as bos, eos and unk,
-  and was run with a transformers whose LLaMA tokenizer took bos_token_id from the sentencepiece model whatever the name
-  said, so that the family was trained with <s> (transformers 4.29 and later put "</s>" there; stanford_alpaca #193).
-  Likewise "" of early converters, and null.
+  name is the model's end or unknown token, its own is taken: stanford_alpaca's train.py of March 2023 wrote "</s>" as bos,
+  eos and unk, and until commit c0f99b4 of April transformers' LLaMA tokenizer took bos_token_id from the sentencepiece
+  model whatever the name said (FastChat #167 puts that back for Vicuna), so that these families were trained with <s>.
+  Later versions put "</s>" there (stanford_alpaca #193). Likewise "" of early converters, and null.
 - **Prompts get the begin id** unless add_bos_token is false, and an end id where add_eos_token is true, as in transformers.
 """
 
