@@ -22,6 +22,7 @@ from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.tokenizer_model import model_for
 from baize_engine.errors import CheckpointError, ConfigError, RequestError
 from baize_engine.loading import Parts, assemble, cache_room, check_settings, lengths, read_tokenizer
 from baize_engine.model import names
@@ -77,7 +78,8 @@ def load_diff_parts(
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, diff, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
     words = side_files.tokenizer_folder(diff.folder, source.index.folder)
-    text = read_tokenizer(words, config.vocab_size)
+    others = side_files.other_tokenizer_folders(words, diff.folder, source.index.folder)
+    text = read_tokenizer(words, config.vocab_size, model_for(words, others))
     ends = special_ids.of_folder(diff.folder, words, text[0], config.vocab_size).end_ids
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS

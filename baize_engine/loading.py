@@ -92,10 +92,13 @@ def check_settings(device: str, quantize: str | None, threads: int | None, cache
     return resolved
 
 
-def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer of a folder for a model of `vocab_size` rows, or why it has none. CheckpointError for a broken one."""
-    reason = why_no_tokenizer(folder)
-    return (None if reason else Tokenizer.from_folder(folder, vocab_size)), reason
+def read_tokenizer(folder: Path, vocab_size: int, model: Path | None = None) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer of a folder for a model of `vocab_size` rows, or why it has none. CheckpointError for a broken one.
+
+    `model`: the file to take for its tokenizer.model.
+    """
+    reason = None if model else why_no_tokenizer(folder)
+    return (None if reason else Tokenizer.from_folder(folder, vocab_size, model)), reason
 
 
 def assemble(

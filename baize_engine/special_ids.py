@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.shown import brief
-from baize_engine.tokenizer_files import TokenizerFiles
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 
 if TYPE_CHECKING:
     from baize_engine.tokenizer import Tokenizer

@@ -18,10 +18,10 @@ from typing import Any
 import sentencepiece
 
 from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.generation.text import SPACE, IncrementalDecoder
 from baize_engine.special_ids import Own, text_ids
-from baize_engine.tokenizer_files import TokenizerFiles
 
 MODEL_FILE = "tokenizer.model"
 # Protobuf merges a message appended to its own kind: ModelProto.normalizer_spec (field 3) { add_dummy_prefix (3): false }.
@@ -60,16 +60,16 @@ class Tokenizer:
         self._spelled = self._hide(files.listed_special())
 
     @classmethod
-    def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
-        """Reads tokenizer.model, and where present tokenizer_config.json, special_tokens_map.json and added_tokens.json.
+    def from_folder(cls, folder: str | Path, rows: int | None = None, model: Path | None = None) -> Tokenizer:
+        """Reads tokenizer.model, or the file `model` in its place, and the files of `TokenizerFiles` beside it.
 
         CheckpointError names a file that is missing or broken.
         """
         folder = Path(folder)
-        reason = why_no_tokenizer(folder)
+        reason = None if model else why_no_tokenizer(folder)
         if reason:
             raise CheckpointError(reason)
-        path = folder / MODEL_FILE
+        path = model or folder / MODEL_FILE
         with reading(path):
             content = path.read_bytes()
         if not content:  # sentencepiece takes it for a model without pieces

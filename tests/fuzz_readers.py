@@ -13,8 +13,8 @@ import fuzz_cases as cases
 
 from baize_engine.checkpoint import base, config_file, index, manifest, safetensors_file, torch_file
 from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.special_ids import Own, special_ids, text_ids
-from baize_engine.tokenizer_files import TokenizerFiles
 
 NAMES = ("torch", "safetensors", "index", "manifest", "config", "meta", "words")
 

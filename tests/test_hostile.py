@@ -23,11 +23,11 @@ from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from baize_engine.checkpoint.safetensors_file import read_safetensors
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.checkpoint.writer import TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, MismatchError
 from baize_engine.special_ids import Own, special_ids, text_ids
-from baize_engine.tokenizer_files import TokenizerFiles
 
 TENSOR = cases.tensor_ops("HalfStorage", "0", 6, 0, (2, 3))
 LAUGHS = b"K\0\x85" + b"q\0h\0\x86" * 60  # ((((0,), (0,)), ...), ...), 2**60 deep: hashing or showing it never ends

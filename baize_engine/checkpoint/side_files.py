@@ -11,6 +11,7 @@ from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.shown import shown
+from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
 from baize_engine.errors import CheckpointError
 
 TOKENIZER_FILES = (
@@ -32,7 +33,8 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
 
     Config and generation config are those of `tuned_like` (the diff, or the tuned model when a diff is made): bases of
     early converters carry wrong token ids. The tokenizer comes whole from one folder, `tuned_like` if it has one: mixed
-    from two, its parts would disagree on added tokens. Licence texts come from both. `follow_links`: also what links out of
+    from two, its parts would disagree on added tokens. Where it has tokenizer.json alone, a tokenizer.model of the same
+    vocabulary comes along from the base. Licence texts come from both. `follow_links`: also what links out of
     its folder.
     """
     if not follow_links:
@@ -42,6 +44,9 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     for path in (tuned_like / "generation_config.json", *(source / name for name in TOKENIZER_FILES)):
         if path.is_file():
             files[path.name] = _read(path, files, follow_links)
+    model = model_for(source, other_tokenizer_folders(source, tuned_like, base))
+    if model is not None and model.name not in files:
+        files[model.name] = _read(model, files, follow_links)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
             found = sorted(folder.iterdir())
@@ -64,12 +69,22 @@ def _check_licence_name(path: Path) -> None:
 
 
 def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
-    """Where a result's tokenizer comes from, whole. In Meta's layout it lies beside the folders of the models."""
-    meta = [base.absolute().parent] if (base / "params.json").is_file() else []
-    for folder in (tuned_like, base, *meta):
-        if any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+    """Where a result's tokenizer comes from."""
+    for folder in _tokenizer_folders(tuned_like, base):
+        if any((folder / name).is_file() for name in (MODEL, FAST)):
             return folder
     return base
+
+
+def other_tokenizer_folders(source: Path, tuned_like: Path, base: Path) -> list[Path]:
+    """Those from which a tokenizer.model may come along."""
+    return [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source]
+
+
+def _tokenizer_folders(tuned_like: Path, base: Path) -> list[Path]:
+    """In Meta's layout the tokenizer lies beside the folders of the models."""
+    meta = [base.absolute().parent] if (base / "params.json").is_file() else []
+    return [tuned_like, base, *meta]
 
 
 def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:

@@ -32,7 +32,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
     Who uses a number looks first whether it is finite.
     """
-    return _parse(_content(path), str(path))
+    return parse_settings(_content(path), str(path))
+
+
+def parse_settings(content: bytes, what: str) -> dict[str, Any]:
+    """The object in `content`, as `read_settings` reads it; CheckpointError names `what`."""
+    return _parse(content, what)
 
 
 def parse(content: bytes, what: str) -> dict[str, Any]:

@@ -8,15 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine import backend
-from baize_engine.checkpoint.config_file import is_usable, normalise, read_config
-from baize_engine.checkpoint.shown import brief
+from baize_engine.checkpoint.config_file import normalise, read_config
+from baize_engine.checkpoint.runnable import check_runnable
 from baize_engine.errors import ConfigError
-
-ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
-    "default": (),
-    "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
-}
 
 
 @dataclass(frozen=True)
@@ -38,21 +32,6 @@ class ModelConfig:
     tie_word_embeddings: bool = False
     quantization: str | None = None  # "int8" or "int4": the files hold quantised matrices of this project's scheme
 
-    def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(f"config: {self.num_heads} heads do not divide among {self.num_kv_heads} key/value heads")
-        if self.head_dim % 2:
-            raise ConfigError(f"config: head_dim is {self.head_dim}, wanted an even number for rotary embeddings")
-        if self.rope_type not in ROPE_PARAMETERS:
-            raise ConfigError(f"config: rope_type is {self.rope_type!r}, supported are {', '.join(ROPE_PARAMETERS)}")
-        for name in ROPE_PARAMETERS[self.rope_type]:
-            value = self.rope.get(name)
-            odd = isinstance(value, bool) or not isinstance(value, int | float)
-            if odd or value is None or not is_usable(value) or value <= 0:
-                raise ConfigError(
-                    f"config: rope {self.rope_type} has {name} = {brief(value)}, wanted a positive number"
-                )
-
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
         """The config of a model's folder; ConfigError names its file."""
@@ -65,7 +44,7 @@ class ModelConfig:
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
         """From the contents of a config.json in the spelling of transformers 4 or 5."""
         config = normalise(raw)
-        _refuse_others(config)
+        check_runnable(config)
         rope = dict(config["rope"])
         return cls(
             vocab_size=config["vocab_size"],
@@ -102,18 +81,3 @@ def _quantization(found: Mapping[str, Any] | None) -> str | None:
         f"config: quantization_config is {dict(found)!r}, this decoder runs unquantised models and those written by "
         f"`baize quantize` in scheme {backend.quantized().SCHEME!r}"
     )
-
-
-def _refuse_others(config: Mapping[str, Any]) -> None:
-    wanted: tuple[tuple[str, Any], ...] = (
-        ("model_type", "llama"),
-        ("architectures", ["LlamaForCausalLM"]),
-        ("hidden_act", "silu"),
-        ("attention_bias", False),
-        ("mlp_bias", False),
-        ("sliding_window", None),
-    )
-    for key, value in wanted:
-        silent = config[key] is None and key in ("model_type", "architectures")
-        if config[key] != value and not silent:
-            raise ConfigError(f"config: {key} is {brief(config[key])}, this decoder runs {value!r} only")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.shown import brief
+from baize_engine.checkpoint.tokenizer_model import FAST, fast_value, read_fast
 from baize_engine.errors import CheckpointError
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -17,18 +18,41 @@ MAX_ID_DIGITS = 18
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The objects in tokenizer_config.json, special_tokens_map.json and added_tokens.json of `folder`, {} where absent."""
+    """The objects in tokenizer_config.json, special_tokens_map.json and added_tokens.json of `folder`, {} where absent.
+
+    `fast_added`: what tokenizer.json lists as added, where neither of the others does, as in folders of transformers 5.
+    """
 
     folder: Path = Path()
     config: Mapping[str, Any] = field(default_factory=dict)
     special_map: Mapping[str, Any] = field(default_factory=dict)
     added_tokens: Mapping[str, Any] = field(default_factory=dict)
+    fast_added: Sequence[Any] = ()
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
         """CheckpointError names a file that is no JSON object."""
         paths = (folder / name for name in (CONFIG, MAP, ADDED))
-        return cls(folder, *(strict_json.read_settings(path) if path.is_file() else {} for path in paths))
+        parsed = [strict_json.read_settings(path) if path.is_file() else {} for path in paths]
+        return cls._of(folder, parsed, lambda: read_fast(folder))
+
+    @classmethod
+    def of(cls, contents: Mapping[str, bytes], folder: Path) -> TokenizerFiles:
+        """Those among {name: content}, which errors name as of `folder`."""
+        parsed = [
+            strict_json.parse_settings(contents[name], str(folder / name)) if name in contents else {}
+            for name in (CONFIG, MAP, ADDED)
+        ]
+        return cls._of(folder, parsed, lambda: contents[FAST].decode("utf-8", "replace") if FAST in contents else None)
+
+    @classmethod
+    def _of(cls, folder: Path, parsed: Sequence[Mapping[str, Any]], fast: Callable[[], str | None]) -> TokenizerFiles:
+        config, special_map, added = parsed
+        listed = None
+        if not added and "added_tokens_decoder" not in config:
+            text = fast()
+            listed = None if text is None else fast_value(text, "added_tokens")
+        return cls(folder, config, special_map, added, listed if isinstance(listed, list) else ())
 
     def named(self, key: str) -> tuple[str, str]:
         """(text, file) of the token called `key` ("eos_token"); "" where none is.
@@ -58,6 +82,12 @@ class TokenizerFiles:
                 )
             if first <= token_id and (last is None or token_id < last):
                 found[text] = (token_id, text in special)
+        for entry in self.fast_added:
+            if not isinstance(entry, dict) or type(token_id := entry.get("id")) is not int:
+                continue
+            content = content_of(entry)
+            if content and first <= token_id and (last is None or token_id < last):
+                found[content] = (token_id, entry.get("special") is True or content in special)
         decoder = self.config.get("added_tokens_decoder") or {}
         where = f"{self.folder / CONFIG}: added_tokens_decoder"
         if not isinstance(decoder, dict):

@@ -1,0 +1,53 @@
+"""Which models the decoder of this project runs, by their config. The decoder asks, and recovery before its long work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from baize_engine.checkpoint.config_file import is_usable
+from baize_engine.checkpoint.shown import brief
+from baize_engine.errors import ConfigError
+
+ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+_WANTED: tuple[tuple[str, Any], ...] = (
+    ("model_type", "llama"),
+    ("architectures", ["LlamaForCausalLM"]),
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("sliding_window", None),
+)
+
+
+def check_runnable(config: Mapping[str, Any]) -> None:
+    """ConfigError where a normalised config (`config_file.normalise`) is of a model that the decoder would run wrongly."""
+    for key, value in _WANTED:
+        silent = config[key] is None and key in ("model_type", "architectures")
+        if config[key] != value and not silent:
+            raise ConfigError(f"config: {key} is {brief(config[key])}, this decoder runs {value!r} only")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    if heads % kv_heads:
+        raise ConfigError(f"config: {heads} heads do not divide among {kv_heads} key/value heads")
+    if config["head_dim"] % 2:
+        raise ConfigError(f"config: head_dim is {config['head_dim']}, wanted an even number for rotary embeddings")
+    kind = config["rope"]["rope_type"]
+    if kind not in ROPE_PARAMETERS:
+        raise ConfigError(f"config: rope_type is {brief(kind)}, supported are {', '.join(ROPE_PARAMETERS)}")
+    for name in ROPE_PARAMETERS[kind]:
+        value = config["rope"].get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_usable(value) or value <= 0:
+            raise ConfigError(f"config: rope {kind} has {name} = {brief(value)}, wanted a positive number")
+
+
+def why_not_runnable(config: Mapping[str, Any]) -> str | None:
+    """What `check_runnable` raises, or None."""
+    try:
+        check_runnable(config)
+    except ConfigError as error:
+        return str(error)
+    return None
