@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from baize_engine.checkpoint import file_io, writer
+from baize_engine.checkpoint import file_io, output_folder
 from baize_engine.cli import main
 
 
@@ -32,7 +32,7 @@ def leave_sparse() -> None:
 
     file_io.OutputFile.write_at = headers_only  # type: ignore[method-assign]
     file_io._allocate = os.ftruncate
-    writer.check_room = lambda needs: None
+    output_folder.check_room = lambda needs: None
 
 
 def read_past_the_cache() -> None:

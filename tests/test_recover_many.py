@@ -118,7 +118,7 @@ def test_room_is_needed_for_all_together(tmp_path: Path, base: Path, monkeypatch
     size = sum(entry.numel for entry in read_index(diffs[0]).entries.values()) * 2
     real = os.statvfs(tmp_path)
     free = type("Free", (), {"f_bavail": 2 * size, "f_frsize": 1})()  # room for two of them
-    monkeypatch.setattr(writing.os, "statvfs", lambda path: free)
+    monkeypatch.setattr(os, "statvfs", lambda path: free)
     recover(base, diffs[1], tmp_path / "alone", **SETTINGS)
     with pytest.raises(OutputError, match=r"o0, .*o1, .*o2: .* GB are needed"):
         recover(base, diffs, outs, **SETTINGS)
@@ -132,7 +132,7 @@ def test_room_is_needed_for_the_files_beside_too(tmp_path: Path, base: Path, mon
     (diff / "tokenizer.json").write_bytes(bytes(100_000))
     size = (recover(base, diff, tmp_path / "first", **SETTINGS).folder / "model.safetensors").stat().st_size
     free = type("Free", (), {"f_bavail": size + 50_000, "f_frsize": 1})()
-    monkeypatch.setattr(writing.os, "statvfs", lambda path: free)
+    monkeypatch.setattr(os, "statvfs", lambda path: free)
     with pytest.raises(OutputError, match=r"o: .* GB are needed"):
         recover(base, diff, tmp_path / "o", **SETTINGS)
     assert not (tmp_path / "o").exists()

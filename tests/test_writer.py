@@ -11,7 +11,8 @@ from safetensors import safe_open
 
 from baize_engine.checkpoint.buffers import PAGE, aligned_buffer
 from baize_engine.checkpoint.file_io import OutputFile
-from baize_engine.checkpoint.writer import INDEX_NAME, CheckpointWriter, TensorSpec, check_output, lay_out
+from baize_engine.checkpoint.output_folder import check_output
+from baize_engine.checkpoint.writer import INDEX_NAME, CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import OutputError
 
 SPECS = [

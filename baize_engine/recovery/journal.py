@@ -1,4 +1,4 @@
-"""The journal of a running recovery: which tensors are done, so that a killed run can be resumed.
+"""The journal of a running recovery: which tensors, or files, are done, so that a killed run can be resumed.
 
 It lies in the output folder as `baize_journal.partial`: one JSON line that names the run, then one line a finished
 tensor. Nothing in it is believed on resuming: a tensor counts as done only if its bytes on disk still hash to the line,
@@ -12,18 +12,25 @@ import fcntl
 import hashlib
 import json
 import os
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.manifest import SourceFile, TensorRecord, tensor_record
+from baize_engine.checkpoint.manifest import SourceFile
 from baize_engine.checkpoint.os_errors import writing
-from baize_engine.checkpoint.writer import PARTIAL, ShardLayout
+from baize_engine.checkpoint.output_folder import PARTIAL
+from baize_engine.checkpoint.writer import ShardLayout
 from baize_engine.errors import OutputError
 from baize_engine.recovery.plan import Plan
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 JOURNAL_NAME = "baize_journal" + PARTIAL
+Record = TypeVar("Record", bound="DataclassInstance")  # a dataclass: of a tensor, or of a file
 
 
 def fingerprint(
@@ -51,14 +58,16 @@ def refuse_busy(folder: Path) -> None:
                 os.close(fd)
 
 
-class Journal:
+class Journal(Generic[Record]):
     """An open, locked journal. `finished` holds what an earlier run of the same fingerprint left; `add` appends.
 
     `resume` takes up the one that lies in `folder`; without it there must be none. OutputError where another recovery has it.
+    `parse` makes a record of its JSON form; KeyError, TypeError or ValueError where the form is wrong.
     """
 
-    def __init__(self, folder: Path, run: str, resume: bool) -> None:
+    def __init__(self, folder: Path, run: str, parse: Callable[[Mapping[str, Any]], Record], resume: bool) -> None:
         self.path = folder / JOURNAL_NAME
+        self._parse = parse
         how = 0 if resume else os.O_CREAT | os.O_EXCL
         with writing(self.path, "be opened"):
             try:
@@ -84,7 +93,7 @@ class Journal:
         if named is None or not os.path.samestat(named, os.fstat(self._fd)):
             raise OutputError(errno.EBUSY, f"{self.path.parent}: another recovery has just finished there")
 
-    def _read(self, run: str) -> dict[str, TensorRecord]:
+    def _read(self, run: str) -> dict[str, Record]:
         with open(self._fd, "rb", closefd=False) as file:
             lines = [line for line in file.read().split(b"\n") if line]
         known = strict_json.whole_line(lines[0]).get("run") if lines else None
@@ -98,16 +107,16 @@ class Journal:
                 f"{self.path.parent} holds an unfinished result of other sources or options: "
                 "resume with the same ones, or remove the folder",
             )
-        records: dict[str, TensorRecord] = {}
+        records: dict[str, Record] = {}
         for line in lines[1:]:
             try:
                 item = strict_json.whole_line(line)
-                records[item["name"]] = tensor_record(item["record"])
+                records[item["name"]] = self._parse(item["record"])
             except (ValueError, KeyError, TypeError):
                 continue  # the line that was being written when the run was killed
         return records
 
-    def add(self, name: str, record: TensorRecord) -> None:
+    def add(self, name: str, record: Record) -> None:
         """Notes that `name` is written."""
         self._append({"name": name, "record": asdict(record)})
 

@@ -26,16 +26,10 @@ from baize_engine.checkpoint.manifest import (
     TensorRecord,
     read_manifest,
     sha256_of,
+    tensor_record,
 )
-from baize_engine.checkpoint.writer import (
-    PARTIAL,
-    CheckpointWriter,
-    ShardLayout,
-    TensorSpec,
-    check_output,
-    check_room,
-    lay_out,
-)
+from baize_engine.checkpoint.output_folder import PARTIAL, check_output, check_room
+from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.adders import Adder
@@ -231,7 +225,7 @@ class _Open:
 
     item: _Prepared
     writer: CheckpointWriter
-    journal: Journal
+    journal: Journal[TensorRecord]
     done: dict[str, TensorRecord]
     pairs: Mapping[str, tuple[Entry, Entry]]
 
@@ -257,7 +251,9 @@ def _run(
     with ExitStack() as stack:
         # Old journals are read and locked before anything is touched; a new one needs the folder that its writer makes.
         journals = [
-            stack.enter_context(closing(Journal(item.out, item.run, resume=True))) if item.resume else None
+            stack.enter_context(closing(Journal(item.out, item.run, tensor_record, resume=True)))
+            if item.resume
+            else None
             for item in pending
         ]
         opened = [_open(item, journal, stack) for item, journal in zip(pending, journals, strict=True)]
@@ -292,14 +288,14 @@ def _run(
     ]
 
 
-def _open(item: _Prepared, journal: Journal | None, stack: ExitStack) -> _Open:
+def _open(item: _Prepared, journal: Journal[TensorRecord] | None, stack: ExitStack) -> _Open:
     writer = CheckpointWriter(item.out, item.layout, item.resume)
     stack.callback(writer.discard)  # before anything is made: Ctrl-C may come between any two lines
-    writer.make_folder()
+    writer.make_folder(writer.nbytes)
     with deferred():  # what Ctrl-C found made and not yet tracked would stay
         if journal is None:
             # before the shards: it decides which of two recoveries has the folder, and resume looks for it
-            journal = stack.enter_context(closing(Journal(item.out, item.run, resume=False)))
+            journal = stack.enter_context(closing(Journal(item.out, item.run, tensor_record, resume=False)))
         writer.track(journal.path)
     if item.resume:  # what a run that was killed in `finish` has named already
         for name in (*item.files, MANIFEST_NAME):

@@ -1,0 +1,176 @@
+"""A result's folder while it is filled: names of unfinished files, what to remove after a failure, room on the disk.
+
+Until `keep`, everything made here is removed by `discard`. Files carry the suffix `.partial` until they are whole on the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from baize_engine.checkpoint.file_io import OutputFile, sync_folder
+from baize_engine.checkpoint.os_errors import broken_link, removing, writing
+from baize_engine.errors import OutputError
+
+PARTIAL = ".partial"
+
+
+class OutputFolder:
+    """Creates `folder`, or takes an empty one, or with `resume` what a killed run left there. Threads may open files in it.
+
+    Nothing that existed before is changed: a folder with anything in it is refused with OutputError.
+    """
+
+    def __init__(self, folder: str | Path, resume: bool = False) -> None:
+        self.folder = Path(folder)
+        self.resume = resume
+        self._files: list[OutputFile] = []
+        self._made: list[Path] = []  # removed on discard, newest first
+        self._made_folders: list[Path] = []
+
+    def make_folder(self, nbytes: int) -> None:
+        """Makes the folder, or takes an empty one, if its disk has room for `nbytes`."""
+        if not self.resume:
+            check_output(self.folder, nbytes)
+        missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            self._made_folders.append(path)  # noted before it is made: Ctrl-C may come between any two lines
+            try:
+                with writing(path, "be made"):
+                    path.mkdir()
+            except OutputError as error:
+                if error.errno == errno.EEXIST:
+                    self._made_folders.remove(path)  # another writer's
+                    raise _appeared(path) from None
+                raise
+
+    def open_file(self, name: str, nbytes: int) -> OutputFile:
+        """`name`.partial, made anew with room for `nbytes`; to resume, one that is there with as many bytes is gone on with."""
+        path, final = self.folder / (name + PARTIAL), self.folder / name
+        reopen = False
+        if self.resume:
+            with writing(path):
+                if final.exists() and not path.exists():
+                    os.rename(final, path)  # killed between the renames at the end
+                reopen = path.exists() and path.stat().st_size == nbytes
+                if not reopen:
+                    path.unlink(missing_ok=True)
+        self._made.append(path)
+        try:
+            file = OutputFile(path, nbytes, reopen)
+        except FileExistsError:
+            self._made.remove(path)  # another writer's
+            raise _appeared(path) from None
+        self._files.append(file)
+        return file
+
+    def track(self, path: Path) -> None:
+        """Counts `path` among what `discard` removes."""
+        self._made.append(path)
+
+    def place(self, name: str, content: bytes) -> None:
+        """A small file, whole on the disk, under its last name."""
+        partial = self.folder / (name + PARTIAL)
+        self._made.append(partial)
+        with writing(partial), open(partial, "wb" if self.resume else "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        self.rename(name)
+
+    def rename(self, name: str) -> None:
+        """Gives a file that is whole on the disk its last name."""
+        partial, final = self.folder / (name + PARTIAL), self.folder / name
+        self._made.append(final)
+        with writing(partial, f"be renamed to {name}"):
+            os.rename(partial, final)
+
+    def keep(self) -> None:
+        """Declares whole what was made, when its names are on the disk."""
+        sync_folder(self.folder)
+        for path in self._made_folders:
+            sync_folder(path.parent)
+        self._made.clear()
+        self._made_folders.clear()
+
+    def discard(self) -> None:
+        """Closes the files and removes everything made here that `finish` has not declared whole.
+
+        All of it is tried, whatever fails; the first failure is raised then.
+        """
+        failed = [error for file in self._files for error in _closing(file)]
+        self._files.clear()
+        failed += removing(self._made[::-1])
+        self._made.clear()
+        for path in reversed(self._made_folders):
+            try:
+                with writing(path, "be removed"):
+                    path.rmdir()
+            except OutputError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # never made, or another writer's content
+                    failed.append(error)
+        self._made_folders.clear()
+        if failed:
+            more = f"; and {len(failed) - 1} more such failure(s)" if len(failed) > 1 else ""
+            raise OutputError(failed[0].errno, f"{failed[0]}{more}: remove {self.folder} before you start again")
+
+
+def _closing(file: OutputFile) -> list[OutputError]:
+    try:
+        file.close()
+    except OutputError as error:
+        return [error]
+    return []
+
+
+def _appeared(path: Path) -> OutputError:
+    return OutputError(errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?")
+
+
+def check_output(folder: Path, nbytes: int) -> None:
+    """Raises OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
+    with writing(folder, "be looked into"):
+        there = folder.exists() or folder.is_symlink()
+        if broken := broken_link(folder):
+            raise OutputError(errno.ENOENT, broken)
+        if there and not folder.is_dir():
+            raise OutputError(errno.ENOTDIR, f"{folder} exists and is not a folder")
+        found = sorted(path.name for path in folder.iterdir()) if there else []
+    if found:
+        if any(name.endswith(PARTIAL) for name in found):
+            raise OutputError(
+                errno.ENOTEMPTY,
+                f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): "
+                "if no other recovery is running there, go on with --resume, or remove the folder and start again",
+            )
+        raise OutputError(
+            errno.ENOTEMPTY,
+            f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
+        )
+    check_room([(folder, nbytes)])
+
+
+def check_room(needs: Iterable[tuple[Path, int]]) -> None:
+    """Raises OutputError unless each folder can be made where it is to be and the disks have room for all bytes together."""
+    by_disk: dict[int, list[tuple[Path, Path, int]]] = {}
+    for folder, nbytes in needs:
+        with writing(folder, "be made"):
+            existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+            disk = existing.stat().st_dev
+        if not existing.is_dir():
+            raise OutputError(errno.ENOTDIR, f"{existing} is not a folder, so {folder} cannot be made in it")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise OutputError(errno.EACCES, f"{existing} is not writable, so {folder} cannot be made")
+        by_disk.setdefault(disk, []).append((folder, existing, nbytes))
+    for group in by_disk.values():
+        with writing(group[0][0], "be measured"):
+            stat = os.statvfs(group[0][1])
+        free, wanted = stat.f_bavail * stat.f_frsize, sum(nbytes for _, _, nbytes in group)
+        if free < wanted:
+            raise OutputError(
+                errno.ENOSPC,
+                f"{', '.join(str(folder) for folder, _, _ in group)}: {wanted / 1e9:.2f} GB are needed and the disk has "
+                f"{free / 1e9:.2f} GB free",
+            )
