@@ -17,11 +17,12 @@ _HOMES = {
     "recover": "baize_engine.recovery.recover",
     "make_diff": "baize_engine.recovery.make_diff",
     "verify": "baize_engine.recovery.verify",
+    "xor": "baize_engine.recovery.xor",
     "quantize": "baize_engine.model.quantize",
     "BaizeError": "baize_engine.errors",
 }
 
-__all__ = ["BaizeError", "Completion", "Engine", "SamplingParams", "make_diff", "quantize", "recover", "verify"]
+__all__ = ["BaizeError", "Completion", "Engine", "SamplingParams", "make_diff", "quantize", "recover", "verify", "xor"]
 
 if TYPE_CHECKING:
     from baize_engine.engine import Completion, Engine
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from baize_engine.recovery.make_diff import make_diff
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.verify import verify
+    from baize_engine.recovery.xor import xor
 
 
 def __getattr__(name: str) -> Any:

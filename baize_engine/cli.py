@@ -32,6 +32,7 @@ from baize_engine.cli_recover import (
     verify_options,
 )
 from baize_engine.cli_spelling import CommandParser, nearest
+from baize_engine.cli_xor import XOR_HELP, run_xor, xor_options
 from baize_engine.errors import BaizeError
 
 
@@ -147,6 +148,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
             aliases=["make-diff"],
         )
     )
+    xor_options(command("xor", run_xor, "make a finetune of a base and its published XOR files", XOR_HELP))
     verify_options(
         command(
             "verify",

@@ -53,4 +53,6 @@ COMMANDS = {
     "make_delta": "make_diff",
     "weight_diff": "recover, or baize make_diff",
     "recover_model_weights": "recover",
+    "xor_codec": "xor",  # OASST, Pygmalion
+    "decrypt": "xor",  # BELLE, TechGPT
 }

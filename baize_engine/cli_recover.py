@@ -290,7 +290,7 @@ def run_verify(options: argparse.Namespace) -> int:
         print(f"differs: {problem}")
     good = "as written" if options.expect_manifest is None else f"as {options.expect_manifest} says"
     verdict = good if report.ok else f"{len(report.problems)} difference(s)"
-    print(f"{report.folder}: {report.tensors} tensors, {report.bytes / 1e9:.3f} GB: {verdict}")
+    print(f"{report.folder}: {report.counted}, {report.bytes / 1e9:.3f} GB: {verdict}")
     return 0 if report.ok else 1
 
 

@@ -18,7 +18,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("io_faults.c")
@@ -40,16 +40,16 @@ def compile_shim(folder: Path) -> tuple[Path, str]:
     return shim, f"the shim does not compile here: {done.stderr.strip()[-300:]}" if done.returncode else ""
 
 
-def start(shim: Path, *arguments: object) -> list[dict]:
-    """Runs this script under the shim; what it printed."""
+def start(shim: Path, *arguments: object, script: str = __file__) -> list[dict]:
+    """Runs this script, or another, under the shim; what it printed."""
     done = subprocess.run(
-        [sys.executable, __file__, *map(str, (shim, *arguments))],
+        [sys.executable, script, *map(str, (shim, *arguments))],
         env={**os.environ, "LD_PRELOAD": str(shim)},
         capture_output=True,
         text=True,
     )
     if done.returncode:
-        raise RuntimeError(f"faulty_recover.py {arguments} failed: {done.stderr[-3000:]}")
+        raise RuntimeError(f"{script} {arguments} failed: {done.stderr[-3000:]}")
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
@@ -167,11 +167,16 @@ class Recorder:
 
 def killed(out: Path, base: Path, diff: Path, delay: float | None, arm: object, **settings: object) -> bool:
     """Whether a recovery in a child was killed: by the shim, which `arm` sets, or after `delay` seconds."""
+    return died(lambda: attempt(base, diff, out, **settings), arm, delay)
+
+
+def died(work: Callable[[], object], arm: object, delay: float | None = None) -> bool:
+    """Whether `work` in a child was killed."""
     child = os.fork()
     if child == 0:
         if callable(arm):
             arm()
-        attempt(base, diff, out, **settings)
+        work()
         os._exit(0)
     if delay is not None:
         time.sleep(delay)

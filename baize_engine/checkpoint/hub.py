@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -34,10 +35,11 @@ def local_path(path: str | os.PathLike[str]) -> Path:
     return Path(os.path.expanduser(path))
 
 
-def folder_of(path: str | os.PathLike[str]) -> Path:
+def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = None) -> Path:
     """`path` itself, or for a hub id the folder of its files. CheckpointError says what is missing, and the remedy.
 
-    What begins with a folder that is here, and a link, is a path and no hub id.
+    What begins with a folder that is here, and a link, is a path and no hub id. Of a repository come the side files and one kind
+    of weights, or what matches `patterns` if they are given.
     """
     folder = local_path(path)
     if not isinstance(path, str) or os.path.lexists(folder) or not _ID.fullmatch(path) or folder.parent.exists():
@@ -48,7 +50,7 @@ def folder_of(path: str | os.PathLike[str]) -> Path:
         )
     import huggingface_hub
 
-    return _fetch(huggingface_hub, path)
+    return _fetch(huggingface_hub, path) if patterns is None else _snapshot(huggingface_hub, path, list(patterns))
 
 
 def _fetch(hub: ModuleType, name: str) -> Path:

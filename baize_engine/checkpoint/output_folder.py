@@ -87,9 +87,13 @@ class OutputFolder:
         with writing(partial, f"be renamed to {name}"):
             os.rename(partial, final)
 
+    def sync_names(self) -> None:
+        """Makes the names so far survive a crash of the system."""
+        sync_folder(self.folder)
+
     def keep(self) -> None:
         """Declares whole what was made, when its names are on the disk."""
-        sync_folder(self.folder)
+        self.sync_names()
         for path in self._made_folders:
             sync_folder(path.parent)
         self._made.clear()

@@ -38,7 +38,7 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     its folder.
     """
     if not follow_links:
-        _refuse_link_elsewhere(tuned_like / "config.json")
+        refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(tuned_like, dtype, vocab_size)}
     source = tokenizer_folder(tuned_like, base)
     for path in (tuned_like / "generation_config.json", *(source / name for name in TOKENIZER_FILES)):
@@ -111,7 +111,7 @@ def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
 def _read(path: Path, others: dict[str, bytes], follow_links: bool) -> bytes:
     """The file's bytes, which together with `others` stay within MAX_BYTES."""
     if not follow_links:
-        _refuse_link_elsewhere(path)
+        refuse_link_elsewhere(path)
     room = MAX_BYTES - sum(map(len, others.values()))
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -125,7 +125,7 @@ def _read(path: Path, others: dict[str, bytes], follow_links: bool) -> bytes:
     return content
 
 
-def _refuse_link_elsewhere(path: Path) -> None:
+def refuse_link_elsewhere(path: Path) -> None:
     """What is copied goes into a result that may be published: a stranger's link must not bring a file of the user's there.
 
     Links within the folder, and those of the hub's cache, from snapshots/ID and below to blobs, are followed. Weights may be

@@ -15,7 +15,6 @@ from types import TracebackType
 
 from baize_engine.checkpoint.buffers import PAGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.file_io import sync_folder
 from baize_engine.checkpoint.os_errors import writing
 from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder
 from baize_engine.checkpoint.safetensors_file import encode_header
@@ -150,10 +149,10 @@ class CheckpointWriter(OutputFolder):
         *first, last = [shard.filename for shard in self.shards]
         for filename in first:
             self.rename(filename)
-        sync_folder(self.folder)  # all other names are on the disk before the one that makes it a model
+        self.sync_names()  # all other names are on the disk before the one that makes it a model
         self.rename(last)
         if first:
-            sync_folder(self.folder)
+            self.sync_names()
             self.place(INDEX_NAME, json.dumps(self._index(), indent=2).encode())
         self.keep()
 

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Protocol
 
-from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.manifest import SourceFile
 from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.errors import CheckpointError
+
+
+class HasStats(Protocol):
+    """An index of a checkpoint, or a payload: what the system said of each file when it was first looked at."""
+
+    @property
+    def stats(self) -> Mapping[Path, os.stat_result]: ...
 
 
 class Sources:
@@ -19,7 +26,7 @@ class Sources:
     file of the same name. The inode's number does not count: on some network filesystems it changes by itself.
     """
 
-    def __init__(self, indexes: Iterable[Index]) -> None:
+    def __init__(self, indexes: Iterable[HasStats]) -> None:
         self._before = {path: stat for index in indexes for path, stat in index.stats.items()}
 
     def records(self, paths: Iterable[Path]) -> list[SourceFile]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from baize_engine.recovery.journal import JOURNAL_NAME
 
 BLOCK = 4 << 20  # bytes hashed at a time
 THREADS = 2
+XOR = "xor"  # the operation of manifests of whole files
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,16 @@ class Report:
     tensors: int
     bytes: int
     problems: tuple[str, ...]
+    files: int = 0  # of a result of `xor`, which has no tensors of its own: they are files as published
 
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    @property
+    def counted(self) -> str:
+        """How much was looked at, in words."""
+        return f"{self.files} files" if self.files else f"{self.tensors} tensors"
 
 
 def verify(
@@ -55,6 +62,8 @@ def verify(
         _refuse_unfinished(folder)
         _refuse_diff_of_others(folder)
     manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
+    if manifest.operation == XOR:
+        return _whole_files(folder, manifest, progress)
     index = read_index(folder)
     problems = [
         f"{name} is in the manifest but not in the weights" for name in manifest.tensors if name not in index.entries
@@ -96,24 +105,36 @@ def _tensor_problem(
     return None
 
 
-def _file_problems(folder: Path, manifest: Manifest) -> list[str]:
-    problems = []
-    for name, digest in manifest.files.items():
-        path = folder / name
+def _whole_files(folder: Path, manifest: Manifest, progress: Callable[[int], None]) -> Report:
+    """A result of `xor`: whole files, whatever they hold."""
+    problems = _file_problems(folder, manifest, progress)
+    sizes = [path.stat().st_size for name in manifest.files if (path := folder / name).is_file()]
+    return Report(folder, 0, sum(sizes), tuple(problems), files=len(sizes))
+
+
+def _file_problems(
+    folder: Path, manifest: Manifest, progress: Callable[[int], None] = lambda nbytes: None
+) -> list[str]:
+    for name in manifest.files:
         if Path(name).name != name:
             raise CheckpointError(f"{folder}: the manifest names a file outside the folder: {name!r}")
+
+    def problem_of(name: str, check: Check) -> str | None:
+        path = folder / name
         if not path.is_file():
-            problems.append(f"{name} is missing")
-        elif hash_file(path) != digest:
-            problems.append(f"{name} is not the file that was written")
-    return problems
+            return f"{name} is missing"
+        if hash_file(path, check, progress) != manifest.files[name]:
+            return f"{name} is not the file that was written"
+        return None
+
+    return [problem for problem in in_threads(problem_of, manifest.files, THREADS) if problem]
 
 
-def hash_file(path: Path, check: Check = lambda: None) -> str:
-    """SHA-256 of a whole file, read in blocks; `check` is called before each."""
+def hash_file(path: Path, check: Check = lambda: None, progress: Callable[[int], None] = lambda nbytes: None) -> str:
+    """SHA-256 of a whole file, read in blocks; `check` is called before each, then `progress` with its bytes."""
     with reading(path):
         size = path.stat().st_size
-    return hash_range(path, 0, size, check=check)
+    return hash_range(path, 0, size, progress, check)
 
 
 def hash_range(
@@ -124,12 +145,25 @@ def hash_range(
     check: Check = lambda: None,
 ) -> str:
     """SHA-256 of `nbytes` from byte `offset`, read in blocks; `check` is called before each, then `progress` with its bytes."""
-    digest = hashlib.sha256()
+    return digests_of_range(path, offset, nbytes, ("sha256",), progress, check)["sha256"]
+
+
+def digests_of_range(
+    path: Path,
+    offset: int,
+    nbytes: int,
+    algorithms: Iterable[str],
+    progress: Callable[[int], None] = lambda nbytes: None,
+    check: Check = lambda: None,
+) -> dict[str, str]:
+    """As `hash_range`, for each of hashlib's algorithms that is named."""
+    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     buffer = aligned_buffer(min(BLOCK, nbytes) + SLACK)
     with closing(InputFile(path, offset, offset + nbytes, str(path), nbytes >= HUGE)) as file:
         for begin in range(0, nbytes, BLOCK):
             check()
             view = file.read(offset + begin, min(BLOCK, nbytes - begin), buffer)
-            digest.update(view)
+            for digest in digests.values():
+                digest.update(view)
             progress(len(view))
-    return digest.hexdigest()
+    return {name: digest.hexdigest() for name, digest in digests.items()}

@@ -1,0 +1,155 @@
+"""The bytes of one file of a result, a piece at a time: the payload's, unpacked if it is gzip data, XORed with the base's."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import numpy
+
+from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
+from baize_engine.checkpoint.file_io import InputFile
+from baize_engine.errors import CheckpointError
+from baize_engine.recovery.xor_payload import Job
+
+KEY_BLOCK = 10 << 20  # bytes by which encrypt.py walks through its key
+PIECE = 2 << 20  # bytes at a time: it divides a block of the key, and is a huge page
+PACKED = 256 << 10  # bytes of gzip data at a time: what is not unpacked of them is copied each time
+LARGEST = 4  # times its base's size, and LEAST more: what gzip data may unpack to (float16 to float32 is twice)
+LEAST = 64 << 20
+
+
+class Base:
+    """The file of the same name: its bytes, and none after its end."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._size = size
+        self._file = InputFile(path, 0, size, str(path), direct=True)
+
+    def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """As many of `nbytes` from byte `position` on as there are, somewhere in `buffer`."""
+        return self._file.read(position, max(0, min(nbytes, self._size - position)), buffer)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class Key:
+    """One file repeated, as `encrypt.py` does: by blocks of 10 MiB, the last of which is repeated to that length by itself."""
+
+    def __init__(self, path: Path, size: int) -> None:
+        self._file = InputFile(path, 0, size, str(path), direct=True)
+        self._whole, self._rest = divmod(size, KEY_BLOCK)  # whole blocks, and the bytes of the last
+        self._last: numpy.ndarray | None = None
+
+    def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
+        """The key of `nbytes` from byte `position` of the content on; both within one block of 10 MiB."""
+        block, within = divmod(position, KEY_BLOCK)
+        block %= self._whole + (self._rest > 0)
+        if block < self._whole:
+            return self._file.read(block * KEY_BLOCK + within, nbytes, buffer)
+        if self._last is None:
+            found = self._file.read(self._whole * KEY_BLOCK, self._rest, aligned_buffer(self._rest + SLACK))
+            self._last = numpy.resize(_numbers(found), KEY_BLOCK)
+        return self._last[within : within + nbytes].data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def decoded(
+    job: Job, piece: int = PIECE, progress: Callable[[int], None] = lambda nbytes: None
+) -> Generator[memoryview, None, None]:
+    """The result's bytes, `piece` at a time but for the last, each in the same memory; `progress` is called with bytes read.
+
+    CheckpointError where a file cannot be read, or unpacks to nonsense or to far more than the base has.
+    """
+    out, other = aligned_buffer(piece), aligned_buffer(piece + SLACK)
+    with ExitStack() as stack:
+        base: Base | Key | None = None
+        if job.base is not None and job.payload_size > job.begin:
+            base = (Key if job.keyed else Base)(job.base, job.base_size)
+            stack.callback(base.close)
+        views = stack.enter_context(closing((_unpacked if job.packed else _plain)(job, piece, progress)))
+        position = 0
+        for view in views:
+            count = 0
+            if base is not None:
+                there = base.read(position, len(view), other)
+                count = len(there)
+                numpy.bitwise_xor(_numbers(view[:count]), _numbers(there), out=_numbers(out[:count]))
+            out[count : len(view)] = view[count:]  # a shorter base counts as padded with zeros
+            yield out[: len(view)]
+            position += len(view)
+
+
+def _numbers(view: memoryview) -> numpy.ndarray:
+    return numpy.frombuffer(view, numpy.uint8)
+
+
+def _plain(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
+    if job.payload_size == job.begin:
+        return
+    buffer = aligned_buffer(piece + SLACK)
+    with closing(InputFile(job.payload, job.begin, job.payload_size, str(job.payload), direct=True)) as file:
+        for offset in range(job.begin, job.payload_size, piece):
+            view = file.read(offset, min(piece, job.payload_size - offset), buffer)
+            yield view
+            progress(len(view))
+
+
+def _unpacked(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
+    """What the gzip data unpack to, in pieces of equal size: writes of whole pages go past the page cache."""
+    buffer = aligned_buffer(piece)
+    filled = total = 0
+    most = LARGEST * job.base_size + LEAST
+    for data in _members(job, piece, progress):
+        total += len(data)
+        if total > most:
+            raise CheckpointError(
+                f"{job.payload} unpacks to more than {most} bytes, where {job.base} has {job.base_size}: no payload of it does"
+            )
+        while data:
+            taken = data[: piece - filled]
+            buffer[filled : filled + len(taken)] = taken
+            filled += len(taken)
+            data = data[len(taken) :]
+            if filled == piece:
+                yield buffer
+                filled = 0
+    if filled:
+        yield buffer[:filled]
+
+
+def _members(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
+    """What each member unpacks to, at most `piece` bytes at a time. After the last there may be zeros, as tapes left them."""
+    decoder = zlib.decompressobj(wbits=31)
+    what = job.payload
+    ended = False  # between members
+    buffer = aligned_buffer(PACKED + SLACK)
+    with closing(InputFile(what, 0, job.payload_size, str(what), direct=True)) as file:
+        for offset in range(0, job.payload_size, PACKED):
+            count = min(PACKED, job.payload_size - offset)
+            data = bytes(file.read(offset, count, buffer))
+            while data:
+                if ended:
+                    data = data.lstrip(b"\0")
+                    if not data:
+                        break
+                    decoder, ended = zlib.decompressobj(wbits=31), False
+                try:
+                    yield memoryview(decoder.decompress(data, piece))
+                except zlib.error as error:
+                    at = offset + count - len(data)
+                    raise CheckpointError(f"{what}: byte {at} or later: not gzip data ({error})") from None
+                ended = decoder.eof
+                data = decoder.unused_data if ended else decoder.unconsumed_tail
+            progress(count)
+    if not ended:
+        rest = decoder.flush()  # less than a window is ever left
+        if rest:
+            yield memoryview(rest)
+        if not decoder.eof:
+            raise CheckpointError(f"{what}: the gzip data end before they are whole (was the file cut?)")

@@ -1,0 +1,107 @@
+"""What tells whether base and payload belong together: beginnings, published sums, and the kinds of files that come out."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+from baize_engine.checkpoint.os_errors import stat_of
+from baize_engine.checkpoint.shown import shown
+from baize_engine.errors import MismatchError
+from baize_engine.interrupts import Check, in_threads
+from baize_engine.recovery.progress import Progress
+from baize_engine.recovery.published_sums import Sums, algorithm, read_sums
+from baize_engine.recovery.verify import digests_of_range
+from baize_engine.recovery.xor_bytes import decoded
+from baize_engine.recovery.xor_kinds import HEAD, WRONG_BASE, WRONG_KEY, check_head, check_whole, mismatch
+from baize_engine.recovery.xor_payload import Job, Payload
+
+THREADS = 2  # files at a time
+
+
+class XorChecks:
+    """What is known of one result beforehand; every check raises MismatchError.
+
+    `expect_md5`: a text with published sums, or None.
+    """
+
+    def __init__(self, payload: Payload, expect_md5: str | os.PathLike[str] | None) -> None:
+        self.payload = payload
+        self._results = {job.name for job in payload.jobs}
+        self._sums = Sums(Path(), {}) if expect_md5 is None else read_sums(expect_md5)
+        if self._sums.found and not self._results & self._sums.found.keys():
+            raise MismatchError(
+                f"{expect_md5} names none of the files of the result, such as {shown(min(self._results))}: wanted the list of "
+                "this finetune"
+            )
+        self._inputs = self._named_inputs()
+
+    def _named_inputs(self) -> dict[Path, str]:
+        """Of the files that are read, those whose sum is published: with a key, it and the payload's; else the base's, also
+        such as the payload does not need."""
+        if self.payload.keyed:
+            paths = [self.payload.base, *(job.payload for job in self.payload.jobs)]
+        else:
+            paths = [path for name in self._sums.found if (path := self.payload.base / name).is_file()]
+        wanted = ((path, self._sums.of_input(path.name, self._results)) for path in paths)
+        return {path: digest for path, digest in wanted if digest is not None}
+
+    def heads(self) -> None:
+        """The first bytes of every file of the result."""
+        for job in self.payload.jobs:
+            with closing(decoded(job, HEAD)) as pieces:
+                check_head(job, bytes(next(pieces, b"")))
+
+    def inputs(self, progress: bool) -> None:
+        """What is read, against the published sums."""
+        sizes = {path: stat_of(path).st_size for path in self._inputs}
+        payloads = {job.payload for job in self.payload.jobs}
+
+        def one(path: Path, check: Check) -> None:
+            wanted = self._inputs[path]
+            digests = digests_of_range(path, 0, sizes[path], {algorithm(wanted)}, bar.add, check)
+            why = "download it again" if path in payloads else WRONG_KEY if self.payload.keyed else WRONG_BASE
+            self._sums.check(path, wanted, digests, why)
+
+        with Progress(sum(sizes.values()), "check", progress) as bar:
+            in_threads(one, sorted(sizes, key=lambda path: sizes[path]), THREADS)
+
+    def algorithms(self, job: Job) -> set[str]:
+        """What is to be computed of a file of the result: SHA-256, which the manifest has, and what was published."""
+        wanted = self._sums.of_result(job.name)
+        return {"sha256", algorithm(wanted)} if wanted else {"sha256"}
+
+    def digests(self, job: Job, path: Path, digests: dict[str, str]) -> None:
+        """A file of the result, by what its `algorithms` give."""
+        if job.sha256 not in (None, digests["sha256"]):
+            raise mismatch(job, f"has the SHA-256 {digests['sha256']}, not the {job.sha256} of its header")
+        wanted = self._sums.of_result(job.name)
+        if wanted:
+            why = "the payload is damaged" if job.base is None else WRONG_KEY if job.keyed else WRONG_BASE
+            self._sums.check(path, wanted, digests, why)
+
+    def whole(self, job: Job, path: Path) -> None:
+        """A file of the result, by its form."""
+        check_whole(job, path)
+
+    def told(self) -> list[str]:
+        """What was held against what, and what was not, a line each."""
+        lines, count = [], len(self.payload.jobs)
+        named = sum(job.sha256 is not None for job in self.payload.jobs)
+        if named:
+            lines.append(f"{named} file(s) have the SHA-256 that the payload says")
+        if self._sums.found:
+            known = sum(name in self._sums.found for name in self._results)
+            lines.append(
+                f"{known} of {count} file(s) of the result, and {len(self._inputs)} of those they were made of, are as "
+                f"{self._sums.path} says"
+            )
+        elif named < count:
+            lines.append(
+                f"warning: nothing told whether {count - named} file(s) are those that were published: --expect_md5 FILE takes "
+                "the list in the model's card"
+            )
+        if self.payload.left_out:
+            lines.append(f"left out, as no part of the payload: {', '.join(map(shown, self.payload.left_out[:8]))}")
+        return lines

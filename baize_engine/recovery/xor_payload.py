@@ -1,0 +1,233 @@
+"""Finetunes published as XOR of whole files: which files there are, and what each is made of. Reads names and beginnings only.
+
+Two kinds were published. What follows was read in their authors' scripts and cards.
+
+**File by file** (`xor_codec.py`: OASST 30B SFT-6, SFT-7, RLHF-2; Pygmalion and Metharme 7B, 13B). Each file of the payload is
+XORed with the base's file of the same name; the base is a folder that `convert_llama_weights_to_hf.py` wrote.
+
+- The result has the payload's length: a shorter base counts as padded with zeros, a longer one is cut.
+- Files that only the base has are not in the result (OASST: tokenizer.json). Of files that only the payload has,
+  added_tokens.json is copied as it is; others the script reports and leaves out, and the cards say that "something has gone
+  wrong" then: they are refused here.
+- With its option --compress a payload's files are gzip data under the same names (members one after another are one file).
+- The payload is a folder beside the script in its repository: that folder is found here, if it is the only one there.
+- The base's bytes must be those of torch 1.13.1 and transformers at d04ec99bec8a0b432fc03ed60cea9a1a20ebaf3c, as the cards
+  say, which print MD5 (Pygmalion 13B: SHA-256) of the result, OASST's of the base, too.
+
+**With one key** (`encrypt.py` and `decrypt.py` of pointnetwork/point-alpaca, from which BELLE has its models/decrypt.py, and
+TechGPT its utils/decrypt.py). Each file NAME of the finetune is a file NAME.HEX.enc: 32 bytes, the SHA-256 of NAME's content,
+then the content XORed with Meta's consolidated.00.pth. HEX is the same SHA-256.
+
+- The key goes on from its beginning where it ends, but by blocks of 10 MiB: where its last block is shorter, that block's
+  bytes are repeated to 10 MiB before the key begins again.
+- TechGPT's files have no such 32 bytes, and HEX is the SHA-256 of nothing (e3b0c442...): only the card's MD5 can tell there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from baize_engine.checkpoint.entry import refuse_pointer
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.hub import folder_of
+from baize_engine.checkpoint.manifest import MANIFEST_NAME
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.output_folder import PARTIAL
+from baize_engine.checkpoint.shown import shown
+from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewhere
+from baize_engine.errors import CheckpointError, MismatchError
+
+KEY_NAME = "consolidated.00.pth"
+COPIED = "added_tokens.json"
+MAX_FILES = 4096
+MAX_NAME = 200  # bytes: the suffix of unfinished files goes with it into the 255 that file systems take
+WEIGHTS = (".bin", ".pth", ".pt", ".safetensors")
+GZIP = b"\x1f\x8b\x08"
+DIGEST = 32  # bytes of the SHA-256 that a file with a key begins with
+_KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
+_OF_NOTHING = hashlib.sha256().hexdigest()
+
+
+@dataclass(frozen=True)
+class Job:
+    """One file of the result: which payload from which byte on, XORed with which file of the base (None: copied)."""
+
+    name: str
+    payload: Path
+    payload_size: int  # bytes of the whole file
+    begin: int
+    base: Path | None
+    base_size: int
+    keyed: bool = False
+    packed: bool = False  # gzip data
+    sha256: str | None = None  # that the payload says the result has
+
+    @property
+    def nbytes(self) -> int | None:
+        """Of the result; None where only unpacking tells."""
+        return None if self.packed else self.payload_size - self.begin
+
+
+@dataclass(frozen=True)
+class Payload:
+    """What is to be done, and with which files as they were when it was planned."""
+
+    folder: Path
+    base: Path  # the folder, or the key
+    jobs: tuple[Job, ...]
+    left_out: tuple[str, ...]  # files of the payload that are no part of it
+    stats: dict[Path, os.stat_result] = field(repr=False)
+
+    @property
+    def keyed(self) -> bool:
+        return self.jobs[0].keyed
+
+    @property
+    def base_files(self) -> list[Path]:
+        return sorted({job.base for job in self.jobs if job.base is not None})
+
+
+def read_payload(path_raw: str | os.PathLike[str], path_payload: str | os.PathLike[str]) -> Payload:
+    """Lists the payload and finds the base's side of each file. Both may be hub ids, `path_raw` also the key itself.
+
+    CheckpointError where a file is not what it should be, MismatchError where the base lacks one.
+    """
+    folder, files, left_out = _files(path_payload)
+    stats: dict[Path, os.stat_result] = {}
+    if any(path.name.endswith(".enc") for path in files):
+        left_out += [path.name for path in files if not path.name.endswith(".enc")]
+        files = [path for path in files if path.name.endswith(".enc")]
+        base = _key(path_raw)
+        jobs = [_keyed(path, base, stats) for path in files]
+    else:
+        base = folder_of(path_raw, [path.name for path in files])
+        _check_base(base, files, folder)
+        jobs = [_same_name(path, base / path.name, stats) for path in files]
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        _check_name(job)
+        if seen.setdefault(job.name, job) is not job:
+            raise CheckpointError(f"{seen[job.name].payload} and {job.payload} are both {job.name}: remove one of them")
+    return Payload(folder, base, tuple(jobs), tuple(left_out), stats)
+
+
+def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
+    """(the payload's folder, its files, names of documents and scripts beside them)."""
+    folder = folder_of(path, ["*"])
+    files, folders, left_out = _listed(folder)
+    if not files and len(folders) == 1 and not folders[0].is_symlink():  # as the repositories hold it
+        folder = folders[0]
+        files, folders, left_out = _listed(folder)
+    if folders:
+        raise CheckpointError(
+            f"{folder} holds the folder {shown(folders[0].name)}, wanted files only: give the folder that holds the "
+            f"payload's files"
+        )
+    if not files:
+        raise CheckpointError(f"{folder} holds no file of a payload")
+    if len(files) > MAX_FILES:
+        raise CheckpointError(f"{folder} holds {len(files)} files, wanted at most {MAX_FILES}")
+    return folder, files, left_out
+
+
+def _listed(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
+    with reading(folder):
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        folders = [path for path in found if path.is_dir()]
+    others = [path for path in found if path not in folders]
+    documents = [path.name for path in others if _is_document(path.name)]
+    return [path for path in others if path.name not in documents], folders, documents
+
+
+def _is_document(name: str) -> bool:
+    """What repositories hold beside a payload: cards, licences, scripts."""
+    lower = name.lower()
+    if lower.endswith(".enc"):
+        return False
+    return lower.endswith((".md", ".py")) or name == MANIFEST_NAME or any(word in lower for word in LICENCE_WORDS)
+
+
+def _key(path_raw: str | os.PathLike[str]) -> Path:
+    base = folder_of(path_raw, [KEY_NAME])
+    with reading(base):
+        key = base / KEY_NAME if base.is_dir() else base
+        there = key.exists()
+    if not there:
+        raise MismatchError(
+            f"{base} has no {KEY_NAME}: the key of such a payload is that file of Meta's original weights, of the same size as "
+            "the finetune"
+        )
+    return key
+
+
+def _check_base(base: Path, files: list[Path], folder: Path) -> None:
+    """Every file has its other side; the first that has none says what is wrong."""
+    with reading(base):
+        there = {path.name for path in base.iterdir()}
+    missing = [path.name for path in files if path.name not in there and path.name != COPIED]
+    if missing:
+        layout = (
+            "it is Meta's original layout, which is to be converted first"
+            if "params.json" in there
+            else f"it has {', '.join(shown(name) for name in sorted(there)[:4]) or 'nothing'}"
+        )
+        raise MismatchError(
+            f"{base} lacks {len(missing)} of the files of {folder}, such as {shown(missing[0])} ({layout}): wanted the base in "
+            "the same files as the payload, as convert_llama_weights_to_hf.py wrote them at its time"
+        )
+
+
+def _same_name(path: Path, other: Path, stats: dict[Path, os.stat_result]) -> Job:
+    size, beginning = _look(path, stats)
+    if path.name == COPIED and not other.exists():
+        return Job(path.name, path, size, 0, None, 0)
+    base_size, _ = _look(other, stats)
+    return Job(path.name, path, size, 0, other, base_size, packed=beginning.startswith(GZIP))
+
+
+def _keyed(path: Path, key: Path, stats: dict[Path, os.stat_result]) -> Job:
+    parts = _KEYED.fullmatch(path.name)
+    if parts is None:
+        raise CheckpointError(f"{path.parent}: {shown(path.name)!r}, wanted a name NAME.<64 hexadecimal digits>.enc")
+    name, named = parts["name"], parts["hex"].lower()
+    size, beginning = _look(path, stats)
+    key_size, _ = _look(key, stats, any_link=True)
+    if not key_size:
+        raise CheckpointError(f"{key} is empty, wanted Meta's {KEY_NAME}")
+    if size >= DIGEST and beginning[:DIGEST].hex() == named:
+        return Job(name, path, size, DIGEST, key, key_size, keyed=True, sha256=named)
+    if named == _OF_NOTHING:  # TechGPT's
+        return Job(name, path, size, 0, key, key_size, keyed=True)
+    raise CheckpointError(
+        f"{path} does not begin with the SHA-256 that its name says, but with {beginning[:DIGEST].hex() or 'nothing'}: "
+        "download it again"
+    )
+
+
+def _look(path: Path, stats: dict[Path, os.stat_result], any_link: bool = False) -> tuple[int, bytes]:
+    """Size and first bytes of a file, whose state is noted. Weights may be links to anywhere: they only count if they are
+    weights."""
+    name = _KEYED.sub(r"\g<name>", path.name)
+    if not (any_link or name.endswith(WEIGHTS)):
+        refuse_link_elsewhere(path)
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+        stats[path] = os.fstat(file.fileno())
+        beginning = file.read(64)
+    refuse_pointer(path, beginning)
+    return stats[path].st_size, beginning
+
+
+def _check_name(job: Job) -> None:
+    """The result's files keep names of a stranger's choice."""
+    name = job.name
+    if name in (".", "..", MANIFEST_NAME) or name.endswith(PARTIAL) or "/" in name or name.startswith("."):
+        raise CheckpointError(f"{job.payload.parent}: a file of the result would be called {shown(name)!r}")
+    if len(os.fsencode(name)) > MAX_NAME or not name.isprintable():
+        raise CheckpointError(
+            f"{job.payload.parent}: a file of the result would be called {shown(name)!r}, wanted at most {MAX_NAME} bytes of "
+            "printable characters"
+        )
