@@ -1,4 +1,4 @@
-"""`xor` with a failing disk, or killed at any call: nothing half-made, no wrong file under its last name, and resume goes on."""
+"""`xor` with a failing disk, or killed at any call: nothing half-made, no wrong file under its last name; resume goes on."""
 
 from __future__ import annotations
 

@@ -27,11 +27,13 @@ class ZipError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry: its flags, its method, its bytes as stored and as they were, where its header is and must have ended."""
+    """An entry: its flags, its method, the CRC-32 of its bytes, these as stored and as they were, where its header is and must
+    have ended."""
 
     name: bytes
     flags: int
     method: int
+    crc: int
     stored: int
     size: int
     offset: int
@@ -128,14 +130,14 @@ def _entries(content: bytes, count: int) -> list[Member]:
         if at + CENTRAL.size > len(content) or content[at : at + 4] != b"PK\x01\x02":
             raise ZipError(f"its directory holds {number} of {count} entries")
         fields = CENTRAL.unpack_from(content, at)
-        flags, method, stored, size, offset = fields[3], fields[4], fields[8], fields[9], fields[16]
+        flags, method, crc, stored, size, offset = fields[3], fields[4], *fields[7:10], fields[16]
         name, extra, comment = fields[10:13]
         at += CENTRAL.size
         end = at + name + extra + comment
         if end > len(content):
             raise ZipError("an entry goes beyond its directory")
         size, stored, offset = _wide(content[at + name : at + name + extra], size, stored, offset)
-        found.append(Member(content[at : at + name], flags, method, stored, size, offset))
+        found.append(Member(content[at : at + name], flags, method, crc, stored, size, offset))
         at = end
     if at != len(content):
         raise ZipError(f"its directory of {len(content)} bytes ends at byte {at} of them")

@@ -120,11 +120,14 @@ class _Run:
                 errno.ENOTEMPTY,
                 f"{self.out} holds a finished result that is not as it was written: {report.problems[0]}",
             )
-        for job in self.jobs:
+
+        def one(job: Job, check: Check) -> None:
             path = self.out / job.name
-            self.checks.digests(
-                job, path, digests_of_range(path, 0, stat_of(path).st_size, self.checks.algorithms(job))
-            )
+            digests = digests_of_range(path, 0, stat_of(path).st_size, self.checks.algorithms(job), check=check)
+            self.checks.digests(job, path, digests)
+            self.checks.whole(job, path, check)
+
+        in_threads(one, self.jobs, THREADS)
         return manifest
 
     def write(self, resume: bool) -> XorResult:
@@ -177,6 +180,7 @@ class _Run:
             if digests["sha256"] != record.sha256:
                 return False
             self.checks.digests(job, path, digests)
+            self.checks.whole(job, path, check)
             return True
 
         good = in_threads(is_whole, self.jobs, THREADS)
@@ -214,7 +218,7 @@ class _Run:
             digests = {name: digest.hexdigest() for name, digest in hashes.items()}
             self.checks.digests(job, file.path, digests)
             file.sync()
-        self.checks.whole(job, file.path)
+        self.checks.whole(job, file.path, check)
         # a source that somebody changes shows at once and not in the morning
         self.sources.check({job.payload, job.base or job.payload})
         return FileRecord(position, digests["sha256"])

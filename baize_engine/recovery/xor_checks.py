@@ -36,6 +36,7 @@ class XorChecks:
                 "this finetune"
             )
         self._inputs = self._named_inputs()
+        self._fit: set[str] = set()  # files of the result whose own CRC-32 told that they are right
 
     def _named_inputs(self) -> dict[Path, str]:
         """Of the files that are read, those whose sum is published: with a key, it and the payload's; else the base's, also
@@ -81,14 +82,18 @@ class XorChecks:
             why = "the payload is damaged" if job.base is None else WRONG_KEY if job.keyed else WRONG_BASE
             self._sums.check(path, wanted, digests, why)
 
-    def whole(self, job: Job, path: Path) -> None:
-        """A file of the result, by its form."""
-        check_whole(job, path)
+    def whole(self, job: Job, path: Path, check: Check) -> None:
+        """A file of the result, by its form; what no sum tells of also by its own CRC-32. `check` is called now and then."""
+        if check_whole(job, path, job.sha256 is None and job.name not in self._sums.found, check):
+            self._fit.add(job.name)
 
     def told(self) -> list[str]:
         """What was held against what, and what was not, a line each."""
         lines, count = [], len(self.payload.jobs)
         named = sum(job.sha256 is not None for job in self.payload.jobs)
+        unknown = [
+            job for job in self.payload.jobs if job.sha256 is None and job.name not in {*self._sums.found, *self._fit}
+        ]
         if named:
             lines.append(f"{named} file(s) have the SHA-256 that the payload says")
         if self._sums.found:
@@ -97,10 +102,12 @@ class XorChecks:
                 f"{known} of {count} file(s) of the result, and {len(self._inputs)} of those they were made of, are as "
                 f"{self._sums.path} says"
             )
-        elif named < count:
+        if self._fit:
+            lines.append(f"{len(self._fit)} file(s) have the CRC-32 that torch.save wrote into them")
+        if unknown:
             lines.append(
-                f"warning: nothing told whether {count - named} file(s) are those that were published: --expect_md5 FILE takes "
-                "the list in the model's card"
+                f"warning: nothing told whether {len(unknown)} file(s), such as {unknown[0].name}, are those that were "
+                "published: --expect_md5 FILE takes the list in the model's card"
             )
         if self.payload.left_out:
             lines.append(f"left out, as no part of the payload: {', '.join(map(shown, self.payload.left_out[:8]))}")

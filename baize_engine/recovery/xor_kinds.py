@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.shown import shown
-from baize_engine.checkpoint.zip_directory import ZipError, read_directory
+from baize_engine.checkpoint.zip_directory import Member, ZipError, read_directory
 from baize_engine.errors import MismatchError
+from baize_engine.interrupts import Check
 from baize_engine.recovery.xor_payload import Job
 
 HEAD = 4096  # bytes that are looked at before anything is written
+BLOCK = 1 << 20  # bytes read at a time
 MAX_JSON = 8 << 20  # bytes of JSON that are parsed: as objects they are 20 times as much
-ZIP, OLD_TORCH = b"PK\x03\x04", b"\x80\x02"  # what torch.save wrote since 1.6, and before
+# what torch.save writes since 1.6. The older form is no excuse: a base in it makes a result that begins as it does
+ZIP = b"PK\x03\x04"
+TORCH = (".bin", ".pth", ".pt")
 
 WRONG_BASE = (
     "the base's bytes are not those that the payload was made with. Payloads of OASST and Pygmalion need, byte for byte, the "
@@ -33,11 +39,15 @@ def check_head(job: Job, head: bytes) -> None:
     """MismatchError where a result that begins with `head`, all of it or HEAD bytes, cannot be what its name says."""
     wrong = next((look(head) for suffix, look in _HEADS if job.name.endswith(suffix)), None)
     if wrong:
-        raise mismatch(job, f"begins with {shown(repr(head[:12])[2:-1]) or 'nothing'}, {wrong}")
+        raise mismatch(job, f"begins with {shown(repr(head[:12])[1:])}, {wrong}")
 
 
-def check_whole(job: Job, path: Path) -> None:
-    """MismatchError where the whole result in `path` is not what its name says."""
+def check_whole(job: Job, path: Path, by_crc: bool, check: Check) -> bool:
+    """MismatchError where the whole result in `path` is not what its name says. True if CRC-32 of all its bytes told.
+
+    torch.save notes a CRC-32 of each tensor's bytes, which tells a wrong base where no sum was published: `by_crc`. `check`
+    is called before each block that this reads.
+    """
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if job.name.endswith(".json") and size <= MAX_JSON:
@@ -45,11 +55,33 @@ def check_whole(job: Job, path: Path) -> None:
                 json.loads(file.read(size))
             except (ValueError, RecursionError) as error:
                 raise mismatch(job, f"is not JSON ({shown(str(error))})") from None
-        elif job.name.endswith((".bin", ".pth", ".pt")) and file.read(len(ZIP)) == ZIP:
+        elif job.name.endswith(TORCH):
             try:
-                read_directory(file, size)
+                members = read_directory(file, size).values()
+                return by_crc and all([_fits(member, file, check) for member in members])
             except ZipError as error:
                 raise mismatch(job, f"is not a whole archive of torch.save ({error})") from None
+    return False
+
+
+def _fits(member: Member, file: BinaryIO, check: Check) -> bool:
+    """ZipError where a member has not the CRC-32 that the archive says; False where it says none."""
+    if not member.crc and member.size:  # torch.serialization.set_crc32_options(False)
+        return False
+    file.seek(member.locate(file))
+    buffer, left, found = memoryview(bytearray(BLOCK)), member.size, 0
+    while left:
+        check()
+        count = file.readinto(buffer[: min(BLOCK, left)])  # type: ignore[attr-defined]
+        if not count:
+            raise ZipError(f"ends {left} bytes too early")
+        found = zlib.crc32(buffer[:count], found)
+        left -= count
+    if found != member.crc:
+        raise ZipError(
+            f"the CRC-32 of {shown(member.name.decode('utf-8', 'replace'))} is {found:08x}, not {member.crc:08x}"
+        )
+    return True
 
 
 def mismatch(job: Job, problem: str) -> MismatchError:
@@ -63,12 +95,14 @@ def mismatch(job: Job, problem: str) -> MismatchError:
 
 def _json(head: bytes) -> str:
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    control = any(byte < 32 and byte not in b"\t\r\n" for byte in head)
-    return "" if text[:1] in (b"{", b"[") and not control else "which is not JSON"
+    if text[:1] not in (b"{", b"["):
+        return "which is not JSON"
+    control = next((at for at, byte in enumerate(head) if byte < 32 and byte not in b"\t\r\n"), None)
+    return "" if control is None else f"and its byte {control} is {head[control]}, which is not JSON"
 
 
 def _torch(head: bytes) -> str:
-    return "" if head.startswith((ZIP, OLD_TORCH)) else "wanted 'PK', as torch.save writes it"
+    return "" if head.startswith(ZIP) else "wanted 'PK', as torch.save writes it"
 
 
 def _safetensors(head: bytes) -> str:
@@ -82,9 +116,7 @@ def _sentencepiece(head: bytes) -> str:
 
 _HEADS: tuple[tuple[str, Callable[[bytes], str]], ...] = (
     (".json", _json),
-    (".bin", _torch),
-    (".pth", _torch),
-    (".pt", _torch),
+    *((suffix, _torch) for suffix in TORCH),
     (".safetensors", _safetensors),
     ("tokenizer.model", _sentencepiece),
 )
