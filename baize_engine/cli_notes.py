@@ -3,7 +3,8 @@
 weight_diff.py: stanford_alpaca, open-instruct (`--original_model`), WizardLM, UltraLM, KnowLM (`--is_fp16`), gisting
 (`--model_type`, and whatever from_pretrained takes), landmark-attention, Lion. apply_delta.py and make_delta.py: FastChat
 and its copies in LLaVA, StableVicuna, Wombat, Ziya, BayLing, ChatYuan, LMFlow, where argparse took `--base` for
-`--base-model-path`; Panda has `--base_model`. recover_model_weights.py: AlpacaFarm.
+`--base-model-path`; Panda has `--base_model`. recover_model_weights.py: AlpacaFarm. xor_codec.py: OASST, Pygmalion.
+decrypt.py: BELLE, TechGPT.
 """
 
 from __future__ import annotations
@@ -44,6 +45,18 @@ MAKE_DIFF = Notes(
         **dict.fromkeys(
             ("hub_repo_id", "push_to_hub"), "nothing is uploaded; upload the folder of the diff yourself (hf upload)"
         ),
+    },
+)
+XOR = Notes(
+    ours={"key_file": "path_raw", "input_dir": "path_payload", "output_dir": "path_tuned"},
+    needless={
+        "decode": Needless("it is the only direction here"),
+        "compress": Needless("gzip data are recognised"),
+        "type": Needless("the files' names say how they were made", takes_value=True),
+    },
+    refused={
+        "encode": "only published files are taken back here",
+        "input_file": "give --path_payload, the folder with all of the finetune's .enc files",
     },
 )
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from baize_engine.cli_notes import XOR
 from baize_engine.cli_options import flag, path
 from baize_engine.cli_signals import interrupted_once
+from baize_engine.cli_spelling import CommandParser
 
 XOR_HELP = (
     "File by file with the base's file of the same name, gzip data unpacked (OASST 30B, Pygmalion), or NAME.SHA256.enc with "
@@ -14,7 +16,9 @@ XOR_HELP = (
 )
 
 
-def xor_options(parser: argparse.ArgumentParser) -> None:
+def xor_options(parser: CommandParser) -> None:
+    """The options of `baize xor`."""
+    parser.notes = XOR
     flag(
         parser,
         "--path_raw",
@@ -45,6 +49,7 @@ def xor_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_xor(options: argparse.Namespace) -> int:
+    """Writes the finetune, and prints what tells that it is the published one."""
     from baize_engine.recovery.xor import xor
 
     with interrupted_once():
@@ -57,7 +62,9 @@ def run_xor(options: argparse.Namespace) -> int:
             expect_md5=options.expect_md5,
         )
     print(f"{len(result.manifest.files)} files in {result.folder}")
-    if result.resumed:
+    if result.finished_before:
+        print("it was finished before: every byte is as it was written, and nothing was redone")
+    elif result.resumed:
         print(f"{result.resumed} file(s) of the interrupted run were whole and were not redone")
     for line in result.told:
         print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)

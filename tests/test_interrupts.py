@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 import tiny
 
-from baize_engine import Engine, cli, recover, verify
+from baize_engine import Engine, recover, verify
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.writer import CheckpointWriter
+from baize_engine.cli_signals import interrupted_once
 from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.model import packing
@@ -354,7 +355,7 @@ def test_a_journal_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def interruption_that_becomes(error: Exception) -> None:
-    with cli._interrupted_once():
+    with interrupted_once():
         try:
             press()
             time.sleep(5)
@@ -370,5 +371,5 @@ def test_a_clean_up_that_fails_is_told() -> None:
 def test_what_the_first_becomes_is_an_interruption() -> None:
     with pytest.raises(KeyboardInterrupt):
         interruption_that_becomes(RuntimeError("release unlocked lock"))  # as the standard library may
-    with pytest.raises(RuntimeError, match="no interruption"), cli._interrupted_once():
+    with pytest.raises(RuntimeError, match="no interruption"), interrupted_once():
         raise RuntimeError("no interruption")

@@ -156,6 +156,15 @@ def check_output(folder: Path, nbytes: int) -> None:
     check_room([(folder, nbytes)])
 
 
+def finished_before(folder: Path) -> OutputError:
+    """What to raise where the result that is wanted lies in `folder` already."""
+    return OutputError(
+        errno.EEXIST,
+        f"{folder} is not empty: it holds this very result, finished and as it was written, so that nothing is to be done "
+        "(with --resume that is no error)",
+    )
+
+
 def check_room(needs: Iterable[tuple[Path, int]]) -> None:
     """Raises OutputError unless each folder can be made where it is to be and the disks have room for all bytes together."""
     by_disk: dict[int, list[tuple[Path, Path, int]]] = {}

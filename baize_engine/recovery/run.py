@@ -28,7 +28,7 @@ from baize_engine.checkpoint.manifest import (
     sha256_of,
     tensor_record,
 )
-from baize_engine.checkpoint.output_folder import PARTIAL, check_output, check_room
+from baize_engine.checkpoint.output_folder import PARTIAL, check_output, check_room, finished_before
 from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
@@ -144,11 +144,7 @@ def _prepare(
     resume = options.resume and unfinished
     whole = None if unfinished else _whole(out, work, before, options)
     if whole is not None and not options.resume:
-        raise OutputError(
-            errno.EEXIST,
-            f"{out} is not empty: it holds this very result, finished and as it was written, so that nothing is to be done "
-            "(with --resume that is no error)",
-        )
+        raise finished_before(out)
     if not resume and whole is None:
         refuse_busy(out)
         check_output(out, sum(shard.nbytes for shard in layout))

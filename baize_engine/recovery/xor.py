@@ -22,7 +22,7 @@ import numpy
 from baize_engine import __version__
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, read_manifest
 from baize_engine.checkpoint.os_errors import stat_of, writing
-from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output
+from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output, finished_before
 from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, refuse_busy
@@ -52,6 +52,7 @@ class XorResult:
     manifest: Manifest
     resumed: int  # files that an earlier, killed run had finished
     told: tuple[str, ...]
+    finished_before: bool = False  # nothing was done: an earlier run had finished it, and it is as written
 
 
 def xor(
@@ -79,9 +80,13 @@ def xor(
     payload = read_payload(path_raw, path_payload)
     checks = XorChecks(payload, expect_md5)
     run = _Run(payload, Path(path_tuned), checks, progress)
-    going_on = resume and (run.out / JOURNAL_NAME).exists()
-    if resume and not going_on and (whole := run.finished()) is not None:
-        return XorResult(run.out, whole, len(payload.jobs), tuple(checks.told()))
+    unfinished = (run.out / JOURNAL_NAME).exists()
+    going_on = resume and unfinished
+    whole = None if unfinished else run.finished()
+    if whole is not None and not resume:
+        raise finished_before(run.out)
+    if whole is not None:
+        return XorResult(run.out, whole, len(payload.jobs), tuple(checks.told()), finished_before=True)
     if not going_on:
         refuse_busy(run.out)
         check_output(run.out, sum(job.nbytes or job.payload_size for job in payload.jobs))
