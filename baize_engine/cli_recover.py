@@ -113,7 +113,9 @@ def _paths(parser: CommandParser, order: str) -> None:
 
 def verify_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize verify`."""
-    parser.add_argument("folder", type=path, metavar="OUT", help="folder written by recover or make_diff, or a hub id")
+    parser.add_argument(
+        "folder", type=path, metavar="OUT", help="folder written by recover, make_diff or xor, or a hub id"
+    )
     flag(
         parser,
         "--expect_manifest",

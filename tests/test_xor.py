@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -151,6 +152,60 @@ def test_gzip_members_and_the_zeros_after(tmp_path: Path) -> None:
     assert result(tmp_path / "out") == {"data": content}
 
 
+def test_damaged_gzip_data_are_read_as_the_library_reads_them_or_refused(tmp_path: Path) -> None:
+    rng = random.Random(3)
+    for folder in ("base", "payload"):
+        (tmp_path / folder).mkdir()
+    other = rng.randbytes(3000)
+    (tmp_path / "base/data").write_bytes(other)
+    good = gzip.compress(bytes(2000) + rng.randbytes(100)) + gzip.compress(rng.randbytes(50)) + bytes(9)
+    outcomes = {"read": 0, "refused": 0}
+    for case in range(300):
+        content = bytearray(good)
+        for _ in range(rng.choice((0, 1, 1, 2))):
+            at = rng.randrange(3, len(content))
+            how = rng.randrange(4)
+            if how == 0:
+                content[at] ^= 1 << rng.randrange(8)
+            elif how == 1:
+                del content[at:]
+            elif how == 2:
+                content[at:at] = rng.randbytes(3)
+            else:
+                content += content[:at]
+        (tmp_path / "payload/data").write_bytes(content)
+        try:
+            run(tmp_path / "base", tmp_path / "payload", tmp_path / f"out{case}")
+        except CheckpointError as error:
+            outcomes[str(error).split(":")[0]] = 0
+            assert not (tmp_path / f"out{case}").exists()
+            outcomes["refused"] += 1
+            continue
+        assert result(tmp_path / f"out{case}") == {"data": codec(gzip.decompress(content), other)}
+        outcomes["read"] += 1
+    assert outcomes.keys() == {"read", "refused", str(tmp_path / "payload/data")}
+    assert min(outcomes["read"], outcomes["refused"]) > 50
+
+
+def test_ctrl_c_leaves_nothing(base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    payload = publish_by_file(tuned, base, tmp_path / "payload")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    plain = xor_bytes._plain
+
+    def pressed(job: object, piece: int, progress: object) -> object:
+        if piece == xor_bytes.PIECE:
+            os.kill(os.getpid(), signal.SIGINT)
+        return plain(job, piece, progress)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(xor_bytes, "_plain", pressed)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(base, payload, tmp_path / "new/out")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_command_and_verify(base: Path, tuned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     publish_by_file(tuned, base, tmp_path / "payload")
     out = tmp_path / "out"
@@ -160,7 +215,7 @@ def test_the_command_and_verify(base: Path, tuned: Path, tmp_path: Path, capsys:
     told = capsys.readouterr()
     assert told.out.splitlines() == [
         f"8 files in {out}",
-        f"8 of 8 file(s) of the result, and 8 of those they were made of, are as {tmp_path / 'card'} says",
+        "8 of 8 file(s) of the result, and 8 of those they were made of, are as card says",
     ]
     assert told.err == ""
     assert main(["verify", str(out)]) == 0
@@ -291,6 +346,13 @@ REFUSALS = {
     partial_name: "a file of the result would be called 'config.json.partial'",
     strange_name: r"would be called 'con\\\\nfig'",
 }
+
+
+def test_a_model_in_place_of_the_payload(base: Path, tuned: Path, tmp_path: Path) -> None:
+    with pytest.raises(
+        MismatchError, match=r"tuned/config.json is a whole config.json and no XOR file: wanted the published"
+    ):
+        run(base, tuned, tmp_path / "out")
 
 
 @pytest.mark.parametrize("change", REFUSALS, ids=lambda change: change.__name__)

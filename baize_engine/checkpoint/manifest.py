@@ -50,12 +50,12 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    operation: str  # "recover" or "make_diff"
+    operation: str  # "recover", "make_diff" or "xor" (whole files: no tensors)
     backend: str
     versions: dict[str, str]
     sources: dict[str, list[SourceFile]]
     tensors: dict[str, TensorRecord]
-    files: dict[str, str]  # SHA-256 of each file beside the weights
+    files: dict[str, str]  # SHA-256 of each file beside the weights, or of every file
     base_rows: dict[str, str] = field(default_factory=dict)  # of a diff: SHA-256 of the base's first rows, as float32
     new_rows: str = ""  # what vocabulary rows not in the base were added to: "mean" (its mean row) or "zero"; "": none
     stored: list[str] = field(default_factory=list)  # tensors not in the base, stored as they are
@@ -84,7 +84,7 @@ def read_manifest(path: Path) -> Manifest:
         path = path / MANIFEST_NAME if path.is_dir() else path
         there = path.exists()
     if not there:
-        raise CheckpointError(f"{path} is absent: only folders written by recover or make_diff can be verified")
+        raise CheckpointError(f"{path} is absent: only folders written by recover, make_diff or xor can be verified")
     raw = strict_json.read(path)
     if raw.get("format") != FORMAT:
         raise CheckpointError(f'{path}: not a manifest of this tool (no "format": "{FORMAT}")')

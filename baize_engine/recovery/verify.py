@@ -51,7 +51,8 @@ def verify(
     *,
     expect_manifest: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Compares every tensor and every file beside the weights with the manifest that `recover` or `make_diff` wrote.
+    """Compares every tensor and every file beside the weights with the manifest that `recover` or `make_diff` wrote, or every
+    file with that of `xor`.
 
     `path` may be a hub id. `expect_manifest`: a manifest, or a folder that has one, to compare the tensors with in place of
     the folder's own; the files beside are then left out. Reads the whole folder once; `problems` names each tensor that

@@ -30,7 +30,8 @@ class Base:
 
     def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
         """As many of `nbytes` from byte `position` on as there are, somewhere in `buffer`."""
-        return self._file.read(position, max(0, min(nbytes, self._size - position)), buffer)
+        count = min(nbytes, self._size - position)
+        return self._file.read(position, count, buffer) if count > 0 else buffer[:0]
 
     def close(self) -> None:
         self._file.close()

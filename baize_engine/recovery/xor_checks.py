@@ -6,7 +6,7 @@ import os
 from contextlib import closing
 from pathlib import Path
 
-from baize_engine.checkpoint.os_errors import stat_of
+from baize_engine.checkpoint.os_errors import reading, stat_of
 from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check, in_threads
@@ -44,7 +44,8 @@ class XorChecks:
         if self.payload.keyed:
             paths = [self.payload.base, *(job.payload for job in self.payload.jobs)]
         else:
-            paths = [path for name in self._sums.found if (path := self.payload.base / name).is_file()]
+            with reading(self.payload.base):
+                paths = [path for path in sorted(self.payload.base.iterdir()) if path.is_file()]
         wanted = ((path, self._sums.of_input(path.name, self._results)) for path in paths)
         return {path: digest for path, digest in wanted if digest is not None}
 
@@ -100,7 +101,7 @@ class XorChecks:
             known = sum(name in self._sums.found for name in self._results)
             lines.append(
                 f"{known} of {count} file(s) of the result, and {len(self._inputs)} of those they were made of, are as "
-                f"{self._sums.path} says"
+                f"{self._sums.path.name} says"
             )
         if self._fit:
             lines.append(f"{len(self._fit)} file(s) have the CRC-32 that torch.save wrote into them")

@@ -37,8 +37,13 @@ WRONG_KEY = (
 
 def check_head(job: Job, head: bytes) -> None:
     """MismatchError where a result that begins with `head`, all of it or HEAD bytes, cannot be what its name says."""
-    wrong = next((look(head) for suffix, look in _HEADS if job.name.endswith(suffix)), None)
-    if wrong:
+    look = next((look for suffix, look in _HEADS if job.name.endswith(suffix)), lambda head: "")
+    if wrong := look(head):
+        if job.beginning and not look(job.beginning):
+            raise MismatchError(
+                f"{job.payload} is a whole {job.name} and no XOR file: wanted the published XOR files (a diff that is to be "
+                "added is for baize recover)"
+            )
         raise mismatch(job, f"begins with {shown(repr(head[:12])[1:])}, {wrong}")
 
 

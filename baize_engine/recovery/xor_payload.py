@@ -65,6 +65,7 @@ class Job:
     keyed: bool = False
     packed: bool = False  # gzip data
     sha256: str | None = None  # that the payload says the result has
+    beginning: bytes = field(default=b"", repr=False)  # of the payload as it lies there
 
     @property
     def nbytes(self) -> int | None:
@@ -186,7 +187,8 @@ def _same_name(path: Path, other: Path, stats: dict[Path, os.stat_result]) -> Jo
     if path.name == COPIED and not other.exists():
         return Job(path.name, path, size, 0, None, 0)
     base_size, _ = _look(other, stats)
-    return Job(path.name, path, size, 0, other, base_size, packed=beginning.startswith(GZIP))
+    packed = beginning.startswith(GZIP)
+    return Job(path.name, path, size, 0, other, base_size, packed=packed, beginning=beginning)
 
 
 def _keyed(path: Path, key: Path, stats: dict[Path, os.stat_result]) -> Job:
