@@ -45,6 +45,12 @@ def xor_options(parser: CommandParser) -> None:
         "result's, the one before the base's, which is checked before the work",
     )
     flag(parser, "--resume", action="store_true", help="take up what a killed run of the same files left in OUT")
+    flag(
+        parser,
+        "--follow_links",
+        action="store_true",
+        help="also take configs and tokenizers that are links to files outside their folder",
+    )
     flag(parser, "--quiet", action="store_true", help="no progress bar")
 
 
@@ -60,6 +66,7 @@ def run_xor(options: argparse.Namespace) -> int:
             options.resume,
             not options.quiet,
             expect_md5=options.expect_md5,
+            follow_links=options.follow_links,
         )
     print(f"{len(result.manifest.files)} files in {result.folder}")
     if result.finished_before:

@@ -348,6 +348,19 @@ REFUSALS = {
 }
 
 
+def test_links_elsewhere_are_followed_if_that_is_asked_for(base: Path, tuned: Path, tmp_path: Path) -> None:
+    payload = publish_by_file(tuned, base, tmp_path / "payload")
+    for folder in (base, payload):
+        for path in list(folder.iterdir()):
+            path.rename(tmp_path / f"{folder.name}-{path.name}")
+            path.symlink_to(tmp_path / f"{folder.name}-{path.name}")
+    with pytest.raises(CheckpointError, match=r"outside its folder.*--follow_links"):
+        run(base, payload, tmp_path / "out")
+    run(base, payload, tmp_path / "out", follow_links=True)
+    assert result(tmp_path / "out") == files(tuned)
+    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
+
+
 def test_a_model_in_place_of_the_payload(base: Path, tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(
         MismatchError, match=r"tuned/config.json is a whole config.json and no XOR file: wanted the published"

@@ -38,8 +38,8 @@ def local_path(path: str | os.PathLike[str]) -> Path:
 def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = None) -> Path:
     """`path` itself, or for a hub id the folder of its files. CheckpointError says what is missing, and the remedy.
 
-    What begins with a folder that is here, and a link, is a path and no hub id. Of a repository come the side files and one kind
-    of weights, or what matches `patterns` if they are given.
+    What begins with a folder that is here, and a link, is a path and no hub id. Of a repository come the side files and one
+    kind of weights, or what matches `patterns` if they are given.
     """
     folder = local_path(path)
     if not isinstance(path, str) or os.path.lexists(folder) or not _ID.fullmatch(path) or folder.parent.exists():

@@ -20,6 +20,7 @@ from typing import Any
 import numpy
 
 from baize_engine import __version__
+from baize_engine.checkpoint.hub import local_path
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, read_manifest
 from baize_engine.checkpoint.os_errors import stat_of, writing
 from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output, finished_before
@@ -63,6 +64,7 @@ def xor(
     progress: bool = True,
     *,
     expect_md5: str | os.PathLike[str] | None = None,
+    follow_links: bool = False,
 ) -> XorResult:
     """Writes the finetune whose files, XORed with those of `path_raw`, are `path_payload`'s, to the new folder `path_tuned`.
 
@@ -74,12 +76,13 @@ def xor(
     `expect_md5` is a text with lines of md5sum's or sha256sum's, such as the model's card: base, key or payload are held
     against it before the work, each file of the result as it is done; of a name that stands there twice the last is the
     result's, the one before the base's. `resume` takes up what a killed run of the same files left: what still hashes to its
-    note is not redone. Memory does not depend on the files' sizes. Raises MismatchError, CheckpointError or OutputError before
-    anything is written where that can be told; an exception later removes what was written.
+    note is not redone. `follow_links`: also configs and tokenizers that are links out of their folder, as weights may be
+    anyway. Memory does not depend on the files' sizes. Raises MismatchError, CheckpointError or OutputError before anything is
+    written where that can be told; an exception later removes what was written.
     """
-    payload = read_payload(path_raw, path_payload)
+    payload = read_payload(path_raw, path_payload, follow_links)
     checks = XorChecks(payload, expect_md5)
-    run = _Run(payload, Path(path_tuned), checks, progress)
+    run = _Run(payload, local_path(path_tuned), checks, progress)
     unfinished = (run.out / JOURNAL_NAME).exists()
     going_on = resume and unfinished
     whole = None if unfinished else run.finished()

@@ -6,6 +6,7 @@ import os
 from contextlib import closing
 from pathlib import Path
 
+from baize_engine.checkpoint.hub import local_path
 from baize_engine.checkpoint.os_errors import reading, stat_of
 from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import MismatchError
@@ -29,7 +30,7 @@ class XorChecks:
     def __init__(self, payload: Payload, expect_md5: str | os.PathLike[str] | None) -> None:
         self.payload = payload
         self._results = {job.name for job in payload.jobs}
-        self._sums = Sums(Path(), {}) if expect_md5 is None else read_sums(expect_md5)
+        self._sums = Sums(Path(), {}) if expect_md5 is None else read_sums(local_path(expect_md5))
         if self._sums.found and not self._results & self._sums.found.keys():
             raise MismatchError(
                 f"{expect_md5} names none of the files of the result, such as {shown(min(self._results))}: wanted the list of "

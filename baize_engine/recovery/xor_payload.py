@@ -28,6 +28,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -50,6 +51,7 @@ GZIP = b"\x1f\x8b\x08"
 DIGEST = 32  # bytes of the SHA-256 that a file with a key begins with
 _KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
 _OF_NOTHING = hashlib.sha256().hexdigest()
+Look = Callable[..., tuple[int, bytes]]  # (path, any_link=False): size and first bytes of a file
 
 
 @dataclass(frozen=True)
@@ -92,22 +94,28 @@ class Payload:
         return sorted({job.base for job in self.jobs if job.base is not None})
 
 
-def read_payload(path_raw: str | os.PathLike[str], path_payload: str | os.PathLike[str]) -> Payload:
+def read_payload(
+    path_raw: str | os.PathLike[str], path_payload: str | os.PathLike[str], follow_links: bool = False
+) -> Payload:
     """Lists the payload and finds the base's side of each file. Both may be hub ids, `path_raw` also the key itself.
 
     CheckpointError where a file is not what it should be, MismatchError where the base lacks one.
     """
     folder, files, left_out = _files(path_payload)
     stats: dict[Path, os.stat_result] = {}
+
+    def look(path: Path, any_link: bool = False) -> tuple[int, bytes]:
+        return _look(path, stats, follow_links or any_link)
+
     if any(path.name.endswith(".enc") for path in files):
         left_out += [path.name for path in files if not path.name.endswith(".enc")]
         files = [path for path in files if path.name.endswith(".enc")]
         base = _key(path_raw)
-        jobs = [_keyed(path, base, stats) for path in files]
+        jobs = [_keyed(path, base, look) for path in files]
     else:
         base = folder_of(path_raw, [path.name for path in files])
         _check_base(base, files, folder)
-        jobs = [_same_name(path, base / path.name, stats) for path in files]
+        jobs = [_same_name(path, base / path.name, look) for path in files]
     seen: dict[str, Job] = {}
     for job in jobs:
         _check_name(job)
@@ -182,22 +190,22 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
         )
 
 
-def _same_name(path: Path, other: Path, stats: dict[Path, os.stat_result]) -> Job:
-    size, beginning = _look(path, stats)
+def _same_name(path: Path, other: Path, look: Look) -> Job:
+    size, beginning = look(path)
     if path.name == COPIED and not other.exists():
         return Job(path.name, path, size, 0, None, 0)
-    base_size, _ = _look(other, stats)
+    base_size, _ = look(other)
     packed = beginning.startswith(GZIP)
     return Job(path.name, path, size, 0, other, base_size, packed=packed, beginning=beginning)
 
 
-def _keyed(path: Path, key: Path, stats: dict[Path, os.stat_result]) -> Job:
+def _keyed(path: Path, key: Path, look: Look) -> Job:
     parts = _KEYED.fullmatch(path.name)
     if parts is None:
         raise CheckpointError(f"{path.parent}: {shown(path.name)!r}, wanted a name NAME.<64 hexadecimal digits>.enc")
     name, named = parts["name"], parts["hex"].lower()
-    size, beginning = _look(path, stats)
-    key_size, _ = _look(key, stats, any_link=True)
+    size, beginning = look(path)
+    key_size, _ = look(key, True)
     if not key_size:
         raise CheckpointError(f"{key} is empty, wanted Meta's {KEY_NAME}")
     if size >= DIGEST and beginning[:DIGEST].hex() == named:
@@ -210,7 +218,7 @@ def _keyed(path: Path, key: Path, stats: dict[Path, os.stat_result]) -> Job:
     )
 
 
-def _look(path: Path, stats: dict[Path, os.stat_result], any_link: bool = False) -> tuple[int, bytes]:
+def _look(path: Path, stats: dict[Path, os.stat_result], any_link: bool) -> tuple[int, bytes]:
     """Size and first bytes of a file, whose state is noted. Weights may be links to anywhere: they only count if they are
     weights."""
     name = _KEYED.sub(r"\g<name>", path.name)
