@@ -24,7 +24,7 @@ NO_PROC = not Path("/proc/self/status").exists()
 
 def peak(base: Path, diff: Path, out: Path, *options: str) -> int:
     """MiB that `baize recover` took at most."""
-    command = [sys.executable, measured_recover.__file__, "recover", "--path_raw", base, "--path_diff", diff]
+    command = [sys.executable, measured_recover.__file__, "recover", "--force", "--path_raw", base, "--path_diff", diff]
     command += ["--path_tuned", out, "--device", "cpu", "--quiet", *options]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
     assert list(out.glob("*.safetensors"))
