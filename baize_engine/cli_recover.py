@@ -290,6 +290,8 @@ def run_verify(options: argparse.Namespace) -> int:
     report = verify(options.folder, expect_manifest=options.expect_manifest)
     for problem in report.problems:
         print(f"differs: {problem}")
+    for warning in report.warnings:
+        print(f"warning: {warning}", file=sys.stderr)
     good = "as written" if options.expect_manifest is None else f"as {options.expect_manifest} says"
     verdict = good if report.ok else f"{len(report.problems)} difference(s)"
     print(f"{report.folder}: {report.counted}, {report.bytes / 1e9:.3f} GB: {verdict}")

@@ -30,3 +30,7 @@ class BackendError(BaizeError, RuntimeError):
 
 class RequestError(BaizeError, ValueError):
     """A prompt or sampling parameter that cannot be served, named by index or field."""
+
+
+class BaizeWarning(UserWarning):
+    """What a user should know of a call that was served all the same. The command line prints it as a line on stderr."""

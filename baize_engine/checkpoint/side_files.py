@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
@@ -41,9 +42,9 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
         refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(tuned_like, dtype, vocab_size)}
     source = tokenizer_folder(tuned_like, base)
-    for path in (tuned_like / "generation_config.json", *(source / name for name in TOKENIZER_FILES)):
-        if path.is_file():
-            files[path.name] = _read(path, files, follow_links)
+    if (tuned_like / "generation_config.json").is_file():
+        files["generation_config.json"] = _read(tuned_like / "generation_config.json", files, follow_links)
+    files |= read_tokenizer_files(source, files, follow_links)
     model = model_for(source, other_tokenizer_folders(source, tuned_like, base))
     if model is not None and model.name not in files:
         files[model.name] = _read(model, files, follow_links)
@@ -56,6 +57,15 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
                 content = _read(path, files, follow_links)
                 if files.get(path.name) != content:
                     files[prefix + path.name if path.name in files else path.name] = content
+    return files
+
+
+def read_tokenizer_files(folder: Path, others: Mapping[str, bytes], follow_links: bool) -> dict[str, bytes]:
+    """{name: content} of what belongs to the tokenizer in `folder`, which together with `others` stays within MAX_BYTES."""
+    files: dict[str, bytes] = {}
+    for path in (folder / name for name in TOKENIZER_FILES):
+        if path.is_file():
+            files[path.name] = _read(path, {**others, **files}, follow_links)
     return files
 
 
@@ -108,7 +118,7 @@ def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
     return ("".join(text) + "\n").encode()
 
 
-def _read(path: Path, others: dict[str, bytes], follow_links: bool) -> bytes:
+def _read(path: Path, others: Mapping[str, bytes], follow_links: bool) -> bytes:
     """The file's bytes, which together with `others` stay within MAX_BYTES."""
     if not follow_links:
         refuse_link_elsewhere(path)

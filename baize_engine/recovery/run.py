@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import platform
+import warnings
 from array import array
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
@@ -29,8 +30,10 @@ from baize_engine.checkpoint.manifest import (
     tensor_record,
 )
 from baize_engine.checkpoint.output_folder import PARTIAL, check_output, check_room, finished_before
+from baize_engine.checkpoint.runnable import why_not_runnable
+from baize_engine.checkpoint.tokenizer_check import tokenizer_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, TensorSpec, lay_out
-from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.errors import BaizeWarning, CheckpointError, OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.expect import Expectation, base_rows
@@ -106,6 +109,9 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     prepared = [_prepare(source, wish, options, sources, base_mean) for wish in wishes]
     _check_outputs(prepared)
     make_adder = backend.diff_adder(options.device)
+    if not options.subtract:
+        for item in prepared:
+            _warn(item)
     for item in prepared:
         item.wish.expect.check_before(item.work, source.index, item.wish.other, source.config, make_adder)
     pending = [item for item in prepared if item.whole is None]
@@ -119,6 +125,16 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
         )
         for item in prepared
     ]
+
+
+def _warn(item: _Prepared) -> None:
+    """Before the long work: what the result will not do."""
+    reasons = tokenizer_problems(item.files, item.work.vocab_size, item.out)
+    unrunnable = why_not_runnable(config_file.read_normalised(item.wish.other.folder))
+    if unrunnable:
+        reasons.append(f"{item.out}: this engine will not run the result; {unrunnable}")
+    for reason in reasons:
+        warnings.warn(reason, BaizeWarning, stacklevel=4)  # of the caller of `recover`
 
 
 def _result(item: _Prepared, manifest: Manifest, resumed: int, checked: list[str]) -> Result:

@@ -9,20 +9,23 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.buffers import HUGE, SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.hub import folder_of
-from baize_engine.checkpoint.index import TensorEntry, read_index
+from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.tokenizer_check import tokenizer_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.journal import JOURNAL_NAME
+from baize_engine.recovery.wrapped_names import EMBED
 
 BLOCK = 4 << 20  # bytes hashed at a time
 THREADS = 2
-XOR = "xor"  # the operation of manifests of whole files
+XOR, RECOVER = "xor", "recover"  # operations: XOR's manifests are of whole files
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class Report:
     tensors: int
     bytes: int
     problems: tuple[str, ...]
+    warnings: tuple[str, ...] = ()  # what keeps the model from speaking, though nothing was changed
     files: int = 0  # of a result of `xor`, which has no tensors of its own: they are files as published
 
     @property
@@ -80,7 +84,15 @@ def verify(
     problems += filter(None, in_threads(problem_of, common, THREADS))
     if expect_manifest is None:
         problems += _file_problems(folder, manifest)
-    return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems))
+    told = _warnings(folder, index) if expect_manifest is None and manifest.operation == RECOVER else ()
+    return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems), told)
+
+
+def _warnings(folder: Path, index: CheckpointIndex) -> tuple[str, ...]:
+    rows = next((entry.shape[0] for name, entry in index.entries.items() if name == EMBED and entry.shape), 0)
+    if not rows:
+        return ()
+    return tuple(tokenizer_problems(side_files.read_tokenizer_files(folder, {}, follow_links=True), rows, folder))
 
 
 def _refuse_unfinished(folder: Path) -> None:
