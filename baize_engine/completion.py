@@ -18,7 +18,7 @@ class Completion:
     token_ids: all that was generated, the stop id included. text: their text, as the exact continuation of the prompt,
     cut before the stop id or stop string; "" without a tokenizer. finish_reason: "stop" or "length". stop_reason: the
     id or the string that stopped it. logprobs: one entry per token, if asked for. seed: the one that was used; given
-    again, it brings all n samples of this prompt back.
+    again, it brings all n samples of this prompt back. None: it was greedy and none was given, so that none was used.
     """
 
     prompt_index: int
@@ -28,7 +28,7 @@ class Completion:
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprobs] | None = None
-    seed: int = 0
+    seed: int | None = None
 
 
 class Writer:
@@ -36,7 +36,8 @@ class Writer:
 
     def __init__(self, sample: Sample, tokenizer: Tokenizer | None) -> None:
         params = sample.params
-        self.done = Completion(sample.prompt_index, sample.index, seed=sample.seed)
+        seed = sample.seed if params.temperature or params.seed is not None else None
+        self.done = Completion(sample.prompt_index, sample.index, seed=seed)
         self.done.logprobs = None if params.logprobs is None else []
         self._sample = sample
         self._text = None if tokenizer is None else IncrementalDecoder(tokenizer, context=sample.prompt_ids)
@@ -53,7 +54,7 @@ class Writer:
         piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
         if step.finish_reason is not None and text is not None:
             piece += text.flush()
-        shown = piece if len(done.token_ids) < self._sample.params.min_new_tokens else scanner.push(piece)
+        shown = scanner.push(piece, ends=len(done.token_ids) >= self._sample.params.min_new_tokens)
         if scanner.matched is not None:
             done.finish_reason, done.stop_reason = "stop", scanner.matched
             self._sample.stopped = True

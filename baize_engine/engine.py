@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from baize_engine import chat
 from baize_engine.completion import Completion, Writer
 from baize_engine.errors import RequestError
+from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.progress import Progress
@@ -24,6 +25,7 @@ from baize_engine.intake import Intake, Prompt
 from baize_engine.loading import Parts, load_parts
 from baize_engine.model.steps import DecodeSteps
 from baize_engine.tokenizer import Tokenizer
+from baize_engine.turns import Turns
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -34,6 +36,8 @@ class Engine:
 
     from_pretrained makes it from a folder. The constructor takes the parts: a decoder (`Llama`), its cache, the steps over
     both, the ids that end a text, the backend's `sample` op, and a tokenizer, without which prompts are ids and texts are "".
+    Any number of threads may call it: calls take turns, iterators one for each of their steps. What iterators hold in the
+    cache is copied out of it where another call needs the room, and back. A process made by fork cannot use it.
     """
 
     def __init__(
@@ -51,6 +55,7 @@ class Engine:
     ) -> None:
         self._decoder, self._cache, self._sample = decoder, cache, sample
         self._steps = steps or DecodeSteps(decoder, cache)
+        self._turns = Turns()
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_model_len = max_model_len
@@ -144,7 +149,10 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Lets go of weights and cache. Any later request is refused."""
+        """Lets go of weights and cache. Any later request is refused, and what is under way ends with that RequestError."""
+        self._turns.close(self._let_go)
+
+    def _let_go(self) -> None:
         self._decoder = self._cache = self._steps = None  # type: ignore[assignment]
 
     # Requests. Each is checked whole before the first token is computed.
@@ -155,51 +163,66 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
+        parse_special: bool = False,
     ) -> list[Completion]:
         """Completions of each prompt, prompt by prompt, params.n each.
 
-        prompts: a text, a list of ids, or a list of these; any number of them, which run together as far as the cache has
-        room. params: one for all, or one per prompt. progress: a bar with tokens a second, on a terminal.
+        prompts: a text, a list or array of ids, or a list of these; any number of them, which run together as far as the
+        cache has room. params: one for all, or one per prompt. progress: a bar with tokens a second, on a terminal.
+        parse_special: "</s>" and other special tokens spelled in a text become their ids; not for text of strangers, who
+        could end a turn or begin one.
         RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
         """
-        writers = self._writers(prompts, params)
-        with Progress(len(writers), progress) as bar, closing(self._run(writers)) as run:
+        writers = self._writers(prompts, params, parse_special)
+        with self._turns.turn(), Progress(len(writers), progress) as bar, closing(self._run(writers)) as run:
             for writer, _ in run:
                 bar.token(writer.done.finish_reason is not None)
         return [writer.done for _, writer in writers]
 
     def completions(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        parse_special: bool = False,
     ) -> Generator[list[Completion], None, None]:
         """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole."""
-        return self._in_order(self._writers(prompts, params))
+        return self._in_order(self._writers(prompts, params, parse_special))
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[str, None, None]:
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+    ) -> Generator[str, None, None]:
         """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
 
         Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
         """
         self._intake.need_tokenizer("a stream")
-        writers = self._writers([prompt], params)
+        writers = self._writers([prompt], params, parse_special)
         if len(writers) != 1:
             raise RequestError(f"SamplingParams.n is {len(writers)}, and a stream has one sample")
         return self._texts(writers)
 
     def stream_many(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        parse_special: bool = False,
     ) -> Generator[tuple[int, int, str], None, None]:
         """(prompt index, sample index, piece) of many samples as their texts come; arguments as generate's, pieces as stream's.
 
         The pieces of one sample are in order; those of different samples mix as they become certain.
         """
         self._intake.need_tokenizer("a stream")
-        return self._pieces(self._writers(prompts, params))
+        return self._pieces(self._writers(prompts, params, parse_special))
 
-    def encode(self, prompt: Prompt, params: SamplingParams | None = None) -> list[int]:
+    def encode(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+    ) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
         asked = self._open
         asked.params(params, 1)
-        return asked.prompt(prompt, "the prompt")
+        return asked.prompt(prompt, "the prompt", parse_special=parse_special)
 
     def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
         """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
@@ -219,40 +242,51 @@ class Engine:
         text after ids gets no dummy space: write the space that the completion begins with, if it has one.
         """
         pairs = self._open.continued(prompt, completions)
-        return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
+        with self._turns.turn():
+            return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
 
     def prompt_logprobs(self, prompts: Prompt | Sequence[Prompt], top: int = 0) -> list[list[TokenLogprobs | None]]:
         """For each prompt the log-probability of each of its tokens given those before, and of the `top` likeliest there.
 
-        The first entry of each list is None: nothing comes before the first token.
+        The first entry of each list is None: nothing comes before the first token. A prompt may have max_model_len tokens.
         """
-        if isinstance(top, bool) or not isinstance(top, int) or top < 0:
+        count = plain.integer(top)
+        if count is None or count < 0:
             raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
-        return [[None, *prompt_logprobs(self._decoder, self._cache, ids, top)] for ids in self._open.prompts(prompts)]
+        many = self._open.prompts(prompts, answered=False)
+        with self._turns.turn():
+            return [[None, *prompt_logprobs(self._decoder, self._cache, ids, count)] for ids in many]
 
     def next_token_logprobs(
         self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int]
     ) -> list[list[float]]:
         """For each prompt the log-probabilities of the candidates as its next token, in the order given."""
         many = self._open.prompts(prompts)
-        self._intake.check_ids(candidate_token_ids, "candidate_token_ids")
-        return [next_token_logprobs(self._decoder, self._cache, ids, candidate_token_ids) for ids in many]
+        candidates = self._intake.ids(candidate_token_ids, "candidate_token_ids")
+        with self._turns.turn():
+            return [next_token_logprobs(self._decoder, self._cache, ids, candidates) for ids in many]
 
     @property
     def _open(self) -> Intake:
         """What can be asked; RequestError once the engine is closed."""
-        if self._decoder is None:
-            raise RequestError("this engine is closed")
+        self._turns.check()
         return self._intake
 
     def _writers(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        parse_special: bool = False,
     ) -> list[tuple[Sample, Writer]]:
         """One for each sample, all arguments checked."""
-        return [(sample, Writer(sample, self.tokenizer)) for sample in self._open.samples(prompts, params)]
+        samples = self._open.samples(prompts, params, parse_special)
+        return [(sample, Writer(sample, self.tokenizer)) for sample in samples]
 
     def _run(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[Writer, str], None, None]:
-        """Runs the samples together; yields at each of their tokens the text that has become certain, "" mostly."""
+        """Runs the samples together; yields at each of their tokens the text that has become certain, "" mostly.
+
+        To be run in turns.
+        """
         writer_of = {id(sample): writer for sample, writer in writers}
         steps = generate(
             self._decoder,
@@ -264,6 +298,7 @@ class Engine:
         )
         with closing(steps):
             for sample, step in steps:
+                self._turns.check()
                 writer = writer_of[id(sample)]
                 yield writer, writer.push(step)
 
@@ -271,14 +306,14 @@ class Engine:
         left = deque(
             [writer.done for _, writer in group] for _, group in groupby(writers, lambda pair: pair[0].prompt_index)
         )
-        with closing(self._run(writers)) as run:
+        with closing(self._turns.each(self._run(writers))) as run:
             for writer, _ in run:
                 if writer.done.finish_reason is not None:
                     while left and all(done.finish_reason is not None for done in left[0]):
                         yield left.popleft()
 
     def _pieces(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[int, int, str], None, None]:
-        with closing(self._run(writers)) as run:
+        with closing(self._turns.each(self._run(writers))) as run:
             for writer, piece in run:
                 if piece:
                     yield writer.done.prompt_index, writer.done.index, piece

@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from baize_engine.errors import RequestError
+from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
 from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import stop_token_ids
 from baize_engine.tokenizer import Tokenizer
 
-Prompt = str | Sequence[int]
+Prompt = str | Sequence[int]  # or an array of ids, of numpy or torch
 
 
 @dataclass(frozen=True)
@@ -34,39 +35,62 @@ class Intake:
     why_no_text: str
 
     def samples(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams] | None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None,
+        parse_special: bool = False,
     ) -> list[Sample]:
         """params.n for each prompt, in their order."""
-        many = self.prompts(prompts)
+        many = self.prompts(prompts, parse_special=parse_special)
         found = []
         for i, (ids, one) in enumerate(zip(many, self.params(params, len(many)), strict=True)):
-            seed = secrets.randbelow(SEED_LIMIT) if one.seed is None else one.seed
+            seed = one.seed
+            if seed is None:
+                seed = secrets.randbelow(SEED_LIMIT) if one.temperature else 0  # which greedy samples do not use
             stops = stop_token_ids(one, self.eos_token_ids)
             found += [Sample(i, index, ids, one, seed, stops) for index in range(one.n)]
         return found
 
-    def prompts(self, prompts: Prompt | Sequence[Prompt]) -> list[list[int]]:
-        """One prompt or several, as ids: 1 to max_model_len - 1 of them, each in the vocabulary."""
-        if not isinstance(prompts, Sequence):
+    def prompts(
+        self, prompts: Prompt | Sequence[Prompt], answered: bool = True, parse_special: bool = False
+    ) -> list[list[int]]:
+        """One prompt or several, as ids: see `prompt`."""
+        found = plain.items(prompts)
+        if found is None:
             raise RequestError(f"prompts is {prompts!r}, wanted a text, a list of token ids, or a list of these")
-        single = isinstance(prompts, str) or (len(prompts) > 0 and all(isinstance(item, int) for item in prompts))
-        many: Sequence[Any] = [prompts] if single else prompts
-        return [self.prompt(prompt, f"prompt {i}") for i, prompt in enumerate(many)]
+        single = isinstance(found, str) or (len(found) > 0 and all(_is_number(item) for item in found))
+        many: Sequence[Any] = [found] if single else found
+        return [self.prompt(prompt, f"prompt {i}", answered, parse_special) for i, prompt in enumerate(many)]
 
-    def prompt(self, prompt: Any, name: str, add_eos: bool | None = None) -> list[int]:
-        """The ids of one prompt, which errors call `name`. add_eos: None: an end id follows where the tokenizer says so."""
-        ids = self._ids(prompt, name, add_eos)
-        if not 0 < len(ids) < self.max_model_len:
-            wanted = f"wanted 1 to {self.max_model_len - 1} (max_model_len - 1)"
-            raise RequestError(f"{name} has {len(ids)} tokens, {wanted}")
+    def prompt(
+        self,
+        prompt: Any,
+        name: str,
+        answered: bool = True,
+        parse_special: bool = False,
+        add_eos: bool | None = None,
+    ) -> list[int]:
+        """The ids of one prompt, which errors call `name`: each in the vocabulary, 1 to max_model_len of them, or one less
+
+        where it is to be `answered`. parse_special: the spelling of special tokens in a text means their ids. add_eos: None:
+        an end id follows where the tokenizer says so.
+        """
+        if not isinstance(parse_special, bool):
+            raise RequestError(f"parse_special is {parse_special!r}, wanted True or False")
+        ids = self._ids(prompt, name, parse_special, add_eos)
+        most = self.max_model_len - answered
+        if not 0 < len(ids) <= most:
+            limit = "max_model_len - 1" if answered else "max_model_len"
+            raise RequestError(f"{name} has {len(ids)} tokens, wanted 1 to {most} ({limit})")
         return ids
 
     def continued(self, prompt: Prompt, completions: Sequence[Prompt]) -> list[tuple[list[int], int]]:
         """For each completion the ids of prompt and completion together, and where the completion's begin."""
         context = self.prompt(prompt, "prompt 0", add_eos=False)
-        if isinstance(completions, str) or not isinstance(completions, Sequence):
+        many = plain.items(completions)
+        if isinstance(completions, str) or many is None:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
-        return [self._joined(prompt, context, completion, i) for i, completion in enumerate(completions)]
+        return [self._joined(prompt, context, completion, i) for i, completion in enumerate(many)]
 
     def params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         """One for each of `count` prompts, which this model can serve."""
@@ -85,14 +109,19 @@ class Intake:
                 check_choice(one, self.vocab_size, stop_token_ids(one, self.eos_token_ids))
         return each
 
-    def check_ids(self, ids: Sequence[int], name: str) -> None:
-        """Refuses what is not a list of ids in the vocabulary."""
-        if not isinstance(ids, Sequence):
+    def ids(self, ids: Any, name: str) -> list[int]:
+        """The list of ids in the vocabulary that `ids` is."""
+        many = plain.items(ids)
+        if many is None:
             raise RequestError(f"{name} is {ids!r}, wanted a list of token ids")
-        for position, token_id in enumerate(ids):
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or not 0 <= token_id < self.vocab_size:
+        found = []
+        for position, item in enumerate(many):
+            token_id = plain.integer(item)
+            if token_id is None or not 0 <= token_id < self.vocab_size:
                 wanted = f"wanted a token id from 0 to {self.vocab_size - 1}"
-                raise RequestError(f"{name} has {token_id!r} at {position}, {wanted}")
+                raise RequestError(f"{name} has {item!r} at {position}, {wanted}")
+            found.append(token_id)
+        return found
 
     def need_tokenizer(self, what: str) -> Tokenizer:
         """The tokenizer, for `what`, which needs it."""
@@ -100,15 +129,15 @@ class Intake:
             raise RequestError(f"{what} needs a tokenizer: {self.why_no_text}")
         return self.tokenizer
 
-    def _ids(self, prompt: Any, name: str, add_eos: bool | None = False) -> list[int]:
+    def _ids(
+        self, prompt: Any, name: str, parse_special: bool = False, add_eos: bool | None = False
+    ) -> list[int]:
         if isinstance(prompt, str):
-            ids = self.need_tokenizer(f"{name}, a text,").encode(prompt, add_eos=add_eos)
-        elif isinstance(prompt, Sequence) and not isinstance(prompt, bytes):
-            ids = list(prompt)
-        else:
+            tokenizer = self.need_tokenizer(f"{name}, a text,")
+            return self.ids(tokenizer.encode(prompt, add_eos=add_eos, allow_special=parse_special), name)
+        if plain.items(prompt) is None:
             raise RequestError(f"{name} is {prompt!r}, wanted a text or a list of token ids")
-        self.check_ids(ids, name)
-        return ids
+        return self.ids(prompt, name)
 
     def _joined(self, prompt: Prompt, context: list[int], completion: Prompt, i: int) -> tuple[list[int], int]:
         name, start = f"completion {i}", len(context)
@@ -124,3 +153,8 @@ class Intake:
         if len(ids) > self.max_model_len:
             raise RequestError(f"{name} and its prompt have {len(ids)} tokens, wanted at most {self.max_model_len}")
         return ids, start
+
+
+def _is_number(item: object) -> bool:
+    """Whether it stands in a list of ids, rightly or, as True does, wrongly, and not in a list of prompts."""
+    return isinstance(item, int) or plain.integer(item) is not None

@@ -95,7 +95,9 @@ BANG = FIRST_BYTE + ord("!")
             None,
         ),
         ("xxxx", {"stop": "x", "min_new_tokens": 3}, "xx", 3, "stop", "x"),  # looked for in what comes after two
-        ("xyxy", {"stop": "xy", "min_new_tokens": 2}, "xy", 4, "stop", "xy"),
+        ("xyxy", {"stop": "xy", "min_new_tokens": 2}, "", 2, "stop", "xy"),  # it begins before, and is complete with the second
+        ("xyxy", {"stop": "xy", "min_new_tokens": 3}, "xy", 4, "stop", "xy"),
+        ("abcd", {"stop": ["bc", "ab"], "min_new_tokens": 3}, "a", 3, "stop", "bc"),
     ],
 )
 def test_why_a_sample_ended(says: str, asked: dict, text: str, tokens: int, finish: str, stop: int | str) -> None:
@@ -136,8 +138,9 @@ def test_prompts_and_params_one_for_all_or_one_each() -> None:
 
 def test_a_fresh_seed_is_recorded_and_brings_the_samples_back() -> None:
     engine = make(TableDecoder(VOCAB), None)
-    first = engine.generate([1, 5], SamplingParams(n=2, max_new_tokens=3))
-    assert first[0].seed == first[1].seed != engine.generate([1, 5])[0].seed
+    drawn = SamplingParams(n=2, max_new_tokens=3, temperature=1.0)
+    first = engine.generate([1, 5], drawn)
+    assert first[0].seed == first[1].seed != engine.generate([1, 5], drawn)[0].seed
     assert engine.generate([1, 5], SamplingParams(seed=7))[0].seed == 7
 
 

@@ -6,6 +6,7 @@ finished, abandoned by its reader, or interrupted.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -18,6 +19,7 @@ from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.sampling import Draw, SampleOp, TokenLogprobs, choose_tokens, token_logprobs
 from baize_engine.generation.scheduler import Launch, Prefill, PutBack, Request, Scheduler, TakeOut
 from baize_engine.generation.shaping import shaping
+from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.steps import Row, not_finite
 
 MAX_ROWS = 64  # samples at a time: up to as many rows a GPU's products have one order of summation
@@ -73,6 +75,8 @@ def generate(
     A sample ends with a stop id ("stop"), after params.max_new_tokens or at `max_length` tokens with its prompt ("length").
     RequestError: an empty prompt, one that leaves no room, or a cache too small for one sample (CacheFull). BaizeError:
     logits that are not finite, by sample and step. `cache` is a KVCache, `steps` the DecodeSteps over it.
+    Between two of its steps the model and the cache may serve others, and what it has in the cache may be taken out
+    (`BlockPool.make_room`), to be put back when it goes on; two calls must not run at the same time.
     """
     for one in samples:
         if not 0 < len(one.prompt_ids) < max_length:
@@ -82,9 +86,11 @@ def generate(
         return
     loop = _Loop(decoder, cache, samples, max_length, sample, max_rows)
     with steps.batch(min(len(samples), max_rows), loop.choose) as batch:
+        cache.tenants.append(loop)
         try:
             yield from loop.run(batch)
         finally:
+            cache.tenants.remove(loop)
             loop.scheduler.close()
 
 
@@ -120,35 +126,48 @@ class _Loop:
         # from the first token to the last: tables as long as the vocabulary hang there
         self._lives: dict[Request, _Life] = {}
         self._of_row: dict[Row, _Life] = {}  # those in the batch
+        self._arrived: deque[tuple[_Life, int]] = deque()  # tokens that were chosen, and not told yet
         self.scheduler = Scheduler(cache, self._samples, max_rows, decoder.prefill_chunk)
 
     def run(self, batch: Any) -> Generator[tuple[Sample, Step], None, None]:
         self._batch = batch
         while True:
+            while self._arrived:
+                yield from self._made(*self._arrived.popleft())
             if batch.in_flight > batch.ahead:
-                yield from self._read()
+                self._read()
                 continue
-            action = self.scheduler.next(batch.in_flight > 0)
+            try:
+                action = self.scheduler.next(batch.in_flight > 0)
+            except CacheFull:
+                if not self._cache.make_room(self):
+                    raise
+                continue
             if action is None:
                 return
             if isinstance(action, Prefill):
-                yield from self._prefill(action)
+                self._prefill(action)
             elif isinstance(action, Launch):
                 batch.launch()
             elif isinstance(action, TakeOut):
-                life = self._lives[action.request]
-                self._leave(life)
-                life.saved = self._cache.take_out(action.blocks)
+                self._take_out(action)
             elif isinstance(action, PutBack):
                 self._put_back(self._lives[action.request], action.kept)
             else:
-                yield from self._read()
+                self._read()
+
+    def give_way(self) -> None:
+        """Takes out of the cache all that it has there, between two steps of `run`, which puts it back."""
+        while self._batch.in_flight:
+            self._read()
+        for action in self.scheduler.give_way():
+            self._take_out(action)
 
     def choose(self, rows: Sequence[Row], logits: Tensor) -> list[int]:
         """The tokens of rows in the batch whose parameters ask for the host, from their logits (S, V)."""
         return self._choose([self._of_row[row] for row in rows], logits)
 
-    def _prefill(self, action: Prefill) -> Generator[tuple[Sample, Step], None, None]:
+    def _prefill(self, action: Prefill) -> None:
         request = action.request
         ids = list(request.prompt[action.begin : action.end])
         logits = self._decoder.prefill(ids, request.cached, self._cache)
@@ -158,20 +177,16 @@ class _Loop:
                 self._cache.copy_block(*copy)
             self._lives[each] = life = _Life(self._samples[each], each)
             ready.append(life)
-        if not ready:
-            return
-        tokens = self._choose(ready, logits.repeat(len(ready), 1))
-        for life, token in zip(ready, tokens, strict=True):
-            yield from self._made(life, token)
-            if life.request.sequence is not None:
-                self._join(life)
+        if ready:
+            self._arrived += zip(ready, self._choose(ready, logits.repeat(len(ready), 1)), strict=True)
 
-    def _read(self) -> Generator[tuple[Sample, Step], None, None]:
+    def _read(self) -> None:
+        """The oldest step's tokens; those of samples that left while it was on its way are nobody's."""
         for row, token in self._batch.read():
             life = self._of_row.get(row)
-            if life is not None:  # else it left while this step was on its way
+            if life is not None:
                 self.scheduler.read(life.request)
-                yield from self._made(life, token)
+                self._arrived.append((life, token))
 
     def _choose(self, lives: Sequence[_Life], logits: Tensor) -> list[int]:
         """The one place where the host sees logits (S, V): a token for each row, with its log-probabilities if asked for."""
@@ -188,7 +203,9 @@ class _Loop:
         return tokens
 
     def _made(self, life: _Life, token: int) -> Generator[tuple[Sample, Step], None, None]:
-        """A sample's next token, and its end if that is one."""
+        """A sample's next token, and its end if that is one; with its first it joins the steps."""
+        if life.request not in self._lives:
+            return  # a token of a step that was launched before its end was read
         if token < 0:
             raise not_finite(life.name())
         life.history.append(token)
@@ -202,6 +219,8 @@ class _Loop:
         yield life.sample, Step(token, reason, life.logprobs)
         if reason is None and life.sample.stopped:
             self._end(life)
+        elif reason is None and life.row is None and life.request.sequence is not None:
+            self._join(life)
 
     def _end(self, life: _Life) -> None:
         self._leave(life)
@@ -223,6 +242,11 @@ class _Loop:
             self._batch.drop(life.row)
             del self._of_row[life.row]
             life.row = None
+
+    def _take_out(self, action: TakeOut) -> None:
+        life = self._lives[action.request]
+        self._leave(life)
+        life.saved = self._cache.take_out(action.blocks)
 
     def _put_back(self, life: _Life, kept: int) -> None:
         if life.saved is None:

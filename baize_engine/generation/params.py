@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from baize_engine.errors import RequestError
+from baize_engine.generation import plain
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
 # logits / temperature must stay in float32's range, and still tell FORBIDDEN (shaping.py) from what may come
@@ -29,8 +30,9 @@ class SamplingParams:
     divides logits above 0 and multiplies others, once an id; presence_penalty, over the answer, is subtracted once an
     id, frequency_penalty once for each time it came; negative ones encourage.
     logit_bias: {id: value} added to logits. allowed_token_ids: only these may come; None: all. banned_token_ids may not.
-    min_new_tokens: before as many no stop id may come, and no stop string is looked for.
+    min_new_tokens: before as many no stop id may come, and no stop string is complete; one that begins before may be after.
     stop: strings that end the text, cut off before them; one string is taken as a tuple of one.
+    Integers and ids may be numpy's or torch's, and lists of ids arrays; the fields hold Python's.
     stop_token_ids end it too, beside the model's own end tokens, which ignore_eos switches off.
     logprobs None: not computed; k >= 0: the log-probability of each token and of the k most likely ones.
     """
@@ -88,52 +90,56 @@ class SamplingParams:
         for i, stop in enumerate(stops):
             if not isinstance(stop, str) or not stop:
                 self._refuse(f"stop[{i}]", stop, "a non-empty string")
+            if any("\ud800" <= character <= "\udfff" for character in stop):
+                self._refuse(f"stop[{i}]", stop, "valid Unicode, without half of a surrogate pair: no text holds one")
         return tuple(stops)
 
     def _ids(self, field: str) -> tuple[int, ...] | None:
-        ids = getattr(self, field)
-        if field == "allowed_token_ids" and ids is None:
+        given = getattr(self, field)
+        if field == "allowed_token_ids" and given is None:
             return None
-        if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes)):
-            self._refuse(field, ids, "a sequence of token ids")
-        for i, token_id in enumerate(ids):
-            if not _is_id(token_id):
-                self._refuse(f"{field}[{i}]", token_id, f"a token id, an integer {IDS}")
-        if field == "allowed_token_ids" and not ids:
-            self._refuse(field, ids, "None or at least one token id")
-        return tuple(ids)
+        ids = plain.items(given)
+        if ids is None or isinstance(ids, str):
+            self._refuse(field, given, "a sequence of token ids")
+        if field == "allowed_token_ids" and not len(ids):
+            self._refuse(field, given, "None or at least one token id")
+        return tuple(self._id(f"{field}[{i}]", token_id) for i, token_id in enumerate(ids))
+
+    def _id(self, name: str, found: object) -> int:
+        token_id = plain.integer(found)
+        if token_id is None or not 0 <= token_id < ID_LIMIT:
+            self._refuse(name, found, f"a token id, an integer {IDS}")
+        return token_id
 
     def _biases(self) -> dict[int, float]:
         if not isinstance(self.logit_bias, Mapping):
             self._refuse("logit_bias", self.logit_bias, "{token id: what is added to its logit}")
-        for token_id, value in self.logit_bias.items():
-            if not _is_id(token_id):
-                self._refuse("logit_bias", self.logit_bias, f"token ids, integers {IDS}, in place of {token_id!r}")
+        biases: dict[int, float] = {}
+        for key, given in self.logit_bias.items():
+            token_id, value = plain.integer(key), plain.number(given)
+            if token_id is None or not 0 <= token_id < ID_LIMIT:
+                self._refuse("logit_bias", self.logit_bias, f"token ids, integers {IDS}, in place of {key!r}")
             if not _is_number(value) or abs(value) > LARGEST:
                 wanted = f"a number from {-LARGEST:g} to {LARGEST:g} (banned_token_ids forbids a token)"
-                self._refuse(f"logit_bias[{token_id}]", value, wanted)
-        return dict(self.logit_bias)
+                self._refuse(f"logit_bias[{token_id}]", given, wanted)
+            biases[token_id] = value
+        return biases
 
     def _integer(self, field: str, low: int, high: int | None = None) -> None:
-        value = getattr(self, field)
-        if not _is_integer(value) or value < low or (high is not None and value > high):
-            self._refuse(field, value, f"an integer of at least {low}" + ("" if high is None else f", at most {high}"))
+        given = getattr(self, field)
+        value = plain.integer(given)
+        if value is None or value < low or (high is not None and value > high):
+            self._refuse(field, given, f"an integer of at least {low}" + ("" if high is None else f", at most {high}"))
+        object.__setattr__(self, field, value)
 
     def _number(self, field: str, fits: Callable[[float], bool], wanted: str) -> None:
-        value = getattr(self, field)
+        value = plain.number(getattr(self, field))
         if not _is_number(value) or not fits(value):
             self._refuse(field, value, wanted)
+        object.__setattr__(self, field, value)
 
     def _refuse(self, field: str, found: object, wanted: str) -> NoReturn:
         raise RequestError(f"SamplingParams.{field} is {found!r}, wanted {wanted}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_id(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < ID_LIMIT
 
 
 def _is_number(value: object) -> bool:

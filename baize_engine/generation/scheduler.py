@@ -140,8 +140,20 @@ class Scheduler:
 
     def finish(self, request: Request) -> None:
         """The request has all its tokens, or is not wanted any more: its blocks are free."""
+        if request.sequence is None:  # it was taken out
+            self._waiting.remove(request)
+            return
         self._running.remove(request)
         self._release(request)
+
+    def give_way(self) -> list[TakeOut]:
+        """Sends all that is under way back to wait, for another's sake, when every step was read."""
+        found = []
+        while self._filling or self._running:
+            action = self._make_room()
+            if action is not None:
+                found.append(action)
+        return found
 
     def close(self) -> None:
         """Ends all that is under way, and forgets the rest."""
@@ -206,7 +218,7 @@ class Scheduler:
             request.ahead += 1
         return Launch(going)
 
-    def _make_room(self) -> Action | None:
+    def _make_room(self) -> TakeOut | None:
         """Sends the youngest back to wait. A prompt that was under way begins anew, perhaps with its chunks as a prefix."""
         if self._filling is not None:
             victim, self._filling = self._filling, None

@@ -43,7 +43,7 @@ def prompt_logprobs(decoder: Any, cache: Any, ids: Sequence[int], top: int) -> l
 
 def next_token_logprobs(decoder: Any, cache: Any, ids: Sequence[int], candidates: Sequence[int]) -> list[float]:
     """The log-probabilities of `candidates` as the token after `ids`, in their order."""
-    with _sequence(cache) as sequence:
+    with _sequence(cache, len(ids)) as sequence:
         logits = decoder.prefill(list(ids), sequence, cache)  # (1, V)
         row = torch.log_softmax(logits[0].float(), dim=-1)
         wanted = torch.tensor(list(candidates), dtype=torch.int64, device=logits.device)
@@ -55,7 +55,7 @@ def _predictions(decoder: Any, cache: Any, ids: Sequence[int], start: int) -> It
     """Logits (n, V) float32 and the n ids that came there, n at most CHUNK, together those of ids[start:]."""
     if start >= len(ids):
         return
-    with _sequence(cache) as sequence:
+    with _sequence(cache, len(ids) - 1) as sequence:
         begin = (start - 1) // CHUNK * CHUNK
         if begin:  # the chunks whose logits nobody asks for
             decoder.prefill(list(ids[:begin]), sequence, cache)
@@ -69,9 +69,12 @@ def _predictions(decoder: Any, cache: Any, ids: Sequence[int], start: int) -> It
 
 
 @contextmanager
-def _sequence(cache: Any) -> Iterator[Any]:
+def _sequence(cache: Any, tokens: int) -> Iterator[Any]:
+    """An empty sequence, and room for so many tokens if those who hold it between their calls can give it."""
     sequence = cache.allocate()
     try:
+        while cache.needed(sequence, tokens) > cache.free_blocks and cache.make_room():
+            pass
         yield sequence
     finally:
         cache.free(sequence)

@@ -25,12 +25,19 @@ class StopScanner:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, piece: str) -> str:
-        """The text that is now safe to show. After a match: the text before the stop string; later pieces give ""."""
+    def push(self, piece: str, ends: bool = True) -> str:
+        """The text that is now safe to show. After a match: the text before the stop string; later pieces give "".
+
+        A stop string that becomes complete in a piece that may not be the end, not `ends`, is text.
+        """
         if self.matched is not None:
             return ""
         text = self._held + piece
-        found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in self._stops if stop in text]
+        found = []
+        for stop in self._stops if ends else ():
+            place = text.find(stop, max(0, len(self._held) - len(stop) + 1))  # where it becomes complete in this piece
+            if place >= 0:
+                found.append((place + len(stop), -len(stop), stop))
         if found:
             end, _, self.matched = min(found)
             self._held = ""

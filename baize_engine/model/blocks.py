@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from baize_engine.errors import RequestError
 
@@ -32,6 +33,13 @@ class Sequence:
     chunk: int = 0
 
 
+class Tenant(Protocol):
+    """One who holds blocks between calls, and can do without them until its own next call."""
+
+    def give_way(self) -> None:
+        """Frees them all."""
+
+
 class BlockPool:
     """`num_blocks` blocks of `block_size` tokens; prompts are shared by chunks of `chunk` tokens, whole blocks each."""
 
@@ -48,6 +56,7 @@ class BlockPool:
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}  # block -> the key of its chunk
         self._kept: dict[int, None] = {}  # blocks of known chunks that nobody holds, the longest unused first
         self._names = 0
+        self.tenants: list[Tenant] = []
 
     @property
     def free_blocks(self) -> int:
@@ -122,6 +131,16 @@ class BlockPool:
                 f"{sequence.length + new_tokens} tokens (raise cache_tokens)"
             )
         sequence.blocks += [self._take() for _ in range(needed)]
+
+    def make_room(self, asking: Tenant | None = None) -> bool:
+        """Asks the youngest tenant beside `asking` that holds any blocks to free them; whether that brought some."""
+        for tenant in reversed(self.tenants):
+            before = self.free_blocks
+            if tenant is not asking:
+                tenant.give_way()
+            if self.free_blocks > before:
+                return True
+        return False
 
     def free(self, sequence: Sequence) -> None:
         """Gives the blocks back; their rows stay as they are until somebody else takes them. It must not be used again."""
