@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from baize_engine import special_ids
+from baize_engine import forks, special_ids
 from baize_engine.backend import ops, resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.errors import RequestError
+from baize_engine.generation import plain
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.generation.sampling import SampleOp
 from baize_engine.memory import check_fits, free_bytes
@@ -29,6 +30,7 @@ from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
 
 # tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
 A_ROW = 512
+MOST_THREADS = 1024  # csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,11 @@ def check_settings(device: str, quantize: str | None, threads: int | None, cache
         raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
     if cache_dtype != "auto" and cache_dtype not in FLOATS:
         raise RequestError(f"cache_dtype is {cache_dtype!r}, wanted auto, {', '.join(FLOATS)}")
-    if threads is not None:
-        _check_count("threads", threads, 1)
-        torch.set_num_threads(threads)
+    if threads is None:
+        _count("torch's number of threads", torch.get_num_threads(), 1, MOST_THREADS)  # OMP_NUM_THREADS may be anything
+    else:
+        torch.set_num_threads(_count("threads", threads, 1, MOST_THREADS))
+    forks.check()
     resolved = resolve_device(device)
     if cache_dtype != "auto" and resolved != "cpu":
         raise RequestError(
@@ -124,20 +128,23 @@ def assemble(
 def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int | None]:
     """(max_model_len, cache_tokens) as asked for, the first as large as the others allow where it is left open."""
     if cache_tokens is not None:
-        _check_count("cache_tokens", cache_tokens, 2)
+        cache_tokens = _count("cache_tokens", cache_tokens, 2)
     if max_model_len is None:
         max_model_len = positions if cache_tokens is None else min(positions, cache_tokens)
-    _check_count("max_model_len", max_model_len, 2)
+    max_model_len = _count("max_model_len", max_model_len, 2)
     if max_model_len > positions:
         raise RequestError(f"max_model_len is {max_model_len}, and the model's max_position_embeddings is {positions}")
     if cache_tokens is not None:
-        _check_count("cache_tokens", cache_tokens, max_model_len)
+        _count("cache_tokens", cache_tokens, max_model_len)
     return max_model_len, cache_tokens
 
 
-def _check_count(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise RequestError(f"{name} is {value!r}, wanted an integer of at least {least}")
+def _count(name: str, given: Any, least: int, most: int | None = None) -> int:
+    value = plain.integer(given)
+    if value is None or value < least or (most is not None and value > most):
+        limit = "" if most is None else f", at most {most}"
+        raise RequestError(f"{name} is {given!r}, wanted an integer of at least {least}{limit}")
+    return value
 
 
 def cache_room(

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baize_engine import _C
+from baize_engine import _C, forks
 from baize_engine.kernels.quantized import GROUP, Int4Weight, Int8Weight, Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
@@ -34,7 +34,7 @@ class Op:
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         plan = _C.Plan(self.variant)
         out = self._append(plan, *arguments, **options)
-        plan.run(torch.get_num_threads())
+        plan.run(forks.check())
         return out
 
 
@@ -58,7 +58,7 @@ def joined(steps: Iterable[partial[Any]]) -> list[Callable[[], Any]]:
 
 
 def _run(plan: _C.Plan, held: Sequence[Any]) -> None:
-    plan.run(torch.get_num_threads())
+    plan.run(forks.check())
 
 
 def op(name: str, variant: str) -> Op:

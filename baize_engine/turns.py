@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, TypeVar
 
+from baize_engine import forks
 from baize_engine.errors import BackendError, RequestError
 
 Item = TypeVar("Item")
@@ -110,10 +111,11 @@ class Turns:
     def _check_process(self) -> None:
         if self._process == os.getpid():
             return
+        forks.check()
         if self._thread is not None:
             raise BackendError(
-                "this process was forked while another thread was in the middle of a call to this engine: load the model in "
-                "the child, which is to be started by multiprocessing's spawn"
+                "this process was made by fork in the middle of a call to this engine: start it by multiprocessing's "
+                "'spawn', and load the model there"
             )
         self._lock, self._process = _FairLock(), os.getpid()
 

@@ -195,7 +195,10 @@ def test_the_cache_has_room_for_a_full_batch_unless_memory_is_short(
             RequestError,
             "cache_tokens is 63, wanted an integer of at least 64",
         ),
-        ({"threads": 0}, RequestError, "threads is 0"),
+        *(
+            ({"threads": n}, RequestError, f"threads is {n}, wanted an integer of at least 1, at most 1024")
+            for n in (0, 1025, 2000, 20000, 100000, 10**30, True)
+        ),
     ],
 )
 def test_refuses_arguments_by_name(tmp_path: Path, arguments: dict, error: type, wanted: str) -> None:

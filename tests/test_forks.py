@@ -1,0 +1,94 @@
+"""A process made by fork: told to spawn where it would wait for its parent's threads for ever, and working with one thread."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from test_loading import PROMPTS, model
+
+CODE = """
+import os, signal, sys
+from baize_engine import BaizeError, Engine, SamplingParams
+
+folder, parents, childs, whose = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+few = SamplingParams(max_new_tokens=4)
+engine = Engine.from_pretrained(folder, device="cpu", threads=parents)
+if whose != "loaded":
+    wanted = engine.generate(PROMPT, few)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)  # a child that waits for ever dies of it
+    try:
+        if whose == "own":
+            engine = Engine.from_pretrained(folder, device="cpu", threads=childs)
+        found = engine.generate(PROMPT, few)
+        print("same" if whose == "loaded" or found == wanted else "other", flush=True)
+    except BaizeError as error:
+        print(type(error).__name__, error, flush=True)
+    os._exit(0)
+print(os.waitpid(child, 0)[1], engine.generate(PROMPT, few)[0].finish_reason)  # the parent's is as before
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+@pytest.mark.parametrize(
+    ("parents", "childs", "whose", "works"),
+    [
+        (2, 2, "inherited", False),
+        (2, 2, "own", False),
+        (2, 2, "loaded", False),
+        (2, 1, "own", True),
+        (1, 1, "inherited", True),
+        (1, 2, "own", True),
+    ],
+)
+def test_a_forked_child_works_or_is_told_to_spawn(
+    tmp_path: Path, parents: int, childs: int, whose: str, works: bool
+) -> None:
+    code = CODE.replace("PROMPT", repr(PROMPTS[0]))
+    arguments = [str(model(tmp_path / "m")), str(parents), str(childs), whose]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, check=True
+    )
+    child, parent = done.stdout.splitlines()
+    assert parent == "0 length"
+    if works:
+        assert child == "same"
+    else:
+        assert child.startswith("BackendError this process was made by fork after its parent had computed with several")
+        assert "multiprocessing's 'spawn'" in child
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_fork_in_the_middle_of_a_call_is_told() -> None:
+    code = """
+import os
+from baize_engine.errors import BaizeError
+from baize_engine.turns import Turns
+
+turns = Turns()
+with turns.turn():
+    child = os.fork()
+    if child == 0:
+        try:
+            with turns.turn():
+                print("a turn")
+        except BaizeError as error:
+            print(error, flush=True)
+        os._exit(0)
+    os.waitpid(child, 0)
+child = os.fork()
+if child == 0:
+    with turns.turn():
+        print("a turn", flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
+    first, second = done.stdout.splitlines()
+    assert "made by fork in the middle of a call to this engine" in first
+    assert second == "a turn"
