@@ -27,6 +27,7 @@ from baize_engine.errors import CheckpointError, ConfigError, RequestError
 from baize_engine.loading import Parts, assemble, cache_room, check_settings, lengths, read_tokenizer
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.narrowing import tell
 from baize_engine.model.packing import allocate
 from baize_engine.model.weights import check
 from baize_engine.recovery.plan import MatchOptions
@@ -84,8 +85,10 @@ def load_diff_parts(
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS
     with Progress(work.traffic, "recover", progress) as bar:
-        stream(work, target, backend.diff_adder(device), progress=bar.add, make_hash=NoHash, workers=count)
+        adder = backend.diff_adder(device)
+        records = stream(work, target, adder, progress=bar.add, make_hash=NoHash, workers=count)
     sources.check()
+    tell(((name, record.overflowed) for name, record in records.items()), dtype)
     if device != "cpu":
         torch.cuda.synchronize(device)
     return assemble(

@@ -24,6 +24,7 @@ from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.narrowing import overflowed, tell
 
 PIECE = 16 << 20  # bytes of a tensor that a worker takes at a time, but at least one row
 WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
@@ -106,7 +107,10 @@ def _cut(entry: TensorEntry, target: Any) -> Iterator[Piece]:
 
 
 def fill(pieces: list[Piece], device: str) -> None:
-    """Does the work. The first error of a worker is raised; then the weights are not to be used."""
+    """Does the work. The first error of a worker is raised; then the weights are not to be used. A BaizeWarning counts
+
+    values that became infinite.
+    """
     if not pieces:
         return
     size = max(piece.target.shape[0] * _row_bytes(piece.entry) for piece in pieces)
@@ -120,15 +124,22 @@ def fill(pieces: list[Piece], device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
     try:
-        in_threads(
+        found = in_threads(
             lambda share, check: _work(share, files, size, device, check), filter(None, shares), count, "baize-load"
         )
     finally:
         for descriptor in files.values():
             os.close(descriptor)
+    lost = sorted(each for share in found for each in share)
+    for kind in sorted({kind for kind, _, _ in lost}):
+        tell(((name, count) for each, name, count in lost if each == kind), kind)
 
 
-def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str, check: Check) -> None:
+def _work(
+    pieces: list[Piece], files: Mapping[Path, int], size: int, device: str, check: Check
+) -> list[tuple[str, str, int]]:
+    """Fills the pieces; (type, tensor, count) of values that became infinite."""
+    lost: list[tuple[str, str, int]] = []
     on_gpu = device != "cpu"
     staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
     memory = staging.numpy().data if staging is not None else aligned_buffer(size)
@@ -145,10 +156,13 @@ def _work(pieces: list[Piece], files: Mapping[Path, int], size: int, device: str
             read = read.to(device, non_blocking=True)
             if isinstance(piece.target, Tensor):
                 piece.target.copy_(read)
+                if count := overflowed(read, piece.target):
+                    lost.append((str(piece.target.dtype).removeprefix("torch."), entry.name, count))
             else:
                 _quantize(piece, read, quantize)
             if stream is not None:
                 stream.synchronize()  # the staging buffer is free again
+    return lost
 
 
 def _quantize(piece: Piece, read: Tensor, quantize: Callable[..., Any]) -> None:

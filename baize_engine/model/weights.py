@@ -22,6 +22,7 @@ from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.narrowing import overflowed, tell
 from baize_engine.model.packing import load, pack, packed_shapes
 
 
@@ -49,8 +50,15 @@ def load_weights(
     if device != "cpu" or quantize is not None:
         return pack(kept, config, dtype, device, quantize)
     maps = {path: _map(path) for path in index.files}
-    kind = None if dtype == "auto" else getattr(torch, dtype)
-    return {name: view(kept[name], maps[kept[name].path]).to(kind) for name in names.shapes(config)}
+    views = {name: view(kept[name], maps[kept[name].path]) for name in names.shapes(config)}
+    return views if dtype == "auto" else _converted(views, dtype)
+
+
+def _converted(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """The weights as `dtype`; those that are so already are the same tensors."""
+    made = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
+    tell(((name, overflowed(weights[name], made[name])) for name in sorted(made)), dtype)
+    return made
 
 
 def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
@@ -95,14 +103,14 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtyp
         }
         tensors = load(index.entries, kinds, device)
     weights: dict[str, Any] = {}
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((names.VALUES, names.SCALES))}
+    weights |= plain if dtype == "auto" else _converted(plain, dtype)
     for name, tensor in tensors.items():
         if name.endswith(names.VALUES):
             matrix = name.removesuffix(names.VALUES)
             weights[matrix + names.WEIGHT] = formats.matrix(
                 kind, tensor, tensors[matrix + names.SCALES], names.packed(config)[matrix + names.WEIGHT][1]
             )
-        elif not name.endswith(names.SCALES):
-            weights[name] = tensor if dtype == "auto" else tensor.to(getattr(torch, dtype))
     return weights
 
 

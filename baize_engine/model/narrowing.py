@@ -1,0 +1,39 @@
+"""Weights that become infinite where they are held in a type of less range than their file's: counted, and told in one warning."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from baize_engine.errors import BaizeWarning
+
+RANGE = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # in the order of their largest values
+
+
+def overflowed(read: Tensor, made: Tensor) -> int:
+    """How many finite values of `read` are infinite in `made`, the same values in another type."""
+    if made.dtype == read.dtype or RANGE[made.dtype] >= RANGE[read.dtype] or not made.numel():
+        return 0
+    if all(bool(torch.isfinite(end)) for end in torch.aminmax(made)):  # the rule, and found without memory of its own
+        return 0
+    return int((torch.isinf(made) & torch.isfinite(read)).sum())
+
+
+def tell(found: Iterable[tuple[str, int]], dtype: str) -> None:
+    """A BaizeWarning about the tensors (name, values that became infinite in `dtype`), unless there is none."""
+    counts: dict[str, int] = {}
+    for name, count in found:
+        if count:
+            counts[name] = counts.get(name, 0) + count
+    if counts:
+        first = next(iter(counts))
+        others = f" and {len(counts) - 1} other tensor(s)" if len(counts) > 1 else ""
+        warnings.warn(
+            f"{first}{others}: {sum(counts.values())} finite value(s) left the range of {dtype} and became infinite: "
+            "wanted dtype bfloat16 or float32",
+            BaizeWarning,
+            stacklevel=2,
+        )
