@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.file_io import sync_folder
@@ -58,6 +58,11 @@ class AnswerFile:
         self.done = self.failed = 0
         self.torn = False
         self._made = not path.exists()
+        if self._made and path.is_symlink():
+            raise OutputError(
+                errno.ENOENT,
+                f"{path} is a link to {os.readlink(path)}, which is absent: remove it, or name another --output",
+            )
         if not resume and not self._made:
             raise OutputError(errno.EEXIST, f"{path} exists: --resume goes on with it, or name another --output")
         how = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_EXCL)
@@ -90,9 +95,7 @@ class AnswerFile:
 
     def append(self, head: Head, rest: dict[str, Any]) -> None:
         """Adds a record's line, whole or, where writing fails or is interrupted, not at all."""
-        text = head.text() + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
-        # half of a surrogate pair, which JSON can spell and UTF-8 cannot, is spelled as JSON does
-        data = memoryview(text.encode("utf-8", "backslashreplace"))
+        data = memoryview(_line(head, rest))
         written = 0
         try:
             with writing(self.path):
@@ -152,3 +155,32 @@ class AnswerFile:
             f"{self.path}: {found}: it was made from another input, model or parameters, or changed since; "
             "resume with the same ones, or name another --output",
         )
+
+
+class AnswerStream:
+    """The same lines in a stream that others read, such as standard output: nothing of it can be taken up, locked or cut."""
+
+    torn = False
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self._stream = stream
+        self.done = self.failed = 0
+
+    def __enter__(self) -> AnswerStream:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass  # each line was flushed, and the stream is its owner's
+
+    def append(self, head: Head, rest: dict[str, Any]) -> None:
+        """Adds a record's line."""
+        self._stream.write(_line(head, rest))
+        self._stream.flush()
+        self.done += 1
+        self.failed += "error" in rest
+
+
+def _line(head: Head, rest: dict[str, Any]) -> bytes:
+    text = head.text() + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
+    # half of a surrogate pair, which JSON can spell and UTF-8 cannot, is spelled as JSON does
+    return text.encode("utf-8", "backslashreplace")

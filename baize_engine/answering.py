@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from baize_engine.answer_file import AnswerFile, Head
+from baize_engine.answer_file import AnswerFile, AnswerStream, Head
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
@@ -40,32 +40,33 @@ def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: Sam
 def answer(
     engine: Engine,
     path: Path,
-    answers: AnswerFile,
+    answers: AnswerFile | AnswerStream,
     run: str,
     default: SamplingParams,
     window: int,
     progress: Callable[[int, int], None],
+    parse_special: bool = False,
 ) -> None:
     """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
 
     A record that cannot be served gets an answer with its error, and the others go on. An answer is in the file as soon as
-    it and all before it are made.
+    it and all before it are made. parse_special: of records that do not say.
     """
     left = islice(records(path), answers.done, None)
     while batch := list(islice(left, window)):
-        for record, found in zip(batch, _answers(engine, batch, default), strict=True):
+        for record, found in zip(batch, _answers(engine, batch, default, parse_special), strict=True):
             answers.append(Head.of(record.index, record.content, run), _line(record, found))
             progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
 
 
 def _answers(
-    engine: Engine, batch: Sequence[Record], default: SamplingParams
+    engine: Engine, batch: Sequence[Record], default: SamplingParams, parse_special: bool
 ) -> Iterator[list[Completion] | BaizeError]:
     """Each record's completions, or why it has none, as they come."""
     found: list[Request | BaizeError] = []
     for record in batch:
         try:
-            found.append(_request(engine, record, default))
+            found.append(_request(engine, record, default, parse_special))
         except BaizeError as error:
             found.append(error)
     good = [request for request in found if not isinstance(request, BaizeError)]
@@ -74,9 +75,11 @@ def _answers(
         yield each if isinstance(each, BaizeError) else next(made)
 
 
-def _request(engine: Engine, record: Record, default: SamplingParams) -> Request:
+def _request(engine: Engine, record: Record, default: SamplingParams, parse_special: bool) -> Request:
     kind, value, params = record.request(default)
-    return engine.encode(engine.chat_ids(value) if kind == "messages" else value, params), params
+    special = record.parse_special(parse_special)
+    prompt = engine.chat_ids(value) if kind == "messages" else value
+    return engine.encode(prompt, params, parse_special=special), params
 
 
 def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion] | BaizeError]:
@@ -99,6 +102,8 @@ def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[C
 
 def _line(record: Record, found: list[Completion] | BaizeError) -> dict[str, Any]:
     line: dict[str, Any] = {} if record.id is None else {"id": record.id}
+    if "meta" in record.values:
+        line["meta"] = record.values["meta"]
     if isinstance(found, BaizeError):
         return {**line, "error": f"line {record.line}: {found}"}
     return {**line, "completions": [_completion(each) for each in found]}

@@ -1,15 +1,14 @@
 """The `baize` command. Only this module and its neighbours cli_*.py parse arguments and print.
 
 Exit codes: 0 done; 1 the user's files, folders or request cannot be served (one line on stderr, no traceback); 2 wrong
-usage; 3 a file of prompts was answered, and some of the lines are errors; 130 interrupted. Option names follow the
-reference script weight_diff.py; other spellings are cli_spelling's.
+usage; 3 a file of prompts or a pipe of messages was answered, and some of them could not be; 130 interrupted. Option names
+follow the reference script weight_diff.py; other spellings are cli_spelling's.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Collection, Sequence
@@ -17,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine import __version__
-from baize_engine.cli_generate import chat, chat_options, generate, generate_options
+from baize_engine.cli_answer import INTERRUPTED
+from baize_engine.cli_chat import chat, chat_options
+from baize_engine.cli_generate import generate, generate_options
 from baize_engine.cli_info import info
 from baize_engine.cli_notes import COMMANDS
 from baize_engine.cli_options import flag, path
@@ -31,18 +32,35 @@ from baize_engine.cli_recover import (
     run_verify,
     verify_options,
 )
+from baize_engine.cli_signals import end_quietly, terminate_politely
 from baize_engine.cli_spelling import CommandParser, nearest
+from baize_engine.cli_streams import need_output, prepare, warnings_told
 from baize_engine.cli_xor import XOR_HELP, run_xor, xor_options
 from baize_engine.errors import BaizeError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
-    options = _parse(sys.argv[1:] if arguments is None else arguments)
-    signal.signal(signal.SIGTERM, _interrupt)  # a polite kill cleans up as Ctrl-C does
+    """Runs one command and returns its exit code. Without `arguments`, those of the process, which is about to end then."""
     try:
-        code: int = options.run(options)
-        sys.stdout.flush()
+        return _run(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:  # a second one, while the first was told
+        return INTERRUPTED
+    finally:
+        if arguments is None:
+            end_quietly()
+
+
+def _run(arguments: Sequence[str]) -> int:
+    prepare()
+    options = _parse(arguments)
+    terminate_politely()
+    try:
+        if options.run is info:
+            need_output("all that info says")
+        with warnings_told():
+            code: int = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
         return code
     except BaizeError as error:
         return _fail(told(error))
@@ -54,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(where + (error.strerror or str(error)))
     except KeyboardInterrupt:
         print("\nbaize: interrupted; nothing half-written was left", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 def _fail(message: str) -> int:
@@ -74,18 +92,15 @@ def told(error: BaseException) -> str:
     return "; then ".join(messages)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    raise KeyboardInterrupt
-
-
 def _demo(options: argparse.Namespace) -> int:
     from baize_engine import demo
 
+    need_output("the answers")
     colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     with tempfile.TemporaryDirectory(prefix="baize-demo-") as folder:
         out = Path(options.out) if options.out else Path(folder) / "tuned"
         code = demo.run(print, out, colour)
-        if code == 0 and not options.quiet and sys.stdin.isatty() and sys.stdout.isatty():
+        if code == 0 and not options.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
             print("3. your turn (it knows capitals, opposites, animals, colours and days)")
             return main(["chat", str(out)])
     print(

@@ -9,6 +9,27 @@ from contextlib import contextmanager
 from baize_engine.errors import BaizeError
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM came: all is to end as after Ctrl-C, and what goes on after Ctrl-C as well."""
+
+
+def terminate_politely() -> None:
+    """From now on a first SIGTERM raises Terminated, and any other is ignored: all that it asks for is under way."""
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(number: int, frame: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise Terminated
+
+
+def end_quietly() -> None:
+    """From now on Ctrl-C and SIGTERM end the process at once, or do nothing where it ends because of one of them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def interrupted_once() -> Iterator[None]:
     """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove.

@@ -216,9 +216,7 @@ class Engine:
         self._intake.need_tokenizer("a stream")
         return self._pieces(self._writers(prompts, params, parse_special))
 
-    def encode(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
-    ) -> list[int]:
+    def encode(self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
         asked = self._open
         asked.params(params, 1)

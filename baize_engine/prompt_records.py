@@ -2,7 +2,8 @@
 
     {"prompt": TEXT}  or  {"messages": [{"role": …, "content": …}, …]}  or  {"token_ids": [ID, …]}
 
-with an "id", a text or an integer that its answer repeats, and sampling parameters under the names of SamplingParams.
+with an "id", a text or an integer, and anything under "meta", which its answer repeats, "parse_special": true or false beside
+"prompt", and sampling parameters under the names of SamplingParams.
 Blank lines are no records. What cannot be served is the record's own error, and no other's.
 """
 
@@ -21,6 +22,7 @@ from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
 
 KINDS = ("prompt", "messages", "token_ids")
+OTHERS = ("id", "meta", "parse_special")
 PARAMETERS = tuple(each.name for each in fields(SamplingParams))
 
 
@@ -40,16 +42,24 @@ class Record:
         found = self.values.get("id")
         return found if isinstance(found, (str, int)) and not isinstance(found, bool) else None
 
+    def parse_special(self, default: bool) -> bool:
+        """Whether special tokens spelled in its prompt are their ids: as it says, else `default`."""
+        found = self.values.get("parse_special", default)
+        if not isinstance(found, bool):
+            raise RequestError(f"parse_special is {found!r}, wanted true or false")
+        if "parse_special" in self.values and "prompt" not in self.values:
+            raise RequestError("parse_special goes with prompt: in messages the chat format alone has special tokens")
+        return found
+
     def request(self, default: SamplingParams) -> tuple[str, Any, SamplingParams]:
         """(kind, what stands there, parameters: the record's own, else those of `default`). RequestError says what is wrong."""
         if self.error is not None:
             raise RequestError(self.error)
-        unknown = sorted(set(self.values) - {*KINDS, *PARAMETERS, "id"})
+        unknown = sorted(set(self.values) - {*KINDS, *PARAMETERS, *OTHERS})
         if unknown:
-            raise RequestError(
-                f"unknown name {unknown[0]!r}, wanted one of {', '.join(KINDS)}, id, or a sampling parameter"
-            )
-        if "id" in self.values and self.id is None:
+            wanted = ", ".join((*KINDS, *OTHERS))
+            raise RequestError(f"unknown name {unknown[0]!r}, wanted one of {wanted}, or a sampling parameter")
+        if self.values.get("id") is not None and self.id is None:
             raise RequestError(f"id is {self.values['id']!r}, wanted a text or an integer")
         kinds = [kind for kind in KINDS if kind in self.values]
         if len(kinds) != 1:

@@ -1,8 +1,8 @@
 """Who may use an engine's parts now: one call at a time, of whatever thread. Knows nothing of what the calls do.
 
-A decoder's buffers, a cache's lists and a scheduler's plans are written by every step, so that two steps must never mix; between
-steps an iterator that is read slowly may wait for hours, and holds no turn then. What an iterator that nobody reads any more held
-is freed in a turn, too: the garbage collector may find it in any thread, in the middle of another call.
+A decoder's buffers, a cache's lists and a scheduler's plans are written by every step, so that two steps must never mix.
+Between steps an iterator that is read slowly may wait for hours, and holds no turn then. What an iterator that nobody reads any
+more held is freed in a turn, too: the garbage collector may find it in any thread, in the middle of another call.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Turns:
             self._later(lambda: self._end(run))
 
     def close(self, let_go: Callable[[], None]) -> None:
-        """Ends all that is under way, a call of another thread at its next step, and calls `let_go`; waits for that if it can."""
+        """Ends all that is under way, calls of other threads at their next step, and calls `let_go`; waits for that if it can."""
         self._closed = True
 
         def end() -> None:

@@ -95,7 +95,14 @@ BANG = FIRST_BYTE + ord("!")
             None,
         ),
         ("xxxx", {"stop": "x", "min_new_tokens": 3}, "xx", 3, "stop", "x"),  # looked for in what comes after two
-        ("xyxy", {"stop": "xy", "min_new_tokens": 2}, "", 2, "stop", "xy"),  # it begins before, and is complete with the second
+        (
+            "xyxy",
+            {"stop": "xy", "min_new_tokens": 2},
+            "",
+            2,
+            "stop",
+            "xy",
+        ),  # it begins before, and is complete with the second
         ("xyxy", {"stop": "xy", "min_new_tokens": 3}, "xy", 4, "stop", "xy"),
         ("abcd", {"stop": ["bc", "ab"], "min_new_tokens": 3}, "a", 3, "stop", "bc"),
     ],

@@ -1,4 +1,4 @@
-"""One engine, called from many places at once: threads, iterators that are read in turn, left, and closed. Tokens are compared."""
+"""One engine, called from many places at once: threads, iterators that are read in turn, or left. Tokens are compared."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def test_eight_threads_get_the_tokens_that_one_gets(wanted: Wanted, tokens: int,
 
 @pytest.mark.parametrize("ahead", [False, True])
 @pytest.mark.parametrize("tokens", [LARGE, SMALL])
-def test_streams_of_one_thread_that_are_read_in_turn_with_other_calls(
-    wanted: Wanted, tokens: int, ahead: bool
-) -> None:
+def test_streams_of_one_thread_that_are_read_in_turn_with_other_calls(wanted: Wanted, tokens: int, ahead: bool) -> None:
     """In the small cache each has to copy the others out of it, every time."""
     engine = engine_of(tokens, ahead)
     streams = [engine.stream(ids, PARAMS[0]) for ids in PROMPTS]
@@ -145,7 +143,9 @@ def test_a_sample_stopped_by_its_reader_while_it_was_copied_out(wanted: Wanted) 
     """The stop string is complete in a piece that is told before the stream is asked to go on."""
     engine, ids = engine_of(SMALL), PROMPTS[2]
     stop = wanted.texts[2][1]
-    stream = engine.stream_many([ids, PROMPTS[1]], [SamplingParams(max_new_tokens=20, ignore_eos=True, stop=stop), PARAMS[0]])
+    stream = engine.stream_many(
+        [ids, PROMPTS[1]], [SamplingParams(max_new_tokens=20, ignore_eos=True, stop=stop), PARAMS[0]]
+    )
     texts = ["", ""]
     for index, _, piece in stream:
         texts[index] += piece

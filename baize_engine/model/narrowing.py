@@ -1,4 +1,4 @@
-"""Weights that become infinite where they are held in a type of less range than their file's: counted, and told in one warning."""
+"""Weights that become infinite in a type of less range than their file's: counted, and told in one warning."""
 
 from __future__ import annotations
 
@@ -10,7 +10,12 @@ from torch import Tensor
 
 from baize_engine.errors import BaizeWarning
 
-RANGE = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}  # in the order of their largest values
+RANGE = {
+    torch.float16: 0,
+    torch.bfloat16: 1,
+    torch.float32: 2,
+    torch.float64: 3,
+}  # in the order of their largest values
 
 
 def overflowed(read: Tensor, made: Tensor) -> int:
