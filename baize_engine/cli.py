@@ -71,7 +71,8 @@ def _run(arguments: Sequence[str]) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(where + (error.strerror or str(error)))
     except KeyboardInterrupt:
-        print("\nbaize: interrupted; nothing half-written was left", file=sys.stderr)
+        left = "" if options.run in (chat, info) else "; nothing half-written was left"
+        print(f"\nbaize: interrupted{left}", file=sys.stderr)
         return INTERRUPTED
 
 

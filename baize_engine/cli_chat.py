@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from baize_engine.cli_answer import INTERRUPTED, SOME_FAILED
+from baize_engine.cli_answer import SOME_FAILED
 from baize_engine.cli_options import (
     check_model_options,
     flag,
@@ -45,25 +45,17 @@ def chat(options: argparse.Namespace) -> int:
     need_output("the answers")
     lines = input_bytes("the messages")
     shown = sys.stdin.isatty() and sys.stdout.isatty()
-    try:
-        with load_engine(options) as engine:
-            if shown:
-                print("Type a message; /new starts over, /exit or Ctrl-D leaves.")
-            talk = _Talk(engine, params, options.keep_last)
-            while True:
-                try:
-                    line = input("you> ").encode(errors="surrogateescape") if shown else lines.readline()
-                except EOFError:
-                    break
-                if not shown and not line:
-                    break
-                if not talk.take(line):
-                    break
-    except Terminated:
-        raise
-    except KeyboardInterrupt:
-        print("\nbaize: interrupted", file=sys.stderr)
-        return INTERRUPTED
+    with load_engine(options) as engine:
+        if shown:
+            print("Type a message; /new starts over, /exit or Ctrl-D leaves.")
+        talk = _Talk(engine, params, options.keep_last)
+        while True:
+            try:
+                line = input("you> ").encode(errors="surrogateescape") if shown else lines.readline()
+            except EOFError:
+                break
+            if (not line and not shown) or not talk.take(line):
+                break
     return SOME_FAILED if talk.unanswered and not shown else 0
 
 
@@ -107,23 +99,22 @@ class _Talk:
 
     def _fitting(self, messages: Messages) -> tuple[Messages, list[int]]:
         """The messages that fit the context with a reply, and their ids. RequestError says how many tokens are left."""
-        most = self._engine.max_model_len - 1
-        ids = self._engine.chat_ids(messages)
-        if self._keep_last:
-            room, before = min(self._params.max_new_tokens, most // 2), len(messages)
+        most, before = self._engine.max_model_len - 1, len(messages) // 2  # turns, a message and its reply each
+        ids, alone = self._engine.chat_ids(messages), self._engine.chat_ids(messages[-1:])
+        if self._keep_last and len(alone) <= most:
+            room = min(self._params.max_new_tokens, most // 2)
             while len(ids) + room > most and len(messages) > 1:
-                messages = messages[2:]  # a message and its reply
+                messages = messages[2:]
                 ids = self._engine.chat_ids(messages)
-            if len(messages) < before:
+            if len(messages) // 2 < before:
                 tell(
-                    f"the {before // 2 - len(messages) // 2} oldest turn(s) of the conversation were dropped, to make room"
+                    f"{before - len(messages) // 2} of the {before} turns so far were dropped, the oldest, to make room"
                 )
         if len(ids) > most:
             others = len(self._engine.chat_ids([*messages[:-1], {"role": "user", "content": ""}]))
-            left, took = max(0, most - others), len(ids) - others
-            remedy = "" if len(messages) == 1 else "; /new starts over, and --keep_last drops the oldest turns"
+            remedy = "/new starts over, and --keep_last drops the oldest turns"
             raise RequestError(
-                f"the message has {took} tokens, and {left} are left of the {most + 1} that the context has: "
-                f"it was left out, wanted a shorter one{remedy}"
+                f"the message has {len(ids) - others} tokens, and {max(0, most - others)} are left of the {most + 1} that the "
+                f"context has: it was left out, {remedy if len(alone) <= most else 'wanted a shorter one'}"
             )
         return messages, ids

@@ -14,6 +14,7 @@ from baize_engine.cli_options import (
     sampling_options,
     sampling_params,
 )
+from baize_engine.cli_options import text as argument_text
 from baize_engine.cli_streams import input_bytes, need_output, text
 
 FILES_ONLY = {"output": None, "resume": False, "window": None, "logprobs": None, "quiet": False}
@@ -21,7 +22,13 @@ FILES_ONLY = {"output": None, "resume": False, "window": None, "logprobs": None,
 
 def generate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize generate`."""
-    flag(parser, "--prompt", metavar="TEXT", help="text to continue, taken as it is (see chat); - reads standard input")
+    flag(
+        parser,
+        "--prompt",
+        type=argument_text,
+        metavar="TEXT",
+        help="text to continue, taken as it is (see chat); - reads standard input",
+    )
     flag(
         parser,
         "--input",

@@ -32,6 +32,14 @@ def path(text: str) -> str:
     return os.path.expanduser(text)
 
 
+def text(argument: str) -> str:
+    """The type of options that are text: UTF-8, whatever the locale is that Python has read the command's line with."""
+    try:
+        return os.fsencode(argument).decode()
+    except UnicodeError:
+        raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8, wanted text") from None
+
+
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Where the model is, and how it is held."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of the model, or a hub id")
@@ -131,7 +139,15 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     flag(parser, "--allowed_token_ids", type=_ids, metavar="ID,ID", help="only these tokens may come")
     flag(parser, "--banned_token_ids", type=_ids, default=(), metavar="ID,ID", help="these tokens may not come")
     flag(parser, "--seed", type=int, default=None, metavar="S", help="makes sampling reproducible")
-    flag(parser, "--stop", action="append", default=[], metavar="TEXT", help="stop before this text (may be repeated)")
+    flag(
+        parser,
+        "--stop",
+        type=text,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help="stop before this text (may be repeated)",
+    )
     flag(parser, "--stop_token_ids", type=_ids, default=(), metavar="ID,ID", help="stop at these tokens, too")
     flag(parser, "--ignore_eos", action="store_true", help="go on after the model's own end tokens")
 

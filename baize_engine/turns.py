@@ -70,7 +70,7 @@ class Turns:
             self._later(lambda: self._end(run))
 
     def close(self, let_go: Callable[[], None]) -> None:
-        """Ends all that is under way, calls of other threads at their next step, and calls `let_go`; waits for that if it can."""
+        """Ends all that is under way, in other threads at the next step, and calls `let_go`; waits for that if it can."""
         self._closed = True
 
         def end() -> None:
