@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from baize_engine.engine import Engine
     from baize_engine.generation.params import SamplingParams
 
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -148,6 +150,15 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
         metavar="TEXT",
         help="stop before this text (may be repeated)",
     )
+    flag(
+        parser,
+        "--stop_escaped",
+        type=_unescaped,
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help=r"the same with \n, \t, \r, \\ and \uXXXX for the characters that they mean, which --stop takes as they stand",
+    )
     flag(parser, "--stop_token_ids", type=_ids, default=(), metavar="ID,ID", help="stop at these tokens, too")
     flag(parser, "--ignore_eos", action="store_true", help="go on after the model's own end tokens")
 
@@ -159,6 +170,7 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
     from baize_engine.generation.params import SamplingParams
 
     given = {field.name: getattr(options, field.name) for field in fields(SamplingParams) if field.name in options}
+    given["stop"] = [*options.stop, *options.stop_escaped]
     bias = dict(options.logit_bias)
     if len(bias) != len(options.logit_bias):
         options.usage_error("--logit_bias names a token twice")
@@ -183,6 +195,20 @@ def check_model_options(options: argparse.Namespace) -> None:
     pair = (options.path_raw, options.path_diff)
     if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
         options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
+
+
+def _unescaped(argument: str) -> str:
+    """The text that `argument` spells with backslashes."""
+
+    def character(found: re.Match[str]) -> str:
+        spelled = found[0]
+        if spelled[1:] in _ESCAPES:
+            return _ESCAPES[spelled[1:]]
+        if len(spelled) == 6 and not 0xD800 <= int(spelled[2:], 16) < 0xE000:  # half of a pair is no character
+            return chr(int(spelled[2:], 16))
+        raise argparse.ArgumentTypeError(f"{argument!r} has {spelled}, wanted \\n, \\t, \\r, \\\\ or \\uXXXX")
+
+    return re.sub(r"\\(u[0-9a-fA-F]{4}|.?)", character, text(argument), flags=re.DOTALL)
 
 
 def _ids(text: str) -> list[int]:

@@ -247,6 +247,21 @@ def test_a_gpu_that_is_not_there_is_said(
     assert "device cuda:1 cannot be used: this machine has 1 GPU(s)" in capsys.readouterr().err
 
 
+def test_stop_strings_as_they_stand_and_with_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    from baize_engine.cli_options import sampling_options, sampling_params
+
+    parser = argparse.ArgumentParser()
+    sampling_options(parser)
+    given = ["--stop", r"\n", "--stop_escaped", r"\n\n", "--stop_escaped", r"a\tb\\n\u00e9"]
+    assert sampling_params(parser.parse_args(given)).stop == (r"\n", "\n\n", "a\tb\\né")
+    for wrong in (r"\x", "a\\", r"\u12", r"\ud800"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--stop_escaped", wrong])
+        assert r"wanted \n, \t, \r, \\ or \uXXXX" in capsys.readouterr().err
+
+
 def test_every_field_of_the_parameters_has_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
     from dataclasses import fields
 

@@ -49,6 +49,27 @@ def test_holds_back_only_what_may_become_a_stop_string() -> None:
     assert scanner.push("ignored") == scanner.flush() == ""
 
 
+@pytest.mark.parametrize(
+    ("stops", "pieces", "before", "wanted"),
+    [
+        (["xy"], ["x", "y", "xy"], 1, ("", "xy")),  # begins in the piece that may not be the end
+        (["xy"], ["x", "y", "xy"], 2, ("xy", "xy")),  # complete there: text
+        (["xx"], ["x", "x", "x"], 2, ("x", "xx")),  # which the next begins in
+        (["b", "abc"], ["ab", "z"], 1, ("abz", None)),  # held for the other, and no match later
+        (["b", "abc"], ["ab", "c"], 1, ("", "abc")),
+        (["b"], ["ab", "b"], 1, ("ab", "b")),
+        (["a"], ["a", "a"], 2, ("aa", None)),
+    ],
+)
+def test_what_is_complete_where_it_may_not_end_is_text(
+    stops: list[str], pieces: list[str], before: int, wanted: tuple
+) -> None:
+    scanner = StopScanner(stops)
+    shown = "".join(scanner.push(piece, ends=number >= before) for number, piece in enumerate(pieces))
+    shown += "" if scanner.matched else scanner.flush()
+    assert (shown, scanner.matched) == wanted
+
+
 def test_the_cut_does_not_depend_on_the_pieces() -> None:
     rng = random.Random(0)
     for _ in range(400):
