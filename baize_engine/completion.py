@@ -1,8 +1,12 @@
-"""What a request gets: a Completion, and the writer that fills it token by token. Here ids become text."""
+"""What a request gets: a Completion, the writer that fills it token by token, and views of a run. Here ids become text."""
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from baize_engine.generation.loop import Sample, Step
 from baize_engine.generation.sampling import TokenLogprobs
@@ -62,3 +66,35 @@ class Writer:
             shown += scanner.flush()
         done.text += shown
         return shown
+
+
+Run = Generator[
+    tuple[Writer, str], None, None
+]  # at each token its sample's writer, and the text that has become certain
+
+
+def in_order(writers: Sequence[tuple[Sample, Writer]], run: Run) -> Generator[list[Completion], None, None]:
+    """The completions of each prompt as soon as they and those of all prompts before are whole."""
+    left = deque(
+        [writer.done for _, writer in group] for _, group in groupby(writers, lambda pair: pair[0].prompt_index)
+    )
+    with closing(run):
+        for writer, _ in run:
+            if writer.done.finish_reason is not None:
+                while left and all(done.finish_reason is not None for done in left[0]):
+                    yield left.popleft()
+
+
+def pieces(run: Run) -> Generator[tuple[int, int, str], None, None]:
+    """(prompt index, sample index, text) wherever some has become certain."""
+    with closing(run):
+        for writer, piece in run:
+            if piece:
+                yield writer.done.prompt_index, writer.done.index, piece
+
+
+def texts(run: Run) -> Generator[str, None, None]:
+    """The pieces of a single sample."""
+    with closing(pieces(run)) as found:
+        for _, _, piece in found:
+            yield piece

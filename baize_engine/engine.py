@@ -5,15 +5,13 @@ Many prompts run together, and still a result depends on its prompt, its paramet
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine import chat
-from baize_engine.completion import Completion, Writer
+from baize_engine.completion import Completion, Writer, in_order, pieces, texts
 from baize_engine.errors import RequestError
 from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample, generate
@@ -187,7 +185,8 @@ class Engine:
         parse_special: bool = False,
     ) -> Generator[list[Completion], None, None]:
         """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole."""
-        return self._in_order(self._writers(prompts, params, parse_special))
+        writers = self._writers(prompts, params, parse_special)
+        return in_order(writers, self._turns.each(self._run(writers)))
 
     def stream(
         self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
@@ -200,7 +199,7 @@ class Engine:
         writers = self._writers([prompt], params, parse_special)
         if len(writers) != 1:
             raise RequestError(f"SamplingParams.n is {len(writers)}, and a stream has one sample")
-        return self._texts(writers)
+        return texts(self._turns.each(self._run(writers)))
 
     def stream_many(
         self,
@@ -214,7 +213,7 @@ class Engine:
         The pieces of one sample are in order; those of different samples mix as they become certain.
         """
         self._intake.need_tokenizer("a stream")
-        return self._pieces(self._writers(prompts, params, parse_special))
+        return pieces(self._turns.each(self._run(self._writers(prompts, params, parse_special))))
 
     def encode(self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
@@ -299,24 +298,3 @@ class Engine:
                 self._turns.check()
                 writer = writer_of[id(sample)]
                 yield writer, writer.push(step)
-
-    def _in_order(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[list[Completion], None, None]:
-        left = deque(
-            [writer.done for _, writer in group] for _, group in groupby(writers, lambda pair: pair[0].prompt_index)
-        )
-        with closing(self._turns.each(self._run(writers))) as run:
-            for writer, _ in run:
-                if writer.done.finish_reason is not None:
-                    while left and all(done.finish_reason is not None for done in left[0]):
-                        yield left.popleft()
-
-    def _pieces(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[int, int, str], None, None]:
-        with closing(self._turns.each(self._run(writers))) as run:
-            for writer, piece in run:
-                if piece:
-                    yield writer.done.prompt_index, writer.done.index, piece
-
-    def _texts(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[str, None, None]:
-        with closing(self._pieces(writers)) as run:
-            for _, _, piece in run:
-                yield piece

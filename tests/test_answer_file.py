@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 from pathlib import Path
 
 import pytest
 
-from baize_engine.answer_file import AnswerFile, Head
+from baize_engine.answer_file import AnswerFile, AnswerStream, Head
 from baize_engine.errors import OutputError
 
 CONTENTS = [b'{"prompt": "a"}', b'{"prompt": "b"}', b'{"prompt": "c"}']
@@ -54,6 +55,35 @@ def test_an_output_that_exists_is_refused_unless_it_is_taken_up(tmp_path: Path) 
         assert path.read_bytes() == before
         answers.append(*line(2))
     assert path.read_bytes().startswith(before)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_link_that_points_nowhere_is_called_so(tmp_path: Path, resume: bool) -> None:
+    path = tmp_path / "out.jsonl"
+    path.symlink_to(tmp_path / "gone" / "out.jsonl")
+    with pytest.raises(OutputError, match=r"out\.jsonl is a link to .*gone/out\.jsonl, which is absent: remove it"):
+        AnswerFile(path, heads(), resume)
+    assert path.is_symlink()
+    path.unlink()
+    path.symlink_to(tmp_path / "there.jsonl")
+    (tmp_path / "there.jsonl").write_bytes(write(tmp_path / "other.jsonl", 2))
+    with AnswerFile(path, heads(), True) as answers:
+        answers.append(*line(2))
+    assert (tmp_path / "there.jsonl").read_bytes().count(b"\n") == 3
+
+
+def test_a_stream_gets_the_lines_of_a_file(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    with AnswerStream(stream) as answers:
+        for index in range(2):
+            answers.append(*line(index))
+        answers.append(heads()[2], {"error": "half \ud83d of a pair"})
+        assert (answers.done, answers.failed, answers.torn) == (3, 1, False)
+    with AnswerFile(tmp_path / "out.jsonl", heads(), False) as file:
+        for index in range(2):
+            file.append(*line(index))
+        file.append(heads()[2], {"error": "half \ud83d of a pair"})
+    assert stream.getvalue() == (tmp_path / "out.jsonl").read_bytes()
 
 
 def test_a_run_killed_at_any_byte_is_taken_up_without_loss_or_repetition(tmp_path: Path) -> None:

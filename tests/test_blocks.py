@@ -158,3 +158,29 @@ def test_a_fork_without_a_block_changes_nothing() -> None:
 def test_a_chunk_is_whole_blocks() -> None:
     with pytest.raises(ValueError, match="chunk is 6, wanted a multiple of block_size, 4"):
         BlockPool(4, 4, 6)
+
+
+class Guest:
+    """Holds `count` blocks of a pool between its calls."""
+
+    def __init__(self, pool: BlockPool, count: int) -> None:
+        self.pool, self.sequence = pool, pool.allocate()
+        pool.reserve(self.sequence, count * pool.block_size)
+        pool.tenants.append(self)
+
+    def give_way(self) -> None:
+        self.pool.free(self.sequence)
+        self.sequence = self.pool.allocate()
+
+
+def test_the_youngest_tenant_gives_way_first_and_never_who_asks() -> None:
+    pool = BlockPool(8, 4)
+    first, second, third = Guest(pool, 3), Guest(pool, 2), Guest(pool, 3)
+    assert pool.make_room(third)
+    assert [len(each.sequence.blocks) for each in (first, second, third)] == [3, 0, 3]
+    assert pool.make_room(third)
+    assert [len(each.sequence.blocks) for each in (first, second, third)] == [0, 0, 3]
+    assert not pool.make_room(third)
+    assert pool.make_room()
+    assert pool.free_blocks == 8
+    assert not pool.make_room()

@@ -99,10 +99,13 @@ def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
 
 
 def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    lines = [{"prompt": "the cat", "id": n} for n in range(3)]
+    lines = [{"prompt": "the cat", "id": n, "meta": {"of": [n, None]}} for n in range(3)]
     path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     line = ["generate", str(folder), "--device", "cpu", "--max_new_tokens", "3", "--quiet"]
     assert run([*line, "--input", str(path), "--output", str(out)])[0] == 0
+    assert [(each["id"], each["meta"], each["completions"][0]["seed"]) for each in read(out)] == [
+        (n, {"of": [n, None]}, None) for n in range(3)
+    ]
     code, text, err = run([*line, "--input", "-", "--output", "-"], "", path.read_bytes())
     assert (code, text) == (0, out.read_bytes())
     assert err == "standard output: 3 records, 0 of them errors\n"

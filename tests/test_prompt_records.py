@@ -84,5 +84,10 @@ def test_what_is_wrong_is_said(tmp_path: Path, line: bytes, wanted: str) -> None
     assert good.request(DEFAULT)[1] == "good"
 
 
+def test_null_is_no_id_and_meta_may_be_anything() -> None:
+    record = one('{"prompt": "a", "id": null, "meta": {"a": [1, null]}}')
+    assert (record.id, record.request(DEFAULT)[:2]) == (None, ("prompt", "a"))
+
+
 def test_a_record_that_is_refused_keeps_its_id() -> None:
     assert one('{"id": "x7", "prompt": 5}').id == "x7"
