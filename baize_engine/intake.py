@@ -129,9 +129,7 @@ class Intake:
             raise RequestError(f"{what} needs a tokenizer: {self.why_no_text}")
         return self.tokenizer
 
-    def _ids(
-        self, prompt: Any, name: str, parse_special: bool = False, add_eos: bool | None = False
-    ) -> list[int]:
+    def _ids(self, prompt: Any, name: str, parse_special: bool = False, add_eos: bool | None = False) -> list[int]:
         if isinstance(prompt, str):
             tokenizer = self.need_tokenizer(f"{name}, a text,")
             return self.ids(tokenizer.encode(prompt, add_eos=add_eos, allow_special=parse_special), name)
