@@ -46,27 +46,29 @@ def answer(
     window: int,
     progress: Callable[[int, int], None],
     parse_special: bool = False,
+    extra: str = "error",
 ) -> None:
     """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
 
     A record that cannot be served gets an answer with its error, and the others go on. An answer is in the file as soon as
-    it and all before it are made. parse_special: of records that do not say.
+    it and all before it are made. parse_special: of records that do not say. extra: what becomes of
+    names that are none of ours: "error", "drop", or "keep", which repeats them in the answer under "extra".
     """
     left = islice(records(path), answers.done, None)
     while batch := list(islice(left, window)):
-        for record, found in zip(batch, _answers(engine, batch, default, parse_special), strict=True):
-            answers.append(Head.of(record.index, record.content, run), _line(record, found))
+        for record, found in zip(batch, _answers(engine, batch, default, parse_special, extra), strict=True):
+            answers.append(Head.of(record.index, record.content, run), _line(record, found, extra == "keep"))
             progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
 
 
 def _answers(
-    engine: Engine, batch: Sequence[Record], default: SamplingParams, parse_special: bool
+    engine: Engine, batch: Sequence[Record], default: SamplingParams, parse_special: bool, extra: str
 ) -> Iterator[list[Completion] | BaizeError]:
     """Each record's completions, or why it has none, as they come."""
     found: list[Request | BaizeError] = []
     for record in batch:
         try:
-            found.append(_request(engine, record, default, parse_special))
+            found.append(_request(engine, record, default, parse_special, extra))
         except BaizeError as error:
             found.append(error)
     good = [request for request in found if not isinstance(request, BaizeError)]
@@ -75,8 +77,8 @@ def _answers(
         yield each if isinstance(each, BaizeError) else next(made)
 
 
-def _request(engine: Engine, record: Record, default: SamplingParams, parse_special: bool) -> Request:
-    kind, value, params = record.request(default)
+def _request(engine: Engine, record: Record, default: SamplingParams, parse_special: bool, extra: str) -> Request:
+    kind, value, params = record.request(default, extra)
     special = record.parse_special(parse_special)
     prompt = engine.chat_ids(value) if kind == "messages" else value
     return engine.encode(prompt, params, parse_special=special), params
@@ -100,10 +102,12 @@ def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[C
     yield from _completions(engine, left[middle:])
 
 
-def _line(record: Record, found: list[Completion] | BaizeError) -> dict[str, Any]:
+def _line(record: Record, found: list[Completion] | BaizeError, keep: bool) -> dict[str, Any]:
     line: dict[str, Any] = {} if record.id is None else {"id": record.id}
     if "meta" in record.values:
         line["meta"] = record.values["meta"]
+    if keep and record.extra:
+        line["extra"] = record.extra
     if isinstance(found, BaizeError):
         return {**line, "error": f"line {record.line}: {found}"}
     return {**line, "completions": [_completion(each) for each in found]}

@@ -57,6 +57,8 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
     settings = {name: getattr(options, name) for name in names}
     if options.parse_special:
         settings["parse_special"] = True  # and else the runs of before are not other runs
+    if options.extra_columns is not None:
+        settings["extra_columns"] = options.extra_columns
     run = describe_run([folder_of(source) for source in sources], settings, params)
     told, output = (sys.stderr, "standard output") if options.output == STANDARD else (sys.stdout, options.output)
     answers: AnswerFile | AnswerStream
@@ -102,4 +104,5 @@ def _answer(options: argparse.Namespace, path: Path, answers: AnswerFile | Answe
                 shown.update(prompts)
 
         params, window = sampling_params(options), options.window or WINDOW
-        answer(engine, path, answers, run, params, window, progress, options.parse_special)
+        extra = options.extra_columns or "error"
+        answer(engine, path, answers, run, params, window, progress, options.parse_special, extra)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import secrets
+from dataclasses import replace
 
 from baize_engine.cli_answer import STANDARD, WINDOW, answer_file
 from baize_engine.cli_options import (
@@ -15,9 +17,9 @@ from baize_engine.cli_options import (
     sampling_params,
 )
 from baize_engine.cli_options import text as argument_text
-from baize_engine.cli_streams import input_bytes, need_output, text
+from baize_engine.cli_streams import input_bytes, need_output, tell, text
 
-FILES_ONLY = {"output": None, "resume": False, "window": None, "logprobs": None, "quiet": False}
+FILES_ONLY = {"output": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False}
 
 
 def generate_options(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +53,14 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because text of "
         "strangers could then end a turn or begin one",
+    )
+    flag(
+        parser,
+        "--extra_columns",
+        choices=("error", "keep", "drop"),
+        default=None,
+        help='with --input: what names in a record mean that are none of ours: its error (default), "extra" in its answer, or '
+        "nothing",
     )
     flag(parser, "--resume", action="store_true", help="go on with the --output that a run with the same input left")
     flag(
@@ -87,6 +97,9 @@ def generate(options: argparse.Namespace) -> int:
             options.usage_error(f"--{name} goes with --input, not with --prompt")
     params = sampling_params(options)
     need_output("the text")
+    if params.temperature and params.seed is None:
+        params = replace(params, seed=secrets.randbelow(2**32))  # short enough to be typed again
+        tell(f"--seed {params.seed}")
     prompt = options.prompt
     if prompt == STANDARD:
         prompt = text(input_bytes("the prompt").read(), "the text of a prompt")

@@ -51,14 +51,21 @@ class Record:
             raise RequestError("parse_special goes with prompt: in messages the chat format alone has special tokens")
         return found
 
-    def request(self, default: SamplingParams) -> tuple[str, Any, SamplingParams]:
-        """(kind, what stands there, parameters: the record's own, else those of `default`). RequestError says what is wrong."""
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What stands under names that are none of ours."""
+        return {name: value for name, value in self.values.items() if name not in {*KINDS, *PARAMETERS, *OTHERS}}
+
+    def request(self, default: SamplingParams, extra: str = "error") -> tuple[str, Any, SamplingParams]:
+        """(kind, what stands there, parameters: the record's own, else those of `default`). RequestError says what is wrong.
+
+        extra: "error": so are names that are none of ours; else nobody minds them.
+        """
         if self.error is not None:
             raise RequestError(self.error)
-        unknown = sorted(set(self.values) - {*KINDS, *PARAMETERS, *OTHERS})
-        if unknown:
+        if self.extra and extra == "error":
             wanted = ", ".join((*KINDS, *OTHERS))
-            raise RequestError(f"unknown name {unknown[0]!r}, wanted one of {wanted}, or a sampling parameter")
+            raise RequestError(f"unknown name {min(self.extra)!r}, wanted one of {wanted}, or a sampling parameter")
         if self.values.get("id") is not None and self.id is None:
             raise RequestError(f"id is {self.values['id']!r}, wanted a text or an integer")
         kinds = [kind for kind in KINDS if kind in self.values]

@@ -195,6 +195,7 @@ def test_a_prompt_comes_from_standard_input(
         (["--prompt", "a", "--resume"], "--resume goes with --input"),
         (["--prompt", "a", "--logprobs", "0"], "--logprobs goes with --input"),
         (["--prompt", "a", "--window", "5"], "--window goes with --input"),
+        (["--prompt", "a", "--extra_columns", "keep"], "--extra_columns goes with --input"),
         (["--input", "a", "--output", "b", "--window", "0"], "--window is 0, wanted at least 1"),
         (["--prompt", "a", "--banned_token_ids", "5;6"], "'5;6', wanted token ids with commas"),
         (["--prompt", "a", "--logit_bias", "5:6"], "'5:6', wanted a token id and a number"),
@@ -245,6 +246,32 @@ def test_a_gpu_that_is_not_there_is_said(
     monkeypatch.setattr(backend, "_no_gpu", lambda: None)
     assert generate(folder, "--prompt", "a", "--device", "cuda:1") == 1
     assert "device cuda:1 cannot be used: this machine has 1 GPU(s)" in capsys.readouterr().err
+
+
+def test_a_seed_that_was_drawn_is_told_and_brings_the_text_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--prompt", "the cat", "--max_new_tokens", 12, "--temperature", 2)
+    assert generate(folder, *flags) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("baize: --seed ")
+    assert generate(folder, *flags, *err.split()[1:]) == 0
+    assert tuple(capsys.readouterr()) == (out, "")
+    assert generate(folder, *flags[:-2]) == 0
+    assert capsys.readouterr().err == ""  # a greedy one draws none
+
+
+@pytest.mark.parametrize(("extra", "code"), [(None, 3), ("error", 3), ("keep", 0), ("drop", 0)])
+def test_columns_of_the_users_own(folder: Path, tmp_path: Path, extra: str | None, code: int) -> None:
+    lines = [{"prompt": "a", "topic": "cats", "n_words": 5}, {"prompt": "a", "meta": {"topic": "dogs"}}]
+    path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    flags = ["--input", path, "--output", out, "--max_new_tokens", 2, *(("--extra_columns", extra) if extra else ())]
+    assert generate(folder, *flags) == code
+    first, second = read(out)
+    assert ("unknown name 'n_words'" in first.get("error", "")) == (code == 3)
+    assert first.get("extra") == ({"topic": "cats", "n_words": 5} if extra == "keep" else None)
+    assert second["meta"] == {"topic": "dogs"}
+    assert generate(folder, *flags, "--resume") == code
 
 
 def test_stop_strings_as_they_stand_and_with_escapes(capsys: pytest.CaptureFixture[str]) -> None:
