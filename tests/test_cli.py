@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,8 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 def test_recover_and_verify(pair: tuple[Path, Path], tmp_path: Path) -> None:
     out = tmp_path / "tuned"
     done = baize("recover", "--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out, "--device", "cpu")
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert re.fullmatch(r"warning: .* has no tokenizer, .*\n", done.stderr)  # which the pair lacks
     assert "21 tensors" in done.stdout
     checked = baize("verify", out)
     assert checked.returncode == 0

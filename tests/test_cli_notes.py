@@ -110,8 +110,9 @@ def test_needless_options_are_told_in_a_line(
     assert main(["recover", *option.split(), *map(str, pair), str(tmp_path / "out"), "--quiet"]) == 0
     err = capsys.readouterr().err
     assert err.startswith(f"baize: {option.split()[0]} is needless here: ")
-    assert told in err
-    assert err.count("\n") == 1
+    first, *rest = err.splitlines()
+    assert told in first
+    assert all(line.startswith("warning: ") for line in rest)  # of the model, which has no tokenizer
 
 
 WRONG = [
@@ -182,7 +183,8 @@ def test_help_in_every_form(arguments: list[str], code: int, told: str, capsys: 
 
 def test_the_module_is_the_command(pair: tuple[Path, Path], tmp_path: Path) -> None:
     done = baize("recover", "--base", pair[0], "--delta", pair[1], "--quiet", cwd=tmp_path)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert all(line.startswith("warning: ") for line in done.stderr.splitlines())
     assert done.stdout.startswith("no --path_tuned was given; the result goes to ")
 
 
