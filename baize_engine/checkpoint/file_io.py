@@ -31,6 +31,15 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         return fd
 
 
+def read_whole(path: Path, most: int, kind: str = "") -> bytes:
+    """The content of a file of at most `most` bytes, of a `kind` that errors name. CheckpointError where it has more."""
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise CheckpointError(f"{path}: more than {most} bytes{kind}")
+    return content
+
+
 def open_read(path: Path) -> int:
     """A descriptor for sequential ranged reads. The caller closes it. CheckpointError as for `open_regular`."""
     fd = open_regular(path)

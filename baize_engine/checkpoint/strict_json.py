@@ -8,13 +8,11 @@ mostly not ours, and are read as Python's json, and so transformers, reads them:
 from __future__ import annotations
 
 import json
-import os
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.file_io import open_regular
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.file_io import read_whole
 from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.errors import CheckpointError
 
@@ -55,11 +53,7 @@ def parse(content: bytes, what: str) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes:
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{path}: more than {MAX_BYTES} bytes of JSON")
-    return content
+    return read_whole(path, MAX_BYTES, " of JSON")
 
 
 def _parse(content: bytes, what: str, **hooks: Any) -> dict[str, Any]:

@@ -7,13 +7,11 @@ tokenizer.model along. Nothing is run: of the one the pieces are read, of the ot
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.file_io import open_regular
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.file_io import read_whole
 from baize_engine.errors import CheckpointError
 
 MODEL, FAST = "tokenizer.model", "tokenizer.json"
@@ -93,7 +91,7 @@ def read_fast(folder: Path) -> str | None:
     path = folder / FAST
     if not path.is_file():
         return None
-    content = _content(path)
+    content = read_whole(path, MAX_BYTES)
     try:
         return content.decode()
     except UnicodeDecodeError:
@@ -110,7 +108,7 @@ def model_for(folder: Path, others: Sequence[Path]) -> Path | None:
     if not isinstance(vocabulary, dict):
         return None
     for path in (other / MODEL for other in others):
-        if path.is_file() and _agree(pieces(_content(path), str(path)), vocabulary):
+        if path.is_file() and _agree(pieces(read_whole(path, MAX_BYTES), str(path)), vocabulary):
             return path
     return None
 
@@ -118,11 +116,3 @@ def model_for(folder: Path, others: Sequence[Path]) -> Path | None:
 def _agree(known: Iterable[str], vocabulary: dict[str, Any]) -> bool:
     """Whether every piece has its id in `vocabulary`; added tokens may stand there as well."""
     return all(vocabulary.get(piece) == number for number, piece in enumerate(known))
-
-
-def _content(path: Path) -> bytes:
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise CheckpointError(f"{path}: more than {MAX_BYTES} bytes")
-    return content
