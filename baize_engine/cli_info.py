@@ -60,7 +60,7 @@ def _info_ids(folder: Path, vocab_size: int) -> None:
     try:
         reason = why_no_tokenizer(folder)
         tokenizer = None if reason else Tokenizer.from_folder(folder, vocab_size)
-        found = special_ids.of_folder(folder, folder, tokenizer, vocab_size)
+        found = special_ids.of_folder(folder, tokenizer, vocab_size)
     except CheckpointError as error:
         print(f"  no text: {error}")
         return

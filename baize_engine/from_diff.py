@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
@@ -22,9 +23,10 @@ from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
-from baize_engine.checkpoint.tokenizer_model import model_for
-from baize_engine.errors import CheckpointError, ConfigError, RequestError
-from baize_engine.loading import Parts, assemble, cache_room, check_settings, lengths, read_tokenizer
+from baize_engine.checkpoint.result_check import tokenizer_problems
+from baize_engine.checkpoint.tokenizer_model import MODEL
+from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError, RequestError
+from baize_engine.loading import Parts, assemble, cache_room, check_settings, lengths
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import tell
@@ -36,6 +38,7 @@ from baize_engine.recovery.recover import check_diff
 from baize_engine.recovery.run import checked_plan
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import WORKERS, NoHash, stream
+from baize_engine.tokenizer import Tokenizer
 
 QUANTISING = 2  # workers on the CPU that quantise: it has temporary memory of its own, and takes the time
 
@@ -78,10 +81,12 @@ def load_diff_parts(
     )  # a stored copy of a tied head is not
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, diff, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
-    words = side_files.tokenizer_folder(diff.folder, source.index.folder)
-    others = side_files.other_tokenizer_folders(words, diff.folder, source.index.folder)
-    text = read_tokenizer(words, config.vocab_size, model_for(words, others))
-    ends = special_ids.of_folder(diff.folder, words, text[0], config.vocab_size).end_ids
+    speaks = MODEL in files
+    tokenizer = Tokenizer.from_contents(files, diff.folder, config.vocab_size) if speaks else None
+    text = tokenizer, None if speaks else f"neither {diff.folder} nor its base has a {MODEL} that fits"
+    ends = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
+    for line in (*work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
+        warnings.warn(line, BaizeWarning, stacklevel=3)  # of the caller of Engine.from_diff
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS
     with Progress(work.traffic, "recover", progress) as bar:

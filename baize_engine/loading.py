@@ -74,7 +74,7 @@ def load_parts(
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, index, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
     text = read_tokenizer(path, config.vocab_size)
-    ends = special_ids.of_folder(path, path, text[0], config.vocab_size).end_ids
+    ends = special_ids.of_folder(path, text[0], config.vocab_size).end_ids
     weights = load_weights(index, config, dtype, device, quantize)
     return assemble(config, weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations)
 
@@ -98,13 +98,10 @@ def check_settings(device: str, quantize: str | None, threads: int | None, cache
     return resolved
 
 
-def read_tokenizer(folder: Path, vocab_size: int, model: Path | None = None) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer of a folder for a model of `vocab_size` rows, or why it has none. CheckpointError for a broken one.
-
-    `model`: the file to take for its tokenizer.model.
-    """
-    reason = None if model else why_no_tokenizer(folder)
-    return (None if reason else Tokenizer.from_folder(folder, vocab_size, model)), reason
+def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, str | None]:
+    """The tokenizer of a folder for a model of `vocab_size` rows, or why it has none. CheckpointError for a broken one."""
+    reason = why_no_tokenizer(folder)
+    return (None if reason else Tokenizer.from_folder(folder, vocab_size)), reason
 
 
 def assemble(

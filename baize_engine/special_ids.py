@@ -30,6 +30,7 @@ from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 if TYPE_CHECKING:
     from baize_engine.tokenizer import Tokenizer
 
+CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_PASSED = 16  # of the things passed over, how many are told: a file may list millions
 LLAMA_END = (
     2  # in the vocabulary of LLaMA and Llama-2, and what transformers' LlamaConfig takes where config.json is silent
@@ -138,17 +139,29 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
     return SpecialIds(text, tuple(EndId(found, why) for found, why in ends.items()), tuple(passed))
 
 
-def of_folder(folder: Path, tokenizer_folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> SpecialIds:
-    """Those of the model whose configs lie in `folder`. CheckpointError names a file that is broken."""
-    if tokenizer is None:  # the names in its files still tell
-        files = TokenizerFiles.read(tokenizer_folder)
-        added = files.added(0, vocab_size)
-        text = text_ids(files, Own(), lambda name: added[name][0] if name in added else None)
-    else:
-        text = tokenizer.ids
-    path = folder / "generation_config.json"
+def of_folder(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> SpecialIds:
+    """Those of the model in `folder`. CheckpointError names a file that is broken."""
+    path = folder / GENERATION
     generation = strict_json.read_settings(path) if path.is_file() else {}
-    return special_ids(strict_json.read_settings(folder / "config.json"), generation, text, vocab_size)
+    text = tokenizer.ids if tokenizer is not None else _without_model(TokenizerFiles.read(folder), vocab_size)
+    return special_ids(strict_json.read_settings(folder / CONFIG), generation, text, vocab_size)
+
+
+def of_contents(
+    contents: Mapping[str, bytes], folder: Path, tokenizer: Tokenizer | None, vocab_size: int
+) -> SpecialIds:
+    """Those of a model whose files are {name: content}, which errors name as of `folder`."""
+    config, generation = (
+        strict_json.parse_settings(contents.get(name, b"{}"), str(folder / name)) for name in (CONFIG, GENERATION)
+    )
+    text = tokenizer.ids if tokenizer is not None else _without_model(TokenizerFiles.of(contents, folder), vocab_size)
+    return special_ids(config, generation, text, vocab_size)
+
+
+def _without_model(files: TokenizerFiles, vocab_size: int) -> TextIds:
+    """What the names in a tokenizer's files tell where it has no tokenizer.model."""
+    added = files.added(0, vocab_size)
+    return text_ids(files, Own(), lambda name: added[name][0] if name in added else None)
 
 
 def _told(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[tuple[Any, str, bool]]:

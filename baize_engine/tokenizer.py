@@ -60,22 +60,32 @@ class Tokenizer:
         self._spelled = self._hide(files.listed_special())
 
     @classmethod
-    def from_folder(cls, folder: str | Path, rows: int | None = None, model: Path | None = None) -> Tokenizer:
-        """Reads tokenizer.model, or the file `model` in its place, and the files of `TokenizerFiles` beside it.
+    def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
+        """Reads tokenizer.model and the files of `TokenizerFiles` beside it.
 
         CheckpointError names a file that is missing or broken.
         """
         folder = Path(folder)
-        reason = None if model else why_no_tokenizer(folder)
+        reason = why_no_tokenizer(folder)
         if reason:
             raise CheckpointError(reason)
-        path = model or folder / MODEL_FILE
+        path = folder / MODEL_FILE
         with reading(path):
             content = path.read_bytes()
-        if not content:  # sentencepiece takes it for a model without pieces
+        return cls._checked(content, TokenizerFiles.read(folder), rows)
+
+    @classmethod
+    def from_contents(cls, contents: Mapping[str, bytes], folder: Path, rows: int) -> Tokenizer:
+        """From {name: content} of such files, tokenizer.model among them, which errors name as of `folder`."""
+        return cls._checked(contents[MODEL_FILE], TokenizerFiles.of(contents, folder), rows)
+
+    @classmethod
+    def _checked(cls, model: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:
+        path = files.folder / MODEL_FILE
+        if not model:  # sentencepiece takes it for a model without pieces
             raise CheckpointError(f"{path}: not a sentencepiece model (it is empty)")
         try:
-            return cls(content, TokenizerFiles.read(folder), rows)
+            return cls(model, files, rows)
         except RuntimeError as bad:  # sentencepiece's only error type
             raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
+import tiny_meta
 import torch
+from fakes import small_model
 from test_recover import load, same_bits, snapshot
 from torch import Tensor
 
@@ -17,8 +21,10 @@ from baize_engine import Engine, make_diff, quantize, recover, verify
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.manifest import read_manifest
 from baize_engine.checkpoint.norms import why_diff
+from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.checkpoint.tokenizer_model import pieces
 from baize_engine.cli import main
-from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError, RequestError
+from baize_engine.errors import BaizeError, BaizeWarning, CheckpointError, MismatchError, OutputError, RequestError
 from baize_engine.recovery import new_rows
 from baize_engine.recovery import stream as streaming
 from baize_engine.recovery.new_rows import likeness
@@ -216,7 +222,7 @@ def test_llavas_projector_is_kept_if_asked(tmp_path: Path) -> None:
     before = snapshot(tmp_path)
     with pytest.raises(
         MismatchError,
-        match=r"mm_projector.weight is in \S+diff but not in \S+base; .*model.mm_projector.bias .* \(--keep_extra stores all 3",
+        match=r"mm_projector.weight is in \S+diff but not in \S+base; .*mm_projector.bias .* \(--keep_extra of recover stores all",
     ):
         recover(*pair, tmp_path / "out", **SETTINGS)
     assert snapshot(tmp_path) == before
@@ -224,7 +230,8 @@ def test_llavas_projector_is_kept_if_asked(tmp_path: Path) -> None:
     same_bits(load(tmp_path / "out"), applied(base, delta, "zero"))
     assert sorted(result.manifest.stored) == ["model.mm_projector.bias", "model.mm_projector.weight", "model.scale"]
     assert any(
-        "3 tensor(s) not in the base stored as they are: model.mm_projector" in note for note in result.manifest.notes
+        "3 tensor(s) not in the base were stored without a sum, as float16: model." in note
+        for note in result.manifest.notes
     )
     assert result.extra_rows == 3
     assert verify(tmp_path / "out").ok
@@ -401,9 +408,7 @@ def test_a_diff_of_ours_is_not_a_model_either(tmp_path: Path) -> None:
 def test_base_and_diff_swapped_are_told(tmp_path: Path) -> None:
     base = base_state()
     path_base, path_diff = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))))
-    with pytest.raises(
-        MismatchError, match=r"diff, named as the base, looks like a weight diff .*were path_raw and path_d"
-    ):
+    with pytest.raises(MismatchError, match=r"diff, named as the base, looks like a weight diff .*were the two sw"):
         recover(path_diff, path_base, tmp_path / "out", **SETTINGS)
     with pytest.raises(
         MismatchError, match=r"diff, named as the base, looks like a weight diff by its norm weights \("
@@ -446,7 +451,7 @@ def test_a_second_run_says_that_it_is_finished(tmp_path: Path) -> None:
     again = recover(*pair, tmp_path / "out", **SETTINGS, resume=True)
     assert again.finished_before
     assert again.manifest == first.manifest == read_manifest(tmp_path / "out")
-    with pytest.raises(OutputError, match=r"is not empty \("):
+    with pytest.raises(OutputError, match="it holds a finished result of other sources, options, or"):
         recover(*pair, tmp_path / "out", **SETTINGS, dtype="bfloat16")
     shutil.copy(pair[0] / "config.json", tmp_path / "out/config.json")
     with pytest.raises(BaizeError, match="holds a finished result that is not as it was written: config"):
@@ -510,3 +515,210 @@ def test_without_a_name_the_result_lies_beside_its_source(tmp_path: Path) -> Non
     assert each.folder == tmp_path / "alpaca-recovered"
     again = make_diff(base, each.folder, **SETTINGS)
     assert again.folder == tmp_path / "alpaca-recovered-diff"
+
+
+# what a review found
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations((-1, 0, 1, 2))), ids=str)
+def test_dropped_rows_of_one_diff_are_no_other_diffs(tmp_path: Path, order: tuple[int, ...]) -> None:
+    base = base_state()
+    diffs, wanted = [], []
+    for more in order:
+        rows = 96 + more
+        diff = alpaca_diff(base, tuned_state(base, near_mean(max(0, more))))
+        diff |= {name: diff[name][:rows] for name in TABLES}
+        diffs.append(write(tmp_path / f"rows{rows}", base, diff)[1])
+        own = {**base, **{name: base[name][:rows] for name in TABLES}}
+        wanted.append(applied(own, diff, "mean"))
+    outs = [tmp_path / f"out{n}" for n in range(len(order))]
+    recover(tmp_path / "rows96/base", diffs, outs, **SETTINGS, drop_rows=True)
+    for out, each in zip(outs, wanted, strict=True):
+        same_bits(load(out), each)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_rows_of_a_base_in_metas_layout_may_be_dropped(tmp_path: Path, shards: int) -> None:
+    files = tiny_meta.random_shards(CFG, shards)
+    base = tiny_meta.convert(CFG, files)
+    tiny_meta.write_meta(tmp_path / "meta", CFG, files)
+    own = {**base, **{name: base[name][:90] for name in TABLES}}
+    diff = alpaca_diff(own, tuned_state(own, lambda _, mean: mean[:0]))
+    write(tmp_path, base, diff)
+    recover(tmp_path / "meta", tmp_path / "diff", tmp_path / "out", **SETTINGS, drop_rows=True)
+    same_bits(load(tmp_path / "out"), applied(own, diff, "mean"))
+
+
+def test_a_head_alone_that_loses_rows_is_told(tmp_path: Path) -> None:
+    base = base_state()
+    diff = alpaca_diff(base, tuned_state(base, lambda _, mean: mean[:0]))
+    pair = write(tmp_path, {**base, "lm_head.weight": torch.cat([base["lm_head.weight"]] * 2)}, diff)
+    result = recover(*pair, tmp_path / "out", **SETTINGS, drop_rows=True)
+    assert f"the last 96 vocabulary row(s) of {pair[0]} were left out" in result.manifest.notes[0]
+
+
+def test_a_diff_of_ours_made_from_a_larger_base_refuses_a_smaller_one(tmp_path: Path) -> None:
+    base = base_state()
+    tuned = tuned_state(base, near_mean(1))
+    grown = {**base, **{name: torch.cat([base[name], base[name][:3]]) for name in TABLES}}
+    for folder, state in (("base", base), ("grown", grown), ("tuned", tuned)):
+        tiny.write_model(tmp_path / folder, {**CFG, "vocab_size": state[TABLES[0]].shape[0]}, state)
+    make_diff(tmp_path / "grown", tmp_path / "tuned", tmp_path / "diff", **SETTINGS, drop_rows=True)
+    with pytest.raises(
+        MismatchError, match="was made from a base that has all of its rows, and this base lacks 1 of them"
+    ):
+        recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS)
+    recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS, new_rows="mean")
+    recover(tmp_path / "grown", tmp_path / "diff", tmp_path / "right", **SETTINGS, drop_rows=True, dtype="float32")
+    for name, tensor in load(tmp_path / "right").items():
+        assert torch.allclose(tensor, tuned[name], atol=1e-6)
+
+
+def test_make_diff_tells_of_swapped_folders_too(tmp_path: Path) -> None:
+    base = base_state()
+    path_base, path_diff = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))))
+    with pytest.raises(
+        MismatchError, match=r"diff, named as the base, looks like a weight diff .*were the two swapped"
+    ):
+        make_diff(path_diff, path_base, tmp_path / "out", **SETTINGS)
+    tiny.write_model(tmp_path / "tuned", {**CFG, "vocab_size": 97}, tuned_state(base, near_mean(1)))
+    with pytest.raises(MismatchError, match=r"--drop_rows leaves .*; or were the two swapped\?"):
+        make_diff(tmp_path / "tuned", path_base, tmp_path / "out", **SETTINGS)
+
+
+def test_a_head_is_never_an_extra(tmp_path: Path) -> None:
+    """The base's own head is its embedding: what the diff has is a difference to that."""
+    base = base_state()
+    diff = alpaca_diff(base, tuned_state(base, lambda _, mean: mean[:0]))
+    del base["lm_head.weight"]
+    tiny.write_model(tmp_path / "base", {**CFG, "tie_word_embeddings": True}, base)
+    tiny.write_model(tmp_path / "diff", CFG, diff)
+    with pytest.raises(
+        MismatchError, match=r"lm_head\.weight is in \S+diff but not in \S+base, whose head is its embedding"
+    ):
+        recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS, keep_extra=True)
+
+
+def test_integers_are_not_stored(tmp_path: Path) -> None:
+    base = base_state()
+    diff = {**alpaca_diff(base, tuned_state(base, near_mean(1))), "counter": torch.arange(3)}
+    with pytest.raises(MismatchError, match=r"counter in .* is int64, wanted one of .*, and only those are stored"):
+        recover(*write(tmp_path, base, diff), tmp_path / "out", **SETTINGS, keep_extra=True)
+
+
+def test_the_buffers_of_a_wrapped_model_count_in_published_sums(tmp_path: Path) -> None:
+    base = {**base_state(), **{name: t * 3 for name, t in tiny.inv_freq(CFG).items()}}
+    diff = alpaca_diff({k: t for k, t in base.items() if "inv_freq" not in k}, tuned_state(base_state(), near_mean(1)))
+    pair = write(tmp_path / "bare", base, diff)
+    total = recover(*pair, tmp_path / "out", **SETTINGS).manifest.sum + sum(
+        t.double().sum().item() for name, t in base.items() if "inv_freq" in name
+    )
+    wrapped = [{f"module.{name}": t for name, t in state.items()} for state in (base, diff)]
+    for folders in (pair, write(tmp_path / "wrapped", *wrapped)):
+        result = recover(*folders, tmp_path / folders[0].parent.name / "summed", **SETTINGS, expect_sum=total)
+        assert "with 2 rotary buffers" in result.checked[0]
+
+
+def test_a_result_of_files_that_were_mended_since_is_not_the_same(tmp_path: Path) -> None:
+    pair = tiny.write_pair(tmp_path)
+    recover(*pair, tmp_path / "out", **SETTINGS)
+    (pair[1] / "added_tokens.json").write_text('{"<pad>": 96}')
+    for resume in (False, True):
+        with pytest.raises(
+            OutputError, match="a finished result of other sources, options, or files beside the weights"
+        ):
+            recover(*pair, tmp_path / "out", **SETTINGS, resume=resume)
+
+
+def test_of_several_sums_the_one_that_is_missed_is_named(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    total = recover(base, diff, tmp_path / "out", **SETTINGS).manifest.sum
+    outs = [tmp_path / "good", tmp_path / "bad"]
+    with pytest.raises(MismatchError, match=r"bad: the sum of all weights is"):
+        recover(base, [diff, diff], outs, **SETTINGS, expect_sum=[total, total + 1])
+
+
+def test_large_things_called_norms_are_not_read(tmp_path: Path) -> None:
+    """A sparse file costs its maker nothing, and took a minute."""
+    base = {
+        **base_state(),
+        "model.big_norm.weight": torch.zeros(1 << 19),
+        "model.square_norm.weight": torch.zeros(32, 32),
+    }
+    base["model.norm.weight"] = base["model.norm.weight"] * 0
+    tiny.write_model(tmp_path / "model", CFG, base)
+    read = []
+    usual = TensorReader.read
+
+    def noting(self: TensorReader, *arguments: object) -> memoryview:
+        read.append(self.entry.name)
+        return usual(self, *arguments)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TensorReader, "read", noting)
+        assert why_diff(read_index(tmp_path / "model")) is None
+    assert set(read) <= {"model.norm.weight", *(name for name in base if "layernorm" in name)}
+
+
+@pytest.mark.parametrize(
+    ("change", "wanted"),
+    [
+        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config is .*gptq"),
+        ({"num_hidden_layers": 1}, "its config says 1 layers, and the weights have 2"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
+    ],
+)
+def test_what_this_engine_will_not_run_is_told_before_and_after(tmp_path: Path, change: dict, wanted: str) -> None:
+    base = base_state()
+    pair = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))), **change)
+    with pytest.warns(
+        BaizeWarning, match=f"this engine will not run it; config: {wanted}|{wanted}: this engine will not run"
+    ):
+        recover(*pair, tmp_path / "out", **SETTINGS, force=True)
+    assert any(re.search(wanted, line) for line in verify(tmp_path / "out").warnings)
+    with pytest.raises(BaizeError):
+        Engine.from_pretrained(tmp_path / "out", device="cpu")
+
+
+def test_stored_tensors_that_the_engine_has_no_use_for_are_told(tmp_path: Path) -> None:
+    base = base_state()
+    diff = {**alpaca_diff(base, tuned_state(base, near_mean(1))), "reward_head.weight": torch.randn(1, 32)}
+    with pytest.warns(BaizeWarning, match="this engine has no use for reward_head.weight, and will not run it"):
+        recover(*write(tmp_path, base, diff), tmp_path / "out", **SETTINGS, keep_extra=True)
+
+
+def test_verify_says_of_our_own_diff_that_it_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    tuned = recover(base, diff, tmp_path / "tuned", **SETTINGS).folder
+    make_diff(base, tuned, tmp_path / "made", **SETTINGS)
+    assert main(["verify", str(tmp_path / "made")]) == 0
+    told = capsys.readouterr()
+    assert "as written" in told.out
+    assert f"warning: {tmp_path / 'made'} is a weight diff, not a model" in told.err
+    (tmp_path / "link").symlink_to("gone")
+    for path, wanted in (("link", "is a broken link"), ("nowhere", "does not exist")):
+        assert main(["verify", str(tmp_path / path)]) == 1
+        assert wanted in capsys.readouterr().err
+
+
+def test_what_a_finetune_says_of_its_tokens_goes_before_its_base(tmp_path: Path) -> None:
+    """FastChat #484: the diff has added_tokens.json, and the base the rest of the tokenizer."""
+    rows = len(pieces(small_model(), "it"))
+    base, diff = tiny.write_pair(tmp_path, cfg=tiny.config(vocab_size=rows))
+    (base / "tokenizer.model").write_bytes(small_model())
+    (base / "special_tokens_map.json").write_text('{"pad_token": "<base>"}')
+    (diff / "added_tokens.json").write_text(json.dumps({"<pad>": rows}))
+    recover(base, diff, tmp_path / "out", **SETTINGS)
+    assert json.loads((tmp_path / "out/added_tokens.json").read_text()) == {"<pad>": rows}
+    assert not (tmp_path / "out/special_tokens_map.json").exists()
+    for engine in (Engine.from_pretrained(tmp_path / "out", device="cpu"), Engine.from_diff(base, diff, device="cpu")):
+        assert engine.encode("<pad>")[-1] == rows
+        engine.close()
+
+
+def test_from_diff_tells_what_was_done(tmp_path: Path) -> None:
+    base = base_state()
+    pair = write(tmp_path, base, fastchat_delta(base, tuned_state(base, near_mean(1))))
+    with pytest.warns(BaizeWarning, match="1 vocabulary row.* were stored whole"):
+        Engine.from_diff(*pair, device="cpu").close()

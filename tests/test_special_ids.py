@@ -119,11 +119,11 @@ def test_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"eos_token": "<|eot|>", "added_tokens_decoder": {"361": {"content": "<|eot|>", "special": True}}})
     )
-    assert special_ids.of_folder(tmp_path, tmp_path, None, 384).end_ids == (2, 361)
+    assert special_ids.of_folder(tmp_path, None, 384).end_ids == (2, 361)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5], "x": 10**30}))
     (tmp_path / "tokenizer.model").write_bytes(small_model())
     tokenizer = Tokenizer.from_folder(tmp_path, 384)
-    assert special_ids.of_folder(tmp_path, tmp_path, tokenizer, 384).end_ids == (5, 2, 361)
+    assert special_ids.of_folder(tmp_path, tokenizer, 384).end_ids == (5, 2, 361)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json: not JSON"):
-        special_ids.of_folder(tmp_path, tmp_path, tokenizer, 384)
+        special_ids.of_folder(tmp_path, tokenizer, 384)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from assets import SHARED
 from fakes import small_model
 
 from baize_engine import Engine, make_diff, recover, verify
-from baize_engine.checkpoint.tokenizer_model import fast_value, model_for, pieces
+from baize_engine.checkpoint.tokenizer_model import added_in, has_vocabulary, model_for, pieces
 from baize_engine.cli import main
 from baize_engine.errors import BaizeWarning, CheckpointError
 
@@ -148,7 +150,7 @@ def test_a_result_that_this_engine_will_not_run_is_told_before_the_work(
     for folder in pair:
         path = folder / "config.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "hidden_act": "gelu"}))
-    with pytest.warns(BaizeWarning, match=r"this engine will not run the result; config: hidden_act is 'gelu'"):
+    with pytest.warns(BaizeWarning, match=r"this engine will not run it; config: hidden_act is 'gelu'"):
         recover(*pair, tmp_path / "out", **SETTINGS)
 
 
@@ -178,14 +180,57 @@ def test_damaged_models_are_refused_or_read() -> None:
     assert all(line.startswith("x: not a sentencepiece model") for line in told)
 
 
-def test_a_value_of_a_tokenizer_json_is_read_alone(tmp_path: Path) -> None:
-    text = json.dumps(
-        {"version": "1", "added_tokens": [{"id": 3}], "model": {"vocab": {"a": 0}, "merges": ["a b"] * 99}}, indent=2
-    )
-    assert fast_value(text, "added_tokens") == [{"id": 3}]
-    assert fast_value(text, "vocab") == {"a": 0}
-    assert fast_value(text, "nothing") is None
-    for broken in ('{"vocab": ', '{"vocab"', '{"vocab": [[[', '{"vocab": ' + "[" * 100_000):
-        assert fast_value(broken, "vocab") is None
+def test_what_is_read_of_a_tokenizer_json(tmp_path: Path) -> None:
+    odd = {"id": 3, "content": "vocab", "special": True}  # its text is that of a key
+    model = {"vocab": {"a": 0, '"\\': 1, "é": 2, "more": 9}, "merges": ["a b"] * 99}
+    for indent in (None, 2):
+        text = json.dumps({"version": "1", "added_tokens": [odd], "model": model}, indent=indent)
+        assert added_in(text) == [odd]
+        assert has_vocabulary(text, ["a", '"\\', "é"])
+        for other in (["a", '"\\', "e"], ["a", '"\\', "é", "x"], ["b"], []):
+            assert not has_vocabulary(text, other)
+    for broken in (
+        '{"vocab": ',
+        '{"vocab"',
+        '{"vocab": [[[',
+        '{"vocab": {"a": {}',
+        '{"vocab": {"a": 0',
+        '{"vocab": ' + "[" * 100_000,
+    ):
+        assert not has_vocabulary(broken, ["a"])
+        assert added_in(broken.replace("vocab", "added_tokens")) == []
     (tmp_path / "tokenizer.json").write_bytes(b'{"vocab": \xff}')
     assert model_for(tmp_path, [tmp_path]) is None
+
+
+def test_a_vocabulary_of_a_stranger_takes_little_memory(tmp_path: Path) -> None:
+    """As objects these took 776 MiB."""
+    code = """
+import resource, sys, time
+from baize_engine.checkpoint.tokenizer_model import added_in, has_vocabulary
+text = sys.argv[1] * int(sys.argv[2])
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+assert not has_vocabulary('{"vocab": {' + text, ["a"]) and added_in('{"added_tokens": [' + text) == []
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10)
+"""
+    for piece, count in (("{},", 4 << 20), ('"b":1,', 2 << 20), ('"b":', 3 << 20)):
+        done = subprocess.run(
+            [sys.executable, "-c", code, piece, str(count)], capture_output=True, text=True, check=True
+        )
+        assert int(done.stdout) < 128
+
+
+@pytest.mark.parametrize("content", [b"\x0a\x00", small_model() + b"\x0a\x00", small_model() + b"\x0a\x02\x10\x00"])
+def test_a_piece_without_text_is_refused(pair: tuple[Path, Path], tmp_path: Path, content: bytes) -> None:
+    (pair[1] / "tokenizer.model").write_bytes(content)
+    (line,) = told(pair, tmp_path / "out")
+    assert "tokenizer.model: not a sentencepiece model" in line
+
+
+def test_a_broken_model_of_the_base_is_passed_over(
+    pair: tuple[Path, Path], saved_by_transformers_5: Path, tmp_path: Path
+) -> None:
+    add_saved(pair[1], saved_by_transformers_5)
+    (pair[0] / "tokenizer.model").write_bytes(b"\xff" * 100)
+    (line,) = told(pair, tmp_path / "out")
+    assert "out has tokenizer.json without tokenizer.model" in line

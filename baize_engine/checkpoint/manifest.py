@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.os_errors import broken_link, reading
 from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.errors import CheckpointError
 
@@ -57,7 +57,8 @@ class Manifest:
     tensors: dict[str, TensorRecord]
     files: dict[str, str]  # SHA-256 of each file beside the weights, or of every file
     base_rows: dict[str, str] = field(default_factory=dict)  # of a diff: SHA-256 of the base's first rows, as float32
-    new_rows: str = ""  # what vocabulary rows not in the base were added to: "mean" (its mean row) or "zero"; "": none
+    # what vocabulary rows not in the base were added to: "mean" (its mean row) or "zero"; "none": there were none; "": not told
+    new_rows: str = ""
     stored: list[str] = field(default_factory=list)  # tensors not in the base, stored as they are
     notes: list[str] = field(default_factory=list)  # what was done beside the sum, and why
 
@@ -83,6 +84,10 @@ def read_manifest(path: Path) -> Manifest:
     with reading(path):
         path = path / MANIFEST_NAME if path.is_dir() else path
         there = path.exists()
+    if broken := broken_link(path):
+        raise CheckpointError(broken)
+    if not there and path.name != MANIFEST_NAME:
+        raise CheckpointError(f"{path} does not exist, wanted a folder with a manifest, or a manifest")
     if not there:
         raise CheckpointError(f"{path} is absent: only folders written by recover, make_diff or xor can be verified")
     raw = strict_json.read(path)
@@ -128,8 +133,8 @@ def _text(raw: Any) -> str:
 
 
 def _new_rows(raw: Any) -> str:
-    if raw not in ("", "mean", "zero"):
-        raise TypeError(f"new_rows is {brief(raw)}, wanted mean or zero")
+    if raw not in ("", "none", "mean", "zero"):
+        raise TypeError(f"new_rows is {brief(raw)}, wanted none, mean or zero")
     return str(raw)
 
 

@@ -16,6 +16,7 @@ from baize_engine.errors import CheckpointError
 
 SUFFIX = "norm.weight"
 LAST = "model.norm.weight"  # the one before the output head: 1 to 3 in published models
+MAX_NORM = 1 << 18  # elements of a norm that is looked at: published ones have 4096 to 16384
 BLOCK = 1 << 16  # elements held at a time: a norm of a published model is one block
 # Mean |weight| that no norm of a diff reaches: published ones stay below 0.02. A model has some norms below it, never all.
 LEAST = 0.1
@@ -53,7 +54,11 @@ def why_diff(index: Index) -> str | None:
     One norm is read of a model, all of a diff.
     """
     folder, entries = index.folder, index.entries
-    norms = [name for name, entry in entries.items() if name.endswith(SUFFIX) and entry.dtype in FLOATS]
+    norms = [
+        name
+        for name, entry in entries.items()
+        if name.endswith(SUFFIX) and entry.dtype in FLOATS and len(entry.shape) == 1 and entry.numel <= MAX_NORM
+    ]
     largest = 0.0
     for name in sorted(norms, key=lambda name: not name.endswith(LAST)):
         largest = max(largest, mean_magnitude(entries[name]))

@@ -30,6 +30,12 @@ def check_runnable(config: Mapping[str, Any]) -> None:
         silent = config[key] is None and key in ("model_type", "architectures")
         if config[key] != value and not silent:
             raise ConfigError(f"config: {key} is {brief(config[key])}, this decoder runs {value!r} only")
+    quantization = config["quantization_config"]
+    if quantization is not None and quantization.get("quant_method") != "baize":
+        raise ConfigError(
+            f"config: quantization_config is {brief(quantization)}, this decoder runs unquantised models and those written by "
+            "`baize quantize`"
+        )
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     if heads % kv_heads:
         raise ConfigError(f"config: {heads} heads do not divide among {kv_heads} key/value heads")
@@ -42,12 +48,3 @@ def check_runnable(config: Mapping[str, Any]) -> None:
         value = config["rope"].get(name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not is_usable(value) or value <= 0:
             raise ConfigError(f"config: rope {kind} has {name} = {brief(value)}, wanted a positive number")
-
-
-def why_not_runnable(config: Mapping[str, Any]) -> str | None:
-    """What `check_runnable` raises, or None."""
-    try:
-        check_runnable(config)
-    except ConfigError as error:
-        return str(error)
-    return None

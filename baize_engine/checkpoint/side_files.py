@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
@@ -12,6 +12,7 @@ from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.shown import shown
+from baize_engine.checkpoint.tokenizer_files import ADDED, CONFIG, MAP
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
 from baize_engine.errors import CheckpointError
 
@@ -24,6 +25,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+SETTINGS = (CONFIG, MAP, ADDED)  # of them, what a finetune may have without the rest
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
 MAX_BYTES = 64 << 20  # of all: a tokenizer.json is some MB, and they are held in memory until the result is whole
 MAX_LICENCE_NAME = 200  # bytes: "base_" and the writer's suffix go with it into the 255 that file systems take
@@ -33,21 +35,17 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     """The side files of a result as {name: content}.
 
     Config and generation config are those of `tuned_like` (the diff, or the tuned model when a diff is made): bases of
-    early converters carry wrong token ids. The tokenizer comes whole from one folder, `tuned_like` if it has one: mixed
-    from two, its parts would disagree on added tokens. Where it has tokenizer.json alone, a tokenizer.model of the same
-    vocabulary comes along from the base. Licence texts come from both. `follow_links`: also what links out of
-    its folder.
+    early converters carry wrong token ids. The tokenizer comes from one folder, `tuned_like` if it has one: mixed from two,
+    its parts would disagree on added tokens. But what `tuned_like` itself says of these counts, and where it has
+    tokenizer.json alone, a tokenizer.model of the same vocabulary comes along from the base. Licence texts come from both.
+    `follow_links`: also what links out of its folder.
     """
     if not follow_links:
         refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(tuned_like, dtype, vocab_size)}
-    source = tokenizer_folder(tuned_like, base)
     if (tuned_like / "generation_config.json").is_file():
         files["generation_config.json"] = _read(tuned_like / "generation_config.json", files, follow_links)
-    files |= read_tokenizer_files(source, files, follow_links)
-    model = model_for(source, other_tokenizer_folders(source, tuned_like, base))
-    if model is not None and model.name not in files:
-        files[model.name] = _read(model, files, follow_links)
+    files |= _tokenizer_files(tuned_like, base, files, follow_links)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
             found = sorted(folder.iterdir())
@@ -60,10 +58,33 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     return files
 
 
-def read_tokenizer_files(folder: Path, others: Mapping[str, bytes], follow_links: bool) -> dict[str, bytes]:
-    """{name: content} of what belongs to the tokenizer in `folder`, which together with `others` stays within MAX_BYTES."""
+def _tokenizer_files(tuned_like: Path, base: Path, others: Mapping[str, bytes], follow_links: bool) -> dict[str, bytes]:
+    """Those of a result. What a finetune says of its added tokens goes before what its base says."""
+    source = tokenizer_folder(tuned_like, base)
+    files = _read_named(source, TOKENIZER_FILES, others, follow_links)
+    if source != tuned_like:
+        own = _read_named(tuned_like, SETTINGS, {**others, **files}, follow_links)
+        if own:
+            files = {name: content for name, content in files.items() if name not in SETTINGS} | own
+    model = model_for(source, [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source])
+    if model is not None and model.name not in files:
+        files[model.name] = _read(model, {**others, **files}, follow_links)
+        if not {ADDED, CONFIG} & files.keys():  # then tokenizer.json lists them, or nobody
+            files |= _read_named(model.parent, (ADDED,), {**others, **files}, follow_links)
+    return files
+
+
+def read_beside(folder: Path) -> dict[str, bytes]:
+    """{name: content} of what says how a model in `folder` is run and talked to."""
+    return _read_named(folder, ("config.json", "generation_config.json", *TOKENIZER_FILES), {}, follow_links=True)
+
+
+def _read_named(
+    folder: Path, names: Sequence[str], others: Mapping[str, bytes], follow_links: bool
+) -> dict[str, bytes]:
+    """{name: content} of those that are there, which together with `others` stay within MAX_BYTES."""
     files: dict[str, bytes] = {}
-    for path in (folder / name for name in TOKENIZER_FILES):
+    for path in (folder / name for name in names):
         if path.is_file():
             files[path.name] = _read(path, {**others, **files}, follow_links)
     return files
@@ -84,11 +105,6 @@ def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
         if any((folder / name).is_file() for name in (MODEL, FAST)):
             return folder
     return base
-
-
-def other_tokenizer_folders(source: Path, tuned_like: Path, base: Path) -> list[Path]:
-    """Those from which a tokenizer.model may come along."""
-    return [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source]
 
 
 def _tokenizer_folders(tuned_like: Path, base: Path) -> list[Path]:

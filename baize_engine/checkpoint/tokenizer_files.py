@@ -9,7 +9,7 @@ from typing import Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.shown import brief
-from baize_engine.checkpoint.tokenizer_model import FAST, fast_value, read_fast
+from baize_engine.checkpoint.tokenizer_model import FAST, added_in, fast_text, read_fast
 from baize_engine.errors import CheckpointError
 
 CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -43,16 +43,15 @@ class TokenizerFiles:
             strict_json.parse_settings(contents[name], str(folder / name)) if name in contents else {}
             for name in (CONFIG, MAP, ADDED)
         ]
-        return cls._of(folder, parsed, lambda: contents[FAST].decode("utf-8", "replace") if FAST in contents else None)
+        return cls._of(folder, parsed, lambda: fast_text(contents.get(FAST, b"")))
 
     @classmethod
     def _of(cls, folder: Path, parsed: Sequence[Mapping[str, Any]], fast: Callable[[], str | None]) -> TokenizerFiles:
         config, special_map, added = parsed
-        listed = None
+        listed: Sequence[Any] = ()
         if not added and "added_tokens_decoder" not in config:
-            text = fast()
-            listed = None if text is None else fast_value(text, "added_tokens")
-        return cls(folder, config, special_map, added, listed if isinstance(listed, list) else ())
+            listed = added_in(fast() or "")
+        return cls(folder, config, special_map, added, listed)
 
     def named(self, key: str) -> tuple[str, str]:
         """(text, file) of the token called `key` ("eos_token"); "" where none is.

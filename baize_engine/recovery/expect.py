@@ -20,11 +20,10 @@ from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.naive_sum import TOLERANCE, buffer_sums, naive_sums
 from baize_engine.recovery.norms import widened
-from baize_engine.recovery.plan import LISTED, Plan
+from baize_engine.recovery.plan import WRONG_BASE, Plan, some
 from baize_engine.recovery.stream import stream
 
 SMALL = 1 << 18  # elements: norms are some thousand, the smallest matrix of a 7B is 16 million
-WRONG_BASE = "is the base the one that the diff was made from?"
 
 
 @dataclass(frozen=True)
@@ -71,14 +70,14 @@ class Expectation:
             if job.name in wanted and wanted[job.name].shape != job.other.shape:
                 problems.append(f"{job.name} has shape {list(job.other.shape)}, wanted {list(wanted[job.name].shape)}")
         if problems:
-            raise MismatchError(f"the result is not that of {self.manifest_path}: " + _some(sorted(problems)))
+            raise MismatchError(f"the result is not that of {self.manifest_path}: " + some(sorted(problems)))
         small = tuple(job for job in work.jobs if job.other.numel <= SMALL)
         records = stream(replace(work, jobs=small), _Nowhere(), make_adder, workers=1, piece=SMALL)
         differing = [name for name, record in records.items() if not _same(record, wanted[name])]
         if differing:
             raise MismatchError(
                 f"{len(differing)} of {len(small)} small tensors do not come out as {self.manifest_path} says: "
-                f"{_some(differing)}; {WRONG_BASE}"
+                f"{some(differing)}; {WRONG_BASE}"
             )
 
     def check_tensor(self, name: str, record: TensorRecord) -> None:
@@ -132,7 +131,7 @@ def check_carried(work: Plan, base: Index, diff: Index) -> None:
     if differing:
         raise MismatchError(
             f"{diff.folder} was made from another base than {base.folder}: {len(differing)} of {len(found)} tensors differ "
-            f"in their first row: {_some(differing)} (--force goes on)"
+            f"in their first row: {some(differing)} (--force goes on)"
         )
 
 
@@ -151,7 +150,3 @@ def _same(record: TensorRecord, wanted: TensorRecord) -> bool:
 
 def _names(work: Plan) -> list[str]:
     return [job.name for job in work.jobs]
-
-
-def _some(items: list[str]) -> str:
-    return ", ".join(items[:LISTED]) + (f" and {len(items) - LISTED} more" if len(items) > LISTED else "")

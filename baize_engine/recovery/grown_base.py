@@ -17,7 +17,10 @@ BLOCK = 1 << 21  # elements read at a time where only the mean is wanted
 
 
 class BaseRows:
-    """The base's side of the jobs of one of its tensors, each continued by the job's `fill`.
+    """The base's side of the jobs of one of its tensors, each continued by the job's `fill` where the job's base ends.
+
+    The jobs' bases begin alike: one may be without the last rows of another (`MatchOptions.drop_rows`). `reader` reads the
+    longest, `whole_base`, which is that of every job that grows by the mean row.
 
     The mean of each column is summed in float64, in row order, while the rows stream past, and rounded once to float32,
     so that it is the same on every machine; torch's float32 mean depends on its order of summation. `subtract`: the base is
@@ -25,7 +28,7 @@ class BaseRows:
     """
 
     def __init__(self, jobs: list[Job], reader: TensorReader, buffer: memoryview, subtract: bool) -> None:
-        self.base, self.row, self.reader, self.buffer = jobs[0].base, jobs[0].row, reader, buffer
+        self.base, self.row, self.reader, self.buffer = whole_base(jobs), jobs[0].row, reader, buffer
         averaged = any(job.grows and job.fill == "mean" for job in jobs)
         self.columns = ColumnMean(self.row, self.base.dtype) if averaged else None
         self.grows = any(job.grows for job in jobs)
@@ -45,14 +48,12 @@ class BaseRows:
         """Where all of it lies, if that is one piece of a file, cached, and nothing is to be summed or added to it."""
         return None if self.grows else self.reader.place()
 
-    def side(
-        self, begin: int, end: int, make_buffer: Callable[[int], memoryview], fill: Fill
-    ) -> tuple[memoryview, str]:
-        """Elements [begin, end) of what was read from `begin` on, as (bytes, dtype).
+    def side(self, begin: int, end: int, make_buffer: Callable[[int], memoryview], job: Job) -> tuple[memoryview, str]:
+        """Elements [begin, end) of the base as `job` has it, of what was read from `begin` on, as (bytes, dtype).
 
-        They are the base's own bytes, or float32 once `fill` takes part.
+        They are the base's own bytes, or float32 once the job's `fill` takes part.
         """
-        size, real = self.reader.size, self.base.numel
+        size, real = self.reader.size, job.base.numel
         if end <= real:
             return self.view[: (end - begin) * size], self.base.dtype
         from baize_engine import _C
@@ -61,7 +62,7 @@ class BaseRows:
         out = self.grown[: (end - begin) * 4]
         own = max(0, real - begin)
         _C.widen(self.view[: own * size], self.base.dtype, out[: own * 4])
-        period = self._period(fill)
+        period = self._period(job.fill)
         length = len(period) // 4
         position = begin + own
         while position < end:
@@ -78,6 +79,11 @@ class BaseRows:
         if self.columns is None:
             raise ValueError(f"{self.base.name} was not said to grow by its mean row")
         return self.columns.mean_row(self.base.shape[0])
+
+
+def whole_base(jobs: list[Job]) -> Entry:
+    """The longest of the bases of jobs on one tensor of the base."""
+    return max((job.base for job in jobs), key=lambda base: base.numel)
 
 
 class ColumnMean:

@@ -8,7 +8,7 @@ from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import MismatchError
-from baize_engine.recovery.norms import norm_ratio
+from baize_engine.recovery.norms import norm_ratio, refuse_swapped
 from baize_engine.recovery.output_name import diff_beside
 from baize_engine.recovery.plan import MatchOptions, Plan
 from baize_engine.recovery.recover import FULL_MODEL
@@ -42,6 +42,8 @@ def make_diff(
     Without `path_diff` the folder lies beside the tuned model's. Arguments, memory and errors as for `recover`.
     """
     base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
+    if not force:
+        refuse_swapped(base.index, tuned, "tuned model")
 
     def check(work: Plan) -> None:
         ratio = norm_ratio(work)

@@ -21,6 +21,7 @@ from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.recomputed import INV_FREQ
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.norms import widened
+from baize_engine.recovery.wrapped_names import unwrapped
 
 TOLERANCE = 1e-2  # the scripts' own, absolute
 # The order of a state dict in transformers 4.28: it decides the roundings of the running sum.
@@ -65,9 +66,10 @@ def buffer_sums(base: Index, other: Index, config: Mapping[str, Any], names: Col
     size = int(config["head_dim"])
     own = [_float32(1.0 / config["rope_theta"] ** (even / size)) for even in range(0, size, 2)]
     sums = {}
+    bases, others = (unwrapped(index.entries, str(index.folder)).entries for index in (base, other))
     for name in (f"model.layers.{number}.self_attn{INV_FREQ}" for number in range(layers)):
-        left = _values(base.entries[name], len(own)) if name in base.entries else own
-        right = _values(other.entries[name], len(own)) if name in other.entries else [0.0] * len(own)
+        left = _values(bases[name], len(own)) if name in bases else own
+        right = _values(others[name], len(own)) if name in others else [0.0] * len(own)
         sums[name] = sum(_float32(a + b) for a, b in zip(left, right, strict=True))
     return sums
 

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import widened
-from baize_engine.recovery.plan import Fill, Job, MatchOptions, Plan
+from baize_engine.recovery.plan import WRONG_BASE, Fill, Job, MatchOptions, Plan
 from baize_engine.recovery.wrapped_names import EMBED
 
 WHOLE_COSINE = 0.8  # between a whole row and the mean row at least; two random rows of 4096 elements have 0.02
@@ -71,9 +72,14 @@ def _chosen(
     if given:
         return given, f"new_rows is {how.new_rows}"
     if (other.folder / MANIFEST_NAME).is_file():
-        noted = read_manifest(other.folder).new_rows
-        if noted in _FILLS:
-            return _FILLS[noted], f"{MANIFEST_NAME} of the diff says so"
+        manifest = read_manifest(other.folder)
+        if manifest.new_rows in _FILLS:
+            return _FILLS[manifest.new_rows], f"{MANIFEST_NAME} of the diff says so"
+        if manifest.new_rows == "none" and not how.force:
+            raise MismatchError(
+                f"{other.folder} was made from a base that has all of its rows, and this base lacks {work.extra_rows} of them: "
+                f"{WRONG_BASE} (--new_rows or --force goes on)"
+            )
     job = next(job for job in work.jobs if job.name == EMBED)
     mean = mean_row(job.base)
     found = [likeness(row, mean) for row in _new_rows(job)]

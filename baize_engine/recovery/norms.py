@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from statistics import median
 
+from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.joined import Entry
-from baize_engine.checkpoint.norms import BLOCK, SUFFIX, mean_magnitude
+from baize_engine.checkpoint.norms import BLOCK, SUFFIX, mean_magnitude, why_diff
 from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.errors import MismatchError
 from baize_engine.recovery.plan import Plan
 
 
@@ -20,6 +22,17 @@ def norm_ratio(work: Plan) -> float:
             if base > 0:
                 ratios.append(mean_magnitude(job.other) / base)
     return median(ratios) if ratios else 0.0
+
+
+def refuse_swapped(base: Index, other: Index, role: str) -> None:
+    """MismatchError where the base is a weight diff. Before shapes are compared: what they say of the two would lead astray."""
+    if why_diff(base):
+        swapped = (
+            "" if why_diff(other) else f", and {other.folder}, named as the {role}, a model: were the two swapped?"
+        )
+        raise MismatchError(
+            f"{base.folder}, named as the base, looks like a weight diff by its norm weights{swapped} (--force goes on)"
+        )
 
 
 def widened(entry: Entry, count: int, first: int = 0) -> Iterator[memoryview]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any, Literal
@@ -32,6 +32,8 @@ MUST_AGREE = (  # what shapes cannot tell: LLaMA-1 and Llama-2 of one size diffe
 )
 KINDS_OF_MODEL = ("model_type", "architectures")  # differ where a finetune built more around the base's model
 MAX_GROWING_ROW = 1 << 20  # elements of a row whose mean is taken, held as float64: the longest of any LLaMA has 16384
+WRONG_BASE = "is the base the one that the diff was made from?"
+DIFF = "diff"  # the role of the other side in a recovery
 LISTED = 3  # mismatches named in one message; the rest are counted
 
 NewRowsChoice = Literal["auto", "mean", "zero"]
@@ -116,13 +118,17 @@ class Plan:
         return sum(job.traffic for job in self.jobs)
 
     @property
+    def layers(self) -> int:
+        return count_layers(job.name for job in self.jobs)
+
+    @property
     def extra_rows(self) -> int:
         return max((job.extra_rows for job in self.jobs), default=0)
 
     @property
     def new_rows(self) -> str:
-        """What vocabulary rows not in the base are added to; "" where there are none."""
-        return next((job.fill for job in self.jobs if job.extra_rows), "")
+        """What vocabulary rows not in the base are added to; "none" where there are none."""
+        return next((job.fill for job in self.jobs if job.extra_rows), "none")
 
     @property
     def added(self) -> tuple[Job, ...]:
@@ -142,7 +148,7 @@ def plan(
     how: MatchOptions | None = None,
     *,
     tied: bool = False,
-    role: str = "diff",
+    role: str = DIFF,
 ) -> Plan:
     """The work of combining `base` with `other` (a diff or a tuned model, by its `role`) into tensors of `dtype`.
 
@@ -169,7 +175,7 @@ def plan(
     elif tied and HEAD in kept_base:
         notes.append(f"the config ties {HEAD} to the embedding: readers take that and not the stored one")
     _check_size(kept_base, kept_other, base, other)
-    stored = [name for name in kept_other if name not in kept_base] if how.keep_extra else []
+    stored = [name for name in kept_other if name not in kept_base and name != HEAD] if how.keep_extra else []
     problems = _unpaired(kept_base, kept_other, base, other, how)
     ordered = sorted(kept_other.values(), key=lambda entry: (entry.path.name, entry.parts[0].offset))
     jobs = []
@@ -192,16 +198,19 @@ def plan(
     embedding = kept_other.get(EMBED)
     if embedding is None:
         raise MismatchError(f"{other.folder} has no tensor {EMBED}: wanted a LLaMA checkpoint")
-    dropped = kept_base[EMBED].shape[0] - embedding.shape[0]
+    dropped = max(
+        kept_base[job.name].shape[0] - job.base.shape[0] for job in jobs if job.name in GROWING and job.base.shape
+    )
     if dropped > 0:
         notes.append(f"the last {dropped} vocabulary row(s) of {base.folder} were left out: {other.folder} lacks them")
     if stored:
-        notes.append(f"{len(stored)} tensor(s) not in the base stored as they are: {_some(stored)}")
+        notes.append(f"{len(stored)} tensor(s) not in the base were stored without a sum, as {dtype}: {some(stored)}")
     skipped = sorted(name for name in {*base.entries, *other.entries} if is_recomputed(name))
     return Plan(tuple(jobs), tuple(skipped), dtype, embedding.shape[0], tuple(stored), tuple(notes))
 
 
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
     return ", ".join(names[:LISTED]) + more
 
@@ -212,11 +221,17 @@ def _unpaired(
     extra = [name for name in kept_other if name not in kept_base]
     problems = [f"{name} is in {other.folder} but not in {base.folder}" for name in extra]
     missing = [f"{name} is in {base.folder} but not in {other.folder}" for name in kept_base if name not in kept_other]
+    if (
+        HEAD in extra
+    ):  # never an extra: the base's own head is then its embedding, and what the other has is a difference to it
+        return [*missing, f"{problems[extra.index(HEAD)]}, whose head is its embedding"]
     if how.keep_extra:
         return missing
     if extra and not missing and len(extra) < len(kept_other):
         them = "it" if len(extra) == 1 else f"all {len(extra)}"
-        problems[min(len(extra), LISTED) - 1] += f" (--keep_extra stores {them} in the result without a sum)"
+        problems[min(len(extra), LISTED) - 1] += (
+            f" (--keep_extra of recover stores {them} in the result without a sum, rounded to its dtype)"
+        )
     return problems + missing
 
 
@@ -225,7 +240,6 @@ def _cut(base: Entry, other: TensorEntry, how: MatchOptions) -> Entry:
     drops = (
         how.drop_rows
         and base.name in GROWING
-        and isinstance(base, TensorEntry)
         and len(base.shape) == len(other.shape) == 2
         and base.shape[0] > other.shape[0]
     )
@@ -252,14 +266,22 @@ def _model_size(entries: Mapping[str, Entry]) -> tuple[int, int] | None:
     embedding = entries.get(EMBED)
     if embedding is None or len(embedding.shape) != 2:
         return None
-    return sum(name.endswith(".input_layernorm.weight") for name in entries), embedding.shape[1]
+    return count_layers(entries), embedding.shape[1]
+
+
+def count_layers(names: Iterable[str]) -> int:
+    """The layers of a model by the names of its tensors."""
+    return sum(name.endswith(".input_layernorm.weight") for name in names)
 
 
 def _job_problems(job: Job, role: str) -> list[str]:
     problems = []
     for entry in (job.base, job.other) if job.fill != "nothing" else (job.other,):
         if entry.dtype not in FLOATS:
-            problems.append(f"{entry.name} in {entry.path.name} is {entry.dtype}, wanted one of {', '.join(FLOATS)}")
+            alone = ", and only those are stored" if job.fill == "nothing" else ""
+            problems.append(
+                f"{entry.name} in {entry.path.name} is {entry.dtype}, wanted one of {', '.join(FLOATS)}{alone}"
+            )
     base, other = job.base.shape, job.other.shape
     if job.fill != "nothing" and base != other:
         is_table = job.name in GROWING and len(base) == len(other) == 2 and base[1:] == other[1:]
@@ -269,9 +291,10 @@ def _job_problems(job: Job, role: str) -> list[str]:
                 f"({job.other.path.name})"
             )
             if is_table and base[0] > other[0] > 0:
+                swapped = "; or were the two swapped?" if role != DIFF else ""
                 problem += (
                     f": a base of {other[0]} rows fits, such as the original without added tokens (--drop_rows leaves the "
-                    f"base's last {base[0] - other[0]} row(s) out, if they were added by hand)"
+                    f"base's last {base[0] - other[0]} row(s) out, if they were added by hand){swapped}"
                 )
             problems.append(problem)
     return problems

@@ -9,13 +9,12 @@ from typing import Any, overload
 from baize_engine.checkpoint.base import Index, read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
-from baize_engine.checkpoint.norms import why_diff
 from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.expect import Expectation, check_carried
 from baize_engine.recovery.naive_sum import TOLERANCE
-from baize_engine.recovery.norms import norm_ratio
+from baize_engine.recovery.norms import norm_ratio, refuse_swapped
 from baize_engine.recovery.output_name import all_tuned_beside
-from baize_engine.recovery.plan import MatchOptions, Plan
+from baize_engine.recovery.plan import DIFF, MatchOptions, Plan
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import Options, Wish, combine
 from baize_engine.recovery.stream import MEMORY_MIB
@@ -134,7 +133,7 @@ def recover(
     indexes = [read_index(folder_of(path)) for path in diffs]
     if not force:
         for diff in indexes:
-            _refuse_swapped(base.index, diff)
+            refuse_swapped(base.index, diff, DIFF)
     wishes = [
         Wish(diff, local_path(out), check_diff(base.index, diff, force), expect)
         for diff, out, expect in zip(indexes, outs, expectations, strict=True)
@@ -154,15 +153,6 @@ def _one_each(name: str, given: Any, outs: list[AnyPath]) -> list[Any]:
     if len(each) != len(outs):
         raise RequestError(f"{name} has {len(each)} value(s) for {len(outs)} result(s), wanted one each")
     return each
-
-
-def _refuse_swapped(base: Index, diff: CheckpointIndex) -> None:
-    """Before shapes are compared: what they say of the two would lead astray."""
-    if why_diff(base):
-        swapped = "" if why_diff(diff) else f", and {diff.folder} a model: were path_raw and path_diff swapped?"
-        raise MismatchError(
-            f"{base.folder}, named as the base, looks like a weight diff by its norm weights{swapped} (--force goes on)"
-        )
 
 
 def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:

@@ -30,17 +30,16 @@ from baize_engine.checkpoint.manifest import (
     tensor_record,
 )
 from baize_engine.checkpoint.output_folder import PARTIAL, check_output, check_room, finished_before
-from baize_engine.checkpoint.runnable import why_not_runnable
-from baize_engine.checkpoint.tokenizer_check import tokenizer_problems
+from baize_engine.checkpoint.result_check import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, TensorSpec, lay_out
-from baize_engine.errors import BaizeWarning, CheckpointError, OutputError
+from baize_engine.errors import BaizeWarning, CheckpointError, MismatchError, OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.grown_base import mean_row
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
 from baize_engine.recovery.new_rows import decide
-from baize_engine.recovery.plan import MatchOptions, Plan, check_configs, plan
+from baize_engine.recovery.plan import DIFF, MatchOptions, Plan, check_configs, plan
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
@@ -129,11 +128,8 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
 
 def _warn(item: _Prepared) -> None:
     """Before the long work: what the result will not do."""
-    reasons = tokenizer_problems(item.files, item.work.vocab_size, item.out)
-    unrunnable = why_not_runnable(config_file.read_normalised(item.wish.other.folder))
-    if unrunnable:
-        reasons.append(f"{item.out}: this engine will not run the result; {unrunnable}")
-    for reason in reasons:
+    work = item.work
+    for reason in result_problems(item.files, work.vocab_size, work.layers, work.stored, item.out):
         warnings.warn(reason, BaizeWarning, stacklevel=4)  # of the caller of `recover`
 
 
@@ -146,7 +142,10 @@ def _expected(source: Base, item: _Prepared, records: dict[str, TensorRecord]) -
     expect = item.wish.expect
     for name, record in records.items():
         expect.check_tensor(name, record)
-    return expect.check_after(records, source.index, item.wish.other, source.config)
+    try:
+        return expect.check_after(records, source.index, item.wish.other, source.config)
+    except MismatchError as error:
+        raise MismatchError(f"{item.out}: {error}") from None
 
 
 def _prepare(
@@ -156,13 +155,20 @@ def _prepare(
     work = checked_plan(source, other, options.dtype, options.match, wish.check, options.subtract, base_mean)
     layout = lay_out(job.spec for job in work.jobs)
     before = {"base": sources.records(base.files), options.role: sources.records(other.files)}
+    files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size, options.follow_links)
     unfinished = (out / JOURNAL_NAME).exists()
     resume = options.resume and unfinished
-    whole = None if unfinished else _whole(out, work, before, options)
+    whole = None if unfinished else _whole(out, work, before, files, options)
     if whole is not None and not options.resume:
         raise finished_before(out)
     if not resume and whole is None:
         refuse_busy(out)
+        if (out / MANIFEST_NAME).exists() and not unfinished:
+            raise OutputError(
+                errno.ENOTEMPTY,
+                f"{out} is not empty: it holds a finished result of other sources, options, or files beside the weights: name "
+                "another folder, or remove it",
+            )
         check_output(out, sum(shard.nbytes for shard in layout))
     files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size, options.follow_links)
     run = fingerprint(work, layout, before, options.subtract)
@@ -180,7 +186,7 @@ def checked_plan(
 ) -> Plan:
     """The plan of base and other, once names, shapes, configs and `check` agree and what new rows are is decided."""
     config = config_file.read_normalised(other.folder)
-    role = "tuned model" if subtract else "diff"
+    role = "tuned model" if subtract else DIFF
     work = plan(source.index, other, dtype, match, tied=config["tie_word_embeddings"], role=role)
     if not match.force:
         names = str(source.config_path), str(other.folder / "config.json")
@@ -189,7 +195,9 @@ def checked_plan(
     return decide(work, other, match, subtract, mean_row)
 
 
-def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: Options) -> Manifest | None:
+def _whole(
+    out: Path, work: Plan, before: dict[str, list[SourceFile]], files: Mapping[str, bytes], options: Options
+) -> Manifest | None:
     """The manifest of a result of these sources and options that lies in `out` finished and as written, or None.
 
     Of several results of one run that was killed at its very end, some are finished.
@@ -206,6 +214,8 @@ def _whole(out: Path, work: Plan, before: dict[str, list[SourceFile]], options: 
     if (manifest.operation, found, sources) != (options.operation, wanted, before):
         return None
     if (manifest.new_rows, manifest.stored) != (work.new_rows, list(work.stored)):
+        return None
+    if manifest.files != {name: sha256_of(content) for name, content in files.items()}:
         return None
     try:
         problems = verify(out).problems

@@ -24,7 +24,7 @@ from baize_engine.checkpoint.tensor_reader import Place, TensorReader
 from baize_engine.errors import RequestError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.adders import Adder, Stats
-from baize_engine.recovery.grown_base import BaseRows
+from baize_engine.recovery.grown_base import BaseRows, whole_base
 from baize_engine.recovery.plan import Job, Plan
 from baize_engine.recovery.processors import Processors
 
@@ -173,17 +173,17 @@ class _Worker:
 
     def run(self, group: Group) -> list[tuple[int, str, TensorRecord]]:
         """The records of the finished tensors, each with the number of its output and its name."""
-        first = group[0][1]
+        jobs = [job for _, job in group]
         with ExitStack() as stack:
-            base = stack.enter_context(TensorReader(first.base, self.direct))
+            base = stack.enter_context(TensorReader(whole_base(jobs), self.direct))
             lanes = [
                 _Lane(number, job, stack.enter_context(TensorReader(job.other, self.direct)), self.make_hash())
                 for number, job in group
             ]
-            rows = BaseRows([job for _, job in group], base, self.base_buffer, self.subtract)
+            rows = BaseRows(jobs, base, self.base_buffer, self.subtract)
             base_place, other_place = rows.place(), lanes[0].other.place()
             places = (base_place, other_place) if base_place and other_place and len(lanes) == 1 else None
-            piece = piece_of(first, self.piece)
+            piece = piece_of(jobs[0], self.piece)
             for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
                 self.check()
                 base.prefetch(end, end + piece)
@@ -215,7 +215,7 @@ class _Worker:
     def _add(self, lane: _Lane, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
         """Adds and hashes."""
         job = lane.job
-        base, base_dtype = rows.side(begin, end, self.adder.buffer, job.fill)
+        base, base_dtype = rows.side(begin, end, self.adder.buffer, job)
         stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
         lane.take(out, stats)
 

@@ -15,12 +15,13 @@ from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
-from baize_engine.checkpoint.norms import refuse_diff
+from baize_engine.checkpoint.norms import refuse_diff, why_diff
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.tokenizer_check import tokenizer_problems
+from baize_engine.checkpoint.result_check import result_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.journal import JOURNAL_NAME
+from baize_engine.recovery.plan import count_layers
 from baize_engine.recovery.wrapped_names import EMBED
 
 BLOCK = 4 << 20  # bytes hashed at a time
@@ -36,7 +37,7 @@ class Report:
     tensors: int
     bytes: int
     problems: tuple[str, ...]
-    warnings: tuple[str, ...] = ()  # what keeps the model from speaking, though nothing was changed
+    warnings: tuple[str, ...] = ()  # what keeps the model from running or speaking, though nothing was changed
     files: int = 0  # of a result of `xor`, which has no tensors of its own: they are files as published
 
     @property
@@ -84,15 +85,18 @@ def verify(
     problems += filter(None, in_threads(problem_of, common, THREADS))
     if expect_manifest is None:
         problems += _file_problems(folder, manifest)
-    told = _warnings(folder, index) if expect_manifest is None and manifest.operation == RECOVER else ()
+    told = _warnings(folder, index, manifest) if expect_manifest is None else ()
     return Report(folder, len(common), sum(entry.nbytes for entry in common), tuple(problems), told)
 
 
-def _warnings(folder: Path, index: CheckpointIndex) -> tuple[str, ...]:
+def _warnings(folder: Path, index: CheckpointIndex, manifest: Manifest) -> tuple[str, ...]:
+    """What else is to be told of a folder whose bytes may well be as they were written."""
+    if manifest.operation != RECOVER:
+        diff = why_diff(index)
+        return (diff,) if diff else ()
     rows = next((entry.shape[0] for name, entry in index.entries.items() if name == EMBED and entry.shape), 0)
-    if not rows:
-        return ()
-    return tuple(tokenizer_problems(side_files.read_tokenizer_files(folder, {}, follow_links=True), rows, folder))
+    contents = side_files.read_beside(folder)
+    return tuple(result_problems(contents, rows, count_layers(index.entries), manifest.stored, folder)) if rows else ()
 
 
 def _refuse_unfinished(folder: Path) -> None:

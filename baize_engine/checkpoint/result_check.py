@@ -1,13 +1,45 @@
-"""Can a model speak with the tokenizer files that it has? Told before a result is written, and of one that is there."""
+"""Will this project's engine run a result, and can it speak? Told before it is written, and of one that is there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.config_file import normalise
+from baize_engine.checkpoint.runnable import check_runnable
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, pieces
-from baize_engine.errors import CheckpointError
+from baize_engine.errors import BaizeError, CheckpointError
+
+CONFIG, GENERATION = "config.json", "generation_config.json"
+
+
+def result_problems(
+    contents: Mapping[str, bytes], rows: int, layers: int, stored: Sequence[str], folder: Path
+) -> list[str]:
+    """What keeps the engine from running a result, or a user from talking to it, one sentence each.
+
+    `contents`: {name: content} of the files beside its weights, which messages name as of `folder`. The weights: `rows` of
+    vocabulary, so many `layers`, and tensors that its base lacks, `stored`.
+    """
+    reasons = tokenizer_problems(contents, rows, folder)
+    try:
+        config = normalise(strict_json.parse_settings(contents.get(CONFIG, b"{}"), str(folder / CONFIG)))
+        check_runnable(config)
+        if config["num_hidden_layers"] != layers:
+            reasons.append(
+                f"{folder}: its config says {config['num_hidden_layers']} layers, and the weights have {layers}: this engine "
+                "will not run it"
+            )
+        elif stored:
+            more = " and others" if len(stored) > 1 else ""
+            reasons.append(f"{folder}: this engine has no use for {stored[0]}{more}, and will not run it")
+        if GENERATION in contents:
+            strict_json.parse_settings(contents[GENERATION], str(folder / GENERATION))
+    except BaizeError as error:
+        reasons.append(f"{folder}: this engine will not run it; {error}")
+    return reasons
 
 
 def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -> list[str]:
