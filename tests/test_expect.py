@@ -187,7 +187,7 @@ def test_a_manifest_of_another_model(pair: tuple[Path, Path], tmp_path: Path) ->
     recover(*other, tmp_path / "published", **SETTINGS)
     with pytest.raises(MismatchError, match=r"the result is not that of .*published: "):
         recover(*pair, tmp_path / "out", expect_manifest=tmp_path / "published", **SETTINGS)
-    with pytest.raises(CheckpointError, match="is absent"):
+    with pytest.raises(CheckpointError, match="nowhere does not exist, wanted a folder with a manifest"):
         recover(*pair, tmp_path / "out", expect_manifest=tmp_path / "nowhere", **SETTINGS)
     with pytest.raises(RequestError, match=r"expect_sum has 2 value\(s\) for 1 result"):
         recover(*pair, tmp_path / "out", expect_sum=[1.0, 2.0], **SETTINGS)  # type: ignore[call-overload]
