@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 
@@ -142,7 +143,7 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
 def of_folder(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> SpecialIds:
     """Those of the model in `folder`. CheckpointError names a file that is broken."""
     path = folder / GENERATION
-    generation = strict_json.read_settings(path) if path.is_file() else {}
+    generation = strict_json.read_settings(path) if is_file(path) else {}
     text = tokenizer.ids if tokenizer is not None else _without_model(TokenizerFiles.read(folder), vocab_size)
     return special_ids(strict_json.read_settings(folder / CONFIG), generation, text, vocab_size)
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import sentencepiece
 
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.generation.text import SPACE, IncrementalDecoder
@@ -172,9 +172,9 @@ class Tokenizer:
 
 def why_no_tokenizer(folder: Path) -> str | None:
     """None where the folder has a tokenizer that this class reads, else the reason that it has not."""
-    if (folder / MODEL_FILE).is_file():
+    if is_file(folder / MODEL_FILE):
         return None
-    if (folder / "tokenizer.json").is_file():
+    if is_file(folder / "tokenizer.json"):
         return f"{folder}: has tokenizer.json only, wanted the sentencepiece file {MODEL_FILE} (of the same vocabulary)"
     return f"{folder / MODEL_FILE}: absent, wanted a sentencepiece model"
 

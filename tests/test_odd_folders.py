@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import fakes
 import pytest
 import tiny
+import tiny_meta
 import torch
 from test_recover import load, same_bits
 
 from baize_engine import Engine, quantize, recover, verify
+from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.os_errors import broken_link
 from baize_engine.cli import main
 from baize_engine.errors import BaizeError, CheckpointError, RequestError
 
 SETTINGS = {"device": "cpu", "progress": False}
+NO_BLOCKS = (torch.zeros(1).expand(4), torch.zeros(3, 4).t())  # tensors that are no one range of a file
 
 
 @pytest.fixture
@@ -63,14 +69,17 @@ def test_shards_whose_names_tell_that_they_are_all(tmp_path: Path, form: str) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: (f / "pytorch_model-00002-of-00003.bin").unlink(), "has 2 of 3 shards.*shard 2 of 3 is missing"),
+        (
+            lambda f: (f / "pytorch_model-00002-of-00003.bin").unlink(),
+            "has 2 shard.s. such as .*, and shard 2 of 3 is missing",
+        ),
         (
             lambda f: shutil.copy(f / "pytorch_model-00001-of-00003.bin", f / "pytorch_model-00001-of-00002.bin"),
             "shards of different sets, pytorch_model-0000.-of-00002.bin and pytorch_model-0000.-of-00003.bin",
         ),
         (
             lambda f: shutil.copy(f / "pytorch_model-00001-of-00003.bin", f / "pytorch_model-00004-of-00003.bin"),
-            "4 shards are there where 3 are wanted",
+            "has 4 shards such as .*, and 3 are wanted",
         ),
     ],
 )
@@ -88,6 +97,20 @@ def test_an_index_or_a_single_file_goes_before_shards_without_one(tmp_path: Path
     tiny.write_model(tmp_path, cfg, tiny.state(cfg), "bin", 2)
     (tmp_path / "model-00001-of-00009.safetensors").write_bytes(b"")
     assert [path.suffix for path in read_index(tmp_path).files] == [".bin", ".bin"]
+
+
+def test_shards_of_a_download_that_was_left_hide_no_others(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """Neither others without an index, nor Meta's layout; and shards that are whole go before the latter."""
+    wanted = result(pair, tmp_path / "wanted")
+    without_index(pair[0])
+    (pair[0] / "consolidated.00.pth").write_bytes(b"")
+    for name in ("model-00001-of-00009.safetensors", "model-00003-of-00009.safetensors"):
+        (pair[0] / name).write_bytes(b"")
+    same_bits(result(pair, tmp_path / "out"), wanted)
+    cfg = tiny.config()
+    meta = tiny_meta.write_meta(tmp_path / "meta", cfg, tiny_meta.random_shards(cfg, 2))
+    (meta / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+    assert [path.name for path in read_base(meta).index.files] == ["consolidated.00.pth", "consolidated.01.pth"]
 
 
 @pytest.mark.parametrize("inner", ["llama-7b", "models--x--y/snapshots"])
@@ -134,6 +157,15 @@ def test_buffers_never_refuse_a_folder(pair: tuple[Path, Path], tmp_path: Path) 
     for shard in shards:  # in both of them
         torch.save({**torch.load(shard, weights_only=True), **buffer}, shard)
     same_bits(result(pair, tmp_path / "out"), wanted)
+    raw["weight_map"]["model.layers.8.self_attn.rotary_emb.inv_freq"] = "pytorch_model-00003-of-00003.bin"
+    path.write_text(json.dumps(raw))  # a shard with nothing but buffers
+    same_bits(result(pair, tmp_path / "again"), wanted)
+    odd = {f"model.layers.{n}.self_attn.rotary_emb.cos_cached": each for n, each in enumerate(NO_BLOCKS)}
+    torch.save({**torch.load(shards[0], weights_only=True), **odd}, shards[0])
+    same_bits(result(pair, tmp_path / "odd"), wanted)
+    torch.save({**torch.load(shards[0], weights_only=True), "a.weight": NO_BLOCKS[0]}, shards[0])
+    with pytest.raises(CheckpointError, match=r"a\.weight: elements 0 to 4 of a storage that has 1"):
+        read_index(pair[1])
 
 
 def test_a_folder_of_links_is_read_if_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -167,6 +199,65 @@ def test_a_link_that_points_nowhere_is_called_broken(pair: tuple[Path, Path], tm
         BaizeError, match=rf"{victim} is a broken link: it points to {tmp_path}/gone, and nothing is there"
     ):
         recover(*pair, tmp_path / "out", **SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "tokenizer.model", "tokenizer_config.json", "LICENSE", "baize_manifest.json"]
+)
+@pytest.mark.parametrize("target", ["gone", "itself", "a file/x", "gone\x1b[2J"])
+def test_a_broken_link_is_no_absent_file(pair: tuple[Path, Path], tmp_path: Path, name: str, target: str) -> None:
+    """A result without the tokenizer, since its store was not mounted, would be told nobody."""
+    victim, elsewhere = pair[1] / name, tmp_path / target
+    if target == "a file/x":
+        elsewhere.parent.touch()
+    if name == "tokenizer_config.json":
+        (pair[1] / "tokenizer.model").write_bytes(fakes.small_model())
+    victim.symlink_to(victim if target == "itself" else elsewhere)
+    with pytest.raises(CheckpointError, match=rf"{victim} is a broken link: it points to {tmp_path}/") as refused:
+        recover(*pair, tmp_path / "out", **SETTINGS)
+    assert str(refused.value).isprintable()
+    assert not (tmp_path / "out").exists()
+    if name == "tokenizer.model":
+        with pytest.raises(CheckpointError, match=rf"{victim} is a broken link"):
+            Engine.from_diff(*pair, device="cpu")
+
+
+def test_a_folder_in_a_store_that_is_not_there(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    (tmp_path / "store").symlink_to("not-mounted")
+    with pytest.raises(
+        CheckpointError, match=r"store/base is not there: .*store is a broken link: .* not-mounted, and"
+    ):
+        recover(tmp_path / "store" / "base", pair[1], tmp_path / "out", **SETTINGS)
+
+
+def test_a_link_into_what_may_not_be_looked_into_is_not_called_broken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "link").symlink_to(tmp_path / "closed" / "file")
+    assert broken_link(tmp_path / "link") is not None
+
+    def refuse(path: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr("baize_engine.checkpoint.os_errors.os.stat", refuse)
+    assert broken_link(tmp_path / "link") is None
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "config.json", "tokenizer_config.json"])
+def test_git_lfs_pointers_are_named(pair: tuple[Path, Path], tmp_path: Path, name: str) -> None:
+    (pair[1] / "tokenizer.model").write_bytes(fakes.small_model())
+    (pair[1] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    with pytest.raises(CheckpointError, match=rf"{pair[1] / name} is a Git-LFS pointer.*git lfs pull"):
+        recover(*pair, tmp_path / "out", **SETTINGS)
+    with pytest.raises(CheckpointError, match=rf"{pair[1] / name} is a Git-LFS pointer.*git lfs pull"):
+        Engine.from_diff(*pair, device="cpu")
+
+
+def test_a_tokenizer_that_is_a_git_lfs_pointer(pair: tuple[Path, Path]) -> None:
+    path = pair[0] / "tokenizer.model"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
+    with pytest.raises(CheckpointError, match=rf"{path} is a Git-LFS pointer"):
+        Engine.from_pretrained(pair[0], device="cpu")
 
 
 def test_an_empty_path_is_told(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -204,3 +295,4 @@ def test_a_mistyped_path_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.Monkey
         Engine.from_pretrained("out/my-model", device="cpu")
     (tmp_path / "owner").symlink_to("nowhere")
     assert folder_of("owner") == Path("owner")
+    assert folder_of("owner/name") == Path("owner/name")

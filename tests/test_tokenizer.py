@@ -212,6 +212,9 @@ def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a sentencepiece model \(it is empty\)"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model is a Git-LFS pointer"):
+        Tokenizer.from_folder(tmp_path)
+    (tmp_path / "tokenizer.model").write_bytes(b"no such model")
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a sentencepiece model"):
         Tokenizer.from_folder(tmp_path)
     write(tmp_path, added_tokens={"<pad>": "32000"})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from baize_engine.checkpoint import config_file
-from baize_engine.checkpoint.index import KINDS, read_index
+from baize_engine.checkpoint.index import holds_model, read_index
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.meta_layout import PARAMS, is_meta, read_meta
 from baize_engine.checkpoint.os_errors import reading
@@ -40,9 +40,7 @@ class Base:
 def read_base(folder: Path) -> Base:
     """The base in `folder`: transformers' layout where there is one, else Meta's. Errors as for `read_index`."""
     with reading(folder):
-        meta = is_meta(folder) and not any(
-            (folder / f"{single}{suffix}").exists() for single, _ in KINDS for suffix in ("", ".index.json")
-        )
+        meta = is_meta(folder) and not holds_model(folder)
     if meta:
         found = read_meta(folder)
         return Base(found, found.config, folder / PARAMS)

@@ -60,9 +60,9 @@ class TensorEntry:
 
 
 def refuse_pointer(path: Path, beginning: bytes) -> None:
-    """CheckpointError if a file that begins so is a Git-LFS pointer in place of the weights."""
+    """CheckpointError if a file that begins so is a Git-LFS pointer in place of what it is called."""
     if beginning.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git-LFS pointer, not the weights: run `git lfs pull` in its repository")
+        raise CheckpointError(f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository")
 
 
 def check_count(path: Path, count: int, most: int = MAX_TENSORS) -> None:

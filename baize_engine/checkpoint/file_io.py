@@ -14,6 +14,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from baize_engine.checkpoint.buffers import PAGE, huge_pages
+from baize_engine.checkpoint.entry import refuse_pointer
 from baize_engine.checkpoint.os_errors import reading, writing
 from baize_engine.errors import CheckpointError, OutputError
 
@@ -32,11 +33,15 @@ def open_regular(path: str | os.PathLike[str]) -> int:
 
 
 def read_whole(path: Path, most: int, kind: str = "") -> bytes:
-    """The content of a file of at most `most` bytes, of a `kind` that errors name. CheckpointError where it has more."""
+    """The content of a file of at most `most` bytes, of a `kind` that errors name.
+
+    CheckpointError where it has more, or is a Git-LFS pointer.
+    """
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise CheckpointError(f"{path}: more than {most} bytes{kind}")
+    refuse_pointer(path, content)
     return content
 
 

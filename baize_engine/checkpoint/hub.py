@@ -42,7 +42,12 @@ def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = Non
     kind of weights, or what matches `patterns` if they are given.
     """
     folder = local_path(path)
-    if not isinstance(path, str) or os.path.lexists(folder) or not _ID.fullmatch(path) or folder.parent.exists():
+    if (
+        not isinstance(path, str)
+        or os.path.lexists(folder)
+        or not _ID.fullmatch(path)
+        or os.path.lexists(folder.parent)
+    ):
         return folder
     if find_spec("huggingface_hub") is None:
         raise CheckpointError(

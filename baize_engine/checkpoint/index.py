@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +26,6 @@ Reader = Callable[[Path], list[TensorEntry]]
 KINDS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch))
 # by which a folder of weights is told
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*model*.index.json", "consolidated.*.pth")
-MAX_SHARDS = 1 << 14  # that are looked for: each has a tensor at least
 MOST_FOLDERS = 64  # inside a folder that are looked into, for a message
 
 
@@ -55,17 +54,22 @@ def _read_index(folder: Path) -> CheckpointIndex:
         index = folder / f"{single}.index.json"
         if os.path.lexists(index):
             weight_map = _weight_map(index)
-            files = tuple(folder / name for name in sorted(set(weight_map.values())))
             check_count(index, len(weight_map))
-            _check_present(index, files)
-            found = _read_files(folder, files, reader)
+            needed = {file for name, file in weight_map.items() if not is_recomputed(name)}
+            files = tuple(folder / name for name in sorted(set(weight_map.values())))
+            _check_present(index, tuple(file for file in files if file.name in needed))
+            found = _read_files(folder, tuple(file for file in files if file.exists()), reader)
             _check_map(index, weight_map, found.entries)
             return found
         if os.path.lexists(folder / single):
             return _read_files(folder, (folder / single,), reader)
     for single, reader in KINDS:
-        if files := _shards_by_name(folder, single):
-            return _read_files(folder, files, reader)
+        shards = _shards_by_name(folder, single)
+        if shards and not _why_not_whole(shards, single):
+            return _read_files(folder, tuple(shards), reader)
+    for single, _ in KINDS:  # only now: a download that was begun and left hides no model that is whole
+        if reason := _why_not_whole(_shards_by_name(folder, single), single):
+            raise CheckpointError(f"{folder} has {reason}")
     wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
     raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
 
@@ -75,33 +79,49 @@ def _read_files(folder: Path, files: tuple[Path, ...], reader: Reader) -> Checkp
     return CheckpointIndex(folder, _merge(entry for file in files for entry in reader(file)), stats)
 
 
-def _shards_by_name(folder: Path, single: str) -> tuple[Path, ...]:
-    """Shards that lie there without an index, if their names tell that they are all: model-00001-of-00002.safetensors."""
+def holds_model(folder: Path) -> bool:
+    """Whether `read_index` would find weights in `folder`: it names what is wrong with them."""
+    for single, _ in KINDS:
+        shards = _shards_by_name(folder, single)
+        named = any(os.path.lexists(folder / name) for name in (single, f"{single}.index.json"))
+        if named or (shards and not _why_not_whole(shards, single)):
+            return True
+    return False
+
+
+def _shards_by_name(folder: Path, single: str) -> dict[Path, tuple[int, int]]:
+    """Shards, each with its number and their count as its name tells them: model-00001-of-00002.safetensors."""
     stem, suffix = os.path.splitext(single)
-    shard = re.compile(rf"{re.escape(stem)}-(\d{{1,6}})-of-(\d{{1,6}}){re.escape(suffix)}")
-    found = {
+    shard = re.compile(rf"{re.escape(stem)}-(\d{{1,6}})-of-(\d{{1,6}}){re.escape(suffix)}", re.ASCII)
+    return {
         path: (int(match[1]), int(match[2]))
         for path in sorted(folder.iterdir())
         if (match := shard.fullmatch(path.name))
     }
-    counts = {count: path.name for path, (_, count) in found.items()}
-    if len(counts) > 1:
-        raise CheckpointError(
-            f"{folder} has shards of different sets, {' and '.join(counts.values())}, and no {single}.index.json that says "
-            "which are the model: remove those that are not"
+
+
+def _why_not_whole(shards: Mapping[Path, tuple[int, int]], single: str) -> str | None:
+    """What is wrong with shards that no index lists; None if their names tell that they are all, or there are none."""
+    names = {count: path.name for path, (_, count) in shards.items()}
+    if len(names) > 1:
+        return (
+            f"shards of different sets, {' and '.join(list(names.values())[:3])}, and no {single}.index.json that says which "
+            "are the model: remove those that are not"
         )
-    for count in counts:
-        numbers = [number for number, _ in found.values()]
-        missing = [number for number in range(1, min(count, MAX_SHARDS) + 1) if number not in numbers]
-        if missing or len(numbers) != count:
-            name = (
-                f"shard {missing[0]} of {count} is" if missing else f"{len(numbers)} shards are there where {count} are"
+    for count, name in names.items():
+        numbers = {number for number, _ in shards.values()}
+        missing = next((number for number in range(1, count + 1) if number not in numbers), None)
+        if missing is not None:
+            return (
+                f"{len(shards)} shard(s) such as {name}, and shard {missing} of {count} is missing (nor is there a "
+                f"{single}.index.json)"
             )
-            raise CheckpointError(
-                f"{folder} has {len(numbers)} of {count} shards, such as {counts[count]}, and {name} "
-                f"{'missing' if missing else 'wanted'} (nor is there a {single}.index.json)"
+        if len(shards) != count:
+            return (
+                f"{len(shards)} shards such as {name}, and {count} are wanted (nor is there a {single}.index.json that says "
+                "which)"
             )
-    return tuple(found)
+    return None
 
 
 def _refuse_other_things(folder: Path) -> None:
@@ -172,7 +192,7 @@ def _check_present(index: Path, files: tuple[Path, ...]) -> None:
     if len(missing) == len(files):
         told = f"{index.name} is there, and none of its {len(files)} shards: {missing[0].name} and so on"
         others = sorted(
-            path.name for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"
+            shown(path.name) for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"
         )
         if others:
             told += (

@@ -8,7 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError, OutputError
+
+NOWHERE = {errno.ENOENT: "and nothing is there", errno.ENOTDIR: "and nothing is there", errno.ELOOP: "in a circle"}
 
 
 @contextmanager
@@ -24,10 +27,28 @@ def reading(what: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def broken_link(path: str | os.PathLike[str]) -> str | None:
-    """What to tell of a link that points nowhere; None of anything else."""
-    if not os.path.islink(path) or os.path.exists(path):
-        return None
-    return f"{path} is a broken link: it points to {os.readlink(path)}, and nothing is there"
+    """What to tell of `path` if it is a link that points nowhere, or lies in one; None of anything else."""
+    for each in (Path(path), *Path(path).parents):
+        if not os.path.islink(each):
+            continue
+        try:
+            os.stat(each)
+        except OSError as error:
+            if error.errno in NOWHERE:
+                told = f"{each} is a broken link: it points to {shown(os.readlink(each))}, {NOWHERE[error.errno]}"
+                return told if each == Path(path) else f"{path} is not there: {told}"
+    return None
+
+
+def is_file(path: Path) -> bool:
+    """Whether there is a file `path`, which may as well be absent. CheckpointError where it is a link that points nowhere.
+
+    To take such a link for an absent file would lose, say, the tokenizer of a folder whose store was not mounted.
+    """
+    if broken := broken_link(path):
+        raise CheckpointError(broken)
+    with reading(path):
+        return path.is_file()
 
 
 def stat_of(path: Path) -> os.stat_result:

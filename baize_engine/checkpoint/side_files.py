@@ -9,8 +9,9 @@ from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import read_config
+from baize_engine.checkpoint.entry import refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.tokenizer_files import ADDED, CONFIG, MAP
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
@@ -43,14 +44,14 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     if not follow_links:
         refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(tuned_like, dtype, vocab_size)}
-    if (tuned_like / "generation_config.json").is_file():
+    if is_file(tuned_like / "generation_config.json"):
         files["generation_config.json"] = _read(tuned_like / "generation_config.json", files, follow_links)
     files |= _tokenizer_files(tuned_like, base, files, follow_links)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
             found = sorted(folder.iterdir())
         for path in found:
-            if path.is_file() and any(word in path.name.lower() for word in LICENCE_WORDS):
+            if any(word in path.name.lower() for word in LICENCE_WORDS) and is_file(path):
                 _check_licence_name(path)
                 content = _read(path, files, follow_links)
                 if files.get(path.name) != content:
@@ -85,7 +86,7 @@ def _read_named(
     """{name: content} of those that are there, which together with `others` stay within MAX_BYTES."""
     files: dict[str, bytes] = {}
     for path in (folder / name for name in names):
-        if path.is_file():
+        if is_file(path):
             files[path.name] = _read(path, {**others, **files}, follow_links)
     return files
 
@@ -102,14 +103,14 @@ def _check_licence_name(path: Path) -> None:
 def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
     """Where a result's tokenizer comes from."""
     for folder in _tokenizer_folders(tuned_like, base):
-        if any((folder / name).is_file() for name in (MODEL, FAST)):
+        if any(is_file(folder / name) for name in (MODEL, FAST)):
             return folder
     return base
 
 
 def _tokenizer_folders(tuned_like: Path, base: Path) -> list[Path]:
     """In Meta's layout the tokenizer lies beside the folders of the models."""
-    meta = [base.absolute().parent] if (base / "params.json").is_file() else []
+    meta = [base.absolute().parent] if is_file(base / "params.json") else []
     return [tuned_like, base, *meta]
 
 
@@ -146,8 +147,7 @@ def _read(path: Path, others: Mapping[str, bytes], follow_links: bool) -> bytes:
                 f"{path}: {size} bytes, wanted at most {MAX_BYTES} for all files beside the weights ({room} are left)"
             )
         content = file.read(room)
-    if content.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git-LFS pointer, not the file: run `git lfs pull` in its repository")
+    refuse_pointer(path, content)
     return content
 
 
@@ -162,6 +162,6 @@ def refuse_link_elsewhere(path: Path) -> None:
     cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
         raise CheckpointError(
-            f"{path} is a link to {target}, outside its folder: if you want that file in the result, put a copy in its "
-            "place (or --follow_links, for all such links)"
+            f"{path} is a link to {shown(str(target))}, outside its folder: if you want that file in the result, put a copy in "
+            "its place (or --follow_links, for all such links)"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.tokenizer_model import FAST, added_in, fast_text, read_fast
 from baize_engine.errors import CheckpointError
@@ -33,7 +34,7 @@ class TokenizerFiles:
     def read(cls, folder: Path) -> TokenizerFiles:
         """CheckpointError names a file that is no JSON object."""
         paths = (folder / name for name in (CONFIG, MAP, ADDED))
-        parsed = [strict_json.read_settings(path) if path.is_file() else {} for path in paths]
+        parsed = [strict_json.read_settings(path) if is_file(path) else {} for path in paths]
         return cls._of(folder, parsed, lambda: read_fast(folder))
 
     @classmethod

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint.file_io import read_whole
+from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import CheckpointError
 
 MODEL, FAST = "tokenizer.model", "tokenizer.json"
@@ -122,7 +123,7 @@ def _value(text: str, key: str) -> int:
 def read_fast(folder: Path) -> str | None:
     """The text of `folder`/tokenizer.json; None where there is none that is worth a look."""
     path = folder / FAST
-    if not path.is_file() or path.stat().st_size > MAX_FAST:
+    if not is_file(path) or path.stat().st_size > MAX_FAST:
         return None
     return fast_text(read_whole(path, MAX_FAST))
 
@@ -140,9 +141,9 @@ def fast_text(content: bytes) -> str | None:
 def model_for(folder: Path, others: Sequence[Path]) -> Path | None:
     """The tokenizer.model that goes with the tokenizer files in `folder`: its own, or the first of `others` with the vocabulary
     of its tokenizer.json."""
-    if (folder / MODEL).is_file():
+    if is_file(folder / MODEL):
         return folder / MODEL
-    candidates = [path for path in (other / MODEL for other in others) if path.is_file()]
+    candidates = [path for path in (other / MODEL for other in others) if is_file(path)]
     text = read_fast(folder) if candidates else None
     if text is None:
         return None

@@ -8,6 +8,7 @@ Such a file is an uncompressed zip archive (`zip_directory.py`): `<name>/data.pk
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -17,6 +18,7 @@ from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, 
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
+from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.zip_directory import ZipError, read_directory
 from baize_engine.errors import CheckpointError
@@ -41,7 +43,16 @@ def read_torch(path: Path) -> list[TensorEntry]:
         if not isinstance(state, dict):
             raise CheckpointError(f"{path}: holds a {type(state).__name__}, wanted a dict of tensors")
         check_count(path, len(state))
-        return [_entry(path, archive, name, value) for name, value in state.items()]
+        return list(_entries(path, archive, state))
+
+
+def _entries(path: Path, archive: _Archive, state: dict[Any, Any]) -> Iterator[TensorEntry]:
+    for name, value in state.items():
+        try:
+            yield _entry(path, archive, name, value)
+        except CheckpointError:
+            if not isinstance(name, str) or not is_recomputed(name):
+                raise  # else it is left unread anyway: such as a buffer that was expanded, of one element in the file
 
 
 def _entry(path: Path, archive: _Archive, name: Any, value: Any) -> TensorEntry:

@@ -16,6 +16,7 @@ from typing import Any
 
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.naive_sum import TOLERANCE, buffer_sums, naive_sums
@@ -121,7 +122,7 @@ def base_rows(work: Plan) -> dict[str, str]:
 
 def check_carried(work: Plan, base: Index, diff: Index) -> None:
     """MismatchError where the diff's own manifest was made with a base whose first rows differ. Others carry nothing."""
-    if not (diff.folder / MANIFEST_NAME).is_file():
+    if not is_file(diff.folder / MANIFEST_NAME):
         return
     carried = read_manifest(diff.folder).base_rows
     if not carried:

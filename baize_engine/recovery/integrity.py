@@ -16,7 +16,7 @@ from pathlib import Path
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.expect import WRONG_BASE
 from baize_engine.recovery.naive_sum import TOLERANCE, NaiveSum, buffer_sums, naive_sums
@@ -68,7 +68,7 @@ def carried_sum(path_diff: str | Path) -> Carried | None:
     """What the diff's folder says its result sums up to. CheckpointError where such a file holds no number."""
     for name, rtol in _FILES.items():
         path = folder_of(path_diff) / name
-        if not path.is_file():
+        if not is_file(path):
             continue
         with reading(path), path.open("rb") as file:
             content = file.read(LONGEST + 1)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.norms import widened
 from baize_engine.recovery.plan import WRONG_BASE, Fill, Job, MatchOptions, Plan
@@ -71,7 +72,7 @@ def _chosen(
     given = _FILLS.get(how.new_rows)
     if given:
         return given, f"new_rows is {how.new_rows}"
-    if (other.folder / MANIFEST_NAME).is_file():
+    if is_file(other.folder / MANIFEST_NAME):
         manifest = read_manifest(other.folder)
         if manifest.new_rows in _FILLS:
             return _FILLS[manifest.new_rows], f"{MANIFEST_NAME} of the diff says so"
