@@ -17,8 +17,10 @@ from typing import Any
 
 import sentencepiece
 
-from baize_engine.checkpoint.os_errors import is_file, reading
+from baize_engine.checkpoint.file_io import read_whole
+from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
+from baize_engine.checkpoint.tokenizer_model import MAX_MODEL
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.generation.text import SPACE, IncrementalDecoder
 from baize_engine.special_ids import Own, text_ids
@@ -69,9 +71,7 @@ class Tokenizer:
         reason = why_no_tokenizer(folder)
         if reason:
             raise CheckpointError(reason)
-        path = folder / MODEL_FILE
-        with reading(path):
-            content = path.read_bytes()
+        content = read_whole(folder / MODEL_FILE, MAX_MODEL)
         return cls._checked(content, TokenizerFiles.read(folder), rows)
 
     @classmethod
