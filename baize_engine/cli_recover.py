@@ -150,13 +150,13 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
         choices=("auto", "mean", "zero"),
         default="auto",
         help="what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
-        "StableVicuna, Wombat, LLaVA), or auto: zero where they are plainly whole rows (default: %(default)s)",
+        "StableVicuna, Wombat, LLaVA, gisting), or auto: zero where they are plainly whole rows (default: %(default)s)",
     )
     flag(
         parser,
         "--keep_extra",
         action="store_true",
-        help="store tensors that the base lacks as they are (LLaVA's projector, a reward model's head)",
+        help="store tensors that the base lacks without a sum, rounded to --dtype (LLaVA's projector, a reward model's head)",
     )
     flag(
         parser,

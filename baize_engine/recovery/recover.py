@@ -100,7 +100,7 @@ def recover(
     `new_rows` says what vocabulary rows that only the diff has are added to: "mean", the mean row of the base, as
     weight_diff.py of alpaca and open-instruct does, or "zero", as FastChat's first apply_delta does (Vicuna v0, LLaVA).
     "auto" is what the diff's own manifest notes, else "zero" where the diff's rows are plainly whole ones
-    (`recovery/new_rows.py` says how that is told), else "mean". `keep_extra` stores tensors that the base lacks as they are,
+    (`recovery/new_rows.py` says how that is told), else "mean". `keep_extra` stores tensors that the base lacks without a sum,
     rounded to `dtype` (LLaVA's projector, a reward model's head). `drop_rows` leaves out the base's last vocabulary rows where
     it has more than the diff. `follow_links` copies config, tokenizer and licence texts also where they are links out of their
     folder. What was done of these stands in the manifest.
