@@ -234,6 +234,22 @@ def test_the_command_and_verify(base: Path, tuned: Path, tmp_path: Path, capsys:
     assert "a finished result that is not as it was written" in capsys.readouterr().err
 
 
+def test_a_finished_result_is_held_against_the_card_as_a_fresh_one(base: Path, tuned: Path, tmp_path: Path) -> None:
+    """Inputs are told to be as the card says: then they were read again."""
+    payload = publish_by_file(tuned, base, tmp_path / "payload")
+    card, wrong = tmp_path / "card", tmp_path / "wrong"
+    card.write_text(md5_list(base) + md5_list(tuned))
+    wrong.write_text(f"{'0' * 32}  tokenizer.json\n{md5_list(tuned)}")
+    run(base, payload, tmp_path / "out", expect_md5=card)
+    again = run(base, payload, tmp_path / "out", expect_md5=card, resume=True)
+    assert again.finished_before
+    assert again.told == ("8 of 8 file(s) of the result, and 8 of those they were made of, are as card says",)
+    for out in ("out", "fresh"):
+        with pytest.raises(MismatchError, match=r"base/tokenizer\.json: MD5 is [0-9a-f]{32}, .*wrong says 0{32}"):
+            run(base, payload, tmp_path / out, expect_md5=wrong, resume=True)
+    assert verify(tmp_path / "out").ok
+
+
 # what is done to base or payload, and what is told; nothing is written
 def lack_a_shard(base: Path, payload: Path) -> None:
     (base / "pytorch_model-00002-of-00002.bin").unlink()
@@ -368,6 +384,47 @@ def test_a_model_in_place_of_the_payload(base: Path, tuned: Path, tmp_path: Path
         run(base, tuned, tmp_path / "out")
 
 
+SWAPPED = r"were path_raw and path_payload swapped\?$"
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])
+@pytest.mark.parametrize("lacking", [True, False], ids=["more in the base", "the same files"])
+def test_base_and_payload_swapped(base: Path, tuned: Path, tmp_path: Path, packed: bool, lacking: bool) -> None:
+    """XOR goes both ways: files of one length would come out right, and others cut."""
+    repository = publish_by_file(tuned, base, tmp_path / "repository/xor", packed).parent
+    (repository / "README.md").write_text("# the card")
+    if not lacking:
+        (base / "tokenizer.json").unlink()
+    for given in (repository / "xor", repository) if lacking else (repository / "xor",):
+        with pytest.raises(
+            MismatchError,
+            match=r"base/config\.json is a whole config\.json, and .*xor/config\.json, of the base.*" + SWAPPED,
+        ):
+            run(given, base, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("path_payload", ["meta", "meta/consolidated.00.pth"])
+def test_key_and_payload_swapped(tuned: Path, key: Path, tmp_path: Path, path_payload: str) -> None:
+    payload = publish_by_key(tuned, (key / "consolidated.00.pth").read_bytes(), tmp_path / "payload")
+    with pytest.raises(BaizeError, match=r"wanted .*were path_raw and path_payload swapped\?"):
+        run(payload, tmp_path / path_payload, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_empty_file_of_the_base_is_no_payload(tmp_path: Path) -> None:
+    """What was published is the whole file then."""
+    for folder, content in (("base", b""), ("tuned", b'{"a": 1}')):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "config.json").write_bytes(content)
+    run(
+        tmp_path / "base",
+        publish_by_file(tmp_path / "tuned", tmp_path / "base", tmp_path / "payload"),
+        tmp_path / "out",
+    )
+    assert result(tmp_path / "out") == files(tmp_path / "tuned")
+
+
 @pytest.mark.parametrize("change", REFUSALS, ids=lambda change: change.__name__)
 def test_what_does_not_belong_together_is_told(base: Path, tuned: Path, tmp_path: Path, change: object) -> None:
     payload = publish_by_file(tuned, base, tmp_path / "payload")
@@ -439,6 +496,43 @@ def test_room_is_needed_before(base: Path, tuned: Path, tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "statvfs", lambda path: full)
     with pytest.raises(OutputError, match="GB are needed and the disk has"):
         run(base, payload, tmp_path / "out")
+
+
+def in_form(form: str, folder: Path) -> str:
+    """The sums of a folder, each line as `form`; the hash is SHA-256 if that says so."""
+    make = hashlib.sha256 if "SHA" in form else hashlib.md5
+    return "".join(form.format(n=name, h=make(content).hexdigest()) + "\n" for name, content in files(folder).items())
+
+
+FORMS = {
+    "md5sum --tag": "MD5 ({n}) = {h}",
+    "sha256sum --tag": "SHA256 (./{n}) = {h}",
+    "openssl": "MD5(llama/{n})= {h}",
+    "openssl 3": "SHA2-256({n})= {h}",
+    "table": "| {n} | {h} |",
+    "table, digest first": "|{h}|{n}|",
+    "table, code": "| `{n}` | `{h}` |",
+    "table without sides": "{n} | {h}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_sums_in_other_forms(base: Path, tuned: Path, tmp_path: Path, form: str) -> None:
+    payload = publish_by_file(tuned, base, tmp_path / "payload")
+    card = tmp_path / "card"
+    head = "# Sums\n\n| File | Hash |\n|------|:-----|\n"
+    text = (
+        in_form(FORMS[form], base)
+        + head
+        + in_form(FORMS[form], tuned).replace("d_t", "d\\_t" if "|" in form else "d_t")
+    )
+    card.write_text(head + text)
+    (told,) = run(base, payload, tmp_path / "out", expect_md5=card).told
+    assert told == "8 of 8 file(s) of the result, and 8 of those they were made of, are as card says"
+    digest = (hashlib.sha256 if "SHA" in FORMS[form] else hashlib.md5)((tuned / "config.json").read_bytes()).hexdigest()
+    card.write_text(text.replace(digest, "0" * len(digest)))
+    with pytest.raises(MismatchError, match=r"config\.json\S*: \S+ is .*card says 0{32}"):
+        run(base, payload, tmp_path / "again", expect_md5=card)
 
 
 SUMS = {

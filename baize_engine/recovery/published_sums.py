@@ -1,4 +1,7 @@
-"""Lists of MD5 or SHA-256 as `md5sum`, `sha256sum` and `rhash` print them and models' cards show them."""
+"""Lists of MD5 or SHA-256 as `md5sum`, `sha256sum` and `rhash` print them and models' cards show them.
+
+A line of them is `HEX  NAME`, BSD's and openssl's `MD5 (NAME) = HEX`, or a table's `| NAME | HEX |` in either order.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,9 @@ from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError, MismatchError
 
 MAX_BYTES = 1 << 20
-_LINE = re.compile(r"\s*([0-9a-fA-F]{64}|[0-9a-fA-F]{32})\s+\*?(\S(?:.*\S)?)\s*")
+_HEX = re.compile(r"[0-9a-fA-F]{64}|[0-9a-fA-F]{32}")
+_LINE = re.compile(rf"\s*(?P<hex>{_HEX.pattern})\s+\*?(?P<name>\S(?:.*\S)?)\s*")
+_BSD = re.compile(rf"\s*(?:MD5|SHA-?256|SHA2-256)\s?\((?P<name>.+)\)\s?=\s?(?P<hex>{_HEX.pattern})\s*")
 
 
 @dataclass(frozen=True)
@@ -61,12 +66,26 @@ def read_sums(path: str | os.PathLike[str]) -> Sums:
         raise CheckpointError(f"{path}: more than {MAX_BYTES} bytes, wanted a list of md5sum's")
     found: dict[str, list[str]] = {}
     for line in content.decode("utf-8", "replace").splitlines():
-        if parts := _LINE.fullmatch(line):
-            name = parts[2].rsplit("/", 1)[-1]
-            found.setdefault(name, []).append(parts[1].lower())
+        if pair := _pair(line):
+            digest, name = pair
+            found.setdefault(name.rsplit("/", 1)[-1], []).append(digest.lower())
     if not found:
         first = content[:40].decode("utf-8", "replace")
         raise CheckpointError(
-            f"{path} holds no line of md5sum's or sha256sum's, such as 'MD5  NAME' (it begins with {shown(first)!r})"
+            f"{path} holds no line of md5sum's or sha256sum's, such as 'MD5  NAME', 'MD5 (NAME) = MD5' or '| NAME | MD5 |' "
+            f"(it begins with {shown(first)!r})"
         )
     return Sums(Path(path), found)
+
+
+def _pair(line: str) -> tuple[str, str] | None:
+    """(digest, name) of a line that has them in one of the forms."""
+    if parts := _LINE.fullmatch(line) or _BSD.fullmatch(line):
+        return parts["hex"], parts["name"]
+    cells = [cell.strip().strip("`").strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]
+    if len(cells) != 2 or not all(cells):
+        return None
+    first, second = (cell.replace("\\_", "_") for cell in cells)  # as Markdown may spell it
+    if _HEX.fullmatch(first):
+        return first, second
+    return (second, first) if _HEX.fullmatch(second) else None

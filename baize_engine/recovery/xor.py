@@ -89,6 +89,7 @@ def xor(
     if whole is not None and not resume:
         raise finished_before(run.out)
     if whole is not None:
+        checks.inputs(progress)  # `told` says of them, too, that they are as published
         return XorResult(run.out, whole, len(payload.jobs), tuple(checks.told()), finished_before=True)
     if not going_on:
         refuse_busy(run.out)

@@ -14,8 +14,9 @@ from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.published_sums import Sums, algorithm, read_sums
 from baize_engine.recovery.verify import digests_of_range
+from baize_engine.recovery.xor_beginnings import HEAD
 from baize_engine.recovery.xor_bytes import decoded
-from baize_engine.recovery.xor_kinds import HEAD, WRONG_BASE, WRONG_KEY, check_head, check_whole, mismatch
+from baize_engine.recovery.xor_kinds import WRONG_BASE, WRONG_KEY, check_head, check_whole, mismatch
 from baize_engine.recovery.xor_payload import Job, Payload
 
 THREADS = 2  # files at a time

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,14 +14,11 @@ from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.zip_directory import Member, ZipError, read_directory
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check
+from baize_engine.recovery.xor_beginnings import TORCH, why_not
 from baize_engine.recovery.xor_payload import Job
 
-HEAD = 4096  # bytes that are looked at before anything is written
 BLOCK = 1 << 20  # bytes read at a time
 MAX_JSON = 8 << 20  # bytes of JSON that are parsed: as objects they are 20 times as much
-# what torch.save writes since 1.6. The older form is no excuse: a base in it makes a result that begins as it does
-ZIP = b"PK\x03\x04"
-TORCH = (".bin", ".pth", ".pt")
 
 WRONG_BASE = (
     "the base's bytes are not those that the payload was made with. Payloads of OASST and Pygmalion need, byte for byte, the "
@@ -37,9 +33,8 @@ WRONG_KEY = (
 
 def check_head(job: Job, head: bytes) -> None:
     """MismatchError where a result that begins with `head`, all of it or HEAD bytes, cannot be what its name says."""
-    look = next((look for suffix, look in _HEADS if job.name.endswith(suffix)), lambda head: "")
-    if wrong := look(head):
-        if job.beginning and not look(job.beginning):
+    if wrong := why_not(job.name, head):
+        if job.beginning and not why_not(job.name, job.beginning):
             raise MismatchError(
                 f"{job.payload} is a whole {job.name} and no XOR file: wanted the published XOR files (a diff that is to be "
                 "added is for baize recover)"
@@ -96,32 +91,3 @@ def mismatch(job: Job, problem: str) -> MismatchError:
     return MismatchError(
         f"{job.payload} with {job.base} makes a {job.name} that {problem}: {WRONG_KEY if job.keyed else WRONG_BASE}"
     )
-
-
-def _json(head: bytes) -> str:
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
-    if text[:1] not in (b"{", b"["):
-        return "which is not JSON"
-    control = next((at for at, byte in enumerate(head) if byte < 32 and byte not in b"\t\r\n"), None)
-    return "" if control is None else f"and its byte {control} is {head[control]}, which is not JSON"
-
-
-def _torch(head: bytes) -> str:
-    return "" if head.startswith(ZIP) else "wanted 'PK', as torch.save writes it"
-
-
-def _safetensors(head: bytes) -> str:
-    length = int.from_bytes(head[:8], "little")
-    return "" if head[8:9] == b"{" and 2 <= length < 1 << 27 else "which is no header of safetensors"
-
-
-def _sentencepiece(head: bytes) -> str:
-    return "" if head.startswith(b"\n") else "which is no sentencepiece model"
-
-
-_HEADS: tuple[tuple[str, Callable[[bytes], str]], ...] = (
-    (".json", _json),
-    *((suffix, _torch) for suffix in TORCH),
-    (".safetensors", _safetensors),
-    ("tokenizer.model", _sentencepiece),
-)

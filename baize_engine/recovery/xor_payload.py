@@ -41,6 +41,7 @@ from baize_engine.checkpoint.output_folder import PARTIAL
 from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewhere
 from baize_engine.errors import CheckpointError, MismatchError
+from baize_engine.recovery.xor_beginnings import are_swapped
 
 KEY_NAME = "consolidated.00.pth"
 COPIED = "added_tokens.json"
@@ -51,6 +52,7 @@ GZIP = b"\x1f\x8b\x08"
 DIGEST = 32  # bytes of the SHA-256 that a file with a key begins with
 _KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
 _OF_NOTHING = hashlib.sha256().hexdigest()
+SWAPPED = "were path_raw and path_payload swapped?"
 Look = Callable[..., tuple[int, bytes]]  # (path, any_link=False): size and first bytes of a file
 
 
@@ -127,10 +129,10 @@ def read_payload(
 def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
     """(the payload's folder, its files, names of documents and scripts beside them)."""
     folder = folder_of(path, ["*"])
-    files, folders, left_out = _listed(folder)
-    if not files and len(folders) == 1 and not folders[0].is_symlink():  # as the repositories hold it
-        folder = folders[0]
-        files, folders, left_out = _listed(folder)
+    if folder.is_file():
+        swapped = f" ({SWAPPED})" if folder.name.endswith(WEIGHTS) else ""
+        raise CheckpointError(f"{folder} is a file, wanted the folder that holds the payload's files{swapped}")
+    folder, files, folders, left_out = _found(folder)
     if folders:
         raise CheckpointError(
             f"{folder} holds the folder {shown(folders[0].name)}, wanted files only: give the folder that holds the "
@@ -141,6 +143,15 @@ def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
     if len(files) > MAX_FILES:
         raise CheckpointError(f"{folder} holds {len(files)} files, wanted at most {MAX_FILES}")
     return folder, files, left_out
+
+
+def _found(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
+    """A folder, or the only one in it beside documents, as the repositories hold it, and what `_listed` says of it."""
+    files, folders, left_out = _listed(folder)
+    if not files and len(folders) == 1 and not folders[0].is_symlink():
+        folder = folders[0]
+        files, folders, left_out = _listed(folder)
+    return folder, files, folders, left_out
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
@@ -179,6 +190,7 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
         there = {path.name for path in base.iterdir()}
     missing = [path.name for path in files if path.name not in there and path.name != COPIED]
     if missing:
+        _refuse_swapped(base, files)
         layout = (
             "it is Meta's original layout, which is to be converted first"
             if "params.json" in there
@@ -190,11 +202,30 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
         )
 
 
+def _refuse_swapped(base: Path, files: list[Path]) -> None:
+    """MismatchError where what was given as the base is plainly a payload, and `files` are of a model, or have its key."""
+    others = {path.name: path for path in _found(base)[1]}
+    for path in files:
+        if path.name in others and are_swapped(
+            path.name, _look(path, {}, True)[1], _look(others[path.name], {}, True)[1]
+        ):
+            raise _swapped(path, others[path.name])
+    encrypted = next((other for name, other in others.items() if _KEYED.fullmatch(name)), None)
+    if encrypted is not None:
+        raise MismatchError(f"{encrypted} is a file of a payload, wanted {KEY_NAME} in {base}: {SWAPPED}")
+
+
+def _swapped(path: Path, other: Path) -> MismatchError:
+    return MismatchError(f"{path} is a whole {path.name}, and {other}, of the base, is none: {SWAPPED}")
+
+
 def _same_name(path: Path, other: Path, look: Look) -> Job:
     size, beginning = look(path)
     if path.name == COPIED and not other.exists():
         return Job(path.name, path, size, 0, None, 0)
-    base_size, _ = look(other)
+    base_size, base_beginning = look(other)
+    if are_swapped(path.name, beginning, base_beginning):
+        raise _swapped(path, other)
     packed = beginning.startswith(GZIP)
     return Job(path.name, path, size, 0, other, base_size, packed=packed, beginning=beginning)
 
