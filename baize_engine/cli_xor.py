@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from baize_engine.cli_notes import XOR
 from baize_engine.cli_options import flag, path
@@ -23,7 +24,6 @@ def xor_options(parser: CommandParser) -> None:
         parser,
         "--path_raw",
         type=path,
-        required=True,
         metavar="BASE",
         help="folder of the base with the very bytes that the payload was made with, or of the key, or a hub id",
     )
@@ -31,11 +31,23 @@ def xor_options(parser: CommandParser) -> None:
         parser,
         "--path_payload",
         type=path,
-        required=True,
         metavar="PAYLOAD",
         help="folder of the XOR files, or a hub id",
     )
-    flag(parser, "--path_tuned", type=path, required=True, metavar="OUT", help="folder to write; must be new or empty")
+    flag(
+        parser,
+        "--path_tuned",
+        type=path,
+        metavar="OUT",
+        help="folder to write; must be new or empty (default: beside the payload, x-xor gives x-recovered)",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=path,
+        metavar="PATH",
+        help="OUT PAYLOAD BASE without the options' names, in xor_codec.py's order, where the last two are here and OUT is not",
+    )
     flag(
         parser,
         "--expect_md5",
@@ -54,10 +66,51 @@ def xor_options(parser: CommandParser) -> None:
     flag(parser, "--quiet", action="store_true", help="no progress bar")
 
 
+def _fill(options: argparse.Namespace) -> None:
+    """Paths without names are taken in xor_codec.py's order, and only where no other order could be meant: recover's
+    begins with the base, decrypt.py's with the payload."""
+    if options.paths:
+        named = [name for name in ("path_raw", "path_payload", "path_tuned") if getattr(options, name) is not None]
+        if named or len(options.paths) != 3 or not _in_order(*map(Path, options.paths)):
+            options.usage_error(
+                f"{' '.join(options.paths)}: it is not plain which path is which, wanted baize xor --path_raw BASE "
+                "--path_payload PAYLOAD --path_tuned OUT (without these names OUT PAYLOAD BASE, OUT new and the others here)"
+            )
+        options.path_tuned, options.path_payload, options.path_raw = options.paths
+    missing = [f"--{name}" for name in ("path_raw", "path_payload") if getattr(options, name) is None]
+    if missing:
+        options.usage_error(f"the following arguments are required: {', '.join(missing)}")
+
+
+def _in_order(out: Path, payload: Path, base: Path) -> bool:
+    """Whether only the first can be what is to be written: it is new, empty or of an earlier run."""
+    from baize_engine.checkpoint.manifest import MANIFEST_NAME
+    from baize_engine.recovery.journal import JOURNAL_NAME
+
+    there = _names(out)
+    can_be_written = not there or MANIFEST_NAME in there or JOURNAL_NAME in there
+    return can_be_written and bool(_names(payload)) and bool(_names(base))
+
+
+def _names(path: Path) -> set[str]:
+    """Of the files in a folder, or of the file itself; empty where nothing is."""
+    from baize_engine.checkpoint.os_errors import reading
+
+    with reading(path):
+        if path.is_dir():
+            return {each.name for each in path.iterdir()}
+        return {path.name} if path.exists() else set()
+
+
 def run_xor(options: argparse.Namespace) -> int:
     """Writes the finetune, and prints what tells that it is the published one."""
+    from baize_engine.recovery.output_name import tuned_beside
     from baize_engine.recovery.xor import xor
 
+    _fill(options)
+    if options.path_tuned is None:
+        options.path_tuned = str(tuned_beside(options.path_payload))
+        print(f"no --path_tuned was given; the result goes to {options.path_tuned}", flush=True)
     with interrupted_once():
         result = xor(
             options.path_raw,

@@ -29,6 +29,15 @@ from baize_engine.recovery.output_name import all_tuned_beside, diff_beside, tun
         ("allenai/open-instruct-baize-13b-diff", "open-instruct-baize-13b-recovered"),
         ("hub/models--jayelm--llama-7b-gist-diff/snapshots/0a1b", "llama-7b-gist-recovered"),
         ("/snapshots/x", "/snapshots/x-recovered"),
+        (
+            "oasst-sft-6-llama-30b-xor/oasst-sft-6-llama-30b-xor/",
+            "oasst-sft-6-llama-30b-xor/oasst-sft-6-llama-30b-recovered",
+        ),
+        ("OpenAssistant/oasst-sft-7-llama-30b-xor", "oasst-sft-7-llama-30b-recovered"),
+        ("llama-xors", "llama-recovered"),
+        ("./pygmalion-7b/xor_encoded_files", "pygmalion-7b/xor_encoded_files-recovered"),
+        ("BELLE-LLAMA-EXT-7B-enc", "BELLE-LLAMA-EXT-7B-recovered"),
+        ("luxor-encoder", "luxor-encoder-recovered"),
     ],
 )
 def test_the_name_of_a_result(diff: str, out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

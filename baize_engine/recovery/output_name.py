@@ -1,4 +1,4 @@
-"""Where a result goes when nobody said where: a new folder beside the diff, or beside the finetuned model."""
+"""Where a result goes when nobody said where: a new folder beside the diff, the XOR files or the finetuned model."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from baize_engine.errors import RequestError
 
 AnyPath = str | os.PathLike[str]
-# A part of a published name that says "this is a diff": baize-13b-diff, alpaca-7b-wdiff, vicuna-13b-delta-v1.1, x_weight_diff.
+# A part of a published name that says "this is a diff": baize-13b-diff, alpaca-7b-wdiff, vicuna-13b-delta-v1.1, x_weight_diff;
+# or "these are XOR files": oasst-sft-6-llama-30b-xor, xor_encoded_files (Pygmalion), BELLE-LLAMA-EXT-7B-enc.
 _MARK = re.compile(
-    r"(?i)(?:^|[-_.])(?:weight[-_]?diff|weight[-_]?delta|delta[-_]?weights?|wdiff|diff|delta)(?=$|[-_.])"
+    r"(?i)(?:^|[-_.])(?:weight[-_]?diff|weight[-_]?delta|delta[-_]?weights?|wdiff|diff|delta"
+    r"|xor[-_]encoded[-_]files|xors?|enc)(?=$|[-_.])"
 )
 _HUB_CACHE = re.compile(
     r"models--[^/]+?--([^/]+)"
@@ -23,7 +25,8 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*")
 def tuned_beside(path_diff: AnyPath) -> Path:
     """The folder for what a diff recovers to: open-instruct-baize-13b-diff/ gives open-instruct-baize-13b-recovered/.
 
-    It lies beside the diff, and for a hub id, or a folder of huggingface_hub's cache, in the current folder.
+    It lies beside the diff, or the payload of XOR files, and for a hub id, or a folder of huggingface_hub's cache, in the
+    current folder.
     """
     folder = _place(path_diff)
     return folder.with_name(_short(folder.name) + "-recovered")
