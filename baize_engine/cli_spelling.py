@@ -4,7 +4,8 @@ Those are python-fire's scripts (weight_diff.py of alpaca and its copies) and ar
 copies). Before argparse sees a command's arguments, each option is brought to the one name under which it is listed:
 
 - hyphens and underscores are the same, and so are one dash and two, of any kind, before a name (`–path-raw` is `--path_raw`);
-- `--flag`, `--flag True`, `--flag=1`, `--flag False`, `--noflag` and `--no-flag` set a flag;
+- `--flag`, `--flag True`, `--flag=1`, `--flag False`, `--noflag` and `--no-flag` set a flag; 0, 1, yes and no behind a space
+  are a path where one is called so;
 - names of other scripts become ours, or are answered: needless ones by a line, unsupported ones by a usage error;
 - an unknown option is a usage error that names the nearest known one.
 
@@ -14,6 +15,7 @@ Options come first then and positional arguments last, so that both may be given
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -87,7 +89,9 @@ class CommandParser(argparse.ArgumentParser):
             return [option if self._is_set(option, value, tokens) else table[f"no{key}"]]
         if (
             count == 0 and key.startswith("no") and key[2:] in table
-        ):  # the --no form, which takes no word that stands apart
+        ):  # the --no form, which takes no word that stands apart, nor did python-fire
+            if value is None and (word := self._word(tokens)):
+                self.error(f"{option} {word}: wanted {option} alone, or --{key[2:]} {word}")
             return [option if self._is_set(option, value, []) else table[key[2:]]]
         if value is not None:
             return [f"{option}={value}"]
@@ -108,10 +112,17 @@ class CommandParser(argparse.ArgumentParser):
     def _is_set(self, name: str, value: str | None, tokens: list[str]) -> bool:
         """The value of a flag; a word that could be one is taken off `tokens`."""
         if value is None:
-            return _WORDS[tokens.pop(0).casefold()] if tokens and tokens[0].casefold() in _WORDS else True
+            return _WORDS[tokens.pop(0).casefold()] if self._word(tokens) else True
         if value.casefold() not in _WORDS:
             self.error(f"{name} is {value!r}, wanted True or False")
         return _WORDS[value.casefold()]
+
+    def _word(self, tokens: Sequence[str]) -> str | None:
+        """The next of `tokens` if it is a flag's value, and not a path here whose name looks like one."""
+        if not tokens or tokens[0].casefold() not in _WORDS:
+            return None
+        can_be_path = tokens[0].casefold() not in ("true", "false")  # as all notes have them
+        return None if can_be_path and os.path.lexists(tokens[0]) else tokens[0]
 
     def _pass_over(self, name: str, needless: Needless, value: str | None, tokens: list[str]) -> None:
         if not needless.takes_value:

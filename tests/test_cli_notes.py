@@ -129,6 +129,19 @@ WRONG = [
     ("recover a b --é", "there is no option --é"),
     ("recover a b c d", "d: one path too many"),
     ("recover a", "required: --path_diff"),
+    (
+        "recover a b c --notest_inference False",
+        "--notest_inference False: wanted --notest_inference alone, or --test_inference",
+    ),
+    ("recover a b c --no-quiet 1", "--noquiet 1: wanted --noquiet alone, or --quiet 1"),
+    ("xor --path_raw a", "required: --path_payload"),
+    ("xor", "required: --path_raw, --path_payload"),
+    (
+        "xor a b c",
+        "a b c: it is not plain which path is which, wanted baize xor --path_raw BASE --path_payload PAYLOAD",
+    ),
+    ("xor a b", "wanted baize xor --path_raw BASE"),
+    ("xor --path_tuned o a b", "wanted baize xor --path_raw BASE"),
     ("make_diff --base a", "required: --path_tuned"),
     ("recover a b --test_inference=perhaps", "--test_inference is 'perhaps', wanted True or False"),
     ("recover --path_raw --path_diff b --path_tuned c", "--path_raw: expected one argument"),
@@ -238,11 +251,24 @@ SPELLINGS = [
     (["--a_value="], (None, "", [])),
     (["x", "--", "--some_flag", "y"], (None, None, ["x", "--some_flag", "y"])),
     (["--some_flag", "--", "True"], (True, None, ["True"])),
+    (["--some_flag", "0", "d97"], (True, None, ["0", "d97"])),  # a folder here is called so, and another yes
+    (["d97", "--some_flag", "yes"], (True, None, ["d97", "yes"])),
+    (["--nosome_flag", "0", "d97"], (False, None, ["0", "d97"])),
+    (["--some_flag=0", "0"], (False, None, ["0"])),
+    (["--some_flag", "False"], (False, None, [])),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "wanted"), SPELLINGS, ids=[" ".join(given) for given, _ in SPELLINGS])
-def test_spellings(arguments: list[str], wanted: tuple[bool | None, str | None, list[str]]) -> None:
+def test_spellings(
+    arguments: list[str],
+    wanted: tuple[bool | None, str | None, list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("0", "yes", "False"):
+        (tmp_path / name).mkdir()
     parser = CommandParser(prog="x", allow_abbrev=False)
     flag(parser, "--some_flag", action="store_true", default=None)
     flag(parser, "--a_value")
