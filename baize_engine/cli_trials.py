@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from baize_engine.errors import BaizeError
+
 if TYPE_CHECKING:
     from baize_engine.recovery.result import Result
 
@@ -17,8 +19,7 @@ class Trials:
     """Made before the long work, so that what cannot be tried is refused before it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from baize_engine.checkpoint.hub import folder_of
-        from baize_engine.checkpoint.index import read_index
+        from baize_engine.askable import check_askable
         from baize_engine.recovery.integrity import carried_sum
 
         self.options = options
@@ -27,7 +28,7 @@ class Trials:
         if original is not None and not self.asks:
             print("baize: --original_model is not asked, as --test_inference is off", file=sys.stderr)
         elif original is not None:
-            read_index(folder_of(original))
+            check_askable(original)
         self.carried = [carried_sum(path) for path in options.path_diff] if options.check_integrity_naively else []
 
     def run(self, results: Sequence[Result]) -> int:
@@ -54,8 +55,10 @@ class Trials:
     def _ask(self, results: Sequence[Result]) -> None:
         original = self.options.original_model
         answers = [self._answer(str(result.folder)) for result in results]
-        wanted = None if original is None else self._answer(original)
+        wanted = None if original is None or answers.count(None) == len(answers) else self._answer(original)
         for result, answer in zip(results, answers, strict=True):
+            if answer is None:
+                continue
             if wanted is None:
                 print(f"{QUESTION}\n{answer}")
             else:
@@ -63,8 +66,13 @@ class Trials:
                 print(f"{QUESTION}\nRecovered model, {result.folder}:\n{answer}\nOriginal model, {original}:\n{wanted}")
                 print(f"the two answers are {same}")
 
-    def _answer(self, model: str) -> str:
+    def _answer(self, model: str) -> str | None:
+        """None, and a warning, where a model cannot be asked: the result is there all the same."""
         from baize_engine.engine import Engine
 
-        with Engine.from_pretrained(model, device=self.options.device) as engine:
-            return engine.chat([{"role": "user", "content": QUESTION}]).text
+        try:
+            with Engine.from_pretrained(model, device=self.options.device) as engine:
+                return engine.chat([{"role": "user", "content": QUESTION}]).text
+        except BaizeError as error:
+            print(f"warning: not asked: {error}", file=sys.stderr)
+            return None

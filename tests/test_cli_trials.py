@@ -135,6 +135,48 @@ def test_the_original_answers_beside_the_result(
     assert without_warnings(captured.err) == ["baize: --original_model is not asked, as --test_inference is off"]
 
 
+def test_a_result_that_cannot_be_asked_is_recovered_all_the_same(
+    speaking: tuple[Path, Path], pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, diff = speaking
+    for number, more in enumerate((["--test_inference"], ["--original_model", str(tmp_path / "asked")])):
+        if number:
+            recover(base, diff, tmp_path / "asked", device="cpu", progress=False)
+        out = tmp_path / f"out{number}"
+        assert main(["recover", *map(str, pair), str(out), "--quiet", *more]) == 0
+        captured = capsys.readouterr()
+        assert "warning: not asked: " in captured.err
+        assert f"{out}/tokenizer.model: absent, wanted" in captured.err.splitlines()[-1]
+        assert "Who are you?" not in captured.out
+        assert verify(out).ok
+
+
+ORIGINALS = {
+    "a diff": ("diff", "is a weight diff, not a model"),
+    "another model": ("mistral", "model_type is 'mistral', this decoder runs 'llama' only"),
+    "no tokenizer": ("mute", "mute/tokenizer.model: absent, wanted a sentencepiece model"),
+    "a broken tokenizer": ("garbled", "garbled/tokenizer.model: not a sentencepiece model"),
+}
+
+
+@pytest.mark.parametrize("case", ORIGINALS)
+def test_an_original_that_cannot_be_asked_is_refused_before_the_work(
+    case: str, speaking: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = tiny.config(vocab_size=360)
+    mistral = tiny.config(vocab_size=360, model_type="mistral", architectures=["MistralForCausalLM"])
+    for name, config in (("mistral", mistral), ("mute", cfg), ("garbled", cfg)):
+        folder = tiny.write_model(tmp_path / name, config, tiny.state(cfg, 7))
+        if name != "mute":
+            (folder / "tokenizer.model").write_bytes(b"?" if name == "garbled" else fakes.small_model())
+    given, told = ORIGINALS[case]
+    original = speaking[1] if given == "diff" else tmp_path / given
+    command = ["recover", *map(str, speaking), str(tmp_path / "out"), "--original_model", str(original), "--quiet"]
+    assert main(command) == 1
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_original_that_is_not_there_is_refused_before_the_work(
     pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
