@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from baize_engine import __version__
 from baize_engine.errors import CheckpointError, ConfigError
@@ -16,7 +17,15 @@ if TYPE_CHECKING:
 
 def info(options: argparse.Namespace) -> int:
     from baize_engine import backend
+    from baize_engine.checkpoint.config_file import read_normalised
+    from baize_engine.checkpoint.hub import folder_of
+    from baize_engine.checkpoint.index import read_index
 
+    model = None
+    if options.model:  # before all that is told of the machine
+        folder = folder_of(options.model)
+        index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
+        model = folder, index, read_normalised(folder)
     print(f"baize_engine {__version__}")
     device = backend.resolve_device("auto")
     print(f"device: {device}")
@@ -24,19 +33,12 @@ def info(options: argparse.Namespace) -> int:
         chosen = backend.choose(op, device).name
         rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in backend.table(op)]
         print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
-    if options.model:
-        from baize_engine.checkpoint.hub import folder_of
-
-        _info_model(folder_of(options.model), device)
+    if model is not None:
+        _info_model(*model, device)
     return 0
 
 
-def _info_model(folder: Path, device: str) -> None:
-    from baize_engine.checkpoint.config_file import read_normalised
-    from baize_engine.checkpoint.index import read_index
-
-    index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
-    config = read_normalised(folder)
+def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> None:
     dtypes = sorted({entry.dtype for entry in index.entries.values()})
     size = sum(entry.nbytes for entry in index.entries.values())
     print(
