@@ -39,8 +39,8 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> None:
-    dtypes = sorted({entry.dtype for entry in index.entries.values()})
-    size = sum(entry.nbytes for entry in index.entries.values())
+    dtypes = sorted({entry.stored_dtype for entry in index.entries.values()})
+    size = sum(entry.stored_nbytes for entry in index.entries.values())
     print(
         f"{folder}: {len(index.entries)} tensors in {len(index.files)} file(s), {size / 1e9:.3f} GB, {', '.join(dtypes)}"
     )

@@ -51,7 +51,7 @@ class Target:
 def check(entries: list[TensorEntry], inside: Path) -> None:
     """What any reader must make sure of."""
     for entry in entries:
-        end = entry.offset + entry.nbytes
+        end = entry.offset + entry.stored_nbytes
         if entry.path.parent != inside or not 0 <= entry.offset <= end <= entry.path.stat().st_size:
             raise Broken(f"accepted {entry!r:.300}")
         if (

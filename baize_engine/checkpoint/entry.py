@@ -30,13 +30,35 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """`shape` elements of `dtype`, row-major, from byte `offset` of the file `path`."""
+    """`shape` elements of `dtype`, row-major, from byte `offset` of the file `path`.
+
+    `narrowed`: the file has them as float64, and they are rounded to float32, which `dtype` says, while they are read. Who
+    reads bytes from `offset` on without `TensorReader` looks at this first.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     path: Path
     offset: int
+    narrowed: bool = False
+
+    @classmethod
+    def stored(cls, name: str, dtype: str, shape: tuple[int, ...], path: Path, offset: int) -> TensorEntry:
+        """The entry of what a file has as `dtype`."""
+        if dtype == "float64":  # no kernel takes it, and nobody runs a model in it
+            return cls(name, "float32", shape, path, offset, narrowed=True)
+        return cls(name, dtype, shape, path, offset)
+
+    @property
+    def stored_dtype(self) -> str:
+        """The type of the elements in the file."""
+        return "float64" if self.narrowed else self.dtype
+
+    @property
+    def stored_nbytes(self) -> int:
+        """Bytes of the file."""
+        return self.numel * ITEMSIZE[self.stored_dtype]
 
     @property
     def numel(self) -> int:
@@ -44,6 +66,7 @@ class TensorEntry:
 
     @property
     def nbytes(self) -> int:
+        """Bytes once they are read."""
         return self.numel * ITEMSIZE[self.dtype]
 
     @property

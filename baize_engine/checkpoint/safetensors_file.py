@@ -75,7 +75,7 @@ def _entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
         raise CheckpointError(
             f"{where}: {offsets[1] - offsets[0]} bytes of data, wanted {wanted} for shape {shape} of {dtype}"
         )
-    return TensorEntry(name, SAFETENSORS[dtype], tuple(shape), path, begin + offsets[0])
+    return TensorEntry.stored(name, SAFETENSORS[dtype], tuple(shape), path, begin + offsets[0])
 
 
 def _naturals(value: Any) -> bool:
@@ -84,8 +84,8 @@ def _naturals(value: Any) -> bool:
 
 def _check_cover(path: Path, entries: list[TensorEntry], begin: int, size: int) -> None:
     """The data, in order, must begin after the header, follow without hole or overlap, and end with the file."""
-    ordered = sorted(entries, key=lambda entry: (entry.offset, entry.nbytes))
-    edges = [("the header", begin), *((entry.name, entry.offset + entry.nbytes) for entry in ordered)]
+    ordered = sorted(entries, key=lambda entry: (entry.offset, entry.stored_nbytes))
+    edges = [("the header", begin), *((entry.name, entry.offset + entry.stored_nbytes) for entry in ordered)]
     for (before, end), entry in zip(edges, ordered, strict=False):
         if entry.offset != end:
             kind = "overlaps" if entry.offset < end else "leaves a hole after"

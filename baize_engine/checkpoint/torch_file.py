@@ -75,7 +75,7 @@ def _entry(path: Path, archive: _Archive, name: Any, value: Any) -> TensorEntry:
         )
     if count and not _is_contiguous(value.shape, value.stride):
         raise CheckpointError(f"{where}: stride {value.stride} of shape {value.shape}, wanted a contiguous tensor")
-    return TensorEntry(name, storage.dtype, value.shape, path, begin + value.offset * size)
+    return TensorEntry.stored(name, storage.dtype, value.shape, path, begin + value.offset * size)
 
 
 def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:

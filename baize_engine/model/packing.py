@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from baize_engine import backend
 from baize_engine.checkpoint.buffers import aligned_buffer
 from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import open_read, read_into
+from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.model import names
@@ -151,7 +153,12 @@ def _work(
             entry, rows = piece.entry, piece.target.shape[0]
             row = _row_bytes(entry)
             view = memory[: rows * row]
-            read_into(files[entry.path], view, entry.offset + piece.first * row, f"{entry.path}: {entry.name}")
+            if entry.narrowed:
+                columns = prod(entry.shape[1:])
+                with TensorReader(entry) as reader:
+                    reader.read(piece.first * columns, (piece.first + rows) * columns, view)
+            else:
+                read_into(files[entry.path], view, entry.offset + piece.first * row, f"{entry.path}: {entry.name}")
             read = torch.frombuffer(view, dtype=getattr(torch, entry.dtype)).view(rows, *entry.shape[1:])
             read = read.to(device, non_blocking=True)
             if isinstance(piece.target, Tensor):

@@ -73,7 +73,7 @@ def quantize(
             fill(list(pieces_of(name, entries, config, matrix)), "cpu")
             _write(writer, name, matrix)
         writer.finish(files)
-    before = sum(entries[part].nbytes for name in names.packed(config) for part in names.parts(name))
+    before = sum(entries[part].stored_nbytes for name in names.packed(config) for part in names.parts(name))
     return Quantized(out, before, sum(spec.nbytes for spec in specs))
 
 

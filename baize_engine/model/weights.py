@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ def load_weights(
     """The weights by transformers' names, on `device`: tensors of `dtype` ("auto": as in the files), or quantised matrices.
 
     On the CPU, files' own types and saved quantised models are read-only views of mapped files: nothing is read before it
-    is used. On a GPU, and in quantised models, q, k, v and gate, up are joined (names.JOINED).
+    is used; float64 is read at once, and as float32. On a GPU, and in quantised models, q, k, v and gate, up are joined
+    (names.JOINED).
     """
     index = source if isinstance(source, CheckpointIndex) else read_index(source)
     if dtype != "auto" and dtype not in FLOATS:
@@ -49,8 +50,7 @@ def load_weights(
         _check_float(entry)
     if device != "cpu" or quantize is not None:
         return pack(kept, config, dtype, device, quantize)
-    maps = {path: _map(path) for path in index.files}
-    views = {name: view(kept[name], maps[kept[name].path]) for name in names.shapes(config)}
+    views = _views(index, names.shapes(config))
     return views if dtype == "auto" else _converted(views, dtype)
 
 
@@ -94,8 +94,7 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtyp
         if stored is None:
             _check_float(entry)
     if device == "cpu":
-        maps = {path: _map(path) for path in index.files}
-        tensors = {name: view(index.entries[name], maps[index.entries[name].path]) for name in wanted}
+        tensors = _views(index, wanted)
     else:
         kinds = {
             name: stored or (index.entries[name].dtype if dtype == "auto" else dtype)
@@ -131,6 +130,14 @@ def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", qua
     return total
 
 
+def _views(index: CheckpointIndex, wanted: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors named, on the CPU: views of mapped files, but for those that are narrowed while they are read."""
+    maps = {path: _map(path) for path in index.files}
+    found = {name: index.entries[name] for name in wanted}
+    read = load(found, {name: entry.dtype for name, entry in found.items() if entry.narrowed}, "cpu")
+    return {name: read[name] if name in read else view(entry, maps[entry.path]) for name, entry in found.items()}
+
+
 def _map(path: Path) -> mmap.mmap:
     with open(path, "rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -142,7 +149,7 @@ def _check_float(entry: TensorEntry) -> None:
 
 
 def view(entry: TensorEntry, content: mmap.mmap) -> Tensor:
-    """The tensor of `entry` in its mapped file, read-only."""
+    """The tensor of `entry`, which is not narrowed, in its mapped file, read-only."""
     kind = getattr(torch, entry.dtype)
     if entry.offset % ITEMSIZE[entry.dtype]:  # a header of odd length: torch views aligned memory only
         own = bytearray(content[entry.offset : entry.offset + entry.nbytes])

@@ -166,6 +166,9 @@ def plan(
         bare = unwrapped(kept, str(index.folder))
         if bare.prefix:
             notes.append(f"the prefix {bare.prefix!r} of the names in {index.folder} was taken off")
+        narrowed = sum(any(part.narrowed for part in entry.parts) for entry in kept.values())
+        if narrowed:
+            notes.append(f"{narrowed} tensor(s) of {index.folder} are float64, rounded to float32 before the sum")
         sides.append(dict(bare.entries))
     kept_base, kept_other = sides
     if tied and (HEAD in kept_base) != (HEAD in kept_other):

@@ -114,8 +114,8 @@ def _tensor_problem(
     entry: TensorEntry, record: TensorRecord, progress: Callable[[int], None], check: Check
 ) -> str | None:
     where = f"{entry.name} in {entry.path.name}"
-    if (entry.dtype, entry.shape) != (record.dtype, record.shape):
-        return f"{where} is {entry.dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
+    if (entry.stored_dtype, entry.shape) != (record.dtype, record.shape):
+        return f"{where} is {entry.stored_dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
     digest = hash_range(entry.path, entry.offset, entry.nbytes, progress, check)
     if digest != record.sha256:
         return f"{where}: SHA-256 is {digest}, the manifest says {record.sha256}"
