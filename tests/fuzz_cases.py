@@ -200,7 +200,8 @@ HOSTILE_OPS = [
     b"\x8d" + struct.pack("<Q", 1 << 40), b"\x8b" + struct.pack("<L", 1 << 30), b"B" + struct.pack("<L", 1 << 30),
     b"T" + struct.pack("<L", 1 << 30), b"X" + struct.pack("<L", 1 << 30), b"r\xff\xff\xff\x7f", b"j\xff\xff\xff\x7f", b"P0\n",
     b"I" + b"9" * 5000 + b"\n", b"L" + b"9" * 5000 + b"L\n", b"F1e999\n", b"S'x'\n", b"V\\ud800\n", b"ctorch\nSize\n",
-    b"ctorch\nHalfStorage\n", b"ccollections\nOrderedDict\n", text_op("__setstate__"), text_op("dtype"), text_op("float64"),
+    b"ctorch\nHalfStorage\n", b"ctorch._utils\n_rebuild_parameter_with_state\n", text_op("model"), text_op("state_dict"),
+    b"ccollections\nOrderedDict\n", text_op("__setstate__"), text_op("dtype"), text_op("float64"),
     b"(", b")", b"t",
     b"\x85", b"\x86", b"\x87", b"]", b"}", b"a", b"e", b"s", b"u", b"q\0", b"h\0", b"q\1", b"h\1", b"\x94", b"N",
     b"\x88", b"0", b"1", b"2", b".", b"\x80\4", b"\x80\xff", b"\x95" + struct.pack("<Q", 1 << 60), b"Q",
@@ -287,7 +288,16 @@ class TorchCase:
         elif how == 4 and self.entries:
             entry = rng.choice(self.entries)
             entry.name = rng.choice(
-                [*TEXTS, "m/data.pkl", "data.pkl", "m/data/0", "m/data/1", "m/byteorder", "n/data/0"]
+                [
+                    *TEXTS,
+                    "m/data.pkl",
+                    "data.pkl",
+                    "__MACOSX/data.pkl",
+                    "m/data/0",
+                    "m/data/1",
+                    "m/byteorder",
+                    "n/data/0",
+                ]
             )
         else:
             self.entries.append(Entry(rng.choice(("m/data/0", "m/data/2", "m/data.pkl", "m/byteorder")), b"little"))
@@ -357,8 +367,16 @@ def torch_seeds() -> list[TorchCase]:
                  b"ccollections\nOrderedDict\n", b")", b"R", b"t", b"R", b"s", b"."]  # fmt: skip
     size = [b"\x80\2", b"}", text_op("w"), b"ctorch\nSize\n", b"(", b"K\2", b"K\3", b"t", b"\x85", b"R", b"s", b"."]
     order = [*entries, Entry("m/byteorder", b"little")]
+    wide = [b"\x80\2", b"}", text_op("w"), *tensor_ops("DoubleStorage", "1", 2, 1, (1,)), b"s", b"."]
+    inner = [b"}", b"(", text_op("w.weight"), *one, b"u"]
+    other = [text_op("optimizer"), b"}", text_op("state"), b"}", b"K\0", b"}", text_op("step"), *two, b"s", b"s", b"s",
+             text_op("epoch"), b"K\3"]  # fmt: skip
+    wrapped = [b"\x80\2", b"}", b"(", text_op("model"), *inner, *other, b"u", b"."]
+    deep = [b"\x80\2", b"}", b"(", text_op("a"), b"}", text_op("b"), *inner, b"s", *other, b"u", b"."]
+    zipped = [Entry("m/", b""), *entries[::-1], Entry("__MACOSX/m/data.pkl", b"x")]
     return [
         TorchCase(state, entries), TorchCase(state, entries, zip64=True), TorchCase(ordered, order),
         TorchCase(parameter, order),
-        TorchCase(size, entries), TorchCase(state, entries, comment=b"x"),
+        TorchCase(size, entries), TorchCase(state, entries, comment=b"x"), TorchCase(wide, entries),
+        TorchCase(wrapped, entries), TorchCase(deep, entries), TorchCase(wrapped, zipped),
     ]  # fmt: skip

@@ -71,6 +71,11 @@ PROGRAMS = {
         b"}" + named("w") + b"".join(TENSOR) + b"s" + named("v") + b"".join(cases.tensor_ops("FloatStorage", "0", 3, 0, (3,))),
         "at v: it refers to the storage 0 as two of different types",
     ),
+    "a dict in itself": (b"}q\0" + named("model") + b"h\0s.", "model is a dict, wanted a flat dict"),
+    "keys that are commands": (
+        b"}" + named("$(touch ran)") + b"}" + named("x.weight") + b"".join(TENSOR) + b"ss.",
+        r"are in \$\(touch ran\), .*\['KEY'\]",
+    ),
     "the key of a tensor": (b"}" + named("w" * 600) + b"".join(TENSOR) + b"s.", "512 printable characters"),
 }  # fmt: skip
 
@@ -107,9 +112,9 @@ def lying(path: Path, entry: dict[str, int] | None = None, end: dict[str, int] |
 
 
 ARCHIVES = {
-    "encrypted": ({"flags": 1}, {}, {}, "w: the entry data/0 is compressed or encrypted"),
+    "encrypted": ({"flags": 1}, {}, {}, "w: the entry data/0 is encrypted"),
     "encrypted where it lies": ({"local_flags": 1}, {}, {}, "w: the entry data/0 is another one"),
-    "deflated": ({"method": 8}, {}, {}, "w: the entry data/0 is compressed or encrypted"),
+    "deflated": ({"method": 8}, {}, {}, r"w: the entry data/0 is compressed, .*NEW.*python -c"),
     "sizes differ": ({"stored": 5}, {}, {}, "w: the entry data/0 has 12 bytes"),
     "larger than the file": ({"size": 1 << 40, "stored": 1 << 40}, {}, {}, "w: the entry data/0 has 1099511627776 bytes"),
     "larger than 63 bits": ({"size": (1 << 64) - 1, "stored": (1 << 64) - 1}, {}, {"zip64": True}, "w: the entry data/0 has"),
@@ -151,11 +156,26 @@ def test_the_archives_without_a_lie_are_read(tmp_path: Path, zip64: bool) -> Non
     assert sorted(found.name for found in tmp_path.iterdir()) == ["m.bin"]
 
 
+# a dict of 100,000 names of one tensor, and another thing that is no tensor, under memo 0
+IN_MEMO = (b"".join(TENSOR) + b"q\1}q\0(", *(named(f"w{n}") + b"h\1" for n in range(100_000)), b"u", named("x"), b"Ns")
+
 BOMBS: dict[str, Callable[[Path], None]] = {
     "lists": lambda p: torch_file(p / "pytorch_model.bin", b"]" * ((4 << 20) - 100)) and None,
     "dicts": lambda p: torch_file(p / "pytorch_model.bin", (b"}" + named("a") + b"Ns") * 300_000) and None,
     "OrderedDicts": lambda p: (
         torch_file(p / "pytorch_model.bin", b"ccollections\nOrderedDict\nq\0" + b"h\0)R" * 1_000_000) and None
+    ),
+    "a dict in 100,000 keys": lambda p: (
+        torch_file(
+            p / "pytorch_model.bin", *IN_MEMO, b"}(",
+            *(named(f"{n}") + b"h\0" for n in range(100_000)), b"u.",
+        ) and None
+    ),
+    "dicts in 100,000 dicts": lambda p: (
+        torch_file(
+            p / "pytorch_model.bin", *IN_MEMO, b"}(",
+            *(named(f"{n}") + b"}" + named("a") + b"h\0s" for n in range(100_000)), b"u.",
+        ) and None
     ),
     "json lists": lambda p: header(p, b'{"a":[' + b"[]," * 2_700_000 + b"0]}"),
     "json keys": lambda p: header(p, b"{" + b",".join(b'"%d":0' % n for n in range(700_000)) + b"}"),

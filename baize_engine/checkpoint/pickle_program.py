@@ -100,6 +100,10 @@ _NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
+    (
+        "torch._utils",
+        "_rebuild_parameter_with_state",
+    ): _parameter,  # one that somebody gave an attribute, such as Megatron
     **{("torch", name): StorageType(dtype) for name, dtype in TORCH_STORAGES.items()},
 }
 _CALLED = tuple({id(value): value for value in _NAMES.values() if callable(value)}.values())

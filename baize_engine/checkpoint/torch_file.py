@@ -1,8 +1,9 @@
 """`.bin` and `.pth` files of torch.save (torch 1.6 and newer): where each tensor lies. Reads no data, runs no code of the file.
 
 Such a file is an uncompressed zip archive (`zip_directory.py`): `<name>/data.pkl`, a pickle program that describes the tensors
-(`pickle_program.py`), and one entry `<name>/data/<key>` for the bytes of each storage. torch itself is not imported, and
-`torch.load` is never called: its weights_only=True has had remote code execution (CVE-2025-32434).
+(`pickle_program.py`), and one entry `<name>/data/<key>` for the bytes of each storage. Other entries, in whatever order, are
+left alone: somebody may have unzipped the file and zipped it again. torch itself is not imported, and `torch.load` is never
+called: its weights_only=True has had remote code execution (CVE-2025-32434).
 """
 
 from __future__ import annotations
@@ -20,10 +21,16 @@ from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.shown import shown
-from baize_engine.checkpoint.zip_directory import ZipError, read_directory
+from baize_engine.checkpoint.wrapped_state import rewriting, state_of
+from baize_engine.checkpoint.zip_directory import CompressedError, ZipError, read_directory
 from baize_engine.errors import CheckpointError
 
 MAX_PROGRAM = 4 << 20  # bytes of data.pkl; a 65B model's is below 1 MB
+OF_FINDER = b"__MACOSX/"  # where macOS, when it zips a folder, keeps what it knows of each file
+UNZIP = (  # one entry at a time in memory, and nothing of the pickle is run
+    'somebody has zipped this file again; put NEW in its place: python -c "from zipfile import ZipFile as Z; '
+    "o, n = Z('OLD'), Z('NEW', 'w'); [n.writestr(i.filename, o.read(i)) for i in o.infolist()]; n.close()\""
+)
 
 
 def read_torch(path: Path) -> list[TensorEntry]:
@@ -36,12 +43,11 @@ def read_torch(path: Path) -> list[TensorEntry]:
         archive = _Archive(path, file)
         program = archive.read("data.pkl", MAX_PROGRAM)
         try:
-            state = run(program)
+            found = run(program)
         except ProgramError as error:
             near = f", at {shown(error.near)}" if error.near else ""
             raise CheckpointError(f"{path}: refused, data.pkl is not a plain state dict{near}: {error}") from None
-        if not isinstance(state, dict):
-            raise CheckpointError(f"{path}: holds a {type(state).__name__}, wanted a dict of tensors")
+        state = state_of(path, found)
         check_count(path, len(state))
         return list(_entries(path, archive, state))
 
@@ -91,8 +97,7 @@ def _not_a_zip(path: Path, beginning: bytes) -> str:
     if beginning.startswith(b"\x80"):
         return (
             f"{path}: a file of torch before 1.6, which only running its pickle could read. If you trust it, write it anew "
-            "with a current torch and put NEW in its place: python -c \"import torch; torch.save(torch.load('OLD', "
-            "map_location='cpu', weights_only=True), 'NEW')\""
+            f"with a current torch and {rewriting()}"
         )
     return (
         f"{path}: {f'begins with {beginning[:8]!r}' if beginning else 'is empty'}, wanted a zip archive of torch.save"
@@ -108,10 +113,16 @@ class _Archive:
             self._members = read_directory(file, file.seek(0, os.SEEK_END))
         except ZipError as error:
             raise CheckpointError(f"{path}: not a whole zip archive of torch.save, {error}; cut short?") from None
-        programs = [name for name in self._members if name == b"data.pkl" or name.endswith(b"/data.pkl")]
+        programs = [
+            name
+            for name in self._members
+            if (name == b"data.pkl" or name.endswith(b"/data.pkl")) and not name.startswith(OF_FINDER)
+        ]
         if len(programs) != 1:
+            listed = ", ".join(shown(name.decode(errors="replace")) for name in programs[:2])
             raise CheckpointError(
-                f"{path}: {len(programs)} entries data.pkl, wanted one (is this a file of torch.save?)"
+                f"{path}: {len(programs)} entries data.pkl{f' ({listed})' if listed else ''}, wanted one (is this a file of "
+                "torch.save?)"
             )
         self._folder = programs[0].removesuffix(b"data.pkl")
         if self._folder + b"byteorder" in self._members and self.read("byteorder", 16) != b"little":
@@ -133,4 +144,5 @@ class _Archive:
         try:
             return member.locate(self._file), member.size
         except ZipError as error:
-            raise CheckpointError(f"{where}: the entry {shown(name)} {error}") from None
+            remedy = f": {UNZIP}" if isinstance(error, CompressedError) else ""
+            raise CheckpointError(f"{where}: the entry {shown(name)} {error}{remedy}") from None

@@ -25,6 +25,10 @@ class ZipError(ValueError):
     """What is wrong with an archive, without its name."""
 
 
+class CompressedError(ZipError):
+    """An entry that would have to be decompressed."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """An entry: its flags, its method, the CRC-32 of its bytes, these as stored and as they were, where its header is and must
@@ -41,8 +45,10 @@ class Member:
 
     def locate(self, file: BinaryIO) -> int:
         """The byte where its data begins. ZipError where it is not stored plainly, or not where the directory says."""
-        if self.method or self.flags & 1:
-            raise ZipError("is compressed or encrypted, wanted it stored plainly")
+        if self.flags & 1:
+            raise ZipError("is encrypted, wanted it stored plainly")
+        if self.method:
+            raise CompressedError("is compressed, wanted it stored plainly")
         file.seek(self.offset)
         content = file.read(LOCAL.size)
         if len(content) < LOCAL.size or not content.startswith(b"PK\x03\x04"):
