@@ -1,0 +1,77 @@
+"""What a folder without weights in a layout that is read here holds instead, by its files' names, and what to do with it."""
+
+from __future__ import annotations
+
+import os
+import re
+from itertools import islice
+from pathlib import Path
+
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.shown import shown
+
+MOST_NAMES = 1 << 14  # of a folder that are looked at
+
+# The first that a name matches decides. What trainers leave beside weights comes before what could be taken for them.
+_LAYOUTS: tuple[tuple[str, str], ...] = (
+    (
+        r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.+|mp_rank_\d+_model_states\.pt",
+        "{name} is of a DeepSpeed checkpoint, whose weights lie in parts: in the folder that has zero_to_fp32.py, run "
+        "`python zero_to_fp32.py . pytorch_model.bin` (where that makes a folder, it holds the weights)",
+    ),
+    (
+        r".+\.distcp",
+        "{name} is of a checkpoint of torch.distributed (FSDP), whose weights lie in parts: `python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin`, FOLDER being the one with the .distcp",
+    ),
+    (
+        r".+\.gguf|ggml-.+\.bin|.+\.ggml(\..+)?",
+        "{name} is of llama.cpp, most often quantised: nothing can be added to that; take the model that it was made from",
+    ),
+    (
+        r"quantize_config\.json|quant_config\.json|gptq_model.*|.*\b(gptq|awq)\b.*\.(safetensors|pt|bin)",
+        "{name} is of weights that GPTQ or AWQ quantised: nothing can be added to these; take the model that they were made from",
+    ),
+    (
+        r"flax_model.*\.msgpack.*",
+        "{name} is of Flax: write it as safetensors with transformers 4, by `LlamaForCausalLM.from_pretrained(FOLDER, "
+        "from_flax=True).save_pretrained(NEW)`",
+    ),
+    (
+        r"tf_model.*\.h5.*",
+        "{name} is of TensorFlow: write it as safetensors with transformers 4, by `LlamaForCausalLM.from_pretrained(FOLDER, "
+        "from_tf=True).save_pretrained(NEW)`",
+    ),
+)
+_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), told) for pattern, told in _LAYOUTS)
+_NO_WEIGHTS = re.compile(
+    r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.(pt|pth|bin)"
+)  # of transformers' Trainer
+_KINDS = (  # what their files end with, what these are, and the name that is looked for
+    ((".safetensors",), "safetensors", "model{}.safetensors"),
+    ((".bin", ".pt", ".pth", ".ckpt"), "a file of torch.save", "pytorch_model{}.bin"),
+)
+
+
+def hint_of_other_layouts(folder: Path) -> str | None:
+    """What to tell of the layout in `folder`, in which no weights were found, and its remedy; None where nothing is known.
+
+    Names alone are looked at, in one listing of at most MOST_NAMES. CheckpointError where the folder cannot be listed.
+    """
+    with reading(folder), os.scandir(folder) as listing:
+        names = sorted(entry.name for entry in islice(listing, MOST_NAMES))
+    for pattern, told in _COMPILED:
+        found = next(filter(pattern.fullmatch, names), None)
+        if found is not None:
+            return told.format(name=shown(found))
+    for suffixes, what, wanted in _KINDS:
+        files = [name for name in names if name.endswith(suffixes) and not _NO_WEIGHTS.fullmatch(name)]
+        if len(files) == 1:
+            return f"{shown(files[0])}, if it is {what} with the whole model, is read once it is called {wanted.format('')}"
+        if files:
+            last = wanted.format(f"-{len(files):05d}-of-{len(files):05d}")
+            return (
+                f"{len(files)} files such as {shown(files[0])}, if each is {what} with other tensors of one model, are read once "
+                f"they are called {wanted.format(f'-{1:05d}-of-{len(files):05d}')} to {last}"
+            )
+    return None
