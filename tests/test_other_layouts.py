@@ -18,16 +18,17 @@ from baize_engine.checkpoint.other_layouts import hint_of_other_layouts
 from baize_engine.errors import CheckpointError
 
 LAYOUTS = {
-    "DeepSpeed, from above": (["global_step500/", "latest", "zero_to_fp32.py", "rng_state_0.pth"], "python zero_to_fp32.py . "),
+    "DeepSpeed, from above": (["global_step500/", "latest", "zero_to_fp32.py", "rng_state_0.pth"], "zero_to_fp32.py . "),
     "DeepSpeed, from within": (
-        ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"], "mp_rank_00_model_states.pt is of a DeepSpeed"
+        ["mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_optim_states.pt"], "mp_rank_00.* DeepSpeed"
     ),
     "DeepSpeed in bfloat16": (["bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt"], "DeepSpeed"),
     "FSDP": (["__0_0.distcp", "__1_0.distcp", ".metadata"], "format_utils dcp_to_torch FOLDER pytorch_model.bin"),
     "llama.cpp": (["llama-7b.Q4_K_M.gguf"], "nothing can be added"),
     "old llama.cpp": (["ggml-model-q4_0.bin"], "nothing can be added"),
-    "GPTQ": (["quantize_config.json", "llama-7b-4bit-128g.safetensors"], "GPTQ or AWQ"),
-    "AWQ": (["llama-7b-awq.safetensors"], "GPTQ or AWQ"),
+    "GPTQ": (["quantize_config.json", "llama-7b-4bit-128g.safetensors"], "128g.safetensors is of quantised weights"),
+    "GPTQ by its name": (["vicuna-4bit-128g.pt"], "GPTQ"),
+    "AWQ": (["llama-7b-awq.safetensors"], "AWQ"),
     "Flax": (["flax_model-00001-of-00002.msgpack", "flax_model.msgpack.index.json"], "from_flax=True"),
     "TensorFlow": (["tf_model.h5"], "from_tf=True"),
     "one torch file": (["config.json", "checkpoint.pt", "optimizer.pt"], "checkpoint.pt, if .* called pytorch_model.bin$"),
@@ -38,6 +39,7 @@ LAYOUTS = {
         "3 files such as a.pt, .* called pytorch_model-00001-of-00003.bin to pytorch_model-00003-of-00003.bin$",
     ),
     "no weights at all": (["config.json", "optimizer.pt", "scheduler.pt", "rng_state_1.pth", "README.md"], None),
+    "Meta's": (["consolidated.00.pth", "params.json"], None),
     "nothing": ([], None),
 }  # fmt: skip
 

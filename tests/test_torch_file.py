@@ -15,8 +15,11 @@ from collections import OrderedDict
 from pathlib import Path
 
 import pytest
+import tiny
 import torch
 
+from baize_engine import Engine, recover
+from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import BaizeError, CheckpointError
 
@@ -192,7 +195,7 @@ def test_parameters_with_attributes(tmp_path: Path) -> None:
     check(tmp_path / "m.bin", {"w": parameter.detach()})
 
 
-def unpacked(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> list[tuple[str, bytes]]:
+def unpacked(tmp_path: Path, tensors: object) -> list[tuple[str, bytes]]:
     """The entries of a file of torch.save, by their paths below its folder."""
     torch.save(tensors, tmp_path / "saved")
     with zipfile.ZipFile(tmp_path / "saved") as file:
@@ -228,6 +231,23 @@ def test_zipped_again(tmp_path: Path, case: str, compress: bool) -> None:
             read_torch(path)
         path = rewritten(refused, tmp_path, "m.bin")
     check(path, TENSORS)
+
+
+def test_zipped_again_and_wrapped_it_is_recovered_and_run(tmp_path: Path) -> None:
+    """Its tensors then lie at odd bytes."""
+    base, diff = tiny.write_pair(tmp_path)
+    wanted = recover(base, diff, tmp_path / "wanted", device="cpu", progress=False)
+    for path in [*base.glob("*.bin"), *diff.glob("*.bin")]:
+        entries = unpacked(tmp_path, {"model": torch.load(path, weights_only=True), "epoch": 3})
+        with zipfile.ZipFile(path, "w") as file:
+            for name, content in entries:
+                file.writestr(f"archive/{name}", content)
+    assert any(entry.offset % 2 for entry in read_index(base).entries.values())
+    found = recover(base, diff, tmp_path / "found", device="cpu", progress=False)
+    assert found.manifest.tensors == wanted.manifest.tensors
+    for quantize in (None, "int8"):
+        with Engine.from_pretrained(base, device="cpu", quantize=quantize) as engine:
+            assert engine.generate([[1, 5, 9]])[0].token_ids
 
 
 @pytest.mark.parametrize("level", ["-0", "-6"])

@@ -21,16 +21,16 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
     ),
     (
         r".+\.distcp",
-        "{name} is of a checkpoint of torch.distributed (FSDP), whose weights lie in parts: `python -m "
-        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin`, FOLDER being the one with the .distcp",
+        "{name} is of a checkpoint of torch.distributed (FSDP), whose weights lie in parts: run `python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin` with the folder that has it",
     ),
     (
         r".+\.gguf|ggml-.+\.bin|.+\.ggml(\..+)?",
         "{name} is of llama.cpp, most often quantised: nothing can be added to that; take the model that it was made from",
     ),
     (
-        r"quantize_config\.json|quant_config\.json|gptq_model.*|.*\b(gptq|awq)\b.*\.(safetensors|pt|bin)",
-        "{name} is of weights that GPTQ or AWQ quantised: nothing can be added to these; take the model that they were made from",
+        r"quantize_config\.json|quant_config\.json|gptq_model.*|.*(gptq|awq|[348]bit).*\.(safetensors|pt|bin)",
+        "{name} is of quantised weights (GPTQ, AWQ): nothing can be added to these; take the model that they were made from",
     ),
     (
         r"flax_model.*\.msgpack.*",
@@ -44,9 +44,8 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
     ),
 )
 _COMPILED = tuple((re.compile(pattern, re.IGNORECASE), told) for pattern, told in _LAYOUTS)
-_NO_WEIGHTS = re.compile(
-    r"(optimizer|scheduler|scaler|rng_state.*|training_args)\.(pt|pth|bin)"
-)  # of transformers' Trainer
+# what transformers' Trainer keeps beside weights; Meta's layout, of which meta_layout.py knows more
+_NOT_ALONE = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args|consolidated\.\d+)\.(pt|pth|bin)")
 _KINDS = (  # what their files end with, what these are, and the name that is looked for
     ((".safetensors",), "safetensors", "model{}.safetensors"),
     ((".bin", ".pt", ".pth", ".ckpt"), "a file of torch.save", "pytorch_model{}.bin"),
@@ -65,13 +64,13 @@ def hint_of_other_layouts(folder: Path) -> str | None:
         if found is not None:
             return told.format(name=shown(found))
     for suffixes, what, wanted in _KINDS:
-        files = [name for name in names if name.endswith(suffixes) and not _NO_WEIGHTS.fullmatch(name)]
+        files = [name for name in names if name.endswith(suffixes) and not _NOT_ALONE.fullmatch(name)]
         if len(files) == 1:
             return f"{shown(files[0])}, if it is {what} with the whole model, is read once it is called {wanted.format('')}"
         if files:
             last = wanted.format(f"-{len(files):05d}-of-{len(files):05d}")
             return (
-                f"{len(files)} files such as {shown(files[0])}, if each is {what} with other tensors of one model, are read once "
-                f"they are called {wanted.format(f'-{1:05d}-of-{len(files):05d}')} to {last}"
+                f"{len(files)} files such as {shown(files[0])}, if each is {what} with other tensors of one model, are read "
+                f"once they are called {wanted.format(f'-{1:05d}-of-{len(files):05d}')} to {last}"
             )
     return None
