@@ -47,7 +47,7 @@ def test_every_header_that_is_written_is_read(tmp_path: Path, tensors: dict) -> 
         end = table[name][3]
     header = encode_header(table, {"format": "pt"}, 64)
     (tmp_path / "m").write_bytes(header + bytes(end))
-    found = {entry.name: (entry.dtype, entry.shape, entry.offset) for entry in read_safetensors(tmp_path / "m")}
+    found = {entry.name: (entry.stored_dtype, entry.shape, entry.offset) for entry in read_safetensors(tmp_path / "m")}
     assert found == {name: (t[0], t[1], len(header) + t[2]) for name, t in table.items()}
 
 

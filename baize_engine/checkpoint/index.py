@@ -15,6 +15,7 @@ from pathlib import Path
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.os_errors import broken_link, reading, stat_of
+from baize_engine.checkpoint.other_layouts import hint_of_other_layouts
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.shown import brief, shown
@@ -145,6 +146,8 @@ def _hint(folder: Path) -> str:
     if inside:
         holds = "holds" if len(inside) == 1 else "hold"
         return f"; {' and '.join(map(str, inside[:2]))} inside it {holds} some: name that folder in its place"
+    if told := hint_of_other_layouts(folder):
+        return f"; {told}"
     names = sorted(path.name for path in folder.iterdir())
     return (
         f"; it has {', '.join(map(shown, names[:5]))}{' and more' if len(names) > 5 else ''}"
