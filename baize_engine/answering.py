@@ -14,6 +14,7 @@ from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.prompt_records import Record, records
+from baize_engine.text_options import AS_FILES_SAY, TextOptions
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
 
@@ -45,30 +46,30 @@ def answer(
     default: SamplingParams,
     window: int,
     progress: Callable[[int, int], None],
-    parse_special: bool = False,
+    text: TextOptions = AS_FILES_SAY,
     extra: str = "error",
 ) -> None:
     """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
 
     A record that cannot be served gets an answer with its error, and the others go on. An answer is in the file as soon as
-    it and all before it are made. parse_special: of records that do not say. extra: what becomes of
+    it and all before it are made. text: of the prompts of records that do not say. extra: what becomes of
     names that are none of ours: "error", "drop", or "keep", which repeats them in the answer under "extra".
     """
     left = islice(records(path), answers.done, None)
     while batch := list(islice(left, window)):
-        for record, found in zip(batch, _answers(engine, batch, default, parse_special, extra), strict=True):
+        for record, found in zip(batch, _answers(engine, batch, default, text, extra), strict=True):
             answers.append(Head.of(record.index, record.content, run), _line(record, found, extra == "keep"))
             progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
 
 
 def _answers(
-    engine: Engine, batch: Sequence[Record], default: SamplingParams, parse_special: bool, extra: str
+    engine: Engine, batch: Sequence[Record], default: SamplingParams, text: TextOptions, extra: str
 ) -> Iterator[list[Completion] | BaizeError]:
     """Each record's completions, or why it has none, as they come."""
     found: list[Request | BaizeError] = []
     for record in batch:
         try:
-            found.append(_request(engine, record, default, parse_special, extra))
+            found.append(_request(engine, record, default, text, extra))
         except BaizeError as error:
             found.append(error)
     good = [request for request in found if not isinstance(request, BaizeError)]
@@ -77,11 +78,11 @@ def _answers(
         yield each if isinstance(each, BaizeError) else next(made)
 
 
-def _request(engine: Engine, record: Record, default: SamplingParams, parse_special: bool, extra: str) -> Request:
+def _request(engine: Engine, record: Record, default: SamplingParams, text: TextOptions, extra: str) -> Request:
     kind, value, params = record.request(default, extra)
-    special = record.parse_special(parse_special)
+    own = record.text_options(text)
     prompt = engine.chat_ids(value) if kind == "messages" else value
-    return engine.encode(prompt, params, parse_special=special), params
+    return engine.encode(prompt, params, parse_special=own.parse_special, add_bos=own.add_bos), params
 
 
 def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion] | BaizeError]:

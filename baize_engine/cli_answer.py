@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baize_engine.cli_options import load_engine, sampling_params
+from baize_engine.cli_options import load_engine, sampling_params, text_options
 from baize_engine.cli_streams import input_bytes, output_bytes
 from baize_engine.errors import RequestError
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 WINDOW = 1024  # many batches: rows are empty only at its end, when the last samples run alone
 SOME_FAILED = 3  # the exit code where the output is complete, and some of its lines are errors
 INTERRUPTED = 130
+UNSET = (None, False, "auto")  # of options that are left alone
 STANDARD = "-"  # in place of a file's name
 
 
@@ -55,10 +56,9 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
     sources = (options.model,) if options.model is not None else (options.path_raw, options.path_diff)
     names = ("dtype", "quantize", "cache_dtype", "exact_activations", "max_model_len")
     settings = {name: getattr(options, name) for name in names}
-    if options.parse_special:
-        settings["parse_special"] = True  # and else the runs of before are not other runs
-    if options.extra_columns is not None:
-        settings["extra_columns"] = options.extra_columns
+    for name in ("parse_special", "add_bos", "extra_columns", "new_rows", "drop_rows"):
+        if getattr(options, name) not in UNSET:  # or the runs of before these options came would be other runs
+            settings[name] = getattr(options, name)
     run = describe_run([folder_of(source) for source in sources], settings, params)
     told, output = (sys.stderr, "standard output") if options.output == STANDARD else (sys.stdout, options.output)
     answers: AnswerFile | AnswerStream
@@ -89,6 +89,7 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
 def _answer(options: argparse.Namespace, path: Path, answers: AnswerFile | AnswerStream, run: str, total: int) -> None:
     from baize_engine.answering import answer
     from baize_engine.bar import bar
+    from baize_engine.text_options import TextOptions
 
     with load_engine(options) as engine, ExitStack() as stack:
         shown = bar(not options.quiet, total=total, initial=answers.done, unit="prompt")
@@ -105,4 +106,4 @@ def _answer(options: argparse.Namespace, path: Path, answers: AnswerFile | Answe
 
         params, window = sampling_params(options), options.window or WINDOW
         extra = options.extra_columns or "error"
-        answer(engine, path, answers, run, params, window, progress, options.parse_special, extra)
+        answer(engine, path, answers, run, params, window, progress, TextOptions(**text_options(options)), extra)

@@ -13,8 +13,10 @@ from baize_engine.cli_options import (
     load_engine,
     model_options,
     path,
+    prompt_options,
     sampling_options,
     sampling_params,
+    text_options,
 )
 from baize_engine.cli_options import text as argument_text
 from baize_engine.cli_streams import input_bytes, need_output, tell, text
@@ -49,13 +51,6 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(
         parser,
-        "--parse_special",
-        action="store_true",
-        help="<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because text of "
-        "strangers could then end a turn or begin one",
-    )
-    flag(
-        parser,
         "--extra_columns",
         choices=("error", "keep", "drop"),
         default=None,
@@ -81,6 +76,7 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(parser, "--quiet", action="store_true", help="no progress bar")
     flag(parser, "--n", type=int, default=1, metavar="N", help="completions for each prompt (default: %(default)s)")
+    prompt_options(parser)
     sampling_options(parser)
     model_options(parser)
 
@@ -105,10 +101,10 @@ def generate(options: argparse.Namespace) -> int:
         prompt = text(input_bytes("the prompt").read(), "the text of a prompt")
     with load_engine(options) as engine:
         if params.n > 1:
-            for completion in engine.generate(prompt, params, parse_special=options.parse_special):
+            for completion in engine.generate(prompt, params, **text_options(options)):
                 print(completion.text)
         else:
-            for piece in engine.stream(prompt, params, parse_special=options.parse_special):
+            for piece in engine.stream(prompt, params, **text_options(options)):
                 print(piece, end="", flush=True)
             print()
     return 0

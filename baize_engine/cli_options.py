@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from baize_engine.generation.params import SamplingParams
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+_ADD_BOS = {"auto": None, "yes": True, "no": False}
 DTYPES = ("float16", "bfloat16", "float32")
 
 
@@ -53,6 +54,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         help="in place of MODEL: a base, with its diff; nothing is written",
     )
     flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff for --path_raw")
+    row_options(parser)
     flag(
         parser,
         "--device",
@@ -93,6 +95,48 @@ def model_options(parser: argparse.ArgumentParser) -> None:
         help="keys and values in memory (default: float32 on the CPU, the weights' type on a GPU)",
     )
     flag(parser, "--threads", type=int, default=None, metavar="N", help="CPU threads (default: all cores)")
+
+
+def row_options(parser: argparse.ArgumentParser) -> None:
+    """What becomes of vocabulary rows that a base and its diff do not share."""
+    flag(
+        parser,
+        "--new_rows",
+        choices=("auto", "mean", "zero"),
+        default="auto",
+        help="what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
+        "StableVicuna, Wombat, LLaVA), or auto: zero where they are plainly whole rows (default: %(default)s)",
+    )
+    flag(
+        parser,
+        "--drop_rows",
+        action="store_true",
+        help="leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand",
+    )
+
+
+def prompt_options(parser: argparse.ArgumentParser) -> None:
+    """How a text becomes ids."""
+    flag(
+        parser,
+        "--parse_special",
+        action="store_true",
+        help="<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because text of "
+        "strangers could then end a turn or begin one",
+    )
+    flag(
+        parser,
+        "--add_bos",
+        choices=tuple(_ADD_BOS),
+        default="auto",
+        help="whether a begin token comes in front of a text: as the tokenizer's files say (auto, the default), yes, no; "
+        "messages and token_ids of --input are not touched",
+    )
+
+
+def text_options(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `prompt_options` ask for, as arguments of Engine's methods."""
+    return {"parse_special": options.parse_special, "add_bos": _ADD_BOS[options.add_bos]}
 
 
 def sampling_options(parser: argparse.ArgumentParser) -> None:
@@ -187,14 +231,18 @@ def load_engine(options: argparse.Namespace) -> Engine:
     if options.model is not None:
         return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
     dtype = "float16" if options.dtype == "auto" else options.dtype
+    settings |= {"new_rows": options.new_rows, "drop_rows": options.drop_rows}
     return Engine.from_diff(options.path_raw, options.path_diff, dtype=dtype, progress=True, **settings)
 
 
 def check_model_options(options: argparse.Namespace) -> None:
-    """A usage error unless the options name one model."""
+    """A usage error unless the options name one model, and say nothing that such a one has not."""
     pair = (options.path_raw, options.path_diff)
     if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
         options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
+    for name, default in (("new_rows", "auto"), ("drop_rows", False)):
+        if options.path_diff is None and getattr(options, name) != default:
+            options.usage_error(f"--{name} goes with --path_diff: a model that is recovered already has its rows")
 
 
 def _unescaped(argument: str) -> str:

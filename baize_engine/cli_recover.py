@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from baize_engine.cli_notes import MAKE_DIFF, RECOVER
-from baize_engine.cli_options import DTYPES, flag, path
+from baize_engine.cli_options import DTYPES, flag, path, row_options
 from baize_engine.cli_signals import interrupted_once
 from baize_engine.cli_spelling import CommandParser
 from baize_engine.cli_trials import Trials
@@ -144,25 +144,12 @@ def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
     flag(parser, "--dtype", choices=DTYPES, default=dtype, help="type of the written weights (default: %(default)s)")
     flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
     flag(parser, "--resume", action="store_true", help="take up what a killed run with the same arguments left in OUT")
-    flag(
-        parser,
-        "--new_rows",
-        choices=("auto", "mean", "zero"),
-        default="auto",
-        help="what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
-        "StableVicuna, Wombat, LLaVA, gisting), or auto: zero where they are plainly whole rows (default: %(default)s)",
-    )
+    row_options(parser)
     flag(
         parser,
         "--keep_extra",
         action="store_true",
         help="store tensors that the base lacks without a sum, rounded to --dtype (LLaVA's projector, a reward model's head)",
-    )
-    flag(
-        parser,
-        "--drop_rows",
-        action="store_true",
-        help="leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand",
     )
     _follow_links(parser)
     flag(parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -68,9 +68,19 @@ class Writer:
         return shown
 
 
-Run = Generator[
-    tuple[Writer, str], None, None
-]  # at each token its sample's writer, and the text that has become certain
+Steps = Generator[tuple[Sample, Step], None, None]
+# at each token its sample's writer, and the text that has become certain
+Run = Generator[tuple[Writer, str], None, None]
+
+
+def pushed(writers: Sequence[tuple[Sample, Writer]], steps: Steps, check: Callable[[], None]) -> Run:
+    """Each step of a generation to the writer of its sample. `check` raises where the generation is to end before."""
+    writer_of = {id(sample): writer for sample, writer in writers}
+    with closing(steps):
+        for sample, step in steps:
+            check()
+            writer = writer_of[id(sample)]
+            yield writer, writer.push(step)
 
 
 def in_order(writers: Sequence[tuple[Sample, Writer]], run: Run) -> Generator[list[Completion], None, None]:

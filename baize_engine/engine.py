@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine import chat
-from baize_engine.completion import Completion, Writer, in_order, pieces, texts
+from baize_engine.completion import Completion, Run, Writer, in_order, pieces, pushed, texts
 from baize_engine.errors import RequestError
 from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample, generate
@@ -22,6 +22,7 @@ from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, 
 from baize_engine.intake import Intake, Prompt
 from baize_engine.loading import Parts, load_parts
 from baize_engine.model.steps import DecodeSteps
+from baize_engine.text_options import TextOptions
 from baize_engine.tokenizer import Tokenizer
 from baize_engine.turns import Turns
 
@@ -126,17 +127,9 @@ class Engine:
 
     @classmethod
     def _of(cls, parts: Parts) -> Engine:
-        return cls(
-            parts.decoder,
-            parts.cache,
-            vocab_size=parts.config.vocab_size,
-            eos_token_ids=parts.eos_token_ids,
-            max_model_len=parts.max_model_len,
-            sample=parts.sample,
-            steps=parts.steps,
-            tokenizer=parts.tokenizer,
-            why_no_text=parts.why_no_text,
-        )
+        named = ("eos_token_ids", "max_model_len", "sample", "steps", "tokenizer", "why_no_text")
+        settings = {name: getattr(parts, name) for name in named}
+        return cls(parts.decoder, parts.cache, vocab_size=parts.config.vocab_size, **settings)
 
     def __enter__(self) -> Engine:
         return self
@@ -162,16 +155,17 @@ class Engine:
         *,
         progress: bool = False,
         parse_special: bool = False,
+        add_bos: bool | None = None,
     ) -> list[Completion]:
         """Completions of each prompt, prompt by prompt, params.n each.
 
         prompts: a text, a list or array of ids, or a list of these; any number of them, which run together as far as the
         cache has room. params: one for all, or one per prompt. progress: a bar with tokens a second, on a terminal.
         parse_special: "</s>" and other special tokens spelled in a text become their ids; not for text of strangers, who
-        could end a turn or begin one.
+        could end a turn or begin one. add_bos: whether a text gets a begin token in front; None: as the tokenizer's files say.
         RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
         """
-        writers = self._writers(prompts, params, parse_special)
+        writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
         with self._turns.turn(), Progress(len(writers), progress) as bar, closing(self._run(writers)) as run:
             for writer, _ in run:
                 bar.token(writer.done.finish_reason is not None)
@@ -183,20 +177,26 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         parse_special: bool = False,
+        add_bos: bool | None = None,
     ) -> Generator[list[Completion], None, None]:
         """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole."""
-        writers = self._writers(prompts, params, parse_special)
+        writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
         return in_order(writers, self._turns.each(self._run(writers)))
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        add_bos: bool | None = None,
     ) -> Generator[str, None, None]:
         """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
 
         Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
         """
         self._intake.need_tokenizer("a stream")
-        writers = self._writers([prompt], params, parse_special)
+        writers = self._writers([prompt], params, TextOptions(parse_special, add_bos))
         if len(writers) != 1:
             raise RequestError(f"SamplingParams.n is {len(writers)}, and a stream has one sample")
         return texts(self._turns.each(self._run(writers)))
@@ -207,19 +207,28 @@ class Engine:
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         parse_special: bool = False,
+        add_bos: bool | None = None,
     ) -> Generator[tuple[int, int, str], None, None]:
         """(prompt index, sample index, piece) of many samples as their texts come; arguments as generate's, pieces as stream's.
 
         The pieces of one sample are in order; those of different samples mix as they become certain.
         """
         self._intake.need_tokenizer("a stream")
-        return pieces(self._turns.each(self._run(self._writers(prompts, params, parse_special))))
+        writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
+        return pieces(self._turns.each(self._run(writers)))
 
-    def encode(self, prompt: Prompt, params: SamplingParams | None = None, *, parse_special: bool = False) -> list[int]:
+    def encode(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        parse_special: bool = False,
+        add_bos: bool | None = None,
+    ) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
         asked = self._open
         asked.params(params, 1)
-        return asked.prompt(prompt, "the prompt", parse_special=parse_special)
+        return asked.prompt(prompt, "the prompt", TextOptions(parse_special, add_bos))
 
     def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
         """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
@@ -232,17 +241,20 @@ class Engine:
             raise RequestError(f"SamplingParams.n is {one.n}, and a chat has one reply")
         return self.generate(self.chat_ids(messages), one)[0]
 
-    def score(self, prompt: Prompt, completions: Sequence[Prompt]) -> list[float]:
+    def score(self, prompt: Prompt, completions: Sequence[Prompt], *, add_bos: bool | None = None) -> list[float]:
         """Each completion's log-probability after `prompt`: the sum over its tokens; 0.0 for an empty one.
 
         Two texts are encoded as one, and the tokens scored are those that differ from the prompt's own encoding. A
-        text after ids gets no dummy space: write the space that the completion begins with, if it has one.
+        text after ids gets no dummy space: write the space that the completion begins with, if it has one. add_bos: of the
+        prompt, as generate's.
         """
-        pairs = self._open.continued(prompt, completions)
+        pairs = self._open.continued(prompt, completions, add_bos)
         with self._turns.turn():
             return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
 
-    def prompt_logprobs(self, prompts: Prompt | Sequence[Prompt], top: int = 0) -> list[list[TokenLogprobs | None]]:
+    def prompt_logprobs(
+        self, prompts: Prompt | Sequence[Prompt], top: int = 0, *, add_bos: bool | None = None
+    ) -> list[list[TokenLogprobs | None]]:
         """For each prompt the log-probability of each of its tokens given those before, and of the `top` likeliest there.
 
         The first entry of each list is None: nothing comes before the first token. A prompt may have max_model_len tokens.
@@ -250,15 +262,15 @@ class Engine:
         count = plain.integer(top)
         if count is None or count < 0:
             raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
-        many = self._open.prompts(prompts, answered=False)
+        many = self._open.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         with self._turns.turn():
             return [[None, *prompt_logprobs(self._decoder, self._cache, ids, count)] for ids in many]
 
     def next_token_logprobs(
-        self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int]
+        self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int], *, add_bos: bool | None = None
     ) -> list[list[float]]:
         """For each prompt the log-probabilities of the candidates as its next token, in the order given."""
-        many = self._open.prompts(prompts)
+        many = self._open.prompts(prompts, TextOptions(add_bos=add_bos))
         candidates = self._intake.ids(candidate_token_ids, "candidate_token_ids")
         with self._turns.turn():
             return [next_token_logprobs(self._decoder, self._cache, ids, candidates) for ids in many]
@@ -273,28 +285,18 @@ class Engine:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-        parse_special: bool = False,
+        text: TextOptions,
     ) -> list[tuple[Sample, Writer]]:
         """One for each sample, all arguments checked."""
-        samples = self._open.samples(prompts, params, parse_special)
+        samples = self._open.samples(prompts, params, text)
         return [(sample, Writer(sample, self.tokenizer)) for sample in samples]
 
-    def _run(self, writers: Sequence[tuple[Sample, Writer]]) -> Generator[tuple[Writer, str], None, None]:
+    def _run(self, writers: Sequence[tuple[Sample, Writer]]) -> Run:
         """Runs the samples together; yields at each of their tokens the text that has become certain, "" mostly.
 
         To be run in turns.
         """
-        writer_of = {id(sample): writer for sample, writer in writers}
-        steps = generate(
-            self._decoder,
-            self._cache,
-            self._steps,
-            [sample for sample, _ in writers],
-            max_length=self.max_model_len,
-            sample=self._sample,
-        )
-        with closing(steps):
-            for sample, step in steps:
-                self._turns.check()
-                writer = writer_of[id(sample)]
-                yield writer, writer.push(step)
+        samples = [sample for sample, _ in writers]
+        parts = (self._decoder, self._cache, self._steps)
+        steps = generate(*parts, samples, max_length=self.max_model_len, sample=self._sample)
+        yield from pushed(writers, steps, self._turns.check)

@@ -16,6 +16,7 @@ from baize_engine.generation.loop import Sample
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
 from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import stop_token_ids
+from baize_engine.text_options import AS_FILES_SAY, TextOptions
 from baize_engine.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]  # or an array of ids, of numpy or torch
@@ -38,10 +39,10 @@ class Intake:
         self,
         prompts: Prompt | Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
-        parse_special: bool = False,
+        text: TextOptions = AS_FILES_SAY,
     ) -> list[Sample]:
         """params.n for each prompt, in their order."""
-        many = self.prompts(prompts, parse_special=parse_special)
+        many = self.prompts(prompts, text)
         found = []
         for i, (ids, one) in enumerate(zip(many, self.params(params, len(many)), strict=True)):
             seed = one.seed
@@ -52,7 +53,7 @@ class Intake:
         return found
 
     def prompts(
-        self, prompts: Prompt | Sequence[Prompt], answered: bool = True, parse_special: bool = False
+        self, prompts: Prompt | Sequence[Prompt], text: TextOptions = AS_FILES_SAY, answered: bool = True
     ) -> list[list[int]]:
         """One prompt or several, as ids: see `prompt`."""
         found = plain.items(prompts)
@@ -60,37 +61,30 @@ class Intake:
             raise RequestError(f"prompts is {prompts!r}, wanted a text, a list of token ids, or a list of these")
         single = isinstance(found, str) or (len(found) > 0 and all(_is_number(item) for item in found))
         many: Sequence[Any] = [found] if single else found
-        return [self.prompt(prompt, f"prompt {i}", answered, parse_special) for i, prompt in enumerate(many)]
+        return [self.prompt(prompt, f"prompt {i}", text, answered) for i, prompt in enumerate(many)]
 
-    def prompt(
-        self,
-        prompt: Any,
-        name: str,
-        answered: bool = True,
-        parse_special: bool = False,
-        add_eos: bool | None = None,
-    ) -> list[int]:
+    def prompt(self, prompt: Any, name: str, text: TextOptions = AS_FILES_SAY, answered: bool = True) -> list[int]:
         """The ids of one prompt, which errors call `name`: each in the vocabulary, 1 to max_model_len of them, or one less
 
-        where it is to be `answered`. parse_special: the spelling of special tokens in a text means their ids. add_eos: None:
-        an end id follows where the tokenizer says so.
+        where it is to be `answered`.
         """
-        if not isinstance(parse_special, bool):
-            raise RequestError(f"parse_special is {parse_special!r}, wanted True or False")
-        ids = self._ids(prompt, name, parse_special, add_eos)
+        ids = self._ids(prompt, name, text)
         most = self.max_model_len - answered
         if not 0 < len(ids) <= most:
             limit = "max_model_len - 1" if answered else "max_model_len"
             raise RequestError(f"{name} has {len(ids)} tokens, wanted 1 to {most} ({limit})")
         return ids
 
-    def continued(self, prompt: Prompt, completions: Sequence[Prompt]) -> list[tuple[list[int], int]]:
+    def continued(
+        self, prompt: Prompt, completions: Sequence[Prompt], add_bos: bool | None = None
+    ) -> list[tuple[list[int], int]]:
         """For each completion the ids of prompt and completion together, and where the completion's begin."""
-        context = self.prompt(prompt, "prompt 0", add_eos=False)
+        text = TextOptions(add_bos=add_bos, add_eos=False)
+        context = self.prompt(prompt, "prompt 0", text)
         many = plain.items(completions)
         if isinstance(completions, str) or many is None:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
-        return [self._joined(prompt, context, completion, i) for i, completion in enumerate(many)]
+        return [self._joined(prompt, context, completion, text, i) for i, completion in enumerate(many)]
 
     def params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         """One for each of `count` prompts, which this model can serve."""
@@ -129,25 +123,28 @@ class Intake:
             raise RequestError(f"{what} needs a tokenizer: {self.why_no_text}")
         return self.tokenizer
 
-    def _ids(self, prompt: Any, name: str, parse_special: bool = False, add_eos: bool | None = False) -> list[int]:
+    def _ids(self, prompt: Any, name: str, text: TextOptions) -> list[int]:
         if isinstance(prompt, str):
             tokenizer = self.need_tokenizer(f"{name}, a text,")
-            return self.ids(tokenizer.encode(prompt, add_eos=add_eos, allow_special=parse_special), name)
+            ids = tokenizer.encode(prompt, text.add_bos, add_eos=text.add_eos, allow_special=text.parse_special)
+            return self.ids(ids, name)
         if plain.items(prompt) is None:
             raise RequestError(f"{name} is {prompt!r}, wanted a text or a list of token ids")
         return self.ids(prompt, name)
 
-    def _joined(self, prompt: Prompt, context: list[int], completion: Prompt, i: int) -> tuple[list[int], int]:
+    def _joined(
+        self, prompt: Prompt, context: list[int], completion: Prompt, text: TextOptions, i: int
+    ) -> tuple[list[int], int]:
         name, start = f"completion {i}", len(context)
         if isinstance(completion, str) and isinstance(prompt, str):
-            ids = self._ids(prompt + completion, name)
+            ids = self._ids(prompt + completion, name, text)
             same = [a == b for a, b in zip(context, ids, strict=False)]
             start = same.index(False) if False in same else len(same)
         elif isinstance(completion, str):
             tokenizer = self.need_tokenizer(f"{name}, a text,")
             ids = context + tokenizer.encode(completion, add_bos=False, continues=True)
         else:
-            ids = context + self._ids(completion, name)
+            ids = context + self._ids(completion, name, text)
         if len(ids) > self.max_model_len:
             raise RequestError(f"{name} and its prompt have {len(ids)} tokens, wanted at most {self.max_model_len}")
         return ids, start

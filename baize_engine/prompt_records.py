@@ -2,8 +2,9 @@
 
     {"prompt": TEXT}  or  {"messages": [{"role": …, "content": …}, …]}  or  {"token_ids": [ID, …]}
 
-with an "id", a text or an integer, and anything under "meta", which its answer repeats, "parse_special": true or false beside
-"prompt", and sampling parameters under the names of SamplingParams.
+with an "id", a text or an integer, and anything under "meta", which its answer repeats, "parse_special": true or false and
+"add_bos": true, false or null (as the tokenizer's files say) beside "prompt", and sampling parameters under the names of
+SamplingParams.
 Blank lines are no records. What cannot be served is the record's own error, and no other's.
 """
 
@@ -20,9 +21,11 @@ from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
+from baize_engine.text_options import TextOptions
 
 KINDS = ("prompt", "messages", "token_ids")
-OTHERS = ("id", "meta", "parse_special")
+TEXT_OPTIONS = {"parse_special": "true or false", "add_bos": "true, false or null"}  # and what they may be
+OTHERS = ("id", "meta", *TEXT_OPTIONS)
 PARAMETERS = tuple(each.name for each in fields(SamplingParams))
 
 
@@ -42,14 +45,17 @@ class Record:
         found = self.values.get("id")
         return found if isinstance(found, (str, int)) and not isinstance(found, bool) else None
 
-    def parse_special(self, default: bool) -> bool:
-        """Whether special tokens spelled in its prompt are their ids: as it says, else `default`."""
-        found = self.values.get("parse_special", default)
-        if not isinstance(found, bool):
-            raise RequestError(f"parse_special is {found!r}, wanted true or false")
-        if "parse_special" in self.values and "prompt" not in self.values:
-            raise RequestError("parse_special goes with prompt: in messages the chat format alone has special tokens")
-        return found
+    def text_options(self, default: TextOptions) -> TextOptions:
+        """How its prompt becomes ids: as it says, else as `default` does."""
+        given = {name: self.values[name] for name in TEXT_OPTIONS if name in self.values}
+        for name, value in given.items():
+            if not isinstance(value, bool) and not (value is None and name == "add_bos"):
+                raise RequestError(f"{name} is {value!r}, wanted {TEXT_OPTIONS[name]}")
+            if "prompt" not in self.values:
+                raise RequestError(
+                    f"{name} goes with prompt: token_ids are taken as they are, and the chat format has its special tokens"
+                )
+        return replace(default, **given)
 
     @property
     def extra(self) -> dict[str, Any]:

@@ -138,8 +138,8 @@ class ByteTokenizer:
     strips_first_space = False
     strips_all_spaces = False
 
-    def encode(self, text: str, add_bos: bool = True, **_: bool) -> list[int]:
-        return [self.bos_id] * add_bos + [FIRST_BYTE + byte for byte in text.encode()]
+    def encode(self, text: str, add_bos: bool | None = None, **_: bool) -> list[int]:
+        return [self.bos_id] * (add_bos is not False) + [FIRST_BYTE + byte for byte in text.encode()]
 
     def piece(self, token_id: int) -> str | bytes:
         return "" if token_id < FIRST_BYTE else bytes([token_id - FIRST_BYTE])
