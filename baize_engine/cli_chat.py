@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from typing import TYPE_CHECKING
 
+from baize_engine.checkpoint.shown import shown
 from baize_engine.cli_answer import SOME_FAILED
 from baize_engine.cli_options import (
     check_model_options,
@@ -17,6 +19,7 @@ from baize_engine.cli_options import (
 )
 from baize_engine.cli_signals import Terminated
 from baize_engine.cli_streams import input_bytes, need_output, tell, text
+from baize_engine.cli_typing import Typing
 from baize_engine.errors import RequestError
 
 if TYPE_CHECKING:
@@ -25,6 +28,19 @@ if TYPE_CHECKING:
 
 Messages = list[dict[str, str]]
 
+COMMANDS = {
+    "/help": "lists these",
+    "/new": "starts a new conversation",
+    "/exit": "leaves, and so do /quit and Ctrl-D",
+    "/quit": "leaves",
+}
+HELP = (
+    *(f"{name}  {what}" for name, what in COMMANDS.items()),
+    "Ctrl-C ends a reply before its end.",
+    "A message that begins with a slash and a word gets one slash more: //word sends /word.",
+    "Several lines that are pasted together are one message, which Enter sends.",
+)
+
 
 def chat_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize chat`."""
@@ -32,7 +48,17 @@ def chat_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "--keep_last",
         action="store_true",
-        help="where the conversation is longer than the model's context drop its oldest turns, and say so",
+        default=True,
+        help="where the conversation outgrows the model's context leave out its oldest turns, and say so (default); "
+        "--nokeep_last refuses the message instead",
+    )
+    flag(
+        parser,
+        "--history",
+        action="store_true",
+        default=True,
+        help="on a terminal note messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the next chat "
+        "can recall them by the arrow keys (default); --nohistory does not",
     )
     sampling_options(parser)
     model_options(parser)
@@ -43,20 +69,21 @@ def chat(options: argparse.Namespace) -> int:
     check_model_options(options)
     params = sampling_params(options)
     need_output("the answers")
-    lines = input_bytes("the messages")
-    shown = sys.stdin.isatty() and sys.stdout.isatty()
+    piped = input_bytes("the messages")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with load_engine(options) as engine:
-        if shown:
-            print("Type a message; /new starts over, /exit or Ctrl-D leaves.")
         talk = _Talk(engine, params, options.keep_last)
+        if terminal:
+            typist = Typing(options.history)
+            print("Type a message; /help lists commands, /exit or Ctrl-D leaves.")
         while True:
             try:
-                line = input("you> ").encode(errors="surrogateescape") if shown else lines.readline()
+                line = typist.message() if terminal else piped.readline()
             except EOFError:
                 break
-            if (not line and not shown) or not talk.take(line):
+            if (not line and not terminal) or not talk.take(line):
                 break
-    return SOME_FAILED if talk.unanswered and not shown else 0
+    return SOME_FAILED if talk.unanswered and not terminal else 0
 
 
 class _Talk:
@@ -71,10 +98,13 @@ class _Talk:
         """Does what a line asks for; whether the conversation goes on."""
         try:
             message = text(line, "a message; it was left out").strip()
-            if message == "/exit":
+            command, message = _command(message)
+            if command in ("/exit", "/quit"):
                 return False
-            if message == "/new":
+            if command == "/new":
                 self._messages = []
+            elif command == "/help":
+                print(*HELP, sep="\n", file=sys.stderr)
             elif message:
                 self._answer([*self._messages, {"role": "user", "content": message}])
         except RequestError as error:
@@ -99,22 +129,43 @@ class _Talk:
 
     def _fitting(self, messages: Messages) -> tuple[Messages, list[int]]:
         """The messages that fit the context with a reply, and their ids. RequestError says how many tokens are left."""
-        most, before = self._engine.max_model_len - 1, len(messages) // 2  # turns, a message and its reply each
+        most = self._engine.max_model_len - 1
+        turns = len(messages) // 2  # before this message: a message and its reply each
         ids, alone = self._engine.chat_ids(messages), self._engine.chat_ids(messages[-1:])
         if self._keep_last and len(alone) <= most:
-            room = min(self._params.max_new_tokens, most // 2)
+            room, whole = min(self._params.max_new_tokens, most // 2), len(ids)
             while len(ids) + room > most and len(messages) > 1:
                 messages = messages[2:]
                 ids = self._engine.chat_ids(messages)
-            if len(messages) // 2 < before:
+            dropped = turns - len(messages) // 2
+            if dropped:
                 tell(
-                    f"{before - len(messages) // 2} of the {before} turns so far were dropped, the oldest, to make room"
+                    f"the oldest {dropped} of {turns} turns, {whole - len(ids)} tokens, were left out to make room in the "
+                    f"context of {most + 1} tokens (--nokeep_last refuses the message instead)"
                 )
         if len(ids) > most:
             others = len(self._engine.chat_ids([*messages[:-1], {"role": "user", "content": ""}]))
-            remedy = "/new starts over, and --keep_last drops the oldest turns"
+            remedy = "/new starts over, and --keep_last leaves out the oldest turns"
             raise RequestError(
                 f"the message has {len(ids) - others} tokens, and {max(0, most - others)} are left of the {most + 1} that the "
                 f"context has: it was left out, {remedy if len(alone) <= most else 'wanted a shorter one'}"
             )
         return messages, ids
+
+
+def _command(message: str) -> tuple[str, str]:
+    """(command, "") or ("", what is to be sent). RequestError for a word that is no command.
+
+    A line that begins with one slash and a word of letters is a command, with more slashes the message that has one less; a
+    path, a comment of code, and what has several lines are messages.
+    """
+    found = re.match(r"(/+)[^\W\d_]+(?=\s|$)", message)
+    if found is None or "\n" in message:
+        return "", message
+    if len(found[1]) > 1:
+        return "", message[1:]
+    if message.casefold() not in COMMANDS:
+        raise RequestError(
+            f"{shown(message)} is no command, and was not sent: /help lists them, and /{shown(message)} sends it as a message"
+        )
+    return message.casefold(), ""
