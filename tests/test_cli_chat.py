@@ -164,10 +164,18 @@ class Terminal:
         return code
 
 
+def asleep(pid: int) -> None:
+    """Returns once it waits for a key: a signal that comes right before is seen with the next one, as in all Python."""
+    deadline = time.monotonic() + 120
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < deadline
+
+
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_the_prompt_ends_the_chat_in_a_line(folder: Path, sent: signal.Signals) -> None:  # noqa: F811
     terminal = Terminal(command(folder))
     terminal.read_until(b"you> ")
+    asleep(terminal.child.pid)
     os.kill(terminal.child.pid, sent)
     os.kill(terminal.child.pid, signal.SIGTERM)  # and once more, at its end
     code = terminal.end()
@@ -214,6 +222,7 @@ def test_lines_are_edited_and_recalled_also_by_another_chat(folder: Path, tmp_pa
 
 
 LIBEDIT = ctypes.util.find_library("edit")
+MAIN = "from baize_engine.cli import main; sys.exit(main())"
 EDITORS = {
     "readline": [sys.executable, "-m", "baize_engine"],
     "libedit": [sys.executable, "-m", "baize_engine"],
