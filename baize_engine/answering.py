@@ -13,7 +13,7 @@ from baize_engine.answer_file import AnswerFile, AnswerStream, Head
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
-from baize_engine.prompt_records import Record, records
+from baize_engine.prompt_records import Record, records, told
 from baize_engine.text_options import AS_FILES_SAY, TextOptions
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
@@ -110,7 +110,7 @@ def _line(record: Record, found: list[Completion] | BaizeError, keep: bool) -> d
     if keep and record.extra:
         line["extra"] = record.extra
     if isinstance(found, BaizeError):
-        return {**line, "error": f"line {record.line}: {found}"}
+        return {**line, "error": f"line {record.line}: {told(found)}"}
     return {**line, "completions": [_completion(each) for each in found]}
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from baize_engine.errors import RequestError
+from baize_engine.errors import RequestError, ValueRefused
 from baize_engine.tokenizer import Tokenizer
 
 Message = Mapping[str, str]
@@ -45,15 +45,15 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
 
 def _check(messages: Sequence[Message]) -> None:
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
-        raise RequestError(f'messages is {messages!r}, wanted a non-empty list of {{"role": …, "content": …}}')
+        raise ValueRefused("messages is", messages, ', wanted a non-empty list of {"role": …, "content": …}')
     wanted: tuple[str, ...] = ("system", "user")
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
-            raise RequestError(f'messages[{i}] is {message!r}, wanted {{"role": …, "content": …}}')
+            raise ValueRefused(f"messages[{i}] is", message, ', wanted {"role": …, "content": …}')
         if message["role"] not in wanted:
-            raise RequestError(f"messages[{i}] has role {message['role']!r}, wanted {' or '.join(wanted)} there")
+            raise ValueRefused(f"messages[{i}] has role", message["role"], f", wanted {' or '.join(wanted)} there")
         if not isinstance(message["content"], str):
-            raise RequestError(f"messages[{i}] has content {message['content']!r}, wanted a string")
+            raise ValueRefused(f"messages[{i}] has content", message["content"], ", wanted a string")
         wanted = ("assistant",) if message["role"] == "user" else ("user",)
     if messages[-1]["role"] != "user":
         raise RequestError(f"messages[{len(messages) - 1}] is the {messages[-1]['role']}'s, wanted the user's last")

@@ -7,6 +7,9 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
+from baize_engine.checkpoint.shown import shown
+from baize_engine.cli_streams import tell
+
 if TYPE_CHECKING:
     from baize_engine.engine import Engine
     from baize_engine.generation.params import SamplingParams
@@ -105,7 +108,7 @@ def row_options(parser: argparse.ArgumentParser) -> None:
         choices=("auto", "mean", "zero"),
         default="auto",
         help="what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
-        "StableVicuna, Wombat, LLaVA), or auto: zero where they are plainly whole rows (default: %(default)s)",
+        "StableVicuna, Wombat, LLaVA, gisting), or auto: zero where they are plainly whole rows (default: %(default)s)",
     )
     flag(
         parser,
@@ -188,7 +191,7 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     flag(
         parser,
         "--stop",
-        type=text,
+        type=_stop,
         action="append",
         default=[],
         metavar="TEXT",
@@ -243,6 +246,17 @@ def check_model_options(options: argparse.Namespace) -> None:
     for name, default in (("new_rows", "auto"), ("drop_rows", False)):
         if options.path_diff is None and getattr(options, name) != default:
             options.usage_error(f"--{name} goes with --path_diff: a model that is recovered already has its rows")
+
+
+def _stop(argument: str) -> str:
+    """The text as it stands; whoever meant a line break by a backslash and an n is told what means one."""
+    found = re.search(r"\\[ntr](?![a-z])", argument)
+    if found is not None:
+        tell(
+            f"--stop {shown(argument)} has {found[0]} as two characters, a backslash and {found[0][1]}; --stop_escaped takes "
+            "them for the character that they mean"
+        )
+    return text(argument)
 
 
 def _unescaped(argument: str) -> str:

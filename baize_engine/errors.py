@@ -1,5 +1,7 @@
 """Errors that a user can act on. The command line prints them as one line and exits with 1."""
 
+from baize_engine.checkpoint.shown import brief
+
 
 class BaizeError(Exception):
     """Base of every error whose message is meant for the user: what was found, what was wanted, and where."""
@@ -30,6 +32,17 @@ class BackendError(BaizeError, RuntimeError):
 
 class RequestError(BaizeError, ValueError):
     """A prompt or sampling parameter that cannot be served, named by index or field."""
+
+
+class ValueRefused(RequestError):
+    """A RequestError of a value: `before`, the value in brief, `after`, in Python's words.
+
+    Who has the value from another language can say it in that one's.
+    """
+
+    def __init__(self, before: str, value: object, after: str) -> None:
+        super().__init__(f"{before} {brief(value)}{after}")
+        self.before, self.value, self.after = before, value, after
 
 
 class BaizeWarning(UserWarning):

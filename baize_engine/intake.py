@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from baize_engine.errors import RequestError
+from baize_engine.errors import RequestError, ValueRefused
 from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample
 from baize_engine.generation.params import SEED_LIMIT, SamplingParams
@@ -113,7 +113,7 @@ class Intake:
             token_id = plain.integer(item)
             if token_id is None or not 0 <= token_id < self.vocab_size:
                 wanted = f"wanted a token id from 0 to {self.vocab_size - 1}"
-                raise RequestError(f"{name} has {item!r} at {position}, {wanted}")
+                raise ValueRefused(f"{name} has", item, f" at {position}, {wanted}")
             found.append(token_id)
         return found
 

@@ -11,6 +11,7 @@ Blank lines are no records. What cannot be served is the record's own error, and
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -19,7 +20,8 @@ from typing import Any
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.errors import BaizeError, RequestError
+from baize_engine.checkpoint.shown import shown_json
+from baize_engine.errors import BaizeError, RequestError, ValueRefused
 from baize_engine.generation.params import SamplingParams
 from baize_engine.text_options import TextOptions
 
@@ -27,6 +29,10 @@ KINDS = ("prompt", "messages", "token_ids")
 TEXT_OPTIONS = {"parse_special": "true or false", "add_bos": "true, false or null"}  # and what they may be
 OTHERS = ("id", "meta", *TEXT_OPTIONS)
 PARAMETERS = tuple(each.name for each in fields(SamplingParams))
+
+
+_JSON = {"None": "null", "True": "true", "False": "false"}
+_PYTHON = re.compile(rf"\b({'|'.join(_JSON)})\b")
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class Record:
         given = {name: self.values[name] for name in TEXT_OPTIONS if name in self.values}
         for name, value in given.items():
             if not isinstance(value, bool) and not (value is None and name == "add_bos"):
-                raise RequestError(f"{name} is {value!r}, wanted {TEXT_OPTIONS[name]}")
+                raise ValueRefused(f"{name} is", value, f", wanted {TEXT_OPTIONS[name]}")
             if "prompt" not in self.values:
                 raise RequestError(
                     f"{name} goes with prompt: token_ids are taken as they are, and the chat format has its special tokens"
@@ -71,22 +77,29 @@ class Record:
             raise RequestError(self.error)
         if self.extra and extra == "error":
             wanted = ", ".join((*KINDS, *OTHERS))
-            raise RequestError(f"unknown name {min(self.extra)!r}, wanted one of {wanted}, or a sampling parameter")
+            raise ValueRefused("unknown name", min(self.extra), f", wanted one of {wanted}, or a sampling parameter")
         if self.values.get("id") is not None and self.id is None:
-            raise RequestError(f"id is {self.values['id']!r}, wanted a text or an integer")
+            raise ValueRefused("id is", self.values["id"], ", wanted a text or an integer")
         kinds = [kind for kind in KINDS if kind in self.values]
         if len(kinds) != 1:
             raise RequestError(f"has {' and '.join(kinds) or 'no prompt'}, wanted one of {', '.join(KINDS)}")
         (kind,) = kinds
         value = self.values[kind]
         if kind == "prompt" and not isinstance(value, str):
-            raise RequestError(f"prompt is {value!r}, wanted a text (token_ids for ids)")
+            raise ValueRefused("prompt is", value, ", wanted a text (token_ids for ids)")
         if kind == "token_ids" and not isinstance(value, list):
-            raise RequestError(f"token_ids is {value!r}, wanted a list of token ids")
+            raise ValueRefused("token_ids is", value, ", wanted a list of token ids")
         given = {name: self.values[name] for name in PARAMETERS if name in self.values}
         if isinstance(given.get("logit_bias"), dict):
             given["logit_bias"] = {_id(key): value for key, value in given["logit_bias"].items()}
         return kind, value, replace(default, **given)
+
+
+def told(error: BaizeError) -> str:
+    """The message of what is wrong with a record, whose values are JSON's: null and true, and no None and True."""
+    if not isinstance(error, ValueRefused):
+        return str(error)
+    return f"{error.before} {shown_json(error.value)}{_PYTHON.sub(lambda word: _JSON[word[0]], error.after)}"
 
 
 def records(path: Path) -> Iterator[Record]:

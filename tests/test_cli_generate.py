@@ -268,7 +268,7 @@ def test_columns_of_the_users_own(folder: Path, tmp_path: Path, extra: str | Non
     flags = ["--input", path, "--output", out, "--max_new_tokens", 2, *(("--extra_columns", extra) if extra else ())]
     assert generate(folder, *flags) == code
     first, second = read(out)
-    assert ("unknown name 'n_words'" in first.get("error", "")) == (code == 3)
+    assert ('unknown name "n_words"' in first.get("error", "")) == (code == 3)
     assert first.get("extra") == ({"topic": "cats", "n_words": 5} if extra == "keep" else None)
     assert second["meta"] == {"topic": "dogs"}
     assert generate(folder, *flags, "--resume") == code
@@ -296,3 +296,16 @@ def test_every_field_of_the_parameters_has_its_flag(capsys: pytest.CaptureFixtur
         main(["generate", "--help"])
     shown = capsys.readouterr().out
     assert [field.name for field in fields(SamplingParams) if f"--{field.name}" not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("stop", "hinted"),
+    [(r"\n", r"\n"), (r"a\t.", r"\t"), (r"\newline", None), ("\n", None), (r"\\", None), ("n", None)],
+)
+def test_a_stop_that_was_probably_meant_for_a_line_break_gets_a_hint(
+    folder: Path, capsys: pytest.CaptureFixture[str], stop: str, hinted: str | None
+) -> None:
+    assert generate(folder, "--prompt", "the cat", "--max_new_tokens", 2, "--stop", stop) == 0
+    err = capsys.readouterr().err
+    assert err.count("--stop_escaped") == (hinted is not None)
+    assert hinted is None or f"has {hinted} as two characters" in err

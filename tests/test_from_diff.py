@@ -25,6 +25,7 @@ from baize_engine.from_diff import WeightSink, load_diff_parts
 from baize_engine.loading import load_parts
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.tokenizer import Tokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no group of 64 divides
 
@@ -216,3 +217,55 @@ def test_peak_memory_is_the_weights_and_the_buffers(tmp_path: Path, quantize: st
     assert size <= grown < size + (buffers << 20), (
         f"{(grown - size) / 2**20:.0f} MiB beyond the weights' {size / 2**20:.0f}"
     )
+
+
+def test_commands_join_rows_as_recover_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Rows that only the diff has are added to the row that --new_rows names; --drop_rows takes a base with more."""
+    base, diff = tiny.write_pair(tmp_path)
+    vocab = tiny.config()["vocab_size"]  # and so the id of the row that the diff alone has
+    pair = ("--path_raw", base, "--path_diff", diff, "--device", "cpu", "--dtype", "float32")
+    asked = ("--input", tmp_path / "in.jsonl", "--max_new_tokens", 8, "--ignore_eos", "--logprobs", 1, "--quiet")
+    (tmp_path / "in.jsonl").write_text(f'{{"token_ids": [1, 5, {vocab}]}}\n')
+
+    def answer(out: Path, *more: object) -> tuple[int, list[str]]:
+        code = main(["generate", *map(str, (*pair, *asked, "--output", out, *more))])
+        return code, out.read_text().split('"completions"')
+
+    made = {}
+    for fill in ("mean", "zero"):
+        out = tmp_path / f"{fill}.jsonl"
+        code, (_, made[fill]) = answer(out, "--new_rows", fill)
+        with Engine.from_diff(base, diff, device="cpu", dtype="float32", new_rows=fill) as engine:
+            (done,) = engine.generate([[1, 5, vocab]], SamplingParams(8, ignore_eos=True, logprobs=1))
+        (line,) = out.read_text().splitlines()
+        assert (code, json.loads(line)["completions"][0]["token_ids"]) == (0, done.token_ids)
+        for other in ("mean", "zero", "auto"):  # another way is another run
+            assert answer(out, "--resume", "--new_rows", other)[0] == (0 if other == fill else 1)
+        assert answer(out, "--resume", "--new_rows", fill, "--drop_rows")[0] == 1
+    assert made["mean"] != made["zero"]
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("command", [["generate", "--prompt", "a"], ["chat"]])
+@pytest.mark.parametrize("option", [["--new_rows", "zero"], ["--drop_rows"]])
+def test_options_of_rows_go_with_a_diff(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: list[str], option: list[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command[0], str(tmp_path), *command[1:], *option])
+    assert ended.value.code == 2
+    assert f"{option[0]} goes with --path_diff" in capsys.readouterr().err
+
+
+def test_chat_with_a_base_that_has_more_rows(tmp_path: Path) -> None:
+    vocab = Tokenizer(small_model()).vocab_size
+    base, diff = tiny.write_pair(tmp_path, cfg=tiny.config(vocab_size=vocab))
+    grown = tiny.config(vocab_size=vocab + 3)
+    tiny.write_model(base, grown, tiny.state(grown, 0, torch.float16))
+    (diff / "tokenizer.model").write_bytes(small_model())
+    pair = ["--path_raw", str(base), "--path_diff", str(diff), "--device", "cpu", "--max_new_tokens", "2"]
+    line = [sys.executable, "-m", "baize_engine", "chat", *pair]
+    for more, code in (([], 1), (["--drop_rows"], 0)):
+        done = subprocess.run([*line, *more], input=b"hi\n", capture_output=True, timeout=300, check=False)
+        assert done.returncode == code, done.stderr
+        assert (b"--drop_rows" in done.stderr) == (code == 1)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from baize_engine import SamplingParams
+from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import RequestError
 
 
@@ -85,7 +86,8 @@ def test_refuses_by_field(field: str, value: object, wanted: str) -> None:
     with pytest.raises(RequestError) as refused:
         SamplingParams(**{field: value})
     message = str(refused.value)
-    assert f"SamplingParams.{field} is {value!r}" in message
+    assert f"SamplingParams.{field} is {brief(value)}" in message
+    assert len(message) < 800
     assert wanted in message
 
 

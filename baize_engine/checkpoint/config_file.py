@@ -77,12 +77,17 @@ def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
+_WORDS: dict[type, str] = {
+    bool: "true or false", dict: "an object", float: "a number", int: "an integer", list: "a list", str: "a text",
+}  # fmt: skip
+
+
 def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: Any) -> Any:
     value = raw.get(key)
     if value is None:
         return default
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
-        raise ConfigError(f"config: {key} is {brief(value)}, wanted {' or '.join(kind.__name__ for kind in types)}")
+        raise ConfigError(f"config: {key} is {brief(value)}, wanted {' or '.join(_WORDS[kind] for kind in types)}")
     if isinstance(value, int | float) and not is_usable(value):
         raise ConfigError(f"config: {key} is {brief(value)}, wanted a finite number of at most {MAX_INTEGER}")
     return value

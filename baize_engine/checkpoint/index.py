@@ -18,7 +18,7 @@ from baize_engine.checkpoint.os_errors import broken_link, reading, stat_of
 from baize_engine.checkpoint.other_layouts import hint_of_other_layouts
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.safetensors_file import read_safetensors
-from baize_engine.checkpoint.shown import brief, shown
+from baize_engine.checkpoint.shown import brief, kind, shown
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError
 
@@ -173,9 +173,7 @@ def _folders_in(folder: Path) -> list[Path]:
 def _weight_map(index: Path) -> dict[str, str]:
     found = strict_json.read(index).get("weight_map")
     if not isinstance(found, dict) or not found:
-        raise CheckpointError(
-            f"{index}: weight_map is {type(found).__name__}, wanted an object of tensor names to files"
-        )
+        raise CheckpointError(f"{index}: weight_map is {kind(found)}, wanted an object of tensor names to files")
     for name, file in found.items():
         plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
         if not plain or "\\" in file or not file.isprintable() or len(file.encode()) > MAX_FILE_NAME:

@@ -118,11 +118,14 @@ _KINDS: dict[str, tuple[type, ...]] = {  # of the fields of records; a bool is n
 }  # fmt: skip
 
 
+_WORDS: dict[type, str] = {str: "a text", tuple: "a list", float: "a number", int: "an integer"}
+
+
 def _record(kind: Any, item: Mapping[str, Any]) -> Any:
     values = {field.name: item[field.name] for field in fields(kind)}
     for name, value in values.items():
         if type(value) not in _KINDS[name] or (type(value) is int and abs(value) >= 1 << 63):
-            raise TypeError(f"{name} is {brief(value)}, wanted {_KINDS[name][0].__name__}")
+            raise TypeError(f"{name} is {brief(value)}, wanted {_WORDS[_KINDS[name][0]]}")
     return kind(**values)
 
 

@@ -17,7 +17,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE, SAFETENSORS, TO_SAFETENSORS
 from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.shown import brief, shown
+from baize_engine.checkpoint.shown import brief, kind, shown
 from baize_engine.checkpoint.strict_json import parse
 from baize_engine.errors import CheckpointError
 
@@ -48,7 +48,7 @@ def read_safetensors(path: Path) -> list[TensorEntry]:
         header = parse(file.read(length), f"{path}: header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: __metadata__ is {type(metadata).__name__}, wanted an object")
+        raise CheckpointError(f"{path}: __metadata__ is {kind(metadata)}, wanted an object")
     check_count(path, len(header))
     begin = 8 + length
     entries = [_entry(path, name, value, begin) for name, value in header.items()]

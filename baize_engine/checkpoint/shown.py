@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import reprlib
+from itertools import islice
 from typing import Any
 
 MOST = 160  # characters
@@ -21,3 +23,17 @@ def shown(text: str) -> str:
 def brief(value: Any) -> str:
     """What repr would say, of the first parts of the first levels only: values may refer to themselves a billion times."""
     return _short.repr(value)[: 4 * MOST]
+
+
+def shown_json(value: Any) -> str:
+    """A value that JSON has, as JSON writes it: its beginning only, however deep or long it is."""
+    parts = json.JSONEncoder(ensure_ascii=False, default=brief).iterencode(value)
+    return shown("".join(islice(parts, MOST + 1)))
+
+
+def kind(value: Any) -> str:
+    """What JSON calls a value of this kind, with its article."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    words: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    return words.get(type(value), "a number")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint.file_io import read_whole
-from baize_engine.checkpoint.shown import brief, shown
+from baize_engine.checkpoint.shown import brief, kind, shown
 from baize_engine.errors import CheckpointError
 
 MAX_BYTES = 8 << 20  # an index of a 65B model is some 100 KB; as objects, 20 times as much
@@ -64,7 +64,7 @@ def _parse(content: bytes, what: str, **hooks: Any) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what}: not JSON ({shown(str(error))})") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{what}: a {type(value).__name__}, wanted a JSON object")
+        raise CheckpointError(f"{what}: {kind(value)}, wanted a JSON object")
     return value
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from baize_engine.errors import RequestError
+from baize_engine.errors import ValueRefused
 from baize_engine.generation import plain
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
@@ -139,7 +139,7 @@ class SamplingParams:
         object.__setattr__(self, field, value)
 
     def _refuse(self, field: str, found: object, wanted: str) -> NoReturn:
-        raise RequestError(f"SamplingParams.{field} is {found!r}, wanted {wanted}")
+        raise ValueRefused(f"SamplingParams.{field} is", found, f", wanted {wanted}")
 
 
 def _is_number(value: object) -> bool:
