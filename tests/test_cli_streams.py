@@ -65,6 +65,14 @@ def test_a_closed_stream_is_one_line_where_it_is_needed(
         assert len(read(tmp_path / "out.jsonl")) == 1  # and not what was said of it
 
 
+def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:  # noqa: F811
+    """print() takes a closed stderr for standard output."""
+    chat = ["chat", str(folder), "--device", "cpu", "--max_new_tokens", "2"]
+    code, whole, err = run(chat, "", b"/nothing\nthe cat\n")
+    assert (code, "no command" in err) == (3, True)
+    assert run(chat, "2>&-", b"/nothing\nthe cat\n") == (3, whole, "")
+
+
 @pytest.mark.parametrize(
     "environment",
     [
