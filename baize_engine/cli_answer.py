@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WINDOW = 1024  # many batches: rows are empty only at its end, when the last samples run alone
 SOME_FAILED = 3  # the exit code where the output is complete, and some of its lines are errors
 INTERRUPTED = 130
-UNSET = (None, False, "auto")  # of options that are left alone
+UNSET = (None, False, "auto", "error")  # of options that are left alone
 STANDARD = "-"  # in place of a file's name
 
 

@@ -16,6 +16,7 @@ from baize_engine.cli_options import (
     model_options,
     sampling_options,
     sampling_params,
+    with_seed,
 )
 from baize_engine.cli_signals import Terminated
 from baize_engine.cli_streams import input_bytes, need_output, tell, text
@@ -67,7 +68,7 @@ def chat_options(parser: argparse.ArgumentParser) -> None:
 def chat(options: argparse.Namespace) -> int:
     """Answers what is typed, or each line of standard input; exits with 3 where a piped line got no answer."""
     check_model_options(options)
-    params = sampling_params(options)
+    params = with_seed(sampling_params(options))
     need_output("the answers")
     piped = input_bytes("the messages")
     terminal = sys.stdin.isatty() and sys.stdout.isatty()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import secrets
-from dataclasses import replace
 
 from baize_engine.cli_answer import STANDARD, WINDOW, answer_file
 from baize_engine.cli_options import (
@@ -17,9 +15,10 @@ from baize_engine.cli_options import (
     sampling_options,
     sampling_params,
     text_options,
+    with_seed,
 )
 from baize_engine.cli_options import text as argument_text
-from baize_engine.cli_streams import input_bytes, need_output, tell, text
+from baize_engine.cli_streams import input_bytes, need_output, text
 
 FILES_ONLY = {"output": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False}
 
@@ -91,11 +90,8 @@ def generate(options: argparse.Namespace) -> int:
     for name, default in FILES_ONLY.items():
         if getattr(options, name) != default:
             options.usage_error(f"--{name} goes with --input, not with --prompt")
-    params = sampling_params(options)
+    params = with_seed(sampling_params(options))
     need_output("the text")
-    if params.temperature and params.seed is None:
-        params = replace(params, seed=secrets.randbelow(2**32))  # short enough to be typed again
-        tell(f"--seed {params.seed}")
     prompt = options.prompt
     if prompt == STANDARD:
         prompt = text(input_bytes("the prompt").read(), "the text of a prompt")

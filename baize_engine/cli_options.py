@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import secrets
 from typing import TYPE_CHECKING, Any
 
 from baize_engine.checkpoint.shown import shown
@@ -222,6 +223,19 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
     if len(bias) != len(options.logit_bias):
         options.usage_error("--logit_bias names a token twice")
     return SamplingParams(**{**given, "logit_bias": bias})
+
+
+def with_seed(params: SamplingParams) -> SamplingParams:
+    """`params` with a seed, which is told where it had to be drawn."""
+    from dataclasses import replace
+
+    from baize_engine.intake import DRAWN_SEEDS
+
+    if not params.temperature or params.seed is not None:
+        return params
+    seed = secrets.randbelow(DRAWN_SEEDS)
+    tell(f"--seed {seed}")
+    return replace(params, seed=seed)
 
 
 def load_engine(options: argparse.Namespace) -> Engine:

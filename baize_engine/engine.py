@@ -5,10 +5,10 @@ Many prompts run together, and still a result depends on its prompt, its paramet
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from baize_engine import chat
 from baize_engine.completion import Completion, Run, Writer, in_order, pieces, pushed, texts
@@ -28,6 +28,8 @@ from baize_engine.turns import Turns
 
 if TYPE_CHECKING:
     from types import TracebackType
+
+Item = TypeVar("Item")
 
 
 class Engine:
@@ -250,7 +252,7 @@ class Engine:
         """
         pairs = self._open.continued(prompt, completions, add_bos)
         with self._turns.turn():
-            return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in pairs]
+            return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in self._while_open(pairs)]
 
     def prompt_logprobs(
         self, prompts: Prompt | Sequence[Prompt], top: int = 0, *, add_bos: bool | None = None
@@ -264,7 +266,7 @@ class Engine:
             raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
         many = self._open.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         with self._turns.turn():
-            return [[None, *prompt_logprobs(self._decoder, self._cache, ids, count)] for ids in many]
+            return [[None, *prompt_logprobs(self._decoder, self._cache, ids, count)] for ids in self._while_open(many)]
 
     def next_token_logprobs(
         self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int], *, add_bos: bool | None = None
@@ -273,7 +275,14 @@ class Engine:
         many = self._open.prompts(prompts, TextOptions(add_bos=add_bos))
         candidates = self._intake.ids(candidate_token_ids, "candidate_token_ids")
         with self._turns.turn():
-            return [next_token_logprobs(self._decoder, self._cache, ids, candidates) for ids in many]
+            each = self._while_open(many)
+            return [next_token_logprobs(self._decoder, self._cache, ids, candidates) for ids in each]
+
+    def _while_open(self, items: Sequence[Item]) -> Iterator[Item]:
+        """Each of `items`; RequestError once the engine is closed."""
+        for item in items:
+            self._turns.check()
+            yield item
 
     @property
     def _open(self) -> Intake:

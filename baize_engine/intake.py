@@ -13,12 +13,13 @@ from typing import Any
 from baize_engine.errors import RequestError, ValueRefused
 from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample
-from baize_engine.generation.params import SEED_LIMIT, SamplingParams
+from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import stop_token_ids
 from baize_engine.text_options import AS_FILES_SAY, TextOptions
 from baize_engine.tokenizer import Tokenizer
 
+DRAWN_SEEDS = 2**32  # short enough to be typed again, and exact in JSON for whoever reads its numbers as doubles
 Prompt = str | Sequence[int]  # or an array of ids, of numpy or torch
 
 
@@ -47,7 +48,7 @@ class Intake:
         for i, (ids, one) in enumerate(zip(many, self.params(params, len(many)), strict=True)):
             seed = one.seed
             if seed is None:
-                seed = secrets.randbelow(SEED_LIMIT) if one.temperature else 0  # which greedy samples do not use
+                seed = secrets.randbelow(DRAWN_SEEDS) if one.temperature else 0  # which greedy samples do not use
             stops = stop_token_ids(one, self.eos_token_ids)
             found += [Sample(i, index, ids, one, seed, stops) for index in range(one.n)]
         return found

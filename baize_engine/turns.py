@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any, TypeVar
 
 from baize_engine import forks
 from baize_engine.errors import BackendError, RequestError
+from baize_engine.interrupts import deferred
 
 Item = TypeVar("Item")
 
@@ -25,12 +26,18 @@ class Turns:
     """Calls take turns about in the order in which they come. After `close` there are no more."""
 
     def __init__(self) -> None:
-        self._lock = _FairLock()
-        self._thread: int | None = None  # of the call whose turn it is
-        self._process = os.getpid()
+        self._renew()
         self._closed = False
+        self._child_of_a_call = False  # made by fork while a call was under way
+        self._forked = False
         self._under_way: set[Generator[Any, None, None]] = set()  # held, so that only `_end` ends them
         self._ends: deque[Callable[[], None]] = deque()
+        _ALL.add(self)
+
+    def _renew(self) -> None:
+        self._door = threading.Lock()  # held by the one who is next, so that who has just had a turn gets behind it
+        self._taken = threading.RLock()  # held by who has the turn
+        self._inside: set[int] = set()  # threads that have a turn, or wait for one
 
     def check(self) -> None:
         """RequestError once it is closed."""
@@ -39,19 +46,18 @@ class Turns:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for a turn, and has it. RequestError where this engine is closed by then, or this thread has a turn already."""
+        """Waits for a turn, and has it.
+
+        RequestError where this engine is closed by then, or this thread has a turn, or waits for one, already.
+        """
         self._check_process()
         self.check()
-        if self._thread == threading.get_ident():  # a signal's handler, a finaliser
+        if threading.get_ident() in self._inside:  # a signal's handler, a finaliser
             raise RequestError("this thread is in the middle of another call to this engine, wanted that to end first")
         try:
-            with self._lock:
+            with self._hold():
                 self.check()
-                self._thread = threading.get_ident()
-                try:
-                    yield
-                finally:
-                    self._thread = None
+                yield
         finally:
             self._end_those()
 
@@ -79,13 +85,39 @@ class Turns:
             let_go()
 
         self._ends.append(end)
-        if self._thread != threading.get_ident() and self._process == os.getpid():
-            with self._lock:
+        if threading.get_ident() not in self._inside and not self._child_of_a_call:
+            with self._hold():
                 self._call_ends()
 
+    @contextmanager
+    def _hold(self, wait: bool = True) -> Iterator[bool]:
+        """The turn, or without `wait` whether it was free. Not within another.
+
+        Ctrl-C may come between any two steps of Python, but not between the end of this block and the first call of
+        `finally`, which is the lock's own: nothing may come before it.
+        """
+        me = threading.get_ident()
+        try:
+            self._inside.add(me)
+            if wait:
+                with self._door:
+                    self._taken.acquire()
+                yield True
+            else:
+                yield self._taken.acquire(blocking=False)
+        finally:
+            try:  # contextlib's way begins with calls of Python
+                self._taken.release()
+            except RuntimeError:
+                pass  # it was not taken: Ctrl-C came while this waited, or it was not free
+            finally:
+                self._inside.discard(me)
+
     def _end(self, run: Generator[Any, None, None]) -> None:
-        run.close()
-        self._under_way.discard(run)
+        try:
+            run.close()
+        finally:
+            self._under_way.discard(run)
 
     def _later(self, end: Callable[[], None]) -> None:
         """Calls `end` in a turn: now if nobody has one, else after that. Waits for nobody: it runs in finalisers."""
@@ -94,56 +126,37 @@ class Turns:
 
     def _end_those(self) -> None:
         # Once more after each release: what came while the lock was taken has left it to who had it.
-        while self._ends and self._thread != threading.get_ident() and self._lock.take_free():
-            try:
+        while self._ends and threading.get_ident() not in self._inside:
+            with self._hold(wait=False) as free:
+                if not free:
+                    return
                 self._call_ends()
-            finally:
-                self._lock.release()
 
     def _call_ends(self) -> None:
-        self._thread = threading.get_ident()
-        try:
+        with deferred():  # what is half cleaned up would stay so
             while self._ends:
                 self._ends.popleft()()
-        finally:
-            self._thread = None
 
     def _check_process(self) -> None:
-        if self._process == os.getpid():
+        if not self._forked:
             return
         forks.check()
-        if self._thread is not None:
+        if self._child_of_a_call:
             raise BackendError(
                 "this process was made by fork in the middle of a call to this engine: start it by multiprocessing's "
                 "'spawn', and load the model there"
             )
-        self._lock, self._process = _FairLock(), os.getpid()
 
 
-class _FairLock:
-    """A lock that who has just let go of it gets behind one who waits. A context manager, which Ctrl-C leaves untaken."""
+_ALL: weakref.WeakSet[Turns] = weakref.WeakSet()  # those whose locks a forked child has to make anew
 
-    def __init__(self) -> None:
-        self._door = threading.Lock()  # held by the one who is next
-        self._taken = threading.RLock()  # knows its owner, which is all that it is for
 
-    def __enter__(self) -> None:
-        try:
-            with self._door:
-                self._taken.acquire()
-        except BaseException:
-            if self._taken._is_owned():  # type: ignore[attr-defined]
-                self._taken.release()
-            raise
+def _in_child() -> None:
+    """A child made by fork has one thread, and copies of locks that threads of its parent may have held."""
+    for turns in list(_ALL):
+        turns._forked = True
+        turns._child_of_a_call = turns._child_of_a_call or bool(turns._inside)
+        turns._renew()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._taken.release()
 
-    def take_free(self) -> bool:
-        """Takes it if nobody has it; whether it did."""
-        return self._taken.acquire(blocking=False)
-
-    def release(self) -> None:
-        self._taken.release()
+os.register_at_fork(after_in_child=_in_child)

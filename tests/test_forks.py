@@ -92,3 +92,33 @@ os.waitpid(child, 0)
     first, second = done.stdout.splitlines()
     assert "made by fork in the middle of a call to this engine" in first
     assert second == "a turn"
+
+
+THREADS_OF_A_CHILD = """
+import os, sys, threading
+from baize_engine.turns import Turns
+sys.setswitchinterval(1e-6)
+turns = Turns()
+for _ in range(40):
+    if (child := os.fork()) == 0:
+        inside, most, together = [0], [0], threading.Barrier(8)
+        def call():
+            together.wait()
+            for _ in range(20):
+                with turns.turn():
+                    inside[0] += 1
+                    most[0] = max(most[0], inside[0])
+                    inside[0] -= 1
+        threads = [threading.Thread(target=call) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        os._exit(most != [1])
+    if os.waitpid(child, 0)[1]:
+        sys.exit("two threads had a turn at a time, or none had")
+"""
+
+
+def test_threads_of_a_child_that_begin_together_take_turns() -> None:
+    subprocess.run([sys.executable, "-c", THREADS_OF_A_CHILD], check=True, timeout=300)

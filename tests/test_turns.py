@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import gc
 import itertools
+import signal
+import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -20,7 +22,7 @@ from tiny import config
 from baize_engine import Engine, SamplingParams
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import MAX_ROWS
-from baize_engine.turns import Turns, _FairLock
+from baize_engine.turns import Turns
 
 THREADS = 8
 PROMPTS = [prompt(length, length) for length in (3, 17, 40, 5, 33, 64)]
@@ -265,7 +267,7 @@ def test_close_in_another_thread_ends_what_is_under_way_and_what_waits() -> None
         working = pool.submit(engine.generate, [1, 5], LONG)
         assert at_work.wait(60)
         waiting = pool.submit(engine.generate, [1, 6], LONG)
-        until(lambda: engine._turns._lock._door.locked())
+        until(lambda: engine._turns._door.locked())
         closing = pool.submit(engine.close)
         until(lambda: engine._turns._closed)
         go_on.set()
@@ -321,18 +323,18 @@ def until(true: Callable[[], bool]) -> None:
 
 
 def test_who_waits_is_next_and_not_who_has_just_been() -> None:
-    lock, order = _FairLock(), []
+    turns, order = Turns(), []
 
     def other() -> None:
-        with lock:
+        with turns.turn():
             order.append("other")
 
-    with lock:
+    with turns.turn():
         order.append("first")
         thread = threading.Thread(target=other)
         thread.start()
-        until(lock._door.locked)
-    with lock:
+        until(turns._door.locked)
+    with turns.turn():
         order.append("first again")
     thread.join()
     assert order == ["first", "other", "first again"]
@@ -365,3 +367,101 @@ def test_more_rows_than_run_at_a_time_in_threads() -> None:
     in_threads(call, 4)
     stream.close()
     assert all_free(engine)
+
+
+@pytest.mark.parametrize("number", range(40))
+def test_ctrl_c_leaves_no_turn_taken(number: int) -> None:
+    """Raised as the so manieth function of Python begins, or a generator goes on: where CPython looks for signals."""
+    turns, left = Turns(), [number]
+
+    def interrupt(frame: Any, event: str, _: object) -> None:
+        if event == "call":
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+
+    def use() -> None:
+        for _ in range(3):
+            with turns.turn():
+                turns._later(lambda: None)
+
+    sys.settrace(interrupt)
+    try:
+        use()
+    except KeyboardInterrupt:
+        sys.settrace(None)
+    finally:
+        sys.settrace(None)
+    gc.collect()
+    had: list[bool] = []
+    other = threading.Thread(target=lambda: had.append(_takes(turns)), daemon=True)
+    other.start()
+    other.join(30)
+    assert had == [True]
+    assert _takes(turns)  # nor is this thread taken for one in the middle of a call
+
+
+def _takes(turns: Turns) -> bool:
+    with turns.turn():
+        return True
+
+
+@pytest.mark.parametrize("asked", ["close", "turn"])
+def test_a_handler_that_comes_while_its_thread_waits_for_a_turn(asked: str) -> None:
+    turns, begun, told = Turns(), threading.Event(), []
+    leave = threading.Event()
+
+    def hold() -> None:
+        with turns.turn():
+            begun.set()
+            leave.wait(60)
+
+    def handler(*_: object) -> None:
+        if asked == "close":
+            turns.close(lambda: told.append("let go"))
+        else:
+            with pytest.raises(RequestError, match="in the middle of another call"):
+                _takes(turns)
+            told.append("refused")
+        leave.set()
+
+    worker = threading.Thread(target=hold, daemon=True)
+    worker.start()
+    assert begun.wait(60)
+    before = signal.signal(signal.SIGUSR1, handler)
+    me = threading.get_ident()
+
+    def send() -> None:
+        until(lambda: turns._door.locked())
+        signal.pthread_kill(me, signal.SIGUSR1)
+
+    sender = threading.Thread(target=send, daemon=True)
+    sender.start()
+    try:
+        if asked == "close":
+            with pytest.raises(RequestError, match="this engine is closed"):
+                _takes(turns)
+        else:
+            assert _takes(turns)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    worker.join(60)
+    sender.join(60)
+    assert told == ["let go" if asked == "close" else "refused"]
+
+
+def test_close_ends_scores_that_are_under_way() -> None:
+    engine, decoder = pausing()
+    decoder.at_step = None
+    done = []
+
+    def pairs() -> Iterator[list[int]]:
+        for number in range(5):
+            done.append(number)
+            if number == 2:
+                engine.close()
+            yield [5]
+
+    with pytest.raises(RequestError, match="this engine is closed"):
+        list(engine._while_open(pairs()))
+    assert done == [0, 1, 2]

@@ -14,6 +14,8 @@ def number(value: Any) -> Any:
 
 def integer(value: Any) -> int | None:
     """The int that `value` stands for; None where it is no integer. True and False are none."""
+    if type(value) is int:
+        return value
     value = number(value)
     if isinstance(value, bool):
         return None
