@@ -127,7 +127,8 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
             pass_over(f"{why}: {brief(value)} is no token of this model")
         elif value == text.own.bos or (early and text.own == Own()):
-            pass_over(f"{why}: {value} is the begin token (converters of March 2023 wrote it)")
+            wrote = " (converters of March 2023 wrote it)" if early else ""
+            pass_over(f"{why}: {value} is the begin token{wrote}")
             if early and text.own == Own() and vocab_size > LLAMA_END:
                 ends.setdefault(LLAMA_END, f"LLaMA's, where {file} has the wrong ids of converters of March 2023")
         else:

@@ -1,8 +1,9 @@
 """Text to token ids and back: a sentencepiece model and the tokens that a finetune added. Knows no model, no chat format.
 
 Security: text never becomes a control token ("</s>") or a special added one ("<pad>") unless the caller of encode()
-asks for it; a message that spells one is encoded as its characters. Added tokens that are not special are vocabulary
-and are found in any text, the longest first.
+asks for it; a message that spells one is encoded as its characters, also where the special token is one of sentencepiece's
+user-defined symbols, which it finds in any text: ids that come so are replaced by those of the characters.
+Added tokens that are not special are vocabulary and are found in any text, the longest first.
 
 Ids are sentencepiece's own, which is what models of 2023 were trained with. `special_ids` says which of them begin and end
 a text. A model may have rows for more ids than that, a vocabulary padded to a multiple of 64 for one: they stand for no text.
@@ -11,7 +12,7 @@ a text. A model may have rows for more ids than that, a vocabulary padded to a m
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,9 @@ class Tokenizer:
         own = Own(_own(self._fresh.bos_id()), _own(self._fresh.eos_id()), _own(self._fresh.unk_id()))
         self.ids = text_ids(files, own, self.id_of)
         self.bos_id, self.eos_id = self.ids.bos_id, self.ids.eos_id
-        self._spelled = self._hide(files.listed_special())
+        self._hide(files)
+        hidden = {i for i in self._special.values() if i < len(self._pieces) and not self._fresh.is_control(i)}
+        self._spelled_out = {token_id: self._spell(token_id, hidden) for token_id in hidden}
 
     @classmethod
     def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
@@ -89,20 +92,40 @@ class Tokenizer:
         except RuntimeError as bad:  # sentencepiece's only error type
             raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
 
-    def _hide(self, listed: Iterable[str]) -> set[str]:
-        """Makes special what sentencepiece takes for text: the begin and end token, and those listed; gives their texts."""
+    def _hide(self, files: TokenizerFiles) -> None:
+        """Makes special what sentencepiece takes for text: the begin and end token, and what the files list or name so."""
         around = [i for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)]
-        texts = {*map(self._fresh.id_to_piece, around), *listed} - self._special.keys()
-        hidden = set()
-        for text in texts:
+        marked = {*map(self._fresh.id_to_piece, around), *files.listed_special()}
+        for text in (marked | files.named_special()) - self._special.keys():
             found = self.id_of(text)
-            if found is None or found >= len(self._pieces) or found == self.ids.own.unk or len(text) < 2:
-                continue
+            if found is None or found >= len(self._pieces) or found == self.ids.own.unk or not text.strip(SPACE):
+                continue  # spaces, too: sentencepiece itself puts one before a text
+            if self._fresh.get_score(found) < 0:  # learnt from text, where user-defined symbols have 0
+                word = text not in marked and text.strip(SPACE).isalnum()
+                if word or len(text) == 1:  # "!" as the padding, or "user" named special, come in any text
+                    continue
             if isinstance(self._pieces[found], str):  # and not a byte
                 self._pieces[found] = ""
                 self._special[text] = found
-                hidden.add(text)
-        return hidden
+
+    def _spell(self, token_id: int, hidden: Set[int]) -> list[int]:
+        """The ids of a hidden token's text, none of them hidden: it is cut behind its first character, or into all of them.
+
+        A character that is hidden itself becomes its bytes, and "unknown" where the model has none.
+        """
+        text = self._fresh.id_to_piece(token_id).replace(SPACE, " ")
+        ids: list[int] = [*self._continuing.encode(text[:1]), *self._continuing.encode(text[1:])]
+        if hidden.isdisjoint(ids):
+            return ids
+        ids = []
+        for character in text:
+            found = self._continuing.encode(character)
+            if not hidden.isdisjoint(found):
+                table = [self._fresh.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+                has_bytes = all(map(self._fresh.is_byte, table))
+                found = table if has_bytes else [self._fresh.unk_id()]
+            ids += found
+        return ids
 
     @property
     def vocab_size(self) -> int:
@@ -140,14 +163,16 @@ class Tokenizer:
         ids = _around("begin", self.bos_id, self.ids.adds_bos if add_bos is None else add_bos)
         end = _around("end", self.eos_id, self.ids.adds_eos if add_eos is None else add_eos)
         known = {**self._ordinary, **self._special} if allow_special else self._ordinary
-        spelled = {} if allow_special else dict.fromkeys(self._spelled, 0)
-        for part in _split(text, {**known, **spelled}):
+        spelled_out = {} if allow_special else self._spelled_out
+        for part in _split(text, known):
             if part in known:
                 ids.append(known[part])
-            else:  # what spells a special token is cut behind its first character, or sentencepiece would make it one
-                for cut in (part[:1], part[1:]) if part in spelled else (part,):
-                    ids += (self._continuing if continues else self._fresh).encode(cut)
-                    continues = True
+            else:
+                found = (self._continuing if continues else self._fresh).encode(part)
+                # by id and not by text: a normalising model finds a token in other characters than its own, too
+                if spelled_out and not spelled_out.keys().isdisjoint(found):
+                    found = [spelt for one in found for spelt in spelled_out.get(one, (one,))]
+                ids += found
             continues = True
         return ids + end
 

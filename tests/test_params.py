@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 
 from baize_engine import SamplingParams
 from baize_engine.checkpoint.shown import brief
@@ -21,6 +23,35 @@ def test_one_stop_string_is_a_tuple_of_one() -> None:
     assert SamplingParams(stop="\n\n").stop == ("\n\n",)
     assert SamplingParams(stop=["a", "b"], stop_token_ids=[5]).stop == ("a", "b")
     assert SamplingParams(stop_token_ids=[5, 6]).stop_token_ids == (5, 6)
+
+
+def test_stop_strings_and_flags_may_be_arrays_of_others() -> None:
+    for stop in (np.array(["a", "bc"]), [np.str_("a"), "bc"]):
+        found = SamplingParams(stop=stop).stop
+        assert found == ("a", "bc")
+        assert {type(one) for one in found} == {str}
+    assert SamplingParams(stop=np.array("ab")).stop == ("ab",)
+    assert SamplingParams(stop=np.array([])).stop == ()
+    for flag in (np.True_, torch.tensor(True), np.array(True)):
+        assert SamplingParams(ignore_eos=flag).ignore_eos is True
+    for wrong in (np.array([1, 2]), np.array([["a"]])):
+        with pytest.raises(RequestError, match=r"SamplingParams\.stop\[0\]"):
+            SamplingParams(stop=wrong)
+    for wrong in (b"a", bytearray(b"a"), {"a"}):
+        with pytest.raises(RequestError, match=r"SamplingParams\.stop is"):
+            SamplingParams(stop=wrong)
+    with pytest.raises(RequestError, match=r"SamplingParams\.ignore_eos is"):
+        SamplingParams(ignore_eos=np.int64(1))
+
+
+def test_a_bias_stands_once_for_an_id() -> None:
+    five = torch.tensor(5)
+    assert SamplingParams(logit_bias={five: 1.0, torch.tensor(6): 2}).logit_bias == {5: 1.0, 6: 2}
+    for other in (torch.tensor(5), np.int64(5), 5):
+        with pytest.raises(
+            RequestError, match=r"SamplingParams\.logit_bias is .*each token id once: 5 stands there twice"
+        ):
+            SamplingParams(logit_bias={five: 1.0, other: 2.0})
 
 
 def test_ids_and_biases_are_copies() -> None:

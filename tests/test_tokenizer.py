@@ -134,6 +134,86 @@ def test_special_tokens_among_sentencepieces_own_text_are_special_too(tmp_path: 
     assert 3 in Tokenizer(model).encode(text)  # nobody says that it is special
 
 
+def listed(model: bytes, *texts: str) -> dict:
+    pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+    decoder = {str(pieces.piece_to_id(text)): {"content": text, "special": True} for text in texts}
+    return {"tokenizer_config": {"added_tokens_decoder": decoder}}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        {"special_tokens_map": {"additional_special_tokens": ["<|im_start|>"]}},
+        {"special_tokens_map": {"pad_token": {"content": "<|im_start|>"}}},
+        {"tokenizer_config": {"additional_special_tokens": [{"content": "<|im_start|>"}]}},
+    ],
+)
+def test_tokens_that_are_only_named_special_are_special_too(tmp_path: Path, files: dict) -> None:
+    model = small_model(user_defined_symbols="<|im_start|>")
+    tokenizer = Tokenizer.from_folder(write(tmp_path, model, **files))
+    text = "the<|im_start|> cat"
+    assert 3 not in tokenizer.encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.decode(tokenizer.encode(text, allow_special=True)) == "the cat"
+
+
+@pytest.mark.parametrize("text", ["<<s2>", "<s2>", "<<<s2>", "x<<s2>y", "<<s2><s2>", "<s<s2>2>", "<s2" * 3 + ">>"])
+def test_special_tokens_within_each_other_are_hidden(tmp_path: Path, text: str) -> None:
+    model = small_model(user_defined_symbols="<<s2>,<s2>,s2>")
+    tokenizer = Tokenizer.from_folder(write(tmp_path, model, **listed(model, "<<s2>", "<s2>", "s2>")))
+    ids = tokenizer.encode(text, add_bos=False)
+    assert not {3, 4, 5} & set(ids)
+    assert tokenizer.decode(ids) == text
+    assert {3, 4} & set(tokenizer.encode(text, allow_special=True))
+
+
+@pytest.mark.parametrize("text", ["\uff1c|im_end|\uff1e", "\uff1c\uff5cim_end\uff5c\uff1e", "<|im_end|>"])
+def test_what_a_model_normalises_to_a_special_token_is_hidden(tmp_path: Path, text: str) -> None:
+    model = small_model(user_defined_symbols="<|im_end|>", normalization_rule_name="nmt_nfkc")
+    assert 3 in sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
+    tokenizer = Tokenizer.from_folder(write(tmp_path, model, **listed(model, "<|im_end|>")))
+    ids = tokenizer.encode(f"a{text} b", add_bos=False)
+    assert 3 not in ids
+    assert tokenizer.decode(ids) == "a<|im_end|> b"
+
+
+def test_a_special_token_of_one_character_is_its_bytes_in_a_text(tmp_path: Path) -> None:
+    model = small_model(user_defined_symbols="\u00a7")
+    tokenizer = Tokenizer.from_folder(write(tmp_path, model, **listed(model, "\u00a7")))
+    ids = tokenizer.encode("the\u00a7cat", add_bos=False)
+    assert 3 not in ids
+    assert tokenizer.decode(ids) == "the\u00a7cat"
+    assert 3 in tokenizer.encode("\u00a7", allow_special=True)
+    without = small_model(user_defined_symbols="\u00a7", byte_fallback=False, vocab_size=100)
+    tokenizer = Tokenizer.from_folder(write(tmp_path, without, **listed(without, "\u00a7")))
+    assert tokenizer.encode("\u00a7", add_bos=False)[-1] == tokenizer.ids.own.unk
+
+
+def test_words_of_the_vocabulary_stay_words_whatever_a_file_names_special(tmp_path: Path) -> None:
+    names = {"additional_special_tokens": ["dog", "\u2581cat", "c", "\u2581"], "pad_token": "d"}
+    tokenizer = Tokenizer.from_folder(write(tmp_path, special_tokens_map=names))
+    text = "the cat saw a dog c d"
+    assert tokenizer.encode(text) == Tokenizer(small_model()).encode(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_ordinary_texts_have_the_same_ids_beside_hidden_tokens(tmp_path: Path, text: str) -> None:
+    model = small_model(user_defined_symbols="<|im_end|>,\u00a7")
+    tokenizer = Tokenizer.from_folder(write(tmp_path, model, **listed(model, "<|im_end|>", "\u00a7")))
+    assert tokenizer.encode(text) == Tokenizer(model).encode(text)
+
+
+def test_a_number_of_the_most_digits_may_have_a_sign(tmp_path: Path) -> None:
+    write(tmp_path)
+    for sign in ("", "-"):
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {sign}{"9" * 4300}}}')
+        assert Tokenizer.from_folder(tmp_path).bos_id == 1
+        (tmp_path / "tokenizer_config.json").write_text(f'{{"model_max_length": {sign}{"9" * 4301}}}')
+        with pytest.raises(CheckpointError, match="a number of 4301 digits"):
+            Tokenizer.from_folder(tmp_path)
+
+
 def test_rows_without_a_token_stand_for_no_text(tmp_path: Path) -> None:
     write(tmp_path, added_tokens={"<pad>": 360, "<x>": 362, "<far>": 400}, special_tokens_map={"pad_token": "<pad>"})
     tokenizer = Tokenizer.from_folder(tmp_path, rows=384)

@@ -69,8 +69,9 @@ def _parse(content: bytes, what: str, **hooks: Any) -> dict[str, Any]:
 
 
 def _integer(text: str) -> int:
-    if len(text) > MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
+    digits = len(text.lstrip("-"))
+    if digits > MAX_DIGITS:
+        raise ValueError(f"a number of {digits} digits")
     return int(text)
 
 

@@ -73,7 +73,7 @@ class TokenizerFiles:
         A token is special if tokenizer_config.json says so or a file names it as one. CheckpointError names an entry that is
         no token with its id.
         """
-        special = self._special()
+        special = self.named_special()
         found: dict[str, tuple[int, bool]] = {}
         for text, token_id in self.added_tokens.items():
             if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
@@ -113,7 +113,7 @@ class TokenizerFiles:
                 found[text] = int(key)
         return found
 
-    def _special(self) -> set[str]:
+    def named_special(self) -> set[str]:
         """The texts of tokens that a file gives a special name, one each or in a list ("additional_special_tokens")."""
         values = [value for key, value in self.config.items() if key.endswith(("_token", "_tokens"))]
         values += self.special_map.values()

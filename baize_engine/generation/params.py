@@ -32,7 +32,7 @@ class SamplingParams:
     logit_bias: {id: value} added to logits. allowed_token_ids: only these may come; None: all. banned_token_ids may not.
     min_new_tokens: before as many no stop id may come, and no stop string is complete; one that begins before may be after.
     stop: strings that end the text, cut off before them; one string is taken as a tuple of one.
-    Integers and ids may be numpy's or torch's, and lists of ids arrays; the fields hold Python's.
+    Numbers, flags and ids may be numpy's or torch's, and lists of ids or strings arrays; the fields hold Python's.
     stop_token_ids end it too, beside the model's own end tokens, which ignore_eos switches off.
     logprobs None: not computed; k >= 0: the log-probability of each token and of the k most likely ones.
     """
@@ -73,8 +73,10 @@ class SamplingParams:
             self._number(name, lambda x: abs(x) <= LARGEST, f"a number from {-LARGEST:g} to {LARGEST:g}")
         if self.seed is not None:
             self._integer("seed", 0, SEED_LIMIT - 1)
-        if not isinstance(self.ignore_eos, bool):
+        ignores = plain.number(self.ignore_eos)
+        if not isinstance(ignores, bool):
             self._refuse("ignore_eos", self.ignore_eos, "True or False")
+        object.__setattr__(self, "ignore_eos", ignores)
         self._integer("n", 1, MOST_SAMPLES)
         if self.logprobs is not None:
             self._integer("logprobs", 0)
@@ -84,15 +86,16 @@ class SamplingParams:
             object.__setattr__(self, name, self._ids(name))
 
     def _stop_strings(self) -> tuple[str, ...]:
-        stops = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stops, Sequence) or isinstance(stops, bytes):
+        given = plain.number(self.stop)
+        stops = (given,) if isinstance(given, str) else plain.items(given)
+        if stops is None:
             self._refuse("stop", self.stop, "a string or a sequence of strings")
         for i, stop in enumerate(stops):
             if not isinstance(stop, str) or not stop:
                 self._refuse(f"stop[{i}]", stop, "a non-empty string")
             if any("\ud800" <= character <= "\udfff" for character in stop):
                 self._refuse(f"stop[{i}]", stop, "valid Unicode, without half of a surrogate pair: no text holds one")
-        return tuple(stops)
+        return tuple(map(str, stops))  # numpy's strings are of a class of their own
 
     def _ids(self, field: str) -> tuple[int, ...] | None:
         given = getattr(self, field)
@@ -122,6 +125,8 @@ class SamplingParams:
             if not _is_number(value) or abs(value) > LARGEST:
                 wanted = f"a number from {-LARGEST:g} to {LARGEST:g} (banned_token_ids forbids a token)"
                 self._refuse(f"logit_bias[{token_id}]", given, wanted)
+            if token_id in biases:  # one key for Python, and for the keys of torch two
+                self._refuse("logit_bias", self.logit_bias, f"each token id once: {token_id} stands there twice")
             biases[token_id] = value
         return biases
 
