@@ -25,26 +25,27 @@ from baize_engine.checkpoint.manifest import (
     Manifest,
     SourceFile,
     TensorRecord,
-    read_manifest,
     sha256_of,
     tensor_record,
 )
 from baize_engine.checkpoint.output_folder import PARTIAL, check_output, check_room, finished_before
 from baize_engine.checkpoint.result_check import result_problems
-from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, TensorSpec, lay_out
-from baize_engine.errors import BaizeWarning, CheckpointError, MismatchError, OutputError
-from baize_engine.interrupts import Check, deferred, in_threads
+from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, lay_out
+from baize_engine.errors import BaizeWarning, MismatchError, OutputError
+from baize_engine.interrupts import deferred, in_threads
 from baize_engine.recovery.adders import Adder
+from baize_engine.recovery.config_match import check_configs
+from baize_engine.recovery.earlier_run import finished_result, still_there
 from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.grown_base import mean_row
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
 from baize_engine.recovery.new_rows import decide
-from baize_engine.recovery.plan import DIFF, MatchOptions, Plan, check_configs, plan
+from baize_engine.recovery.plan import DIFF, MatchOptions, Plan, plan
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
-from baize_engine.recovery.verify import THREADS, hash_file, hash_range, verify
+from baize_engine.recovery.verify import THREADS, hash_file
 
 
 @dataclass(frozen=True)
@@ -158,7 +159,7 @@ def _prepare(
     files = side_files.collect(other.folder, base.folder, options.dtype, work.vocab_size, options.follow_links)
     unfinished = (out / JOURNAL_NAME).exists()
     resume = options.resume and unfinished
-    whole = None if unfinished else _whole(out, work, before, files, options)
+    whole = None if unfinished else finished_result(out, work, before, files, options.operation)
     if whole is not None and not options.resume:
         raise finished_before(out)
     if not resume and whole is None:
@@ -193,39 +194,6 @@ def checked_plan(
         check_configs(source.config, config, *names, match.keep_extra)
     check(work)
     return decide(work, other, match, subtract, mean_row)
-
-
-def _whole(
-    out: Path, work: Plan, before: dict[str, list[SourceFile]], files: Mapping[str, bytes], options: Options
-) -> Manifest | None:
-    """The manifest of a result of these sources and options that lies in `out` finished and as written, or None.
-
-    Of several results of one run that was killed at its very end, some are finished.
-    """
-    if not (out / MANIFEST_NAME).is_file():
-        return None
-    try:
-        manifest = read_manifest(out)
-    except CheckpointError:
-        return None  # not one of ours: the folder is in use for something else
-    found = {name: (record.dtype, record.shape) for name, record in manifest.tensors.items()}
-    sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
-    wanted = {job.name: (job.dtype, job.other.shape) for job in work.jobs}
-    if (manifest.operation, found, sources) != (options.operation, wanted, before):
-        return None
-    if (manifest.new_rows, manifest.stored) != (work.new_rows, list(work.stored)):
-        return None
-    if manifest.files != {name: sha256_of(content) for name, content in files.items()}:
-        return None
-    try:
-        problems = verify(out).problems
-    except CheckpointError as error:
-        problems = (str(error),)
-    if problems:
-        raise OutputError(
-            errno.ENOTEMPTY, f"{out} holds a finished result that is not as it was written: {problems[0]}"
-        )
-    return manifest
 
 
 def _check_outputs(prepared: Sequence[_Prepared]) -> None:
@@ -325,7 +293,7 @@ def _open(item: _Prepared, journal: Journal[TensorRecord] | None, stack: ExitSta
             writer.track(item.out / (name + PARTIAL))
     writer.open_shards()
     pairs = {job.name: (job.base, job.other) for job in item.work.jobs}
-    return _Open(item, writer, journal, _still_there(journal.finished, writer, item.work), pairs)
+    return _Open(item, writer, journal, still_there(journal.finished, writer, item.work), pairs)
 
 
 def _manifest(
@@ -343,18 +311,6 @@ def _manifest(
         stored=list(each.item.work.stored),
         notes=list(each.item.work.notes),
     )
-
-
-def _still_there(finished: dict[str, TensorRecord], writer: CheckpointWriter, work: Plan) -> dict[str, TensorRecord]:
-    """The tensors of an earlier run whose bytes on disk still hash to what it noted."""
-
-    def intact(spec: TensorSpec, check: Check) -> bool:
-        path, begin = writer.partial_path(spec.name)
-        return hash_range(path, begin, spec.nbytes, check=check) == finished[spec.name].sha256
-
-    specs = [job.spec for job in work.jobs if job.name in finished]
-    good = in_threads(intact, specs, THREADS)
-    return {spec.name: finished[spec.name] for spec, is_good in zip(specs, good, strict=True) if is_good}
 
 
 def _sources(before: list[SourceFile], index: Index, with_hash: bool) -> list[SourceFile]:
