@@ -12,6 +12,7 @@ from interpreter import Interpreter, interpreter
 
 from baize_engine import _C, Engine, SamplingParams
 from baize_engine.model.llama import Llama
+from baize_engine.text_options import AS_FILES_SAY
 
 GROUPED = tiny.config(num_key_value_heads=2)
 STEM = decoders.prompt(40, 99)
@@ -159,7 +160,7 @@ def test_an_abandoned_batch_leaves_the_engine_usable() -> None:
     options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 128}
     engine = Engine(model, cache, sample=model.ops.sample, **options)
     wanted = engine.generate(PROMPTS[:3], GREEDY)
-    run = engine._run(engine._writers(PROMPTS, PARAMS))
+    run = engine._run(engine._writers(PROMPTS, PARAMS, AS_FILES_SAY))
     for _ in range(20):
         next(run)
     assert cache.free_blocks < cache.num_blocks
@@ -174,7 +175,7 @@ def test_two_batches_may_be_open_at_once() -> None:
     options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 128}
     engine = Engine(model, cache, sample=model.ops.sample, **options)
     wanted = [each.token_ids for each in engine.generate(PROMPTS, GREEDY)]
-    runs = [engine._writers(PROMPTS[:4], GREEDY), engine._writers(PROMPTS[4:], GREEDY)]
+    runs = [engine._writers(PROMPTS[:4], GREEDY, AS_FILES_SAY), engine._writers(PROMPTS[4:], GREEDY, AS_FILES_SAY)]
     for _ in zip(engine._run(runs[0]), engine._run(runs[1]), strict=True):
         pass
     assert [writer.done.token_ids for run in runs for _, writer in run] == wanted
