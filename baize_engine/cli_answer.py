@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baize_engine.cli_options import load_engine, sampling_params, text_options
-from baize_engine.cli_streams import input_bytes, output_bytes
+from baize_engine.cli_streams import input_bytes, output_bytes, tell
 from baize_engine.errors import RequestError
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
         answers = AnswerFile(Path(options.output), heads(path, run), options.resume)
     with answers:
         if answers.torn:
-            print(f"baize: {output}: an unfinished line at the end was cut off", file=sys.stderr)
+            tell(f"{output}: an unfinished line at the end was cut off")
         try:
             if answers.done < total:
                 _answer(options, path, answers, run, total)

@@ -23,6 +23,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
+from baize_engine.cli_streams import tell
+
 _DASHES = "-‐‑‒–—―−"  # what web pages and word processors make of a dash
 _OPTION = re.compile(rf"[{_DASHES}]{{1,2}}[^\W\d_][\w-]*")
 _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
@@ -130,7 +132,7 @@ class CommandParser(argparse.ArgumentParser):
                 return
         elif value is None and tokens:
             tokens.pop(0)
-        print(f"baize: {name} is needless here: {needless.why}", file=sys.stderr)
+        tell(f"{name} is needless here: {needless.why}")
 
     def _unknown(self, name: str, table: Iterable[str]) -> str:
         known = [key for key in table if len(key) > 1 and not (key.startswith("no") and key[2:] in table)]

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from baize_engine.cli_streams import tell
 from baize_engine.errors import BaizeError
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Trials:
         original = options.original_model
         self.asks = original is not None if options.test_inference is None else options.test_inference
         if original is not None and not self.asks:
-            print("baize: --original_model is not asked, as --test_inference is off", file=sys.stderr)
+            tell("--original_model is not asked, as --test_inference is off")
         elif original is not None:
             check_askable(original)
         self.carried = [carried_sum(path) for path in options.path_diff] if options.check_integrity_naively else []
@@ -48,7 +49,7 @@ class Trials:
                 print(line)
             print(lines[-1], file=sys.stdout if good and not lines[-1].startswith("warning") else sys.stderr)
             if not good:
-                print(f"baize: {result.folder} is kept, but is not what its authors published", file=sys.stderr)
+                tell(f"{result.folder} is kept, but is not what its authors published")
                 code = 1
         return code
 

@@ -111,9 +111,9 @@ def history_path() -> Path:
 
 
 class History:
-    """A file of messages, each a JSON string on a line, for its owner's eyes only. What cannot be read or written is told
+    """A file of messages, each a JSON string on a line, for its owner's eyes only.
 
-    once, and is no failure: homes may be full, or of nobody.
+    What cannot be read or written is told once, and is no failure: homes may be full, or of nobody.
     """
 
     def __init__(self, path: Path) -> None:

@@ -105,6 +105,7 @@ def _names(path: Path) -> set[str]:
 def run_xor(options: argparse.Namespace) -> int:
     """Writes the finetune, and prints what tells that it is the published one."""
     from baize_engine.recovery.output_name import tuned_beside
+    from baize_engine.recovery.result import FINISHED_BEFORE
     from baize_engine.recovery.xor import xor
 
     _fill(options)
@@ -123,7 +124,7 @@ def run_xor(options: argparse.Namespace) -> int:
         )
     print(f"{len(result.manifest.files)} files in {result.folder}")
     if result.finished_before:
-        print("it was finished before: every byte is as it was written, and nothing was redone")
+        print(FINISHED_BEFORE)
     elif result.resumed:
         print(f"{result.resumed} file(s) of the interrupted run were whole and were not redone")
     for line in result.told:

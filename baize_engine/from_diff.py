@@ -67,18 +67,16 @@ def load_diff_parts(
     sources = Sources([source.index, diff])
     match = MatchOptions(new_rows, drop_rows=drop_rows, force=force)
     work = checked_plan(source, diff, dtype, match, check_diff(source.index, diff, force))
-    files = side_files.collect(
-        diff.folder, source.index.folder, dtype, work.vocab_size, follow_links=True
-    )  # nothing is published
+    # nothing is published, so that links may go anywhere
+    files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size, follow_links=True)
     try:
         config = ModelConfig.from_dict(json.loads(files["config.json"]))
     except ConfigError as error:
         raise ConfigError(f"{diff.folder / 'config.json'}: {error}") from None
     check({job.name: job.other.shape for job in work.jobs}, config, str(diff.folder))
     wanted = names.shapes(config)
-    work = replace(
-        work, jobs=tuple(job for job in work.jobs if job.name in wanted)
-    )  # a stored copy of a tied head is not
+    # a stored copy of a tied head is not wanted
+    work = replace(work, jobs=tuple(job for job in work.jobs if job.name in wanted))
     max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
     cache_tokens = cache_room(config, diff, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
     speaks = MODEL in files

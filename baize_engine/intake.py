@@ -65,9 +65,9 @@ class Intake:
         return [self.prompt(prompt, f"prompt {i}", text, answered) for i, prompt in enumerate(many)]
 
     def prompt(self, prompt: Any, name: str, text: TextOptions = AS_FILES_SAY, answered: bool = True) -> list[int]:
-        """The ids of one prompt, which errors call `name`: each in the vocabulary, 1 to max_model_len of them, or one less
+        """The ids of one prompt, which errors call `name`, each in the vocabulary.
 
-        where it is to be `answered`.
+        There are 1 to max_model_len of them, or one less where it is to be `answered`.
         """
         ids = self._ids(prompt, name, text)
         most = self.max_model_len - answered

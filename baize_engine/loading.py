@@ -30,9 +30,8 @@ from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
 
 # tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
 A_ROW = 512
-MOST_THREADS = (
-    1024  # csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
-)
+# csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
+MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,8 @@ if TYPE_CHECKING:
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_PASSED = 16  # of the things passed over, how many are told: a file may list millions
-LLAMA_END = (
-    2  # in the vocabulary of LLaMA and Llama-2, and what transformers' LlamaConfig takes where config.json is silent
-)
+# in the vocabulary of LLaMA and Llama-2, and what transformers' LlamaConfig takes where config.json is silent
+LLAMA_END = 2
 _EARLY = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
 
 

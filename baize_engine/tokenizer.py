@@ -21,12 +21,11 @@ import sentencepiece
 from baize_engine.checkpoint.file_io import read_whole
 from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
-from baize_engine.checkpoint.tokenizer_model import MAX_MODEL
+from baize_engine.checkpoint.tokenizer_model import FAST, MAX_MODEL, MODEL
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.generation.text import SPACE, IncrementalDecoder
 from baize_engine.special_ids import Own, text_ids
 
-MODEL_FILE = "tokenizer.model"
 # Protobuf merges a message appended to its own kind: ModelProto.normalizer_spec (field 3) { add_dummy_prefix (3): false }.
 _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
@@ -74,17 +73,17 @@ class Tokenizer:
         reason = why_no_tokenizer(folder)
         if reason:
             raise CheckpointError(reason)
-        content = read_whole(folder / MODEL_FILE, MAX_MODEL)
+        content = read_whole(folder / MODEL, MAX_MODEL)
         return cls._checked(content, TokenizerFiles.read(folder), rows)
 
     @classmethod
     def from_contents(cls, contents: Mapping[str, bytes], folder: Path, rows: int) -> Tokenizer:
         """From {name: content} of such files, tokenizer.model among them, which errors name as of `folder`."""
-        return cls._checked(contents[MODEL_FILE], TokenizerFiles.of(contents, folder), rows)
+        return cls._checked(contents[MODEL], TokenizerFiles.of(contents, folder), rows)
 
     @classmethod
     def _checked(cls, model: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:
-        path = files.folder / MODEL_FILE
+        path = files.folder / MODEL
         if not model:  # sentencepiece takes it for a model without pieces
             raise CheckpointError(f"{path}: not a sentencepiece model (it is empty)")
         try:
@@ -197,11 +196,11 @@ class Tokenizer:
 
 def why_no_tokenizer(folder: Path) -> str | None:
     """None where the folder has a tokenizer that this class reads, else the reason that it has not."""
-    if is_file(folder / MODEL_FILE):
+    if is_file(folder / MODEL):
         return None
-    if is_file(folder / "tokenizer.json"):
-        return f"{folder}: has tokenizer.json only, wanted the sentencepiece file {MODEL_FILE} (of the same vocabulary)"
-    return f"{folder / MODEL_FILE}: absent, wanted a sentencepiece model"
+    if is_file(folder / FAST):
+        return f"{folder}: has {FAST} only, wanted the sentencepiece file {MODEL} (of the same vocabulary)"
+    return f"{folder / MODEL}: absent, wanted a sentencepiece model"
 
 
 def _piece_table(model: Any) -> list[str | bytes]:

@@ -6,10 +6,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-import tiny
 from test_cli import baize
 
-from baize_engine import recover, verify
+from baize_engine import verify
 from baize_engine.checkpoint.manifest import read_manifest
 from baize_engine.cli import main
 from baize_engine.cli_options import flag
@@ -69,19 +68,6 @@ def typed(line: str, command: str, **paths: Path) -> list[str]:
     for name, path in paths.items():
         words = [word.replace(name, str(path)) for word in words]
     return [command, *words, "--quiet"]
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return tiny.write_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def tuned(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plain call's result."""
-    out = tmp_path_factory.mktemp("plain") / "tuned"
-    recover(*pair, out, device="cpu", progress=False)
-    return out
 
 
 @pytest.mark.parametrize("line", [line for _, line in RECOVER], ids=[where for where, _ in RECOVER])

@@ -14,19 +14,6 @@ from baize_engine.cli import main
 from baize_engine.recovery import integrity
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    return tiny.write_pair(tmp_path_factory.mktemp("pair"))
-
-
-@pytest.fixture(scope="module")
-def tuned(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The plain call's result."""
-    out = tmp_path_factory.mktemp("plain") / "tuned"
-    recover(*pair, out, device="cpu", progress=False)
-    return out
-
-
 def naive_sum(out: Path, buffers: float = 0.0) -> float:
     return read_manifest(out).sum + buffers
 

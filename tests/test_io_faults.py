@@ -23,14 +23,6 @@ from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.recovery.run import combine
 
 
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found, why_not = faulty_recover.compile_shim(tmp_path_factory.mktemp("shim"))
-    if why_not:
-        pytest.skip(why_not)
-    return found
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     cfg = tiny.config(num_hidden_layers=1, vocab_size=300, hidden_size=64)

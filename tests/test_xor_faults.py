@@ -13,14 +13,6 @@ import tiny
 from published_xor import publish_by_file
 
 
-@pytest.fixture(scope="module")
-def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found, why_not = faulty_recover.compile_shim(tmp_path_factory.mktemp("shim"))
-    if why_not:
-        pytest.skip(why_not)
-    return found
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     cfg = tiny.config(num_hidden_layers=1)

@@ -13,7 +13,7 @@ from baize_engine.checkpoint.entry import refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.checkpoint.shown import shown
-from baize_engine.checkpoint.tokenizer_files import ADDED, CONFIG, MAP
+from baize_engine.checkpoint.tokenizer_files import ADDED, MAP, TOKENIZER_CONFIG
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
 from baize_engine.errors import CheckpointError
 
@@ -26,7 +26,7 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-SETTINGS = (CONFIG, MAP, ADDED)  # of them, what a finetune may have without the rest
+SETTINGS = (TOKENIZER_CONFIG, MAP, ADDED)  # of them, what a finetune may have without the rest
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
 MAX_BYTES = 64 << 20  # of all: a tokenizer.json is some MB, and they are held in memory until the result is whole
 MAX_LICENCE_NAME = 200  # bytes: "base_" and the writer's suffix go with it into the 255 that file systems take
@@ -70,7 +70,7 @@ def _tokenizer_files(tuned_like: Path, base: Path, others: Mapping[str, bytes], 
     model = model_for(source, [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source])
     if model is not None and model.name not in files:
         files[model.name] = _read(model, {**others, **files}, follow_links)
-        if not {ADDED, CONFIG} & files.keys():  # then tokenizer.json lists them, or nobody
+        if not {ADDED, TOKENIZER_CONFIG} & files.keys():  # then tokenizer.json lists them, or nobody
             files |= _read_named(model.parent, (ADDED,), {**others, **files}, follow_links)
     return files
 
@@ -115,12 +115,10 @@ def _tokenizer_folders(tuned_like: Path, base: Path) -> list[Path]:
 
 
 def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
-    config = {
-        key: value for key, value in read_config(folder).items() if key != "_name_or_path"
-    }  # a path on its author's machine
-    for key in [key for key in ("torch_dtype", "dtype") if key in config] or [
-        "torch_dtype"
-    ]:  # as transformers 4 or 5 spell it
+    config = read_config(folder)
+    config.pop("_name_or_path", None)  # a path on its author's machine
+    spelt = [key for key in ("torch_dtype", "dtype") if key in config]  # by transformers 4, by transformers 5
+    for key in spelt or ["torch_dtype"]:
         config[key] = dtype
     config["vocab_size"] = vocab_size
     text: list[str] = []

@@ -13,7 +13,7 @@ from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.tokenizer_model import FAST, added_in, fast_text, read_fast
 from baize_engine.errors import CheckpointError
 
-CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+TOKENIZER_CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 MAX_ID_DIGITS = 18
 
 
@@ -33,7 +33,7 @@ class TokenizerFiles:
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
         """CheckpointError names a file that is no JSON object."""
-        paths = (folder / name for name in (CONFIG, MAP, ADDED))
+        paths = (folder / name for name in (TOKENIZER_CONFIG, MAP, ADDED))
         parsed = [strict_json.read_settings(path) if is_file(path) else {} for path in paths]
         return cls._of(folder, parsed, lambda: read_fast(folder))
 
@@ -42,7 +42,7 @@ class TokenizerFiles:
         """Those among {name: content}, which errors name as of `folder`."""
         parsed = [
             strict_json.parse_settings(contents[name], str(folder / name)) if name in contents else {}
-            for name in (CONFIG, MAP, ADDED)
+            for name in (TOKENIZER_CONFIG, MAP, ADDED)
         ]
         return cls._of(folder, parsed, lambda: fast_text(contents.get(FAST, b"")))
 
@@ -59,13 +59,13 @@ class TokenizerFiles:
 
         Of two files that disagree the map counts, unless tokenizer_config.json lists the added tokens: as in transformers.
         """
-        told = [(self.special_map, MAP), (self.config, CONFIG)]
+        told = [(self.special_map, MAP), (self.config, TOKENIZER_CONFIG)]
         if "added_tokens_decoder" in self.config:
             told.reverse()
         for file, name in told:
             if key in file:
                 return content_of(file[key]) or "", name
-        return "", CONFIG
+        return "", TOKENIZER_CONFIG
 
     def added(self, first: int, last: int | None) -> dict[str, tuple[int, bool]]:
         """Added tokens as text -> (id, special), of ids from `first` to before `last`; what others hold is not looked at.
@@ -89,7 +89,7 @@ class TokenizerFiles:
             if content and first <= token_id and (last is None or token_id < last):
                 found[content] = (token_id, entry.get("special") is True or content in special)
         decoder = self.config.get("added_tokens_decoder") or {}
-        where = f"{self.folder / CONFIG}: added_tokens_decoder"
+        where = f"{self.folder / TOKENIZER_CONFIG}: added_tokens_decoder"
         if not isinstance(decoder, dict):
             raise CheckpointError(f"{where} is {brief(decoder)}, wanted an object of ids")
         for key, entry in decoder.items():

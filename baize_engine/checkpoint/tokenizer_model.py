@@ -18,9 +18,8 @@ from baize_engine.errors import CheckpointError
 
 MODEL, FAST = "tokenizer.model", "tokenizer.json"
 MAX_MODEL = 8 << 20  # bytes; LLaMA's has 0.5 MB
-MAX_FAST = (
-    12 << 20
-)  # bytes; that of 32000 pieces has 1.8 to 3.5 MB. Larger ones, such as Llama-3's, are of no such model
+# bytes; that of 32000 pieces has 1.8 to 3.5 MB. Larger ones, such as Llama-3's, are of no such model
+MAX_FAST = 12 << 20
 MAX_ADDED = 1 << 20  # characters of its list of added tokens
 MAX_FIELDS = 1 << 19  # of tokenizer.model: each piece is one
 _PIECES = 1  # the field of ModelProto, and of each piece the field of its text

@@ -14,12 +14,8 @@ from baize_engine.checkpoint.pickle_program import Tensor
 from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
 
-WRAPPERS = (
-    "state_dict",
-    "model",
-    "module",
-    "model_state_dict",
-)  # Lightning's, most others', DeepSpeed's, torch's manual's
+# Lightning's, most others', DeepSpeed's, torch's manual's
+WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
 DEPTH = 4  # dicts in dicts that are looked through, to name in a refusal where the tensors are
 LISTED = 2
 MOST = 32  # characters of a key that are shown

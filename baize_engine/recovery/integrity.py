@@ -18,11 +18,11 @@ from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.errors import CheckpointError
-from baize_engine.recovery.expect import WRONG_BASE
 from baize_engine.recovery.naive_sum import TOLERANCE, NaiveSum, buffer_sums, naive_sums
+from baize_engine.recovery.plan import WRONG_BASE, count_layers
 from baize_engine.recovery.result import Result
+from baize_engine.recovery.wrapped_names import EMBED
 
-EMBED = "model.embed_tokens.weight"
 LONGEST = 64  # bytes of a file that holds one number
 
 
@@ -99,7 +99,7 @@ def check_naively(
 
 def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
     embed = result.manifest.tensors.get(EMBED)
-    layers = sum(name.endswith(".input_layernorm.weight") for name in result.manifest.tensors)
+    layers = count_layers(result.manifest.tensors)
     alike = [
         each
         for each in PUBLISHED

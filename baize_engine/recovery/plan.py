@@ -211,9 +211,8 @@ def _unpaired(
     extra = [name for name in kept_other if name not in kept_base]
     problems = [f"{name} is in {other.folder} but not in {base.folder}" for name in extra]
     missing = [f"{name} is in {base.folder} but not in {other.folder}" for name in kept_base if name not in kept_other]
-    if (
-        HEAD in extra
-    ):  # never an extra: the base's own head is then its embedding, and what the other has is a difference to it
+    # never an extra: the base's own head is then its embedding, and what the other has is a difference to it
+    if HEAD in extra:
         return [*missing, f"{problems[extra.index(HEAD)]}, whose head is its embedding"]
     if how.keep_extra:
         return missing

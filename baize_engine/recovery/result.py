@@ -8,6 +8,8 @@ from pathlib import Path
 
 from baize_engine.checkpoint.manifest import Manifest, TensorRecord
 
+FINISHED_BEFORE = "it was finished before: every byte is as it was written, and nothing was redone"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -44,7 +46,7 @@ def describe(result: Result) -> list[str]:
     lines += result.checked
     lines += manifest.notes
     if result.finished_before:
-        lines.append("it was finished before: every byte is as it was written, and nothing was redone")
+        lines.append(FINISHED_BEFORE)
     elif result.resumed:
         lines.append(f"{result.resumed} tensor(s) of the interrupted run were whole and were not redone")
     if result.skipped:
