@@ -82,6 +82,20 @@ def quantizer(device: str) -> Callable[..., Any]:
     return function
 
 
+def launch_settings(device: str) -> str:
+    """Where the launch settings of a GPU's kernels come from, for people."""
+    import torch
+
+    from baize_engine.kernels import tuned
+
+    table = tuned.of_device(torch.device(device))
+    if table is tuned.NO_TABLE:
+        return "the rules: no card of this generation was tuned (benchmarks/tune_kernels.py)"
+    major, minor = table.capability
+    count = sum(len(rows) for rows in table.entries.values())
+    return f"{table.name}, {count} entries tuned on {table.gpu} (capability {major}.{minor}, {table.sms} multiprocessors)"
+
+
 def diff_adder(device: str) -> Callable[[], Adder]:
     """A factory of adders for recovery on `device` ("auto", "cpu" or "cuda[:n]"); each worker takes its own."""
     resolved = resolve_device(device)

@@ -33,6 +33,8 @@ def info(options: argparse.Namespace) -> int:
         chosen = backend.choose(op, device).name
         rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in backend.table(op)]
         print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
+    if device != "cpu":
+        print(f"  launch settings: {backend.launch_settings(device)}")
     if model is not None:
         _info_model(*model, device)
     return 0

@@ -1,8 +1,9 @@
 """Attention over the paged cache on a GPU: softmax(q K^T scale) V, accumulated in float32.
 
 Decode: one query a sequence. A program takes one key head of one sequence, with the query heads that share it, over SPLIT
-tokens of its context; a second kernel joins the parts. SPLIT is a number of tokens, never a number of parts, so that a
-sequence's result depends on its own context alone.
+tokens of its context, whose softmax is one; a second kernel joins the parts. SPLIT is a number of tokens, never a number of
+parts, so that a sequence's result depends on its own context alone; sums are folded by pairs, so that it does not depend on
+how the split is loaded either.
 
 Prefill: BLOCK_M queries of one head walk the keys before them, from token 0 in tiles, with a running maximum.
 
@@ -13,56 +14,123 @@ import torch
 import triton
 import triton.language as tl
 
+from . import tuned
 from .gate import GateCase
-from .launch import check, check_device, pdl, wait_for_inputs
+from .launch import check, check_device, interpreting, pdl, pdl_code, prefetch, wait_for_inputs
+from .settings import AttentionSettings
+from .settings import attention as rule
 
-SPLIT = 128  # tokens of context a decode program reads: 64 KiB of keys and values at D = 128, all on their way at once
+SPLITS = {
+    2: 128,
+    4: 64,
+}  # by bytes of a value, tokens of context a decode program reads: 64 KiB of keys and values at D = 128
 JOINED = 16  # parts that are joined at a time
 LOG2E = 1.4426950408889634
+
+
+@triton.jit
+def _rows_of(
+    block, token, kv_head, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PADDED_D: tl.constexpr
+):
+    """Where the keys (or values) of tokens in the cache's blocks begin and go on, (tokens, PADDED_D)."""
+    row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + kv_head
+    return row[:, None] * D + tl.arange(0, PADDED_D)[None, :]
+
+
+@triton.jit
+def _ask_for_split(
+    k_ptr, v_ptr, table, begin, length, table_stride, kv_head, KV_HEADS: tl.constexpr, D: tl.constexpr,
+    PADDED_D: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """Asks for a split's keys and values to come into the L2 cache. Block numbers are read beside `length`, not behind it."""
+    LINE: tl.constexpr = 1024 // k_ptr.dtype.element_ty.primitive_bitwidth  # values in 128 bytes
+    LINES: tl.constexpr = (PADDED_D + LINE - 1) // LINE
+    token = begin + tl.arange(0, SPLIT)
+    block = tl.load(table + token // BLOCK, mask=token // BLOCK < table_stride, other=0)
+    row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + kv_head
+    at = tl.where(token < length, row, 0)[:, None] * D + (tl.arange(0, LINES) * LINE)[None, :]
+    prefetch(k_ptr + at)
+    prefetch(v_ptr + at)
+
+
+@triton.jit
+def _sums_of_rows(values, ROWS: tl.constexpr, COUNT: tl.constexpr):
+    """The sums of (ROWS, COUNT) values over COUNT, 64 or 128: neighbours first, as `norm.sum_of`."""
+    if COUNT == 128:
+        values = tl.sum(tl.reshape(values, (ROWS, 64, 2)), axis=2)
+    values = tl.sum(tl.reshape(values, (ROWS, 32, 2)), axis=2)
+    values = tl.sum(tl.reshape(values, (ROWS, 16, 2)), axis=2)
+    values = tl.sum(tl.reshape(values, (ROWS, 8, 2)), axis=2)
+    values = tl.sum(tl.reshape(values, (ROWS, 4, 2)), axis=2)
+    values = tl.sum(tl.reshape(values, (ROWS, 2, 2)), axis=2)
+    return tl.sum(values, axis=1)
 
 
 @triton.jit(do_not_specialize=["splits"])
 def _attention_decode_kernel(
     q_ptr, k_ptr, v_ptr, tables_ptr, lens_ptr, parts_ptr, stats_ptr, table_stride, scale, splits,
     KV_HEADS: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK: tl.constexpr,
-    SPLIT: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, PDL: tl.constexpr,
+    SPLIT: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, FETCH_FIRST: tl.constexpr, ASSEMBLY: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     """Sequence program_id(0), key head program_id(1), tokens from program_id(2) * SPLIT. SHARED query heads a key head.
 
+    The split comes as one TILE or as two. All of it is asked for (with ASSEMBLY, which the interpreter does not have) before
+    the first keys are loaded, as a load's way to the tensor cores ends before the next load begins. FETCH_FIRST does so before
+    the kernel waits: block numbers are written by no kernel of a step, and the length read there only says what to ask for.
     parts (S, Hq, splits, D) float32: the weighted sum of values; stats (S, Hq, splits, 2): its maximum and its sum of
     weights, in powers of two.
     """
-    wait_for_inputs(PDL)
+    tl.static_assert(SPLIT == TILE or SPLIT == 2 * TILE)
     s, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    length = tl.load(lens_ptr + s)
     begin = split * SPLIT
+    token = begin + tl.arange(0, TILE)
+    table = tables_ptr + s.to(tl.int64) * table_stride
+    if FETCH_FIRST and ASSEMBLY:
+        hint = tl.load(lens_ptr + s, cache_modifier=".cg")
+        _ask_for_split(k_ptr, v_ptr, table, begin, hint, table_stride, kv_head, KV_HEADS, D, PADDED_D, BLOCK, SPLIT)
+    wait_for_inputs(PDL)
+    length = tl.load(lens_ptr + s)
+    if ASSEMBLY and not FETCH_FIRST:
+        _ask_for_split(k_ptr, v_ptr, table, begin, length, table_stride, kv_head, KV_HEADS, D, PADDED_D, BLOCK, SPLIT)
     if begin >= length:
         return
+    seen = token < length
+    block = tl.load(table + token // BLOCK, mask=seen, other=0)
+    if TILE < SPLIT:
+        seen2 = token + TILE < length
+        block2 = tl.load(table + (token + TILE) // BLOCK, mask=seen2, other=0)
+    d = tl.arange(0, PADDED_D)
+    at = _rows_of(block, token, kv_head, KV_HEADS, D, BLOCK, PADDED_D)
+    inside = seen[:, None] & (d < D)[None, :]
+    k = tl.load(k_ptr + at, mask=inside, other=0.0)
+    if TILE < SPLIT:
+        at2 = _rows_of(block2, token + TILE, kv_head, KV_HEADS, D, BLOCK, PADDED_D)
+        inside2 = seen2[:, None] & (d < D)[None, :]
+        k2 = tl.load(k_ptr + at2, mask=inside2, other=0.0)
+    v = tl.load(v_ptr + at, mask=inside, other=0.0)
+    if TILE < SPLIT:
+        v2 = tl.load(v_ptr + at2, mask=inside2, other=0.0)
     HEADS: tl.constexpr = KV_HEADS * SHARED
-    r, d = tl.arange(0, ROWS), tl.arange(0, PADDED_D)
+    r = tl.arange(0, ROWS)
     head = s.to(tl.int64) * HEADS + kv_head * SHARED + r
     q = tl.load(q_ptr + head[:, None] * D + d[None, :], mask=(r < SHARED)[:, None] & (d < D)[None, :], other=0.0)
     kind = k_ptr.dtype.element_ty
     q = q.to(kind)
-    top = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((ROWS,), dtype=tl.float32)
-    acc = tl.zeros((ROWS, PADDED_D), dtype=tl.float32)
-    for start in range(begin, tl.minimum(begin + SPLIT, length), TILE):
-        token = start + tl.arange(0, TILE)
-        seen = token < length
-        block = tl.load(tables_ptr + s.to(tl.int64) * table_stride + token // BLOCK, mask=seen, other=0)
-        row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + kv_head
-        inside = seen[:, None] & (d < D)[None, :]
-        k = tl.load(k_ptr + row[:, None] * D + d[None, :], mask=inside, other=0.0)
-        v = tl.load(v_ptr + row[:, None] * D + d[None, :], mask=inside, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
-        scores = tl.where(seen[None, :], scores, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, axis=1))
-        weights = tl.exp2(scores - higher[:, None])
-        faded = tl.exp2(top - higher)
-        total = total * faded + tl.sum(weights, axis=1)
-        acc = tl.dot(weights.to(kind), v, acc * faded[:, None], input_precision="ieee")
-        top = higher
+    scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+    scores = tl.where(seen[None, :], scores, float("-inf"))
+    top = tl.max(scores, axis=1)
+    if TILE < SPLIT:
+        scores2 = tl.dot(q, tl.trans(k2), input_precision="ieee") * scale
+        scores2 = tl.where(seen2[None, :], scores2, float("-inf"))
+        top = tl.maximum(top, tl.max(scores2, axis=1))
+    weights = tl.exp2(scores - top[:, None])
+    total = _sums_of_rows(weights, ROWS, TILE)
+    acc = tl.dot(weights.to(kind), v, input_precision="ieee")
+    if TILE < SPLIT:
+        weights2 = tl.exp2(scores2 - top[:, None])
+        total += _sums_of_rows(weights2, ROWS, TILE)
+        acc = tl.dot(weights2.to(kind), v2, acc, input_precision="ieee")
     part = head * splits + split
     tl.store(parts_ptr + part[:, None] * D + d[None, :], acc, mask=(r < SHARED)[:, None] & (d < D)[None, :])
     tl.store(stats_ptr + part * 2, top, mask=r < SHARED)
@@ -165,35 +233,32 @@ def attention(
         raise ValueError(f"q has {heads} heads, wanted a multiple of the cache's {kv_heads}")
     shared = heads // kv_heads
     padded = max(16, triton.next_power_of_2(dim))
-    options = {"D": dim, "PADDED_D": padded, "BLOCK": block, **pdl(q.device)}
+    options = {"D": dim, "PADDED_D": padded, "BLOCK": block}
     if rows == many:
         longest = int(context_lens.max()) if longest is None else longest
-        splits = triton.cdiv(longest, SPLIT)
+        how = tuned.attention(k_cache.element_size(), (heads, kv_heads, dim), rows, q.device)
+        split, starts = SPLITS[k_cache.element_size()], pdl(q.device, how.trigger)
+        splits = triton.cdiv(longest, split)
         parts = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=q.device)
         stats = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=q.device)
         query_rows = max(16, triton.next_power_of_2(shared))
         _attention_decode_kernel[(many, kv_heads, splits)](
             q, k_cache, v_cache, block_tables, context_lens, parts, stats, block_tables.stride(0), scale * LOG2E, splits,
-            KV_HEADS=kv_heads, SHARED=shared, SPLIT=SPLIT, ROWS=query_rows, num_warps=4,
-            **decode_tile(k_cache.element_size()), **options,
+            KV_HEADS=kv_heads, SHARED=shared, SPLIT=split, ROWS=query_rows, TILE=min(how.tile, split),
+            FETCH_FIRST=how.fetch_first, ASSEMBLY=not interpreting(), num_warps=how.num_warps, **options, **starts,
         )  # fmt: skip
         _attention_join_kernel[(many, heads)](
             parts, stats, context_lens, out, splits,
-            HEADS=heads, D=dim, PADDED_D=padded, SPLIT=SPLIT, JOINED=JOINED, num_warps=4, **pdl(q.device),
+            HEADS=heads, D=dim, PADDED_D=padded, SPLIT=split, JOINED=JOINED, num_warps=4, **starts,
         )  # fmt: skip
         return out
     longest = int((query_starts[1:] - query_starts[:-1]).max()) if longest is None else longest
     tile = prefill_tile(k_cache.element_size())
     _attention_prefill_kernel[(triton.cdiv(longest, tile["BLOCK_M"]), heads, many)](
         q, k_cache, v_cache, block_tables, query_starts, context_lens, out, block_tables.stride(0), scale * LOG2E,
-        HEADS=heads, SHARED=shared, **options, **tile,
+        HEADS=heads, SHARED=shared, **options, **tile, **pdl(q.device),
     )  # fmt: skip
     return out
-
-
-def decode_tile(itemsize: int) -> dict[str, int]:
-    """Tokens read at a time; float32 keys take twice the shared memory."""
-    return {"TILE": 64, "num_stages": 3} if itemsize == 2 else {"TILE": 32, "num_stages": 2}
 
 
 def prefill_tile(itemsize: int) -> dict[str, int]:
@@ -203,33 +268,40 @@ def prefill_tile(itemsize: int) -> dict[str, int]:
     return {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
 
 
-def _case(op: str, heads: int, shared: int, kind: str, dependent: bool, ci: bool) -> GateCase:
+def gate_case(
+    op: str, heads: int, shared: int, kind: str, how: AttentionSettings, dependent: bool, name: str = ""
+) -> GateCase:
+    """The case of "decode", "join" or "prefill", `how` launched."""
     dim = 128
-    common = {"D": dim, "PADDED_D": dim, "PDL": dependent}
-    tile = decode_tile(2) if op == "decode" else prefill_tile(2)
-    paged = {"SHARED": shared, "BLOCK": 16, "TILE": tile["TILE"]}
+    trigger = (how.trigger if op != "prefill" else "early") if dependent else None
+    common = {"D": dim, "PADDED_D": dim, "PDL": pdl_code(trigger)}
+    paged = {"SHARED": shared, "BLOCK": 16}
     cache = {"q_ptr": f"*{kind}", "k_ptr": f"*{kind}", "v_ptr": f"*{kind}", "tables_ptr": "*i32"}
     if op == "decode":
-        kernel, warps, stages = _attention_decode_kernel, 4, tile["num_stages"]
+        kernel, warps, stages = _attention_decode_kernel, how.num_warps, 3
         signature = {
             **cache, "lens_ptr": "*i32", "parts_ptr": "*fp32", "stats_ptr": "*fp32",
             "table_stride": "i32", "scale": "fp32", "splits": "i32",
         }  # fmt: skip
-        constants = {**common, **paged, "KV_HEADS": heads // shared, "SPLIT": SPLIT, "ROWS": max(16, shared)}
+        constants = {
+            **common, **paged, "KV_HEADS": heads // shared, "SPLIT": SPLITS[2], "ROWS": max(16, shared), "TILE": how.tile,
+            "FETCH_FIRST": how.fetch_first, "ASSEMBLY": True,
+        }  # fmt: skip
     elif op == "join":
         kernel, warps, stages = _attention_join_kernel, 4, 3
         signature = {
             "parts_ptr": "*fp32", "stats_ptr": "*fp32", "lens_ptr": "*i32", "out_ptr": f"*{kind}", "splits": "i32",
         }  # fmt: skip
-        constants = {**common, "HEADS": heads, "SPLIT": SPLIT, "JOINED": JOINED}
+        constants = {**common, "HEADS": heads, "SPLIT": SPLITS[2], "JOINED": JOINED}
     else:
+        tile = prefill_tile(2)
         kernel, warps, stages = _attention_prefill_kernel, tile["num_warps"], tile["num_stages"]
         signature = {
             **cache, "starts_ptr": "*i32", "lens_ptr": "*i32", "out_ptr": f"*{kind}", "table_stride": "i32", "scale": "fp32",
         }  # fmt: skip
-        constants = {**common, **paged, "HEADS": heads, "BLOCK_M": tile["BLOCK_M"]}
+        constants = {**common, **paged, "HEADS": heads, "BLOCK_M": tile["BLOCK_M"], "TILE": tile["TILE"]}
     return GateCase(
-        name=f"attention {op} {kind} {heads}/{heads // shared}{' pdl' if dependent else ''}",
+        name=f"attention {op} {kind} {heads}/{heads // shared}{' ' * bool(name)}{name}{' pdl' if dependent else ''}",
         kernel=kernel,
         signature=signature,
         constexprs=constants,
@@ -239,15 +311,17 @@ def _case(op: str, heads: int, shared: int, kind: str, dependent: bool, ci: bool
         wide_loads=op != "join",
         wide_stores=op == "decode",
         dot=op != "join",
-        pdl=dependent,
-        ci=ci,
+        warp_level=op == "decode",
+        pdl=trigger,
+        reads_early=op == "decode" and how.fetch_first,
+        ci=(heads, shared, kind, dependent, name) == (40, 1, "fp16", False, ""),
     )
 
 
 GATE = [
-    _case(op, heads, shared, kind, dependent, ci=(heads, shared, kind, dependent) == (40, 1, "fp16", False))
+    gate_case(op, heads, shared, kind, rule(2), dependent)
     for op in ("decode", "join", "prefill")
-    for heads, shared in ((32, 1), (40, 1), (64, 1), (64, 8))
+    for heads, shared in ((32, 1), (40, 1), (52, 1), (64, 1), (64, 8))
     for kind in ("fp16", "bf16")
     for dependent in (False, True)
 ]

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .gate import GateCase
-from .launch import check, check_device, interpreting, pdl, wait_for_inputs
+from .launch import check, check_device, interpreting, pdl, pdl_code, wait_for_inputs
 from .quantized import GROUP, Int4Weight, Int8Weight
 
 ROWS, COLUMNS = 8, 512  # weights a program widens; of int4 twice as many columns as it reads bytes
@@ -122,7 +122,7 @@ def dequantize(weight: Int8Weight | Int4Weight, dtype: torch.dtype) -> torch.Ten
 
 GATE = [
     GateCase(
-        name=f"dequantize {bits} bits {kind} {columns}{' pdl' if dependent else ''}",
+        name=f"dequantize {bits} bits {kind} {columns}{' pdl' if trigger else ''}",
         kernel=_dequantize_kernel,
         signature={
             "values_ptr": {8: "*i8", 4: "*u8"}[bits], "scales_ptr": {8: "*fp32", 4: "*fp16"}[bits], "out_ptr": f"*{kind}",
@@ -130,14 +130,14 @@ GATE = [
         },
         constexprs={
             "K": columns, "BITS": bits, "GROUP": GROUP, "ROWS": ROWS, "COLUMNS": COLUMNS, "ASSEMBLY": True,
-            "PDL": dependent,
+            "PDL": pdl_code(trigger),
         },
         aligned=("values_ptr", "scales_ptr", "out_ptr"),
-        pdl=dependent,
-        ci=(kind, columns, dependent) == ("fp16", 5120, False),
+        pdl=trigger,
+        ci=(kind, columns, trigger) == ("fp16", 5120, None),
     )
     for bits in (8, 4)
     for kind in ("fp16", "bf16")
     for columns in (4096, 5120, 8192, 11008, 13824, 22016)
-    for dependent in (False, True)
+    for trigger in (None, "early")
 ]  # fmt: skip

@@ -29,7 +29,12 @@ def _widen(stored, CODE: tl.constexpr):
         return stored.to(tl.float32)
 
 
-@triton.jit
+# Numbers that are 1 or multiples of 16, and pointers that are, would each take a kernel of their own: pieces and parts of a
+# recovery are of any size and place, and a kernel takes a second to compile.
+@triton.jit(
+    do_not_specialize=["first_chunk", "count"],
+    do_not_specialize_on_alignment=["sums_ptr", "overflowed_ptr", "nonfinite_ptr"],
+)
 def _diff_add_kernel(
     base_ptr, diff_ptr, out_ptr, sums_ptr, overflowed_ptr, nonfinite_ptr, first_chunk, count,
     BASE: tl.constexpr, DIFF: tl.constexpr, OUT: tl.constexpr, SUBTRACT: tl.constexpr, MASKED: tl.constexpr,
@@ -98,6 +103,15 @@ def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtr
     launch(base, diff, out, sums, counts, subtract=subtract)
     overflowed, nonfinite = counts.long().sum(1).tolist()
     return DiffStats(sums, overflowed, nonfinite)
+
+
+def compile_for(
+    dtypes: tuple[torch.dtype, torch.dtype, torch.dtype], device: torch.device, *, subtract: bool = False
+) -> None:
+    """Compiles what `launch` needs for these types of base, diff and out, or finds it compiled; waits for the GPU."""
+    count = CHUNK + 1  # a whole chunk and a rest
+    left, right, target = (torch.zeros(count, dtype=dtype, device=device) for dtype in dtypes)
+    diff_add(left, right, target, subtract=subtract)
 
 
 def launch(

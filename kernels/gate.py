@@ -42,7 +42,8 @@ class GateCase:
     warp_level: bool = False  # only those of a warp, not Hopper's wgmma, whose sums may differ in their last bits
     denormals: bool = True  # kept, not flushed to zero
     ci: bool = False  # the one shape that CI compiles; `make gate` compiles all
-    pdl: bool = False  # compiled for a dependent launch, which GPUs have from sm_90 on
+    pdl: str | None = None  # compiled for a dependent launch, which GPUs have from sm_90 on; when the next may start
+    reads_early: bool = False  # it may read before it waits, what no kernel of a step writes
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,11 +86,24 @@ class Compiled:
             before, waits, _ = self.sass.partition("ACQBULK")
             if not waits:
                 found.append("does not wait for the kernel before it")
-            elif early := re.search(r"\b(LDG|LDGSTS|STG|LD|ST|ATOMG?|RED|UTMALDG|UBLKCP)\b", before):
+            elif not self.case.reads_early and (
+                early := re.search(r"\b(LDG|LDGSTS|STG|LD|ST|ATOMG?|RED|UTMALDG|UBLKCP)\b", before)
+            ):
                 found.append(f"{early.group(1)} before it waits for the kernel before it")
+            if (place := self._trigger()) != self.case.pdl:
+                found.append(f"lets the next kernel start {place}, wanted {self.case.pdl}")
         if self.case.denormals and re.search(r"\b(FADD|FMUL|FFMA)\.FTZ\b", self.sass):
             found.append("flushes denormals")
         return [f"{self.case.name} for sm_{self.target}: {problem}" for problem in found]
+
+    def _trigger(self) -> str:
+        """When the next kernel may start, by the place of PREEXIT among the waits and the products."""
+        before, there, _ = self.sass.partition("PREEXIT")
+        if not there:
+            return "at its end"
+        if "ACQBULK" not in before:
+            return "first"
+        return "late" if re.search(r"\b[HI]?MMA\b", before) else "early"
 
     @property
     def occupancy(self) -> float:

@@ -1,12 +1,13 @@
 """What every wrapper shares: checks before a launch, and how kernels follow each other on the GPU."""
 
 from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-MAX_ROWS = 64  # rows that one program of a small-batch product holds
+PDL_CODES = {"first": 1, "early": 2, "late": 3}  # the constexpr PDL of `wait_for_inputs`, by settings.TRIGGERS; 0: none
 
 
 def interpreting() -> bool:
@@ -39,19 +40,36 @@ def dependent_launch(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] >= 9
 
 
-def pdl(device: torch.device) -> dict[str, bool]:
+def pdl(device: torch.device, trigger: str = "early") -> dict[str, Any]:
     """The launch's keywords: the constexpr PDL, and the launch attribute where the device has it."""
-    return {"PDL": True, "launch_pdl": True} if dependent_launch(device) else {"PDL": False}
+    return {"PDL": PDL_CODES[trigger], "launch_pdl": True} if dependent_launch(device) else {"PDL": 0}
+
+
+def pdl_code(trigger: str | None) -> int:
+    """The constexpr PDL of a gate's case."""
+    return PDL_CODES[trigger] if trigger else 0
 
 
 @triton.jit
 def wait_for_inputs(PDL: tl.constexpr):
     """Every program calls this, before it reads what an earlier kernel wrote and before it writes anything.
 
-    Each kernel waits for the whole of the one before it, and so for all before that.
+    Each kernel waits for the whole of the one before it, and so for all before that. When the next one may start is no
+    matter of right or wrong, for it waits alike: before this one waits (1), when it has waited (2), or where the kernel says
+    `start_next` (3).
     """
-    if PDL:
+    if PDL == 1:
+        tl.extra.cuda.gdc_launch_dependents()
+    if PDL > 0:
         tl.extra.cuda.gdc_wait()
+    if PDL == 2:
+        tl.extra.cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def start_next(PDL: tl.constexpr):
+    """The late place to let the next kernel start, where most of this one's memory traffic is done."""
+    if PDL == 3:
         tl.extra.cuda.gdc_launch_dependents()
 
 

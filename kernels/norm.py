@@ -1,7 +1,7 @@
 """RMSNorm on a GPU: y = x * rsqrt(mean(x^2) + eps), rounded to x's type, times the weight.
 
-`inverse_rms` is inlined by the products that norm their input themselves (kernels/product.py). With NORM_WARPS warps it has
-one order of summation wherever it stands, so that a row's norm does not depend on which kernel made it.
+`inverse_rms` is inlined by the products that norm their input themselves (kernels/product.py). Its sum is folded by pairs, so
+that a row's norm depends neither on the kernel that made it nor on its warps.
 """
 
 import torch
@@ -9,9 +9,9 @@ import triton
 import triton.language as tl
 
 from .gate import GateCase
-from .launch import check, pdl, wait_for_inputs
+from .launch import check, pdl, pdl_code, wait_for_inputs
 
-NORM_WARPS = 2  # also the products'
+NORM_WARPS = 4
 LANES = 1024
 
 
@@ -23,7 +23,26 @@ def inverse_rms(row_ptr, eps, H: tl.constexpr, LANES: tl.constexpr):
     for start in tl.static_range(0, H, LANES):  # unrolled: all loads are on their way before the first is needed
         x = tl.load(row_ptr + start + lane, mask=start + lane < H, other=0.0).to(tl.float32)
         squares += x * x
-    return 1 / tl.sqrt(tl.sum(squares, axis=0) / H + eps)
+    return 1 / tl.sqrt(sum_of(squares, LANES) / H + eps)
+
+
+@triton.jit
+def sum_of(values, COUNT: tl.constexpr):
+    """The sum of the COUNT values (64 to 1024, a power of two), neighbours first: each step adds two, in one order only."""
+    if COUNT >= 1024:
+        values = tl.sum(tl.reshape(values, (COUNT // 2, 2)), axis=1)
+    if COUNT >= 512:
+        values = tl.sum(tl.reshape(values, (256, 2)), axis=1)
+    if COUNT >= 256:
+        values = tl.sum(tl.reshape(values, (128, 2)), axis=1)
+    if COUNT >= 128:
+        values = tl.sum(tl.reshape(values, (64, 2)), axis=1)
+    values = tl.sum(tl.reshape(values, (32, 2)), axis=1)
+    values = tl.sum(tl.reshape(values, (16, 2)), axis=1)
+    values = tl.sum(tl.reshape(values, (8, 2)), axis=1)
+    values = tl.sum(tl.reshape(values, (4, 2)), axis=1)
+    values = tl.sum(tl.reshape(values, (2, 2)), axis=1)
+    return tl.sum(values, axis=0)
 
 
 @triton.jit
@@ -41,33 +60,37 @@ def _rms_norm_kernel(x_ptr, weight_ptr, out_ptr, eps, H: tl.constexpr, LANES: tl
         tl.store(out_ptr + row + lane, (normed * weight).to(kind), mask=lane < H)
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor | None = None) -> torch.Tensor:
-    """`reference.rms_norm` of x (T, H) and weight (H,), all of one type."""
+def rms_norm(
+    x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor | None = None, trigger: str = "early"
+) -> torch.Tensor:
+    """`reference.rms_norm` of x (T, H) and weight (H,), all of one type. `trigger`: when the next kernel may start."""
     out = torch.empty_like(x) if out is None else out
     rows, hidden = x.shape
     check("x", x, (rows, hidden), x.device)
     check("weight", weight, (hidden,), x.device)
     check("out", out, (rows, hidden), x.device)
-    _rms_norm_kernel[(rows,)](x, weight, out, eps, H=hidden, LANES=LANES, num_warps=NORM_WARPS, **pdl(x.device))
+    _rms_norm_kernel[(rows,)](
+        x, weight, out, eps, H=hidden, LANES=LANES, num_warps=NORM_WARPS, **pdl(x.device, trigger)
+    )
     return out
 
 
-def _case(hidden: int, kind: str, pdl: bool, ci: bool) -> GateCase:
+def _case(hidden: int, kind: str, trigger: str | None, ci: bool) -> GateCase:
     return GateCase(
-        name=f"rms_norm {kind} {hidden}{' pdl' if pdl else ''}",
+        name=f"rms_norm {kind} {hidden}{f' pdl {trigger}' if trigger else ''}",
         kernel=_rms_norm_kernel,
         signature={"x_ptr": f"*{kind}", "weight_ptr": f"*{kind}", "out_ptr": f"*{kind}", "eps": "fp32"},
-        constexprs={"H": hidden, "LANES": LANES, "PDL": pdl},
+        constexprs={"H": hidden, "LANES": LANES, "PDL": pdl_code(trigger)},
         aligned=("x_ptr", "weight_ptr", "out_ptr"),
         num_warps=NORM_WARPS,
-        pdl=pdl,
+        pdl=trigger,
         ci=ci,
     )
 
 
 GATE = [
-    _case(hidden, kind, pdl, ci=(hidden, kind) == (5120, "fp16"))
-    for hidden in (4096, 5120, 8192)
+    _case(hidden, kind, trigger, ci=(hidden, kind) == (5120, "fp16"))
+    for hidden in (4096, 5120, 6656, 8192)
     for kind in ("fp16", "bf16")
-    for pdl in (False, True)
+    for trigger in (None, "first", "early")
 ]

@@ -11,10 +11,10 @@ share it are neighbours in the grid, so that they run at the same time and all b
 epilogue needs two outputs together (the two halves of a head, gate and up) the tile's first half of rows is one of each pair
 and its second half the other.
 
-The result does not depend on T: K is walked in the same order, and the tensor instruction is the same m16n8k16 on every GPU
-since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the gate looks). From 9 rows on the norm is a kernel of
-its own, with the same bits. W is float16, bfloat16, float32, int8 (codes are exact in
-16 bits; the row's scale is applied to the sum) or int4 (dequantised to x's type).
+The result depends neither on T nor on how a product is launched (kernels/settings.py): K is walked in the same order, and the
+tensor instruction is the same m16n8k16 on every GPU since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the
+gate looks). Where rows are many the norm is a kernel of its own, with the same bits. W is float16, bfloat16, float32, int8
+(codes are exact in 16 bits; the row's scale is applied to the sum) or int4 (dequantised to x's type).
 """
 
 from collections.abc import Sequence
@@ -24,30 +24,29 @@ import torch
 import triton
 import triton.language as tl
 
+from . import tuned
 from .dequantize import codes4, codes8, dequantize
 from .gate import GateCase
 from .launch import (
-    MAX_ROWS,
     check,
     check_device,
     dependent_launch,
     interpreting,
     pdl,
+    pdl_code,
     prefetch,
+    start_next,
     wait_for_inputs,
 )
-from .norm import LANES, NORM_WARPS, inverse_rms, rms_norm
+from .norm import LANES, inverse_rms, rms_norm
 from .quantized import GROUP, Int4Weight, Int8Weight, Weight
 from .reference import BEST_BLOCK
 from .rope import rope_and_store
+from .settings import MAX_ROWS, WITH_NORM, ProductSettings
+from .settings import product as rule
 from .silu import silu_mul
 
-FUSED_NORM_ROWS = 8  # up to this many rows, every program norms them again; above, one small kernel is cheaper
-BLOCK_N = (
-    BEST_BLOCK  # rows of W a program owns: 160 programs at the least (5120 rows), each with 32 to 64 KiB on the way
-)
-PREFETCHED = 5  # tiles of W on their way into the L2 cache before the first product: 40 KiB a program
-PLAIN, ADD, SILU, ROPE, HEAD = 0, 1, 2, 3, 4
+EPILOGUES = {"linear": 0, "linear_add": 1, "gate_up": 2, "qkv_rope_store": 3, "head": 4}
 WIDENED_BYTES = 512 << 20  # memory that a quantised matrix is dequantised into at a time, for many rows
 
 
@@ -132,6 +131,7 @@ def _product_kernel(
                 w = codes8(w, ASSEMBLY)
             x = _x_tile(x_rows, norm_ptr, stored, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
             acc = tl.dot(w.to(kind), tl.trans(x), acc, input_precision="ieee")
+    start_next(PDL)
     if BITS == 8:
         acc *= tl.load(scale_ptr + n, mask=inside, other=0.0)[:, None]
     if PAIRED:
@@ -196,24 +196,8 @@ def _x_tile(
     return x
 
 
-def tiles(bits: int, rows: int, epilogue: int) -> dict[str, int]:
-    """The tile of a program for `rows` rows of x and a weight of `bits`.
-
-    A tensor core takes K in steps of 16, so that BLOCK_K does not order the sum, but for int4, whose low codes go before the
-    high ones in each tile: there it is the same for all rows. From 17 rows on twice as many rows of W share the traffic of x
-    between the L2 cache and the multiprocessors, which at 64 rows of 13B would else be twice that of the weights.
-    """
-    most = 32 if bits == 4 else MAX_ROWS  # dequantising takes the registers that 64 rows would need
-    block_t = min(most, max(8, triton.next_power_of_2(rows)))
-    block_n, block_k = BLOCK_N, {4: 256, 8: 256, 16: 128, 32: 64}[bits]
-    warps, stages = (NORM_WARPS, 5) if block_t <= 16 else (4, 3)
-    if block_t > 16 and bits in (8, 16) and epilogue != HEAD:
-        block_n, block_k, warps, stages = 2 * BLOCK_N, 64, 2, 5
-    return {"BLOCK_T": block_t, "BLOCK_N": block_n, "BLOCK_K": block_k, "num_stages": stages, "num_warps": warps}
-
-
 def _launch(
-    x: torch.Tensor, norm: torch.Tensor | None, eps: float, weight: Weight, out: torch.Tensor, epilogue: int,
+    op: str, x: torch.Tensor, norm: torch.Tensor | None, eps: float, weight: Weight, out: torch.Tensor,
     rope: tuple[torch.Tensor | None, ...] = (None,) * 6, heads: tuple[int, int, int] = (1, 1, 2),
     index: torch.Tensor | None = None,
 ) -> None:  # fmt: skip
@@ -222,20 +206,18 @@ def _launch(
     if weight.shape[1] != columns:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (N, {columns}) for x of {tuple(x.shape)}")
     values, scales, bits = _stored(weight, x)
-    if norm is not None and rows > FUSED_NORM_ROWS:
-        x, norm = rms_norm(x, norm, eps), None
-    tile = tiles(bits, rows, epilogue)
-    grid = triton.cdiv(rows, tile["BLOCK_T"]), triton.cdiv(count, tile["BLOCK_N"])
+    how = tuned.product(op, bits, (count, columns), rows, x.device)
+    if norm is not None and not how.fuse_norm:
+        x, norm = rms_norm(x, norm, eps, trigger="first" if how.trigger == "late" else "early"), None
+    block_t = how.block_t(rows)
+    grid = triton.cdiv(rows, block_t), triton.cdiv(count, how.block_n)
     _product_kernel[grid](
         x, norm, values, scales, out, *rope, index, eps, rows, N=count, K=columns, BITS=bits, GROUP=GROUP,
-        NORM=norm is not None, EPILOGUE=epilogue, HEADS=heads[0], KV_HEADS=heads[1], D=heads[2],
-        LANES=LANES, **tile, **ahead(norm is not None, x.device), **pdl(x.device),
+        NORM=norm is not None, EPILOGUE=EPILOGUES[op], HEADS=heads[0], KV_HEADS=heads[1], D=heads[2], LANES=LANES,
+        BLOCK_T=block_t, BLOCK_N=how.block_n, BLOCK_K=how.block_k, num_warps=how.num_warps, num_stages=how.num_stages,
+        AHEAD=how.prefetched if norm is not None or dependent_launch(x.device) else 0, ASSEMBLY=not interpreting(),
+        **pdl(x.device, how.trigger),
     )  # fmt: skip
-
-
-def ahead(norm: bool, device: torch.device) -> dict[str, Any]:
-    """Tiles of W to prefetch: as many as the loop keeps in flight, where there is something to do meanwhile."""
-    return {"AHEAD": PREFETCHED if norm or dependent_launch(device) else 0, "ASSEMBLY": not interpreting()}
 
 
 def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
@@ -266,7 +248,7 @@ def linear(x: torch.Tensor, weight: Weight, *, out: torch.Tensor | None = None, 
     out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
     if small(x.shape[0], each_row):
         check("out", out, (x.shape[0], weight.shape[0]), x.device)
-        _launch(x, None, 0.0, weight, out, PLAIN)
+        _launch("linear", x, None, 0.0, weight, out)
         return out
     if isinstance(weight, torch.Tensor):
         return torch.mm(x, weight.to(x.dtype).t(), out=out)
@@ -297,7 +279,7 @@ def qkv_rope_store(
             f"weights have {weight.shape[0]} rows, wanted {(heads[0] + 2 * kv_heads) * dim} for q, k and v"
         )
     if small(rows, each_row):
-        _launch(x, norm, eps, weight, q, ROPE, (cos, sin, positions, slots, k_cache, v_cache), heads)
+        _launch("qkv_rope_store", x, norm, eps, weight, q, (cos, sin, positions, slots, k_cache, v_cache), heads)
         return
     parts = linear(rms_norm(x, norm, eps), weight)
     rope_and_store(parts, cos, sin, positions, k_cache, v_cache, slots, q=q)
@@ -309,7 +291,7 @@ def linear_add(
     """`reference.linear_add`."""
     check("out", out, (x.shape[0], weight.shape[0]), x.device)
     if small(x.shape[0], each_row):
-        _launch(x, None, 0.0, weight, out, ADD)
+        _launch("linear_add", x, None, 0.0, weight, out)
         return out
     return out.add_(linear(x, weight))
 
@@ -322,7 +304,7 @@ def gate_up(
     weight = _joined(weights)
     check("out", out, (x.shape[0], weight.shape[0] // 2), x.device)
     if small(x.shape[0], each_row):
-        _launch(x, norm, eps, weight, out, SILU)
+        _launch("gate_up", x, norm, eps, weight, out)
         return out
     return silu_mul(linear(rms_norm(x, norm, eps), weight), out=out)
 
@@ -332,13 +314,13 @@ def head(
     *, out: torch.Tensor, each_row: bool = False, best: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.head`."""
-    rows, blocks = x.shape[0], triton.cdiv(weight.shape[0], BLOCK_N)
+    rows, blocks = x.shape[0], triton.cdiv(weight.shape[0], BEST_BLOCK)
     check("out", out, (rows, weight.shape[0]), x.device)
     if not small(rows, each_row) and best is None:
         return out.copy_(linear(rms_norm(x, norm, eps), weight))
     best = torch.empty(rows, blocks, dtype=torch.int32, device=x.device) if best is None else best
     check("best", best, (rows, blocks), x.device)
-    _launch(x, norm, eps, weight, out, HEAD, index=best)
+    _launch("head", x, norm, eps, weight, out, index=best)
     return out
 
 
@@ -348,74 +330,81 @@ def _joined(weights: Sequence[Weight]) -> Weight:
     return weights[0]
 
 
-# The gate: the matrices of a layer of 7B, 13B and 65B (hidden, inner, heads; head_dim 128).
+# The gate: the matrices of a layer of 7B, 13B, 30B and 65B (hidden, inner, heads; head_dim 128).
 
-LAYERS: dict[str, tuple[int, int, int]] = {"7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "65b": (8192, 22016, 64)}
+LAYERS: dict[str, tuple[int, int, int]] = {
+    "7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "30b": (6656, 17920, 52), "65b": (8192, 22016, 64),
+}  # fmt: skip
 KINDS: dict[str, tuple[str, str, int]] = {
     "fp16": ("*fp16", "*fp16", 16), "bf16": ("*bf16", "*bf16", 16), "int8": ("*fp16", "*i8", 8), "int4": ("*fp16", "*u8", 4),
 }  # fmt: skip
 
 
-def _case(size: str, op: str, kind: str, rows: int, dependent: bool) -> GateCase:
+def gate_case(
+    size: str, op: str, kind: str, rows: int, dependent: bool, how: ProductSettings | None = None, name: str = ""
+) -> GateCase:
+    """The case of `op` ("linear_add o" and "linear_add down" are two) at `size`, launched by the rule or as `how` says."""
     hidden, inner, heads = LAYERS[size]
-    n, k, epilogue, norm = {
-        "qkv_rope_store": (3 * hidden, hidden, ROPE, True),
-        "gate_up": (2 * inner, hidden, SILU, True),
-        "linear_add o": (hidden, hidden, ADD, False),
-        "linear_add down": (hidden, inner, ADD, False),
-        "head": (32000, hidden, HEAD, True),
-        "linear": (32000, hidden, PLAIN, False),
+    n, k = {
+        "qkv_rope_store": (3 * hidden, hidden),
+        "gate_up": (2 * inner, hidden),
+        "linear_add o": (hidden, hidden),
+        "linear_add down": (hidden, inner),
+        "head": (32000, hidden),
+        "linear": (32000, hidden),
     }[op]
+    function = op.split()[0]
     x, w, bits = KINDS[kind]
-    norm = norm and rows <= FUSED_NORM_ROWS
-    tile = tiles(bits, rows, epilogue)
-    rope = epilogue == ROPE
+    how = how or rule(function, bits, rows)
+    how.check(function, bits)
+    norm = function in WITH_NORM and how.fuse_norm
+    rope, head = function == "qkv_rope_store", function == "head"
     pointers: dict[str, str | None] = {
         "x_ptr": x, "norm_ptr": x if norm else None, "w_ptr": w,
-        "scale_ptr": {8: "*fp32", 4: "*fp16"}.get(bits), "out_ptr": "*fp32" if epilogue == HEAD else x,
+        "scale_ptr": {8: "*fp32", 4: "*fp16"}.get(bits), "out_ptr": "*fp32" if head else x,
         "cos_ptr": "*fp32" if rope else None, "sin_ptr": "*fp32" if rope else None,
         "positions_ptr": "*i64" if rope else None, "slots_ptr": "*i64" if rope else None,
-        "k_ptr": x if rope else None, "v_ptr": x if rope else None, "index_ptr": "*i32" if epilogue == HEAD else None,
+        "k_ptr": x if rope else None, "v_ptr": x if rope else None, "index_ptr": "*i32" if head else None,
     }  # fmt: skip
     constants: dict[str, Any] = {
-        "N": n, "K": k, "BITS": bits, "GROUP": GROUP, "NORM": norm, "EPILOGUE": epilogue,
-        "HEADS": heads, "KV_HEADS": heads, "D": 128, "LANES": LANES, "PDL": dependent,
-        "AHEAD": PREFETCHED if norm or dependent else 0, "ASSEMBLY": True,
+        "N": n, "K": k, "BITS": bits, "GROUP": GROUP, "NORM": norm, "EPILOGUE": EPILOGUES[function],
+        "HEADS": heads, "KV_HEADS": heads, "D": 128, "LANES": LANES, "PDL": pdl_code(how.trigger if dependent else None),
+        "AHEAD": how.prefetched if norm or dependent else 0, "ASSEMBLY": True,
+        "BLOCK_T": how.block_t(rows), "BLOCK_N": how.block_n, "BLOCK_K": how.block_k,
         **{name: None for name, type_ in pointers.items() if type_ is None},
-        **{name: value for name, value in tile.items() if name.startswith("BLOCK")},
     }  # fmt: skip
     signature = {name: type_ for name, type_ in pointers.items() if type_ is not None}
     return GateCase(
-        name=f"{op} {size} {kind} x{rows}{' pdl' if dependent else ''}",
+        name=f"{op} {size} {kind} x{rows}{' ' * bool(name)}{name}{' pdl' if dependent else ''}",
         kernel=_product_kernel,
         signature={**signature, "eps": "fp32", "T": "i32"},
         constexprs=constants,
         aligned=tuple(signature),
-        num_warps=tile["num_warps"],
-        num_stages=tile["num_stages"],
+        num_warps=how.num_warps,
+        num_stages=how.num_stages,
         wide_stores=False,  # T values a row of W: nothing beside the weights
         dot=True,
         warp_level=True,
-        pdl=dependent,
-        ci=((size, kind, rows, dependent) == ("13b", "fp16", 1, False) and op != "linear")
-        or (size, op, kind, rows) == ("13b", "gate_up", "int4", 1)
-        or (size, op, kind, rows, dependent) == ("13b", "gate_up", "fp16", 32, False),
+        pdl=how.trigger if dependent else None,
+        ci=((size, kind, rows, dependent, name) == ("13b", "fp16", 1, False, "") and op != "linear")
+        or (size, op, kind, rows, name) == ("13b", "gate_up", "int4", 1, "")
+        or (size, op, kind, rows, dependent, name) == ("13b", "gate_up", "fp16", 32, False, ""),
     )
 
 
 def _gate() -> list[GateCase]:
-    """13B with every number of rows that has a tile of its own, as Hopper and as others run it; of 7B and 65B less. 32 and 64
+    """13B with every number of rows that has a tile of its own, as Hopper and as others run it; of the others less. 32 and 64
     rows of int4 are one tile."""
     found = []
     for size in LAYERS:
         for kind in KINDS:
             for rows in (1, 16, 32, 64):
                 for dependent in (False, True):
-                    if (kind, rows) == ("int4", 32) or (size != "13b" and (rows == 16 or dependent)):
+                    if (kind, rows) == ("int4", 32) or (size != "13b" and (rows in (16, 32) or dependent)):
                         continue
                     for op in ("qkv_rope_store", "gate_up", "linear_add o", "linear_add down", "head"):
-                        found.append(_case(size, op, kind, rows, dependent))
-    return [*found, *(_case("13b", "linear", kind, 1, False) for kind in KINDS)]
+                        found.append(gate_case(size, op, kind, rows, dependent))
+    return [*found, *(gate_case("13b", "linear", kind, 1, False) for kind in KINDS)]
 
 
 GATE = _gate()

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .gate import GateCase
-from .launch import check, pdl, wait_for_inputs
+from .launch import check, pdl, pdl_code, wait_for_inputs
 
 PAIRS = 512  # pairs of elements a program turns
 
@@ -65,22 +65,22 @@ def rope_and_store(
     )  # fmt: skip
 
 
-def _case(heads: int, kind: str, dependent: bool) -> GateCase:
+def _case(heads: int, kind: str, trigger: str | None) -> GateCase:
     names = ("parts_ptr", "cos_ptr", "sin_ptr", "positions_ptr", "slots_ptr", "k_ptr", "v_ptr", "q_ptr")
     types = (f"*{kind}", "*fp32", "*fp32", "*i64", "*i64", *(f"*{kind}",) * 3)
     return GateCase(
-        name=f"rope_store {kind} {heads} heads{' pdl' if dependent else ''}",
+        name=f"rope_store {kind} {heads} heads{' pdl' if trigger else ''}",
         kernel=_rope_store_kernel,
         signature=dict(zip(names, types, strict=True)),
-        constexprs={"HEADS": heads, "KV_HEADS": heads, "D": 128, "PAIRS": PAIRS, "PDL": dependent},
+        constexprs={"HEADS": heads, "KV_HEADS": heads, "D": 128, "PAIRS": PAIRS, "PDL": pdl_code(trigger)},
         aligned=names,
         wide_loads=False,  # a thread's four pairs: 8 bytes of each half
         wide_stores=False,
-        pdl=dependent,
-        ci=(heads, kind, dependent) == (40, "fp16", False),
+        pdl=trigger,
+        ci=(heads, kind, trigger) == (40, "fp16", None),
     )
 
 
 GATE = [
-    _case(heads, kind, dependent) for heads in (32, 40, 64) for kind in ("fp16", "bf16") for dependent in (False, True)
+    _case(heads, kind, trigger) for heads in (32, 40, 64) for kind in ("fp16", "bf16") for trigger in (None, "early")
 ]

@@ -4,8 +4,9 @@
     token  argmax over the kept of logit / temperature - log(-log(u)), u by the counter hash of the reference
 
 The search: floats of one sign order like their bits, so that a threshold is a 32-bit integer. Each pass over the logits asks
-for 16 candidates how many tokens (top_k), or what share of the probability (top_p), lies at or above them, and so fixes four
-bits; eight passes fix all. Greedy rows read the best of each block that the output product left (kernels/product.py).
+for some candidates how many tokens (top_k), or what share of the probability (top_p), lies at or above them, and so fixes some
+bits. Shares are summed as integers, exactly, so that neither the number of warps nor that of candidates shows in the result.
+Greedy rows read the best of each block that the output product left (kernels/product.py).
 """
 
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 import triton
 import triton.language as tl
 
+from . import settings, tuned
 from .gate import GateCase
-from .launch import check, check_device, pdl, wait_for_inputs
+from .launch import check, check_device, pdl, pdl_code, wait_for_inputs
 from .reference import BEST_BLOCK
+from .settings import SampleSettings
 
 BLOCK = 2048  # logits a pass takes at a time
+HELD = 32  # logits a thread holds at most from one pass to the next
 EMBEDDED = 1024  # elements of a row that a program of embed copies
-WARPS = 8
 
 
 @triton.jit
@@ -39,36 +42,58 @@ def _order(x):
 
 
 @triton.jit
+def _shares(x, top):
+    """exp(x - top) in whole multiples of 2^-34, of which 2^19 add up to less than an int64 holds: `reference.SHARES`."""
+    return (tl.exp(x - top) * 17179869184.0 + 0.5).to(tl.int64)
+
+
+@triton.jit
 def _threshold(
-    logits_ptr, temperature, floor, top, wanted, V: tl.constexpr, BLOCK: tl.constexpr, BY_MASS: tl.constexpr
-):
-    """The greatest order at or above which `wanted` tokens lie, or `wanted` of the sum of exp(logit - top), among those
-    of at least `floor`."""
+    logits_ptr, temperature, floor, top, wanted, V: tl.constexpr, BLOCK: tl.constexpr, RADIX: tl.constexpr,
+    DIGIT: tl.constexpr, BY_MASS: tl.constexpr,
+):  # fmt: skip
+    """The greatest order at or above which `wanted` tokens lie, or `wanted` of the sum of `_shares`, among those of at least
+    `floor`. RADIX is 2^DIGIT, `wanted` a float64."""
     low = tl.full((), -2147483648, dtype=tl.int64)
-    step = tl.full((), 1 << 28, dtype=tl.int64)
-    place = tl.arange(0, 16)
-    for _ in range(8):
-        candidates = low + place * step
-        above = tl.zeros((16,), dtype=tl.float32)
+    step = tl.full((), 1 << (32 - DIGIT), dtype=tl.int64)
+    place = tl.arange(0, RADIX)
+    for _ in range(32 // DIGIT):
+        candidates = (low + place * step).to(tl.int32)
+        above = tl.zeros((RADIX,), dtype=tl.int64)
         for start in range(0, V, BLOCK):
             v = start + tl.arange(0, BLOCK)
             x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
             order = _order(x)
-            weight = tl.where((v < V) & (order >= floor), 1.0, 0.0)
             if BY_MASS:
-                weight *= tl.exp(x - top)
-            above += tl.sum(tl.where(order.to(tl.int64)[:, None] >= candidates[None, :], weight[:, None], 0.0), axis=0)
-        low += tl.max(tl.where(above >= wanted, place, 0), axis=0) * step
-        step = step >> 4
+                weight = _shares(x, top)
+            else:
+                weight = tl.full((BLOCK,), 1, dtype=tl.int32)
+            weight = tl.where((v < V) & (order >= floor), weight, 0)
+            above += tl.sum(tl.where(order[:, None] >= candidates[None, :], weight[:, None], 0), axis=0)
+        low += tl.max(tl.where(above.to(tl.float64) >= wanted, place, 0), axis=0) * step
+        step = step >> DIGIT
     return tl.maximum(low, floor.to(tl.int64)).to(tl.int32)
+
+
+@triton.jit
+def _kth(order, k):
+    """The k-th greatest of orders in registers, a bit in each pass: what `_threshold` finds for k tokens."""
+    low = tl.full((), -2147483648, dtype=tl.int64)
+    step = tl.full((), 1 << 31, dtype=tl.int64)
+    for _ in range(32):
+        above = tl.sum((order >= (low + step).to(tl.int32)).to(tl.int32), axis=0)
+        low += tl.where(above >= k, step, 0)
+        step = step >> 1
+    return low.to(tl.int32)
 
 
 @triton.jit
 def _sample_kernel(
     logits_ptr, best_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, index_ptr, position_ptr, out_ptr,
-    V: tl.constexpr, BLOCKS: tl.constexpr, PADDED_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    V: tl.constexpr, BLOCKS: tl.constexpr, PADDED_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PADDED_V: tl.constexpr,
+    RADIX: tl.constexpr, DIGIT: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id(0)."""
+    """Row program_id(0). PADDED_V: for top_k all logits are held in registers, 0: they are read again for each pass."""
     wait_for_inputs(PDL)
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * V
@@ -85,14 +110,21 @@ def _sample_kernel(
         top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
         floor = tl.full((), -2147483648, dtype=tl.int32)
         if top_k > 0 and top_k < V:
-            floor = _threshold(logits_ptr, temperature, floor, top, top_k.to(tl.float32), V, BLOCK, False)
+            if PADDED_V > 0:
+                every = tl.arange(0, PADDED_V)
+                order = _order(tl.load(logits_ptr + every, mask=every < V, other=float("-inf")) / temperature)
+                floor = _kth(tl.where(every < V, order, -2147483648), top_k)
+            else:
+                wanted = top_k.to(tl.float64)
+                floor = _threshold(logits_ptr, temperature, floor, top, wanted, V, BLOCK, RADIX, DIGIT, False)
         if top_p < 1:
-            mass = tl.zeros((), dtype=tl.float32)
+            mass = tl.zeros((), dtype=tl.int64)
             for start in range(0, V, BLOCK):
                 v = start + tl.arange(0, BLOCK)
                 x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
-                mass += tl.sum(tl.where((v < V) & (_order(x) >= floor), tl.exp(x - top), 0.0), axis=0)
-            floor = _threshold(logits_ptr, temperature, floor, top, top_p * mass, V, BLOCK, True)
+                mass += tl.sum(tl.where((v < V) & (_order(x) >= floor), _shares(x, top), 0), axis=0)
+            wanted = top_p.to(tl.float64) * mass.to(tl.float64)
+            floor = _threshold(logits_ptr, temperature, floor, top, wanted, V, BLOCK, RADIX, DIGIT, True)
         least = tl.where(min_p > 0, top + tl.log(min_p), float("-inf"))
         seed = tl.load(seed_ptr + row)
         hash = _mix((seed & 0xFFFFFFFF).to(tl.uint32) ^ 0x9E3779B9)
@@ -151,12 +183,20 @@ def sample(
             logits, best, V=vocabulary, BLOCKS=blocks, BLOCK_N=BEST_BLOCK, num_warps=4, **pdl(logits.device)
         )
     check("best", best, (rows, blocks), logits.device)
+    how = tuned.sample(vocabulary, rows, logits.device)
     _sample_kernel[(rows,)](
         logits, best, temperature, top_k, top_p, min_p, seeds, sample_index, positions, out,
-        V=vocabulary, BLOCKS=blocks, PADDED_BLOCKS=triton.next_power_of_2(blocks), BLOCK=BLOCK, num_warps=WARPS,
-        **pdl(logits.device),
+        V=vocabulary, BLOCKS=blocks, PADDED_BLOCKS=triton.next_power_of_2(blocks), BLOCK=BLOCK, num_warps=how.num_warps,
+        **passes(how, vocabulary), **pdl(logits.device),
     )  # fmt: skip
     return out
+
+
+def passes(how: SampleSettings, vocabulary: int) -> dict[str, int]:
+    """The search's constexprs. A vocabulary that the threads' registers cannot hold is read again for each pass."""
+    padded = triton.next_power_of_2(vocabulary)
+    held = how.held and padded <= HELD * 32 * how.num_warps
+    return {"PADDED_V": padded if held else 0, "RADIX": how.radix, "DIGIT": how.radix.bit_length() - 1}
 
 
 @triton.jit
@@ -216,36 +256,52 @@ def advance(
     )  # fmt: skip
 
 
+SAMPLING = {
+    "logits_ptr": "*fp32", "best_ptr": "*i32", "out_ptr": "*i64",
+    **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
+    **dict.fromkeys(("top_k_ptr", "seed_ptr", "index_ptr", "position_ptr"), "*i64"),
+}  # fmt: skip
+
+
+def gate_case(how: SampleSettings, trigger: str | None, name: str = "") -> GateCase:
+    """The case of the sampler, `how` launched, for a vocabulary of 32000."""
+    blocks = triton.cdiv(32000, BEST_BLOCK)
+    constants = {
+        "V": 32000, "BLOCKS": blocks, "PADDED_BLOCKS": triton.next_power_of_2(blocks), "BLOCK": BLOCK,
+        "PDL": pdl_code(trigger), **passes(how, 32000),
+    }  # fmt: skip
+    return GateCase(
+        f"sample{' ' * bool(name)}{name}{' pdl' if trigger else ''}",
+        _sample_kernel,
+        SAMPLING,
+        constants,
+        aligned=tuple(SAMPLING),
+        num_warps=how.num_warps,
+        wide_loads=128 * how.num_warps <= BLOCK,
+        wide_stores=False,
+        pdl=trigger,
+        ci=not trigger and not name,
+        denormals=False,  # the library's logarithm flushes them; u and -log(u) are at least 2^-24
+    )
+
+
 def _gate() -> list[GateCase]:
     blocks = triton.cdiv(32000, BEST_BLOCK)
-    floats, integers = (
-        ("temperature_ptr", "top_p_ptr", "min_p_ptr"),
-        ("top_k_ptr", "seed_ptr", "index_ptr", "position_ptr"),
-    )
-    sampling = {
-        "logits_ptr": "*fp32", "best_ptr": "*i32", "out_ptr": "*i64",
-        **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(integers, "*i64"),
-    }  # fmt: skip
     rows = {**dict.fromkeys(("tokens_ptr", "ids_ptr", "positions_ptr", "slots_ptr", "stops_ptr"), "*i64"),
             **dict.fromkeys(("lens_ptr", "left_ptr", "tables_ptr"), "*i32"), "table_stride": "i32"}  # fmt: skip
     cases = []
-    for dependent in (False, True):
-        suffix = " pdl" if dependent else ""
-        common: dict[str, Any] = {"pdl": dependent, "ci": not dependent}
-        vocabulary = {"V": 32000, "BLOCKS": blocks, "PDL": dependent}
+    for trigger in (None, "early"):
+        suffix = " pdl" if trigger else ""
+        common: dict[str, Any] = {"pdl": trigger, "ci": not trigger}
+        vocabulary = {"V": 32000, "BLOCKS": blocks, "PDL": pdl_code(trigger)}
         cases += [
-            GateCase(
-                f"sample{suffix}", _sample_kernel, sampling,
-                {**vocabulary, "PADDED_BLOCKS": triton.next_power_of_2(blocks), "BLOCK": BLOCK},
-                aligned=tuple(sampling), num_warps=WARPS, wide_stores=False,
-                denormals=False, **common,  # the library's logarithm flushes them; u and -log(u) are at least 2^-24
-            ),
+            gate_case(settings.sample(), trigger),
             GateCase(
                 f"best_of_blocks{suffix}", _best_of_blocks_kernel, {"logits_ptr": "*fp32", "best_ptr": "*i32"},
                 {**vocabulary, "BLOCK_N": BEST_BLOCK}, aligned=("logits_ptr", "best_ptr"), wide_stores=False, **common,
             ),
             GateCase(
-                f"advance{suffix}", _advance_kernel, rows, {"BLOCK": 16, "STOPS": 8, "PDL": dependent},
+                f"advance{suffix}", _advance_kernel, rows, {"BLOCK": 16, "STOPS": 8, "PDL": pdl_code(trigger)},
                 num_warps=1, wide_loads=False, wide_stores=False, **common,
             ),
         ]  # fmt: skip
@@ -253,10 +309,10 @@ def _gate() -> list[GateCase]:
             GateCase(
                 f"embed {kind} {hidden}{suffix}", _embed_kernel,
                 {"ids_ptr": "*i64", "weight_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
-                {"H": hidden, "BLOCK": EMBEDDED, "PDL": dependent}, aligned=("ids_ptr", "weight_ptr", "out_ptr"),
-                pdl=dependent, ci=(hidden, kind, dependent) == (5120, "fp16", False),
+                {"H": hidden, "BLOCK": EMBEDDED, "PDL": pdl_code(trigger)}, aligned=("ids_ptr", "weight_ptr", "out_ptr"),
+                pdl=trigger, ci=(hidden, kind, trigger) == (5120, "fp16", None),
             )
-            for hidden in (4096, 5120, 8192)
+            for hidden in (4096, 5120, 6656, 8192)
             for kind in ("fp16", "bf16")
         ]  # fmt: skip
     return cases

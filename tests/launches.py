@@ -18,7 +18,8 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from baize_engine import backend
-from baize_engine.kernels import attention, dequantize, launch, product
+from baize_engine.kernels import attention, dequantize, diff_add, launch, product
+from baize_engine.kernels.reference import CHUNK
 from baize_engine.model.llama import Llama
 from baize_engine.model.steps import StepState
 
@@ -34,6 +35,16 @@ class Driver:
 
     def get_current_stream(self, device: int) -> int:
         return 0
+
+
+def add_all_sizes() -> None:
+    """diff_add of tensors of many lengths, whose sums and counts lie at many places, as a recovery has them."""
+    for count in (1, 16, 17, CHUNK, CHUNK + 1, 16 * CHUNK, 16 * CHUNK + 16, 3 * CHUNK + 5):
+        chunks = -(-count // CHUNK)
+        base, diff, out = (torch.zeros(count, dtype=kind) for kind in (torch.float16, torch.float32, torch.float16))
+        for offset in range(4):
+            sums, counts = torch.zeros(chunks + offset, dtype=torch.float64), torch.zeros(2, chunks + offset).int()
+            diff_add.launch(base, diff, out, sums[offset:], counts[:, offset:])
 
 
 def main() -> None:
@@ -53,13 +64,16 @@ def main() -> None:
                 "waits": "griddepcontrol.wait" in compiled.asm["ptx"],
                 "tensor_cores": "mma" in compiled.asm["ptx"],
                 "shared": compiled.metadata.shared,
+                "compiled": id(compiled),
             }
         )
 
     JITFunction.run = compile_only
     launch.check_device = lambda *_: None
     launch.dependent_launch = lambda _: dependent
-    product.check_device = attention.check_device = dequantize.check_device = launch.check_device
+    product.check_device = attention.check_device = dequantize.check_device = diff_add.check_device = (
+        launch.check_device
+    )
     product.dependent_launch = launch.dependent_launch
     cfg = tiny.config(
         vocab_size=1000, hidden_size=256, intermediate_size=704, num_attention_heads=2, num_key_value_heads=1,
@@ -80,6 +94,7 @@ def main() -> None:
         model.prefill(decoders.prompt(5), cache.allocate(), cache)
         one = torch.ones(1)
         ops.sample(torch.zeros(1, 1000), one, one.long(), one, one, one.long(), one.long(), one.long())
+        add_all_sizes()
     print(json.dumps(launches))
 
 

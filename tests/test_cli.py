@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import slow_baize
@@ -84,6 +85,31 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"usage: baize {command}" in capsys.readouterr().out
+
+
+def test_info_says_where_a_gpus_launch_settings_come_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_settings
+    import torch
+
+    from baize_engine import backend
+    from baize_engine.kernels import tuned
+
+    facts = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(backend, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    said = []
+    for _ in range(2):
+        tuned.of_device.cache_clear()
+        assert main(["info"]) == 0
+        said.append(capsys.readouterr().out)
+        test_settings.write(tmp_path, "h100.json")
+    tuned.of_device.cache_clear()
+    assert "launch settings: the rules: no card of this generation was tuned" in said[0]
+    tuned_on = "tuned on NVIDIA H100 80GB HBM3 (capability 9.0, 132 multiprocessors)"
+    assert f"launch settings: h100.json, 1 entries {tuned_on}" in said[1]
 
 
 def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -26,6 +26,11 @@ PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
 
 
+def aligned_rows(count: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Zeros (count, length) whose rows begin at multiples of 16 bytes: where they do not, Triton compiles each kernel anew."""
+    return torch.zeros(count, -(-length // 4) * 4, dtype=dtype, device=device)[:, :length]
+
+
 class Llama:
     """A LLaMA of `config` over `weights` with the ops of a backend.
 
@@ -136,7 +141,7 @@ class Llama:
             self._rows = max(rows, min(2 * self._rows, self.prefill_chunk))
             self._x = self.buffer(self._rows, self.config.hidden_size)
             self._scratch = self.scratch(self._rows)
-            self._index = torch.empty(3, self._rows, dtype=torch.int64, device=self.device)
+            self._index = aligned_rows(3, self._rows, torch.int64, self.device)
             self._plans.clear()
         if sequences > self._sequences:
             self._sequences = max(sequences, 2 * self._sequences)

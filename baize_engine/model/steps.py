@@ -21,7 +21,7 @@ from torch import Tensor
 from baize_engine.errors import BaizeError
 from baize_engine.model import kv_cache
 from baize_engine.model.kv_cache import CacheFull, KVCache
-from baize_engine.model.llama import Llama
+from baize_engine.model.llama import Llama, aligned_rows
 
 AHEAD = 2  # steps launched before the oldest one's tokens are read: enough that the device never waits for the host
 MAX_STOPS = 16  # stop ids a row has on the device; the host sees the rest, a few steps late
@@ -68,12 +68,12 @@ class StepState:
         def integers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
             return torch.zeros(*shape, dtype=dtype, device=device)
 
-        self.ids, self.positions, self.slots, self.tokens = integers(4, rows)
-        self.lens, self.left = integers(2, rows, dtype=torch.int32)
+        self.ids, self.positions, self.slots, self.tokens = aligned_rows(4, rows, torch.int64, device)
+        self.lens, self.left = aligned_rows(2, rows, torch.int32, device)
         self.tables = integers(rows, most, dtype=torch.int32)
         self.stops = integers(rows, MAX_STOPS)
-        self.top_k, self.seeds, self.sample_index = integers(3, rows)
-        self.temperature, self.top_p, self.min_p = torch.zeros(3, rows, device=device)
+        self.top_k, self.seeds, self.sample_index = aligned_rows(3, rows, torch.int64, device)
+        self.temperature, self.top_p, self.min_p = aligned_rows(3, rows, torch.float32, device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
         vocabulary = model.head.shape[0]
         self.logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
@@ -180,7 +180,7 @@ class StepState:
             for name, value in held.items():
                 getattr(self, name).copy_(value)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):  # its own default is of the first device used
             for op in self._plan(longest, rows):
                 op()
         return graph

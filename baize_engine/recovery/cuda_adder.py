@@ -6,6 +6,7 @@ out can overlap; several workers overlap that with the disk. No timing of it has
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 CHUNK = 65536  # elements; the unit of diff_add's sums
 PART = 8 * CHUNK  # elements a slot holds: 2 MiB of float32, enough for a copy to run at the bus's speed
 SLOTS = 2
+_COMPILING = threading.Lock()  # workers begin together: one compiles, the others find it done
 
 
 def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
@@ -43,6 +45,7 @@ class CudaAdder(NoFiles):
             return [torch.empty(PART * 4, dtype=torch.uint8, device=self._device) for _ in range(3)]
 
         self._memory = [memory() for _ in range(SLOTS)]
+        self._compiled: set[tuple[object, ...]] = set()
         torch.cuda.synchronize(self._device)
 
     def buffer(self, nbytes: int) -> memoryview:
@@ -64,7 +67,7 @@ class CudaAdder(NoFiles):
     ) -> Stats:
         import torch
 
-        from baize_engine.kernels.diff_add import launch
+        from baize_engine.kernels.diff_add import compile_for, launch
 
         kinds = [getattr(torch, dtype) for dtype in (base_dtype, other_dtype, out_dtype)]
         count = len(out) // ITEMSIZE[out_dtype]
@@ -73,6 +76,10 @@ class CudaAdder(NoFiles):
         host = [torch.frombuffer(view, dtype=kind) for view, kind in zip((base, other, out), kinds, strict=True)]
         chunks = -(-count // CHUNK)
         with torch.cuda.device(self._device):
+            if (*kinds, subtract) not in self._compiled:
+                with _COMPILING:
+                    compile_for((kinds[0], kinds[1], kinds[2]), self._device, subtract=subtract)
+                self._compiled.add((*kinds, subtract))
             sums = torch.empty(chunks, dtype=torch.float64, device=self._device)
             counts = torch.empty(2, chunks, dtype=torch.int32, device=self._device)
             for stream in self._streams:

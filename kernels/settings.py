@@ -1,0 +1,207 @@
+"""How kernels are launched: tiles, warps, what is fetched early. None of it changes a bit of a result.
+
+The rules here serve every GPU; a card that was tuned has a table of its own (kernels/tuned.py). `*_choices` are the values
+that the tuner tries (benchmarks/tune_kernels.py): each compiles for sm_80, sm_89 and sm_90 without spills (the compile gate).
+Pure: imports neither torch nor Triton.
+
+What orders a sum is not among the settings: 16 columns of a tensor instruction, in order, and for int4 tiles of INT4_BLOCK_K,
+whose low codes go before the high ones; BEST_BLOCK logits of which the head leaves the greatest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+# When the next kernel on the stream may start, where the GPU has dependent launch (sm_90 and later): it waits for the whole
+# of this one before it reads what kernels write, but what it does before that runs beside this kernel.
+# first: at once, before this kernel waits itself; early: when it has waited; late: behind its loop over K.
+TRIGGERS = ("first", "early", "late")
+BITS = (32, 16, 8, 4)
+WITH_NORM = ("qkv_rope_store", "gate_up", "head")  # products that begin with a norm
+PRODUCTS = (*WITH_NORM, "linear_add", "linear")
+BEST_BLOCK = 32  # logits of a block: `reference.BEST_BLOCK`
+INT4_BLOCK_K = 256
+FUSED_NORM_ROWS = 8  # up to this many rows, every program norms them again; above, one small kernel is cheaper
+MAX_ROWS = 64  # rows of x that one program of a product holds
+TUNED_ROWS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def _wanted(name: str, found: Any, wanted: Sequence[Any]) -> None:
+    if type(found) not in {type(value) for value in wanted} or found not in wanted:
+        raise ValueError(f"{name} is {found!r}, wanted one of {', '.join(map(repr, wanted))}")
+
+
+@dataclass(frozen=True)
+class ProductSettings:
+    """A product y = x W^T of a decode step (kernels/product.py)."""
+
+    block_n: int  # rows of W a program owns
+    block_k: int  # columns of W in a tile
+    num_warps: int
+    num_stages: int
+    max_block_t: int = MAX_ROWS  # rows of x a program holds at most
+    prefetched: int = 5  # tiles of W asked for before the first product, where there is something to do meanwhile
+    fuse_norm: bool = True  # whether each program norms the rows itself, or a kernel before it does
+    trigger: str = "early"
+
+    def __post_init__(self) -> None:
+        _wanted("block_n", self.block_n, (16, 32, 64))
+        _wanted("block_k", self.block_k, (32, 64, 128, 256))
+        _wanted("num_warps", self.num_warps, (1, 2, 4, 8))
+        _wanted("num_stages", self.num_stages, tuple(range(1, 9)))
+        _wanted("max_block_t", self.max_block_t, (8, 16, 32, 64))
+        _wanted("prefetched", self.prefetched, tuple(range(9)))
+        _wanted("fuse_norm", self.fuse_norm, (False, True))
+        _wanted("trigger", self.trigger, TRIGGERS[1:])
+        if self.block_n >= 64 and self.num_warps >= 4:
+            raise ValueError(
+                f"block_n {self.block_n} with num_warps {self.num_warps} is Hopper's wgmma, whose sums may differ; "
+                "wanted block_n 16 or 32, or num_warps 1 or 2"
+            )
+
+    def check(self, op: str, bits: int) -> None:
+        """ValueError where these settings would change what `op` gives for weights of `bits`."""
+        _wanted("op", op, PRODUCTS)
+        _wanted("bits", bits, BITS)
+        if op == "head" and self.block_n != BEST_BLOCK:
+            raise ValueError(f"block_n of head is {self.block_n}, wanted {BEST_BLOCK}")
+        if bits == 4 and self.block_k != INT4_BLOCK_K:
+            raise ValueError(f"block_k of int4 is {self.block_k}, wanted {INT4_BLOCK_K}, whose order of sums is one")
+
+    def block_t(self, rows: int) -> int:
+        """Rows of x a program holds, of `rows` in all: a power of two, 8 at least."""
+        return min(self.max_block_t, max(8, 1 << (rows - 1).bit_length()))
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Attention of a decode step and the join of its parts (kernels/attention.py)."""
+
+    tile: int  # tokens whose keys are loaded as one: half of a split, or all of it
+    num_warps: int = 4
+    fetch_first: bool = False  # whether keys and values are asked for before the kernel waits
+    trigger: str = "early"
+
+    def __post_init__(self) -> None:
+        _wanted("tile", self.tile, (64, 128))
+        _wanted("num_warps", self.num_warps, (2, 4, 8))
+        _wanted("fetch_first", self.fetch_first, (False, True))
+        _wanted("trigger", self.trigger, TRIGGERS[:2])
+
+
+@dataclass(frozen=True)
+class SampleSettings:
+    """The choice of a token (kernels/sample.py)."""
+
+    num_warps: int = 16
+    radix: int = 16  # candidates of a threshold that a pass over the logits counts
+    held: bool = False  # whether a row's logits stay in registers while top_k is searched, where they fit
+
+    def __post_init__(self) -> None:
+        _wanted("num_warps", self.num_warps, (16, 32))
+        _wanted("radix", self.radix, (2, 4, 16))
+        _wanted("held", self.held, (False, True))
+
+
+Settings = ProductSettings | AttentionSettings | SampleSettings
+KINDS: dict[str, type] = {
+    **dict.fromkeys(PRODUCTS, ProductSettings), "attention": AttentionSettings, "sample": SampleSettings,
+}  # fmt: skip
+
+
+def from_dict(op: str, bits: int, values: Mapping[str, Any]) -> Any:
+    """The settings of `op` that `values` describe, all of them; ValueError names what is unknown, missing or out of range."""
+    _wanted("op", op, tuple(KINDS))
+    kind = KINDS[op]
+    known = {field.name for field in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise ValueError(f"{op} has no setting {unknown[0]!r}, wanted {', '.join(sorted(known))}")
+    if missing := sorted(known - set(values)):
+        raise ValueError(f"{op} lacks the setting {missing[0]!r}")
+    made = kind(**values)
+    if isinstance(made, ProductSettings):
+        made.check(op, bits)
+    return made
+
+
+def product(op: str, bits: int, rows: int) -> ProductSettings:
+    """The rule for a product of `rows` rows of x with a weight of `bits`.
+
+    From 17 rows on twice as many rows of W share the traffic of x between the L2 cache and the multiprocessors, which at 64
+    rows of 13B would else be twice that of the weights.
+    """
+    _wanted("op", op, PRODUCTS)
+    fused = op in WITH_NORM and rows <= FUSED_NORM_ROWS
+    most = 32 if bits == 4 else MAX_ROWS  # dequantising takes the registers that 64 rows would need
+    wide = {4: INT4_BLOCK_K, 8: 256, 16: 128, 32: 64}[bits]
+    if rows <= 16:
+        return ProductSettings(32, wide, 2, 5, most, fuse_norm=fused)
+    if bits in (8, 16) and op != "head":
+        return ProductSettings(64, 64, 2, 5, most, fuse_norm=fused)
+    return ProductSettings(32, wide, 4, 3, most, fuse_norm=fused)
+
+
+def attention(itemsize: int) -> AttentionSettings:
+    """The rule for attention over a cache of values of `itemsize` bytes; float32 takes twice the registers."""
+    return AttentionSettings(64, num_warps=4 if itemsize == 2 else 8)
+
+
+def sample() -> SampleSettings:
+    """The rule for choosing a token."""
+    return SampleSettings()
+
+
+# What the tuner tries: of each aspect the other values. The best is kept before the next aspect.
+
+Choices = Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
+
+
+def _tile(block_n: int, block_k: int, num_warps: int, num_stages: int, **more: int) -> dict[str, Any]:
+    return {"block_n": block_n, "block_k": block_k, "num_warps": num_warps, "num_stages": num_stages, **more}
+
+
+def product_choices(op: str, bits: int, rows: int) -> Choices:
+    """Tiles first, as the rest depends on them: who norms, when the next kernel starts, how much is fetched before."""
+    tiles = {
+        (16, False): [_tile(16, 256, 1, 4), _tile(32, 64, 2, 8), _tile(32, 128, 4, 5), _tile(64, 64, 2, 5)],
+        (8, False): [_tile(16, 256, 1, 6), _tile(32, 128, 2, 6), _tile(32, 256, 4, 5), _tile(64, 128, 2, 5)],
+        (4, False): [_tile(16, 256, 1, 6), _tile(32, 256, 4, 5), _tile(64, 256, 2, 4)],
+        (16, True): [
+            _tile(32, 64, 4, 5), _tile(32, 128, 4, 3), _tile(32, 64, 2, 6), _tile(64, 64, 2, 5, max_block_t=32),
+            _tile(32, 128, 4, 4, max_block_t=32),
+        ],
+        (8, True): [
+            _tile(32, 64, 4, 5), _tile(32, 128, 4, 3), _tile(32, 64, 2, 6), _tile(64, 64, 2, 5, max_block_t=32),
+            _tile(32, 128, 4, 4, max_block_t=32),
+        ],
+        (4, True): [_tile(32, 256, 4, 4), _tile(32, 256, 2, 4), _tile(32, 256, 4, 4, max_block_t=16)],
+    }.get((bits, rows > 16), [])  # fmt: skip
+    rule = product(op, bits, rows)
+    tiles = [
+        tile for tile in tiles if replace(rule, **tile) != rule and (op != "head" or tile["block_n"] == BEST_BLOCK)
+    ]
+    found: list[tuple[str, Sequence[Mapping[str, Any]]]] = [("tile", tiles)] if tiles else []
+    if op in WITH_NORM and (rule.fuse_norm or rows <= 2 * FUSED_NORM_ROWS):
+        found.append(("norm", [{"fuse_norm": not rule.fuse_norm}]))
+    found.append(("trigger", [{"trigger": "late"}]))
+    found.append(("prefetched", [{"prefetched": 0}, {"prefetched": 2}]))
+    return found
+
+
+def attention_choices() -> Choices:
+    """Of 16-bit caches."""
+    return [
+        ("tile", [{"tile": 128}, {"tile": 128, "num_warps": 8}, {"tile": 64, "num_warps": 8}]),
+        ("fetch", [{"fetch_first": True}]),
+        ("trigger", [{"trigger": "first"}]),
+    ]
+
+
+def sample_choices() -> Choices:
+    """Of rows that are drawn with top_k and top_p."""
+    return [
+        ("warps", [{"num_warps": 32}, {"num_warps": 32, "radix": 4}]),
+        ("held", [{"num_warps": 32, "held": True}]),
+    ]
