@@ -93,7 +93,9 @@ def launch_settings(device: str) -> str:
         return "the rules: no card of this generation was tuned (benchmarks/tune_kernels.py)"
     major, minor = table.capability
     count = sum(len(rows) for rows in table.entries.values())
-    return f"{table.name}, {count} entries tuned on {table.gpu} (capability {major}.{minor}, {table.sms} multiprocessors)"
+    return (
+        f"{table.name}, {count} entries tuned on {table.gpu} (capability {major}.{minor}, {table.sms} multiprocessors)"
+    )
 
 
 def diff_adder(device: str) -> Callable[[], Adder]:

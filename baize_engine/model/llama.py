@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baize_engine.model import names
+from baize_engine.model import names, short_prompts
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache, Sequence
 from baize_engine.model.rope import tables
@@ -65,6 +65,7 @@ class Llama:
         self._rows = self._sequences = 0  # what the buffers have room for
         self._plans: dict[tuple[int, int, bool, bool], list[Callable[[], Any]]] = {}
         self._planned_for: KVCache | None = None
+        self._short: short_prompts.ShortPrompts | None = None
 
     def new_cache(self, tokens: int, dtype: torch.dtype | None = None) -> KVCache:
         """A cache for `tokens` tokens, in the activation type unless `dtype` is given, which a GPU's kernels do not take."""
@@ -79,10 +80,23 @@ class Llama:
         while True:
             here = sequence.length
             end = min(len(ids), begin + (here + self.prefill_chunk) // cache.chunk * cache.chunk - here)
-            logits = self.forward([ids[begin:end]], [sequence], cache, prompt=True)
+            piece = ids[begin:end]
+            if self.runs_ahead and short_prompts.FEWEST <= len(piece) <= short_prompts.MOST:
+                logits = self._run_short(piece, sequence, cache)
+            else:
+                logits = self.forward([piece], [sequence], cache, prompt=True)
             if end == len(ids):
                 return logits
             begin = end
+
+    @torch.inference_mode()
+    def _run_short(self, ids: list[int], sequence: Sequence, cache: KVCache) -> Tensor:
+        """`forward` of a short piece of a prompt as one launch, with its bits."""
+        self._check([len(ids)], [sequence])
+        cache.reserve(sequence, len(ids))
+        if self._short is None or self._short.cache is not cache:
+            self._short = short_prompts.ShortPrompts(self, cache)
+        return self._short.run(ids, sequence)
 
     @torch.inference_mode()
     def forward(

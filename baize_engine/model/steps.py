@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from baize_engine.errors import BaizeError
-from baize_engine.model import kv_cache
+from baize_engine.model import graphs, kv_cache
 from baize_engine.model.kv_cache import CacheFull, KVCache
 from baize_engine.model.llama import Llama, aligned_rows
 
@@ -171,19 +171,10 @@ class StepState:
         if not any(captured == rows for _, captured in self._graphs):
             held = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
             self.set([])
-            side = torch.cuda.Stream(device)
-            side.wait_stream(torch.cuda.current_stream(device))
-            with torch.cuda.stream(side):
-                for op in self._plan(longest, rows):
-                    op()
-            torch.cuda.current_stream(device).wait_stream(side)
+            graphs.run_aside(self._plan(longest, rows), device)
             for name, value in held.items():
                 getattr(self, name).copy_(value)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):  # its own default is of the first device used
-            for op in self._plan(longest, rows):
-                op()
-        return graph
+        return graphs.capture(self._plan(longest, rows), device)
 
 
 @dataclass(eq=False)

@@ -1,0 +1,29 @@
+"""CUDA graphs: the ops of a plan launched as one, on the device where their tensors lie. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+Plan = Sequence[Callable[[], Any]]
+
+
+def run_aside(plan: Plan, device: torch.device) -> None:
+    """Runs the plan once on a stream of its own: kernels are compiled, libraries take their workspaces before a capture."""
+    here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    aside.wait_stream(here)
+    with torch.cuda.stream(aside):
+        for op in plan:
+            op()
+    here.wait_stream(aside)
+
+
+def capture(plan: Plan, device: torch.device) -> torch.cuda.CUDAGraph:
+    """The plan as a graph; nothing of it runs. The stream is of `device`: torch's own is of the first device captured on."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
+        for op in plan:
+            op()
+    return graph

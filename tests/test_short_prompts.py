@@ -1,0 +1,158 @@
+"""Short pieces of prompts, padded to a bucket of rows: the bits of the piece by itself, and nothing else written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import decoders
+import pytest
+import tiny
+import torch
+from interpreter import Interpreter, interpreter
+
+from baize_engine.kernels import reference
+from baize_engine.model import graphs, short_prompts
+from baize_engine.model.kv_cache import CacheFull
+from baize_engine.model.llama import Llama
+
+CONFIG = tiny.config(num_key_value_heads=2)
+LENGTHS = (2, 3, 7, 8, 9, 16, 31, 33, 63, 64)
+
+
+@pytest.fixture(scope="module")
+def triton() -> Iterator[Interpreter]:
+    with interpreter() as running:
+        yield running
+
+
+def both_ways(model: Llama, before: int, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """(logits, keys, values, length) of `count` tokens after `before`, in one launch and op by op, beside another sequence."""
+    found = []
+    for ahead in (True, False):
+        model.runs_ahead = ahead
+        cache = model.new_cache(512)
+        cache.keys.fill_(0.5)
+        cache.values.fill_(0.5)
+        other, own = cache.allocate(), cache.allocate()
+        model.prefill(decoders.prompt(20, 9), other, cache)
+        if before:
+            model.forward([decoders.prompt(before, 1)], [own], cache, prompt=True)
+        logits = model.prefill(decoders.prompt(count, 2), own, cache)
+        own_blocks = [*other.blocks, *own.blocks]
+        rest = [block for block in range(cache.num_blocks) if block not in own_blocks]
+        assert bool((cache.keys[:, rest] == 0.5).all())
+        assert bool((cache.values[:, rest] == 0.5).all())
+        rows = cache.slots(own, 0, own.length)
+        parts = [part[:, : cache.num_blocks].flatten(1, 2)[:, rows] for part in (cache.keys, cache.values)]
+        found.append((logits, *parts, torch.tensor(own.length)))
+    return found
+
+
+@pytest.mark.parametrize("count", LENGTHS)
+@pytest.mark.parametrize("before", [0, 5, 40])
+def test_the_bits_are_those_of_the_piece_by_itself(before: int, count: int) -> None:
+    """With this machine's kernels, whose rows do not depend on each other, as those of a GPU."""
+    one, other = both_ways(decoders.make(CONFIG), before, count)
+    for mine, wanted in zip(one, other, strict=True):
+        assert torch.equal(mine, wanted)
+
+
+def equal_bits(kind: str | None) -> bool:
+    """The same with joined and quantised weights in their own 16-bit type, for the interpreter's process."""
+    model = decoders.make(CONFIG, torch.float16, kind, joined=True)
+    return all(
+        torch.equal(mine, wanted) for count in (5, 40) for mine, wanted in zip(*both_ways(model, 3, count), strict=True)
+    )
+
+
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+def test_the_gpus_kernels_give_the_bits_of_the_piece_by_itself(triton: Interpreter, kind: str | None) -> None:
+    assert triton.run("test_short_prompts", "equal_bits", kind)[0]
+
+
+def test_single_tokens_and_long_pieces_go_op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = decoders.make(tiny.config(max_position_embeddings=256))
+    model.runs_ahead = True
+    sizes: list[int] = []
+    run = short_prompts.ShortPrompts.run
+
+    def counted(self: short_prompts.ShortPrompts, ids: list[int], sequence: object) -> torch.Tensor:
+        sizes.append(len(ids))
+        return run(self, ids, sequence)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(short_prompts.ShortPrompts, "run", counted)
+    cache = model.new_cache(512)
+    for count in (1, 2, 64, 65):
+        model.prefill(decoders.prompt(count), cache.allocate(), cache)
+    assert sizes == [2, 64]
+
+
+def test_a_full_cache_leaves_the_sequence_as_it_was() -> None:
+    model = decoders.make(CONFIG)
+    model.runs_ahead = True
+    cache = model.new_cache(32)
+    sequence = cache.allocate()
+    with pytest.raises(CacheFull):
+        model.prefill(decoders.prompt(40), sequence, cache)
+    assert (sequence.length, cache.free_blocks) == (0, 2)
+
+
+def test_a_prompt_beyond_the_positions_is_refused_before_it_takes_blocks() -> None:
+    model = decoders.make(tiny.config(max_position_embeddings=48))
+    model.runs_ahead = True
+    cache = model.new_cache(128)
+    sequence = cache.allocate()
+    with pytest.raises(ValueError, match="a sequence would have 50 tokens, the model has 48"):
+        model.prefill(decoders.prompt(50), sequence, cache)
+    assert (sequence.length, cache.free_blocks) == (0, 8)
+    assert model.prefill(decoders.prompt(48), sequence, cache).shape == (1, 96)
+
+
+def test_another_cache_gets_buffers_of_its_own() -> None:
+    model = decoders.make(CONFIG)
+    model.runs_ahead = True
+    logits = []
+    for _ in range(2):
+        cache = model.new_cache(128)
+        logits.append(model.prefill(decoders.prompt(12), cache.allocate(), cache))
+    assert torch.equal(*logits)
+
+
+def test_a_graph_is_made_for_each_bucket_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with graphs that run their plan: the first run, which compiles, touches nobody's blocks."""
+    model = Llama(decoders.make(CONFIG).config, decoders.make(CONFIG).weights, reference)
+    model.runs_ahead = True
+    cache = model.new_cache(256)
+    captured: list[int] = []
+
+    def run(plan: list, device: object = None) -> None:
+        for op in plan:
+            op()
+
+    def capture(plan: list, device: object) -> SimpleNamespace:
+        captured.append(plan[0].args[0].shape[0])
+        return SimpleNamespace(replay=lambda: run(plan))
+
+    def aside(plan: list, device: object) -> None:
+        before = cache.keys[:, : cache.num_blocks].clone()
+        run(plan)
+        assert torch.equal(before, cache.keys[:, : cache.num_blocks])
+
+    monkeypatch.setattr(graphs, "capture", capture)
+    monkeypatch.setattr(graphs, "run_aside", aside)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    with torch.inference_mode():
+        short = short_prompts.ShortPrompts(model, cache)
+        short._device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
+        for count in (5, 8, 12, 3, 16, 40):
+            ids, sequence = decoders.prompt(count, count), cache.allocate()
+            cache.reserve(sequence, count)
+            got = short.run(ids, sequence)
+            other = cache.allocate()
+            wanted = model.forward([ids], [other], cache, prompt=True)
+            assert (got - wanted).abs().max() < 1e-4
+            cache.free(sequence)
+            cache.free(other)
+    assert captured == [8, 16, 64]
