@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 from typing import Any
 
 # When the next kernel on the stream may start, where the GPU has dependent launch (sm_90 and later): it waits for the whole
@@ -126,6 +127,7 @@ def from_dict(op: str, bits: int, values: Mapping[str, Any]) -> Any:
     return made
 
 
+@cache
 def product(op: str, bits: int, rows: int) -> ProductSettings:
     """The rule for a product of `rows` rows of x with a weight of `bits`.
 
@@ -143,11 +145,13 @@ def product(op: str, bits: int, rows: int) -> ProductSettings:
     return ProductSettings(32, wide, 4, 3, most, fuse_norm=fused)
 
 
+@cache
 def attention(itemsize: int) -> AttentionSettings:
     """The rule for attention over a cache of values of `itemsize` bytes; float32 takes twice the registers."""
     return AttentionSettings(64, num_warps=4 if itemsize == 2 else 8)
 
 
+@cache
 def sample() -> SampleSettings:
     """The rule for choosing a token."""
     return SampleSettings()
