@@ -17,12 +17,12 @@ def copy_kernel(src, dst, count, BLOCK: tl.constexpr, HUNGRY: tl.constexpr):
 
 
 @triton.jit
-def waiting_kernel(src, dst, BLOCK: tl.constexpr, EARLY: tl.constexpr, WAITS: tl.constexpr):
+def waiting_kernel(src, dst, BLOCK: tl.constexpr, EARLY: tl.constexpr, PDL: tl.constexpr):
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     if EARLY:
         value = tl.load(src + offsets)
-        wait_for_inputs(WAITS)
+        wait_for_inputs(PDL)
     else:
-        wait_for_inputs(WAITS)
+        wait_for_inputs(PDL)
         value = tl.load(src + offsets)
     tl.store(dst + offsets, value)

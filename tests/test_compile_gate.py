@@ -101,21 +101,29 @@ def test_a_dependent_launch_is_compiled_where_it_exists() -> None:
 
 
 @pytest.mark.parametrize(
-    ("early", "waits", "problem"),
-    [(False, True, None), (True, True, "LDG before it waits"), (False, False, "does not wait")],
-)
-def test_an_access_before_the_wait_is_noticed(early: bool, waits: bool, problem: str | None) -> None:
+    ("early", "pdl", "problems"),
+    [
+        (False, 2, []),
+        (False, 1, ["lets the next kernel start first, wanted early"]),
+        (False, 3, ["lets the next kernel start at its end, wanted early"]),
+        (True, 2, ["LDG before it waits for the kernel before it"]),
+        (False, 0, [
+            "does not wait for the kernel before it", "lets the next kernel start at its end, wanted early"
+        ]),
+    ],
+)  # fmt: skip
+def test_an_access_before_the_wait_is_noticed(early: bool, pdl: int, problems: list[str]) -> None:
     import gate_toys
 
     case = toy(
         kernel=gate_toys.waiting_kernel,
         signature={"src": "*fp32", "dst": "*fp32"},
-        constexprs={"BLOCK": 1024, "EARLY": early, "WAITS": waits},
+        constexprs={"BLOCK": 1024, "EARLY": early, "PDL": pdl},
         aligned=("src", "dst"),
-        pdl=True,
+        pdl="early",
     )
     found = gate.compile_case(case, 90).problems()
-    assert found == ([f"toy for sm_90: {problem} for the kernel before it"] if problem else [])
+    assert found == [f"toy for sm_90: {problem}" for problem in problems]
 
 
 @pytest.mark.parametrize(
