@@ -64,9 +64,9 @@ class Report:
         widths = [max(len(key), WIDTH) for key in row]
         if tuple(row) != self._heads:
             self._heads = tuple(row)
-            print("  ".join(key.rjust(width) for key, width in zip(row, widths, strict=True)))
+            say("  ".join(key.rjust(width) for key, width in zip(row, widths, strict=True)))
         cells = (cell(value).rjust(width) for value, width in zip(row.values(), widths, strict=True))
-        print("  ".join(cells), flush=True)
+        say("  ".join(cells))
         self._keep()
 
     @contextmanager
@@ -98,7 +98,7 @@ class Report:
             self.facts["ended"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}"
             self.code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
         self._keep()
-        print(json.dumps(self.whole()), flush=True)
+        say(json.dumps(self.whole()))
         return known
 
     def _keep(self) -> None:
@@ -118,6 +118,14 @@ class Report:
         except RuntimeError as error:
             print(error, file=sys.stderr)
             raise DeviceLost(f"the GPU is lost to this process: {str(error).splitlines()[0]}") from error
+
+
+def say(text: str) -> None:
+    """Prints a line at once. Where nobody reads any more (`| head`), what is printed from now on goes nowhere."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -102,3 +102,26 @@ def test_ctrl_c_keeps_the_rows(tmp_path: Path) -> None:
     assert child.returncode == 130
     whole = json.loads(rest.splitlines()[-1])
     assert (whole["rows"], whole["ended"]) == ([{"ms": 1}, {"kind": "slow", "problem": "interrupted"}], "interrupted")
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
+    code = (
+        "import argparse, pathlib, sys; sys.path.insert(0, sys.argv[1]); from reports import Report\n"
+        "with Report('toy', argparse.Namespace(json=pathlib.Path(sys.argv[2]))) as report:\n"
+        "    input()\n"
+        "    report.row({'number': 1})\n"
+        "sys.exit(report.code)\n"
+    )
+    file, command = tmp_path / "report.json", [sys.executable, "-c", code, str(REPO / "benchmarks")]
+    with subprocess.Popen(
+        [*command, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdout.close()
+        child.stdin.write("\n")
+        child.stdin.close()
+        assert child.stderr is not None
+        assert child.stderr.read() == ""
+    assert child.returncode == 0
+    assert json.loads(file.read_text())["rows"] == [{"number": 1}]
