@@ -5,8 +5,10 @@
 
 The search: floats of one sign order like their bits, so that a threshold is a 32-bit integer. Each pass over the logits asks
 for some candidates how many tokens (top_k), or what share of the probability (top_p), lies at or above them, and so fixes some
-bits. Shares are summed as integers, exactly, so that neither the number of warps nor that of candidates shows in the result.
-Greedy rows read the best of each block that the output product left (kernels/product.py).
+bits. Shares are summed as integers, exactly, so that no order of summation shows in the result.
+
+The output product left the best of each block of logits (kernels/product.py). Greedy rows need no more; and where top_k is
+small, all that is kept lies in as many blocks, those of the greatest bests: 2048 logits, which stay in registers.
 """
 
 from typing import Any
@@ -22,7 +24,7 @@ from .reference import BEST_BLOCK
 from .settings import SampleSettings
 
 BLOCK = 2048  # logits a pass takes at a time
-HELD = 32  # logits a thread holds at most from one pass to the next
+PICKED = 64  # blocks that are looked at instead of all where top_k is no more
 EMBEDDED = 1024  # elements of a row that a program of embed copies
 
 
@@ -88,15 +90,96 @@ def _kth(order, k):
 
 
 @triton.jit
-def _sample_kernel(
-    logits_ptr, best_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, index_ptr, position_ptr, out_ptr,
-    V: tl.constexpr, BLOCKS: tl.constexpr, PADDED_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, PADDED_V: tl.constexpr,
-    RADIX: tl.constexpr, DIGIT: tl.constexpr, PDL: tl.constexpr,
+def _by_mass(order, shares, wanted):
+    """The greatest order at or above which `wanted` of the shares lie, in registers."""
+    low = tl.full((), -2147483648, dtype=tl.int64)
+    step = tl.full((), 1 << 31, dtype=tl.int64)
+    for _ in range(32):
+        above = tl.sum(tl.where(order >= (low + step).to(tl.int32), shares, 0), axis=0)
+        low += tl.where(above.to(tl.float64) >= wanted, step, 0)
+        step = step >> 1
+    return low.to(tl.int32)
+
+
+@triton.jit
+def _hash(seed, index, position):
+    """The part of `reference.uniform`'s hash that a row's tokens share."""
+    hash = _mix((seed & 0xFFFFFFFF).to(tl.uint32) ^ 0x9E3779B9)
+    hash = _mix(hash ^ ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32))
+    hash = _mix(hash ^ index.to(tl.uint32))
+    return _mix(hash ^ position.to(tl.uint32))
+
+
+@triton.jit
+def _drawn(x, v, kept, hash):
+    """x with the noise of each token v, -inf where it is not kept."""
+    bits = _mix(hash ^ _mix(v.to(tl.uint32) + 0x85EBCA6B))
+    uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
+    return tl.where(kept, x - tl.log(-tl.log(uniform)), float("-inf"))
+
+
+@triton.jit
+def _of_picked(
+    logits_ptr, picked_ptr, many, temperature, top, top_k, top_p, least, hash, V: tl.constexpr, PICKED: tl.constexpr,
+    BEST_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id(0). PADDED_V: for top_k all logits are held in registers, 0: they are read again for each pass."""
+    """The token drawn from `many` blocks, of which picked_ptr has the numbers."""
+    place = tl.arange(0, PICKED * BEST_BLOCK)
+    slot = place // BEST_BLOCK
+    v = tl.load(picked_ptr + slot, mask=slot < many, other=0) * BEST_BLOCK + place % BEST_BLOCK
+    there = (slot < many) & (v < V)
+    x = tl.load(logits_ptr + v, mask=there, other=float("-inf")) / temperature
+    order = tl.where(there, _order(x), -2147483648)
+    kept = there & (order >= _kth(order, top_k))
+    if top_p < 1:
+        shares = tl.where(kept, _shares(x, top), 0)
+        wanted = top_p.to(tl.float64) * tl.sum(shares, axis=0).to(tl.float64)
+        kept = kept & (order >= _by_mass(order, shares, wanted))
+    drawn = _drawn(x, v, kept & (x >= least), hash)
+    return tl.min(tl.where(drawn == tl.max(drawn, axis=0), v, V), axis=0)
+
+
+@triton.jit
+def _of_all(
+    logits_ptr, temperature, top, top_k, top_p, least, hash, V: tl.constexpr, BLOCK: tl.constexpr, RADIX: tl.constexpr,
+    DIGIT: tl.constexpr,
+):  # fmt: skip
+    """The token drawn from all, read again for each pass."""
+    floor = tl.full((), -2147483648, dtype=tl.int32)
+    if top_k > 0 and top_k < V:
+        wanted = top_k.to(tl.float64)
+        floor = _threshold(logits_ptr, temperature, floor, top, wanted, V, BLOCK, RADIX, DIGIT, False)
+    if top_p < 1:
+        mass = tl.zeros((), dtype=tl.int64)
+        for start in range(0, V, BLOCK):
+            v = start + tl.arange(0, BLOCK)
+            x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
+            mass += tl.sum(tl.where((v < V) & (_order(x) >= floor), _shares(x, top), 0), axis=0)
+        wanted = top_p.to(tl.float64) * mass.to(tl.float64)
+        floor = _threshold(logits_ptr, temperature, floor, top, wanted, V, BLOCK, RADIX, DIGIT, True)
+    highest = tl.full((), float("-inf"), dtype=tl.float32)
+    token = tl.full((), 0, dtype=tl.int32)
+    for start in range(0, V, BLOCK):
+        v = start + tl.arange(0, BLOCK)
+        x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
+        drawn = _drawn(x, v, (v < V) & (_order(x) >= floor) & (x >= least), hash)
+        here = tl.max(drawn, axis=0)
+        token = tl.where(here > highest, tl.min(tl.where(drawn == here, v, V), axis=0), token)
+        highest = tl.maximum(highest, here)
+    return token
+
+
+@triton.jit
+def _sample_kernel(
+    logits_ptr, best_ptr, picked_ptr, temperature_ptr, top_k_ptr, top_p_ptr, min_p_ptr, seed_ptr, index_ptr, position_ptr,
+    out_ptr, V: tl.constexpr, BLOCKS: tl.constexpr, PADDED_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, RADIX: tl.constexpr,
+    DIGIT: tl.constexpr, PICKED: tl.constexpr, BEST_BLOCK: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Row program_id(0). picked (S, PICKED) int32 is scratch memory: the numbers of the blocks that are looked at."""
     wait_for_inputs(PDL)
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * V
+    picked_ptr += row * PICKED
     block = tl.arange(0, PADDED_BLOCKS)
     index = tl.load(best_ptr + row * BLOCKS + block, mask=block < BLOCKS, other=0)
     broken = tl.min(index, axis=0) < 0
@@ -108,41 +191,22 @@ def _sample_kernel(
     broken = broken | (top - top != 0)
     if temperature > 0 and not broken:
         top_k, top_p, min_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row), tl.load(min_p_ptr + row)
-        floor = tl.full((), -2147483648, dtype=tl.int32)
-        if top_k > 0 and top_k < V:
-            if PADDED_V > 0:
-                every = tl.arange(0, PADDED_V)
-                order = _order(tl.load(logits_ptr + every, mask=every < V, other=float("-inf")) / temperature)
-                floor = _kth(tl.where(every < V, order, -2147483648), top_k)
-            else:
-                wanted = top_k.to(tl.float64)
-                floor = _threshold(logits_ptr, temperature, floor, top, wanted, V, BLOCK, RADIX, DIGIT, False)
-        if top_p < 1:
-            mass = tl.zeros((), dtype=tl.int64)
-            for start in range(0, V, BLOCK):
-                v = start + tl.arange(0, BLOCK)
-                x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
-                mass += tl.sum(tl.where((v < V) & (_order(x) >= floor), _shares(x, top), 0), axis=0)
-            wanted = top_p.to(tl.float64) * mass.to(tl.float64)
-            floor = _threshold(logits_ptr, temperature, floor, top, wanted, V, BLOCK, RADIX, DIGIT, True)
         least = tl.where(min_p > 0, top + tl.log(min_p), float("-inf"))
-        seed = tl.load(seed_ptr + row)
-        hash = _mix((seed & 0xFFFFFFFF).to(tl.uint32) ^ 0x9E3779B9)
-        hash = _mix(hash ^ ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32))
-        hash = _mix(hash ^ tl.load(index_ptr + row).to(tl.uint32))
-        hash = _mix(hash ^ tl.load(position_ptr + row).to(tl.uint32))
-        highest = tl.full((), float("-inf"), dtype=tl.float32)
-        for start in range(0, V, BLOCK):
-            v = start + tl.arange(0, BLOCK)
-            x = tl.load(logits_ptr + v, mask=v < V, other=float("-inf")) / temperature
-            bits = _mix(hash ^ _mix(v.to(tl.uint32) + 0x85EBCA6B))
-            uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
-            kept = (v < V) & (_order(x) >= floor) & (x >= least)
-            drawn = tl.where(kept, x - tl.log(-tl.log(uniform)), float("-inf"))
-            here = tl.max(drawn, axis=0)
-            first = tl.min(tl.where(drawn == here, v, V), axis=0)
-            token = tl.where(here > highest, first, token)
-            highest = tl.maximum(highest, here)
+        hash = _hash(tl.load(seed_ptr + row), tl.load(index_ptr + row), tl.load(position_ptr + row))
+        many = tl.full((), PICKED + 1, dtype=tl.int32)
+        if top_k > 0 and top_k <= PICKED:  # the k-th greatest logit is at least the k-th greatest best of a block
+            order = tl.where(block < BLOCKS, _order(value / temperature), -2147483648)
+            picked = (block < BLOCKS) & (order >= _kth(order, top_k))
+            many = tl.sum(picked.to(tl.int32), axis=0)  # more than top_k where bests are equal
+            place = tl.cumsum(picked.to(tl.int32), axis=0) - 1
+            tl.store(picked_ptr + place, block, mask=picked & (place < PICKED))
+            tl.debug_barrier()  # a thread reads what others stored
+        if many <= PICKED:
+            token = _of_picked(
+                logits_ptr, picked_ptr, many, temperature, top, top_k, top_p, least, hash, V, PICKED, BEST_BLOCK
+            )
+        else:
+            token = _of_all(logits_ptr, temperature, top, top_k, top_p, least, hash, V, BLOCK, RADIX, DIGIT)
     tl.store(out_ptr + row, tl.where(broken, -1, token).to(tl.int64))
 
 
@@ -183,20 +247,22 @@ def sample(
             logits, best, V=vocabulary, BLOCKS=blocks, BLOCK_N=BEST_BLOCK, num_warps=4, **pdl(logits.device)
         )
     check("best", best, (rows, blocks), logits.device)
+    picked = torch.empty(rows, PICKED, dtype=torch.int32, device=logits.device)
     how = tuned.sample(vocabulary, rows, logits.device)
     _sample_kernel[(rows,)](
-        logits, best, temperature, top_k, top_p, min_p, seeds, sample_index, positions, out,
-        V=vocabulary, BLOCKS=blocks, PADDED_BLOCKS=triton.next_power_of_2(blocks), BLOCK=BLOCK, num_warps=how.num_warps,
-        **passes(how, vocabulary), **pdl(logits.device),
+        logits, best, picked, temperature, top_k, top_p, min_p, seeds, sample_index, positions, out,
+        num_warps=how.num_warps, **constants(vocabulary, how), **pdl(logits.device),
     )  # fmt: skip
     return out
 
 
-def passes(how: SampleSettings, vocabulary: int) -> dict[str, int]:
-    """The search's constexprs. A vocabulary that the threads' registers cannot hold is read again for each pass."""
-    padded = triton.next_power_of_2(vocabulary)
-    held = how.held and padded <= HELD * 32 * how.num_warps
-    return {"PADDED_V": padded if held else 0, "RADIX": how.radix, "DIGIT": how.radix.bit_length() - 1}
+def constants(vocabulary: int, how: SampleSettings) -> dict[str, int]:
+    """The sampler's constexprs but PDL."""
+    blocks = triton.cdiv(vocabulary, BEST_BLOCK)
+    return {
+        "V": vocabulary, "BLOCKS": blocks, "PADDED_BLOCKS": triton.next_power_of_2(blocks), "BLOCK": BLOCK,
+        "RADIX": how.radix, "DIGIT": how.radix.bit_length() - 1, "PICKED": PICKED, "BEST_BLOCK": BEST_BLOCK,
+    }  # fmt: skip
 
 
 @triton.jit
@@ -257,7 +323,7 @@ def advance(
 
 
 SAMPLING = {
-    "logits_ptr": "*fp32", "best_ptr": "*i32", "out_ptr": "*i64",
+    "logits_ptr": "*fp32", "best_ptr": "*i32", "picked_ptr": "*i32", "out_ptr": "*i64",
     **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
     **dict.fromkeys(("top_k_ptr", "seed_ptr", "index_ptr", "position_ptr"), "*i64"),
 }  # fmt: skip
@@ -265,16 +331,11 @@ SAMPLING = {
 
 def gate_case(how: SampleSettings, trigger: str | None, name: str = "") -> GateCase:
     """The case of the sampler, `how` launched, for a vocabulary of 32000."""
-    blocks = triton.cdiv(32000, BEST_BLOCK)
-    constants = {
-        "V": 32000, "BLOCKS": blocks, "PADDED_BLOCKS": triton.next_power_of_2(blocks), "BLOCK": BLOCK,
-        "PDL": pdl_code(trigger), **passes(how, 32000),
-    }  # fmt: skip
     return GateCase(
         f"sample{' ' * bool(name)}{name}{' pdl' if trigger else ''}",
         _sample_kernel,
         SAMPLING,
-        constants,
+        {**constants(32000, how), "PDL": pdl_code(trigger)},
         aligned=tuple(SAMPLING),
         num_warps=how.num_warps,
         wide_loads=128 * how.num_warps <= BLOCK,

@@ -97,13 +97,11 @@ class SampleSettings:
     """The choice of a token (kernels/sample.py)."""
 
     num_warps: int = 16
-    radix: int = 16  # candidates of a threshold that a pass over the logits counts
-    held: bool = False  # whether a row's logits stay in registers while top_k is searched, where they fit
+    radix: int = 16  # candidates of a threshold that a pass over all logits counts
 
     def __post_init__(self) -> None:
         _wanted("num_warps", self.num_warps, (16, 32))
-        _wanted("radix", self.radix, (2, 4, 16))
-        _wanted("held", self.held, (False, True))
+        _wanted("radix", self.radix, (2, 16))
 
 
 Settings = ProductSettings | AttentionSettings | SampleSettings
@@ -206,6 +204,5 @@ def attention_choices() -> Choices:
 def sample_choices() -> Choices:
     """Of rows that are drawn with top_k and top_p."""
     return [
-        ("warps", [{"num_warps": 32}, {"num_warps": 32, "radix": 4}]),
-        ("held", [{"num_warps": 32, "held": True}]),
+        ("warps", [{"num_warps": 32, "radix": 2}, {"num_warps": 16, "radix": 2}]),
     ]

@@ -369,10 +369,10 @@ def test_a_loop_that_the_compiler_unrolled() -> None:
 def test_the_table_is_of_these_kernels() -> None:
     """Constants as they stand, and a case compiled anew: other versions of Triton may take a few registers more or less."""
     pytest.importorskip("triton")
-    from baize_engine.kernels import attention, gate, norm, product, sample
+    from baize_engine.kernels import attention, gate, norm, product
 
-    found = [compiled.constant(name) for name in ("SPLIT", "JOINED", "SAMPLED", "LANES")]
-    assert found == [attention.SPLITS[2], attention.JOINED, sample.BLOCK, norm.LANES]
+    found = [compiled.constant(name) for name in ("SPLIT", "JOINED", "LANES")]
+    assert found == [attention.SPLITS[2], attention.JOINED, norm.LANES]
     assert {name for name, *_ in compiled.products()} <= {name for name, _ in compiled.read()}
     how = settings.product("linear_add", 16, 1)
     for target in compiled.TARGETS:

@@ -47,6 +47,25 @@ def test_the_references_choice(triton: Interpreter, chosen: dict[str, float], vo
     assert got.tolist() == reference.sample(rows, **call).tolist()
 
 
+@pytest.mark.parametrize("top_k", [2, 63, 64, 65])
+@pytest.mark.parametrize("top_p", [1.0, 0.7])
+def test_where_the_greatest_lie_does_not_matter(triton: Interpreter, top_k: int, top_p: float) -> None:
+    """All in few blocks, one in each, equals across more blocks than are looked at, and equals within them."""
+    rows = logits(4100, scale=1.0)
+    rows[0, 64:96] += 9  # a whole block
+    rows[1, 5::61] += 9  # one of nearly every block
+    rows[2] = 1.5  # all
+    rows[3, ::40] = 7.0  # equals of more than 64 blocks
+    rows[4, :70] = 7.0  # equals of three blocks
+    rows[5, 4096:] += 9  # the last block, which is not full
+    rows[6] = rows[6].sort().values
+    rows[7] = rows[7].sort(descending=True).values
+    for seed in range(3):
+        call = arguments(seed=seed * 999, top_k=top_k, top_p=top_p)
+        got, _ = triton.call("sample", "sample", rows, *call.values())
+        assert got.tolist() == reference.sample(rows, **call).tolist()
+
+
 def test_rows_have_their_own_parameters(triton: Interpreter) -> None:
     rows = logits(300)
     call = arguments()

@@ -18,7 +18,7 @@ from test_product import ACTIVATIONS, EPS, case, matrix, rand
 from test_sample_triton import FILTERS, arguments, logits
 
 from baize_engine.kernels import attention, gate, product, sample, settings
-from baize_engine.kernels.settings import AttentionSettings, ProductSettings, SampleSettings
+from baize_engine.kernels.settings import AttentionSettings, ProductSettings
 
 BITS = {"same": 16, "int8": 8, "int4": 4}
 TILED = (1, 16, 64)  # numbers of rows that have choices of their own
@@ -118,14 +118,6 @@ def test_the_sampler_chooses_the_same(triton: Interpreter, vocabulary: int, chos
         assert torch.equal(got, wanted), (aspect, how)
 
 
-def test_a_vocabulary_beyond_the_registers_is_read_again() -> None:
-    held = SampleSettings(32, held=True)
-    assert sample.passes(held, 32000)["PADDED_V"] == 32768
-    assert sample.passes(held, 32001)["PADDED_V"] == 32768
-    assert sample.passes(held, 32769)["PADDED_V"] == 0
-    assert sample.passes(replace(held, num_warps=16), 32000)["PADDED_V"] == 0
-
-
 # The compile gate
 
 
@@ -155,7 +147,7 @@ def variants() -> list[gate.GateCase]:
     return found
 
 
-IN_CI = ("gate_up 13b fp16 x1 trigger", "attention decode fp16 40/40 fetch", "sample held")
+IN_CI = ("gate_up 13b fp16 x1 trigger", "attention decode fp16 40/40 fetch", "sample warps 0")
 
 
 @pytest.mark.parametrize(
