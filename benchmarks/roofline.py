@@ -13,6 +13,7 @@ from common import Spread, measure
 from baize_engine.model.cost import OpCost
 
 SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the peak: large enough to keep every core busy
+WHOLE = "step"  # the op's name in the row of a whole step
 COPIED = 1 << 30  # bytes of the copy on a GPU: many times its cache
 
 
@@ -57,29 +58,45 @@ def _seconds(run: Any, device: str, calls: int = 5) -> Spread:
     return Spread(spread.median / calls, spread.p20 / calls, spread.p80 / calls)
 
 
-def rows(
-    times: Mapping[str, Spread], calls: Mapping[str, int], costs: Sequence[OpCost], limits: Mapping[str, float]
-) -> list[dict[str, Any]]:
-    """A row for each op in the order of `times` (seconds of all its calls in a step).
+def references(device: str, limits: Mapping[str, float], specified: float | None) -> dict[str, float]:
+    """GB/s that a bandwidth is set against, by the name of its share: on a GPU what is specified and what a copy reaches,
+    on a CPU what reading reaches. Without those that are not known."""
+    if device == "cpu":
+        known = {"of_read": limits.get("read_GB/s")}
+    else:
+        known = {"of_specified": specified, "of_copy": limits.get("copy_GB/s")}
+    return {name: speed for name, speed in known.items() if speed}
 
-    `intensity` is FLOP a byte. `ceiling_us`: what moving the op's bytes, or its arithmetic, takes at the least, and `share`
-    how much of the measured time that is. An op that no cost is known of has its time alone.
+
+def row(
+    name: str,
+    spread: Spread,
+    calls: int,
+    cost: OpCost | None,
+    limits: Mapping[str, float],
+    against: Mapping[str, float],
+) -> dict[str, Any]:
+    """A row for an op, `spread` being seconds of all its calls in a step.
+
+    `intensity` is FLOP a byte. `ceiling_us`: what moving the op's bytes, or its arithmetic, takes at the least by `limits`,
+    and `share` how much of the measured time that is. Then its bandwidth as shares of `against`. An op that no cost is known
+    of has its time alone.
     """
-    known = {cost.name: cost for cost in costs}
-    speed = bandwidth(limits) * 1e9
-    found = []
-    for name, spread in times.items():
-        row = {"op": name, "calls": calls[name], "us": spread.median * 1e6, "p20": spread.p20 * 1e6}
-        row["p80"] = spread.p80 * 1e6
-        if name in known:
-            nbytes, flops, seconds = known[name].bytes, known[name].flops, spread.median
-            least = max(nbytes / speed, flops / limits["matmul_TFLOP/s"] / 1e12)
-            row |= {
-                "bytes": nbytes, "flops": flops, "intensity": flops / nbytes, "GB/s": nbytes / seconds / 1e9,
-                "TFLOP/s": flops / seconds / 1e12, "ceiling_us": least * 1e6, "share": least / seconds,
-            }  # fmt: skip
-        found.append(row)
-    return found
+    seconds = spread.median
+    found: dict[str, Any] = {
+        "op": name, "calls": calls, "us": seconds * 1e6, "p20": spread.p20 * 1e6, "p80": spread.p80 * 1e6,
+    }  # fmt: skip
+    if cost is None:
+        return found
+    moved = cost.bytes / seconds / 1e9
+    found |= {
+        "bytes": cost.bytes, "flops": cost.flops, "intensity": cost.flops / cost.bytes, "GB/s": moved,
+        "TFLOP/s": cost.flops / seconds / 1e12,
+    }  # fmt: skip
+    if limits:
+        least = max(cost.bytes / bandwidth(limits) / 1e9, cost.flops / limits["matmul_TFLOP/s"] / 1e12)
+        found |= {"ceiling_us": least * 1e6, "share": least / seconds}
+    return found | {share: moved / speed for share, speed in against.items()}
 
 
 def bandwidth(limits: Mapping[str, float]) -> float:
@@ -101,9 +118,11 @@ def figure_class() -> Any:
 
 def draw(report: Mapping[str, Any], path: Path) -> None:
     """The picture of a report: log-log axes, the roof, and one labelled point for each op that computes."""
-    points = [row for row in report["rows"] if row.get("flops")]
+    points = [row for row in report["rows"] if row.get("flops") and row["op"] != WHOLE]
     if not points:
         raise SystemExit("the report has no op with flops: is it one of profile_step.py?")
+    if not report.get("ceilings"):
+        raise SystemExit("the report has no ceilings, which could not be measured: there is no roof to draw")
     speed, peak = bandwidth(report["ceilings"]) / 1e3, report["ceilings"]["matmul_TFLOP/s"]  # TB/s, TFLOP/s
     ridge = peak / speed
     left, right = min(row["intensity"] for row in points) / 3, max(*(row["intensity"] for row in points), ridge) * 4

@@ -13,12 +13,14 @@ import bench_prefill
 import profile_step
 import pytest
 import roofline
+import summary
 import torch
 from assets import REPO
 from common import Spread
+from decode_step import DecodeStep
 from models import KINDS, random_model, transformers_model
 from shapes import PRESETS
-from trace_events import Event, device_events, gaps, kernel_rows, span
+from trace_events import device_events
 
 from baize_engine.kernels import quantized, reference
 from baize_engine.model import cost, names
@@ -35,47 +37,31 @@ def run(script: str, *arguments: object) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_gaps_count_idle_time_only() -> None:
-    """b begins within a, c before the end of a, though after b's: a launch that overlaps leaves no gap, nor a negative one."""
-    events = [Event("a", 100, 10), Event("b", 102, 3), Event("c", 109, 2), Event("d", 115, 5), Event("e", 120, 1)]
-    assert gaps(events) == [0, 0, 0, 4, 0]
-    assert span(events) == 21
-    assert gaps([]) == []
-
-
-def test_kernels_by_name() -> None:
-    events = [Event("a", 0, 2), Event("b", 3, 5), Event("a", 11, 2), Event("b", 13, 1)]
-    first, second = kernel_rows(events)
-    assert first == {"kernel": "b", "calls": 2, "us": 6, "share": 0.6, "gap_before_us": 0.5}
-    assert second == {"kernel": "a", "calls": 2, "us": 4, "share": 0.4, "gap_before_us": 1.5}
-
-
-def test_only_what_ran_on_the_gpu_counts() -> None:
-    launch = {"ph": "X", "cat": "cuda_runtime", "name": "cudaGraphLaunch", "ts": 1, "dur": 90}
-    copy = {"ph": "X", "cat": "gpu_memcpy", "name": "copy", "ts": 30.5, "dur": 1}
-    flow = {"ph": "f", "cat": "ac2g", "name": "ac2g", "ts": 10}
-    kernels = [
-        {"ph": "X", "cat": "kernel", "name": "product", "ts": ts, "dur": 4.25, "args": {"grid": [rows, 1, 1]}}
-        for ts, rows in ((20.0, 64), (10.0, 32))
-    ]
-    assert device_events({"traceEvents": [launch, copy, flow, *kernels]}) == [
-        Event("product 32x1x1", 10.0, 4.25), Event("product 64x1x1", 20.0, 4.25), Event("copy", 30.5, 1.0),
-    ]  # fmt: skip
-
-
 def test_roofline_rows() -> None:
-    times = {
-        "advance": Spread(1e-6, 1e-6, 2e-6),
-        "moves": Spread(2e-6, 1e-6, 3e-6),
-        "computes": Spread(4e-6, 4e-6, 4e-6),
-    }
-    costs = [cost.OpCost("computes", 4_000_000, 600, 400), cost.OpCost("moves", 1000, 99_000, 1000)]
-    rows = {row["op"]: row for row in roofline.rows(times, dict.fromkeys(times, 3), costs, LIMITS)}
-    assert rows["advance"] == {"op": "advance", "calls": 3, "us": 1.0, "p20": 1.0, "p80": 2.0}
-    moves, computes = rows["moves"], rows["computes"]
+    against = roofline.references("cuda", LIMITS, 200.0)
+
+    def row(name: str, spread: Spread, known: cost.OpCost | None) -> dict[str, Any]:
+        return roofline.row(name, spread, 3, known, LIMITS, against)
+
+    assert row("advance", Spread(1e-6, 1e-6, 2e-6), None) == {
+        "op": "advance", "calls": 3, "us": 1.0, "p20": 1.0, "p80": 2.0,
+    }  # fmt: skip
+    moves = row("moves", Spread(2e-6, 1e-6, 3e-6), cost.OpCost("moves", 1000, 99_000, 1000))
     assert (moves["GB/s"], moves["intensity"]) == pytest.approx((50.0, 0.01))
     assert (moves["ceiling_us"], moves["share"]) == pytest.approx((1.0, 0.5))  # 100 kB at 100 GB/s
+    assert (moves["of_specified"], moves["of_copy"]) == pytest.approx((0.25, 0.5))
+    computes = row("computes", Spread(4e-6, 4e-6, 4e-6), cost.OpCost("computes", 4_000_000, 600, 400))
     assert (computes["TFLOP/s"], computes["ceiling_us"], computes["share"]) == pytest.approx((1.0, 2.0, 0.5))
+
+
+def test_what_a_bandwidth_is_set_against() -> None:
+    assert roofline.references("cuda:1", LIMITS, 3350.0) == {"of_specified": 3350.0, "of_copy": 100.0}
+    assert roofline.references("cuda", LIMITS, None) == {"of_copy": 100.0}
+    assert roofline.references("cpu", LIMITS, None) == {"of_read": 80.0}
+    assert roofline.references("cuda", {}, None) == {}
+    row = roofline.row("moves", Spread(2e-6, 1e-6, 3e-6), 1, cost.OpCost("moves", 1000, 99_000, 1000), {}, {})
+    assert row["GB/s"] == pytest.approx(50)
+    assert not {"share", "ceiling_us", "of_copy"} & row.keys()  # nothing was measured to set it against
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -96,11 +82,13 @@ def test_random_models(kind: str) -> None:
 def test_op_names_are_those_of_the_costs() -> None:
     model = random_model(PRESETS["tiny"], "int8", "cpu")
     with torch.inference_mode():
-        state, bound = profile_step.prepared(model, 3, 40)
-        found = profile_step.op_names(state.ops(bound))
+        step = DecodeStep.of(model, 3, 40)
+        state = step.state
+        found = [place.op for place in step.places()]
         assert found == ["advance", "embed", *OPS, *OPS, "head", "sample"]
         before = [state.positions.clone(), state.slots.clone()]
-        state.run(bound)  # every repeat is the same step
+        step.run()  # every repeat is the same step
+        step.consecutive(3)()
     assert state.lens.tolist() == [40] * 3
     assert torch.equal(before[0], state.positions)
     assert torch.equal(before[1], state.slots)
@@ -148,7 +136,7 @@ def test_transformers_gets_the_same_weights(kind: str) -> None:
 def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the report and the trace of the script's run."""
     folder = tmp_path_factory.mktemp("profile")
-    files = ["--json", folder / "report.json", "--trace", folder / "trace.json"]
+    files = ["--json", folder / "report.json", "--trace", folder / "trace.json", "--markdown", folder / "summary.md"]
     found = run("profile_step.py", "--preset", "tiny", "--batch", 2, "--context", 30, "--repeats", 3, *files)
     assert found == json.loads((folder / "report.json").read_text())
     return folder
@@ -156,25 +144,43 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_profile_step(profile: Path) -> None:
     found = json.loads((profile / "report.json").read_text())
-    assert (found["bench"], found["events"]) == ("profile_step", "ops")
-    rows, kernels = ({row[key]: row for row in found[part]} for key, part in (("op", "rows"), ("kernel", "kernels")))
+    assert (found["bench"], found["events"], found["notes"]) == ("profile_step", "ops", [])
+    assert (found["preset"], found["kind"], found["batch"], found["context"]) == ("tiny", "float16", 2, 30)
+    rows, kernels = ({row["op"]: row for row in found[part]} for part in ("rows", "kernels"))
+    step = rows.pop("step")
     assert rows.keys() == kernels.keys() == {"advance", "embed", *OPS, "head", "sample"}
     assert all(rows[name]["calls"] == kernels[name]["calls"] == (2 if name in OPS else 1) for name in rows)
+    assert all(kernels[name]["layers"] == ("0-1" if name in OPS else "") for name in rows)
+    assert all(row["kernel"].startswith(("cpp-", "torch", "triton")) for row in kernels.values())
     assert all(0 < row["p20"] <= row["us"] <= row["p80"] for row in rows.values())
-    assert all(row["share"] > 0 for name, row in rows.items() if name != "advance")
-    assert sum(row["share"] for row in kernels.values()) == pytest.approx(1)
+    assert all(0 < row["share"] <= row["of_read"] * 1.5 for name, row in rows.items() if name != "advance")
     assert sum(row["us"] for row in kernels.values()) + found["gaps_us"] == pytest.approx(found["step_us"])
     config = random_model(PRESETS["tiny"], "float16", "cpu").config
     wanted = {each.name: each for each in cost.decode_step(config, "float16", 2, 30, "float32")}
     for name, each in wanted.items():
         assert (rows[name]["bytes"], rows[name]["flops"]) == (each.bytes, each.flops)
+    assert step["bytes"] == sum(each.bytes for each in wanted.values())
+    assert step["of_read"] == pytest.approx(step["GB/s"] / found["ceilings"]["read_GB/s"])
+    assert step["tok/s"] == pytest.approx(2e6 / step["us"])
+    assert [row.keys() for row in found["steps"]] == [{"step", "launch_us", "wait_us"}] * 4
+
+
+def test_the_summary_of_a_profile(profile: Path) -> None:
+    page = (profile / "summary.md").read_text()
+    assert page.startswith("# decode step: tiny float16, batch 2, context 30\n")
+    heads = [line for line in page.splitlines() if line.startswith("## ")]
+    assert heads == ["## Ops", "## In the step", "## Consecutive steps", "## Start, seconds"]
+    found = json.loads((profile / "report.json").read_text())
+    assert summary.markdown(found) == page
+    for row in found["rows"][1:]:
+        assert f"\n| {row['op']} | {row['calls']} | {row['us']:.4g} |" in page
 
 
 def test_the_trace_is_a_chrome_trace(profile: Path) -> None:
     trace = json.loads((profile / "trace.json").read_text())
     spans = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     assert all({"name", "ts", "dur", "pid", "tid"} <= event.keys() for event in spans)
-    assert [event["name"] for event in spans if event["cat"] == "user_annotation"] == ["step"]
+    assert [event["name"] for event in spans if event["cat"] == "user_annotation"] == ["launch", "wait"] * 4
     assert device_events(trace) == []
 
 
@@ -189,13 +195,15 @@ def test_the_picture_of_a_report(profile: Path, tmp_path: Path, monkeypatch: pyt
     assert out.stat().st_size > 10_000
     with pytest.raises(SystemExit, match="no op with flops"):
         roofline.draw({"rows": [{"op": "embed", "flops": 0}]}, out)
+    with pytest.raises(SystemExit, match="no ceilings"):
+        roofline.draw({"rows": [{"op": "head", "flops": 9}], "notes": []}, out)
 
 
 def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.setattr(sys, "argv", ["profile_step.py", "--picture", str(tmp_path / "out.png")])
-    monkeypatch.setattr(profile_step, "profiled", lambda *arguments: pytest.fail("measured before it refused"))
+    monkeypatch.setattr(profile_step, "profile", lambda *arguments: pytest.fail("measured before it refused"))
     with pytest.raises(SystemExit, match=r"--from_json results\.json --picture out\.png"):
         profile_step.main()
 
@@ -206,4 +214,58 @@ def test_from_json_needs_a_picture(
     monkeypatch.setattr(sys, "argv", ["profile_step.py", "--from_json", str(tmp_path / "report.json")])
     with pytest.raises(SystemExit):
         profile_step.main()
-    assert "--from_json needs --picture" in capsys.readouterr().err
+    assert "--from_json needs --picture or --markdown" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--steps 0", "--batch, --repeats, --steps must be 1 or more"),
+        ("--context 1", "--context 2 to 2048"),
+        ("--capture_steps 4", "'4' is not A:B with A < B"),
+        ("--capture_steps 3:2", "'3:2' is not A:B"),
+        ("--device cpu --nvtx", "--nvtx and --capture_steps are for the profilers of a GPU, the device is cpu"),
+        ("--device cpu --capture_steps 0:1", "the device is cpu"),
+    ],
+)
+def test_arguments_that_cannot_be(
+    arguments: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["profile_step.py", *arguments.split()])
+    with pytest.raises(SystemExit, match="2"):
+        profile_step.main()
+    assert message in capsys.readouterr().err
+
+
+def test_ncu_on_a_cpu_is_said_to_count_nothing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(roofline, "ceilings", lambda *_: LIMITS)
+    words = "profile_step.py --preset tiny --device cpu --context 5 --repeats 1 --steps 1 --ncu"
+    monkeypatch.setattr(sys, "argv", words.split())
+    assert profile_step.main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["notes"] == ["bytes not counted: ncu counts on a GPU only"]
+
+
+@pytest.mark.parametrize("part", ["ceilings", "trace", "ops"])
+def test_a_part_that_fails_costs_itself_alone(
+    part: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no luck")
+
+    monkeypatch.setattr(roofline, "ceilings", broken if part == "ceilings" else lambda *_: LIMITS)
+    if part == "trace":
+        monkeypatch.setattr(DecodeStep, "trace", broken)
+    if part == "ops":
+        monkeypatch.setattr(profile_step, "times_on_cpu", broken)
+    words = "profile_step.py --preset tiny --device cpu --context 5 --repeats 2"
+    monkeypatch.setattr(sys, "argv", words.split())
+    assert profile_step.main() == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row for row in found["rows"] if "problem" in row] == [{"part": part, "problem": "RuntimeError: no luck"}]
+    measured = {row["op"]: row for row in found["rows"] if "us" in row}
+    assert measured.keys() == ({"step"} if part == "ops" else {"step", "advance", "embed", *OPS, "head", "sample"})
+    assert ("share" in measured["step"]) == ("ceilings" in found) == (part != "ceilings")
+    assert ("steps" in found) == (part != "trace")
+    assert ("kernels" in found) == (part != "ops")
+    assert f"- {part}: RuntimeError: no luck" in summary.markdown(found)

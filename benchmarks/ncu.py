@@ -1,0 +1,112 @@
+"""Bytes that the kernels of a step moved to and from a GPU's memory, as ncu (Nsight Compute) counts them.
+
+A script is run again as ncu's child; kernels are counted one after the other, at the clocks as they are, and with the caches as
+the kernel before left them. ncu's own times are not used: a counted kernel runs alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from attribution import Launch, attributed
+from trace_events import Event
+
+from baize_engine.model.cost import OpCost
+
+METRICS = ("dram__bytes_read.sum", "dram__bytes_write.sum")
+UNITS = {"byte": 1, "Kbyte": 1e3, "Mbyte": 1e6, "Gbyte": 1e9}
+SECONDS = 240  # of the child: loading a model, compiling, and some 50 ms a kernel
+SETTINGS = (
+    "--csv", "--page", "raw", "--print-units", "base", "--metrics", ",".join(METRICS),
+    "--clock-control", "none", "--cache-control", "none", "--profile-from-start", "off",
+)  # fmt: skip
+
+
+class NcuFailed(RuntimeError):
+    """ncu cannot count here, or what it said is not understood."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """A kernel and the bytes that it read and wrote. `grid` is empty where ncu does not tell it."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    read: float
+    written: float
+
+
+def count(words: Sequence[str]) -> list[Counted]:
+    """The kernels that a script of Python runs between cudaProfilerStart and Stop; NcuFailed says why it cannot be told.
+
+    `words`: the script and its options.
+    """
+    found = shutil.which("ncu")
+    if found is None:
+        raise NcuFailed("ncu is absent (not on the PATH)")
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "ncu.csv"
+        command = [found, *SETTINGS, "--log-file", str(log), sys.executable, *words]
+        try:
+            done = subprocess.run(
+                command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise NcuFailed(f"ncu was not done after {SECONDS} s") from None
+        text = log.read_text(errors="replace") if log.exists() else ""
+    if done.returncode != 0 or '"ID"' not in text:
+        errors = [line for line in f"{text}\n{done.stderr}".splitlines() if line.startswith("==ERROR==")]
+        said = (errors or done.stderr.strip().splitlines()[-1:] or ["it said nothing"])[0]
+        raise NcuFailed(f"ncu ended with exit code {done.returncode}: {said}")
+    return parse(text)
+
+
+def parse(text: str) -> list[Counted]:
+    """The kernels of ncu's raw page as CSV: lines of its own, a head, a line of units, and a line for each kernel."""
+    begin = text.find('"ID"')
+    rows = list(csv.reader(io.StringIO(text[begin:]))) if begin >= 0 else []
+    if len(rows) < 2 or not {"Kernel Name", *METRICS} <= set(rows[0]):
+        head = ", ".join(rows[0]) if rows else "nothing"
+        raise NcuFailed(f"ncu's table has the columns {head}; wanted Kernel Name, {', '.join(METRICS)}")
+    units = dict(zip(rows[0], rows[1], strict=False))
+    found = []
+    for row in rows[2:]:
+        if len(row) == len(rows[0]):
+            line = dict(zip(rows[0], row, strict=True))
+            read, written = (_bytes(line[metric], units[metric]) for metric in METRICS)
+            grid = tuple(map(int, re.findall(r"\d+", line.get("Grid Size", ""))))
+            found.append(Counted(line["Kernel Name"], grid, read, written))
+    return found
+
+
+def _bytes(value: str, unit: str) -> float:
+    try:
+        return float(value.replace(",", "")) * UNITS[unit]
+    except (KeyError, ValueError):
+        raise NcuFailed(f"ncu counted {value!r} {unit!r}, wanted a number of {', '.join(UNITS)}") from None
+
+
+def rows(counted: Sequence[Counted], expected: Sequence[Launch], costs: Mapping[str, OpCost]) -> list[dict[str, Any]]:
+    """A row for each op: bytes counted and modelled (model/cost.py) in a step. Mismatch where other kernels were counted."""
+    labelled = attributed([Event(each.kernel, 0, 0, each.grid) for each in counted], expected)
+    found: dict[str, dict[str, Any]] = {}
+    for (label, _), each in zip(labelled, counted, strict=True):
+        row = found.setdefault(label.op, {"op": label.op, "kernels": 0, "read": 0.0, "written": 0.0})
+        row["kernels"] += 1
+        row["read"] += each.read
+        row["written"] += each.written
+    for op, row in found.items():
+        if op in costs:
+            row |= {"modelled_read": costs[op].read, "modelled_written": costs[op].written}
+            row["of_modelled"] = (row["read"] + row["written"]) / costs[op].bytes
+    return list(found.values())
