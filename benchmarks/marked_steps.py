@@ -14,6 +14,7 @@ import torch
 from attribution import Place
 from decode_step import DecodeStep
 from roofline import synchronize
+from trace_events import numbers
 
 
 def step_range(text: str) -> range:
@@ -24,8 +25,8 @@ def step_range(text: str) -> range:
     return range(int(first), int(end))
 
 
-def run(step: DecodeStep, chosen: range, by_op: bool) -> None:
-    """Runs all steps up to the last of `chosen`, the profiler being on for those.
+def run(step: DecodeStep, chosen: range, by_op: bool) -> str:
+    """Runs all steps up to the last of `chosen`, the profiler being on for those; says so.
 
     `by_op`: the host launches each op by itself, within ranges of its layer and its name; else a step is a graph, whose
     kernels a range of the host does not reach.
@@ -42,6 +43,8 @@ def run(step: DecodeStep, chosen: range, by_op: bool) -> None:
                 step.run()
     synchronize(step.model.device)
     torch.cuda.profiler.stop()
+    how = "op by op" if by_op else "as graphs"
+    return f"{chosen.stop} steps {how}, a profiler's range around {numbers(chosen)}"
 
 
 def run_by_op(plan: Sequence[Callable[[], Any]], where: Sequence[Place]) -> None:

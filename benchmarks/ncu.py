@@ -65,7 +65,9 @@ def count(words: Sequence[str]) -> list[Counted]:
             raise NcuFailed(f"ncu was not done after {SECONDS} s") from None
         text = log.read_text(errors="replace") if log.exists() else ""
     if done.returncode != 0 or '"ID"' not in text:
-        errors = [line for line in f"{text}\n{done.stderr}".splitlines() if line.startswith("==ERROR==")]
+        errors = [
+            line for line in f"{text}\n{done.stderr}".splitlines() if line.startswith(("==ERROR==", "==WARNING=="))
+        ]
         said = (errors or done.stderr.strip().splitlines()[-1:] or ["it said nothing"])[0]
         raise NcuFailed(f"ncu ended with exit code {done.returncode}: {said}")
     return parse(text)

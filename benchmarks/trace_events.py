@@ -97,27 +97,33 @@ def span(events: Iterable[Event]) -> float:
 
 
 def steps(trace: Mapping[str, Any]) -> list[list[Event]]:
-    """The device's events of each graph launch, in order; what no graph brought about, such as a copy, is in none."""
-    found: dict[int | None, list[Event]] = {launch.call: [] for launch in graph_launches(trace)}
-    found.pop(None, None)
-    for event in device_events(trace):
-        if event.call in found:
-            found[event.call].append(event)
-    return [events for events in found.values() if events]
+    """The device's events of each graph launch, in order; what no graph brought about, such as a copy, is in none.
+
+    Where the trace does not say which launch a kernel belongs to, each launch gets as many, in order, if that comes out even.
+    """
+    calls = [launch.call for launch in graph_launches(trace)]
+    everything = device_events(trace)
+    found = [[event for event in everything if call is not None and event.call == call] for call in calls]
+    if any(found):
+        return [events for events in found if events]
+    kernels = [event for event in everything if event.grid]
+    size, rest = divmod(len(kernels), len(calls)) if calls else (0, 1)
+    return [] if rest or not size else [kernels[n : n + size] for n in range(0, len(kernels), size)]
 
 
 def bubbles(trace: Mapping[str, Any]) -> list[float]:
     """Microseconds that the device did nothing between each step and the one before it; what lies between may be copies."""
+    step_of = {event: number for number, events in enumerate(steps(trace)) for event in events}
     everything = device_events(trace)
-    calls = {launch.call for launch in graph_launches(trace)} - {None}
-    found, idle, current = [], 0.0, None
+    found: list[float] = []
+    idle, current = 0.0, None
     for event, gap in zip(everything, gaps(everything), strict=True):
-        if event.call == current and current is not None:
-            continue
-        idle += gap
-        if event.call in calls:
-            found.append(idle)
-            idle, current = 0.0, event.call
+        number = step_of.get(event)
+        if number is None:
+            idle += gap
+        elif number != current:
+            found.append(idle + gap)
+            idle, current = 0.0, number
     return found[1:]
 
 
@@ -127,12 +133,11 @@ def step_rows(trace: Mapping[str, Any]) -> list[dict[str, Any]]:
     `device_us`: first begin to last end; `bubble_us`: how long the device did nothing before it, which the first step lacks.
     `launch_us`, `wait_us`: what the host spent on launching the step, its graph launch within, and on waiting for tokens.
     """
-    graphs = graph_launches(trace)
     lanes: dict[str, list[float | None]] = {
         "device_us": [span(events) for events in steps(trace)],
         "bubble_us": [None, *bubbles(trace)],
         "launch_us": [event.duration for event in host_spans(trace, "launch")],
-        "graph_launch_us": [event.duration for event in graphs],
+        "graph_launch_us": [event.duration for event in graph_launches(trace)],
         "wait_us": [event.duration for event in host_spans(trace, "wait")],
     }
     count = max(len(values) for key, values in lanes.items() if key != "bubble_us")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_prefill
+import profile_parts
 import profile_step
 import pytest
 import roofline
@@ -257,7 +258,7 @@ def test_a_part_that_fails_costs_itself_alone(
     if part == "trace":
         monkeypatch.setattr(DecodeStep, "trace", broken)
     if part == "ops":
-        monkeypatch.setattr(profile_step, "times_on_cpu", broken)
+        monkeypatch.setattr(profile_parts, "times_on_cpu", broken)
     words = "profile_step.py --preset tiny --device cpu --context 5 --repeats 2"
     monkeypatch.setattr(sys, "argv", words.split())
     assert profile_step.main() == 1

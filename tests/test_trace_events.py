@@ -118,13 +118,17 @@ def test_steps_are_parted_by_the_call_that_launched_them() -> None:
     ]
 
 
-def test_a_trace_that_does_not_say_which_call_launched_a_kernel_has_no_steps() -> None:
-    trace = fake_gpu.trace(LAUNCHES, steps=2)
+def test_a_trace_that_does_not_say_which_call_launched_a_kernel() -> None:
+    trace = fake_gpu.trace(LAUNCHES, steps=3)
+    wanted = step_rows(trace)
     for event in trace["traceEvents"]:
         event.get("args", {}).pop("correlation", None)
-    assert steps(trace) == []
+    assert [len(step) for step in steps(trace)] == [2, 2, 2]
+    assert step_rows(trace) == wanted
+    trace["traceEvents"].append({**trace["traceEvents"][-1], "cat": "kernel", "args": {"grid": [1, 1, 1]}})
+    assert steps(trace) == []  # seven kernels are not three equal steps
     assert bubbles(trace) == []
-    assert [row.keys() for row in step_rows(trace)] == [{"step", "launch_us", "graph_launch_us", "wait_us"}] * 2
+    assert [row.keys() for row in step_rows(trace)] == [{"step", "launch_us", "graph_launch_us", "wait_us"}] * 3
 
 
 def test_steps_of_a_cpu_have_the_hosts_lane_alone() -> None:
