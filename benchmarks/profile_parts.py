@@ -145,10 +145,10 @@ class Profile:
     def _tell_op(self, name: str, spread: Spread, calls: int) -> None:
         known = self.costs.get(name)
         row = self._row(name, spread, calls, known)
-        if name in self.in_step:
-            row["in_step_us"] = self.in_step[name]
+        if us := self.in_step.get(name):
+            row["in_step_us"] = us
             if known and "specified_GB/s" in self.facts:
-                row["in_step_of_specified"] = known.bytes / self.in_step[name] / 1e3 / self.facts["specified_GB/s"]
+                row["in_step_of_specified"] = known.bytes / us / 1e3 / self.facts["specified_GB/s"]
         self.report.row(row)
 
     def _count_bytes(self) -> None:
@@ -161,7 +161,8 @@ class Profile:
         torch.cuda.empty_cache()
         words = [
             str(SCRIPT), "--preset", chosen.preset, "--kind", chosen.kind, "--batch", str(chosen.batch),
-            "--context", str(chosen.context), "--device", self.device, "--nvtx", "--capture_steps", "1:2",
+            "--context", str(chosen.context), "--device", self.device, "--tuned", chosen.tuned,
+            "--nvtx", "--capture_steps", "1:2",
         ]  # fmt: skip
         try:
             self._show("dram", ncu.rows(ncu.count(words), expected, self.costs))

@@ -11,10 +11,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import compare
+import launch_table
 import marked_steps
 import roofline
 import summary
@@ -28,7 +30,6 @@ from reports import Report
 from shapes import PRESETS
 
 from baize_engine import backend
-from baize_engine.kernels import tuned
 
 EPILOG = """
 other profilers, of the step numbered 2 (all is compiled before; steps 0 and 1 warm up):
@@ -48,6 +49,7 @@ def profile(options: argparse.Namespace, device: str, report: Report) -> None:
         card = card_of(device_name(device))
         if card is None:
             facts["notes"].append(f"card not in the table (benchmarks/cards.py): {device_name(device)}")
+            print(*facts["notes"], flush=True)
         else:
             facts |= {"card": card.name, "specified_GB/s": card.bandwidth}
     with torch.inference_mode():
@@ -60,7 +62,6 @@ def profile(options: argparse.Namespace, device: str, report: Report) -> None:
             step = DecodeStep.of(model, options.batch, options.context)
             facts["start"]["first_step_s"] = step.first_s
             if device != "cpu":
-                facts["settings"] = tuned.table(torch.device(device)).name
                 facts["start"] |= {"capture_s": step.again_s, "compile_s": step.first_s - step.again_s}
                 facts["memory"] = {
                     "held_GB": torch.cuda.memory_allocated(device) / 1e9,
@@ -83,6 +84,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--batch", type=int, default=1)
     made.add_argument("--context", type=int, default=128)
     made.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    launch_table.add_option(made)
     made.add_argument("--repeats", type=int, default=50, help="timed repeats of the step and of each op")
     made.add_argument("--steps", type=int, default=4, help="consecutive steps in the trace")
     made.add_argument("--trace", type=Path, metavar="FILE", help="write their chrome trace there")
@@ -111,11 +113,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
 def main() -> int:
     known = options()
     chosen = known.parse_args()
-    if (
-        min(chosen.batch, chosen.repeats, chosen.steps) < 1
-        or not 2 <= chosen.context <= PRESETS[chosen.preset].positions
-    ):
-        most = PRESETS[chosen.preset].positions
+    most = PRESETS[chosen.preset].positions
+    if min(chosen.batch, chosen.repeats, chosen.steps) < 1 or not 2 <= chosen.context <= most:
         known.error(f"--batch, --repeats, --steps must be 1 or more, --context 2 to {most}")
     if chosen.picture:
         roofline.figure_class()
@@ -123,12 +122,11 @@ def main() -> int:
         compare.show(*map(compare.read, chosen.compare), chosen.json)
         return 0
     if chosen.from_json:
-        if not (chosen.picture or chosen.markdown):
+        if not pages(chosen):
             known.error("--from_json needs --picture or --markdown")
-        report = compare.read(chosen.from_json)
-        for part, path in (("markdown", chosen.markdown), ("picture", chosen.picture)):
-            if path:
-                write(part, report, path)
+        found = compare.read(chosen.from_json)
+        for _, write in pages(chosen):
+            write(found)
         return 0
     device = backend.resolve_device(chosen.device)
     marked = chosen.nvtx or chosen.capture_steps is not None
@@ -139,26 +137,29 @@ def main() -> int:
     title = f"decode step: {chosen.preset} {chosen.kind}, batch {chosen.batch}, context {chosen.context}"
     facts = {"title": title, **{key: getattr(chosen, key) for key in ("preset", "kind", "batch", "context")}}
     if marked:
-        with torch.inference_mode():
+        with torch.inference_mode(), launch_table.in_use(chosen.tuned, device):
             model = random_model(PRESETS[chosen.preset], chosen.kind, device)
             step = DecodeStep.of(model, chosen.batch, chosen.context)
             print(marked_steps.run(step, chosen.capture_steps or range(2, 3), by_op=chosen.nvtx))
         return 0
-    with Report("profile_step", chosen, device, facts) as report:
+    with launch_table.in_use(chosen.tuned, device) as table, Report("profile_step", chosen, device, facts) as report:
+        if device != "cpu":
+            report.facts["settings"] = table
         profile(chosen, device, report)
-        for part, path in (("markdown", chosen.markdown), ("picture", chosen.picture)):
-            if path:
-                with report.case(part=part):
-                    write(part, report.whole(), path)
+        for part, write in pages(chosen):
+            with report.case(part=part):
+                write(report.whole())
     return report.code
 
 
-def write(part: str, report: dict[str, Any], path: Path) -> None:
-    """The summary or the picture of a report."""
-    if part == "markdown":
-        path.write_text(summary.markdown(report))
-    else:
-        roofline.draw(report, path)
+def pages(chosen: argparse.Namespace) -> list[tuple[str, Callable[[dict[str, Any]], object]]]:
+    """What is to be made of a report, and how."""
+    found: list[tuple[str, Callable[[dict[str, Any]], object]]] = []
+    if chosen.markdown:
+        found.append(("markdown", lambda report: chosen.markdown.write_text(summary.markdown(report))))
+    if chosen.picture:
+        found.append(("picture", lambda report: roofline.draw(report, chosen.picture)))
+    return found
 
 
 if __name__ == "__main__":

@@ -6,10 +6,13 @@ import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import bench_prefill
+import decode_step
 import profile_parts
 import profile_step
 import pytest
@@ -94,6 +97,27 @@ def test_op_names_are_those_of_the_costs() -> None:
     assert torch.equal(before[0], state.positions)
     assert torch.equal(before[1], state.slots)
     assert {each.name for each in cost.decode_step(model.config, "int8", 3, 40)} == {*found} - {"advance"}
+
+
+@pytest.mark.parametrize("rows", [2, 3])
+def test_consecutive_steps_run_ahead(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, where three steps are launched before the first one's tokens are read, and rows go by powers of two."""
+    said: list[str] = []
+
+    @contextmanager
+    def span(name: str) -> Iterator[None]:
+        said.append(name)
+        yield
+
+    monkeypatch.setattr(decode_step, "record_function", span)
+    model = random_model(PRESETS["tiny"], "float16", "cpu")
+    with torch.inference_mode():
+        step = DecodeStep.of(model, rows, 40)
+        model.runs_ahead = True
+        step.consecutive(5)()
+    launch, wait = "launch", "wait"
+    assert said == [launch, launch, launch, wait, launch, wait, launch, wait, wait, wait]
+    assert step.state.lens.tolist() == [40] * rows
 
 
 def test_bench_prefill() -> None:

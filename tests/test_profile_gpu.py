@@ -175,12 +175,13 @@ def test_bytes_by_ncu(profiled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
         return [ncu.Counted(each.kernel, each.grid, 1000.0, 10.0) for each in fake_gpu.launches("tiny", 1)]
 
     monkeypatch.setattr(ncu, "count", count)
-    code, found = profiled("--ncu")
+    code, found = profiled("--ncu", "--tuned", "none")
     assert (code, found["notes"]) == (0, [])
     (words,) = asked
     assert Path(words[0]).name == "profile_step.py"
     chosen = profile_step.options().parse_args(words[1:])
     assert (chosen.preset, chosen.context, chosen.nvtx, chosen.capture_steps) == ("tiny", 40, True, range(1, 2))
+    assert chosen.tuned == "none"
     dram = {row["op"]: row for row in found["dram"]}
     assert (dram["attention"]["kernels"], dram["attention"]["read"], dram["attention"]["written"]) == (4, 4000, 40)
     gate_up = next(row for row in found["rows"] if row["op"] == "gate_up")
