@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any
 
 ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of a chrome trace
-ON_HOST = ("cuda_runtime", "cuda_driver")
 NAME = 60  # characters of a kernel's name in the table
 
 
@@ -53,8 +52,8 @@ def device_events(trace: Mapping[str, Any]) -> list[Event]:
 
 
 def graph_launches(trace: Mapping[str, Any]) -> list[Event]:
-    """The host's calls that launched a graph, in order."""
-    return [event for event in _events(trace, ON_HOST) if "GraphLaunch" in event.name]
+    """The host's calls that launched a graph, in order, without the driver's calls beneath them, which some traces have."""
+    return [event for event in _events(trace, ("cuda_runtime",)) if event.name.startswith("cudaGraphLaunch")]
 
 
 def host_spans(trace: Mapping[str, Any], name: str) -> list[Event]:

@@ -104,11 +104,20 @@ def trace(
         host = 40.0 * step
         add("user_annotation", "launch", host, 30.0)
         add("cuda_runtime", "cudaGraphLaunch", host + 5, 20.0, correlation=call)
+        add("cuda_driver", "cuGraphLaunch", host + 6, 18.0, correlation=call + 2)
         add("cuda_runtime", "cudaMemcpyAsync", host + 26, 2.0, correlation=call + 1)
         add("user_annotation", "wait", host + 31, 8.0)
         for number, each in enumerate(expected):
             begin = now - early if number else now
-            add("kernel", each.kernel, begin, now - begin + us, grid=list(each.grid), correlation=call, stream=7)
+            add(
+                "kernel",
+                each.kernel,
+                begin,
+                now - begin + us,
+                grid=list(each.grid),
+                correlation=call,
+                **{"graph node id": number},
+            )
             now += us + gap
         now += bubble - gap
         add("gpu_memcpy", "Memcpy DtoH (Device -> Pinned)", now, 2.0, correlation=call + 1)

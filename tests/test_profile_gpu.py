@@ -107,6 +107,16 @@ def test_the_whole_profile(profiled: Run, tmp_path: Path) -> None:
     assert "power cap, thermal, by software" in text
 
 
+def test_waits_are_in_no_ops_time(profiled: Run) -> None:
+    """Each kernel begins 6 us before the one before it ends, and is traced as 6 us longer than it takes."""
+    code, found = profiled(trace=lambda expected: fake_gpu.trace(expected, steps=3, us=10, gap=0, early=6))
+    assert code == 0
+    assert found["gaps_us"] == 0
+    assert {row["us"] / row["calls"] for row in found["kernels"]} == {10}
+    assert sum(row.get("in_step_us", 0) for row in found["rows"]) == pytest.approx(found["step_us"])
+    assert [row["device_us"] for row in found["steps"]] == pytest.approx([found["step_us"]] * 3)
+
+
 def test_no_kernel_in_the_trace_is_a_note(profiled: Run) -> None:
     """CUPTI not allowed: what needs no counters is measured all the same."""
     code, found = profiled(trace=lambda expected: {"traceEvents": []})
