@@ -41,7 +41,7 @@ class DecodeStep:
     rows: list[Row]
     bound: int  # of the context: `longest` of StepState.run
     first_s: float  # seconds of the first step, which compiles and captures where there is a GPU
-    again_s: float  # seconds of another state's first step, which only captures
+    again_s: float  # seconds of another state's first step, which captures but compiles nothing
 
     @classmethod
     def of(cls, model: Llama, batch: int, context: int) -> DecodeStep:
