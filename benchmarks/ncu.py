@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -57,20 +59,28 @@ def count(words: Sequence[str]) -> list[Counted]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "ncu.csv"
         command = [found, *SETTINGS, "--log-file", str(log), sys.executable, *words]
+        code, said = _run(command)
+        text = log.read_text(errors="replace") if log.exists() else ""
+    if code != 0 or '"ID"' not in text:
+        errors = [line for line in f"{text}\n{said}".splitlines() if line.startswith(("==ERROR==", "==WARNING=="))]
+        why = (errors or said.strip().splitlines()[-1:] or ["it said nothing"])[0]
+        raise NcuFailed(f"ncu ended with exit code {code}: {why}")
+    return parse(text)
+
+
+def _run(command: Sequence[str]) -> tuple[int, str]:
+    """The exit code and what was said. Whatever ends the wait ends ncu and the script beneath it, which holds memory."""
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True
+    ) as process:
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, errors="replace", timeout=SECONDS, check=False
-            )
+            said = process.communicate(timeout=SECONDS)[0]
+            return process.returncode, said
         except subprocess.TimeoutExpired:
             raise NcuFailed(f"ncu was not done after {SECONDS} s") from None
-        text = log.read_text(errors="replace") if log.exists() else ""
-    if done.returncode != 0 or '"ID"' not in text:
-        errors = [
-            line for line in f"{text}\n{done.stderr}".splitlines() if line.startswith(("==ERROR==", "==WARNING=="))
-        ]
-        said = (errors or done.stderr.strip().splitlines()[-1:] or ["it said nothing"])[0]
-        raise NcuFailed(f"ncu ended with exit code {done.returncode}: {said}")
-    return parse(text)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def parse(text: str) -> list[Counted]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 import attribution
@@ -118,6 +119,7 @@ def test_ncu_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             "ncu ended with exit code 1: ==ERROR== ERR_NVGPUCTRPERM - no permission",
         ),
         ("print('RuntimeError: out of memory', file=sys.stderr); sys.exit(9)", "code 9: RuntimeError: out of memory"),
+        ("print('==ERROR== unrecognised option'); sys.exit(1)", "code 1: ==ERROR== unrecognised option"),
         ("pass", "ncu ended with exit code 0: it said nothing"),
         ("time.sleep(60)", "ncu was not done after 1 s"),
     ],
@@ -127,6 +129,25 @@ def test_ncu_that_cannot_count(body: str, message: str, tmp_path: Path, monkeypa
     monkeypatch.setattr(ncu, "SECONDS", 1 if "sleep" in body else 60)
     with pytest.raises(NcuFailed, match=message):
         ncu.count(["script.py"])
+
+
+def test_the_script_beneath_ncu_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It holds a model's memory on the GPU."""
+    child = tmp_path / "child"
+    body = (
+        "import subprocess\n"
+        f"beneath = subprocess.Popen(['sleep', '60'])\nPath({str(child)!r}).write_text(str(beneath.pid))\ntime.sleep(60)"
+    )
+    stand_in(tmp_path, monkeypatch, body)
+    monkeypatch.setattr(ncu, "SECONDS", 3)
+    with pytest.raises(NcuFailed, match="ncu was not done after 3 s"):
+        ncu.count(["script.py"])
+    state = Path(f"/proc/{child.read_text()}/stat")
+    for _ in range(100):  # until whoever inherited it has taken note of its end
+        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
+            return
+        time.sleep(0.1)
+    pytest.fail("it still runs")
 
 
 def test_ncu_that_is_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
