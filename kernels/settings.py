@@ -133,7 +133,8 @@ def product(op: str, bits: int, rows: int) -> ProductSettings:
     rows of 13B would else be twice that of the weights.
     """
     _wanted("op", op, PRODUCTS)
-    fused = op in WITH_NORM and rows <= FUSED_NORM_ROWS
+    spills = op == "head" and bits == 8  # 8 bytes with 30B's 6656 columns on sm_90, where the norm is fused
+    fused = op in WITH_NORM and rows <= FUSED_NORM_ROWS and not spills
     most = 32 if bits == 4 else MAX_ROWS  # dequantising takes the registers that 64 rows would need
     wide = {4: INT4_BLOCK_K, 8: 256, 16: 128, 32: 64}[bits]
     if rows <= 16:
@@ -185,7 +186,7 @@ def product_choices(op: str, bits: int, rows: int) -> Choices:
         tile for tile in tiles if replace(rule, **tile) != rule and (op != "head" or tile["block_n"] == BEST_BLOCK)
     ]
     found: list[tuple[str, Sequence[Mapping[str, Any]]]] = [("tile", tiles)] if tiles else []
-    if op in WITH_NORM and (rule.fuse_norm or rows <= 2 * FUSED_NORM_ROWS):
+    if rule.fuse_norm or (op in WITH_NORM and FUSED_NORM_ROWS < rows <= 2 * FUSED_NORM_ROWS):
         found.append(("norm", [{"fuse_norm": not rule.fuse_norm}]))
     found.append(("trigger", [{"trigger": "late"}]))
     found.append(("prefetched", [{"prefetched": 0}, {"prefetched": 2}]))

@@ -88,6 +88,7 @@ def test_ctrl_c_keeps_the_rows(tmp_path: Path) -> None:
         "with Report('toy', argparse.Namespace(json=None)) as report:\n"
         "    report.row({'ms': 1})\n"
         "    with report.case(kind='slow'):\n"
+        "        print('begun', flush=True)\n"
         "        time.sleep(60)\n"
         "sys.exit(report.code)\n"
     )
@@ -95,7 +96,7 @@ def test_ctrl_c_keeps_the_rows(tmp_path: Path) -> None:
         [sys.executable, "-c", code, str(REPO / "benchmarks")], stdout=subprocess.PIPE, text=True
     ) as child:
         assert child.stdout is not None
-        first = [child.stdout.readline() for _ in range(2)]
+        first = [child.stdout.readline() for _ in range(3)]
         os.kill(child.pid, signal.SIGINT)
         rest = child.stdout.read()
     assert first[1].strip() == "1"

@@ -35,7 +35,7 @@ def test_what_orders_a_sum_is_the_kernels_own() -> None:
                 how = settings.product(op, bits, rows)
                 how.check(op, bits)
                 assert how.block_t(rows) >= min(rows, how.max_block_t)
-                assert how.fuse_norm == (op in settings.WITH_NORM and rows <= 8)
+                assert how.fuse_norm == (op in settings.WITH_NORM and rows <= 8 and (op, bits) != ("head", 8))
 
 
 @pytest.mark.parametrize(("rows", "wanted"), [(1, 8), (8, 8), (9, 16), (33, 64), (64, 64), (200, 64)])
