@@ -247,7 +247,7 @@ def choosing(m: Machine, config: ModelConfig, rows: int) -> Iterator[Case]:
                               ("sample top_k top_p", best, (0.8, 40, 0.9))):  # fmt: skip
         settings = [torch.full((rows,), value) for value in (*values, 0.0)]
         chosen = torch.zeros(rows, dtype=torch.int64)
-        theirs: Call = partial(drawn, logits, *settings, keys) if values[0] else lambda: [logits.argmax(-1)]
+        theirs: Call = partial(drawn, logits, *values, keys) if values[0] else lambda: [logits.argmax(-1)]
         yield Case(
             op, "float32", rows, 0, [partial(m.ops.sample, logits, *settings, *keys, out=chosen, best=given)], [chosen],
             [theirs], lambda s=settings: [reference.sample(logits, *s, *keys)], bound=DRAWN if values[0] else 0.0,
@@ -268,9 +268,13 @@ def choosing(m: Machine, config: ModelConfig, rows: int) -> Iterator[Case]:
                [partial(step, state())], partial(step, state()), bound=0.0)  # fmt: skip
 
 
-def drawn(logits: Tensor, warm: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, keys: Any) -> list[Tensor]:
-    """`reference.sample` of rows that are all drawn, which need not ask the device whether they are."""
-    scaled = logits / warm[:, None]
+def drawn(logits: Tensor, temperature: float, top_k: int, top_p: float, keys: Any) -> list[Tensor]:
+    """`reference.sample` of rows that are all drawn alike, as torch does it best: the host knows top_k, and never waits."""
+    scaled = logits / temperature
+    greatest = scaled.topk(top_k).values
+    shares = greatest.softmax(-1)
+    likelier = shares.cumsum(-1) - shares
+    last = (likelier < top_p).sum(-1, keepdim=True) - 1
+    kept = scaled >= greatest.gather(1, last)
     noise = -torch.log(-torch.log(reference.uniform(*keys, torch.arange(logits.shape[1], device=logits.device))))
-    kept = reference._filter(scaled, top_k, top_p, min_p)
     return [torch.where(kept, scaled + noise, float("-inf")).argmax(-1)]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 
 import bench_kernels
+import kernel_cases
 import pytest
 import torch
 from assets import REPO
-from kernel_cases import work
+from captured import Captured
+from kernel_cases import Machine, work
 from shapes import PRESETS
 
+from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 
@@ -40,6 +46,61 @@ def test_every_op_is_checked_and_reported() -> None:
     layer = {c.name: c for c in cost.decode_step(config, "int4", 3, 20)}["gate_up"]
     row = next(row for row in rows if row["op"] == "gate_up")
     assert row["GB/s"] * row["us"] * 1e3 * config.num_layers == pytest.approx(layer.bytes)
+
+
+def tiny_cases(m: Machine, *rows: int) -> list[kernel_cases.Case]:
+    shape = PRESETS["tiny"]
+    config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
+    options = argparse.Namespace(kinds=bench_kernels.KINDS, rows=rows, contexts=[20])
+    return list(bench_kernels.cases(m, config, options))
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_torchs_form_of_every_op_is_right_and_can_be_captured(kind: str) -> None:
+    """The reference ops stand in for the machine's own, which the interpreter runs slowly."""
+    m = kernel_cases.cpu() if kind == "cpu" else Machine(reference, torch.float16, copied=False)
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        for case in tiny_cases(m, 1, 3):
+            wanted, (first, *others) = case.wanted(), case.theirs
+            with Captured():
+                found = first()
+            bench_kernels.check(f"{case.op} {case.kind} x{case.rows}", found, wanted, case.bound)
+            with Captured():
+                for call in others:
+                    call()
+
+
+def test_the_wrappers_of_triton_can_be_captured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they do around a launch; the kernels themselves are not run."""
+    from triton.runtime.jit import JITFunction
+
+    launched = []
+    monkeypatch.setattr(JITFunction, "run", lambda self, *_, **__: launched.append(self.fn.__name__))
+    for name in ("attention", "diff_add", "launch", "norm", "product", "rope", "sample", "silu"):
+        module = importlib.import_module(f"baize_engine.kernels.{name}")
+        if hasattr(module, "check_device"):
+            monkeypatch.setattr(module, "check_device", lambda *_: None)
+    with torch.inference_mode():
+        for case in tiny_cases(kernel_cases.gpu(copied=False), 1, 3):
+            before = len(launched)
+            with Captured():
+                case.mine[0]()
+            assert len(launched) > before, case.op
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda x: int(x.max()), lambda x: bool((x > 0).all()), torch.nonzero, lambda x: torch.equal(x, x),
+        lambda x: x[x > 0], lambda x: x.masked_select(x > 0), lambda x: x.unique(),
+        lambda x: x.__setitem__(x > 0, 1),
+        lambda x: reference.sample(x[None].float(), *torch.tensor([[0.8], [0.9], [0.9], [0.0], [0], [0], [0]])),
+    ],
+)  # fmt: skip
+def test_a_capture_refuses_what_waits(ask: Callable[[torch.Tensor], object]) -> None:
+    with pytest.raises(RuntimeError, match="in a capture waits for the device"), Captured():
+        ask(torch.arange(3))
 
 
 def test_a_wrong_result_ends_the_run() -> None:
