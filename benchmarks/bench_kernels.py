@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from bandwidth import ReadProbe
-from common import Spread, parser, report
+from common import Spread, parser
 from gpu import ceilings, gpu_spread
 from gpu_cases import long, norms
 from kernel_cases import Case, Machine, attending, choosing, cpu, gpu, products, work
+from reports import Report
 from roofline import matmul_peak
 from shapes import PRESETS
 from torch import Tensor
@@ -39,19 +40,25 @@ AROUND = ("advance", "embed", "head", "sample greedy")
 WEIGHTED = ("qkv_rope_store", "linear_add o", "gate_up", "linear_add down", "head")  # rows for each kind
 
 
-def cases(m: Machine, config: ModelConfig, options: argparse.Namespace) -> Iterator[Case]:
+def groups(m: Machine, config: ModelConfig, options: argparse.Namespace) -> Iterator[tuple[str, Iterator[Case]]]:
+    """All cases, in groups with a name each, so that one that cannot be made costs those of its group that come after it."""
     prompt = min(GPU_PROMPT if m.is_gpu else CPU_PROMPT, config.max_position_embeddings)
     for kind in options.kinds:
-        yield from products(m, config, kind, options.rows, 0 if m.is_gpu else prompt)
+        yield f"products {kind}", products(m, config, kind, options.rows, 0 if m.is_gpu else prompt)
     for rows in options.rows:
         for context in options.contexts:
-            yield attending(m, config, "attention", rows, 1, context)
+            yield f"attention x{rows}, {context}", made(attending, m, config, "attention", rows, 1, context)
         if m.is_gpu:
-            yield norms(m, config, rows)
-        yield from choosing(m, config, rows)
-    yield attending(m, config, "attention prefill", 1, prompt, prompt)
+            yield f"norm x{rows}", made(norms, m, config, rows)
+        yield f"around the layers x{rows}", choosing(m, config, rows)
+    yield "attention prefill", made(attending, m, config, "attention prefill", 1, prompt, prompt)
     if m.is_gpu:
-        yield from long(m, config, prompt)
+        yield "prefill", long(m, config, prompt)
+
+
+def made(make: Callable[..., Case], *arguments: Any) -> Iterator[Case]:
+    """One case, made when it is asked for."""
+    yield make(*arguments)
 
 
 def check(name: str, got: Sequence[Tensor], wanted: Sequence[Tensor], bound: float) -> None:
@@ -111,14 +118,17 @@ def measured(m: Machine, case: Case, config: ModelConfig, peak: float, speed: Ca
 def of_steps(rows: list[dict[str, Any]], layers: int) -> dict[str, dict[str, float]]:
     """{"float16 x1": {op: its share of a decode step}, ...} with the first context, for every kind and number of rows.
 
-    The share of drawing a token is of a step that draws.
+    The share of drawing a token is of a step that draws. A step of which an op was not measured is left out.
     """
     found: dict[str, dict[str, float]] = {}
-    for kind, many in ((row["kind"], row["rows"]) for row in rows if row["op"] == "head"):
+    measured = [row for row in rows if "us" in row]
+    for kind, many in ((row["kind"], row["rows"]) for row in measured if row["op"] == "head"):
         us: dict[str, float] = {}
-        for row in rows:
+        for row in measured:
             if row["rows"] == many and (row["kind"] == kind or row["op"] not in WEIGHTED):
                 us.setdefault(row["op"], row["us"] * (layers if row["op"] in IN_LAYER else 1))
+        if not us.keys() >= {*IN_LAYER, *AROUND, "sample top_k top_p"}:
+            continue  # one of them failed
         whole, drawing = sum(us[op] for op in (*IN_LAYER, *AROUND)), us["sample top_k top_p"]
         shares = {op: us[op] / whole for op in (*IN_LAYER, *AROUND)}
         found[f"{kind} x{many}"] = {**shares, "sample top_k top_p": drawing / (whole - us["sample greedy"] + drawing)}
@@ -150,15 +160,12 @@ def main() -> int:
     if chosen.quick:
         chosen.rows, chosen.kinds, chosen.contexts = chosen.rows[:1], chosen.kinds[:1], chosen.contexts[:1]
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
-    facts, rows = bench(chosen, config, device, on_gpu)
-    report("kernels", rows, chosen, device, {"preset": chosen.preset or ("13b" if on_gpu else "1b"), **facts})
-    return 0
+    with Report("kernels", chosen, device, {"preset": chosen.preset or ("13b" if on_gpu else "1b")}) as report:
+        bench(report, chosen, config, device, on_gpu)
+    return report.code
 
 
-def bench(
-    options: argparse.Namespace, config: ModelConfig, device: str, on_gpu: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Facts and rows of a report."""
+def bench(report: Report, options: argparse.Namespace, config: ModelConfig, device: str, on_gpu: bool) -> None:
     m = gpu(copied=device != "cpu") if on_gpu else cpu()
     if on_gpu:
         limits = ceilings(device)
@@ -167,6 +174,8 @@ def bench(
         probe = ReadProbe(torch.get_num_threads())
         limits = {"read_GB/s": probe(), "matmul_TFLOP/s": matmul_peak("cpu", torch.float32)}
         speed = probe
+        report.facts["threads"] = torch.get_num_threads()
+    report.facts["ceilings"] = limits
 
     def spread(calls: Sequence[Callable[[], object]], mine: bool) -> Spread:
         if device != "cpu":
@@ -176,16 +185,16 @@ def bench(
     print(", ".join(f"{name} {value:.4g}" for name, value in limits.items()), flush=True)
     torch.manual_seed(0)
     with torch.inference_mode(), torch.device(device):
-        rows = [
-            measured(m, case, config, limits["matmul_TFLOP/s"], speed, spread) for case in cases(m, config, options)
-        ]
-    facts: dict[str, Any] = {"ceilings": limits}
+        for name, group in groups(m, config, options):
+            with report.case(op=name):
+                for case in group:
+                    with report.case(op=case.op, kind=case.kind, rows=case.rows, context=case.context):
+                        report.row(measured(m, case, config, limits["matmul_TFLOP/s"], speed, spread))
     if not on_gpu:
-        facts |= {"threads": torch.get_num_threads(), "of_step": of_steps(rows, config.num_layers)}
-        for name, shares in facts["of_step"].items():
+        report.facts["of_step"] = of_steps(report.rows, config.num_layers)
+        for name, shares in report.facts["of_step"].items():
             said = ", ".join(f"{op} {share:.2%}" for op, share in shares.items() if op.startswith("sample"))
             print(f"of a decode step {name}: {said}", flush=True)
-    return facts, rows
 
 
 if __name__ == "__main__":

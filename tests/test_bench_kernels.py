@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import bench_kernels
 import kernel_cases
@@ -52,7 +53,7 @@ def tiny_cases(m: Machine, *rows: int) -> list[kernel_cases.Case]:
     shape = PRESETS["tiny"]
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
     options = argparse.Namespace(kinds=bench_kernels.KINDS, rows=rows, contexts=[20])
-    return list(bench_kernels.cases(m, config, options))
+    return [case for _, group in bench_kernels.groups(m, config, options) for case in group]
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
@@ -103,6 +104,50 @@ def test_a_capture_refuses_what_waits(ask: Callable[[torch.Tensor], object]) -> 
         ask(torch.arange(3))
 
 
+class SomeWrong:
+    """The ops of the CPU, of which `gate_up` computes nothing."""
+
+    def __init__(self, ops: Any) -> None:
+        self._ops = ops
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._ops, name)
+
+    def gate_up(self, *_: object, out: torch.Tensor) -> None:
+        out.zero_()
+
+
+def test_a_wrong_op_and_one_that_cannot_be_made_cost_their_rows(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, attending = kernel_cases.cpu(), bench_kernels.attending
+
+    def too_long(m: Machine, config: ModelConfig, op: str, *numbers: int) -> kernel_cases.Case:
+        if op == "attention":
+            raise torch.OutOfMemoryError("no room for the keys")
+        return attending(m, config, op, *numbers)
+
+    monkeypatch.setattr(bench_kernels, "cpu", lambda: Machine(SomeWrong(real.ops), real.activation, copied=False))
+    monkeypatch.setattr(bench_kernels, "attending", too_long)
+    monkeypatch.setattr(bench_kernels, "ReadProbe", lambda threads: lambda: 10.0)
+    monkeypatch.setattr(bench_kernels, "SPENT", 0.0)
+    small = ["--device", "cpu", "--preset", "tiny", "--rows", "1", "--kinds", "float16", "int8", "--contexts", "20"]
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *small])
+    assert bench_kernels.main() == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    problems = [(row["op"], row["problem"]) for row in found["rows"] if "problem" in row]
+    wrong = ("gate_up", "gate_up {} x{}: its error is 1, wanted at most 0.01")
+    assert problems == [
+        *((wrong[0], wrong[1].format(kind, rows)) for kind in ("float16", "int8") for rows in (1, 256)),
+        ("attention x1, 20", "OutOfMemoryError: no room for the keys"),
+    ]
+    assert {row["op"] for row in found["rows"] if "us" in row} == {
+        "qkv_rope_store", "linear_add o", "linear_add down", "head", "embed", "sample greedy", "sample greedy alone",
+        "sample top_k top_p", "advance", "attention prefill",
+    }  # fmt: skip
+    assert found["of_step"] == {}
+
+
 def test_a_wrong_result_ends_the_run() -> None:
     right = torch.tensor([1.0, 2.0])
     bench_kernels.check("op", [right], [right], 0.0)
@@ -143,7 +188,9 @@ def test_shares_of_a_step() -> None:
              "head": 40, "embed": 5, "advance": 5, "sample greedy": 20, "sample top_k top_p": 220}  # fmt: skip
     rows = [{"op": op, "kind": "int8", "rows": 1, "us": float(us)} for op, us in times.items()]
     slower = [{**row, "kind": "int4", "us": 2 * row["us"]} for row in rows if row["op"] in bench_kernels.WEIGHTED]
-    found = bench_kernels.of_steps([*slower, *rows], 2)
+    failed = [{"op": "head", "kind": "float16", "rows": 1, "us": 40.0}, {"op": "norm x1", "problem": "out of memory"}]
+    found = bench_kernels.of_steps([*slower, *rows, *failed], 2)
+    assert found.keys() == {"int8 x1", "int4 x1"}  # float16's other ops failed
     assert found["int8 x1"]["gate_up"] == pytest.approx(10 / 100)
     assert found["int8 x1"]["sample top_k top_p"] == pytest.approx(220 / 300)
     assert found["int4 x1"]["gate_up"] == pytest.approx(20 / (2 * 29 + 110))
