@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from bandwidth import memory_bandwidth
-from common import Spread, measure, parser, report
+from common import Spread, measure, parser
+from reports import Report
 
-from baize_engine import _C
+from baize_engine import _C, backend
 from baize_engine.kernels import reference
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -34,7 +36,7 @@ def cpp(variant: str, threads: int, base: torch.Tensor, diff: torch.Tensor, out:
 
 
 def check(name: str, types: tuple[str, ...], out: torch.Tensor, wanted: torch.Tensor, stats: Any, made: Any) -> None:
-    """Ends the program where bits differ, or sums and counts, which torch's own expression (`made` a tensor) has not."""
+    """SystemExit where bits differ, or sums and counts, which torch's own expression (`made` a tensor) has not."""
     if not torch.equal(out.view(torch.uint8), wanted.view(torch.uint8)):
         raise SystemExit(f"{name} {types}: its bits are not the reference's")
     if isinstance(made, tuple) and made != (stats.chunk_sums.tolist(), int(stats.overflowed), int(stats.nonfinite)):
@@ -48,72 +50,86 @@ def in_torch(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor) -> Calla
 def row(name: str, types: tuple[str, ...], spread: Spread, moved: int, ceiling: float) -> dict[str, Any]:
     rate = moved / spread.median / 1e9
     return {
-        "implementation": name, "types": "+".join(types[:2]) + "->" + types[2], "ms": spread.median * 1e3,
+        "implementation": name, "types": said(types), "ms": spread.median * 1e3,
         "ms_p20": spread.p20 * 1e3, "ms_p80": spread.p80 * 1e3, "GB/s": rate, "ceiling_GB/s": ceiling,
         "share": rate / ceiling,
     }  # fmt: skip
 
 
-def cpu_rows(count: int, runs: int) -> list[dict[str, Any]]:
-    rows = []
+def said(types: tuple[str, ...]) -> str:
+    return "+".join(types[:2]) + "->" + types[2]
+
+
+def cpu_rows(report: Report, count: int, runs: int) -> None:
     most = torch.get_num_threads()
     ceilings = {threads: memory_bandwidth(threads)["copy"] for threads in {1, most}}
+    able = [variant for variant in _C.diff_add_variants() if _C.why_not(variant) is None]
     for types in COMBINATIONS:
-        base = torch.randn(count).to(TYPES[types[0]])
-        diff = (torch.randn(count) * 0.01).to(TYPES[types[1]])
-        out = torch.zeros(count, dtype=TYPES[types[2]])
-        moved = base.nbytes + diff.nbytes + out.nbytes
-        wanted, stats = reference.diff_add(base, diff, out.dtype)
-        able = [variant for variant in _C.diff_add_variants() if _C.why_not(variant) is None]
-        runners = [(f"cpp-{v}", t, cpp(v, t, base, diff, out)) for v in able for t in sorted(ceilings)]
-        for name, threads, run in [*runners, ("torch", most, in_torch(base, diff, out))]:
-            out.zero_()
-            check(name, types, out, wanted, stats, run())
-            rows.append({"threads": threads, **row(name, types, measure(run, runs, 2), moved, ceilings[threads])})
-    return rows
+        base, diff, out = tensors(types, count, "cpu")
+        forms = [(f"cpp-{v}", t, cpp(v, t, base, diff, out)) for v in able for t in sorted(ceilings)]
+        for name, threads, run in [*forms, ("torch", most, in_torch(base, diff, out))]:
+            with report.case(threads=threads, implementation=name, types=said(types)):
+                checked(name, types, run, base, diff, out)
+                spread = measure(run, runs, 2)
+                moved = base.nbytes + diff.nbytes + out.nbytes
+                report.row({"threads": threads, **row(name, types, spread, moved, ceilings[threads])})
 
 
-def gpu_rows(count: int, runs: int) -> list[dict[str, Any]]:
-    from triton.testing import do_bench
+def gpu_rows(report: Report, count: int, runs: int, device: str) -> None:
+    """On a GPU without the host: `runs` replays of a graph, and the copy of the ceiling by the same clock."""
+    from gpu import ceilings, gpu_spread
 
     from baize_engine.kernels.diff_add import launch
 
-    rows = []
-    source = torch.empty(1 << 28, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    ceiling = 2 * source.nbytes / (do_bench(lambda: target.copy_(source), return_mode="median") * 1e-3) / 1e9
+    limit = ceilings(device)["copy_GB/s"]
     for types in COMBINATIONS:
-        base = torch.randn(count, device="cuda").to(TYPES[types[0]])
-        diff = (torch.randn(count, device="cuda") * 0.01).to(TYPES[types[1]])
-        out = torch.zeros(count, dtype=TYPES[types[2]], device="cuda")
-        sums = torch.empty(-(-count // reference.CHUNK), dtype=torch.float64, device="cuda")
-        counts = torch.empty(2, sums.numel(), dtype=torch.int32, device="cuda")
-        moved = base.nbytes + diff.nbytes + out.nbytes
-        wanted, stats = reference.diff_add(base, diff, out.dtype)
-        for name, run in (
-            ("triton", lambda: launch(base, diff, out, sums, counts)),  # noqa: B023  called within this round
-            ("torch", in_torch(base, diff, out)),
-        ):
-            out.zero_()
-            run()
-            if not torch.equal(out.view(torch.uint8), wanted.view(torch.uint8)) or not torch.equal(
-                sums, stats.chunk_sums
-            ):
-                raise SystemExit(f"{name} {types}: its bits or sums are not the reference's")
-            p20, median, p80 = (1e-3 * value for value in do_bench(run, rep=20 * runs, quantiles=[0.2, 0.5, 0.8]))
-            rows.append({"threads": 0, **row(name, types, Spread(median, p20, p80), moved, ceiling)})
-    return rows
+        base, diff, out = tensors(types, count, device)
+        sums = torch.empty(-(-count // reference.CHUNK), dtype=torch.float64, device=device)
+        counts = torch.empty(2, sums.numel(), dtype=torch.int32, device=device)
+        call = partial(launch, base, diff, out, sums, counts)
+
+        def triton(call: Any = call, sums: torch.Tensor = sums, counts: torch.Tensor = counts) -> tuple[Any, ...]:
+            call()
+            return sums.tolist(), *counts.sum(1).tolist()
+
+        in_place = in_torch(base, diff, out)
+        for name, once, timed in (("triton", triton, call), ("torch", in_place, in_place)):
+            with report.case(threads=0, implementation=name, types=said(types)):
+                checked(name, types, once, base, diff, out)
+                moved = base.nbytes + diff.nbytes + out.nbytes
+                report.row({"threads": 0, **row(name, types, gpu_spread([timed], runs), moved, limit)})
+
+
+def tensors(types: tuple[str, ...], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    base, diff = (torch.randn(count, device=device) * scale for scale in (1.0, 0.01))
+    out = torch.zeros(count, dtype=TYPES[types[2]], device=device)
+    return base.to(TYPES[types[0]]), diff.to(TYPES[types[1]]), out
+
+
+def checked(
+    name: str, types: tuple[str, ...], run: Callable[[], Any], base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor
+) -> None:
+    """SystemExit unless `run` gives the reference's bits, and its sums where it has any."""
+    wanted, stats = reference.diff_add(base, diff, out.dtype)
+    out.zero_()
+    check(name, types, out, wanted, stats, run())
 
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
-    options.add_argument("--elements", type=int, default=1 << 24)
+    options.add_argument("--elements", type=int, default=None, help="of each tensor; CPU: 2^24, GPU: 2^26")
     options.add_argument("--runs", type=int, default=15)
+    options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     chosen = options.parse_args()
-    on_gpu = torch.cuda.is_available()
-    rows = (gpu_rows if on_gpu else cpu_rows)(chosen.elements, chosen.runs)
-    report("diff_add", rows, chosen, "cuda" if on_gpu else "cpu")
-    return 0
+    if min(chosen.runs, chosen.elements or 1) < 1:
+        options.error("--elements and --runs must be at least 1")
+    device = backend.resolve_device(chosen.device)
+    with Report("diff_add", chosen, device) as report:
+        if device == "cpu":
+            cpu_rows(report, chosen.elements or 1 << 24, chosen.runs)
+        else:
+            gpu_rows(report, chosen.elements or 1 << 26, chosen.runs, device)
+    return report.code
 
 
 if __name__ == "__main__":

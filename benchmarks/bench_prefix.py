@@ -11,6 +11,7 @@ nothing is measured, and the report says why.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import io
 import os
@@ -23,8 +24,9 @@ from typing import Any
 
 import torch
 from bench_decode import check_by_reference
-from common import parser, report
+from common import parser
 from models import KINDS, random_model
+from reports import Report
 from roofline import synchronize
 from shapes import PRESETS
 
@@ -133,8 +135,8 @@ def row(what: str, prompts_: int, tokens: int, computed: int, best: int) -> dict
     }  # fmt: skip
 
 
-def measured(model: Llama, many: dict[str, list[list[int]]]) -> tuple[dict[str, Any], int]:
-    """The row of the prompts that were run, and the tokens of a chunk that is shared."""
+def measured(model: Llama, many: dict[str, list[list[int]]]) -> dict[str, Any]:
+    """The row of the prompts that were run."""
     plain, sharing = Runner(model, False), Runner(model, True)
     warm = next(iter(many.values()))[:2]
     for runner in (plain, sharing):
@@ -151,7 +153,28 @@ def measured(model: Llama, many: dict[str, list[list[int]]]) -> tuple[dict[str, 
         raise SystemExit(f"{plain.computed} tokens were computed without sharing, wanted all {tokens}")
     made = row("measured", sum(map(len, many.values())), tokens, sharing.computed, sum(map(least, many.values())))
     made |= {"plain_s": plain.seconds, "sharing_s": sharing.seconds, "speedup": plain.seconds / sharing.seconds}
-    return {**made, "share": made["speedup"] / made["tokens_ratio"]}, sharing.cache.chunk
+    return {**made, "share": made["speedup"] / made["tokens_ratio"]}
+
+
+def bench(report: Report, chosen: argparse.Namespace, device: str) -> None:
+    shape = PRESETS[chosen.preset]
+    tokenizer, texts = Tokenizer((SHARED / TOKENIZER).read_bytes()), subjects(SHARED / DATA)
+    every = {name: prompts(one, tokenizer, sys.maxsize, shape.positions) for name, one in texts.items()}
+    step = len(every) / min(chosen.subjects or len(every), len(every))
+    names = [list(every)[int(n * step)] for n in range(round(len(every) / step))]
+    model = random_model(shape, chosen.kind, device)
+    chunk = model.new_cache(BLOCK_SIZE).chunk
+    report.facts |= {"subjects": len(names), "chunk": chunk}
+    with report.case(what="measured"):
+        check_by_reference(model, shape.vocabulary)
+        report.row(measured(model, {name: every[name][: chosen.questions] for name in names}))
+    with report.case(what="counted, all"):
+        whole = row(
+            "counted, all", sum(map(len, every.values())), sum(len(ids) for one in every.values() for ids in one),
+            sum(counted(one, chunk, shape.positions) for one in every.values()), sum(map(least, every.values())),
+        )  # fmt: skip
+        report.facts["too_long"] = sum(len(asked) for _, asked in texts.values()) - whole["prompts"]
+        report.row(whole)
 
 
 def main() -> int:
@@ -168,23 +191,12 @@ def main() -> int:
     absent = [name for name in (DATA, TOKENIZER) if not (SHARED / name).exists()]
     if absent or shape.vocabulary < 32000:
         reason = f"{', '.join(absent)} absent: set BAIZE_SHARED" if absent else "the preset's vocabulary is too small"
-        report("prefix", [{"what": "5-shot MMLU", "prompts": f"skipped: {reason}"}], chosen, device)
+        with Report("prefix", chosen, device) as report:
+            report.row({"what": "5-shot MMLU", "prompts": f"skipped: {reason}"})
         return 0
-    tokenizer, texts = Tokenizer((SHARED / TOKENIZER).read_bytes()), subjects(SHARED / DATA)
-    every = {name: prompts(one, tokenizer, sys.maxsize, shape.positions) for name, one in texts.items()}
-    step = len(every) / min(chosen.subjects or len(every), len(every))
-    names = [list(every)[int(n * step)] for n in range(round(len(every) / step))]
-    model = random_model(shape, chosen.kind, device)
-    check_by_reference(model, shape.vocabulary)
-    found, chunk = measured(model, {name: every[name][: chosen.questions] for name in names})
-    whole = row(
-        "counted, all", sum(map(len, every.values())), sum(len(ids) for one in every.values() for ids in one),
-        sum(counted(one, chunk, shape.positions) for one in every.values()), sum(map(least, every.values())),
-    )  # fmt: skip
-    left_out = sum(len(asked) for _, asked in texts.values()) - whole["prompts"]
-    facts = {"preset": chosen.preset, "threads": torch.get_num_threads(), "subjects": len(names), "chunk": chunk}
-    report("prefix", [found, whole], chosen, device, {**facts, "too_long": left_out})
-    return 0
+    with Report("prefix", chosen, device, {"preset": chosen.preset, "threads": torch.get_num_threads()}) as report:
+        bench(report, chosen, device)
+    return report.code
 
 
 if __name__ == "__main__":

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import parser, report
+from common import parser
+from reports import Report
 
 from baize_engine import backend, recover
 from baize_engine.kernels import reference
@@ -71,35 +72,34 @@ def loss(logits: torch.Tensor, ids: list[int]) -> float:
     return float(torch.nn.functional.cross_entropy(logits[:-1].double(), torch.tensor(ids[1:])))
 
 
-def bench(name: str, folder: Path, texts: int, length: int) -> list[dict[str, Any]]:
+def bench(report: Report, name: str, folder: Path, texts: int, length: int) -> None:
     exact, fast, _ = load(folder, None)
     length = min(length, exact.config.max_position_embeddings)
     many = [speak(fast, length, seed) for seed in range(texts)]
     wanted = [logits_of(exact, ids) for ids in many]
-    rows = []
     for kind in (None, "int8", "int4"):
-        model, fine, coarse = load(folder, kind)
-        found, with_fine, with_coarse = ([logits_of(each, ids) for ids in many] for each in (model, fine, coarse))
-        agree = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(wanted, found, strict=True)])
-        rows.append(
-            {
-                "model": name,
-                "weights": kind or "as published",
-                "MB": cost.weight_bytes(model.config, kind or "float16", kept="float16") / 1e6,
-                "KL": mean_divergence(wanted, found),
-                "added_by_exact_activations": mean_divergence(found, with_fine),
-                "added_in_a_prompt": mean_divergence(found, with_coarse),
-                "perplexity": float(
-                    torch.tensor([loss(a, ids) for a, ids in zip(found, many, strict=True)]).mean().exp()
-                ),
-                "same_argmax": float(agree.float().mean()),
-                "tokens": texts * length,
-            }
-        )
-    apart = max(rows[0]["KL"], rows[0]["added_by_exact_activations"], rows[0]["added_in_a_prompt"])
-    if apart > 1e-9:
-        raise SystemExit(f"{name}: the model diverges from itself by {apart}")
-    return rows
+        with report.case(model=name, weights=kind or "as published"):
+            row = judged(name, kind, load(folder, kind), many, wanted)
+            apart = max(row["KL"], row["added_by_exact_activations"], row["added_in_a_prompt"])
+            if kind is None and not apart <= 1e-9:  # also where it is not a number
+                raise SystemExit(f"{name}: the model diverges from itself by {apart}")
+            report.row(row)
+
+
+def judged(
+    name: str, kind: str | None, models: tuple[Llama, ...], many: list[list[int]], wanted: list[torch.Tensor]
+) -> dict[str, Any]:
+    """The row of weights of `kind`: what `models`, as `load` gives them, say of the texts."""
+    found, fine, coarse = ([logits_of(model, ids) for ids in many] for model in models)
+    agree = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(wanted, found, strict=True)])
+    losses = torch.tensor([loss(a, ids) for a, ids in zip(found, many, strict=True)])
+    return {
+        "model": name, "weights": kind or "as published",
+        "MB": cost.weight_bytes(models[0].config, kind or "float16", kept="float16") / 1e6,
+        "KL": mean_divergence(wanted, found), "added_by_exact_activations": mean_divergence(found, fine),
+        "added_in_a_prompt": mean_divergence(found, coarse), "perplexity": float(losses.mean().exp()),
+        "same_argmax": float(agree.float().mean()), "tokens": sum(map(len, many)),
+    }  # fmt: skip
 
 
 def main() -> int:
@@ -108,13 +108,14 @@ def main() -> int:
     options.add_argument("--texts", type=int, default=16)
     options.add_argument("--length", type=int, default=200, help="tokens of each text")
     chosen = options.parse_args()
-    with tempfile.TemporaryDirectory() as temporary:
+    with Report("quality", chosen) as report, tempfile.TemporaryDirectory() as temporary:
         demo = Path(temporary) / "demo"
         recover(DEMO / "base", DEMO / "diff", demo, device="cpu", progress=False)
         folders = {"demo": demo, **{path.resolve().name: path for path in chosen.models}}
-        rows = [row for name, path in folders.items() for row in bench(name, path, chosen.texts, chosen.length)]
-    report("quality", rows, chosen)
-    return 0
+        for name, path in folders.items():
+            with report.case(model=name):
+                bench(report, name, path, chosen.texts, chosen.length)
+    return report.code
 
 
 if __name__ == "__main__":

@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import Spread, parser, read_once, report, run_child
+from common import Spread, parser, read_once, run_child
 from engines import now_since_start, stamps
+from reports import Report
 from shapes import PRESETS
 
 PROMPT = 16  # tokens
@@ -95,7 +96,8 @@ def row(name: str, runs: list[dict[str, float]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+def bench(report: Report, options: argparse.Namespace, folder: Path) -> None:
+    """A row for each way to start, as soon as the last turn is at it; one that fails takes no further turn."""
     from side_by_side import Oracle, check_ids, random_prompt
 
     prompt = random_prompt(PROMPT, PRESETS[options.preset].vocabulary)
@@ -110,14 +112,15 @@ def bench(options: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
             check_ids(name, oracle, prompt, [[token]], kind)
         seen.add((name, token))
 
+    for name, reason in absent.items():
+        report.row({"engine": name, "to_first_token_s": reason})
     found: dict[str, list[dict[str, float]]] = {start.name: [] for start in rows}
-    for _ in range(options.runs):
-        for start in rows:
-            found[start.name].append(run(start, check))
-    return [
-        *(row(name, runs) for name, runs in found.items()),
-        *({"engine": name, "to_first_token_s": reason} for name, reason in absent.items()),
-    ]
+    for turn in range(options.runs):
+        for start in (start for start in rows if len(found[start.name]) == turn):  # it has not failed
+            with report.case(engine=start.name):
+                found[start.name].append(run(start, check))
+                if turn == options.runs - 1:
+                    report.row(row(start.name, found[start.name]))
 
 
 def main() -> int:
@@ -140,10 +143,13 @@ def main() -> int:
     if min(chosen.runs, chosen.threads) < 1:
         options.error("--runs and --threads must be at least 1")
     chosen.peers = chosen_peers(chosen, [])
-    with tempfile.TemporaryDirectory() if chosen.folder is None else nullcontext(chosen.folder) as folder:
-        rows = bench(chosen, Path(folder))
-    report("start", rows, chosen, "cpu", {"preset": chosen.preset, "threads": chosen.threads, "prompt": PROMPT})
-    return 0
+    facts = {"preset": chosen.preset, "threads": chosen.threads, "prompt": PROMPT}
+    with (
+        Report("start", chosen, "cpu", facts) as report,
+        tempfile.TemporaryDirectory() if chosen.folder is None else nullcontext(chosen.folder) as folder,
+    ):
+        bench(report, chosen, Path(folder))
+    return report.code
 
 
 if __name__ == "__main__":

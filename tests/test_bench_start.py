@@ -13,6 +13,8 @@ import pytest
 from assets import REPO
 from bench_start import Start
 
+STAMPS = '{"imported": 1.0, "loaded": 2.5, "first": 4.0, "token": 7, "own": 1024}'
+
 
 def test_every_way_to_start(tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "benchmarks/bench_start.py"), "--preset", "tiny", "--runs", "1", "--peers"]
@@ -42,11 +44,31 @@ def test_a_failing_process_and_a_wrong_token_end_the_run() -> None:
     def check(name: str, token: int, kind: str) -> None:
         tokens.append(token)
 
-    stamps = '{"imported": 1.0, "loaded": 2.5, "first": 4.0, "token": 7, "own": 1024}'
-    found = bench_start.run(Start("one", "int8", [sys.executable, "-S", "-c", f"print('{stamps}')"]), check)
+    found = bench_start.run(Start("one", "int8", [sys.executable, "-S", "-c", f"print('{STAMPS}')"]), check)
     assert (found["first"], found["load"], found["imports"], tokens) == (3.0, 1.5, 1.0, [7])
     with pytest.raises(SystemExit, match=r"(?s)two: its process ended with 3.*out of order"):
         bench_start.run(Start("two", "int8", [sys.executable, "-c", "print('out of order'); exit(3)"]), check)
+
+
+def test_a_start_that_fails_takes_no_further_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real, asked = bench_start.run, []
+
+    def run(start: Start, check: object) -> dict[str, float]:
+        asked.append(start.name)
+        if start.name == "baize int8" and asked.count(start.name) == 2:
+            raise SystemExit("its process ended with 1")
+        return real(Start(start.name, start.kind, [sys.executable, "-S", "-c", f"print('{STAMPS}')"]), lambda *_: None)
+
+    monkeypatch.setattr(bench_start, "run", run)
+    small = ["--preset", "tiny", "--runs", "3", "--kinds", "int8", "float16", "--at_load", "--folder", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["bench_start.py", *small])
+    assert bench_start.main() == 1
+    failed, measured = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert failed == {"engine": "baize int8", "problem": "its process ended with 1"}
+    assert (measured["engine"], measured["runs"], measured["to_first_token_s"]) == ("baize float16", 3, 3.0)
+    assert asked.count("baize int8") == 2
 
 
 def test_files_are_read_whole(tmp_path: Path) -> None:

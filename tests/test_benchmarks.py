@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
@@ -13,19 +14,23 @@ from typing import Any
 import bench_decode
 import bench_diff_add
 import bench_prefix
+import bench_quality
 import bench_recover
 import bench_throughput
 import pytest
 import torch
 from assets import REPO
-from common import Spread, cached_bytes, commit, drop_cache, run_child
+from common import Spread, cached_bytes, commit, drop_cache, measure, run_child
 from make_pair import make_pair
 from models import random_model
+from reports import Report
 from shapes import PRESETS
 
 from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
+from baize_engine.kernels import reference
+from baize_engine.model.llama import Llama
 
 BENCHMARKS = REPO / "benchmarks"
 
@@ -148,8 +153,35 @@ def test_bench_diff_add_notices(part: str, message: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(bench_diff_add, "cpp", wrong)
     monkeypatch.setattr(bench_diff_add, "memory_bandwidth", lambda threads: {"read": 1.0, "copy": 1.0})
-    with pytest.raises(SystemExit, match=message):
-        bench_diff_add.cpu_rows(70000, 1)
+    with Report("diff_add", argparse.Namespace()) as report:
+        bench_diff_add.cpu_rows(report, 70000, 1)
+    assert report.code == 1
+    for row in report.rows:  # torch is right, whatever the others are
+        assert "GB/s" in row if row["implementation"] == "torch" else message in row["problem"], row
+    assert [row["implementation"] for row in report.rows].count("torch") == len(bench_diff_add.COMBINATIONS)
+
+
+def test_the_gpu_form_of_bench_diff_add(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code on the CPU: the kernel is the reference op, the clock the host's."""
+
+    def launch(
+        base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, sums: torch.Tensor, counts: torch.Tensor
+    ) -> None:
+        made, stats = reference.diff_add(base, diff, out.dtype)
+        out.copy_(made)
+        sums.copy_(stats.chunk_sums)
+        counts.zero_()
+        counts[0, 0], counts[1, 0] = int(stats.overflowed), int(stats.nonfinite) + wrong
+
+    monkeypatch.setattr("baize_engine.kernels.diff_add.launch", launch)
+    monkeypatch.setattr("gpu.ceilings", lambda device: {"copy_GB/s": 10.0})
+    monkeypatch.setattr("gpu.gpu_spread", lambda calls, repeats: measure(calls[0], repeats))
+    for wrong in (0, 1):
+        with Report("diff_add", argparse.Namespace()) as report:
+            bench_diff_add.gpu_rows(report, 70000, 2, "cpu")
+        assert report.code == wrong
+        assert [row["implementation"] for row in report.rows if "GB/s" in row].count("triton") == 3 * (1 - wrong)
+        assert [row["implementation"] for row in report.rows if "GB/s" in row].count("torch") == 3
 
 
 def test_bench_decode_notices_wrong_ids() -> None:
@@ -176,6 +208,26 @@ def test_bench_quality() -> None:
     for kind in ("int8", "int4"):
         exact, prompt = by_kind[kind]["added_by_exact_activations"], by_kind[kind]["added_in_a_prompt"]
         assert 0 < exact < 1e-6 < prompt < 0.01  # at 16 and at 8 bits an activation
+
+
+def test_bench_quality_notices_a_wrong_model(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kernels that say something else than the reference ops on the published weights cost that row; the others stay."""
+    load = bench_quality.load
+
+    def wrong(folder: Path, quantize: str | None) -> tuple[Llama, Llama, Llama]:
+        exact, fine, coarse = load(folder, quantize)
+        if quantize is None:
+            fine.head = fine.head.roll(1, 0)
+        return exact, fine, coarse
+
+    monkeypatch.setattr(bench_quality, "load", wrong)
+    monkeypatch.setattr(sys, "argv", ["bench_quality.py", "--texts", "1", "--length", "8"])
+    assert bench_quality.main() == 1
+    published, *others = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert published["problem"].startswith("demo: the model diverges from itself by")
+    assert [(row["weights"], "KL" in row) for row in others] == [("int8", True), ("int4", True)]
 
 
 def test_a_childs_peak_is_its_own() -> None:
