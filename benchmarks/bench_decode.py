@@ -1,10 +1,14 @@
-"""Decoding with random weights: time to the first token, milliseconds a token, and the share of the memory's speed.
+"""Decoding with random weights: the first token, the gap between two tokens, and the share of the memory's speed.
 
 A decode step must read every weight but the embedding once, and the cache of its context: the ceiling is those bytes
-(baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU. Ids are
-checked against the reference ops before anything is timed. The decoder's ops are those that `baize info` shows for the device.
+(baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU; of_spec is
+over what is specified of the card (benchmarks/cards.py). Ids are checked against the reference ops before anything is timed.
+
+What is timed is the loop of `Engine`, as its reader sees tokens come (benchmarks/arrivals.py). All rows of a step begin
+together after a context that only one of them computed; its first token is that of a prompt by itself. How prompts and steps
+share the time is in bench_throughput.py. Rows "sampled" draw with temperature, top_k and top_p; the others are greedy.
 On the CPU every engine has its own process and reads its model from a file (benchmarks/side_by_side.py), and `ratio` is our
-tok/s over the engine's.
+greedy tok/s over the row's.
 """
 
 from __future__ import annotations
@@ -12,29 +16,37 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import side_by_side
 import torch
-from common import Spread, parser, report
+from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, room
+from cards import card_of
+from common import FIRST, GAP, Spread, device_name, latencies, parser
 from engines import CHOSEN
-from models import KINDS, random_model, transformers_model
+from models import KINDS, let_go, random_model, transformers_model
+from reports import Report, table
 from shapes import PRESETS
 
 from baize_engine import backend, memory
-from baize_engine.kernels import reference
+from baize_engine.generation.loop import MAX_ROWS
+from baize_engine.kernels import reference, tuned
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import DecodeSteps, Row
+from baize_engine.model.steps import DecodeSteps
 
-CHECKED = 8  # greedy tokens compared
+CHECKED, PROMPT = 8, 24  # tokens compared, greedy and drawn ones; of the prompt before them
 HALF_MARGIN = 5e-2  # logits closer than this may swap places between two orders of summation
 SPARE = 2 << 30  # bytes left for activations and the system when it is asked what fits
+MOST_STEPS = 1024  # on a GPU; peers on the CPU have room for CHOSEN
 
 
 def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
@@ -43,58 +55,47 @@ def prompts(batch: int, length: int, vocabulary: int) -> list[list[int]]:
 
 
 class Ours:
-    """The decoder on `many` prompts of one length: call it with the number of tokens to make."""
+    """The engine over a model and a cache of `tokens` tokens, which all that it is asked share."""
 
-    def __init__(self, model: Llama, many: list[list[int]], steps: int) -> None:
-        self.model, self.many = model, many
-        self.cache = model.new_cache(sum(-(-(len(ids) + steps) // 16) * 16 for ids in many))
+    def __init__(self, model: Llama, tokens: int) -> None:
+        self.model, self.cache = model, model.new_cache(tokens)
         self.steps = DecodeSteps(model, self.cache)
+        self.engine = engine_of(model, self.cache, self.steps)
 
-    def __call__(self, steps: int) -> tuple[list[list[int]], float, list[float]]:
-        """(ids of each prompt, seconds to the first tokens, seconds of each further step)."""
-        model, cache = self.model, self.cache
-        sequences = [cache.allocate() for _ in self.many]
-        begin = time.perf_counter()
-        logits = torch.cat([model.prefill(ids, s, cache) for ids, s in zip(self.many, sequences, strict=True)])
-        tokens = logits.argmax(-1).tolist()
-        first = time.perf_counter() - begin
-        made, seconds = [[token] for token in tokens], []
-        run = self.steps.run([Row(s, token, steps - 1) for s, token in zip(sequences, tokens, strict=True)])
-        while len(seconds) < steps - 1:
-            begin = time.perf_counter()
-            tokens = next(run)
-            seconds.append(time.perf_counter() - begin)
-            for ids, token in zip(made, tokens, strict=True):
-                ids.append(token)
-        run.close()
-        for sequence in sequences:
-            cache.free(sequence)
-        return made, first, seconds
+    def firsts(self, prompt: list[int], runs: int) -> list[float]:
+        """Seconds to the first token of a prompt by itself; a run before is not counted."""
+        found = []
+        for _ in range(runs + 1):
+            self.cache.forget()
+            found += arrivals(self.engine, [prompt], [greedy(1)]).firsts
+        return found[1:]
+
+    def gaps(self, prompt: list[int], batch: int, steps: int, sampled: bool) -> list[float]:
+        """Seconds of each of `steps` steps of `batch` rows after the prompt; all of it is run once before."""
+        with Rows(self.model, self.cache, self.steps, prompt, batch) as rows:
+            for _ in range(2):
+                _, seconds = rows(steps + 1, SAMPLED if sampled else GREEDY)
+        return seconds[1:]
 
 
-def theirs(
-    model: Any, many: list[list[int]], steps: int
-) -> tuple[list[list[int]], float, list[float], list[torch.Tensor]]:
-    """The same by transformers' model and its cache; the logits of each step besides."""
-    begin = time.perf_counter()
+def theirs(model: Any, many: list[list[int]], steps: int) -> tuple[float, list[float]]:
+    """Seconds to the first tokens, and of each further step, by transformers' model and its cache, greedily."""
     with torch.inference_mode():
+        begin = time.perf_counter()
         out = model(torch.tensor(many, device=model.device), use_cache=True)
         tokens = out.logits[:, -1].argmax(-1)
-        made, logits = [[token] for token in tokens.tolist()], [out.logits[:, -1]]
+        tokens.tolist()
         first, seconds = time.perf_counter() - begin, []
         for _ in range(steps - 1):
             begin = time.perf_counter()
             out = model(tokens[:, None], past_key_values=out.past_key_values, use_cache=True)
             tokens = out.logits[:, -1].argmax(-1)
-            made_now = tokens.tolist()
+            tokens.tolist()
             seconds.append(time.perf_counter() - begin)
-            logits.append(out.logits[:, -1])
-            for ids, token in zip(made, made_now, strict=True):
-                ids.append(token)
-    return made, first, seconds, logits
+    return first, seconds
 
 
-def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[None, float, list[float]]:
+def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[float, list[float]]:
     """transformers' model, its step compiled by torch (reduce-overhead: CUDA graphs) over a cache of fixed size."""
     from transformers import StaticCache
 
@@ -116,37 +117,119 @@ def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[None, float
             tokens = out.logits[:, -1].argmax(-1).clone()
             tokens.tolist()
             seconds.append(time.perf_counter() - begin)
-    return None, first, seconds
+    return first, seconds
 
 
 def check_by_reference(model: Llama, vocabulary: int) -> None:
-    """Every greedy id must be the reference ops' best after the same tokens, or within HALF_MARGIN of it."""
-    many = prompts(1, 24, vocabulary)
-    (ids,), _, _ = Ours(model, many, CHECKED)(CHECKED)
+    """SystemExit unless every id is among those that the reference ops would choose from after the same tokens.
+
+    Greedily that is their best, or within HALF_MARGIN of it, and with SAMPLED their top_k best. And rows that step together
+    after copies of a prompt must say what the prompt does by itself.
+    """
+    (prompt,) = prompts(1, PROMPT, vocabulary)
+    ours = Ours(model, room(2, PROMPT, CHECKED))
     other = Llama(model.config, model.weights, reference, model.device, model.dtype)
-    cache = other.new_cache(64)
-    rows = other.forward([many[0] + ids[:-1]], [cache.allocate()], cache, all_logits=True)[23:]
-    for step, (row, chosen) in enumerate(zip(rows, ids, strict=True)):
-        if not float(row.max() - row[chosen]) < HALF_MARGIN:
-            raise SystemExit(f"step {step}: the decoder chose {chosen}, the reference ops {int(row.argmax())}")
+    for params, best in ((GREEDY, 1), (SAMPLED, SAMPLED.top_k)):
+        ids = arrivals(ours.engine, [prompt], [replace(params, seed=0, max_new_tokens=CHECKED)]).ids[0]
+        cache = other.new_cache(64)
+        rows = other.forward([prompt + ids[:-1]], [cache.allocate()], cache, all_logits=True)[PROMPT - 1 :]
+        for step, (row, chosen) in enumerate(zip(rows, ids, strict=True)):
+            if not float(row.topk(best).values[-1] - row[chosen]) < HALF_MARGIN:
+                raise SystemExit(f"step {step}: the decoder chose {chosen}, the reference ops {int(row.argmax())}")
+        if best == 1:
+            with Rows(model, ours.cache, ours.steps, prompt, 2) as two:
+                together = two(CHECKED - 1)[0]
+            if together != [[token, token] for token in ids[1:]]:
+                raise SystemExit(f"two rows say {together} after copies of a prompt that says {ids[1:]} by itself")
 
 
-def timed(decode: Callable[[int], tuple[Any, ...]], runs: int, steps: int) -> tuple[Spread, Spread]:
-    """Spreads of the time to the first token, over `runs` prompts, and of a step; a short run first is not counted."""
-    decode(2)
-    many = [decode(steps), *(decode(1) for _ in range(runs - 1))]
-    return Spread.of(run[1] for run in many), Spread.of(many[0][2])
+def baseline(
+    run: Callable[[list[list[int]], int], tuple[float, list[float]]], many: list[list[int]], runs: int, steps: int
+) -> tuple[list[float], list[float]]:
+    """Seconds to the first token of `runs` prompts, each by itself, and of the steps of all; short runs first."""
+    run(many[:1], 2)
+    firsts = [run(many[:1], 1)[0] for _ in range(runs)]
+    run(many, 2)
+    return firsts, run(many, steps + 1)[1]
 
 
-def row(name: str, batch: int, context: int, times: tuple[Spread, Spread], nbytes: int, speed: float) -> dict[str, Any]:
-    first, step = times
-    rate = nbytes / step.median / 1e9
-    return {
-        "engine": name, "batch": batch, "context": context,
-        "ttft_ms": first.median * 1e3, "ttft_p20": first.p20 * 1e3, "ttft_p80": first.p80 * 1e3,
-        "ms/token": step.median * 1e3, "p20": step.p20 * 1e3, "p80": step.p80 * 1e3,
-        "tok/s": batch / step.median, "GB/s": rate, "share": rate / speed,
-    }  # fmt: skip
+class Bench:
+    """The rows of one device; `speed` and `specified`: GB/s of its memory, measured and by the card's documents."""
+
+    def __init__(
+        self, report: Report, options: argparse.Namespace, device: str, speed: float, specified: float | None = None
+    ) -> None:
+        self.report, self.options, self.device, self.speed, self.specified = report, options, device, speed, specified
+        self.shape = PRESETS[options.preset]
+
+    def all(self) -> None:
+        config = ModelConfig.from_dict(self.shape.config(self.shape.vocabulary, "float16"))
+        for kind in self.options.kinds:
+            with self.report.case(engine=f"baize {kind}"):
+                needed, free = cost.weight_bytes(config, kind) + SPARE, free_bytes(self.device)
+                if needed > free:
+                    said = f"does not fit ({needed / 1e9:.0f} of {free / 1e9:.0f} GB)"
+                    self.report.row({"engine": f"baize {kind}", "ms/token": said})
+                else:
+                    self._kind(kind)
+            let_go(self.device)
+
+    def _kind(self, kind: str) -> None:
+        """Ours, and with `baselines` transformers, as it is and compiled, in this process."""
+        options, report = self.options, self.report
+        model, name = random_model(self.shape, kind, self.device), f"baize {kind}"
+        check_by_reference(model, self.shape.vocabulary)
+        other = None
+        if options.baselines and find_spec("transformers"):
+            with report.case(engine="transformers"):
+                other = transformers_model(model, self.shape, model.dtype)
+        places = [(batch, context) for batch in options.batches for context in options.contexts]
+        caches = 2 if other is not None else 1
+        reasons = {place: does_not_fit(model, *place, options.steps, caches) for place in places}
+        rooms = [room(*place, options.steps + 1) for place in places if not reasons[place]]
+        ours = Ours(model, max(rooms, default=1))
+        firsts: dict[int, list[float]] = {}  # by context
+        for batch, context in places:
+            place = {"batch": batch, "context": context}
+            if reason := reasons[batch, context]:
+                report.row({"engine": name, **place, "ms/token": reason})
+                continue
+            many = prompts(batch, context, self.shape.vocabulary)
+            for sampled in (False, True):
+                engine = f"{name} sampled" if sampled else name
+                with report.case(engine=engine, **place):
+                    if context not in firsts:
+                        firsts[context] = ours.firsts(many[0], options.runs)
+                    gaps = ours.gaps(many[0], batch, options.steps, sampled)
+                    self._show(engine, kind, model, place, firsts[context], gaps)
+            if other is not None:
+                activation = str(model.dtype).removeprefix("torch.")
+                for engine, run in (
+                    (f"transformers {activation}", theirs),
+                    (f"transformers compiled {activation}", compiled),
+                ):
+                    with report.case(engine=engine, **place):
+                        times = baseline(partial(run, other), many, options.runs, options.steps)
+                        self._show(engine, activation, model, place, *times)
+
+    def _show(
+        self,
+        engine: str,
+        kind: str,
+        model: Llama,
+        place: dict[str, int],
+        firsts: Sequence[float],
+        gaps: Sequence[float],
+    ) -> None:
+        activation, step = str(model.dtype).removeprefix("torch."), Spread.of(gaps).median
+        middle = place["context"] + self.options.steps // 2  # what a step attends to on the average
+        costs = cost.decode_step(model.config, kind, place["batch"], middle, activation)
+        rate = sum(op.bytes for op in costs) / step / 1e9
+        row = {
+            "engine": engine, **place, **latencies(FIRST, firsts), **latencies(GAP, gaps), "tok/s": place["batch"] / step,
+            "GB/s": rate, "share": rate / self.speed,
+        }  # fmt: skip
+        self.report.row(row if self.specified is None else {**row, "of_spec": rate / self.specified})
 
 
 def free_bytes(device: str) -> int:
@@ -156,9 +239,9 @@ def free_bytes(device: str) -> int:
     return memory.free_bytes(device) or sys.maxsize
 
 
-def does_not_fit(model: Llama, batch: int, context: int, steps: int) -> str | None:
-    """What is said of a row whose cache, with some to spare, passes the free memory; the weights are there already."""
-    cache = KVCache.nbytes(model.config, batch * (context + steps + 16), model.dtype)
+def does_not_fit(model: Llama, batch: int, context: int, steps: int, caches: int = 1) -> str | None:
+    """What is said of a row whose `caches` caches, with some to spare, pass the free memory; the weights are there already."""
+    cache = caches * KVCache.nbytes(model.config, room(batch, context, steps + 1), model.dtype)
     held = sum(weight.nbytes for weight in model.weights.values())
     free = free_bytes(model.device)
     if cache + SPARE <= free:
@@ -166,45 +249,24 @@ def does_not_fit(model: Llama, batch: int, context: int, steps: int) -> str | No
     return f"does not fit ({(held + cache + SPARE) / 1e9:.0f} of {(held + free) / 1e9:.0f} GB)"
 
 
-def bench_kind(options: argparse.Namespace, kind: str, device: str, speed: float) -> list[dict[str, Any]]:
-    """On a GPU: ours, and with `baselines` transformers, as it is and compiled, in this process."""
-    shape = PRESETS[options.preset]
-    model = random_model(shape, kind, device)
-    other = transformers_model(model, shape, model.dtype) if options.baselines and find_spec("transformers") else None
-    check_by_reference(model, shape.vocabulary)
-    activation = str(model.dtype).removeprefix("torch.")
-    rows: list[dict[str, Any]] = []
-    for batch in options.batches:
-        for context in options.contexts:
-            many = prompts(batch, context, shape.vocabulary)
-            if reason := does_not_fit(model, batch, context, options.steps):
-                rows.append({"engine": f"baize {kind}", "batch": batch, "context": context, "ms/token": reason})
-                continue
-            moved = sum(op.bytes for op in cost.decode_step(model.config, kind, batch, context, activation))
-            times = timed(Ours(model, many, options.steps), options.runs, options.steps)
-            rows.append(row(f"baize {kind}", batch, context, times, moved, speed))
-            if other is None:
-                continue
-            whole = sum(op.bytes for op in cost.decode_step(model.config, activation, batch, context, activation))
-            times = timed(partial(theirs, other, many), options.runs, options.steps)
-            rows.append(row(f"transformers {activation}", batch, context, times, whole, speed))
-            times = timed(partial(compiled, other, many), 1, options.steps)
-            rows.append(row(f"transformers compiled {activation}", batch, context, times, whole, speed))
-    return rows
+def launch_settings(word: str) -> AbstractContextManager[None]:
+    """In which the kernels are launched as --tuned says; OSError or ValueError where the file is none."""
+    if word == "auto":
+        return nullcontext()
+    return tuned.using(tuned.NO_TABLE if word == "none" else tuned.read(Path(word)))
 
 
-def gpu_rows(options: argparse.Namespace, device: str, speed: float) -> list[dict[str, Any]]:
-    shape = PRESETS[options.preset]
-    config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
-    rows: list[dict[str, Any]] = []
-    for kind in options.kinds:
-        needed, free = cost.weight_bytes(config, kind) + SPARE, free_bytes(device)
-        if needed > free:
-            said = f"does not fit ({needed / 1e9:.0f} of {free / 1e9:.0f} GB)"
-            rows.append({"engine": f"baize {kind}", "ms/token": said})
-            continue
-        rows += bench_kind(options, kind, device, speed)
-    return rows
+def grids(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Tables of tok/s, contexts across and batches down, of each engine that has more than one row of them."""
+    found: list[str] = []
+    measured = [row for row in rows if isinstance(row.get("tok/s"), float)]
+    for engine in dict.fromkeys(row["engine"] for row in measured):
+        cells = {(row["batch"], row["context"]): row["tok/s"] for row in measured if row["engine"] == engine}
+        if len(cells) > 1:
+            batches, contexts = (sorted({place[n] for place in cells}) for n in (0, 1))
+            found += ["", f"{engine}: tok/s by batch and context"]
+            found += table([{"": batch, **{f"{c}": cells.get((batch, c), "") for c in contexts}} for batch in batches])
+    return found
 
 
 def main() -> int:
@@ -218,33 +280,52 @@ def main() -> int:
     options.add_argument(
         "--contexts", type=int, nargs="+", default=None, help="128 (GPU: and 512, 2048 less the steps)"
     )
-    options.add_argument("--steps", type=int, default=16, help="tokens decoded for each row, on the CPU in each turn")
-    options.add_argument("--runs", type=int, default=3, help="prompts timed to the first token for each row")
+    options.add_argument(
+        "--steps", type=int, default=None, help="timed for each row, on the CPU in each turn: 16 (GPU: 100)"
+    )
+    options.add_argument("--runs", type=int, default=3, help="prompts timed to the first token for each context")
     options.add_argument("--rounds", type=int, default=3, help="CPU: turns of each engine for each row")
     options.add_argument(
         "--baselines", action="store_true", help="transformers, and on a GPU its compiled step, on the same weights"
     )
+    options.add_argument(
+        "--tuned", default="auto", metavar="TABLE",
+        help="GPU: launch settings: of the nearest card that was tuned (auto), by the rules (none), or of a file",
+    )  # fmt: skip
     side_by_side.add_options(options)
     chosen = options.parse_args()
-    if not 2 <= chosen.steps < CHOSEN or min(chosen.runs, chosen.rounds) < 1:
-        options.error(f"--steps must be 2 to {CHOSEN - 1} (the first counts apart), --runs and --rounds at least 1")
     device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
     on_gpu = device != "cpu"
     chosen.kinds = chosen.kinds or (["float16", "int8", "int4"] if on_gpu else ["float16"])
     chosen.batches = chosen.batches or ([1, 8, 64] if on_gpu else [1, 8, 32])
     chosen.contexts = chosen.contexts or ([128, 512, 2048] if on_gpu else [128])
-    chosen.contexts = [min(context, shape.positions - chosen.steps - 1) for context in chosen.contexts]
+    chosen.steps = (100 if on_gpu else 16) if chosen.steps is None else chosen.steps
+    most = min(MOST_STEPS if on_gpu else CHOSEN - 1, shape.positions - 3)
+    if not 2 <= chosen.steps <= most or min(chosen.runs, chosen.rounds, *chosen.contexts) < 1:
+        options.error(f"--steps must be 2 to {most}, --runs, --rounds and --contexts at least 1")
+    if not all(1 <= batch <= MAX_ROWS for batch in chosen.batches):
+        options.error(f"--batches must be 1 to {MAX_ROWS}, which is what the engine runs at a time")
+    longest = shape.positions - chosen.steps - 2  # the first token, and a step that is not counted
+    chosen.contexts = list(dict.fromkeys(min(context, longest) for context in chosen.contexts))
     chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
-    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
-    if on_gpu:
-        from gpu import ceilings
+    try:
+        settings = launch_settings(chosen.tuned)
+    except (OSError, ValueError) as error:
+        options.error(f"--tuned: {error}")
+    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads(), "tuned": chosen.tuned}
+    with Report("decode", chosen, device, facts) as report:
+        if on_gpu:
+            from gpu import ceilings
 
-        facts["copy_GB/s"] = speed = float(ceilings(device)["copy_GB/s"])
-        rows = gpu_rows(chosen, device, speed)
-    else:
-        rows = side_by_side.decode_rows(chosen)
-    report("decode", rows, chosen, device, facts)
-    return 0
+            report.facts["copy_GB/s"] = speed = float(ceilings(device)["copy_GB/s"])
+            card = card_of(device_name(device))
+            report.facts["specified_GB/s"] = card.bandwidth if card else "not known for this card"
+            with settings:
+                Bench(report, chosen, device, speed, card.bandwidth if card else None).all()
+        else:
+            side_by_side.decode_rows(report, chosen)
+        print(*grids(report.rows), sep="\n", flush=True)
+    return report.code
 
 
 if __name__ == "__main__":

@@ -17,8 +17,9 @@ from typing import Any
 
 import side_by_side
 import torch
-from common import Spread, measure, parser, report
-from models import KINDS, random_model, transformers_model
+from common import Spread, measure, parser
+from models import KINDS, let_go, random_model, transformers_model
+from reports import Report
 from roofline import matmul_peak, synchronize
 from shapes import PRESETS, Shape
 
@@ -40,7 +41,9 @@ def prompt(length: int, vocabulary: int) -> list[int]:
 
 def reference_model(model: Llama) -> Llama:
     """The same weights with the ops of kernels/reference.py."""
-    return Llama(model.config, model.weights, reference, model.device)
+    made = Llama(model.config, model.weights, reference, model.device)
+    made.runs_ahead = False  # they ask the device how long a context is, which no graph of a short prompt can
+    return made
 
 
 def check(name: str, logits: Callable[[list[int]], torch.Tensor], model: Llama) -> None:
@@ -55,9 +58,12 @@ def check(name: str, logits: Callable[[list[int]], torch.Tensor], model: Llama) 
 
 
 def ours(model: Llama, cache: KVCache, ids: list[int]) -> torch.Tensor:
-    logits = model.prefill(ids, sequence := cache.allocate(), cache)
-    synchronize(model.device)
-    cache.free(sequence)
+    sequence = cache.allocate()
+    try:
+        logits = model.prefill(ids, sequence, cache)
+        synchronize(model.device)
+    finally:
+        cache.free(sequence)
     return logits
 
 
@@ -88,26 +94,28 @@ def row(engine: str, tokens: int, time: Spread, flops: int, peak: float) -> dict
     return {"engine": engine, "tokens": tokens, **ms, **rates}
 
 
-def bench(options: argparse.Namespace, kind: str, device: str) -> tuple[list[dict[str, Any]], dict[str, object]]:
+def bench(report: Report, options: argparse.Namespace, kind: str, device: str) -> None:
     """Ours, the reference ops and transformers in this process, for a GPU."""
     shape = PRESETS[options.preset]
     model = random_model(shape, kind, device)
     cache = model.new_cache(max(*options.tokens, CHECKED))
     check("baize", partial(ours, model, cache), model)
-    other, said = baseline(model, shape) if options.baselines else (None, "not asked for")
-    activation, peak = str(model.dtype).removeprefix("torch."), matmul_peak(device, model.dtype)
+    activation = str(model.dtype).removeprefix("torch.")
+    report.facts["matmul_TFLOP/s"] = peak = matmul_peak(device, model.dtype)
     engines: dict[str, Callable[[list[int]], torch.Tensor]] = {f"baize {kind}": partial(ours, model, cache)}
     if any(row.name != "torch" for row in model.ops.rows.values()):
         engines[f"torch {kind}"] = partial(ours, reference_model(model), cache)
-    if other is not None:
-        engines[f"transformers {activation}"] = partial(theirs, other, device)
-    rows = []
+    if options.baselines:
+        with report.case(engine=f"transformers {activation}"):
+            other, report.facts["transformers"] = baseline(model, shape)
+            if other is not None:
+                engines[f"transformers {activation}"] = partial(theirs, other, device)
     for tokens in options.tokens:
         flops = sum(op.flops for op in cost.prefill(model.config, tokens, kind, activation))
         for name, run in engines.items():
-            time = measure(partial(run, prompt(tokens, shape.vocabulary)), options.runs)
-            rows.append(row(name, tokens, time, flops, peak))
-    return rows, {"matmul_TFLOP/s": peak, "transformers": said}
+            with report.case(engine=name, tokens=tokens):
+                time = measure(partial(run, prompt(tokens, shape.vocabulary)), options.runs)
+                report.row(row(name, tokens, time, flops, peak))
 
 
 def main() -> int:
@@ -128,15 +136,14 @@ def main() -> int:
         options.error(f"--tokens must be 1 to {most} for {chosen.preset}, and --runs at least 1")
     chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
     facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
-    rows: list[dict[str, Any]] = []
-    if device == "cpu":
-        rows = side_by_side.prefill_rows(chosen)
-    else:
-        for kind in chosen.kinds:
-            found, told = bench(chosen, kind, device)
-            rows, facts = rows + found, {**facts, **told}
-    report("prefill", rows, chosen, device, facts)
-    return 0
+    with Report("prefill", chosen, device, facts) as report:
+        if device == "cpu":
+            side_by_side.prefill_rows(report, chosen)
+        for kind in chosen.kinds if device != "cpu" else ():
+            with report.case(engine=f"baize {kind}"):
+                bench(report, chosen, kind, device)
+            let_go(device)
+    return report.code
 
 
 if __name__ == "__main__":

@@ -27,15 +27,29 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Spread:
-        ordered = sorted(seconds)
+        many = list(seconds)
+        return cls(quantile(many, 0.5), quantile(many, 0.2), quantile(many, 0.8))
 
-        def at(share: float) -> float:
-            place = share * (len(ordered) - 1)
-            low = int(place)
-            high = min(low + 1, len(ordered) - 1)
-            return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
-        return cls(at(0.5), at(0.2), at(0.8))
+def quantile(values: Iterable[float], share: float) -> float:
+    """The value that `share` of all are not above, between two neighbours by their distances."""
+    ordered = sorted(values)
+    place = share * (len(ordered) - 1)
+    low = int(place)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
+
+
+# Cells of latencies in a row: milliseconds by quantile, and how many there are; of fewer than 100, p99 is nearly the greatest.
+FIRST = "ttft_ms", "ttft_p20", "ttft_p80", "ttft_p99", "firsts"  # of the time to the first token
+GAP = "ms/token", "p20", "p80", "p99", "gaps"  # of the time from one token to the next
+
+
+def latencies(names: Sequence[str], seconds: Sequence[float]) -> dict[str, float]:
+    """FIRST or GAP, as `names` says, of these times."""
+    return dict(
+        zip(names, [*(quantile(seconds, share) * 1e3 for share in (0.5, 0.2, 0.8, 0.99)), len(seconds)], strict=True)
+    )
 
 
 def measure(run: Callable[[], object], runs: int, warmup: int = 1) -> Spread:

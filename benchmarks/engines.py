@@ -38,65 +38,50 @@ class Engine(Protocol):
 
 
 class Baize:
-    """The decoder over a model's folder, mapped, with the ops that `baize info` shows."""
+    """The loop of `Engine` over a model's folder, mapped, with the ops that `baize info` shows."""
 
     def __init__(self, path: str, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
+        import arrivals
+
         from baize_engine import backend
         from baize_engine.checkpoint.index import read_index
         from baize_engine.model.config import ModelConfig
         from baize_engine.model.llama import Llama
+        from baize_engine.model.steps import DecodeSteps
         from baize_engine.model.weights import load_weights
 
         config = ModelConfig.from_folder(path)
         self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), backend.ops("cpu"), "cpu")
-        self.cache = self.model.new_cache(CACHED)
+        self.loop, self.decode_steps = arrivals, DecodeSteps
+        self._room(CACHED)
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
-        self._room(len(prompt))
-        sequence = self.cache.allocate()
-        begin = time.perf_counter()
-        token = int(self.model.prefill(prompt, sequence, self.cache).argmax())
-        seconds = time.perf_counter() - begin
-        self.cache.free(sequence)
-        return token, seconds
+        if self.cache.free_blocks * self.cache.block_size < len(prompt) + 1:
+            self._room(len(prompt) + 1)
+        self.cache.forget()
+        found = self.loop.arrivals(self.engine, [prompt], [self.loop.greedy(1)])
+        return found.ids[0][0], found.firsts[0]
 
     def start(self, prompt: list[int], batch: int) -> tuple[int, float]:
-        from baize_engine.model.steps import DecodeSteps
-
-        each = -(-(len(prompt) + CHOSEN) // 16) * 16
-        self.cache = self.model.new_cache(batch * each)
-        self.runner = DecodeSteps(self.model, self.cache)
-        self.sequences = [self.cache.allocate() for _ in range(batch)]
-        begin = time.perf_counter()
-        self.token = int(self.model.prefill(prompt, self.sequences[0], self.cache).argmax())
-        seconds = time.perf_counter() - begin
-        for sequence in self.sequences[1:]:
-            self.cache.reserve(sequence, len(prompt))
-            sequence.length = len(prompt)
-            for part in (self.cache.keys, self.cache.values):
-                part[:, sequence.blocks] = part[:, self.sequences[0].blocks]
-        return self.token, seconds
+        self._room(self.loop.room(batch, len(prompt), CHOSEN))
+        token, seconds = self.prefill(prompt)
+        self.rows = self.loop.Rows(self.model, self.cache, self.decode_steps(self.model, self.cache), prompt, batch)
+        return token, seconds
 
     def steps(self, count: int) -> Steps:
-        from baize_engine.model.steps import Row
+        return self.rows(count)
 
-        context, ids, seconds = self.sequences[0].length, [], []
-        run = self.runner.run([Row(sequence, self.token, count) for sequence in self.sequences])
-        for _ in range(count):
-            begin = time.perf_counter()
-            ids.append(next(run))
-            seconds.append(time.perf_counter() - begin)
-        run.close()
-        for sequence in self.sequences:
-            sequence.length = context  # its blocks stay
-        return ids, seconds
+    def sampled(self, count: int) -> Steps:
+        """The same with temperature, top_k and top_p."""
+        return self.rows(count, self.loop.SAMPLED)
 
     def _room(self, tokens: int) -> None:
-        if self.cache.free_blocks * self.cache.block_size < tokens:
-            self.cache = self.model.new_cache(max(tokens, CACHED))
+        """An empty cache for so many."""
+        self.cache = self.model.new_cache(tokens)
+        self.engine = self.loop.engine_of(self.model, self.cache)
 
 
 class LlamaCpp:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import torch
@@ -35,6 +36,13 @@ def random_model(shape: Shape, kind: str, device: str, seed: int = 0) -> Llama:
         coded = kept != kind and name in names.quantized(config)
         weights[name] = quantized.quantize(drawn, kind) if coded else drawn
     return Llama(config, weights, backend.ops(device), device)
+
+
+def let_go(device: str) -> None:
+    """Frees the memory of models that nobody refers to any more, but a circle of references."""
+    gc.collect()
+    if device != "cpu":
+        torch.cuda.empty_cache()
 
 
 def transformers_model(model: Llama, shape: Shape, dtype: torch.dtype) -> Any:

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 from bandwidth import ReadProbe
-from common import Spread
+from common import FIRST, GAP, Spread, latencies
 from model_files import Store
 from peers import ENGINES, Child, Ended, Peer, installed
+from reports import Report
 from roofline import matmul_peak
 
 from baize_engine.checkpoint.index import read_index
@@ -104,89 +105,134 @@ def group(
 
 
 class Turns:
-    """Seconds of each engine over turns, and what the machine was capable of in them."""
+    """Seconds of each engine over turns, and what the machine was capable of in them.
+
+    A peer whose process ends takes no further part, and `ended` says how it did.
+    """
 
     def __init__(self, children: dict[str, Child], ceiling: Callable[[], float]) -> None:
-        self._children, self._ceiling = children, ceiling
+        self._children, self._ceiling = dict(children), ceiling
+        self.ended: dict[str, str] = {}
 
-    def run(self, turns: int, one: Callable[[Child], list[float]]) -> tuple[dict[str, Spread], float]:
-        """The spread of what `one` gives for each engine in `turns` turns, and the median of the ceiling in them."""
-        seconds: dict[str, list[float]] = {name: [] for name in self._children}
+    def each(self, one: Callable[[Child], Any]) -> dict[str, Any]:
+        """What `one` gives for each engine."""
+        found = {}
+        for name, child in list(self._children.items()):
+            try:
+                found[name] = one(child)
+            except Ended as error:
+                if name.startswith("baize "):
+                    raise
+                del self._children[name]
+                self.ended[name] = str(error)
+        return found
+
+    def run(self, turns: int, one: Callable[[Child], list[float]]) -> tuple[dict[str, list[float]], float]:
+        """The seconds that `one` gives for each engine in `turns` turns, and the median of the ceiling in them."""
+        seconds: dict[str, list[float]] = {}
         ceilings = []
+
+        def calm(child: Child) -> list[float]:
+            time.sleep(CALM)
+            return one(child)
+
         for _ in range(turns):
             ceilings.append(self._ceiling())
-            for name, child in self._children.items():
-                time.sleep(CALM)
-                seconds[name] += one(child)
-        return {name: Spread.of(many) for name, many in seconds.items()}, Spread.of(ceilings).median
+            for name, found in self.each(calm).items():
+                seconds.setdefault(name, []).extend(found)
+        return {name: seconds[name] for name in self._children}, Spread.of(ceilings).median
 
 
-def decode_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def decode_rows(report: Report, options: argparse.Namespace) -> None:
     """A row for each kind, context, batch and engine; the first step of a turn is not counted, it finds others' caches."""
     probe = ReadProbe(torch.get_num_threads())
 
-    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> Iterator[dict[str, Any]]:
-        config = ModelConfig.from_folder(store.ours(kind))
+    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> dict[str, str]:
+        config, ours = ModelConfig.from_folder(store.ours(kind)), f"baize {kind}"
         turns, by_name = Turns(children, probe), {peer.name: peer for peer in peers}
+        count = options.steps + 1
+
+        def show(name: str, seconds: list[float], firsts: list[float], speed: float, place: dict[str, int]) -> None:
+            middle = place["context"] + options.steps // 2  # what a step attends to on the average
+            if name in by_name:
+                moved = by_name[name].bytes(config, place["batch"], middle)
+            else:
+                moved = sum(op.bytes for op in cost.decode_step(config, kind, place["batch"], middle, "float32"))
+            step = Spread.of(seconds).median
+            report.row({
+                "engine": name, "kind": kind, **place, **latencies(FIRST, firsts), **latencies(GAP, seconds),
+                "tok/s": place["batch"] / step, "GB/s": moved / step / 1e9, "read_GB/s": speed,
+                "share": moved / step / 1e9 / speed, "ratio": step / greedy,
+            })  # fmt: skip
+
         for context in options.contexts:
             prompt = random_prompt(context, config.vocab_size)
-            firsts, _ = turns.run(options.runs, lambda child, prompt=prompt: [child.ask("prefill", prompt)[1]])
-            for batch in options.batches:
-                for child in children.values():
-                    child.ask("start", prompt, batch)
-                steps, speed = turns.run(options.rounds, lambda child: child.ask("steps", options.steps + 1)[1][1:])
-                for name, spread in steps.items():
-                    if name in by_name:
-                        moved = by_name[name].bytes(config, batch, context)
-                    else:
-                        moved = sum(op.bytes for op in cost.decode_step(config, kind, batch, context, "float32"))
-                    first = firsts[name]
-                    yield {
-                        "engine": name, "kind": kind, "batch": batch, "context": context, "ttft_ms": first.median * 1e3,
-                        "ttft_p20": first.p20 * 1e3, "ttft_p80": first.p80 * 1e3, "ms/token": spread.median * 1e3,
-                        "p20": spread.p20 * 1e3, "p80": spread.p80 * 1e3, "tok/s": batch / spread.median,
-                        "GB/s": moved / spread.median / 1e9, "read_GB/s": speed,
-                        "share": moved / spread.median / 1e9 / speed,
-                        "ratio": spread.median / steps[f"baize {kind}"].median,
-                    }  # fmt: skip
 
-    return _each_kind(options, rows)
+            def first(child: Child, prompt: list[int] = prompt) -> list[float]:
+                return [child.ask("prefill", prompt)[1]]
+
+            firsts: dict[str, list[float]] = {}
+            with report.case(engine=ours, kind=kind, context=context):
+                turns.each(first)
+                firsts, _ = turns.run(options.runs, first)
+            for batch in options.batches if firsts else ():
+                place = {"batch": batch, "context": context}
+                with report.case(engine=ours, kind=kind, **place):
+                    turns.each(lambda child, prompt=prompt, batch=batch: child.ask("start", prompt, batch))
+                    steps, speed = turns.run(options.rounds, lambda child: child.ask("steps", count)[1][1:])
+                    greedy = Spread.of(steps[ours]).median
+                    for name, seconds in steps.items():
+                        show(name, seconds, firsts[name], speed, place)
+                    alone = Turns({ours: children[ours]}, probe)
+                    drawn, speed = alone.run(options.rounds, lambda child: child.ask("sampled", count)[1][1:])
+                    show(f"{ours} sampled", drawn[ours], firsts[ours], speed, place)
+        return turns.ended
+
+    _each_kind(report, options, rows)
 
 
-def prefill_rows(options: argparse.Namespace) -> list[dict[str, Any]]:
+def prefill_rows(report: Report, options: argparse.Namespace) -> None:
     """A row for each kind, length of prompt and engine, of the prompt with the choice of the token after it."""
 
-    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> Iterator[dict[str, Any]]:
-        config = ModelConfig.from_folder(store.ours(kind))
+    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> dict[str, str]:
+        config, ours = ModelConfig.from_folder(store.ours(kind)), f"baize {kind}"
         turns = Turns(children, lambda: matmul_peak("cpu", torch.float32) * 1e3)
         for tokens in options.tokens:
             prompt = random_prompt(tokens, config.vocab_size)
             flops = sum(op.flops for op in cost.prefill(config, tokens, kind, "float32"))
-            for child in children.values():
-                child.ask("prefill", prompt)
-            seconds, peak = turns.run(options.runs, lambda child, prompt=prompt: [child.ask("prefill", prompt)[1]])
-            for name, spread in seconds.items():
-                speed = flops / spread.median / 1e9
-                yield {
-                    "engine": name, "kind": kind, "tokens": tokens, "ms": spread.median * 1e3, "p20": spread.p20 * 1e3,
-                    "p80": spread.p80 * 1e3, "tok/s": tokens / spread.median, "GFLOP/s": speed, "peak_GFLOP/s": peak,
-                    "share": speed / peak, "ratio": spread.median / seconds[f"baize {kind}"].median,
-                }  # fmt: skip
 
-    return _each_kind(options, rows)
+            def one(child: Child, prompt: list[int] = prompt) -> list[float]:
+                return [child.ask("prefill", prompt)[1]]
+
+            with report.case(engine=ours, kind=kind, tokens=tokens):
+                turns.each(one)
+                seconds, peak = turns.run(options.runs, one)
+                first = Spread.of(seconds[ours]).median
+                for name, found in seconds.items():
+                    spread = Spread.of(found)
+                    speed = flops / spread.median / 1e9
+                    report.row({
+                        "engine": name, "kind": kind, "tokens": tokens, "ms": spread.median * 1e3, "p20": spread.p20 * 1e3,
+                        "p80": spread.p80 * 1e3, "tok/s": tokens / spread.median, "GFLOP/s": speed, "peak_GFLOP/s": peak,
+                        "share": speed / peak, "ratio": spread.median / first,
+                    })  # fmt: skip
+        return turns.ended
+
+    _each_kind(report, options, rows)
 
 
-def _each_kind(options: argparse.Namespace, rows: Callable[..., Iterator[dict[str, Any]]]) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = []
+def _each_kind(report: Report, options: argparse.Namespace, rows: Callable[..., dict[str, str]]) -> None:
+    """`rows` for the engines of each kind; what it says of those that ended, and why others have no rows, is said in theirs."""
     with ExitStack() as stack:
         folder = options.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         store = Store(folder, options.preset)
         for kind in options.kinds:
-            peers, absent = installed(kind, options.peers)
-            with group(store, kind, peers, torch.get_num_threads()) as (children, crashed):
-                found += rows(store, kind, peers, children)
-            found += [{"engine": name, "kind": kind, "tok/s": why} for name, why in (absent | crashed).items()]
-    return found
+            with report.case(engine=f"baize {kind}", kind=kind):
+                peers, absent = installed(kind, options.peers)
+                with group(store, kind, peers, torch.get_num_threads()) as (children, crashed):
+                    ended = rows(store, kind, peers, children)
+                for name, why in (absent | crashed | ended).items():
+                    report.row({"engine": name, "kind": kind, "tok/s": why})
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

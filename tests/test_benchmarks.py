@@ -7,18 +7,22 @@ import json
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import bench_decode
 import bench_diff_add
+import bench_prefill
 import bench_prefix
 import bench_quality
 import bench_recover
 import bench_throughput
 import pytest
 import torch
+from arrivals import SAMPLED, Rows, room
 from assets import REPO
 from common import Spread, cached_bytes, commit, drop_cache, measure, run_child
 from make_pair import make_pair
@@ -29,8 +33,10 @@ from shapes import PRESETS
 from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
-from baize_engine.kernels import reference
+from baize_engine.kernels import quantized, reference, tuned
+from baize_engine.model import cost
 from baize_engine.model.llama import Llama
+from baize_engine.model.steps import DecodeSteps
 
 BENCHMARKS = REPO / "benchmarks"
 
@@ -184,13 +190,195 @@ def test_the_gpu_form_of_bench_diff_add(monkeypatch: pytest.MonkeyPatch) -> None
         assert [row["implementation"] for row in report.rows if "GB/s" in row].count("torch") == 3
 
 
-def test_bench_decode_notices_wrong_ids() -> None:
+def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     shape = PRESETS["tiny"]
     model = random_model(shape, "float32", "cpu")
     bench_decode.check_by_reference(model, shape.vocabulary)
+    sample = model.ops.sample
+    monkeypatch.setattr(model.ops, "sample", lambda logits, *_, out=None, **__: least(logits, out))
+    with pytest.raises(SystemExit, match="step 0: the decoder chose"):
+        bench_decode.check_by_reference(model, shape.vocabulary)
+
+    def without_top_k(logits: torch.Tensor, temperature: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor,
+                      *rest: torch.Tensor, **options: Any) -> torch.Tensor:  # fmt: skip
+        return sample(logits, 9 * temperature, 0 * top_k, top_p**0, *rest, **options)
+
+    monkeypatch.setattr(model.ops, "sample", without_top_k)
+    with pytest.raises(SystemExit, match="the decoder chose"):
+        bench_decode.check_by_reference(model, shape.vocabulary)
+    monkeypatch.setattr(model.ops, "sample", sample)
+    monkeypatch.setattr(Rows, "prefill", shifted(Rows.prefill))
+    with pytest.raises(SystemExit, match=r"two rows say .* by itself"):
+        bench_decode.check_by_reference(model, shape.vocabulary)
+    monkeypatch.undo()
     model.head = model.head.roll(1, 0)  # every id off by one
     with pytest.raises(SystemExit, match="the reference ops"):
         bench_decode.check_by_reference(model, shape.vocabulary)
+
+
+def least(logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
+    chosen = logits.argmin(-1)
+    return chosen if out is None else out.copy_(chosen)
+
+
+def shifted(prefill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Keys and values that are not the prompt's."""
+
+    def run(rows: Rows, ids: list[int], sequence: Any, cache: Any) -> torch.Tensor:
+        logits = prefill(rows, ids, sequence, cache)
+        cache.keys[:, sequence.blocks] = 0
+        cache.values[:, sequence.blocks] = 9
+        return logits
+
+    return run
+
+
+def bench_on_cpu(**options: Any) -> Report:
+    """The GPU's form of bench_decode, here."""
+    asked = {
+        "preset": "tiny",
+        "batches": [1, 3],
+        "contexts": [8, 20],
+        "steps": 4,
+        "runs": 2,
+        "baselines": False,
+        **options,
+    }
+    with Report("decode", argparse.Namespace(**asked)) as report:
+        bench_decode.Bench(report, argparse.Namespace(**asked), "cpu", 10.0, 20.0).all()
+    return report
+
+
+def test_the_gpu_form_of_bench_decode(capsys: pytest.CaptureFixture[str]) -> None:
+    report = bench_on_cpu(kinds=["float16"])
+    assert report.code == 0
+    assert {(row["engine"], row["batch"], row["context"]) for row in report.rows} == {
+        (name, batch, context)
+        for name in ("baize float16", "baize float16 sampled") for batch in (1, 3) for context in (8, 20)
+    }  # fmt: skip
+    model = random_model(PRESETS["tiny"], "float16", "cpu")
+    for row in report.rows:
+        assert 0 < row["p20"] <= row["ms/token"] <= row["p80"] <= row["p99"]
+        assert 0 < row["ttft_p20"] <= row["ttft_ms"] <= row["ttft_p80"] <= row["ttft_p99"]
+        assert (row["firsts"], row["gaps"]) == (2, 4)
+        costs = cost.decode_step(model.config, "float16", row["batch"], row["context"] + 2, "float32")
+        assert row["GB/s"] * row["ms/token"] * 1e6 == pytest.approx(sum(op.bytes for op in costs))
+        assert row["share"] == pytest.approx(2 * row["of_spec"]) == pytest.approx(row["GB/s"] / 10)
+    tok = {
+        (row["batch"], row["context"]): f"{row['tok/s']:.4g}" for row in report.rows if row["engine"] == "baize float16"
+    }
+    head, *lines = bench_decode.grids(report.rows)[2:5]
+    assert head.split() == ["8", "20"]
+    assert [line.split() for line in lines] == [["1", tok[1, 8], tok[1, 20]], ["3", tok[3, 8], tok[3, 20]]]
+
+
+def test_a_kind_that_fails_leaves_the_others_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three kinds the second gives wrong ids and the third cannot be made; a batch that fails costs itself alone."""
+    made: dict[str, weakref.ref] = {}
+    gaps = bench_decode.Ours.gaps
+
+    def make(shape: Any, kind: str, device: str) -> Llama:
+        assert all(model() is None for model in made.values()), "a model is still there when the next is made"
+        if kind == "int4":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        model = random_model(shape, kind, device)
+        if kind == "int8":
+            model.head = quantized.quantize(torch.randn(model.head.shape), "int8")
+        made[kind] = weakref.ref(model)
+        return model
+
+    def too_many(ours: bench_decode.Ours, prompt: list[int], batch: int, *rest: Any) -> list[float]:
+        if batch == 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gaps(ours, prompt, batch, *rest)
+
+    monkeypatch.setattr(bench_decode, "random_model", make)
+    monkeypatch.setattr(bench_decode.Ours, "gaps", too_many)
+    report = bench_on_cpu(kinds=["float16", "int8", "int4", "bfloat16"], batches=[1, 3, 2], contexts=[8])
+    assert report.code == 1
+    measured = [(row["engine"], row["batch"]) for row in report.rows if "tok/s" in row]
+    assert measured == [
+        (f"baize {kind}{how}", batch) for kind in ("float16", "bfloat16") for batch in (1, 2) for how in ("", " sampled")
+    ]  # fmt: skip
+    problems = [(row["engine"], row.get("batch"), row["problem"]) for row in report.rows if "problem" in row]
+    lost = "OutOfMemoryError: CUDA out of memory"
+    assert [(name, batch, said) for name, batch, said in problems if name != "baize int8"] == [
+        ("baize float16", 3, lost), ("baize float16 sampled", 3, lost), ("baize int4", None, lost),
+        ("baize bfloat16", 3, lost), ("baize bfloat16 sampled", 3, lost),
+    ]  # fmt: skip
+    assert ["the decoder chose" in said for name, _, said in problems if name == "baize int8"] == [True]
+
+
+def test_transformers_beside_the_gpu_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("transformers")
+
+    def compiled(*_: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr(bench_decode, "compiled", compiled)
+    report = bench_on_cpu(kinds=["float16"], batches=[2], contexts=[8], baselines=True)
+    names = ["baize float16", "baize float16 sampled", "transformers float32", "transformers compiled float32"]
+    assert [row["engine"] for row in report.rows] == names
+    assert [("tok/s" in row, row.get("gaps")) for row in report.rows] == [(True, 4)] * 3 + [(False, None)]
+    assert report.rows[3]["problem"] == "RuntimeError: no compiler here"
+
+
+def test_the_gpu_form_of_bench_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its code on the CPU: a length that fails costs that row; a kind whose logits are wrong costs itself."""
+    asked = argparse.Namespace(preset="tiny", tokens=[8, 70], runs=2, baselines=bool(find_spec("transformers")))
+    right, reference_model = bench_prefill.ours, bench_prefill.reference_model
+
+    def short(model: Llama, cache: Any, ids: list[int]) -> torch.Tensor:
+        if len(ids) == 70:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return right(model, cache, ids)
+
+    def another(model: Llama) -> Llama:
+        return reference_model(random_model(PRESETS["tiny"], "float16", "cpu", seed=1))
+
+    monkeypatch.setattr(bench_prefill, "matmul_peak", lambda *_: 0.1)
+    monkeypatch.setattr(bench_prefill, "ours", short)
+    with Report("prefill", asked) as report:
+        with report.case(engine="baize float16"):
+            bench_prefill.bench(report, asked, "float16", "cpu")
+        monkeypatch.setattr(bench_prefill, "reference_model", another)
+        with report.case(engine="baize float16"):
+            bench_prefill.bench(report, asked, "float16", "cpu")
+    names = ["baize float16", "torch float16", *(["transformers float32"] if asked.baselines else [])]
+    failed = "OutOfMemoryError: CUDA out of memory"
+    assert [(row["engine"], row["tokens"], row.get("problem", "")) for row in report.rows[:-1]] == [
+        *((name, 8, "") for name in names), *((name, 70, failed) for name in names[:2]), *((name, 70, "") for name in names[2:])
+    ]  # fmt: skip
+    assert report.rows[-1]["problem"].startswith("baize: the last logits are ")
+    assert report.code == 1
+
+
+def test_launch_settings_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "card.json"
+    file.write_text(json.dumps({"gpu": "a card", "capability": [9, 0], "sms": 132, "entries": []}))
+    found = []
+    for word in ("none", "auto", str(file)):
+        with bench_decode.launch_settings(word):
+            found.append(tuned.table(torch.device("cpu")).name)
+    assert found == ["rules", "rules", "card.json"]
+    with pytest.raises(ValueError, match=r"card\.json: lacks 'entries'"):
+        file.write_text("{}")
+        bench_decode.launch_settings(str(file))
+
+
+def test_each_row_of_a_step_has_its_own_blocks_and_seed() -> None:
+    model = random_model(PRESETS["tiny"], "float16", "cpu")
+    cache = model.new_cache(room(3, 20, 5))
+    prompt = bench_decode.prompts(1, 20, 1000)[0]
+    with Rows(model, cache, DecodeSteps(model, cache), prompt, 3) as rows:
+        alike, seconds = rows(5)
+        drawn, _ = rows(5, SAMPLED)
+        again, _ = rows(5, SAMPLED)
+    assert len(alike) == len(seconds) == 5
+    assert all(len(set(step)) == 1 for step in alike)
+    assert drawn == again
+    assert len(set(zip(*drawn, strict=True))) == 3
+    assert cache.free_blocks == cache.num_blocks
 
 
 def test_bench_decode_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:

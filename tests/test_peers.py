@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import torch
 from assets import REPO
 from bandwidth import memory_bandwidth
 from model_files import Store, interleaved, write_gguf
+from reports import Report
 from safetensors.torch import load_file, save_file
 from shapes import PRESETS
 
@@ -64,15 +68,18 @@ def test_decode_beside_the_peers(folder: Path) -> None:
     measured, absent = (set.union(*sets) for sets in zip(*map(expected, kinds), strict=True))
     crashed = {row["engine"] for row in found["rows"] if "its process ended with -" in str(row["tok/s"])}
     measured -= crashed - {f"baize {kind}" for kind in kinds}
+    measured |= {f"baize {kind} sampled" for kind in kinds}
     assert {(row["engine"], row["batch"]) for row in rows} == {(name, batch) for name in measured for batch in (1, 3)}
     assert {row["engine"] for row in found["rows"] if "not installed" in str(row["tok/s"])} == absent
     for row in rows:
         assert 0 < row["p20"] <= row["ms/token"] <= row["p80"]
-        assert 0 < row["ttft_p20"] <= row["ttft_ms"] <= row["ttft_p80"]
+        assert row["p80"] <= row["p99"]
+        assert 0 < row["ttft_p20"] <= row["ttft_ms"] <= row["ttft_p80"] <= row["ttft_p99"]
+        assert (row["firsts"], row["gaps"]) == (2, 6)  # 3 steps in each of 2 turns
         assert row["share"] == pytest.approx(row["GB/s"] / row["read_GB/s"])
     for kind in kinds:
         ours = next(row for row in rows if row["engine"] == f"baize {kind}" and row["batch"] == 3)
-        moved = sum(op.bytes for op in cost.decode_step(config(folder), kind, 3, 20, "float32"))
+        moved = sum(op.bytes for op in cost.decode_step(config(folder), kind, 3, 21, "float32"))
         assert ours["GB/s"] * ours["ms/token"] * 1e6 == pytest.approx(moved)
         for row in (row for row in rows if row["engine"] in expected(kind)[0] and row["batch"] == 3):
             assert row["ratio"] == pytest.approx(ours["tok/s"] / row["tok/s"])
@@ -186,6 +193,74 @@ def test_a_peer_that_crashes_is_left_out_and_named(folder: Path, monkeypatch: py
         side_by_side.group(Store(folder, "tiny"), "float16", [peer], 1),
     ):
         pass
+
+
+class Fading:
+    """An engine whose process lives for so many calls."""
+
+    def __init__(self, calls: int, seconds: float = 0.1) -> None:
+        self.calls, self.seconds = calls, seconds
+
+    def ask(self, call: str, *arguments: Any) -> Any:
+        self.calls -= 1
+        if self.calls < 0:
+            raise peers.Ended("a model", -9)
+        many = arguments[0] if call in ("steps", "sampled") else 1
+        return [[5], self.seconds] if call in ("start", "prefill") else [[[7]] * many, [self.seconds] * many]
+
+
+@contextmanager
+def no_models(children: dict[str, Any]) -> Iterator[tuple[dict[str, Any], dict[str, str]]]:
+    yield children, {}
+
+
+def fading(
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    groups: list[dict[str, Any]],
+    rows: Callable[..., None],
+    **options: Any,
+) -> Report:
+    """The report of `rows` where these are the processes of each kind."""
+    monkeypatch.setattr(side_by_side, "group", lambda *_: no_models(groups.pop(0)))
+    monkeypatch.setattr(side_by_side, "ReadProbe", lambda threads: lambda: 10.0)
+    monkeypatch.setattr(side_by_side, "matmul_peak", lambda *_: 0.01)
+    monkeypatch.setattr(side_by_side, "installed", lambda kind, engines: (peers.PEERS[kind][:1], {}))
+    asked = argparse.Namespace(
+        folder=folder, preset="tiny", kinds=["float16", "int8"], peers=(), runs=2, rounds=2, **options
+    )
+    with Report("toy", asked) as report:
+        rows(report, asked)
+    return report
+
+
+def test_engines_that_end_amid_the_turns_cost_their_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours of float16 in its second batch; llama.cpp of int8 in the first, which goes on without it."""
+    groups = [
+        {"baize float16": Fading(3 + 5), "llama.cpp F16": Fading(99)},
+        {"baize int8": Fading(99), "llama.cpp Q8_0": Fading(3 + 2)},
+    ]
+    report = fading(monkeypatch, folder, groups, side_by_side.decode_rows, contexts=[20], batches=[1, 2, 3], steps=3)
+    said = [(row["engine"], row.get("batch")) for row in report.rows if "ms/token" in row]
+    assert said == [
+        ("baize float16", 1), ("llama.cpp F16", 1), ("baize float16 sampled", 1),
+        *((name, batch) for batch in (1, 2, 3) for name in ("baize int8", "baize int8 sampled")),
+    ]  # fmt: skip
+    others = [row for row in report.rows if "ms/token" not in row]
+    ended = "a model: its process ended with -9, see its message above"
+    assert others[:2] == [{"engine": "baize float16", "kind": "float16", "batch": batch, "context": 20, "problem": ended}
+                          for batch in (2, 3)]  # fmt: skip
+    assert others[2:] == [{"engine": "llama.cpp Q8_0", "kind": "int8", "tok/s": ended}]
+    assert report.code == 1
+
+
+def test_a_length_that_fails_costs_its_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [{"baize float16": Fading(3 + 1)}, {"baize int8": Fading(99, 0.5)}]
+    report = fading(monkeypatch, folder, groups, side_by_side.prefill_rows, tokens=[8, 16])
+    assert [(row["engine"], row["tokens"], row.get("ms")) for row in report.rows] == [
+        ("baize float16", 8, 100.0), ("baize float16", 16, None), ("baize int8", 8, 500.0), ("baize int8", 16, 500.0)
+    ]  # fmt: skip
+    assert report.code == 1
 
 
 def test_forms_are_made_once_and_whole(tmp_path: Path) -> None:

@@ -1,0 +1,122 @@
+"""When tokens arrive: prompts through `Engine.stream_many`, the loop that users run, by the host's clock.
+
+Knows a decoder, its cache and its steps; no benchmark, no files and no peers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+
+from baize_engine import Engine, SamplingParams
+from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
+from baize_engine.model.llama import Llama
+from baize_engine.model.steps import DecodeSteps
+
+GREEDY = SamplingParams(ignore_eos=True)
+SAMPLED = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, ignore_eos=True)  # as people use it
+
+
+def greedy(tokens: int) -> SamplingParams:
+    return replace(GREEDY, max_new_tokens=tokens)
+
+
+def room(batch: int, context: int, count: int) -> int:
+    """Tokens of the smallest cache in which `Rows` makes `count` tokens after the first."""
+    each = (
+        -(-(context + count + 1) // BLOCK_SIZE) + 1
+    )  # a block more: a prompt starts where one is left for each that runs
+    return (batch + 1) * each * BLOCK_SIZE
+
+
+class Numbers:
+    """A tokenizer whose every token is text at once: its id and a blank, so that a piece tells which id came."""
+
+    eos_id, strips_first_space, strips_all_spaces = None, False, False
+
+    def piece(self, token_id: int) -> str:
+        return f"{token_id} "
+
+
+def engine_of(model: Llama, cache: KVCache, steps: DecodeSteps | None = None, decoder: Any = None) -> Engine:
+    """The engine over a model of random weights, which ends no text; `decoder` runs the prompts, the model unless given."""
+    numbers: Any = Numbers()
+    return Engine(
+        decoder or model, cache, vocab_size=model.config.vocab_size, eos_token_ids=(), sample=model.ops.sample,
+        max_model_len=model.config.max_position_embeddings, steps=steps, tokenizer=numbers,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Arrivals:
+    """Of each prompt its ids, and the seconds from the call to when each was there to be read."""
+
+    ids: list[list[int]]
+    seconds: list[list[float]]
+
+    @property
+    def firsts(self) -> list[float]:
+        """Seconds to the first token of each prompt."""
+        return [times[0] for times in self.seconds]
+
+    @property
+    def gaps(self) -> list[float]:
+        """Seconds between two tokens of a prompt, of all prompts."""
+        return [after - before for times in self.seconds for before, after in pairwise(times)]
+
+
+def arrivals(engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> Arrivals:
+    """All prompts asked for at once."""
+    found = Arrivals([[] for _ in prompts], [[] for _ in prompts])
+    begin = time.perf_counter()
+    for number, _, piece in engine.stream_many(list(prompts), list(params)):
+        found.seconds[number].append(time.perf_counter() - begin)
+        found.ids[number].append(int(piece))
+    return found
+
+
+class Rows:
+    """`batch` samples that step together after prompts of one length, so that steps are all there is to time.
+
+    One prompt is computed; the others have their own blocks, into which its keys and values are copied. They differ in the
+    first id, by name only, and so share nothing. A context manager: it holds blocks of the cache.
+    """
+
+    prefill_chunk = 1 << 30  # tokens: the loop fills all rows before the first step
+
+    def __init__(self, model: Llama, cache: KVCache, steps: DecodeSteps, prompt: list[int], batch: int) -> None:
+        self._cache, self._source = cache, cache.allocate()
+        self.logits = model.prefill(prompt, self._source, cache)
+        self._prompts = [[first, *prompt[1:]] for first in range(batch)]
+        self._engine = engine_of(model, cache, steps, self)
+
+    def __enter__(self) -> Rows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cache.free(self._source)
+        self._cache.forget()  # what the prompts' names say of it is not so
+
+    def prefill(self, ids: list[int], sequence: Any, cache: KVCache) -> torch.Tensor:
+        """What a decoder does with a prompt, here by copying."""
+        blocks = slice(sequence.length // cache.block_size, -(-(sequence.length + len(ids)) // cache.block_size))
+        for part in (cache.keys, cache.values):
+            part[:, sequence.blocks[blocks]] = part[:, self._source.blocks[blocks]]
+        sequence.length += len(ids)
+        return self.logits
+
+    def __call__(self, count: int, params: SamplingParams = GREEDY) -> tuple[list[list[int]], list[float]]:
+        """Ids, one for each row, of each of `count` steps after the first token, and the seconds that each step took.
+
+        A row's seed is its number. The first step may find others' work on the device, and what is made once.
+        """
+        each = [replace(params, seed=row, max_new_tokens=count + 1) for row in range(len(self._prompts))]
+        found = arrivals(self._engine, self._prompts, each)
+        done = [max(times) for times in zip(*found.seconds, strict=True)]
+        ids = [list(step) for step in zip(*found.ids, strict=True)]
+        return ids[1:], [after - before for before, after in pairwise(done)]
