@@ -17,13 +17,12 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
+import launch_table
 import side_by_side
 import torch
 from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, room
@@ -36,7 +35,7 @@ from shapes import PRESETS
 
 from baize_engine import backend, memory
 from baize_engine.generation.loop import MAX_ROWS
-from baize_engine.kernels import reference, tuned
+from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
@@ -249,13 +248,6 @@ def does_not_fit(model: Llama, batch: int, context: int, steps: int, caches: int
     return f"does not fit ({(held + cache + SPARE) / 1e9:.0f} of {(held + free) / 1e9:.0f} GB)"
 
 
-def launch_settings(word: str) -> AbstractContextManager[None]:
-    """In which the kernels are launched as --tuned says; OSError or ValueError where the file is none."""
-    if word == "auto":
-        return nullcontext()
-    return tuned.using(tuned.NO_TABLE if word == "none" else tuned.read(Path(word)))
-
-
 def grids(rows: Sequence[dict[str, Any]]) -> list[str]:
     """Tables of tok/s, contexts across and batches down, of each engine that has more than one row of them."""
     found: list[str] = []
@@ -288,10 +280,7 @@ def main() -> int:
     options.add_argument(
         "--baselines", action="store_true", help="transformers, and on a GPU its compiled step, on the same weights"
     )
-    options.add_argument(
-        "--tuned", default="auto", metavar="TABLE",
-        help="GPU: launch settings: of the nearest card that was tuned (auto), by the rules (none), or of a file",
-    )  # fmt: skip
+    launch_table.add_option(options)
     side_by_side.add_options(options)
     chosen = options.parse_args()
     device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
@@ -308,20 +297,18 @@ def main() -> int:
     longest = shape.positions - chosen.steps - 2  # the first token, and a step that is not counted
     chosen.contexts = list(dict.fromkeys(min(context, longest) for context in chosen.contexts))
     chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
-    try:
-        settings = launch_settings(chosen.tuned)
-    except (OSError, ValueError) as error:
-        options.error(f"--tuned: {error}")
-    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads(), "tuned": chosen.tuned}
-    with Report("decode", chosen, device, facts) as report:
+    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
+    with (
+        launch_table.in_use(chosen.tuned, device) as facts["tuned"],
+        Report("decode", chosen, device, facts) as report,
+    ):
         if on_gpu:
             from gpu import ceilings
 
             report.facts["copy_GB/s"] = speed = float(ceilings(device)["copy_GB/s"])
             card = card_of(device_name(device))
             report.facts["specified_GB/s"] = card.bandwidth if card else "not known for this card"
-            with settings:
-                Bench(report, chosen, device, speed, card.bandwidth if card else None).all()
+            Bench(report, chosen, device, speed, card.bandwidth if card else None).all()
         else:
             side_by_side.decode_rows(report, chosen)
         print(*grids(report.rows), sep="\n", flush=True)

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
+import launch_table
 import torch
 from bandwidth import ReadProbe
 from common import Spread, parser
@@ -34,7 +35,7 @@ from baize_engine.model.config import ModelConfig
 
 KINDS = ("float16", "int8", "int4")
 GPU_PROMPT, CPU_PROMPT = 2048, 512  # tokens of a prompt
-PASS, SPENT = 0.1, 0.6  # seconds of one timed pass over copies of the data, and of all passes of a form, on the CPU
+PASSES = 6  # over copies of the data, of a form on the CPU, where the calls are long enough
 IN_LAYER = ("qkv_rope_store", "attention", "linear_add o", "gate_up", "linear_add down")
 AROUND = ("advance", "embed", "head", "sample greedy")
 WEIGHTED = ("qkv_rope_store", "linear_add o", "gate_up", "linear_add down", "head")  # rows for each kind
@@ -73,8 +74,11 @@ def check(name: str, got: Sequence[Tensor], wanted: Sequence[Tensor], bound: flo
             raise SystemExit(f"{name}: its error is {error:.3g}, wanted at most {bound:g}")
 
 
-def cpu_spread(calls: Sequence[Callable[[], object]], joined: Callable[..., list[Callable[[], object]]]) -> Spread:
-    """Seconds of one call: passes over as many of `calls` as PASS seconds take, made one call where `joined` can."""
+def cpu_spread(
+    calls: Sequence[Callable[[], object]], joined: Callable[..., list[Callable[[], object]]], spent: float
+) -> Spread:
+    """Seconds of one call: PASSES passes in `spent` seconds, each over as many of `calls` as that allows, made one call where
+    `joined` can."""
 
     def seconds(steps: Sequence[Callable[[], object]]) -> float:
         begin = time.perf_counter()
@@ -84,8 +88,8 @@ def cpu_spread(calls: Sequence[Callable[[], object]], joined: Callable[..., list
 
     first = joined(calls[:1])
     seconds(first)
-    many = max(1, min(len(calls), int(PASS / max(seconds(first), 1e-9))))
-    steps, found, end = joined(calls[:many]), [], time.perf_counter() + SPENT
+    many = max(1, min(len(calls), int(spent / PASSES / max(seconds(first), 1e-9))))
+    steps, found, end = joined(calls[:many]), [], time.perf_counter() + spent
     seconds(steps)
     while len(found) < 3 or time.perf_counter() < end:
         found.append(seconds(steps) / many)
@@ -145,7 +149,9 @@ def main() -> int:
     options.add_argument("--contexts", type=int, nargs="+", default=None, help="GPU: 128 2048, CPU: 128 512")
     options.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     options.add_argument("--repeats", type=int, default=30, help="GPU: timed replays of each op's graph")
+    options.add_argument("--seconds", type=float, default=0.6, help="CPU: that each form of an op is timed")
     options.add_argument("--quick", action="store_true", help="only the first of --rows, --kinds and --contexts")
+    launch_table.add_option(options)
     chosen = options.parse_args()
     device = backend.resolve_device(chosen.device)
     checking = device == "cpu" and interpreting()  # the GPU's kernels, slowly
@@ -155,12 +161,16 @@ def main() -> int:
     shape = PRESETS[chosen.preset or ("13b" if on_gpu else "1b")]
     chosen.rows = chosen.rows or ([1, 8, 64] if on_gpu else [1, 8, 32])
     chosen.contexts = chosen.contexts or ([128, 2048] if on_gpu else [128, 512])
-    if chosen.repeats < 1 or min(*chosen.rows, *chosen.contexts, 1) < 1:
-        options.error("--repeats, --rows and --contexts must be at least 1")
+    if chosen.repeats < 1 or min(*chosen.rows, *chosen.contexts, 1) < 1 or not chosen.seconds >= 0:
+        options.error("--repeats, --rows and --contexts must be at least 1, --seconds at least 0")
     if chosen.quick:
         chosen.rows, chosen.kinds, chosen.contexts = chosen.rows[:1], chosen.kinds[:1], chosen.contexts[:1]
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
-    with Report("kernels", chosen, device, {"preset": chosen.preset or ("13b" if on_gpu else "1b")}) as report:
+    facts = {"preset": chosen.preset or ("13b" if on_gpu else "1b")}
+    with (
+        launch_table.in_use(chosen.tuned, device) as facts["tuned"],
+        Report("kernels", chosen, device, facts) as report,
+    ):
         bench(report, chosen, config, device, on_gpu)
     return report.code
 
@@ -180,7 +190,7 @@ def bench(report: Report, options: argparse.Namespace, config: ModelConfig, devi
     def spread(calls: Sequence[Callable[[], object]], mine: bool) -> Spread:
         if device != "cpu":
             return gpu_spread(calls, options.repeats)
-        return cpu_spread(calls, m.ops.compile if mine and not on_gpu else list)
+        return cpu_spread(calls, m.ops.compile if mine and not on_gpu else list, options.seconds)
 
     print(", ".join(f"{name} {value:.4g}" for name, value in limits.items()), flush=True)
     torch.manual_seed(0)

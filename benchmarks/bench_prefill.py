@@ -15,6 +15,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import launch_table
 import side_by_side
 import torch
 from common import Spread, measure, parser
@@ -126,6 +127,7 @@ def main() -> int:
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--runs", type=int, default=5, help="prompts timed for each row")
     options.add_argument("--baselines", action="store_true", help="also transformers, where installed and it fits")
+    launch_table.add_option(options)
     side_by_side.add_options(options)
     chosen = options.parse_args()
     device, most = backend.resolve_device(chosen.device), PRESETS[chosen.preset].positions
@@ -136,7 +138,10 @@ def main() -> int:
         options.error(f"--tokens must be 1 to {most} for {chosen.preset}, and --runs at least 1")
     chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
     facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
-    with Report("prefill", chosen, device, facts) as report:
+    with (
+        launch_table.in_use(chosen.tuned, device) as facts["tuned"],
+        Report("prefill", chosen, device, facts) as report,
+    ):
         if device == "cpu":
             side_by_side.prefill_rows(report, chosen)
         for kind in chosen.kinds if device != "cpu" else ():

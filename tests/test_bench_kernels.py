@@ -130,8 +130,8 @@ def test_a_wrong_op_and_one_that_cannot_be_made_cost_their_rows(
     monkeypatch.setattr(bench_kernels, "cpu", lambda: Machine(SomeWrong(real.ops), real.activation, copied=False))
     monkeypatch.setattr(bench_kernels, "attending", too_long)
     monkeypatch.setattr(bench_kernels, "ReadProbe", lambda threads: lambda: 10.0)
-    monkeypatch.setattr(bench_kernels, "SPENT", 0.0)
     small = ["--device", "cpu", "--preset", "tiny", "--rows", "1", "--kinds", "float16", "int8", "--contexts", "20"]
+    small += ["--seconds", "0"]
     monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *small])
     assert bench_kernels.main() == 1
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -166,7 +166,8 @@ def test_the_interpreter_only_checks() -> None:
 
 
 def test_the_ops_of_the_cpu() -> None:
-    done = run("--device", "cpu", "--preset", "tiny", "--rows", "2", "--kinds", "float16", "int4", "--contexts", "20")
+    done = run("--device", "cpu", "--preset", "tiny", "--rows", "2", "--kinds", "float16", "int4", "--contexts", "20",
+               "--seconds", "0.02")  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     shape = PRESETS["tiny"]
@@ -199,6 +200,6 @@ def test_shares_of_a_step() -> None:
 def test_passes_over_several_calls() -> None:
     made: list[int] = []
     calls = [lambda n=n: made.append(n) for n in range(3)]
-    spread = bench_kernels.cpu_spread(calls, list)
+    spread = bench_kernels.cpu_spread(calls, list, 0.01)
     assert 0 < spread.p20 <= spread.median <= spread.p80
     assert set(made) == {0, 1, 2}

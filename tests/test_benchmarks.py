@@ -33,7 +33,7 @@ from shapes import PRESETS
 from baize_engine import recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
-from baize_engine.kernels import quantized, reference, tuned
+from baize_engine.kernels import quantized, reference
 from baize_engine.model import cost
 from baize_engine.model.llama import Llama
 from baize_engine.model.steps import DecodeSteps
@@ -351,19 +351,6 @@ def test_the_gpu_form_of_bench_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     ]  # fmt: skip
     assert report.rows[-1]["problem"].startswith("baize: the last logits are ")
     assert report.code == 1
-
-
-def test_launch_settings_are_named(tmp_path: Path) -> None:
-    file = tmp_path / "card.json"
-    file.write_text(json.dumps({"gpu": "a card", "capability": [9, 0], "sms": 132, "entries": []}))
-    found = []
-    for word in ("none", "auto", str(file)):
-        with bench_decode.launch_settings(word):
-            found.append(tuned.table(torch.device("cpu")).name)
-    assert found == ["rules", "rules", "card.json"]
-    with pytest.raises(ValueError, match=r"card\.json: lacks 'entries'"):
-        file.write_text("{}")
-        bench_decode.launch_settings(str(file))
 
 
 def test_each_row_of_a_step_has_its_own_blocks_and_seed() -> None:
