@@ -2,7 +2,10 @@
 
 The engine runs all prompts together, and some of them one by one in the same run, which must say the same; what it says is
 checked against the reference ops before anything is timed. The time of prompts is taken apart: output tok/s is of the rest.
-`of_batch` is output tok/s over the rate of bench_decode's steps of as many rows of one length, measured before and after.
+A reader of `Engine.stream_many`, who asks for all at once, has his first token after `ttft_ms`, the queue included, and waits
+`gap_ms` for each further one, other prompts' included; on a GPU all is run once before, as its graphs are made when needed.
+Facts: `of_batch` is output tok/s over the rate of bench_decode's steps of rows of one length, before and after; `to_alone` are
+ratios of together to one by one.
 The ceiling of each row is the time that its steps' bytes take at the memory's speed, or their operations at the peak of the
 matrix product, whichever is longer, with all prompts begun at once; both are measured in this run.
 """
@@ -22,18 +25,21 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import launch_table
 import torch
+from arrivals import Arrivals, Rows, arrivals, engine_of, room
 from bench_decode import check_by_reference, free_bytes, prompts
-from common import parser, report
+from common import parser, quantile
 from models import KINDS, random_model, transformers_model
+from reports import Report
 from roofline import bandwidth, ceilings, synchronize
 from shapes import PRESETS
 
-from baize_engine import Engine, SamplingParams, backend
+from baize_engine import SamplingParams, backend
+from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.model import cost
-from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import DecodeSteps, Row
+from baize_engine.model.steps import DecodeSteps
 
 SPREAD = 0.8  # standard deviation of a length's logarithm
 CHECKED = 6, 8  # prompts, and tokens of each, that are compared before anything is timed
@@ -73,10 +79,7 @@ class Timed:
         self.cache = model.new_cache(tokens)
         for part in (self.cache.keys, self.cache.values):  # a CPU's memory is there once it is written
             part.zero_()
-        self.engine = Engine(
-            model, self.cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
-            max_model_len=model.config.max_position_embeddings, sample=model.ops.sample,
-        )  # fmt: skip
+        self.engine = engine_of(model, self.cache)
 
     def _prefill(self, *arguments: Any) -> torch.Tensor:
         synchronize(self.model.device)
@@ -86,21 +89,27 @@ class Timed:
         self.prefill_s += time.perf_counter() - begin
         return logits
 
-    def together(self, work: Mix) -> list[list[int]]:
-        return [each.token_ids for each in self.engine.generate(work.prompts, wanted(work))]
+    def together(self, work: Mix) -> Arrivals:
+        return arrivals(self.engine, work.prompts, wanted(work))
 
-    def one_by_one(self, work: Mix) -> list[list[int]]:
-        pairs = zip(work.prompts, wanted(work), strict=True)
-        return [self.engine.generate(ids, params)[0].token_ids for ids, params in pairs]
+    def one_by_one(self, work: Mix) -> Arrivals:
+        found = Arrivals([], [])
+        for ids, params in zip(work.prompts, wanted(work), strict=True):
+            one = arrivals(self.engine, [ids], [params])
+            found.ids.extend(one.ids)
+            found.seconds.extend(one.seconds)
+        return found
 
-    def row(
-        self, name: str, work: Mix, run: Callable[[Mix], list[list[int]]]
-    ) -> tuple[list[list[int]], dict[str, Any]]:
-        """Runs it once: (ids, a row of the report)."""
+    def row(self, name: str, work: Mix, run: Callable[[Mix], Arrivals]) -> tuple[Arrivals, dict[str, Any]]:
+        """Runs it once: (what came when, a row of the report)."""
         self.cache.forget()  # all prompts are computed, whatever ran before
         self.prefill_s, begin = 0.0, time.perf_counter()
-        ids = run(work)
-        return ids, rates(name, work, time.perf_counter() - begin, self.prefill_s)
+        found = run(work)
+        made = rates(name, work, time.perf_counter() - begin, self.prefill_s)
+        for what, seconds in (("ttft", found.firsts), ("gap", found.gaps)):
+            if seconds:  # there is no gap where each has one token
+                made |= {f"{what}_ms": quantile(seconds, 0.5) * 1e3, f"{what}_p99": quantile(seconds, 0.99) * 1e3}
+        return found, made | {"gaps": len(found.gaps)}
 
 
 def wanted(work: Mix) -> list[SamplingParams]:
@@ -140,45 +149,14 @@ def ceiling(model: Llama, kind: str, work: Mix, rows: int, limits: dict[str, flo
 def check(timed_engine: Timed, work: Mix) -> None:
     """SystemExit unless prompts say together what they say one by one."""
     count, tokens = CHECKED
-    few = Mix(work.prompts[:count], [tokens] * count)
-    same(timed_engine.together(few), timed_engine.one_by_one(few))
+    few = Mix(work.prompts[:count], [tokens] * min(count, len(work.prompts)))
+    same(timed_engine.together(few).ids, timed_engine.one_by_one(few).ids)
 
 
 def same(together: list[list[int]], apart: list[list[int]]) -> None:
     for number, (ours, alone) in enumerate(zip(together, apart, strict=False)):
         if ours != alone:
             raise SystemExit(f"prompt {number} says {ours[:16]} among others and {alone[:16]} by itself")
-
-
-class Steps:
-    """bench_decode's steps: `rows` sequences of one length, each with blocks of its own."""
-
-    def __init__(self, model: Llama, rows: int, context: int, steps: int) -> None:
-        cache = model.new_cache(rows * -(-(context + steps + 1) // BLOCK_SIZE) * BLOCK_SIZE)
-        (prompt,), first = prompts(1, context, model.config.vocab_size), cache.allocate()
-        self.token, self.count, self.runner = (
-            int(model.prefill(prompt, first, cache).argmax()),
-            steps,
-            DecodeSteps(model, cache),
-        )
-        self.sequences = [first, *(cache.allocate() for _ in range(rows - 1))]
-        for other in self.sequences[1:]:
-            cache.reserve(other, context)
-            other.length = context
-            cache.put_back(cache.take_out(first.blocks), other.blocks)
-
-    def __call__(self) -> list[float]:
-        """tok/s of each step but the first, which finds others' caches."""
-        context, found = self.sequences[0].length, []
-        run = self.runner.run([Row(sequence, self.token, self.count + 1) for sequence in self.sequences])
-        for _ in range(self.count + 1):
-            begin = time.perf_counter()
-            next(run)
-            found.append(len(self.sequences) / (time.perf_counter() - begin))
-        run.close()
-        for sequence in self.sequences:
-            sequence.length = context
-        return found[1:]
 
 
 def transformers_row(model: Llama, options: argparse.Namespace, work: Mix, ours: Sequence[list[int]]) -> dict[str, Any]:
@@ -232,49 +210,72 @@ def agree(name: str, theirs: Sequence[Sequence[int]], ours: Sequence[Sequence[in
         )
 
 
-def peers(model: Llama, options: argparse.Namespace, work: Mix, ours: list[list[int]]) -> list[dict[str, Any]]:
-    found = []
+def peer_rows(report: Report, model: Llama, options: argparse.Namespace, work: Mix, ours: list[list[int]]) -> None:
     for name in options.peers:
         if not find_spec(name):
-            found.append({"engine": name, "output_tok/s": "not installed"})
+            report.row({"engine": name, "output_tok/s": "not installed"})
         elif name == "vllm" and (model.device == "cpu" or options.kind != "float16"):
-            found.append({"engine": name, "output_tok/s": "not run: needs a GPU and --kind float16"})
+            report.row({"engine": name, "output_tok/s": "not run: needs a GPU and --kind float16"})
         else:
-            run = vllm_row if name == "vllm" else transformers_row
-            arguments = (options,) if name == "vllm" else (model, options)
-            found.append(run(*arguments, work, ours))  # type: ignore[operator]
-    return found
+            with report.case(engine=name):
+                if name == "vllm":
+                    report.row(vllm_row(options, work, ours))
+                else:
+                    report.row(transformers_row(model, options, work, ours))
 
 
-def bench(options: argparse.Namespace, device: str) -> tuple[list[dict[str, Any]], dict[str, object]]:
-    shape = PRESETS[options.preset]
+def bench(report: Report, options: argparse.Namespace, device: str) -> None:
+    shape, name = PRESETS[options.preset], f"baize {options.kind}"
     model = random_model(shape, options.kind, device)
+    check_by_reference(model, shape.vocabulary)
+    report.facts |= (limits := ceilings(device, model.dtype))
+    aside = model.new_cache(room(options.rows, options.context, options.steps + 1))
+    (prompt,) = prompts(1, options.context, shape.vocabulary)
+    batch = Rows(model, aside, DecodeSteps(model, aside), prompt, options.rows)
+    rates_of_batch: list[float] = []
+
+    def again() -> None:
+        """Steps of bench_decode once more."""
+        with report.case(engine=f"{name}, batch of {options.rows}"):
+            _, seconds = batch(options.steps + 1)
+            rates_of_batch.extend(options.rows / each for each in seconds[1:])
+
     work = mix(
         options.prompts, options.prompt_mean, options.output_mean, shape.positions, shape.vocabulary, options.seed
     )
-    check_by_reference(model, shape.vocabulary)
     needed = sum(-(-(len(ids) + n) // 16) * 16 for ids, n in zip(work.prompts, work.outputs, strict=True))
     fits = free_bytes(device) // 2 // (cost.kv_bytes_per_token(model.config, model.dtype.itemsize))
-    tokens = options.cache_tokens or max(shape.positions, min(needed, fits))
+    tokens = report.facts["cache_tokens"] = options.cache_tokens or max(shape.positions, min(needed, fits))
     engine = Timed(model, tokens)
     check(engine, work)
-    limits = ceilings(device, model.dtype)
-    steps = Steps(model, options.rows, options.context, options.steps)
-    steps()
-    before = steps()
-    ids, ours = engine.row(f"baize {options.kind}", work, engine.together)
-    after = steps()
+    if device != "cpu":
+        engine.together(work)  # captures a graph for each number of rows and bound of contexts
+    batch(options.steps + 1)
+    again()
+    found: dict[str, dict[str, Any]] = {}
+    ids: list[list[int]] = []
     few = work.part(options.alone)
-    apart, alone = engine.row(f"baize {options.kind}, one by one", few, engine.one_by_one)
-    same(ids[: options.alone], apart)
-    for row, rows, part in ((ours, 64, work), (alone, 1, few)):
-        row["ceiling_tok/s"] = ceiling(model, options.kind, part, rows, limits)
-        row["share"] = row["output_tok/s"] / row["ceiling_tok/s"]
-    batch = median(before + after)
-    ours |= {"of_batch": ours["output_tok/s"] / batch, "to_alone": ours["output_tok/s"] / alone["output_tok/s"]}
-    ours["to_alone_ceiling"] = ours["ceiling_tok/s"] / alone["ceiling_tok/s"]
-    facts = {f"batch_{options.rows}_tok/s": [median(before), median(after)], "cache_tokens": tokens, **limits}
-    return [ours, alone, *peers(model, options, few, apart)], facts
+    for label, run, rows, part in (
+        (name, engine.together, MAX_ROWS, work), (f"{name}, one by one", engine.one_by_one, 1, few)
+    ):  # fmt: skip
+        with report.case(engine=label):
+            arrived, row = engine.row(label, part, run)
+            same(ids[: len(part.prompts)], arrived.ids)  # the second
+            ids = arrived.ids
+            row["ceiling_tok/s"] = ceiling(model, options.kind, part, rows, limits)
+            row["share"] = row["output_tok/s"] / row["ceiling_tok/s"]
+            report.row(row)
+            found[label] = row
+        if label == name:
+            again()
+    report.facts[f"batch_{options.rows}_tok/s"] = rate = median(rates_of_batch) if rates_of_batch else "not measured"
+    if name in found and rates_of_batch:
+        report.facts["of_batch"] = found[name]["output_tok/s"] / rate
+    if len(found) == 2:
+        ours, alone = found.values()
+        for key in ("output_tok/s", "ceiling_tok/s"):
+            report.facts[f"to_alone, {key}"] = ours[key] / alone[key]
+        peer_rows(report, model, options, few, ids)
 
 
 def main() -> int:
@@ -292,18 +293,27 @@ def main() -> int:
     options.add_argument("--context", type=int, default=128, help="of its rows")
     options.add_argument("--steps", type=int, default=48, help="of it, before and after")
     options.add_argument("--peers", nargs="*", choices=("transformers", "vllm"), default=(), help="without names: all")
+    launch_table.add_option(options)
     chosen = options.parse_args()
     positions = PRESETS[chosen.preset].positions
-    chosen.context = min(chosen.context, positions - chosen.steps - 1)
+    chosen.context = min(chosen.context, positions - chosen.steps - 2)
     chosen.alone = min(chosen.alone, chosen.prompts)
-    if min(chosen.prompts, chosen.alone, chosen.prompt_mean, chosen.output_mean, chosen.rows) < 1 or chosen.steps < 2:
-        options.error("--prompts, --alone, --rows and the means must be at least 1, --steps at least 2")
+    if min(chosen.prompts, chosen.alone, chosen.prompt_mean, chosen.output_mean, chosen.context) < 1:
+        options.error(
+            "--prompts, --alone, --context and the means must be at least 1, and --steps leave room for a context"
+        )
+    if not (1 <= chosen.rows <= MAX_ROWS and chosen.steps >= 2):
+        options.error(f"--rows must be 1 to {MAX_ROWS}, --steps at least 2")
     chosen.peers = ["transformers", "vllm"] if chosen.peers == [] else list(chosen.peers)
     device = backend.resolve_device(chosen.device)
-    rows, facts = bench(chosen, device)
-    told = {"preset": chosen.preset, "threads": torch.get_num_threads(), "seed": chosen.seed, **facts}
-    report("throughput", rows, chosen, device, told)
-    return 0
+    facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads(), "seed": chosen.seed}
+    with (
+        launch_table.in_use(chosen.tuned, device) as facts["tuned"],
+        Report("throughput", chosen, device, facts) as report,
+        report.case(engine=f"baize {chosen.kind}"),
+    ):
+        bench(report, chosen, device)
+    return report.code
 
 
 if __name__ == "__main__":

@@ -34,7 +34,21 @@ def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]
 
 
 def test_every_op_is_checked_and_reported() -> None:
-    small = ["--device", "cpu", "--preset", "tiny", "--rows", "3", "--kinds", "int4", "--contexts", "20", "--quick"]
+    small = [
+        "--device",
+        "cpu",
+        "--preset",
+        "tiny",
+        "--rows",
+        "3",
+        "--kinds",
+        "int4",
+        "--contexts",
+        "20",
+        "--quick",
+        "--seconds",
+        "0",
+    ]
     done = run(*small, TRITON_INTERPRET="1")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout.splitlines()[-1])["rows"]

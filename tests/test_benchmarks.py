@@ -22,15 +22,15 @@ import bench_recover
 import bench_throughput
 import pytest
 import torch
-from arrivals import SAMPLED, Rows, room
+from arrivals import SAMPLED, Arrivals, Rows, arrivals, engine_of, room
 from assets import REPO
-from common import Spread, cached_bytes, commit, drop_cache, measure, run_child
+from common import FIRST, GAP, Spread, cached_bytes, commit, drop_cache, latencies, measure, run_child
 from make_pair import make_pair
 from models import random_model
 from reports import Report
 from shapes import PRESETS
 
-from baize_engine import recover
+from baize_engine import SamplingParams, recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
 from baize_engine.kernels import quantized, reference
@@ -416,6 +416,33 @@ def test_a_childs_peak_is_its_own() -> None:
     assert (failed.code, failed.output) == (3, "out\n")
 
 
+def test_arrivals_are_those_of_the_engine() -> None:
+    """Times ascend, ids are `generate`'s, and neither depends on who else is asked for."""
+    model = random_model(PRESETS["tiny"], "float16", "cpu")
+    engine = engine_of(model, model.new_cache(256))
+    many = [bench_decode.prompts(1, length, 1000)[0] for length in (5, 9, 17)]
+    params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 4, 2)]
+    found = arrivals(engine, many, params)
+    assert found.ids == [done.token_ids for done in engine.generate(many, params)]
+    assert [len(times) for times in found.seconds] == [1, 4, 2]
+    assert all(times == sorted(times) and times[0] > 0 for times in found.seconds)
+    assert found.firsts == [times[0] for times in found.seconds]
+    first, *rest = found.seconds[1]
+    assert len(found.gaps) == 3 + 1
+    assert sum(found.gaps[:3]) == pytest.approx(rest[-1] - first)
+
+
+def test_latencies() -> None:
+    milliseconds = [float(n) for n in range(101)]
+    cells = latencies(GAP, [1e-3 * each for each in milliseconds])
+    assert cells.pop("gaps") == 101
+    assert list(cells.items()) == [
+        (name, pytest.approx(value)) for name, value in zip(GAP, (50, 20, 80, 99), strict=False)
+    ]
+    few = latencies(FIRST, [2e-3, 1e-3])
+    assert (few["firsts"], few["ttft_p99"]) == (2, pytest.approx(1.99))
+
+
 def test_spread() -> None:
     spread = Spread.of([5.0, 1.0, 2.0, 4.0, 3.0, 6.0])
     assert (spread.p20, spread.median, spread.p80) == (2.0, 3.5, 5.0)
@@ -454,9 +481,48 @@ def test_bench_throughput() -> None:
     found = run("bench_throughput.py", "--preset", "tiny", "--device", "cpu", "--peers", "vllm", *small)
     together, alone, absent = found["rows"]
     assert (together["prompts"], alone["prompts"]) == (8, 3)
-    assert together["output_tok/s"] > 0 < together["of_batch"]
-    assert together["to_alone_ceiling"] >= 1
+    assert together["output_tok/s"] > 0 < found["of_batch"]
+    assert found["to_alone, ceiling_tok/s"] >= 1
+    for row in (together, alone):
+        assert 0 < row["ttft_ms"] <= row["ttft_p99"]
+        assert 0 < row["gap_ms"] <= row["gap_p99"]
+        assert row["gaps"] == row["output_tokens"] - row["prompts"]
+    assert alone["ttft_ms"] < together["ttft_p99"]  # the last of them waits for the others' prompts
     assert isinstance(absent["output_tok/s"], str)
+
+
+def test_prompts_that_say_something_else_alone_cost_that_row(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one_by_one = bench_throughput.Timed.one_by_one
+
+    def wrong(engine: bench_throughput.Timed, work: bench_throughput.Mix) -> Arrivals:
+        found = one_by_one(engine, work)
+        if len(work.prompts) == 2:  # not in the check, which has 3
+            found.ids[1][-1] += 1
+        return found
+
+    def broken(*_: object) -> None:
+        raise RuntimeError("no engine")
+
+    monkeypatch.setattr(bench_throughput.Timed, "one_by_one", wrong)
+    monkeypatch.setattr(
+        bench_throughput, "ceilings", lambda *_: {"read_GB/s": 9.0, "copy_GB/s": 10.0, "matmul_TFLOP/s": 0.1}
+    )
+    small = ["--preset", "tiny", "--device", "cpu", "--prompts", "3", "--alone", "2", "--rows", "2", "--steps", "3"]
+    means = ["--prompt_mean", "9", "--output_mean", "9"]
+    monkeypatch.setattr(sys, "argv", ["bench_throughput.py", *small, *means])
+    assert bench_throughput.main() == 1
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    together, alone = found["rows"]
+    assert together["engine"] == "baize float16"
+    assert together["gap_p99"] > 0 < found["of_batch"]
+    assert alone["problem"].startswith("prompt 1 says ")
+    monkeypatch.setattr(bench_throughput.Timed, "together", broken)
+    assert bench_throughput.main() == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["rows"] == [
+        {"engine": "baize float16", "problem": "RuntimeError: no engine"}
+    ]
 
 
 def test_the_mix_has_its_seed_and_its_means() -> None:
