@@ -231,6 +231,15 @@ class Bench:
         self.report.row(row if self.specified is None else {**row, "of_spec": rate / self.specified})
 
 
+def gpu_rows(report: Report, options: argparse.Namespace, device: str) -> None:
+    from gpu import ceilings
+
+    report.facts["copy_GB/s"] = speed = ceilings(device)["copy_GB/s"]
+    card = card_of(device_name(device))
+    report.facts["specified_GB/s"] = card.bandwidth if card else "not known for this card"
+    Bench(report, options, device, speed, card.bandwidth if card else None).all()
+
+
 def free_bytes(device: str) -> int:
     """Memory of the device that nobody holds."""
     if device != "cpu":
@@ -303,12 +312,7 @@ def main() -> int:
         Report("decode", chosen, device, facts) as report,
     ):
         if on_gpu:
-            from gpu import ceilings
-
-            report.facts["copy_GB/s"] = speed = float(ceilings(device)["copy_GB/s"])
-            card = card_of(device_name(device))
-            report.facts["specified_GB/s"] = card.bandwidth if card else "not known for this card"
-            Bench(report, chosen, device, speed, card.bandwidth if card else None).all()
+            gpu_rows(report, chosen, device)
         else:
             side_by_side.decode_rows(report, chosen)
         print(*grids(report.rows), sep="\n", flush=True)

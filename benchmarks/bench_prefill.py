@@ -131,6 +131,7 @@ def main() -> int:
     side_by_side.add_options(options)
     chosen = options.parse_args()
     device, most = backend.resolve_device(chosen.device), PRESETS[chosen.preset].positions
+    most -= device == "cpu"  # the engine there makes the token after the prompt
     chosen.tokens = chosen.tokens or [
         min(tokens, most) for tokens in ([128, 512] if device == "cpu" else [128, 512, 2048])
     ]

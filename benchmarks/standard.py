@@ -1,7 +1,8 @@
 """`make bench`: the standard set on this CPU, one script after another, and one table of all at the end.
 
 Of the peers that are installed the fastest of the same precision stands beside each figure; `ratio` above 1 means that ours is
-faster. A step that fails is reported with the end of its output and does not stop the others; the exit code tells.
+faster. Each step's lines are shown when it has ended, and kept. One that fails is reported with the end of its output and does
+not stop the others, and what it measured before counts; the exit code tells.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from common import commit, device_name, table, versions
+from common import commit, device_name, versions
 from gpu_report import Step, bench, run
+from reports import table
 from shapes import PRESETS
 
 KINDS = ("float16", "int8", "int4")
@@ -24,7 +26,7 @@ LIMIT = 1800  # seconds of a step; all of them take under 10 minutes with the 12
 
 
 def steps(preset: str, folder: Path) -> list[Step]:
-    tokens = min(512, PRESETS[preset].positions)
+    tokens = min(512, PRESETS[preset].positions - 1)
     model, files = ["--preset", preset, "--kinds", *KINDS], ["--peers", "--folder", str(folder)]
     cpu = ["--device", "cpu"]
     return [
@@ -56,9 +58,7 @@ def diff_add_lines(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def recover_lines(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    by_method = {row["method"]: row["wall_s"] for row in report["rows"] if "wall_s" in row}
-    if not by_method.keys() >= {"recover", "copy"}:
-        return  # one of them failed
+    by_method = {row["method"]: row["wall_s"] for row in report["rows"]}
     ours, copy, reference = by_method["recover"], by_method["copy"], by_method.get("reference")
     peer = () if reference is None else ("transformers", reference, reference / ours)
     yield line(f"recover, {report['cache']} cache", ours, "s", copy, copy / ours, *peer)
@@ -123,6 +123,15 @@ LINES: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]] = {
 }  # fmt: skip
 
 
+def keep(options: argparse.Namespace, steps: dict[str, dict[str, Any]]) -> None:
+    """Writes what is known so far."""
+    whole = {
+        "bench": "standard", "device": device_name(), "commit": commit(), "preset": options.preset,
+        "versions": versions("torch", "numpy", "transformers", "llama_cpp_python", "ctranslate2"), "steps": steps,
+    }  # fmt: skip
+    options.json.write_text(json.dumps(whole, indent=1) + "\n")
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="125m")
@@ -133,21 +142,23 @@ def main() -> int:
     options.add_argument("--json", type=Path, metavar="FILE", help="write all reports there")
     chosen = options.parse_args()
     found: dict[str, dict[str, Any]] = {}
+    lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() if chosen.folder is None else nullcontext(chosen.folder) as folder:
         for step in steps(chosen.preset, Path(folder)):
             if chosen.only is None or step.name in chosen.only:
                 print(f"== {step.name}: {' '.join(step.command)}", flush=True)
-                found[step.name] = run(step, step.seconds, shown=False)
-    whole = {
-        "bench": "standard", "device": device_name(), "commit": commit(), "preset": chosen.preset,
-        "versions": versions("torch", "numpy", "transformers", "llama_cpp_python", "ctranslate2"), "steps": found,
-    }  # fmt: skip
-    if chosen.json:
-        chosen.json.write_text(json.dumps(whole, indent=1) + "\n")
+                found[step.name] = one = run(step, step.seconds, shown=False)
+                made = list(LINES[step.name](one["report"])) if "report" in one else []
+                lines += made
+                if made:
+                    print(*table(made), sep="\n", flush=True)
+                if chosen.json:
+                    keep(chosen, found)
+                if one.get("problem") == "interrupted":
+                    break
     print()
-    for text in table([each for name, one in found.items() if "report" in one for each in LINES[name](one["report"])]):
-        print(text)
-    failed = [name for name, one in found.items() if "report" not in one]
+    print(*table(lines), sep="\n")
+    failed = [name for name, one in found.items() if "problem" in one]
     seconds = sum(one["seconds"] for one in found.values())
     print(f"\n{chosen.preset}, {device_name()}, commit {commit()}: {len(found)} steps in {seconds:.0f} s"
           + (f", failed: {', '.join(failed)}" if failed else ""))  # fmt: skip

@@ -80,6 +80,47 @@ def test_kernels_and_diff_add() -> None:
     assert (line["figure"], line["share"], line["ratio"]) == (20.0, 0.5, pytest.approx(2 / 3))
 
 
+def test_rows_that_failed_have_no_lines() -> None:
+    failed = {"engine": "baize int4", "kind": "int4", "batch": 1, "context": 20, "problem": "out of memory"}
+    sampled = {**DECODE[0], "engine": "baize int8 sampled", "tok/s": 99.0}
+    greedy, drawn = standard.decode_lines({"rows": [failed, *DECODE, sampled]})
+    assert (greedy["peer"], greedy["its"]) == ("fast", 4.0)  # ours is nobody's peer
+    assert (drawn["what"], drawn["figure"], drawn["peer"]) == ("decode int8 sampled, batch 1, context 20", 99.0, "fast")
+    assert list(standard.prefill_lines({"rows": [failed]})) == []
+    assert list(standard.start_lines({"rows": [failed]})) == []
+    assert list(standard.kernel_lines({"rows": [{"op": "head", "rows": 1, "problem": "wrong"}], "of_step": {}})) == []
+    wrong = {"implementation": "cpp-avx2", "threads": 2, "types": "float16+float32->float16", "problem": "its bits"}
+    right = {**wrong, "implementation": "torch", "GB/s": 30.0, "share": 0.7, "ceiling_GB/s": 40.0}
+    assert list(standard.diff_add_lines({"rows": [wrong, right]})) == []
+
+
+def test_a_failed_step_keeps_its_rows_and_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C is the end of all; what was measured before is shown, and written after every step."""
+    file, written = tmp_path / "all.json", []
+    outcomes = {
+        "diff_add": {"code": 1, "seconds": 1.0, "problem": "exit code 1", "report": {"rows": []}},
+        "decode": {"code": 1, "seconds": 2.0, "problem": "exit code 1", "report": {"rows": DECODE}},
+        "prefill": {"code": None, "seconds": 3.0, "problem": "interrupted"},
+    }
+
+    def step(one: Step, seconds: float, shown: bool) -> dict[str, Any]:
+        written.append(set(json.loads(file.read_text())["steps"]) if file.exists() else set())
+        return outcomes[one.name]
+
+    monkeypatch.setattr(standard, "run", step)
+    monkeypatch.setattr(
+        sys, "argv", ["standard.py", "--json", str(file), "--only", "diff_add", "decode", "prefill", "start"]
+    )
+    assert standard.main() == 1
+    assert written == [set(), {"diff_add"}, {"diff_add", "decode"}]
+    shown = capsys.readouterr().out.splitlines()
+    assert ["decode int8, batch 1" in line for line in shown] == [number in (3, 7) for number in range(10)]
+    assert "failed: diff_add, decode, prefill" in shown[-1]
+    assert json.loads(file.read_text())["steps"] == outcomes
+
+
 def test_one_step_and_the_table(tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "benchmarks/standard.py"), "--preset", "tiny", "--only", "prefill"]
     done = subprocess.run([*command, "--json", str(tmp_path / "all.json")], capture_output=True, text=True, timeout=300)
