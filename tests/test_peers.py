@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -261,6 +263,41 @@ def test_a_length_that_fails_costs_its_row(folder: Path, monkeypatch: pytest.Mon
         ("baize float16", 8, 100.0), ("baize float16", 16, None), ("baize int8", 8, 500.0), ("baize int8", 16, 500.0)
     ]  # fmt: skip
     assert report.code == 1
+
+
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_ctrl_c_keeps_what_was_measured(whole_group: bool, folder: Path) -> None:
+    """A terminal sends it to the engines' processes too."""
+    script = str(REPO / "benchmarks/bench_decode.py")
+    small = [
+        "--device",
+        "cpu",
+        "--preset",
+        "tiny",
+        "--contexts",
+        "20",
+        "--batches",
+        "1",
+        "2",
+        "--steps",
+        "3",
+        "--runs",
+        "1",
+    ]
+    with subprocess.Popen(
+        [sys.executable, script, *small, "--rounds", "12", "--folder", str(folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        first = [process.stdout.readline() for _ in range(2)]
+        (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
+        rest, _ = process.communicate(timeout=120)
+    assert "baize float16" in first[1]
+    found = json.loads(rest.splitlines()[-1])
+    assert (process.returncode, found["ended"]) == (130, "interrupted")
+    assert "tok/s" in found["rows"][0]
+    assert any(row.get("problem") == "interrupted" for row in found["rows"])
+    assert not any(row.get("batch") == 2 and "tok/s" in row for row in found["rows"])
 
 
 def test_forms_are_made_once_and_whole(tmp_path: Path) -> None:
