@@ -174,36 +174,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     return made
 
 
-def report(
-    bench: str,
-    rows: list[dict[str, Any]],
-    options: argparse.Namespace,
-    device: str = "cpu",
-    facts: Mapping[str, object] | None = None,
-) -> None:
-    """Prints the rows as a table for people and the whole, `facts` beside the rows, as one JSON object on the last line."""
-    for row in table(rows):
-        print(row)
-    whole = {
-        "bench": bench,
-        "device": device_name(device),
-        "commit": commit(),
-        "versions": versions("torch", "triton", "numpy", "transformers", "llama_cpp_python", "ctranslate2"),
-        **(facts or {}),
-        "rows": rows,
-    }
-    if options.json:
-        options.json.write_text(json.dumps(whole, indent=1) + "\n")
-    print(json.dumps(whole))
+def report(bench: str, rows: list[dict[str, Any]], options: argparse.Namespace, facts: Mapping[str, Any]) -> None:
+    """bench_recover.py's rows, all at once; it goes when that script has a Report of its own."""
+    from reports import Report
 
-
-def table(rows: list[dict[str, Any]]) -> list[str]:
-    """Rows of equal or different keys as aligned lines, the head first; numbers with four digits that matter."""
-    heads = list(dict.fromkeys(key for row in rows for key in row))
-    cells = [heads, *([_cell(row.get(head, "")) for head in heads] for row in rows)]
-    widths = [max(len(line[n]) for line in cells) for n in range(len(heads))]
-    return ["  ".join(text.rjust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
-
-
-def _cell(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    with Report(bench, options, facts=facts) as made:
+        for row in rows:
+            made.row(row)
