@@ -105,8 +105,8 @@ class Rows:
     def prefill(self, ids: list[int], sequence: Any, cache: KVCache) -> torch.Tensor:
         """What a decoder does with a prompt, here by copying."""
         blocks = slice(sequence.length // cache.block_size, -(-(sequence.length + len(ids)) // cache.block_size))
-        for part in (cache.keys, cache.values):
-            part[:, sequence.blocks[blocks]] = part[:, self._source.blocks[blocks]]
+        for source, target in zip(self._source.blocks[blocks], sequence.blocks[blocks], strict=True):
+            cache.copy_block(source, target)
         sequence.length += len(ids)
         return self.logits
 

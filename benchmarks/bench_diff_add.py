@@ -1,8 +1,9 @@
 """diff_add on tensors in memory: every implementation this machine runs, against torch and the memory's speed.
 
-The ceiling is the time to move the bytes: base and diff read once, out written once, at the copy bandwidth measured in
-this run. (Two thirds or more of its bytes are reads, half of a copy's, and reads are faster, so that a share may pass 1.)
-Each implementation is compared with the reference definition, bits and sums, before it is timed.
+The ceiling is the time to move the bytes: base and diff read once, out written once, at the copy bandwidth measured in this
+run; of_spec is of a GPU's specified bandwidth (benchmarks/cards.py). (Two thirds or more of its bytes are reads, half of a
+copy's, and reads are faster, so that a share may pass 1.) Each implementation is compared with the reference definition, bits
+and sums, before it is timed.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from typing import Any
 
 import torch
 from bandwidth import memory_bandwidth
-from common import Spread, measure, parser
+from cards import card_of
+from common import Spread, device_name, measure, parser
 from reports import Report
 
 from baize_engine import _C, backend
@@ -81,7 +83,7 @@ def gpu_rows(report: Report, count: int, runs: int, device: str) -> None:
 
     from baize_engine.kernels.diff_add import launch
 
-    limit = ceilings(device)["copy_GB/s"]
+    limit, card = ceilings(device)["copy_GB/s"], card_of(device_name(device))
     for types in COMBINATIONS:
         base, diff, out = tensors(types, count, device)
         sums = torch.empty(-(-count // reference.CHUNK), dtype=torch.float64, device=device)
@@ -97,7 +99,8 @@ def gpu_rows(report: Report, count: int, runs: int, device: str) -> None:
             with report.case(threads=0, implementation=name, types=said(types)):
                 checked(name, types, once, base, diff, out)
                 moved = base.nbytes + diff.nbytes + out.nbytes
-                report.row({"threads": 0, **row(name, types, gpu_spread([timed], runs), moved, limit)})
+                found = {"threads": 0, **row(name, types, gpu_spread([timed], runs), moved, limit)}
+                report.row({**found, "of_spec": found["GB/s"] / card.bandwidth} if card else found)
 
 
 def tensors(types: tuple[str, ...], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -2,10 +2,11 @@
 
 The ceiling of an op is the larger of its bytes over the bandwidth and its operations over the matrix peak, both measured in
 this run: copying and float16 products on a GPU, reading and float32 products on the CPU, where the read speed is measured anew
-beside each op. Bytes and operations are a lower bound (baize_engine/model/cost.py). torch does the same work for comparison: on
-a GPU cuBLAS, scaled_dot_product_attention on contiguous keys, and float16 for int8 and int4; on the CPU all weights as
-float32, which it multiplies fastest. Both are checked against kernels/reference.py before they are timed. On the CPU
-`of_step` is the share of an op's calls in a decode step of those ops, with weights of its kind and the first context.
+beside each op; of_spec is GB/s over those that are specified of the card (benchmarks/cards.py). Bytes and operations are a
+lower bound (baize_engine/model/cost.py). torch does the same work for comparison: on a GPU cuBLAS, scaled_dot_product_attention
+on contiguous keys, and float16 for int8 and int4; on the CPU all weights as float32, which it multiplies fastest. Both are
+checked against kernels/reference.py before they are timed. On the CPU `of_step` is the share of an op's calls in a decode step
+of those ops, with weights of its kind and the first context.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 import launch_table
 import torch
 from bandwidth import ReadProbe
-from common import Spread, parser
+from cards import card_of
+from common import Spread, device_name, parser
 from gpu import ceilings, gpu_spread
 from gpu_cases import long, norms
 from kernel_cases import Case, Machine, attending, choosing, cpu, gpu, products, work
@@ -176,7 +178,7 @@ def main() -> int:
 
 
 def bench(report: Report, options: argparse.Namespace, config: ModelConfig, device: str, on_gpu: bool) -> None:
-    m = gpu(copied=device != "cpu") if on_gpu else cpu()
+    m, card = gpu(copied=device != "cpu") if on_gpu else cpu(), card_of(device_name(device))
     if on_gpu:
         limits = ceilings(device)
         speed: Callable[[], float] = partial(float, limits["copy_GB/s"])
@@ -199,7 +201,8 @@ def bench(report: Report, options: argparse.Namespace, config: ModelConfig, devi
             with report.case(op=name):
                 for case in group:
                     with report.case(op=case.op, kind=case.kind, rows=case.rows, context=case.context):
-                        report.row(measured(m, case, config, limits["matmul_TFLOP/s"], speed, spread))
+                        row = measured(m, case, config, limits["matmul_TFLOP/s"], speed, spread)
+                        report.row({**row, "of_spec": row["GB/s"] / card.bandwidth} if card else row)
     if not on_gpu:
         report.facts["of_step"] = of_steps(report.rows, config.num_layers)
         for name, shares in report.facts["of_step"].items():

@@ -1,9 +1,9 @@
 """Prefill with random weights: the time to run a prompt, and the share of the machine's matrix product peak (MFU).
 
-Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured
-in this run. On a GPU the last logits of a short prompt must be those of the reference ops, which get it in pieces and are a
-baseline too. On the CPU every engine has its own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is
-our tok/s over the engine's.
+Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured in
+this run; of_spec is over what is specified of the card for 16-bit products (benchmarks/cards.py). On a GPU the last logits of a
+short prompt must be those of the reference ops, which get it in pieces and are a baseline too. On the CPU every engine has its
+own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is our tok/s over the engine's.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from typing import Any
 import launch_table
 import side_by_side
 import torch
-from common import Spread, measure, parser
+from cards import card_of
+from common import Spread, device_name, measure, parser
 from models import KINDS, let_go, random_model, transformers_model
 from reports import Report
 from roofline import matmul_peak, synchronize
@@ -102,6 +103,7 @@ def bench(report: Report, options: argparse.Namespace, kind: str, device: str) -
     cache = model.new_cache(max(*options.tokens, CHECKED))
     check("baize", partial(ours, model, cache), model)
     activation = str(model.dtype).removeprefix("torch.")
+    card = card_of(device_name(device)) if model.dtype in (torch.float16, torch.bfloat16) else None
     report.facts["matmul_TFLOP/s"] = peak = matmul_peak(device, model.dtype)
     engines: dict[str, Callable[[list[int]], torch.Tensor]] = {f"baize {kind}": partial(ours, model, cache)}
     if any(row.name != "torch" for row in model.ops.rows.values()):
@@ -116,7 +118,8 @@ def bench(report: Report, options: argparse.Namespace, kind: str, device: str) -
         for name, run in engines.items():
             with report.case(engine=name, tokens=tokens):
                 time = measure(partial(run, prompt(tokens, shape.vocabulary)), options.runs)
-                report.row(row(name, tokens, time, flops, peak))
+                found = row(name, tokens, time, flops, peak)
+                report.row({**found, "of_spec": found["TFLOP/s"] / card.half_tflops} if card else found)
 
 
 def main() -> int:

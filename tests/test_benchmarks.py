@@ -22,7 +22,7 @@ import bench_recover
 import bench_throughput
 import pytest
 import torch
-from arrivals import SAMPLED, Arrivals, Rows, arrivals, engine_of, room
+from arrivals import GREEDY, SAMPLED, Arrivals, Rows, arrivals, engine_of, room
 from assets import REPO
 from common import FIRST, GAP, Spread, cached_bytes, commit, drop_cache, latencies, measure, run_child
 from make_pair import make_pair
@@ -187,6 +187,7 @@ def test_the_gpu_form_of_bench_diff_add(monkeypatch: pytest.MonkeyPatch) -> None
         assert report.code == wrong
         assert [row["implementation"] for row in report.rows if "GB/s" in row].count("triton") == 3 * (1 - wrong)
         assert [row["implementation"] for row in report.rows if "GB/s" in row].count("torch") == 3
+        assert all(row["of_spec"] == pytest.approx(row["GB/s"] / 3350) for row in report.rows if "GB/s" in row)
 
 
 def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,7 +253,8 @@ def bench_on_cpu(**options: Any) -> Report:
 def a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the GPU's forms of scripts hear of this machine."""
     monkeypatch.setattr("gpu.ceilings", lambda device: {"copy_GB/s": 10.0})
-    monkeypatch.setattr(bench_decode, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    for script in (bench_decode, bench_diff_add, bench_prefill):
+        monkeypatch.setattr(script, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
 
 
 def test_the_gpu_form_of_bench_decode(capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,7 +284,7 @@ def test_the_gpu_form_of_bench_decode(capsys: pytest.CaptureFixture[str]) -> Non
 def test_a_kind_that_fails_leaves_the_others_and_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of three kinds the second gives wrong ids and the third cannot be made; a batch that fails costs itself alone."""
     made: dict[str, weakref.ref] = {}
-    gaps = bench_decode.Ours.gaps
+    step = Rows.__call__
 
     def make(shape: Any, kind: str, device: str) -> Llama:
         assert all(model() is None for model in made.values()), "a model is still there when the next is made"
@@ -294,24 +296,25 @@ def test_a_kind_that_fails_leaves_the_others_and_no_memory(monkeypatch: pytest.M
         made[kind] = weakref.ref(model)
         return model
 
-    def too_many(ours: bench_decode.Ours, prompt: list[int], batch: int, *rest: Any) -> list[float]:
-        if batch == 3:
+    def too_many(rows: Rows, count: int, params: SamplingParams = GREEDY) -> tuple[list[list[int]], list[float]]:
+        ids, seconds = step(rows, count, params)
+        if len(ids[0]) == 3 and params is SAMPLED:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return gaps(ours, prompt, batch, *rest)
+        return ids, seconds
 
     monkeypatch.setattr(bench_decode, "random_model", make)
-    monkeypatch.setattr(bench_decode.Ours, "gaps", too_many)
+    monkeypatch.setattr(Rows, "__call__", too_many)
     report = bench_on_cpu(kinds=["float16", "int8", "int4", "bfloat16"], batches=[1, 3, 2], contexts=[8])
     assert report.code == 1
     measured = [(row["engine"], row["batch"]) for row in report.rows if "tok/s" in row]
     assert measured == [
-        (f"baize {kind}{how}", batch) for kind in ("float16", "bfloat16") for batch in (1, 2) for how in ("", " sampled")
+        (f"baize {kind}{how}", batch)
+        for kind in ("float16", "bfloat16") for batch in (1, 3, 2) for how in ("", " sampled")[: 1 if batch == 3 else 2]
     ]  # fmt: skip
     problems = [(row["engine"], row.get("batch"), row["problem"]) for row in report.rows if "problem" in row]
     lost = "OutOfMemoryError: CUDA out of memory"
     assert [(name, batch, said) for name, batch, said in problems if name != "baize int8"] == [
-        ("baize float16", 3, lost), ("baize float16 sampled", 3, lost), ("baize int4", None, lost),
-        ("baize bfloat16", 3, lost), ("baize bfloat16 sampled", 3, lost),
+        ("baize float16 sampled", 3, lost), ("baize int4", None, lost), ("baize bfloat16 sampled", 3, lost)
     ]  # fmt: skip
     assert ["the decoder chose" in said for name, _, said in problems if name == "baize int8"] == [True]
 
