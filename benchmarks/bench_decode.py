@@ -15,8 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ import launch_table
 import side_by_side
 import torch
 from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, room
+from baselines import compiled, decoded, theirs
 from cards import card_of
 from common import FIRST, GAP, Spread, device_name, latencies, parser
 from engines import CHOSEN
@@ -73,48 +73,6 @@ class Ours:
         return Rows(self.model, self.cache, self.steps, prompt, batch)
 
 
-def theirs(model: Any, many: list[list[int]], steps: int) -> tuple[float, list[float]]:
-    """Seconds to the first tokens, and of each further step, by transformers' model and its cache, greedily."""
-    with torch.inference_mode():
-        begin = time.perf_counter()
-        out = model(torch.tensor(many, device=model.device), use_cache=True)
-        tokens = out.logits[:, -1].argmax(-1)
-        tokens.tolist()
-        first, seconds = time.perf_counter() - begin, []
-        for _ in range(steps - 1):
-            begin = time.perf_counter()
-            out = model(tokens[:, None], past_key_values=out.past_key_values, use_cache=True)
-            tokens = out.logits[:, -1].argmax(-1)
-            tokens.tolist()
-            seconds.append(time.perf_counter() - begin)
-    return first, seconds
-
-
-def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[float, list[float]]:
-    """transformers' model, its step compiled by torch (reduce-overhead: CUDA graphs) over a cache of fixed size."""
-    from transformers import StaticCache
-
-    device, length = model.device, len(many[0])
-    static: Any = StaticCache
-    past = static(config=model.config, max_cache_len=length + steps)
-    step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=False)
-    with torch.inference_mode():
-        begin = time.perf_counter()
-        places = torch.arange(length, device=device)
-        out = model(torch.tensor(many, device=device), past_key_values=past, cache_position=places, use_cache=True)
-        tokens = out.logits[:, -1].argmax(-1)
-        tokens.tolist()
-        first, seconds = time.perf_counter() - begin, []
-        for number in range(steps - 1):
-            begin = time.perf_counter()
-            place = torch.tensor([length + number], device=device)
-            out = step(tokens[:, None], past_key_values=past, cache_position=place, use_cache=True)
-            tokens = out.logits[:, -1].argmax(-1).clone()
-            tokens.tolist()
-            seconds.append(time.perf_counter() - begin)
-    return first, seconds
-
-
 def check_by_reference(model: Llama, vocabulary: int) -> None:
     """SystemExit unless every id is among those that the reference ops would choose from after the same tokens.
 
@@ -136,16 +94,6 @@ def check_by_reference(model: Llama, vocabulary: int) -> None:
                 together = two(CHECKED - 1)[0]
             if together != [[token, token] for token in ids[1:]]:
                 raise SystemExit(f"two rows say {together} after copies of a prompt that says {ids[1:]} by itself")
-
-
-def baseline(
-    run: Callable[[list[list[int]], int], tuple[float, list[float]]], many: list[list[int]], runs: int, steps: int
-) -> tuple[list[float], list[float]]:
-    """Seconds to the first token of `runs` prompts, each by itself, and of the steps of all; short runs first."""
-    run(many[:1], 2)
-    firsts = [run(many[:1], 1)[0] for _ in range(runs)]
-    run(many, 2)
-    return firsts, run(many, steps + 1)[1]
 
 
 class Bench:
@@ -206,7 +154,7 @@ class Bench:
                     (f"transformers compiled {activation}", compiled),
                 ):
                     with report.case(engine=engine, **place):
-                        times = baseline(partial(run, other), many, options.runs, options.steps)
+                        times = decoded(partial(run, other), many, options.runs, options.steps)
                         self._show(engine, activation, model, place, *times)
 
     def _show(

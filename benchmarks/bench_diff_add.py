@@ -1,9 +1,9 @@
 """diff_add on tensors in memory: every implementation this machine runs, against torch and the memory's speed.
 
 The ceiling is the time to move the bytes: base and diff read once, out written once, at the copy bandwidth measured in this
-run; of_spec is of a GPU's specified bandwidth (benchmarks/cards.py). (Two thirds or more of its bytes are reads, half of a
-copy's, and reads are faster, so that a share may pass 1.) Each implementation is compared with the reference definition, bits
-and sums, before it is timed.
+run. (Two thirds or more of its bytes are reads, half of a copy's, and reads are faster, so that a share may pass 1.) of_spec is
+of a GPU's specified bandwidth (benchmarks/cards.py). Each implementation is compared with the reference definition, bits and
+sums, before it is timed.
 """
 
 from __future__ import annotations

@@ -13,12 +13,10 @@ matrix product, whichever is longer, with all prompts begun at once; both are me
 from __future__ import annotations
 
 import argparse
-import random
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import groupby
 from pathlib import Path
@@ -30,6 +28,7 @@ import torch
 from arrivals import Arrivals, Rows, arrivals, engine_of, room
 from bench_decode import check_by_reference, free_bytes, prompts
 from common import parser, quantile
+from mix import Mix, mix
 from models import KINDS, random_model, transformers_model
 from reports import Report
 from roofline import bandwidth, ceilings, synchronize
@@ -41,32 +40,8 @@ from baize_engine.model import cost
 from baize_engine.model.llama import Llama
 from baize_engine.model.steps import DecodeSteps
 
-SPREAD = 0.8  # standard deviation of a length's logarithm
 CHECKED = 6, 8  # prompts, and tokens of each, that are compared before anything is timed
 AGREE = 0.9  # share of first ids in which a peer, which rounds elsewhere, must agree with ours
-
-
-@dataclass(frozen=True)
-class Mix:
-    """Prompts, and the tokens wanted after each."""
-
-    prompts: list[list[int]]
-    outputs: list[int]
-
-    def part(self, count: int) -> Mix:
-        return Mix(self.prompts[:count], self.outputs[:count])
-
-
-def lengths(count: int, mean: int, most: int, draw: random.Random) -> list[int]:
-    """`count` log-normal lengths from 1 to `most`, whose mean is `mean` within rounding and what `most` cuts off."""
-    drawn = [draw.lognormvariate(0, SPREAD) for _ in range(count)]
-    return [max(1, min(most, round(length * mean * count / sum(drawn)))) for length in drawn]
-
-
-def mix(count: int, prompt_mean: int, output_mean: int, positions: int, vocabulary: int, seed: int) -> Mix:
-    draw = random.Random(seed)
-    first, second = (lengths(count, mean, positions // 2, draw) for mean in (prompt_mean, output_mean))
-    return Mix([[draw.randrange(3, vocabulary) for _ in range(length)] for length in first], second)
 
 
 class Timed:
