@@ -33,7 +33,7 @@ def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[float, list
     device, length = model.device, len(many[0])
     static: Any = StaticCache
     past = static(config=model.config, max_cache_len=length + steps)
-    step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=False)
+    step = torch.compile(model.forward, mode="reduce-overhead", fullgraph=False, dynamic=False)
     with torch.inference_mode():
         begin = time.perf_counter()
         places = torch.arange(length, device=device)
@@ -54,8 +54,8 @@ def compiled(model: Any, many: list[list[int]], steps: int) -> tuple[float, list
 def decoded(
     run: Callable[[list[list[int]], int], tuple[float, list[float]]], many: list[list[int]], runs: int, steps: int
 ) -> tuple[list[float], list[float]]:
-    """Seconds to the first token of `runs` prompts, each by itself, and of the steps of all; short runs first."""
-    run(many[:1], 2)
-    firsts = [run(many[:1], 1)[0] for _ in range(runs)]
-    run(many, 2)
-    return firsts, run(many, steps + 1)[1]
+    """Seconds to the first token of `runs` prompts, each by itself, and of `steps` steps of all; each is run once before."""
+    torch.compiler.reset()  # so many shapes are compiled, and no more
+    firsts = [run(many[:1], 1)[0] for _ in range(runs + 1)]
+    _, (_, seconds) = run(many, steps + 1), run(many, steps + 1)  # a cache of another length would be compiled anew
+    return firsts[1:], seconds
