@@ -86,7 +86,8 @@ def _beside_peers(
     for row in measured:
         if row["engine"].startswith("baize "):
             same = [other for other in measured if all(other[key] == row[key] for key in ("kind", *place))]
-            peers = [other for other in same if not other["engine"].startswith("baize ")]
+            greedy = not row["engine"].endswith(" sampled")  # as peers are
+            peers = [other for other in same if greedy and not other["engine"].startswith("baize ")]
             best = max(peers, key=lambda other: other["tok/s"], default=None)
             beside = () if best is None else (best["engine"], best["tok/s"], best["ratio"])
             yield line(said(row), row["tok/s"], "tok/s", row["tok/s"] * row[limit] / row[speed], row["share"], *beside)

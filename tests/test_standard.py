@@ -85,7 +85,7 @@ def test_rows_that_failed_have_no_lines() -> None:
     sampled = {**DECODE[0], "engine": "baize int8 sampled", "tok/s": 99.0}
     greedy, drawn = standard.decode_lines({"rows": [failed, *DECODE, sampled]})
     assert (greedy["peer"], greedy["its"]) == ("fast", 4.0)  # ours is nobody's peer
-    assert (drawn["what"], drawn["figure"], drawn["peer"]) == ("decode int8 sampled, batch 1, context 20", 99.0, "fast")
+    assert (drawn["what"], drawn["figure"], drawn["peer"]) == ("decode int8 sampled, batch 1, context 20", 99.0, "")
     assert list(standard.prefill_lines({"rows": [failed]})) == []
     assert list(standard.start_lines({"rows": [failed]})) == []
     assert list(standard.kernel_lines({"rows": [{"op": "head", "rows": 1, "problem": "wrong"}], "of_step": {}})) == []
