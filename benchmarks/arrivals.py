@@ -91,7 +91,11 @@ class Rows:
 
     def __init__(self, model: Llama, cache: KVCache, steps: DecodeSteps, prompt: list[int], batch: int) -> None:
         self._cache, self._source = cache, cache.allocate()
-        self.logits = model.prefill(prompt, self._source, cache)
+        try:
+            self.logits = model.prefill(prompt, self._source, cache)
+        except BaseException:
+            cache.free(self._source)  # those who come after need the room
+            raise
         self._prompts = [[first, *prompt[1:]] for first in range(batch)]
         self._engine = engine_of(model, cache, steps, self)
 

@@ -363,7 +363,7 @@ def test_the_gpu_form_of_bench_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.code == 1
 
 
-def test_each_row_of_a_step_has_its_own_blocks_and_seed() -> None:
+def test_each_row_of_a_step_has_its_own_blocks_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(PRESETS["tiny"], "float16", "cpu")
     cache = model.new_cache(room(3, 20, 5))
     prompt = bench_decode.prompts(1, 20, 1000)[0]
@@ -375,6 +375,15 @@ def test_each_row_of_a_step_has_its_own_blocks_and_seed() -> None:
     assert all(len(set(step)) == 1 for step in alike)
     assert drawn == again
     assert len(set(zip(*drawn, strict=True))) == 3
+    assert cache.free_blocks == cache.num_blocks
+
+    def full(ids: list[int], sequence: Any, cache: Any) -> None:
+        cache.reserve(sequence, len(ids))
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(model, "prefill", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        Rows(model, cache, DecodeSteps(model, cache), prompt, 3)
     assert cache.free_blocks == cache.num_blocks
 
 
