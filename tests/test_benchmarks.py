@@ -363,8 +363,11 @@ def test_the_gpu_form_of_bench_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     assert report.code == 1
 
 
-def test_each_row_of_a_step_has_its_own_blocks_and_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_row_of_a_step_has_its_own_blocks_and_seed(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`ahead`: steps are launched before tokens are read, prompts are filled up to a bucket, as on a GPU."""
     model = random_model(PRESETS["tiny"], "float16", "cpu")
+    model.runs_ahead = ahead
     cache = model.new_cache(room(3, 20, 5))
     prompt = bench_decode.prompts(1, 20, 1000)[0]
     with Rows(model, cache, DecodeSteps(model, cache), prompt, 3) as rows:
