@@ -9,7 +9,7 @@ GATE = $(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/
 WITH_TRITON = PYTHONPATH=.triton/$(TRITON)$${PYTHONPATH:+:$$PYTHONPATH}
 HAS_TRITON = $(WITH_TRITON) $(BIN)/python -c 'import triton; exit(triton.__version__ != "$(TRITON)")'
 
-.PHONY: demo test lint gate gpu bench clean
+.PHONY: demo test lint gate gpu gpu-tune bench clean
 
 demo: $(STAMP)
 	$(BIN)/baize demo
@@ -34,9 +34,14 @@ else
 	$(GATE)
 endif
 
-# On a machine with a GPU, with the packages it has and no network: what the host's C++ variants, the GPU and the benchmarks say.
+# On a machine with a GPU, with the packages it has and no network: what the GPU, the benchmarks and the host's C++ variants say.
+# OUT=FOLDER takes all results, STEPS="decode13b profile" runs some alone; `python benchmarks/gpu_report.py --list` shows them all.
 gpu:
-	$(PYTHON) benchmarks/gpu_report.py
+	$(PYTHON) benchmarks/gpu_report.py $(if $(OUT),--out "$(OUT)") $(if $(STEPS),--steps $(STEPS))
+
+# The launch settings that are fastest on this GPU, of equal bits, as a table.
+gpu-tune: STEPS = build tune
+gpu-tune: gpu
 
 # The standard set of benchmarks on this CPU, one table at the end; peers where they are installed (pip install '.[peers]').
 # PRESET=1b takes the larger model, JSON=FILE keeps the reports.

@@ -5,7 +5,7 @@ has, the fastest of those tried: READERS threads read ranges of both and one wri
 `copy` does so through recover's own workers, buffers and writer, with the kernel, the mean row and the hash left out.
 `reference` is what weight_diff.py does: both models whole in float32 by transformers, add_, save_pretrained; its result is
 twice as large and not synced, its GB/s count recover's bytes. The result of recover is compared with the reference formula
-before anything is timed, the reference's own result after its run.
+before it is timed, the reference's own result after its run. A row is one run; "methods" holds the medians of each.
 """
 
 from __future__ import annotations
@@ -18,20 +18,22 @@ import statistics
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from common import Run, Spread, drop_cache, parser, read_once, report, run_child
+from common import Run, Spread, drop_cache, parser, read_once, run_child
+from reports import Report, table
 from shapes import PRESETS, preset_of
 
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.file_io import InputFile, OutputFile
+from baize_engine.errors import BackendError
 from baize_engine.recovery.adders import NoFiles
 
 BLOCK = 8 << 20
@@ -180,14 +182,21 @@ def reference(base: Path, diff: Path, out: Path) -> None:
 METHODS = {"copy": copy, "plain copy": plain_copy, "reference": reference}
 
 
-def child(method: str, base: Path, diff: Path, out: Path) -> list[str]:
-    if method == "recover":
+class Way(NamedTuple):
+    """A method, and the device of its arithmetic."""
+
+    method: str
+    device: str = "cpu"
+
+
+def child(way: Way, base: Path, diff: Path, out: Path) -> list[str]:
+    if way.method == "recover":
         paths = ["--path_raw", str(base), "--path_diff", str(diff), "--path_tuned", str(out)]
-        return [sys.executable, "-m", "baize_engine", "recover", *paths, "--device", "cpu", "--quiet"]
-    return [sys.executable, str(Path(__file__).resolve()), "--method", method, str(base), str(diff), str(out)]
+        return [sys.executable, "-m", "baize_engine", "recover", *paths, "--device", way.device, "--quiet"]
+    return [sys.executable, str(Path(__file__).resolve()), "--method", way.method, str(base), str(diff), str(out)]
 
 
-def once(method: str, base: Path, diff: Path, out: Path, cold: bool, look: Callable[[], None] = lambda: None) -> Run:
+def once(way: Way, base: Path, diff: Path, out: Path, cold: bool, look: Callable[[], None] = lambda: None) -> Run:
     """One run in a child, `look` at its result, and the result removed."""
     if cold:
         drop_cache([base, diff])
@@ -195,50 +204,70 @@ def once(method: str, base: Path, diff: Path, out: Path, cold: bool, look: Calla
         read_once(base)  # no method brings them into the page cache itself
         read_once(diff)
     try:
-        run = run_child(child(method, base, diff, out))
+        run = run_child(child(way, base, diff, out))
         if run.code:
-            raise SystemExit(f"{method} failed with {run.code}:\n{run.output}")
+            raise SystemExit(f"{way.method} failed with {run.code}:\n{run.output}")
         look()
     finally:
         shutil.rmtree(out, ignore_errors=True)
     return run
 
 
-def summary(method: str, runs: list[Run], moved: int, floor: float, slowest: float | None) -> dict[str, Any]:
-    wall = Spread.of(run.wall for run in runs)
-    cpu = statistics.median(run.cpu for run in runs)
-    return {
-        "method": method, "runs": len(runs), "wall_s": wall.median, "p20": wall.p20, "p80": wall.p80,
-        "GB/s": moved / wall.median / 1e9, "cpu_s": cpu, "cpu_s/GB": cpu / (moved / 1e9),
-        "peak_MiB": max(run.peak for run in runs) / 2**20, "to_plain_copy": wall.median / floor,
-        "reference_to_it": slowest / wall.median if slowest else "not measured",
-    }  # fmt: skip
+def summaries(runs: Mapping[Way, Sequence[Run]], moved: int) -> list[dict[str, Any]]:
+    """A row for each way of those that have run so far."""
+    walls = {way: Spread.of(run.wall for run in many) for way, many in runs.items()}
+    floor, slowest = (walls.get(Way(method)) for method in ("plain copy", "reference"))
+    rows = []
+    for way, wall in walls.items():
+        cpu = statistics.median(run.cpu for run in runs[way])
+        rows.append({
+            **way._asdict(), "runs": len(runs[way]), "wall_s": wall.median, "p20": wall.p20, "p80": wall.p80,
+            "GB/s": moved / wall.median / 1e9, "cpu_s": cpu, "cpu_s/GB": cpu / (moved / 1e9),
+            "peak_MiB": max(run.peak for run in runs[way]) / 2**20,
+            "to_plain_copy": wall.median / floor.median if floor else "not measured",
+            "reference_to_it": slowest.median / wall.median if slowest else "not measured",
+        })  # fmt: skip
+    return rows
 
 
-def bench(options: argparse.Namespace, base: Path, diff: Path, out: Path) -> list[dict[str, Any]]:
-    written = 0
+def bench(options: argparse.Namespace, device: str, base: Path, diff: Path, out: Path, report: Report) -> None:
+    """A row for each run, and in the facts "methods", a summary of each. Recover on a GPU has recover on the CPU beside it.
+
+    A recover whose result is wrong, or that fails, is not timed, and nothing is where no result is right.
+    """
+    runs: dict[Way, list[Run]] = {}
+    ways: list[Way] = []
+    moved = written = 0
 
     def look() -> None:
         nonlocal written
         check_result(base, diff, out)
         written = sum(path.stat().st_size for path in out.glob("*.safetensors"))
 
-    once("recover", base, diff, out, False, look)  # the warm-up, and what is checked
+    def timed(way: Way, number: int, look: Callable[[], None] = lambda: None) -> None:
+        with report.case(**way._asdict(), run=number):
+            run = once(way, base, diff, out, options.cold, look)
+            runs.setdefault(way, []).append(run)
+            report.facts["methods"] = summaries(runs, moved)
+            report.row({**way._asdict(), "run": number, "wall_s": run.wall, "GB/s": moved / run.wall / 1e9, "cpu_s": run.cpu,
+                        "peak_MiB": run.peak / 2**20})  # fmt: skip
+
+    for way in dict.fromkeys((Way("recover", device), Way("recover"))):
+        with report.case(**way._asdict()):
+            once(way, base, diff, out, False, look)  # the warm-up, and what is checked
+            ways.append(way)
+    if not ways:
+        return
     moved = written + sum(path.stat().st_size for folder in (base, diff) for path in folder.glob("*.bin"))
-    runs: dict[str, list[Run]] = {"recover": [], "copy": [], "plain copy": []}
-    order = list(runs)
-    for _ in range(options.runs):  # in turn, so that a drifting machine hits all alike; each comes first once
-        for method in order:
-            runs[method].append(once(method, base, diff, out, options.cold))
-        order = order[1:] + order[:1]
-    if options.reference_runs and find_spec("transformers"):
-        runs["reference"] = [
-            once("reference", base, diff, out, options.cold, lambda: check_result(base, diff, out, with_mean_row=False))
-            for _ in range(options.reference_runs)
-        ]
-    floor = statistics.median(run.wall for run in runs["plain copy"])
-    slowest = statistics.median(run.wall for run in runs["reference"]) if "reference" in runs else None
-    return [summary(method, done, moved, floor, slowest) for method, done in runs.items()]
+    ways += [Way("copy"), Way("plain copy")]
+    for number in range(options.runs):  # in turn, so that a drifting machine hits all alike; each comes first once
+        for way in ways:
+            timed(way, number)
+        ways = ways[1:] + ways[:1]
+    if find_spec("transformers"):
+        for number in range(options.reference_runs):
+            timed(Way("reference"), number, lambda: check_result(base, diff, out, with_mean_row=False))
+    print(*table(report.facts.get("methods", [])), sep="\n")
 
 
 def main() -> int:
@@ -250,6 +279,7 @@ def main() -> int:
     options.add_argument(
         "--out", type=Path, default=None, help="folder on the disk to be measured; results come and go there"
     )
+    options.add_argument("--device", default="auto", help="of recover: auto, cpu, cuda or cuda:N")
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--reference_runs", type=int, default=1, help="0 leaves the reference method out")
     options.add_argument("--warm", dest="cold", action="store_false", help="with the files in the page cache")
@@ -259,11 +289,19 @@ def main() -> int:
     if chosen.method:  # the child's side
         METHODS[chosen.method](*chosen.paths)
         return 0
+    from baize_engine.backend import resolve_device  # here, for the children, which are timed, need no backend
+
+    if chosen.runs < 1 or chosen.reference_runs < 0:
+        options.error(f"--runs is {chosen.runs} and --reference_runs {chosen.reference_runs}, wanted 1 and 0 at least")
+    try:
+        device = resolve_device(chosen.device)
+    except BackendError as error:
+        options.error(f"--device: {error}")
     with tempfile.TemporaryDirectory(prefix="baize-bench-") as scratch:
         pair = chosen.pair or Path(scratch) / "pair"
         base, diff = pair / "base", pair / "diff"
         if not base.exists():
-            from make_pair import make_pair  # here, because it imports torch and the children, which are timed, do not
+            from make_pair import make_pair  # here, because it imports torch
 
             try:
                 make_pair(chosen.preset, pair)
@@ -271,13 +309,15 @@ def main() -> int:
                 raise SystemExit(str(error)) from error
         if chosen.out:
             chosen.out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(
-            prefix="baize-bench-", dir=chosen.out or scratch
-        ) as made:  # never the user's own
-            rows = bench(chosen, base, diff, Path(made) / "tuned")
-        preset = preset_of(read_config(base))
-    report("recover", rows, chosen, facts={"preset": preset, "cache": "cold" if chosen.cold else "warm"})
-    return 0
+        facts = {"preset": preset_of(read_config(base)), "cache": "cold" if chosen.cold else "warm"}
+        with (
+            tempfile.TemporaryDirectory(
+                prefix="baize-bench-", dir=chosen.out or scratch
+            ) as made,  # never the user's own
+            Report("recover", chosen, device, facts) as report,
+        ):
+            bench(chosen, device, base, diff, Path(made) / "tuned", report)
+    return report.code
 
 
 if __name__ == "__main__":

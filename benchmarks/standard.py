@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from common import commit, device_name, versions
-from gpu_report import Step, bench, run
+from gpu_plan import Step, bench
+from gpu_run import run
 from reports import table
 from shapes import PRESETS
 
@@ -31,7 +32,7 @@ def steps(preset: str, folder: Path) -> list[Step]:
     cpu = ["--device", "cpu"]
     return [
         bench("diff_add", LIMIT, "bench_diff_add.py"),
-        bench("recover", LIMIT, "bench_recover.py", "--preset", preset),
+        bench("recover", LIMIT, "bench_recover.py", *cpu, "--preset", preset),
         bench("decode", LIMIT, "bench_decode.py", *cpu, *model, *files),
         bench("prefill", LIMIT, "bench_prefill.py", *cpu, *model, "--tokens", str(tokens), "--runs", "3", *files),
         bench("start", LIMIT, "bench_start.py", *model, "--runs", "3", *files),

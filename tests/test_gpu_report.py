@@ -1,71 +1,82 @@
-"""`make gpu` without a GPU: its steps as such, and what it says of machines and steps that cannot."""
+"""`make gpu` without a GPU: one file of all steps, whatever becomes of each, and what is said of machines that cannot."""
 
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import gpu_report
+import gpu_run
 import pytest
 import torch
 from assets import REPO
-from gpu_report import Step
+from gpu_plan import Step
+from gpu_report import collect, places
+
+SCRIPT = [sys.executable, str(REPO / "benchmarks/gpu_report.py")]
 
 
 def python(name: str, code: str, seconds: int = 60, is_benchmark: bool = True) -> Step:
     return Step(name, ("-c", code), seconds, is_benchmark)
 
 
-def test_every_step_is_reported_and_none_stops_the_others(tmp_path: Path) -> None:
+def test_every_step_is_reported_and_none_stops_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     steps = [
         python("slow", "import time; print('begun', flush=True); time.sleep(60)", seconds=2),
         python("good", "print('a table'); print('{\"rows\": [1]}')"),
         python("bad", "import sys; print('why'); print('where', file=sys.stderr); sys.exit(3)"),
         python("tests", "print('5 passed')", is_benchmark=False),
+        python("says nothing", "print('a table')"),
     ]
-    out = tmp_path / "deep" / "gpu.json"
-    assert gpu_report.collect(steps, out, None, "some GPU", ["a note"]) == 1
-    whole = json.loads(out.read_text())
+    place = places(tmp_path / "deep")
+    assert collect(steps, place, "some GPU", ["a note"]) == 1
+    whole = json.loads(place("gpu.json").read_text())
     found = whole["steps"]
     assert found["good"]["report"] == {"rows": [1]}
     assert "problem" not in found["good"]
     assert (found["bad"]["code"], found["bad"]["output"]) == (3, "why\nwhere\n")
-    assert (found["slow"]["code"], found["slow"]["output"]) == (None, "begun\n")
+    assert (found["slow"]["code"], found["slow"]["output"].split()[0]) == (None, "begun")
     assert found["slow"]["problem"].startswith("out of time after 2 s")
     assert (found["tests"]["code"], found["tests"]["output"]) == (0, "5 passed\n")
+    assert found["says nothing"]["problem"] == "no JSON object among the lines of its output"
     assert whole["notes"] == ["a note"]
     assert whole["seconds"] >= sum(step["seconds"] for step in found.values()) - 0.5
-    assert gpu_report.collect(steps, out, ["good", "tests"], "some GPU", []) == 0
-    with pytest.raises(SystemExit, match="no step 'best'"):
-        gpu_report.collect(steps, out, ["best"], "some GPU", [])
+    assert {path.name for path in place("").iterdir()} == {"gpu.json", "gpu.log"}
+    log = place("gpu.log").read_text()
+    assert all(said in log for said in ("begun", "a table", "why", "5 passed"))
+    assert "FAILED bad: exit code 3" in capsys.readouterr().out
 
 
-def test_a_late_warning_does_not_hide_the_report(tmp_path: Path) -> None:
-    late = "import sys; print('{\"rows\": [1]}'); print('{late'); print('leaked semaphores', file=sys.stderr)"
-    steps = [
-        python("warns", late),
-        python("says nothing", "print('a table')"),
-        python("halves", "print('{\"rows\": [')"),
-    ]
-    out = tmp_path / "gpu.json"
-    assert gpu_report.collect(steps[:1], out, None, "some GPU", []) == 0
-    assert gpu_report.collect(steps, out, None, "some GPU", []) == 1
-    found = json.loads(out.read_text())["steps"]
-    assert found["warns"]["report"] == {"rows": [1]}
-    for name, output in (("says nothing", "a table\n"), ("halves", '{"rows": [\n')):
-        assert (found[name]["code"], found[name]["output"]) == (0, output)
-        assert found[name]["problem"] == "no JSON object among the lines of its output"
+def test_the_whole_is_there_after_each_step(tmp_path: Path) -> None:
+    """What the machine leaves when it is taken away while a later step runs."""
+    place = places(tmp_path)
+    look = f"import shutil; shutil.copy({str(place('gpu.json'))!r}, {str(place('seen.json'))!r}); print('{{}}')"
+    assert collect([python("one", "print('{\"rows\": [1]}')"), python("two", look)], place, "some GPU") == 0
+    assert json.loads(place("seen.json").read_text())["steps"]["one"]["report"] == {"rows": [1]}
+
+
+def test_a_later_call_keeps_the_steps_of_an_earlier_one(tmp_path: Path) -> None:
+    """On the same device and commit: `make gpu STEPS=second` after `STEPS=first`."""
+    place = places(tmp_path)
+    collect([python("one", "print('{\"rows\": [1]}')"), python("two", "exit(1)")], place, "some GPU")
+    assert collect([python("two", "print('{\"rows\": [2]}')")], place, "some GPU") == 0
+    found = json.loads(place("gpu.json").read_text())["steps"]
+    assert {name: step["report"]["rows"] for name, step in found.items()} == {"one": [1], "two": [2]}
+    collect([python("two", "print('{}')")], place, "another GPU")
+    assert json.loads(place("gpu.json").read_text())["steps"].keys() == {"two"}
 
 
 def test_too_many_seconds_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     steps = [python("tests", "import time; time.sleep(1.1)", is_benchmark=False)]
-    out = tmp_path / "gpu.json"
-    assert gpu_report.collect(steps, out, None, "some GPU", [], budget=1) == 1
-    assert json.loads(out.read_text())["seconds"] > 1
+    assert collect(steps, places(tmp_path), "some GPU", budget=1) == 1
+    assert json.loads((tmp_path / "gpu.json").read_text())["seconds"] > 1
     assert "FAILED all together took 1 s, wanted 1 at most" in capsys.readouterr().out
-    assert gpu_report.collect(steps, out, None, "some GPU", []) == 0
+    assert collect(steps, places(tmp_path), "some GPU") == 0
 
 
 def test_a_step_may_take_what_those_before_it_left_over(tmp_path: Path) -> None:
@@ -73,65 +84,85 @@ def test_a_step_may_take_what_those_before_it_left_over(tmp_path: Path) -> None:
         python("quick", "pass", seconds=20, is_benchmark=False),
         python("long", "import time; time.sleep(1.5)", seconds=1, is_benchmark=False),
     ]
-    assert gpu_report.collect(steps, tmp_path / "gpu.json", None, "some GPU", []) == 0
-    assert gpu_report.collect(steps, tmp_path / "gpu.json", ["long"], "some GPU", []) == 1
+    assert collect(steps, places(tmp_path), "some GPU") == 0
+    assert collect(steps[1:], places(tmp_path), "some GPU") == 1
 
 
-def test_what_a_step_that_ran_out_of_time_had_started_is_ended(tmp_path: Path) -> None:
-    """A compiler, say: it would hold the machine, and the pipe that this process reads."""
+def test_a_step_that_was_too_long_takes_nothing_from_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
+    monkeypatch.setattr(gpu_run, "GRACE", 2.0)
+    steps = [python("deaf", late, seconds=1), python("next", "import time; time.sleep(1.5); print('{}')", seconds=3)]
+    assert collect(steps, places(tmp_path), "some GPU") == 1
+    found = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert [name for name, step in found.items() if "problem" in step] == ["deaf"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path) -> None:
+    """By Ctrl-C, or by a machine that ends commands; started as a shell starts what runs in the background."""
+    small = [f"Step({name!r}, (), 60, True, (), ('-c', {code!r}))" for name, code in (
+        ("one", "print('{\"rows\": [1]}')"), ("slow", "import time; print('begun', flush=True); time.sleep(60)"), ("last", ""),
+    )]  # fmt: skip
     code = (
-        "import subprocess, sys, time;"
-        "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']); time.sleep(60)"
+        "import signal, sys; sys.path.insert(0, 'benchmarks'); import gpu_report; from gpu_plan import Step\n"
+        f"gpu_report.steps = lambda place: [{', '.join(small)}]\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "sys.argv[1:] = ['--rehearse', '--out', sys.argv[1]]; sys.exit(gpu_report.main())"
     )
-    found = gpu_report.run(python("starts another", code), 1.5)
-    assert found["code"] is None
-    assert found["seconds"] < 30
+    log = tmp_path / "gpu.log"
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=REPO, stdout=subprocess.PIPE, text=True) as child:
+        while not log.exists() or "begun" not in log.read_text():
+            time.sleep(0.05)
+        os.kill(child.pid, number)
+        said, _ = child.communicate(timeout=60)
+    assert child.returncode == 130
+    steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert list(steps) == ["one", "slow"]
+    assert (steps["one"]["report"], steps["slow"]["problem"]) == ({"rows": [1]}, "interrupted")
+    assert "KeyboardInterrupt" in steps["slow"]["output"]  # SIGINT was not ignored in the step
+    assert "FAILED slow: interrupted" in said
 
 
-def test_a_step_sees_this_repository_before_what_the_user_has_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/somewhere else")
-    found = gpu_report.run(python("path", "import os; print(os.environ['PYTHONPATH'])", is_benchmark=False), 60)
-    assert found["output"] == f"{REPO}:/somewhere else\n"
+def test_files_go_into_one_folder_or_beside_each_other(tmp_path: Path) -> None:
+    assert places(tmp_path)("profile.json") == tmp_path / "profile.json"
+    assert places(tmp_path, "h100-")("profile.json") == tmp_path / "h100-profile.json"
 
 
-def test_the_standard_steps_name_scripts_and_options_that_exist(tmp_path: Path) -> None:
-    out = tmp_path / "some folder" / "h100"
-    steps = gpu_report.steps(out)
-    assert gpu_report.BUDGET == 8 * 60
-    assert sum(step.seconds for step in steps) <= gpu_report.BUDGET
-    assert steps[0].command == ("setup.py", "--quiet", "build_ext", "--inplace")
-    for step in steps:
-        if step.is_benchmark:
-            known = subprocess.run(
-                [sys.executable, str(REPO / step.command[0]), "--help"], capture_output=True, text=True, check=True
-            ).stdout
-            for word in step.command[1:]:
-                assert not word.startswith("--") or word in known, (step.name, word)
-        else:
-            assert all((REPO / word).exists() for word in step.command if word.startswith("tests"))
-    assert f"{out}.trace.json" in steps[-1].command
-    tested = {word for step in steps for word in step.command}
-    assert {f"tests/{path.name}" for path in (REPO / "tests").glob("test_*_cpp.py")} <= tested
+def test_make_passes_the_folder_and_the_steps() -> None:
+    def made(*words: str) -> str:
+        done = subprocess.run(["make", "-n", *words], cwd=REPO, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    assert '--out "/a folder" --steps decode13b profile' in made("gpu", "OUT=/a folder", "STEPS=decode13b profile")
+    assert "--out" not in made("gpu", "OUT=") + made("gpu", "OUT=", "STEPS=")
+    assert '--out "x" --steps build tune' in made("gpu-tune", "OUT=x")
 
 
-@pytest.mark.parametrize("installed", [True, False])
-def test_a_machine_without_matplotlib_is_told_how_to_draw(
-    tmp_path: Path, installed: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gpu_report, "has", lambda package: installed)
-    out = tmp_path / "h100"
-    command = gpu_report.steps(out)[-1].command
-    assert command[command.index("--json") + 1] == f"{out}.profile.json"
-    assert ("--picture" in command) == installed
-    assert bool(gpu_report.notes(out)) != installed
-    for note in gpu_report.notes(out):
-        assert f"profile_step.py --from_json {out}.profile.json --picture {out}.png" in note
+def test_the_list_needs_no_gpu() -> None:
+    done = subprocess.run([*SCRIPT, "--list", "--steps", "first"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("first: ")
+    assert "bench_decode.py" in done.stdout
+    done = subprocess.run([*SCRIPT, "--list", "--steps", "fist"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "--steps: no step 'fist', wanted some of build" in done.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_machine_without_a_gpu_is_told() -> None:
-    done = subprocess.run(
-        [sys.executable, str(REPO / "benchmarks/gpu_report.py")], capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(SCRIPT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "make gpu needs a GPU" in done.stderr
+
+
+def test_a_machine_with_a_gpu_runs_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way there, with a GPU that is made up: files beside each other by its name, or in the folder that is given."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu_report, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(gpu_report, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(gpu_report, "steps", lambda place: [python("one", f'print(\'{{"at": "{place("x")}"}}\')')])
+    for words, name in (([], "results/nvidia-h100-80gb-hbm3-"), (["--out", str(tmp_path / "out")], "out/")):
+        monkeypatch.setattr(sys, "argv", ["gpu_report.py", *words])
+        assert gpu_report.main() == 0
+        whole = json.loads((tmp_path / f"{name}gpu.json").read_text())
+        assert whole["device"] == "NVIDIA H100 80GB HBM3"
+        assert whole["steps"]["one"]["report"] == {"at": str(tmp_path / f"{name}x")}

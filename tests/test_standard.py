@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import standard
 from assets import REPO
-from gpu_report import Step, run
+from gpu_plan import Step
+from gpu_run import run
 
 DECODE: list[dict[str, Any]] = [
     {"engine": "baize int8", "kind": "int8", "batch": 1, "context": 20, "tok/s": 6.0, "GB/s": 12.0, "read_GB/s": 20.0,
@@ -54,9 +55,9 @@ def test_starts_and_recovery_compare_seconds() -> None:
         {"method": "copy", "wall_s": 1.5},
         {"method": "reference", "wall_s": 9.0},
     ]
-    (line,) = standard.recover_lines({"rows": walls, "cache": "cold"})
+    (line,) = standard.recover_lines({"methods": walls, "cache": "cold"})
     assert (line["figure"], line["ceiling"], line["share"], line["ratio"]) == (2.0, 1.5, 0.75, 4.5)
-    (line,) = standard.recover_lines({"rows": walls[:2], "cache": "warm"})
+    (line,) = standard.recover_lines({"methods": walls[:2], "cache": "warm"})
     assert (line["what"], line["peer"]) == ("recover, warm cache", "")
 
 
