@@ -21,6 +21,7 @@ MOST_FAILED = 8  # an error that the GPU does not recover from fails every later
 TUNING = 330  # seconds that the tuner gives itself
 REHEARSED = 120  # seconds of a rehearsed step
 RUNNING = "running.json"  # a benchmark's rows so far; in the whole once it has ended
+TUNED = "tuned.json"
 
 Place = Callable[[str], Path]
 
@@ -101,7 +102,7 @@ def steps(place: Place) -> list[Step]:
     operations and kernels to compile; no run has confirmed them yet."""
     first, second, third = GROUPS
     rows = ("--json", str(place(RUNNING)))
-    profile, tuned = place("profile.json"), place("tuned.json")
+    profile, tuned = place("profile.json"), place(TUNED)
     usual, kinds = "--batches 1 64 --contexts 128", "--kinds float16 int8 int4"
     tiny = "--device cpu --preset tiny"
     tiny_decode = f"{tiny} --batches 1 2 --contexts 8 --steps 3 --runs 1 --rounds 1"

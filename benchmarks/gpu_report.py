@@ -25,20 +25,34 @@ from pathlib import Path
 from typing import Any
 
 from common import commit, device_name, versions
-from gpu_plan import GROUPS, REHEARSED, REPO, RUNNING, Place, Step, chosen, has, listing, steps
+from gpu_plan import GROUPS, REHEARSED, REPO, RUNNING, TUNED, Place, Step, chosen, has, listing, steps
 from gpu_run import run
 from reports import INTERRUPTED
 
 RESULTS = REPO / "benchmarks" / "results"
+TABLES = REPO / "kernels" / "tuned"
 
 
-def places(folder: Path, prefix: str = "") -> Place:
-    return lambda name: folder / f"{prefix}{name}"
+def in_folder(folder: Path) -> Place:
+    return lambda name: folder / name
+
+
+def in_repository(gpu: str) -> Place:
+    """Beside other results, by the GPU's name; the tuned table where launches find it."""
+
+    def place(name: str) -> Path:
+        return TABLES / f"{gpu}.json" if name == TUNED else RESULTS / f"{gpu}-{name}"
+
+    return place
 
 
 def notes(place: Place) -> list[str]:
-    """What the plan leaves out on this machine, and the remedy."""
+    """What the plan leaves out on this machine or to its user, and the remedy."""
     found = []
+    if place(TUNED).parent != TABLES:
+        found.append(
+            f"where {TUNED} is written, launches go by it once it lies in {TABLES.relative_to(REPO)}/ as <gpu>.json"
+        )
     if not has("matplotlib"):
         draw = f"python benchmarks/profile_step.py --from_json {place('profile.json')} --picture {place('profile.png')}"
         found.append(f"no roofline picture: matplotlib is not installed here; where it is, `{draw}` draws it")
@@ -58,13 +72,16 @@ def collect(
         "bench": "gpu", "device": device, "commit": commit(), "versions": versions("torch", "triton", "numpy"),
         "budget_s": budget, "seconds": 0.0, "notes": list(notes), "steps": {},
     }  # fmt: skip
-    out = place("gpu.json")
+    out, log = place("gpu.json"), place("gpu.log")
     out.parent.mkdir(parents=True, exist_ok=True)
     whole["steps"] = earlier(out, whole)
     problems = []
     for step in some:
-        print(f"== {step.name}: {' '.join(step.command)}", flush=True)
-        found = run(step, step.seconds + left, log=place("gpu.log"))
+        head = f"== {step.name}: {' '.join(step.command)}"
+        print(head, flush=True)
+        with open(log, "a") as file:
+            print(head, file=file)
+        found = run(step, step.seconds + left, log=log)
         left = max(0.0, left + step.seconds - found["seconds"])
         whole["steps"].pop(step.name, None)  # so that the order is that of the runs
         whole["steps"][step.name] = found
@@ -124,7 +141,7 @@ def main() -> int:
             parser.error(f"--steps: {error}")
 
     if options.list:
-        place = places(options.out or Path("OUT"))
+        place = in_folder(options.out or Path("OUT"))
         for words in [options.steps] if options.steps else [[group] for group in GROUPS]:
             print(*listing(" ".join(words), plan(place, words)), sep="\n")
         return 0
@@ -135,7 +152,7 @@ def main() -> int:
         signal.signal(number, signal.default_int_handler)  # background has SIGINT ignored, which steps would inherit
     if options.rehearse:
         with nullcontext(options.out) if options.out else tempfile.TemporaryDirectory() as folder:
-            place = places(Path(folder).resolve())
+            place = in_folder(Path(folder).resolve())
             some, said = rehearsal(plan(place))
             return collect(some, place, device_name(), said)
     import torch
@@ -144,7 +161,7 @@ def main() -> int:
         raise SystemExit("make gpu needs a GPU that torch can use; here torch.cuda.is_available() is False")
     name = device_name("cuda")
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    place = places(options.out.resolve()) if options.out else places(RESULTS, f"{slug}-")
+    place = in_folder(options.out.resolve()) if options.out else in_repository(slug)
     return collect(plan(place), place, name, notes(place))
 
 

@@ -294,6 +294,27 @@ def test_a_graph_is_captured_once_and_replayed() -> None:
     assert steps._idle[1] == [state]
 
 
+@pytest.mark.parametrize("batch", [1, 16])
+def test_the_kernels_of_a_profiled_step_are_those_of_its_plan(batch: int) -> None:
+    """One by one, by name and grid, in each of three replays; their times without waits make up the step."""
+    from attribution import attributed, launches
+    from decode_step import DecodeStep
+    from models import random_model
+    from shapes import PRESETS
+    from trace_events import gaps, op_times, span, steps
+
+    with torch.inference_mode():
+        step = DecodeStep.of(random_model(PRESETS["125m"], "float16", "cuda"), batch, 128)
+        found = steps(step.trace(3))
+        expected = launches(step.plan(), step.places())
+    assert len(found) == 3
+    for events in found:
+        times = op_times([attributed(events, expected)])
+        assert times.keys() == {place.op for place in step.places()}
+        assert all(us > 0 for us in times.values())
+        assert sum(times.values()) + sum(gaps(events)) == pytest.approx(span(events))
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 @pytest.mark.parametrize("order", [("cuda:0", "cuda:1"), ("cuda:1", "cuda:0")], ids=" ".join)
 def test_graphs_on_a_second_gpu(order: tuple[str, str]) -> None:

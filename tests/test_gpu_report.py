@@ -16,7 +16,7 @@ import pytest
 import torch
 from assets import REPO
 from gpu_plan import Step
-from gpu_report import collect, places
+from gpu_report import collect, in_folder, in_repository
 
 SCRIPT = [sys.executable, str(REPO / "benchmarks/gpu_report.py")]
 
@@ -33,7 +33,7 @@ def test_every_step_is_reported_and_none_stops_the_others(tmp_path: Path, capsys
         python("tests", "print('5 passed')", is_benchmark=False),
         python("says nothing", "print('a table')"),
     ]
-    place = places(tmp_path / "deep")
+    place = in_folder(tmp_path / "deep")
     assert collect(steps, place, "some GPU", ["a note"]) == 1
     whole = json.loads(place("gpu.json").read_text())
     found = whole["steps"]
@@ -48,13 +48,13 @@ def test_every_step_is_reported_and_none_stops_the_others(tmp_path: Path, capsys
     assert whole["seconds"] >= sum(step["seconds"] for step in found.values()) - 0.5
     assert {path.name for path in place("").iterdir()} == {"gpu.json", "gpu.log"}
     log = place("gpu.log").read_text()
-    assert all(said in log for said in ("begun", "a table", "why", "5 passed"))
+    assert all(said in log for said in ("== slow: -c import time", "begun", "a table", "why", "5 passed"))
     assert "FAILED bad: exit code 3" in capsys.readouterr().out
 
 
 def test_the_whole_is_there_after_each_step(tmp_path: Path) -> None:
     """What the machine leaves when it is taken away while a later step runs."""
-    place = places(tmp_path)
+    place = in_folder(tmp_path)
     look = f"import shutil; shutil.copy({str(place('gpu.json'))!r}, {str(place('seen.json'))!r}); print('{{}}')"
     assert collect([python("one", "print('{\"rows\": [1]}')"), python("two", look)], place, "some GPU") == 0
     assert json.loads(place("seen.json").read_text())["steps"]["one"]["report"] == {"rows": [1]}
@@ -62,7 +62,7 @@ def test_the_whole_is_there_after_each_step(tmp_path: Path) -> None:
 
 def test_a_later_call_keeps_the_steps_of_an_earlier_one(tmp_path: Path) -> None:
     """On the same device and commit: `make gpu STEPS=second` after `STEPS=first`."""
-    place = places(tmp_path)
+    place = in_folder(tmp_path)
     collect([python("one", "print('{\"rows\": [1]}')"), python("two", "exit(1)")], place, "some GPU")
     assert collect([python("two", "print('{\"rows\": [2]}')")], place, "some GPU") == 0
     found = json.loads(place("gpu.json").read_text())["steps"]
@@ -73,10 +73,10 @@ def test_a_later_call_keeps_the_steps_of_an_earlier_one(tmp_path: Path) -> None:
 
 def test_too_many_seconds_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     steps = [python("tests", "import time; time.sleep(1.1)", is_benchmark=False)]
-    assert collect(steps, places(tmp_path), "some GPU", budget=1) == 1
+    assert collect(steps, in_folder(tmp_path), "some GPU", budget=1) == 1
     assert json.loads((tmp_path / "gpu.json").read_text())["seconds"] > 1
     assert "FAILED all together took 1 s, wanted 1 at most" in capsys.readouterr().out
-    assert collect(steps, places(tmp_path), "some GPU") == 0
+    assert collect(steps, in_folder(tmp_path), "some GPU") == 0
 
 
 def test_a_step_may_take_what_those_before_it_left_over(tmp_path: Path) -> None:
@@ -84,15 +84,15 @@ def test_a_step_may_take_what_those_before_it_left_over(tmp_path: Path) -> None:
         python("quick", "pass", seconds=20, is_benchmark=False),
         python("long", "import time; time.sleep(1.5)", seconds=1, is_benchmark=False),
     ]
-    assert collect(steps, places(tmp_path), "some GPU") == 0
-    assert collect(steps[1:], places(tmp_path), "some GPU") == 1
+    assert collect(steps, in_folder(tmp_path), "some GPU") == 0
+    assert collect(steps[1:], in_folder(tmp_path), "some GPU") == 1
 
 
 def test_a_step_that_was_too_long_takes_nothing_from_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     late = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     monkeypatch.setattr(gpu_run, "GRACE", 2.0)
     steps = [python("deaf", late, seconds=1), python("next", "import time; time.sleep(1.5); print('{}')", seconds=3)]
-    assert collect(steps, places(tmp_path), "some GPU") == 1
+    assert collect(steps, in_folder(tmp_path), "some GPU") == 1
     found = json.loads((tmp_path / "gpu.json").read_text())["steps"]
     assert [name for name, step in found.items() if "problem" in step] == ["deaf"]
 
@@ -123,9 +123,13 @@ def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path) -> No
     assert "FAILED slow: interrupted" in said
 
 
-def test_files_go_into_one_folder_or_beside_each_other(tmp_path: Path) -> None:
-    assert places(tmp_path)("profile.json") == tmp_path / "profile.json"
-    assert places(tmp_path, "h100-")("profile.json") == tmp_path / "h100-profile.json"
+def test_files_lie_in_one_folder_or_where_they_belong(tmp_path: Path) -> None:
+    assert in_folder(tmp_path)("tuned.json") == tmp_path / "tuned.json"
+    assert in_repository("h100")("profile.json") == REPO / "benchmarks/results/h100-profile.json"
+    assert in_repository("h100")("tuned.json") == REPO / "kernels/tuned/h100.json"
+    told = [said for said in gpu_report.notes(in_folder(tmp_path)) if "tuned.json" in said]
+    assert "once it lies in kernels/tuned/ as <gpu>.json" in told[0]
+    assert not [said for said in gpu_report.notes(in_repository("h100")) if "tuned.json" in said]
 
 
 def test_make_passes_the_folder_and_the_steps() -> None:
