@@ -103,12 +103,15 @@ def steps(place: Place) -> list[Step]:
     first, second, third = GROUPS
     rows = ("--json", str(place(RUNNING)))
     profile, tuned = place("profile.json"), place(TUNED)
+    pictures = ["--trace", str(place("profile.trace.json")), "--markdown", str(place("profile.md"))]
+    if has("matplotlib"):
+        pictures += ["--picture", str(place("profile.png"))]
     usual, kinds = "--batches 1 64 --contexts 128", "--kinds float16 int8 int4"
     tiny = "--device cpu --preset tiny"
     tiny_decode = f"{tiny} --batches 1 2 --contexts 8 --steps 3 --runs 1 --rounds 1"
 
     def decoding(name: str, seconds: int, what: str, group: str, tuning: str, **more: tuple[Path, ...]) -> Step:
-        call = f"bench_decode.py --steps 40 --runs 2 {what}"
+        call = f"bench_decode.py --steps 100 --runs 3 {what}"
         return bench(name, seconds, call, "--tuned", tuning, *rows, group=group, small=tiny_decode, **more)
 
     return [
@@ -118,8 +121,7 @@ def steps(place: Place) -> list[Step]:
         ),
         decoding("decode13b", 60, f"--preset 13b --kinds float16 {usual}", first, "none"),
         bench(
-            "profile", 45, "profile_step.py --preset 13b", "--json", str(profile), "--trace", str(place("profile.trace.json")),
-            "--markdown", str(place("profile.md")), *(("--picture", str(place("profile.png"))) if has("matplotlib") else ()),
+            "profile", 45, "profile_step.py --preset 13b --tuned none", *pictures, "--json", str(profile),
             group=first, small=f"{tiny} --context 16 --repeats 2",
         ),
         bench(
@@ -134,7 +136,7 @@ def steps(place: Place) -> list[Step]:
         decoding("int8", 45, f"--preset 13b --kinds int8 {usual}", first, "none"),
         decoding("int4", 45, f"--preset 13b --kinds int4 {usual}", first, "none"),
         bench(
-            "dram", 100, "profile_step.py --preset 13b --repeats 5 --ncu", *rows, group=first,
+            "dram", 100, "profile_step.py --preset 13b --repeats 5 --ncu --tuned none", *rows, group=first,
             small=f"{tiny} --context 16 --repeats 1",
         ),
         bench("tune", TUNING + 20, f"tune_kernels.py --seconds {TUNING}", "--out", str(tuned), *rows, group=second, small=tiny),
@@ -144,7 +146,7 @@ def steps(place: Place) -> list[Step]:
             "prefill", 40, "bench_prefill.py --preset 13b --kinds float16 --tokens 64 512 2048", *rows, group=third,
             small=f"{tiny} --tokens 8 --runs 1",
         ),
-        decoding("long", 40, "--preset 13b --kinds float16 --batches 1 --contexts 2048", third, "auto"),
+        decoding("long", 50, "--preset 13b --kinds float16 --batches 1 8 --contexts 512 2048", third, "auto"),
         bench(
             "throughput", 100, "bench_throughput.py --preset 13b --prompts 256 --rows 64", *rows, group=third,
             small=f"{tiny} --prompts 8 --prompt_mean 10 --output_mean 10 --alone 3 --rows 4 --steps 4",
