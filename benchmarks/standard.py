@@ -59,7 +59,9 @@ def diff_add_lines(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def recover_lines(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    by_method = {row["method"]: row["wall_s"] for row in report["rows"]}
+    by_method = {row["method"]: row["wall_s"] for row in report.get("methods", [])}
+    if not by_method.keys() >= {"recover", "copy"}:
+        return  # one of them failed
     ours, copy, reference = by_method["recover"], by_method["copy"], by_method.get("reference")
     peer = () if reference is None else ("transformers", reference, reference / ours)
     yield line(f"recover, {report['cache']} cache", ours, "s", copy, copy / ours, *peer)
