@@ -11,33 +11,25 @@ before it is timed, the reference's own result after its run. A row is one run; 
 from __future__ import annotations
 
 import argparse
-import hashlib
-import os
 import shutil
 import statistics
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from common import Run, Spread, drop_cache, parser, read_once, run_child
+from make_pair import make_pair
 from reports import Report, table
 from shapes import PRESETS, preset_of
 
-from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
+from baize_engine.backend import resolve_device
 from baize_engine.checkpoint.config_file import read_config
-from baize_engine.checkpoint.file_io import InputFile, OutputFile
 from baize_engine.errors import BackendError
-from baize_engine.recovery.adders import NoFiles
 
-BLOCK = 8 << 20
-READERS = 3  # 4 and 6 were no faster
+METHODS = Path(__file__).resolve().with_name("recover_methods.py")
 CHECKED = ("model.embed_tokens.weight", "lm_head.weight", "model.norm.weight", "model.layers.0.self_attn.q_proj.weight")
 
 
@@ -70,118 +62,6 @@ def check_result(base: Path, diff: Path, tuned: Path, with_mean_row: bool = True
             raise SystemExit(f"{tuned}: {name} is not float32(base) + float32(diff) rounded once")
 
 
-class CopyAdder(NoFiles):
-    """Stands where the kernel stands and does nothing; its output holds bytes that no disk can take for empty."""
-
-    name, slack = "copy", SLACK
-
-    def __init__(self) -> None:
-        self._filled: dict[int, int] = {}
-
-    def buffer(self, nbytes: int) -> memoryview:
-        return aligned_buffer(nbytes)
-
-    def add(self, *arguments: Any, **_: Any) -> tuple[list[float], int, int]:
-        out = arguments[4]
-        done = self._filled.get(id(out.obj), 0)
-        if len(out) > done:  # once for each page that is written, as the kernel touches no others either
-            out[done:] = os.urandom(len(out) - done)
-            self._filled[id(out.obj)] = len(out)
-        return [], 0, 0
-
-
-class NoHash:
-    def update(self, data: memoryview, /) -> None: ...
-
-    def hexdigest(self) -> str:
-        return hashlib.sha256().hexdigest()
-
-
-def copy(base: Path, diff: Path, out: Path) -> None:
-    """The same plan, workers, reads and writes as recover, and nothing else.
-
-    The rows that only the diff has are left out (some 10 KB each): with them a worker would sum the base's columns.
-    """
-    from baize_engine.checkpoint.index import read_index
-    from baize_engine.checkpoint.writer import CheckpointWriter, lay_out
-    from baize_engine.recovery.plan import plan
-    from baize_engine.recovery.stream import stream
-
-    left, right = read_index(base), read_index(diff)
-    cut = {name: replace(entry, shape=left.entries[name].shape) for name, entry in right.entries.items()}
-    work = plan(left, replace(right, entries=cut), "float16")
-    with CheckpointWriter(out, lay_out(job.spec for job in work.jobs)) as writer:
-        stream(work, writer, CopyAdder, make_hash=NoHash)
-        writer.finish({})
-
-
-def plain_copy(base: Path, diff: Path, out: Path) -> None:
-    """READERS threads read both folders in large ranges, one writes as many bytes as the result has; then fsync."""
-
-    def ranges(folder: Path) -> list[tuple[Path, int, int]]:
-        sizes = [(path, path.stat().st_size) for path in sorted(folder.glob("*.bin"))]
-        return [(path, at, min(BLOCK, size - at)) for path, size in sizes for at in range(0, size, BLOCK)]
-
-    left, right = ranges(base), ranges(diff)
-    share = len(right) / len(left)  # both folders advance together, as in a recovery
-    ordered = [(n * share, job) for n, job in enumerate(left)] + list(enumerate(right))
-    jobs, lock = iter([job for _, job in sorted(ordered, key=lambda each: each[0])]), threading.Lock()
-
-    def read() -> None:
-        buffer = aligned_buffer(BLOCK + SLACK)
-        while True:
-            with lock:
-                path, at, count = next(jobs, (None, 0, 0))
-            if path is None:
-                return
-            files[path].read(at, count, buffer)
-
-    def write(file: OutputFile, nbytes: int) -> None:
-        block = aligned_buffer(BLOCK)
-        block[:] = os.urandom(BLOCK)
-        for begin in range(0, nbytes, BLOCK):
-            file.write_at(begin, block[: min(BLOCK, nbytes - begin)])
-
-    out.mkdir()
-    nbytes = sum(count for _, _, count in right) // 2
-    paths = {path for path, _, _ in left + right}
-    with ExitStack() as stack:
-        files = {
-            path: stack.enter_context(closing(InputFile(path, 0, path.stat().st_size, str(path), True)))
-            for path in paths  # once for all readers: looking into the page cache may bring pages there
-        }
-        file = stack.enter_context(closing(OutputFile(out / "data", nbytes)))
-        with ThreadPoolExecutor(READERS + 1) as pool:
-            done = [pool.submit(read) for _ in range(READERS)] + [pool.submit(write, file, nbytes)]
-        for future in done:
-            future.result()
-        file.sync()
-
-
-def reference(base: Path, diff: Path, out: Path) -> None:
-    """weight_diff.py's recover: whole models in float32, the mean as the base's new row, add_, save_pretrained."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    load: Any = AutoModelForCausalLM.from_pretrained
-    tuned, raw = (
-        load(folder, torch_dtype=torch.float32) for folder in (diff, base)
-    )  # the script's spelling: 4 and 5 take it
-    rows = raw.get_input_embeddings().weight.shape[0]
-    extra = tuned.get_input_embeddings().weight.shape[0] - rows
-    if extra:
-        raw.resize_token_embeddings(rows + extra, mean_resizing=False)
-        for weight in (raw.get_input_embeddings().weight.data, raw.get_output_embeddings().weight.data):
-            weight[-extra:] = weight[:-extra].mean(dim=0, keepdim=True)
-    left, right = tuned.state_dict(), raw.state_dict()
-    for name in left:
-        left[name].add_(right[name])
-    tuned.save_pretrained(out)
-
-
-METHODS = {"copy": copy, "plain copy": plain_copy, "reference": reference}
-
-
 class Way(NamedTuple):
     """A method, and the device of its arithmetic."""
 
@@ -193,7 +73,7 @@ def child(way: Way, base: Path, diff: Path, out: Path) -> list[str]:
     if way.method == "recover":
         paths = ["--path_raw", str(base), "--path_diff", str(diff), "--path_tuned", str(out)]
         return [sys.executable, "-m", "baize_engine", "recover", *paths, "--device", way.device, "--quiet"]
-    return [sys.executable, str(Path(__file__).resolve()), "--method", way.method, str(base), str(diff), str(out)]
+    return [sys.executable, str(METHODS), way.method, str(base), str(diff), str(out)]
 
 
 def once(way: Way, base: Path, diff: Path, out: Path, cold: bool, look: Callable[[], None] = lambda: None) -> Run:
@@ -283,14 +163,7 @@ def main() -> int:
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--reference_runs", type=int, default=1, help="0 leaves the reference method out")
     options.add_argument("--warm", dest="cold", action="store_false", help="with the files in the page cache")
-    options.add_argument("--method", choices=METHODS, default=None, help=argparse.SUPPRESS)
-    options.add_argument("paths", nargs="*", type=Path, help=argparse.SUPPRESS)
     chosen = options.parse_args()
-    if chosen.method:  # the child's side
-        METHODS[chosen.method](*chosen.paths)
-        return 0
-    from baize_engine.backend import resolve_device  # here, for the children, which are timed, need no backend
-
     if chosen.runs < 1 or chosen.reference_runs < 0:
         options.error(f"--runs is {chosen.runs} and --reference_runs {chosen.reference_runs}, wanted 1 and 0 at least")
     try:
@@ -301,8 +174,6 @@ def main() -> int:
         pair = chosen.pair or Path(scratch) / "pair"
         base, diff = pair / "base", pair / "diff"
         if not base.exists():
-            from make_pair import make_pair  # here, because it imports torch
-
             try:
                 make_pair(chosen.preset, pair)
             except ValueError as error:  # no room

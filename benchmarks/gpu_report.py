@@ -2,8 +2,9 @@
 
 The steps, in the order of benchmarks/gpu_plan.py (`--list`), are benchmarks at the shapes of 7B and 13B, the tests marked gpu,
 the tuner, and the C++ kernels' tests. Everything is in gpu.json, rewritten after each step, and all that the steps said in
-gpu.log; the profile's own files and the tuned table lie beside them. A step that fails or runs out of time keeps the rows it
-had and does not stop the others; the exit code tells. A step may take its own seconds and those that steps before it left over.
+gpu.log; the profile's own files lie beside them, and in a folder of `--out` the tuned table. A step that fails or runs out of
+time keeps the rows it had and does not stop the others; the exit code tells. A step may take its own seconds and those that
+steps before it left over.
 
 `--rehearse` runs every step in its smallest form without a GPU: an import, option or report that fails is found before the day.
 """
@@ -108,7 +109,10 @@ def earlier(out: Path, whole: dict[str, Any]) -> dict[str, Any]:
     """The steps of the file at `out` where it is of the same device, commit and versions, else none."""
     if not out.exists():
         return {}
-    before = json.loads(out.read_text())
+    try:
+        before = json.loads(out.read_text())
+    except json.JSONDecodeError as error:
+        raise SystemExit(f"{out}: {error}, wanted the report of an earlier call, or no file") from error
     same = all(before.get(key) == whole[key] for key in ("bench", "device", "commit", "versions"))
     return dict(before["steps"]) if same else {}
 
@@ -145,12 +149,11 @@ def main() -> int:
         for words in [options.steps] if options.steps else [[group] for group in GROUPS]:
             print(*listing(" ".join(words), plan(place, words)), sep="\n")
         return 0
-    for number in (
-        signal.SIGINT,
-        signal.SIGTERM,
-    ):  # the step ends, and its rows are written; a shell that starts this in the
-        signal.signal(number, signal.default_int_handler)  # background has SIGINT ignored, which steps would inherit
+    # The step ends, and its rows are written. A shell starts what runs in the background with SIGINT ignored, steps included.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
     if options.rehearse:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
         with nullcontext(options.out) if options.out else tempfile.TemporaryDirectory() as folder:
             place = in_folder(Path(folder).resolve())
             some, said = rehearsal(plan(place))

@@ -42,7 +42,6 @@ def run(step: Step, seconds: float, shown: bool = True, log: Path | None = None)
     with tempfile.TemporaryFile() if log is None else open(log, "ab+") as file:
         file.seek(0, os.SEEK_END)
         start = file.tell()
-        # one file for both, so that they stand in the order of time; appending, so that neither overwrites the other
         with subprocess.Popen(
             [sys.executable, *step.command], cwd=REPO, env=_environment(), stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,

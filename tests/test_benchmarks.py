@@ -21,6 +21,7 @@ import bench_quality
 import bench_recover
 import bench_throughput
 import pytest
+import recover_methods
 import torch
 from arrivals import GREEDY, SAMPLED, Arrivals, Rows, arrivals, engine_of, room
 from assets import REPO
@@ -82,8 +83,8 @@ def test_bench_recover(pair: Path, tmp_path: Path) -> None:
 def test_the_copies_write_what_recover_writes(pair: Path, tmp_path: Path) -> None:
     base, diff = pair / "base", pair / "diff"
     recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
-    bench_recover.copy(base, diff, tmp_path / "copy")
-    bench_recover.plain_copy(base, diff, tmp_path / "plain")
+    recover_methods.copy(base, diff, tmp_path / "copy")
+    recover_methods.plain_copy(base, diff, tmp_path / "plain")
     size = sum(weights(tmp_path / "tuned", "*.safetensors").values())
     rows = 2 * 64 * 2  # bytes of the two rows that only the diff has
     assert sum(weights(tmp_path / "copy", "*.safetensors").values()) == pytest.approx(size - rows, abs=64)
@@ -96,14 +97,14 @@ def test_a_plain_copy_that_fails_is_no_floor(pair: Path, tmp_path: Path, monkeyp
     def broken(*_: object) -> None:
         raise CheckpointError("broken")
 
-    monkeypatch.setattr(bench_recover.InputFile, "read", broken)
+    monkeypatch.setattr(recover_methods.InputFile, "read", broken)
     with pytest.raises(CheckpointError, match="broken"):
-        bench_recover.plain_copy(pair / "base", pair / "diff", tmp_path / "plain")
+        recover_methods.plain_copy(pair / "base", pair / "diff", tmp_path / "plain")
 
 
 def test_the_reference_method_is_the_same_sum(pair: Path, tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    bench_recover.reference(pair / "base", pair / "diff", tmp_path / "tuned")
+    recover_methods.reference(pair / "base", pair / "diff", tmp_path / "tuned")
     entries = read_index(tmp_path / "tuned").entries
     assert {entry.dtype for entry in entries.values()} == {"float32"}
     assert entries["lm_head.weight"].shape[0] == 1001

@@ -111,7 +111,7 @@ def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path) -> No
     )
     log = tmp_path / "gpu.log"
     with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=REPO, stdout=subprocess.PIPE, text=True) as child:
-        while not log.exists() or "begun" not in log.read_text():
+        while not log.exists() or "\nbegun\n" not in log.read_text():
             time.sleep(0.05)
         os.kill(child.pid, number)
         said, _ = child.communicate(timeout=60)
