@@ -129,8 +129,8 @@ def steps(place: Place) -> list[Step]:
             small="--card h100", needs=(profile,),
         ),
         bench(
-            "kernels", 60, "bench_kernels.py --preset 13b --quick", *rows, group=first,
-            small=f"{tiny} --rows 1 --contexts 16 --kinds float16",
+            "kernels", 60, "bench_kernels.py --preset 13b --kinds float16 --rows 1 64 --contexts 128 --tuned none", *rows, group=first,
+            small=f"{tiny} --rows 1 --contexts 16 --seconds 0.02",
         ),
         of_tests("tests", 130, first, ["-m", "gpu", *gpu_tests()]),
         decoding("int8", 45, f"--preset 13b --kinds int8 {usual}", first, "none"),
@@ -156,7 +156,7 @@ def steps(place: Place) -> list[Step]:
             small=f"{tiny} --runs 1",
         ),
         bench(
-            "diff_add", 25, f"bench_diff_add.py --device cuda --elements {1 << 28}", *rows, group=third,
+            "diff_add", 25, "bench_diff_add.py --device cuda", *rows, group=third,
             small="--device cpu --elements 70000 --runs 2",
         ),
         of_tests("csrc", 60, third, cpp_tests(), ["--collect-only"]),

@@ -124,9 +124,7 @@ def test_what_is_not_installed_is_left_out_and_told(installed: bool, monkeypatch
         assert "pytest-xdist is not installed" in told[1]
 
 
-@pytest.mark.parametrize(
-    "words", [["kernels"], ["tests"], ["prefill", "throughput"], ["recover", "csrc"]], ids=" ".join
-)
+@pytest.mark.parametrize("words", [["tests"], ["prefill", "throughput"], ["recover", "csrc"]], ids=" ".join)
 def test_rehearsal(words: list[str], tmp_path: Path) -> None:
     """Steps as on the day, in small: their scripts import, take their options, and report. One step of each script."""
     command = [sys.executable, str(REPO / "benchmarks/gpu_report.py"), "--rehearse", "--out", str(tmp_path), "--steps"]
