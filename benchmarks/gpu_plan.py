@@ -122,15 +122,15 @@ def steps(place: Place) -> list[Step]:
         decoding("decode13b", 60, f"--preset 13b --kinds float16 {usual}", first, "none"),
         bench(
             "profile", 45, "profile_step.py --preset 13b --tuned none", *pictures, "--json", str(profile),
-            group=first, small=f"{tiny} --context 16 --repeats 2",
+            group=first, small=f"{tiny} --context 16 --repeats 2 --ncu",
         ),
         bench(
             "predicted", 10, "predicted.py", "--from_json", str(profile), *rows, group=first,
             small="--card h100", needs=(profile,),
         ),
         bench(
-            "kernels", 60, "bench_kernels.py --preset 13b --kinds float16 --rows 1 64 --contexts 128 --tuned none", *rows, group=first,
-            small=f"{tiny} --rows 1 --contexts 16 --seconds 0.02",
+            "kernels", 60, "bench_kernels.py --preset 13b --kinds float16 --rows 1 64 --contexts 128 --tuned none", *rows,
+            group=first, small=f"{tiny} --rows 1 --contexts 16 --seconds 0.02",
         ),
         of_tests("tests", 130, first, ["-m", "gpu", *gpu_tests()]),
         decoding("int8", 45, f"--preset 13b --kinds int8 {usual}", first, "none"),

@@ -17,18 +17,8 @@ from gpu_plan import GROUPS, chosen, listing, options_of, steps
 
 # what main has not yet: the tuner, and --tuned, --markdown, --ncu and --device of scripts that are being changed beside this
 PENDING = {
-    "decode13b",
-    "profile",
-    "predicted",
-    "int8",
-    "int4",
-    "dram",
-    "tune",
-    "tuned13b",
-    "decode7b",
-    "long",
-    "diff_add",
-}
+    "decode13b", "profile", "predicted", "kernels", "int8", "int4", "dram", "tune", "tuned13b", "decode7b", "long", "diff_add",
+}  # fmt: skip
 
 
 def plan(folder: Path = Path("some folder")) -> list[gpu_plan.Step]:
@@ -56,6 +46,16 @@ def test_groups_are_calls_of_a_lent_machine() -> None:
             assert {str(path) for path in step.needs} <= written, step.name
             written |= set(step.command)
     assert {step.name for step in plan() if not step.groups} == set()
+
+
+def test_all_files_of_a_call_come_back() -> None:
+    """A lent machine returns eight, named in letters, digits and '._-'."""
+    for group in GROUPS:
+        words = {word for step in chosen(plan(Path("/out")), [group]) for word in step.command}
+        files = {word.removeprefix("/out/") for word in words if word.startswith("/out/")} | {"gpu.json", "gpu.log"}
+        assert gpu_plan.RUNNING in files
+        assert len(files) <= 8
+        assert all(re.fullmatch(r"[A-Za-z0-9._-]+", name) for name in files)
 
 
 def test_steps_are_chosen_by_name_and_group() -> None:
