@@ -10,11 +10,10 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -172,12 +171,3 @@ def parser(description: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     made.add_argument("--json", type=Path, default=None, metavar="FILE", help="also write the report there")
     return made
-
-
-def report(bench: str, rows: list[dict[str, Any]], options: argparse.Namespace, facts: Mapping[str, Any]) -> None:
-    """bench_recover.py's rows, all at once; it goes when that script has a Report of its own."""
-    from reports import Report
-
-    with Report(bench, options, facts=facts) as made:
-        for row in rows:
-            made.row(row)
