@@ -139,7 +139,8 @@ def steps(place: Place) -> list[Step]:
             "dram", 100, "profile_step.py --preset 13b --repeats 5 --ncu --tuned none", *rows, group=first,
             small=f"{tiny} --context 16 --repeats 1",
         ),
-        bench("tune", TUNING + 20, f"tune_kernels.py --seconds {TUNING}", "--out", str(tuned), *rows, group=second, small=tiny),
+        bench("tune", TUNING + 20, f"tune_kernels.py --seconds {TUNING}", "--out", str(tuned), *rows, group=second,
+              small="--device cpu --kinds float16 --batches 1"),
         decoding("tuned13b", 100, f"--preset 13b {kinds} {usual}", second, str(tuned), needs=(tuned,)),
         decoding("decode7b", 60, f"--preset 7b {kinds} {usual}", third, "auto"),
         bench(
