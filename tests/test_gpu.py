@@ -277,6 +277,29 @@ def test_many_rows_change_no_token(quantize: str | None) -> None:
         assert run(made, prompts[one], rows[one]) == together[one]
 
 
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_short_prompts_in_one_launch_have_the_bits_of_op_by_op(quantize: str | None) -> None:
+    """Captured, replayed for another length of the same bucket, and after other tokens of the sequence."""
+    made = model(quantize)
+    cache = made.new_cache(2048)
+
+    def run(ahead: bool, before: int, count: int) -> list[torch.Tensor]:
+        made.runs_ahead = ahead
+        sequence = cache.allocate()
+        if before:
+            made.forward([decoders.prompt(before, 1)], [sequence], cache, prompt=True)
+        logits = made.prefill(decoders.prompt(count, count), sequence, cache)
+        rows = cache.slots(sequence, 0, sequence.length)
+        found = [logits, *(part.flatten(1, 2)[:, rows] for part in (cache.keys, cache.values))]
+        cache.free(sequence)
+        return found
+
+    for before in (0, 5, 300):
+        for count in (2, 7, 8, 33, 64):
+            for mine, wanted in zip(run(True, before, count), run(False, before, count), strict=True):
+                assert torch.equal(mine, wanted), (before, count)
+
+
 def test_a_graph_is_captured_once_and_replayed() -> None:
     made = model(None)
     cache = made.new_cache(256)
