@@ -13,6 +13,7 @@ from attribution import Launch, Mismatch, Place
 from trace_events import device_events, kernel_rows, op_times, span, steps
 from triton.runtime.jit import JITFunction
 
+from baize_engine.kernels import settings
 from baize_engine.model.steps import StepState
 
 
@@ -65,8 +66,9 @@ def test_every_kernel_of_a_step_has_a_place(rows: int, kind: str) -> None:
         assert [(label.op, label.layer) for label, _ in found] == [
             (each.place.op, each.place.layer) for each in expected
         ]
-    norms = [launch.place.op for launch in expected if launch.kernel == "_rms_norm_kernel"]
-    assert set(norms) == (set() if rows <= 8 else {"qkv_rope_store", "gate_up", "head"})
+    norms = {launch.place.op for launch in expected if launch.kernel == "_rms_norm_kernel"}
+    bits = {"float16": 16, "int8": 8, "int4": 4}[kind]
+    assert norms == {op for op in settings.WITH_NORM if not settings.product(op, bits, rows).fuse_norm}
 
 
 def test_launches_are_no_longer_watched_afterwards() -> None:

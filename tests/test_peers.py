@@ -287,6 +287,7 @@ def test_ctrl_c_keeps_what_was_measured(whole_group: bool, folder: Path) -> None
     with subprocess.Popen(
         [sys.executable, script, *small, "--rounds", "12", "--folder", str(folder)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background job ignores it
     ) as process:  # fmt: skip
         assert process.stdout is not None
         first = [process.stdout.readline() for _ in range(2)]

@@ -23,6 +23,7 @@ from assets import REPO
 from common import Spread
 from decode_step import DecodeStep
 from models import KINDS, random_model, transformers_model
+from reports import Report
 from shapes import PRESETS
 from trace_events import device_events
 
@@ -124,7 +125,9 @@ def test_bench_prefill() -> None:
     """The rows of a GPU, here of the CPU: ours, the reference ops and transformers."""
     pytest.importorskip("transformers")
     options = argparse.Namespace(preset="tiny", tokens=[20, 200], runs=2, baselines=True)
-    rows, facts = bench_prefill.bench(options, "float16", "cpu")
+    with Report("prefill", options) as report:
+        bench_prefill.bench(report, options, "float16", "cpu")
+    rows, facts = report.rows, report.facts
     by_engine = {row["engine"]: row for row in rows if row["tokens"] == 200}
     assert by_engine.keys() == {"baize float16", "torch float16", "transformers float32"}
     for row in rows:

@@ -93,8 +93,9 @@ def test_ctrl_c_keeps_the_rows(tmp_path: Path) -> None:
         "sys.exit(report.code)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", code, str(REPO / "benchmarks")], stdout=subprocess.PIPE, text=True
-    ) as child:
+        [sys.executable, "-c", code, str(REPO / "benchmarks")], stdout=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background job ignores it
+    ) as child:  # fmt: skip
         assert child.stdout is not None
         first = [child.stdout.readline() for _ in range(3)]
         os.kill(child.pid, signal.SIGINT)
