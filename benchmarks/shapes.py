@@ -60,6 +60,8 @@ PRESETS = {
     "1b": Shape(layers=22, heads=32, hidden=2048, intermediate=5632),
     "7b": Shape(layers=32, heads=32, hidden=4096, intermediate=11008, base_shards=2, diff_shards=3),
     "13b": Shape(layers=40, heads=40, hidden=5120, intermediate=13824, base_shards=3, diff_shards=6),
+    "30b": Shape(layers=60, heads=52, hidden=6656, intermediate=17920, base_shards=7, diff_shards=7),
+    "65b": Shape(layers=80, heads=64, hidden=8192, intermediate=22016, base_shards=14, diff_shards=14),
 }
 
 

@@ -1,0 +1,288 @@
+"""How the tuner chooses: what is tried in which order, when it is kept, and which entries a table then needs.
+
+Pure: neither measures nor launches. What it compares are `Turns` that its caller measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import product, starmap
+from statistics import median
+from typing import Any
+
+from baize_engine.kernels import settings
+from baize_engine.kernels.settings import TUNED_ROWS, ProductSettings
+from baize_engine.kernels.tuned import Key, Table
+
+BITS = {"float16": 16, "int8": 8, "int4": 4}
+PRESETS = ("13b", "7b", "30b", "65b")  # in the order of their importance, and so the next two
+BATCHES = (1, 64, 8, 32, 16, 4, 2)
+SECOND = 2  # of PRESETS, all cells of the first two go before those of the others
+TOGETHER = ("trigger", "prefetched")  # act on the neighbours too: all products first try a value at once
+MARGIN = 0.01  # of the op's own time that a value must save, beside what repeated measurements differ by
+
+Plan = Mapping[str, Any]  # settings of each op of a chain, by the op's name in a step
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is tuned as one: the ops of a step of a model with weights of `kind` at `batch` rows."""
+
+    preset: str
+    kind: str
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.preset} {self.kind} x{self.batch}"
+
+
+def cells(presets: Sequence[str], kinds: Sequence[str], batches: Sequence[int]) -> list[Cell]:
+    """All of them, the most important first: 13B and 7B before the larger ones, batch 1 and 64 and float16 before others."""
+
+    def rank(value: Any, order: Sequence[Any]) -> int:
+        return order.index(value) if value in order else len(order)
+
+    def order(cell: Cell) -> tuple[int, ...]:
+        preset, kind = rank(cell.preset, PRESETS), rank(cell.kind, tuple(BITS))
+        batch = rank(cell.batch, BATCHES)
+        return preset // SECOND, preset % SECOND + kind + batch, batch, preset, kind
+
+    return sorted(dict.fromkeys(starmap(Cell, product(presets, kinds, batches))), key=order)
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op of a chain: `name` in a step ("linear_add o"), and what a table knows it by. `share` of the chain's bytes."""
+
+    name: str
+    bits: int
+    shape: tuple[int, ...]
+    rows: int
+    share: float
+
+    @property
+    def op(self) -> str:
+        return self.name.split()[0]
+
+    @property
+    def key(self) -> Key:
+        return self.op, self.bits, self.shape
+
+    @property
+    def rule(self) -> Any:
+        return rule(self.key, self.rows)
+
+    def aspects(self) -> dict[str, list[Mapping[str, Any]]]:
+        """The values of each aspect: the rule's own, so that one that was left can be come back to, and the choices."""
+        if self.op == "attention":
+            choices = settings.attention_choices()
+        elif self.op == "sample":
+            choices = settings.sample_choices()
+        else:
+            choices = settings.product_choices(self.op, self.bits, self.rows)
+        found = {}
+        for aspect, values in choices:
+            names = dict.fromkeys(name for value in values for name in value)
+            own = {name: getattr(self.rule, name) for name in names}
+            found[aspect] = [own, *({**own, **value} for value in values)]
+        return found
+
+    def launched(self, how: Any, dependent: bool) -> tuple[Any, ...]:
+        """What `how` comes to in a launch here; settings that come to the same need no second measurement."""
+        if not isinstance(how, ProductSettings):
+            return tuple(value for name, value in asdict(how).items() if dependent or name != "trigger")
+        fused = self.op in settings.WITH_NORM and how.fuse_norm
+        return (
+            how.block_n, how.block_k, how.num_warps, how.num_stages, how.block_t(self.rows), fused,
+            how.trigger if dependent else "", how.prefetched if dependent or fused else 0,
+        )  # fmt: skip
+
+
+def rule(key: Key, rows: int) -> Any:
+    """The settings of an op where no table has any."""
+    op, bits, _ = key
+    if op == "attention":
+        return settings.attention(bits // 8)
+    return settings.sample() if op == "sample" else settings.product(op, bits, rows)
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Microseconds of a chain under two plans, measured in turn: the best so far, and one that is tried."""
+
+    best: tuple[float, ...]
+    tried: tuple[float, ...]
+
+    @property
+    def best_us(self) -> float:
+        return median(self.best)
+
+    @property
+    def tried_us(self) -> float:
+        return median(self.tried)
+
+    def better(self, share: float) -> bool:
+        """Whether what was tried is faster by more than noise; `share` of the chain's time is that of what was changed.
+
+        Noise is what the unchanged chain's turns differ by, and MARGIN of the time in question.
+        """
+        noise = max(max(self.best) - min(self.best), MARGIN * share * self.best_us)
+        return self.best_us - self.tried_us > noise
+
+
+@dataclass(frozen=True)
+class Move:
+    """`ops` of a chain get `values` of an aspect."""
+
+    ops: tuple[Op, ...]
+    aspect: str
+    values: Mapping[str, Any]
+
+    def on(self, plan: Plan) -> dict[str, Any]:
+        return {**plan, **{op.name: replace(plan[op.name], **self.values) for op in self.ops}}
+
+    @property
+    def share(self) -> float:
+        return sum(op.share for op in self.ops)
+
+    @property
+    def names(self) -> str:
+        return " + ".join(op.name for op in self.ops) if len(self.ops) < 3 else "all products"
+
+
+def rules(ops: Iterable[Op]) -> dict[str, Any]:
+    return {op.name: op.rule for op in ops}
+
+
+def moves(ops: Sequence[Op]) -> Iterator[Move]:
+    """All that is tried, aspect by aspect, in each the op with the greatest share first.
+
+    By aspect, not by op: while one op's are measured, what the others' last aspect led to is compiled.
+    """
+    ordered = sorted(ops, key=lambda op: -op.share)
+    values_of = {op: op.aspects() for op in ordered}
+    for aspect in dict.fromkeys(aspect for op in ordered for aspect in values_of[op]):
+        those = [op for op in ordered if aspect in values_of[op]]
+        alike = tuple(op for op in those if op.op in settings.PRODUCTS)
+        if aspect in TOGETHER and len(alike) > 1:
+            for values in values_of[alike[0]][aspect]:
+                yield Move(alike, aspect, values)
+        for op in those:
+            for values in values_of[op][aspect]:
+                yield Move((op,), aspect, values)
+
+
+Compare = Callable[[Plan, Plan, Move], "Turns | None"]
+Note = Callable[[Move, Turns, bool], None]
+
+
+def descend(ops: Sequence[Op], start: Plan, dependent: bool, compare: Compare, note: Note) -> dict[str, Any]:
+    """The best plan for `ops`, found from `start` move by move. `compare` gives None for a plan that is to be left out."""
+    best, tried = dict(start), set[tuple[Any, ...]]()
+
+    def launched(plan: Plan) -> tuple[Any, ...]:
+        return tuple(op.launched(plan[op.name], dependent) for op in ops)
+
+    tried.add(launched(best))
+    for move in moves(ops):
+        plan = move.on(best)
+        if launched(plan) in tried:
+            continue
+        tried.add(launched(plan))
+        turns = compare(best, plan, move)
+        if turns is None:
+            continue
+        kept = turns.better(move.share)
+        note(move, turns, kept)
+        if kept:
+            best = plan
+    return best
+
+
+def changed(before: Any, after: Any) -> dict[str, Any]:
+    """The values of `after` that are not those of `before`."""
+    return {name: value for name, value in asdict(after).items() if value != getattr(before, name)}
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best settings of an op at some number of rows, and microseconds of its chain with them and with the rule.
+
+    Both None: not measured there, the rule stands so that a neighbour's settings do not.
+    """
+
+    settings: Any
+    us: float | None = None
+    rules_us: float | None = None
+
+
+def confirm(ops: Sequence[Op], best: Plan, compare: Compare, note: Note) -> dict[str, Found]:
+    """What of `best` is still better than the rule when each op's settings are taken away in turn; the rule elsewhere."""
+    found = {op.name: Found(op.rule, 0.0, 0.0) for op in ops}
+    plan = dict(best)
+    for op in sorted(ops, key=lambda op: op.share):
+        if plan[op.name] == op.rule:
+            continue
+        move = Move((op,), "confirmed", changed(op.rule, plan[op.name]))
+        without = {**plan, op.name: op.rule}
+        turns = compare(without, plan, move)
+        if turns is None or not turns.better(op.share):
+            if turns is not None:
+                note(move, turns, False)
+            plan = without
+            continue
+        note(move, turns, True)
+        found[op.name] = Found(plan[op.name], turns.tried_us, turns.best_us)
+    return found
+
+
+# Tables
+
+Known = dict[Key, dict[int, Found]]
+
+
+def of_file(content: Mapping[str, Any]) -> Known:
+    """What the entries of a table's file say that were measured."""
+    known: Known = {}
+    for entry in content["entries"]:
+        if entry.get("us") is not None:
+            made = settings.from_dict(entry["op"], entry["bits"], entry["settings"])
+            key = entry["op"], entry["bits"], tuple(entry["shape"])
+            known.setdefault(key, {})[entry["rows"]] = Found(made, entry["us"], entry["rules_us"])
+    return known
+
+
+def entries(known: Known) -> list[dict[str, Any]]:
+    """The fewest entries with which a table gives, for each of TUNED_ROWS, the settings found, and the rule where none were.
+
+    A table's reader takes the entry of the nearest greater number of rows: where that is not what is wanted, the rule needs
+    an entry of its own, with no microseconds.
+    """
+    made = []
+    for key, places in sorted(known.items()):
+        above: Any = None
+        for rows in reversed(TUNED_ROWS):
+            found = places.get(rows, Found(rule(key, rows)))
+            if found.settings == (above or rule(key, rows)):
+                continue
+            above = found.settings
+            measured = found.settings != rule(key, rows)
+            op, bits, shape = key
+            made.append(
+                {
+                    "op": op,
+                    "bits": bits,
+                    "shape": list(shape),
+                    "rows": rows,
+                    "settings": asdict(found.settings),
+                    "us": found.us if measured else None,
+                    "rules_us": found.rules_us if measured else None,
+                }  # fmt: skip
+            )
+    return made
+
+
+def table(ops: Iterable[Op], plan: Plan) -> Table:
+    """A table with the settings of a plan, for a capture."""
+    return Table("tuner", "", (0, 0), 0, {op.key: ((op.rows, plan[op.name]),) for op in ops})
