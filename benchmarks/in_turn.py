@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextvars import copy_context
+from functools import partial
 from math import ceil
 from statistics import median
 from typing import Any, Protocol
@@ -71,7 +73,7 @@ class OnHost:
             for call in calls:
                 call()
 
-        return run
+        return partial(copy_context().run, run)  # as a graph, with the settings of now
 
     def seconds(self, runs: Sequence[Run], rewind: Run) -> list[float]:
         found = []

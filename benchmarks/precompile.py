@@ -152,12 +152,13 @@ class Compilers:
 
 def _answer(process: subprocess.Popen[str], job: Job) -> str | None:
     """Why the process could not compile a job, or None."""
-    assert process.stdin is not None and process.stdout is not None
+    line = ""
     try:
-        process.stdin.write(job.line() + "\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
+        if process.stdin and process.stdout:
+            process.stdin.write(job.line() + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+    except BrokenPipeError:  # it has ended
         line = ""
     if not line:
         return f"the process that compiles ended with {process.wait()}"

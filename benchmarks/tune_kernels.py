@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -29,10 +29,11 @@ import torch
 import tuner
 from chains import Chain
 from common import commit, parser, versions
-from in_turn import Measured, OnGpu, OnHost, OtherBits, Timer
+from in_turn import Measured, OnGpu, OnHost, Timer
 from precompile import NOW, Compilers, Job, jobs
 from reports import Report, say
 from shapes import PRESETS
+from triton.runtime.errors import OutOfResources
 from tuner import BITS, TUNED_ROWS, Cell, Found, Known, Move, Plan, Turns
 
 from baize_engine import backend
@@ -72,6 +73,7 @@ class File:
         self.path, self.card = path, card
         self.known: Known = {}
         self._begin = time.perf_counter()
+        self._made_by = {"commit": commit(), "versions": versions("torch", "triton")}
         if path.exists():
             self.known = _earlier(path, card)
         self.kept = sum(len(places) for places in self.known.values())
@@ -82,9 +84,8 @@ class File:
             if op.name in found:
                 self.known.setdefault(op.key, {})[op.rows] = found[op.name]
         head = {
-            "gpu": self.card.gpu, "capability": list(self.card.capability), "sms": self.card.sms, "commit": commit(),
-            "versions": versions("torch", "triton"), "measured": date.today().isoformat(),
-            "seconds": round(time.perf_counter() - self._begin, 1),
+            "gpu": self.card.gpu, "capability": list(self.card.capability), "sms": self.card.sms, **self._made_by,
+            "measured": date.today().isoformat(), "seconds": round(time.perf_counter() - self._begin, 1),
         }  # fmt: skip
         lines = ",\n".join(f"  {json.dumps(entry)}" for entry in tuner.entries(self.known))
         part = self.path.with_name(self.path.name + ".part")
@@ -128,13 +129,14 @@ class Tuning:
     def cell(self, cell: Cell) -> None:
         """Measures the chains of a cell and adds to the table what it finds."""
         config = config_of(cell)
-        small: dict[str, Any] = {} if self._device != "cpu" else {"touched": 0}
-        views = {"views": REHEARSED_VIEWS} if small else {}
+        views, touched = (chains.CONTEXTS, chains.TOUCHED) if self._device != "cpu" else (REHEARSED_VIEWS, 0)
+        if (("attention", 16, (config.num_heads, config.num_kv_heads, config.head_dim)), cell.batch) in self._known:
+            views = views[:1]  # what is beside it is not measured at the others
         given = self._ops, config, cell.kind, cell.batch, self._device
         begin, tried, count = time.perf_counter(), [], 0
         for make in (
-            partial(chains.layers, *given, **small, **views),
-            partial(chains.head, *given, **small),
+            partial(chains.layers, *given, views, touched),
+            partial(chains.head, *given, touched),
             partial(chains.sampler, self._ops, config.vocab_size, cell.batch, self._device),
         ):
             chain = make()
@@ -167,27 +169,17 @@ class Tuning:
                 self._left_out(cell, move, error)
                 return None
 
-        def note(move: Move, turns: Turns, kept: bool) -> None:
+        def note(move: Move, plan: Plan, turns: Turns, kept: bool) -> None:
             gain = 1 - turns.tried_us / turns.best_us
             text = f"{move.names} {move.aspect} {said(move.values)}: {turns.tried_us:.4g} us, {gain:+.2%}"
             tried.append(text + " kept" * kept)
             if not kept and move.aspect != "confirmed":
                 say(f"{cell}: {text}")
                 return
-            self._report.row(
-                {
-                    "cell": str(cell),
-                    "op": move.names,
-                    "aspect": move.aspect,
-                    "value": said(move.values),
-                    "us": turns.tried_us,
-                    "before_us": turns.best_us,
-                    "gain": gain,
-                    "kept": kept,
-                }  # fmt: skip
-            )
+            us = {"us": turns.tried_us, "before_us": turns.best_us, "gain": gain, "kept": kept}
+            self._report.row({**named(cell, move), **us})
             if kept and move.aspect != "confirmed":
-                self._ask_for_rest(cell, move)
+                self._ask_for_rest(cell, move, plan)
 
         best = tuner.descend(ops, start, self._dependent, compare, note)
         found = tuner.confirm(ops, best, compare, note)
@@ -206,23 +198,24 @@ class Tuning:
         except TimeoutError as error:
             raise OutOfTime from error
 
-    def _ask_for_rest(self, cell: Cell, kept: Move) -> None:
-        """Has the kernels compiled that the values of later aspects come to with a tile that was kept."""
+    def _ask_for_rest(self, cell: Cell, kept: Move, plan: Plan) -> None:
+        """Has the kernels compiled to which the values of other aspects come now that one was kept."""
         for op in kept.ops:
-            how = replace(op.rule, **kept.values)
             later = [move for move in tuner.moves((op,)) if move.aspect != kept.aspect]
-            wanted = jobs(cell.preset, cell.kind, [op], later, {op.name: how}, self._dependent)
-            self._compilers.ask(wanted, NOW)
+            self._compilers.ask(jobs(cell.preset, cell.kind, [op], later, plan, self._dependent), NOW)
 
     def _left_out(self, cell: Cell, move: Move, error: Exception) -> None:
         """A row for a value that failed. What this card has no room for is no fault; other bits and other errors are."""
-        with self._report.case(cell=str(cell), op=move.names, aspect=move.aspect, value=said(move.values)):
-            if type(error).__name__ == "OutOfResources":
-                lines = str(error).splitlines() or [""]
-                self._report.row({"cell": str(cell), "op": move.names, "aspect": move.aspect,
-                                  "value": said(move.values), "problem": f"left out: {lines[0]}"})  # fmt: skip
-                return
-            raise error
+        with self._report.case(**named(cell, move)):
+            if not isinstance(error, OutOfResources):
+                raise error
+            lines = str(error).splitlines() or [""]
+            self._report.row({**named(cell, move), "problem": f"left out: {lines[0]}"})
+
+
+def named(cell: Cell, move: Move) -> dict[str, Any]:
+    """The keys of a row."""
+    return {"cell": str(cell), "op": move.names, "aspect": move.aspect, "value": said(move.values)}
 
 
 def said(values: Any) -> str:

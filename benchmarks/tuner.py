@@ -46,7 +46,7 @@ def cells(presets: Sequence[str], kinds: Sequence[str], batches: Sequence[int]) 
     def order(cell: Cell) -> tuple[int, ...]:
         preset, kind = rank(cell.preset, PRESETS), rank(cell.kind, tuple(BITS))
         batch = rank(cell.batch, BATCHES)
-        return preset // SECOND, preset % SECOND + kind + batch, batch, preset, kind
+        return preset // SECOND, preset % SECOND + kind + batch, kind, preset, batch
 
     return sorted(dict.fromkeys(starmap(Cell, product(presets, kinds, batches))), key=order)
 
@@ -174,7 +174,7 @@ def moves(ops: Sequence[Op]) -> Iterator[Move]:
 
 
 Compare = Callable[[Plan, Plan, Move], "Turns | None"]
-Note = Callable[[Move, Turns, bool], None]
+Note = Callable[[Move, Plan, Turns, bool], None]  # what was tried, what came of it, and whether it is kept
 
 
 def descend(ops: Sequence[Op], start: Plan, dependent: bool, compare: Compare, note: Note) -> dict[str, Any]:
@@ -194,7 +194,7 @@ def descend(ops: Sequence[Op], start: Plan, dependent: bool, compare: Compare, n
         if turns is None:
             continue
         kept = turns.better(move.share)
-        note(move, turns, kept)
+        note(move, plan, turns, kept)
         if kept:
             best = plan
     return best
@@ -227,12 +227,12 @@ def confirm(ops: Sequence[Op], best: Plan, compare: Compare, note: Note) -> dict
         move = Move((op,), "confirmed", changed(op.rule, plan[op.name]))
         without = {**plan, op.name: op.rule}
         turns = compare(without, plan, move)
-        if turns is None or not turns.better(op.share):
-            if turns is not None:
-                note(move, turns, False)
+        stands = turns is not None and turns.better(op.share)
+        if turns is not None:
+            note(move, plan, turns, stands)
+        if turns is None or not stands:
             plan = without
             continue
-        note(move, turns, True)
         found[op.name] = Found(plan[op.name], turns.tried_us, turns.best_us)
     return found
 
@@ -269,17 +269,9 @@ def entries(known: Known) -> list[dict[str, Any]]:
             above = found.settings
             measured = found.settings != rule(key, rows)
             op, bits, shape = key
-            made.append(
-                {
-                    "op": op,
-                    "bits": bits,
-                    "shape": list(shape),
-                    "rows": rows,
-                    "settings": asdict(found.settings),
-                    "us": found.us if measured else None,
-                    "rules_us": found.rules_us if measured else None,
-                }  # fmt: skip
-            )
+            entry = {"op": op, "bits": bits, "shape": list(shape), "rows": rows, "settings": asdict(found.settings)}
+            us, rules_us = (found.us, found.rules_us) if measured else (None, None)
+            made.append({**entry, "us": us, "rules_us": rules_us})
     return made
 
 
