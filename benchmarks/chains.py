@@ -93,7 +93,8 @@ def layers(
     hidden, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
     heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
     most, longest = config.max_position_embeddings, max(views)
-    half, blocks = {"dtype": torch.float16, "device": device}, -(-longest // BLOCK)
+    half: dict[str, Any] = {"dtype": torch.float16, "device": device}
+    blocks = -(-longest // BLOCK)
     shapes = {
         "qkv_rope_store": ((heads + 2 * kv) * dim, hidden), "linear_add o": (hidden, heads * dim),
         "gate_up": (2 * inner, hidden), "linear_add down": (hidden, inner),
@@ -197,6 +198,7 @@ def sampler(ops: Any, vocabulary: int, batch: int, device: str) -> Chain:
     padded = F.pad(logits, (0, -vocabulary % block), value=float("-inf")).unflatten(1, (-1, block))
     best = (padded.argmax(2) + torch.arange(padded.shape[1], device=device) * block).int()
     keys = [torch.arange(batch, device=device) * many for many in (77_777_777_777, 0, 1)]
+    keys[2] = keys[2].int()  # a step's positions are the lengths of its contexts
     chosen = torch.empty(batch, dtype=torch.int64, device=device)
     calls = {}
     for name, (top_k, top_p) in FILTERS.items():

@@ -75,8 +75,8 @@ class Compilers:
         self._running: list[subprocess.Popen[str]] = []
         self._closed = False
         self._threads = [threading.Thread(target=self._serve, daemon=True) for _ in range(processes)]
-        for thread in self._threads:
-            thread.start()
+        for each in self._threads:
+            each.start()
 
     def __enter__(self) -> Compilers:
         return self
@@ -144,7 +144,7 @@ class Compilers:
         path = [str(HERE.parent), *filter(None, [environment.get("PYTHONPATH")])]
         process = subprocess.Popen(
             self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-            env={**environment, "PYTHONPATH": os.pathsep.join(path)},
+            env={**environment, "PYTHONPATH": os.pathsep.join(path), "OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         self._running.append(process)
         return process

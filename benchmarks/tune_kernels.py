@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -129,11 +129,13 @@ class Tuning:
     def cell(self, cell: Cell) -> None:
         """Measures the chains of a cell and adds to the table what it finds."""
         config = config_of(cell)
+        views: Sequence[int]
         views, touched = (chains.CONTEXTS, chains.TOUCHED) if self._device != "cpu" else (REHEARSED_VIEWS, 0)
         if (("attention", 16, (config.num_heads, config.num_kv_heads, config.head_dim)), cell.batch) in self._known:
             views = views[:1]  # what is beside it is not measured at the others
         given = self._ops, config, cell.kind, cell.batch, self._device
-        begin, tried, count = time.perf_counter(), [], 0
+        tried: list[str] = []
+        begin, count = time.perf_counter(), 0
         for make in (
             partial(chains.layers, *given, views, touched),
             partial(chains.head, *given, touched),
@@ -182,7 +184,7 @@ class Tuning:
                 self._ask_for_rest(cell, move, plan)
 
         best = tuner.descend(ops, start, self._dependent, compare, note)
-        found = tuner.confirm(ops, best, compare, note)
+        found = tuner.confirm(ops, start, best, compare, note)
         for op in ops:
             if op.op in ("attention", "sample"):
                 self._known[op.key, op.rows] = found[op.name].settings
@@ -257,9 +259,9 @@ def run(options: argparse.Namespace, device: str) -> int:
         compilers = stack.enter_context(Compilers(capability, dependent, options.processes))
         if file.kept:
             say(f"{file.path}: {file.kept} entries of this card are kept where this run measures nothing")
-        ops, timer, ahead = reference, OnHost(), Compilers(capability, dependent, 0)
+        ops, ahead = (chains.kernels(), compilers) if on_gpu else (reference, Compilers(capability, dependent, 0))
+        timer: Timer = OnGpu(place) if on_gpu else OnHost()
         if on_gpu:
-            ops, timer, ahead = chains.kernels(), OnGpu(place), compilers
             stack.enter_context(torch.cuda.device(place))
         stack.enter_context(torch.inference_mode())
         tuning = Tuning(

@@ -81,7 +81,7 @@ class Op:
             choices = settings.sample_choices()
         else:
             choices = settings.product_choices(self.op, self.bits, self.rows)
-        found = {}
+        found: dict[str, list[Mapping[str, Any]]] = {}
         for aspect, values in choices:
             names = dict.fromkeys(name for value in values for name in value)
             own = {name: getattr(self.rule, name) for name in names}
@@ -148,7 +148,7 @@ class Move:
 
     @property
     def names(self) -> str:
-        return " + ".join(op.name for op in self.ops) if len(self.ops) < 3 else "all products"
+        return " + ".join(op.name for op in self.ops)
 
 
 def rules(ops: Iterable[Op]) -> dict[str, Any]:
@@ -217,9 +217,9 @@ class Found:
     rules_us: float | None = None
 
 
-def confirm(ops: Sequence[Op], best: Plan, compare: Compare, note: Note) -> dict[str, Found]:
-    """What of `best` is still better than the rule when each op's settings are taken away in turn; the rule elsewhere."""
-    found = {op.name: Found(op.rule, 0.0, 0.0) for op in ops}
+def confirm(ops: Sequence[Op], start: Plan, best: Plan, compare: Compare, note: Note) -> dict[str, Found]:
+    """What of `best` is still better when each op's settings are taken away in turn, then all of them; the rule elsewhere."""
+    found = {op.name: Found(op.rule) for op in ops}
     plan = dict(best)
     for op in sorted(ops, key=lambda op: op.share):
         if plan[op.name] == op.rule:
@@ -234,6 +234,15 @@ def confirm(ops: Sequence[Op], best: Plan, compare: Compare, note: Note) -> dict
             plan = without
             continue
         found[op.name] = Found(plan[op.name], turns.tried_us, turns.best_us)
+    changed_ops = tuple(op for op in ops if plan[op.name] != op.rule)
+    if changed_ops:
+        move = Move(changed_ops, "confirmed", {})
+        turns = compare(start, plan, move)
+        stands = turns is not None and turns.tried_us < turns.best_us
+        if turns is not None:
+            note(move, plan, turns, stands)
+        if not stands:
+            return {op.name: Found(op.rule) for op in ops}
     return found
 
 
