@@ -24,6 +24,7 @@ from baize_engine.model import graphs
 
 LONG = 1e-3  # seconds that a timed run should take: hundreds of times the gap before it
 ROUNDS = 64  # most passes in a run
+CLEARLY = 1.02  # times the best's first turn: what takes longer in its own needs no more turns
 Run = Callable[[], object]
 
 
@@ -104,19 +105,26 @@ class Measured:
         if they were the first's. OtherBits where `tried` has other results."""
         kept = self._key(best)
         self._held = {key: run for key, run in self._held.items() if key[0] == kept}
-        found: list[tuple[list[float], list[float]]] = []
+        found: list[list[tuple[float, float]]] = []  # of each view the turns, the best's seconds and the other's
         for view in views:
             ours, theirs = self._prepared(best, view), self._prepared(tried, view)
             self._check(theirs, view)
-            runs = ([ours] * self._timer.repeats + [theirs] * self._timer.repeats) * self._timer.turns
-            seconds = self._timer.seconds([ours, theirs, *runs], self.chain.rewind)[2:]
-            turns = [median(seconds[n : n + self._timer.repeats]) for n in range(0, len(seconds), self._timer.repeats)]
-            found.append((turns[::2], turns[1::2]))
-        scale = median(found[0][0]) * 1e6 / self._rounds[views[0]] / self.chain.units
+            many, turns = self._timer.repeats, []
+            self._timer.seconds([ours, theirs], self.chain.rewind)  # not counted
+            for _ in range(self._timer.turns):
+                seconds = self._timer.seconds([ours] * many + [theirs] * many, self.chain.rewind)
+                turns.append((median(seconds[:many]), median(seconds[many:])))
+                if len(views) == 1 and turns[0][1] > CLEARLY * turns[0][0]:
+                    break
+            found.append(turns)
+        usual = [median(ours for ours, _ in turns) for turns in found]
+        scale = usual[0] * 1e6 / self._rounds[views[0]] / self.chain.units / len(found)
 
         def joined(which: int) -> tuple[float, ...]:
-            relative = ([one / median(pair[0]) for one in pair[which]] for pair in found)
-            return tuple(scale * sum(each) / len(found) for each in zip(*relative, strict=True))
+            return tuple(
+                scale * sum(turn[which] / one for turn, one in zip(together, usual, strict=True))
+                for together in zip(*found, strict=True)
+            )
 
         return Turns(joined(0), joined(1))
 

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterable
+from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -87,7 +88,7 @@ class Compilers:
             self._closed = True
             for process in self._running:
                 process.kill()
-        for _ in self._threads:
+        for _each in self._threads:
             self._queue.put((NOW - 1, next(self._order), None))
         for thread in self._threads:
             thread.join()
@@ -117,10 +118,8 @@ class Compilers:
         self.ask([job], NOW)
         try:
             return self._done[job.key].result(max(0.0, seconds))
-        except TimeoutError:
-            raise
-        except Exception as error:  # concurrent.futures has a TimeoutError of its own before Python 3.11
-            raise TimeoutError(str(error)) from error
+        except futures.TimeoutError as error:  # before Python 3.11 not the built-in one
+            raise TimeoutError(f"{job.op.name} is not compiled after {seconds:.0f} s") from error
 
     def _serve(self) -> None:
         """The thread of one process."""
@@ -232,6 +231,8 @@ def compile_one(preset: str, kind: str, name: str, rows: int, how: dict[str, Any
 
 def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for whom it works for, who then closes its stdin
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever a compiler prints is no answer
     stand_in(int(sys.argv[1]), sys.argv[2] == "pdl")
     for line in sys.stdin:
         problem = None
@@ -239,7 +240,7 @@ def main() -> int:
             compile_one(**json.loads(line))
         except Exception as error:  # noqa: BLE001  said where the job came from
             problem = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
-        print(json.dumps({"problem": problem}), flush=True)
+        print(json.dumps({"problem": problem}), file=answers, flush=True)
     return 0
 
 

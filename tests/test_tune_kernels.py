@@ -337,6 +337,36 @@ class Slow(OnHost):
         return [self.us[run] * 1e-4 for run in runs]
 
 
+def test_what_is_clearly_slower_is_not_measured_long() -> None:
+    chain = tiny(views=(16,))
+    start = tuner.rules(chain.ops)
+    measured = Measured(chain, start, Slow())
+    late = {**start, "gate_up": replace(start["gate_up"], trigger="late")}
+    found = measured.compare(start, late, ["16"])
+    assert found.best == pytest.approx((5000,) * Slow.turns)
+    assert found.tried == pytest.approx((4500,) * Slow.turns)
+    found = measured.compare(late, start, ["16"])
+    assert (found.best, found.tried) == (pytest.approx((4500,)), pytest.approx((5000,)))
+
+
+class Uneven(Slow):
+    """At 64 tokens of context nothing saves anything."""
+
+    def prepare(self, calls: Any) -> Any:
+        run = super().prepare(calls)
+        if any(call.keywords.get("longest") == 64 for call in calls):
+            self.us[run] = 1000.0
+        return run
+
+
+def test_times_at_two_contexts_are_averaged() -> None:
+    chain = tiny()
+    start = tuner.rules(chain.ops)
+    late = {**start, "gate_up": replace(start["gate_up"], trigger="late")}
+    found = Measured(chain, start, Uneven()).compare(start, late, ["16", "64"])
+    assert (found.best_us, found.tried_us) == pytest.approx((5000, 4750))
+
+
 def tuning(ops: Any, report: Report, path: Path, left: Callable[[], float] = lambda: 1e9, timer: Any = None) -> Tuning:
     return Tuning(
         ops, "cpu", timer or Slow(), True, precompile.Compilers(90, True, 0), report, File(path, REHEARSAL), left
