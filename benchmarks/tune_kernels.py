@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from datetime import date
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,13 +25,14 @@ import chains
 import torch
 import tuner
 from chains import Chain
-from common import commit, parser, versions
+from common import parser
 from in_turn import Measured, OnGpu, OnHost, Timer
 from precompile import NOW, Compilers, Job, jobs
 from reports import Report, say
 from shapes import PRESETS
+from table_file import Card, TableFile
 from triton.runtime.errors import OutOfResources
-from tuner import BITS, TUNED_ROWS, Cell, Found, Known, Move, Plan, Turns
+from tuner import BITS, TUNED_ROWS, Cell, Move, Plan, Turns
 
 from baize_engine import backend
 from baize_engine.kernels import launch, reference, tuned
@@ -45,20 +43,6 @@ REHEARSED_VIEWS = (16, 64)  # tokens of context
 REHEARSED_JOBS, REHEARSED_SECONDS = 2, 120.0  # kernels that a rehearsal compiles, and the longest it waits for one
 
 
-@dataclass(frozen=True)
-class Card:
-    """What a table is for."""
-
-    gpu: str
-    capability: tuple[int, int]
-    sms: int
-
-    @classmethod
-    def of(cls, device: torch.device) -> Card:
-        found = torch.cuda.get_device_properties(device)
-        return cls(found.name, (found.major, found.minor), found.multi_processor_count)
-
-
 REHEARSAL = Card("rehearsal without a GPU", (9, 0), 1)
 
 
@@ -66,52 +50,11 @@ class OutOfTime(Exception):
     """`--seconds` have passed."""
 
 
-class File:
-    """The table on disk, with what it held before of the same card."""
-
-    def __init__(self, path: Path, card: Card) -> None:
-        self.path, self.card = path, card
-        self.known: Known = {}
-        self._begin = time.perf_counter()
-        self._made_by = {"commit": commit(), "versions": versions("torch", "triton")}
-        if path.exists():
-            self.known = _earlier(path, card)
-        self.kept = sum(len(places) for places in self.known.values())
-
-    def add(self, ops: tuple[tuner.Op, ...], found: dict[str, Found]) -> None:
-        """Writes the table with what was found for these ops, whole or not at all."""
-        for op in ops:
-            if op.name in found:
-                self.known.setdefault(op.key, {})[op.rows] = found[op.name]
-        head = {
-            "gpu": self.card.gpu, "capability": list(self.card.capability), "sms": self.card.sms, **self._made_by,
-            "measured": date.today().isoformat(), "seconds": round(time.perf_counter() - self._begin, 1),
-        }  # fmt: skip
-        lines = ",\n".join(f"  {json.dumps(entry)}" for entry in tuner.entries(self.known))
-        part = self.path.with_name(self.path.name + ".part")
-        part.write_text(json.dumps(head)[:-1] + f', "entries": [\n{lines}\n]}}\n')
-        tuned.read(part)
-        os.replace(part, self.path)
-
-
-def _earlier(path: Path, card: Card) -> Known:
-    try:
-        before = tuned.read(path)
-        known = tuner.of_file(json.loads(path.read_text()))
-    except (OSError, ValueError, KeyError) as error:
-        raise SystemExit(f"--out: {error}") from error
-    if (before.gpu, before.capability, before.sms) != (card.gpu, card.capability, card.sms):
-        raise SystemExit(
-            f"--out: {path} is the table of {before.gpu}, {before.sms} multiprocessors, wanted {card.gpu}'s"
-        )
-    return known
-
-
 class Tuning:
     """A run over cells."""
 
     def __init__(
-        self, ops: Any, device: str, timer: Timer, dependent: bool, compilers: Compilers, report: Report, file: File,
+        self, ops: Any, device: str, timer: Timer, dependent: bool, compilers: Compilers, report: Report, file: TableFile,
         left: Callable[[], float],
     ) -> None:  # fmt: skip
         self._ops, self._device, self._timer, self._dependent = ops, device, timer, dependent
@@ -249,7 +192,7 @@ def run(options: argparse.Namespace, device: str) -> int:
     place = torch.device(device)
     card = Card.of(place) if on_gpu else REHEARSAL
     dependent = launch.dependent_launch(place) if on_gpu else True
-    file = File(options.out or tuned.FOLDER / f"{slug(card.gpu)}.json", card)
+    file = TableFile(options.out or tuned.FOLDER / f"{slug(card.gpu)}.json", card)
     many = tuner.cells(options.presets, options.kinds, options.batches)
     left = [str(cell) for cell in many]
     facts = {"card": asdict(card), "table": str(file.path), "kept_of_before": file.kept, "not_measured": left}
@@ -312,6 +255,8 @@ def main() -> int:
     chosen.processes = (12 if on_gpu else 1) if chosen.processes is None else chosen.processes
     if chosen.seconds <= 0 or chosen.processes < 0:
         options.error("--seconds must be greater than 0, --processes 0 or more")
+    if chosen.out and not chosen.out.resolve().parent.is_dir():
+        options.error(f"--out is {chosen.out}, wanted a file in a folder that exists")
     if on_gpu:
         return run(chosen, device)
     if other := set(chosen.presets) - set(REHEARSED):
