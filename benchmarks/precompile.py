@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from shapes import PRESETS
-from tuner import BITS, Move, Op, Plan, table
+from tuner import Move, Op, Plan, table
 
 from baize_engine.kernels import settings
 
@@ -224,8 +224,7 @@ def compile_one(preset: str, kind: str, name: str, rows: int, how: dict[str, Any
     chain = _chain(preset, kind, rows, name if name in ("head", "sample") else "layers")
     op = next(op for op in chain.ops if op.name == name)
     call = next(call for one, call in chain.calls[chain.first] if one == name)
-    bits = op.bits if name in ("attention", "sample") else BITS[kind]
-    with tuned.using(table([op], {name: settings.from_dict(op.op, bits, how)})):
+    with tuned.using(table([op], {name: settings.from_dict(op.op, op.bits, how)})):
         call()
 
 

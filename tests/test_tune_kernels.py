@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -19,7 +20,7 @@ import pytest
 import torch
 import tune_kernels
 from assets import REPO
-from reports import Report
+from reports import INTERRUPTED, Report
 from table_file import TableFile
 from test_in_turn import Slow, fake_gpu, spoiled
 from triton.runtime.errors import OutOfResources
@@ -118,10 +119,12 @@ def test_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     assert report["not_measured"] == []
 
 
+COMMAND = [sys.executable, str(REPO / "benchmarks" / "tune_kernels.py"), "--device", "cpu"]
+ALONE["PYTHONPATH"] = os.pathsep.join([str(REPO), os.environ.get("PYTHONPATH", "")])
+
+
 def call(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "benchmarks" / "tune_kernels.py"), "--device", "cpu", *words]
-    environment = {**ALONE, "PYTHONPATH": os.pathsep.join([str(REPO), ALONE.get("PYTHONPATH", "")])}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=ALONE, timeout=300, check=False)
 
 
 def test_a_rehearsal(tmp_path: Path) -> None:
@@ -139,6 +142,27 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     assert again.returncode == 0, again.stderr[-2000:]
     assert json.loads(again.stdout.splitlines()[-1])["not_measured"] == ["tiny int4 x1"]
     assert sorted(tuned.FOLDER.iterdir()) == before
+
+
+def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
+    """It reaches the processes that compile too."""
+    out = tmp_path / "table.json"
+    with subprocess.Popen(
+        [*COMMAND, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ALONE,
+        start_new_session=True,
+    ) as running:  # fmt: skip
+        assert running.stdout is not None
+        for line in running.stdout:
+            if line.startswith("tiny") and out.exists():
+                break
+        os.killpg(running.pid, signal.SIGINT)
+        said, warned = running.communicate(timeout=60)
+    assert running.returncode == INTERRUPTED, warned[-2000:]
+    report = json.loads(said.splitlines()[-1])
+    assert report["ended"] == "interrupted"
+    assert report["not_measured"][-1] == "tiny int4 x2"
+    assert tuned.read(out).gpu == REHEARSAL.gpu
+    assert "Traceback" not in warned
 
 
 @pytest.mark.parametrize(
