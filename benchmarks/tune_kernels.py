@@ -41,8 +41,6 @@ from baize_engine.model.config import ModelConfig
 REHEARSED = ("tiny",)
 REHEARSED_VIEWS = (16, 64)  # tokens of context
 REHEARSED_JOBS, REHEARSED_SECONDS = 2, 120.0  # kernels that a rehearsal compiles, and the longest it waits for one
-
-
 REHEARSAL = Card("rehearsal without a GPU", (9, 0), 1)
 
 
