@@ -46,7 +46,8 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         self.code = 0
         self._file: Path | None = getattr(options, "json", None)
-        self._device, self._heads = device, ()
+        self._device = device
+        self._heads: tuple[str, ...] = ()
         self._head = {
             "bench": bench,
             "device": device_name(device),

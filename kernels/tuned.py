@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from . import settings
 from .settings import AttentionSettings, ProductSettings, SampleSettings
 
 FOLDER = Path(__file__).parent / "tuned"
+NEAR = 0.01  # share by which two numbers of rows may differ and still be launched alike
 Key = tuple[str, int, tuple[int, ...]]  # op, bits of a weight's or the cache's values, shape
 
 
@@ -34,13 +35,32 @@ class Table:
     capability: tuple[int, int]
     sms: int
     entries: dict[Key, tuple[tuple[int, Any], ...]]
+    _near: dict[Key, Key] = field(default_factory=dict, repr=False, compare=False)  # what was asked for, and found
 
     def settings(self, op: str, bits: int, shape: tuple[int, ...], rows: int) -> Any:
-        """Those of the least number of rows that was measured and is not below `rows`; None where there is none."""
-        for most, found in self.entries.get((op, bits, shape), ()):
+        """Those of the least number of rows that was measured and is not below `rows`; None where there is none.
+
+        A shape that was not measured takes those of one with nearly as many rows of a matrix, or logits: finetunes have a few
+        tokens more than their base.
+        """
+        asked = op, bits, shape
+        if asked not in self._near:
+            self._near[asked] = self._nearest(asked)
+        for most, found in self.entries.get(self._near[asked], ()):
             if rows <= most:
                 return found
         return None
+
+    def _nearest(self, asked: Key) -> Key:
+        op, bits, (count, *rest) = asked
+        if asked in self.entries or op == "attention":
+            return asked
+        able = [
+            key
+            for key in self.entries
+            if key[:2] == (op, bits) and [*key[2][1:]] == rest and abs(key[2][0] - count) <= NEAR * count
+        ]
+        return min(able, key=lambda key: (abs(key[2][0] - count), key[2]), default=asked)
 
 
 NO_TABLE = Table("rules", "", (0, 0), 0, {})

@@ -108,6 +108,24 @@ def test_a_table_says_how_and_the_rules_the_rest(tmp_path: Path) -> None:
     assert tuned.table(device) is NO_TABLE
 
 
+def test_a_vocabulary_with_a_few_tokens_more_is_launched_alike(tmp_path: Path) -> None:
+    held = {"op": "head", "bits": 16, "shape": [32000, 5120], "rows": 8, "settings": FULL}
+    drawn = {"op": "sample", "bits": 32, "shape": [32000], "rows": 8, "settings": {"num_warps": 32, "radix": 2}}
+    seen = {"op": "attention", "bits": 16, "shape": [40, 40, 128], "rows": 8,
+            "settings": {"tile": 128, "num_warps": 8, "fetch_first": True, "trigger": "first"}}  # fmt: skip
+    table, device = tuned.read(write(tmp_path, entries=[held, drawn, seen])), torch.device("cpu")
+    with tuned.using(table):
+        for vocabulary in (32000, 32001, 32003, 31999, 32064):
+            assert tuned.product("head", 16, (vocabulary, 5120), 1, device) == ProductSettings(**FULL)
+            assert tuned.sample(vocabulary, 1, device) == SampleSettings(32, 2)
+        assert tuned.product("head", 16, (32001, 4096), 1, device) == settings.product("head", 16, 1)
+        assert tuned.product("head", 8, (32001, 5120), 1, device) == settings.product("head", 8, 1)
+        assert tuned.product("head", 16, (32768, 5120), 1, device) == settings.product("head", 16, 1)
+        assert tuned.sample(50000, 1, device) == settings.sample()
+        assert tuned.attention(2, (40, 40, 128), 1, device) == AttentionSettings(128, 8, True, "first")
+        assert tuned.attention(2, (41, 40, 128), 1, device) == settings.attention(2)
+
+
 def entry(**changes: Any) -> dict[str, Any]:
     return {"op": "gate_up", "bits": 16, "shape": [27648, 5120], "rows": 8, "settings": FULL, **changes}
 
