@@ -15,8 +15,6 @@ import pytest
 from assets import REPO
 from gpu_plan import GROUPS, chosen, listing, options_of, steps
 
-PENDING = {"tune", "tuned13b"}  # until there is a tuner
-
 
 def plan(folder: Path = Path("some folder")) -> list[gpu_plan.Step]:
     return steps(gpu_report.in_folder(folder))
@@ -124,7 +122,8 @@ def test_what_is_not_installed_is_left_out_and_told(installed: bool, monkeypatch
 @pytest.mark.parametrize(
     "words",
     [
-        ["decode13b"], ["profile", "predicted"], ["kernels"], ["tests"], ["prefill", "throughput"],
+        ["decode13b"], ["profile", "predicted"], ["kernels"], ["tests"], ["tune", "tuned13b"],
+        ["prefill", "throughput"],
         ["recover", "diff_add", "csrc"],
     ],
     ids=" ".join,
@@ -154,7 +153,7 @@ def test_a_rehearsal_that_fails_says_so(tmp_path: Path) -> None:
 def test_every_script_and_option_is_rehearsed_here() -> None:
     """By the steps of `test_rehearsal`; the build needs pybind11, which a machine for tests may lack."""
     marks = test_rehearsal.pytestmark  # type: ignore[attr-defined]
-    rehearsed = chosen(plan(), PENDING.union(*(words for mark in marks for words in mark.args[1])))
+    rehearsed = chosen(plan(), {word for mark in marks for words in mark.args[1] for word in words})
     for step in plan():
         if step.is_benchmark:
             same = [options_of(other.rehearsal[1:]) for other in rehearsed if other.command[0] == step.command[0]]
