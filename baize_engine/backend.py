@@ -88,7 +88,10 @@ def launch_settings(device: str) -> str:
 
     from baize_engine.kernels import tuned
 
-    table = tuned.of_device(torch.device(device))
+    try:
+        table = tuned.of_device(torch.device(device))
+    except ValueError as error:
+        return f"none, and no kernel starts: {error}"
     if table is tuned.NO_TABLE:
         return "the rules: no card of this generation was tuned (benchmarks/tune_kernels.py)"
     major, minor = table.capability

@@ -32,10 +32,11 @@ from reports import Report, say
 from shapes import PRESETS
 from table_file import Card, TableFile
 from triton.runtime.errors import OutOfResources
-from tuner import BITS, TUNED_ROWS, Cell, Move, Plan, Turns
+from tuner import BITS, Cell, Move, Plan, Turns
 
 from baize_engine import backend
 from baize_engine.kernels import launch, reference, tuned
+from baize_engine.kernels.settings import TUNED_ROWS
 from baize_engine.model.config import ModelConfig
 
 REHEARSED = ("tiny",)

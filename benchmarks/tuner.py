@@ -12,7 +12,7 @@ from statistics import median
 from typing import Any
 
 from baize_engine.kernels import settings
-from baize_engine.kernels.settings import TUNED_ROWS, ProductSettings
+from baize_engine.kernels.settings import ProductSettings
 from baize_engine.kernels.tuned import Key, Table
 
 BITS = {"float16": 16, "int8": 8, "int4": 4}
@@ -207,10 +207,8 @@ def changed(before: Any, after: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Found:
-    """The best settings of an op at some number of rows, and microseconds of its chain with them and with the rule.
-
-    Both None: not measured there, the rule stands so that a neighbour's settings do not.
-    """
+    """The best settings of an op at some number of rows; where they are not the rule, microseconds of its chain with them and
+    with the rule."""
 
     settings: Any
     us: float | None = None
@@ -252,38 +250,26 @@ Known = dict[Key, dict[int, Found]]
 
 
 def of_file(content: Mapping[str, Any]) -> Known:
-    """What the entries of a table's file say that were measured."""
+    """What the entries of a table's file say."""
     known: Known = {}
     for entry in content["entries"]:
-        if entry.get("us") is not None:
-            made = settings.from_dict(entry["op"], entry["bits"], entry["settings"])
-            key = entry["op"], entry["bits"], tuple(entry["shape"])
-            known.setdefault(key, {})[entry["rows"]] = Found(made, entry["us"], entry["rules_us"])
+        made = settings.from_dict(entry["op"], entry["bits"], entry["settings"])
+        key = entry["op"], entry["bits"], tuple(entry["shape"])
+        known.setdefault(key, {})[entry["rows"]] = Found(made, entry["us"], entry["rules_us"])
     return known
 
 
 def entries(known: Known) -> list[dict[str, Any]]:
-    """The fewest entries with which a table gives, for each of TUNED_ROWS, the settings found, and the rule where none were.
-
-    A table's reader takes the entry of the nearest greater number of rows: where that is not what is wanted, the rule needs
-    an entry of its own, with no microseconds.
-    """
+    """An entry for each number of rows at which something is better than the rule."""
     made = []
-    for key, places in sorted(known.items()):
-        above: Any = None
-        for rows in reversed(TUNED_ROWS):
-            found = places.get(rows, Found(rule(key, rows)))
-            if found.settings == (above or rule(key, rows)):
-                continue
-            above = found.settings
-            measured = found.settings != rule(key, rows)
-            op, bits, shape = key
-            entry = {"op": op, "bits": bits, "shape": list(shape), "rows": rows, "settings": asdict(found.settings)}
-            us, rules_us = (found.us, found.rules_us) if measured else (None, None)
-            made.append({**entry, "us": us, "rules_us": rules_us})
+    for (op, bits, shape), places in sorted(known.items()):
+        for rows, found in sorted(places.items()):
+            if found.settings != rule((op, bits, shape), rows):
+                entry = {"op": op, "bits": bits, "shape": list(shape), "rows": rows, "settings": asdict(found.settings)}
+                made.append({**entry, "us": found.us, "rules_us": found.rules_us})
     return made
 
 
 def table(ops: Iterable[Op], plan: Plan) -> Table:
     """A table with the settings of a plan, for a capture."""
-    return Table("tuner", "", (0, 0), 0, {op.key: ((op.rows, plan[op.name]),) for op in ops})
+    return Table("tuner", "", (0, 0), 0, {op.key: {op.rows: plan[op.name]} for op in ops})

@@ -20,10 +20,8 @@ from .launch import check, check_device, interpreting, pdl, pdl_code, prefetch, 
 from .settings import AttentionSettings
 from .settings import attention as rule
 
-SPLITS = {
-    2: 128,
-    4: 64,
-}  # by bytes of a value, tokens of context a decode program reads: 64 KiB of keys and values at D = 128
+# by bytes of a value, tokens of context a decode program reads: 64 KiB of keys and values at D = 128
+SPLITS = {2: 128, 4: 64}
 JOINED = 16  # parts that are joined at a time
 LOG2E = 1.4426950408889634
 
@@ -96,7 +94,7 @@ def _attention_decode_kernel(
     if begin >= length:
         return
     seen = token < length
-    block = tl.load(table + token // BLOCK, mask=seen, other=0)
+    block = tl.load(table + token // BLOCK, mask=seen, other=0)  # again, from the L1 cache
     if TILE < SPLIT:
         seen2 = token + TILE < length
         block2 = tl.load(table + (token + TILE) // BLOCK, mask=seen2, other=0)

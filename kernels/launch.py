@@ -7,7 +7,9 @@ import torch
 import triton
 import triton.language as tl
 
-PDL_CODES = {"first": 1, "early": 2, "late": 3}  # the constexpr PDL of `wait_for_inputs`, by settings.TRIGGERS; 0: none
+from .settings import TRIGGERS
+
+PDL_CODES = {name: code for code, name in enumerate(TRIGGERS, 1)}  # the constexpr PDL of `wait_for_inputs`; 0: none
 
 
 def interpreting() -> bool:

@@ -42,7 +42,7 @@ from .norm import LANES, inverse_rms, rms_norm
 from .quantized import GROUP, Int4Weight, Int8Weight, Weight
 from .reference import BEST_BLOCK
 from .rope import rope_and_store
-from .settings import MAX_ROWS, WITH_NORM, ProductSettings
+from .settings import MAX_ROWS, NORM_TRIGGERS, WITH_NORM, ProductSettings
 from .settings import product as rule
 from .silu import silu_mul
 
@@ -208,7 +208,7 @@ def _launch(
     values, scales, bits = _stored(weight, x)
     how = tuned.product(op, bits, (count, columns), rows, x.device)
     if norm is not None and not how.fuse_norm:
-        x, norm = rms_norm(x, norm, eps, trigger="first" if how.trigger == "late" else "early"), None
+        x, norm = rms_norm(x, norm, eps, trigger=NORM_TRIGGERS[how.trigger]), None
     block_t = how.block_t(rows)
     grid = triton.cdiv(rows, block_t), triton.cdiv(count, how.block_n)
     _product_kernel[grid](
@@ -341,8 +341,9 @@ KINDS: dict[str, tuple[str, str, int]] = {
 
 
 def gate_case(
-    size: str, op: str, kind: str, rows: int, dependent: bool, how: ProductSettings | None = None, name: str = ""
-) -> GateCase:
+    size: str, op: str, kind: str, rows: int, dependent: bool, how: ProductSettings | None = None, name: str = "",
+    vocabulary: int = 32000,
+) -> GateCase:  # fmt: skip
     """The case of `op` ("linear_add o" and "linear_add down" are two) at `size`, launched by the rule or as `how` says."""
     hidden, inner, heads = LAYERS[size]
     n, k = {
@@ -350,8 +351,8 @@ def gate_case(
         "gate_up": (2 * inner, hidden),
         "linear_add o": (hidden, hidden),
         "linear_add down": (hidden, inner),
-        "head": (32000, hidden),
-        "linear": (32000, hidden),
+        "head": (vocabulary, hidden),
+        "linear": (vocabulary, hidden),
     }[op]
     function = op.split()[0]
     x, w, bits = KINDS[kind]
@@ -404,7 +405,11 @@ def _gate() -> list[GateCase]:
                         continue
                     for op in ("qkv_rope_store", "gate_up", "linear_add o", "linear_add down", "head"):
                         found.append(gate_case(size, op, kind, rows, dependent))
-    return [*found, *(gate_case("13b", "linear", kind, 1, False) for kind in KINDS)]
+    for kind in KINDS:
+        found.append(gate_case("13b", "linear", kind, 1, False))
+        for rows in (1, 64):  # a finetune's vocabulary, which no tile divides
+            found.append(gate_case("13b", "head", kind, rows, True, name="of 32001", vocabulary=32001))
+    return found
 
 
 GATE = _gate()

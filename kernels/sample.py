@@ -325,17 +325,17 @@ def advance(
 SAMPLING = {
     "logits_ptr": "*fp32", "best_ptr": "*i32", "picked_ptr": "*i32", "out_ptr": "*i64",
     **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
-    **dict.fromkeys(("top_k_ptr", "seed_ptr", "index_ptr", "position_ptr"), "*i64"),
+    **dict.fromkeys(("top_k_ptr", "seed_ptr", "index_ptr"), "*i64"), "position_ptr": "*i32",
 }  # fmt: skip
 
 
-def gate_case(how: SampleSettings, trigger: str | None, name: str = "") -> GateCase:
-    """The case of the sampler, `how` launched, for a vocabulary of 32000."""
+def gate_case(how: SampleSettings, trigger: str | None, name: str = "", vocabulary: int = 32000) -> GateCase:
+    """The case of the sampler, `how` launched."""
     return GateCase(
         f"sample{' ' * bool(name)}{name}{' pdl' if trigger else ''}",
         _sample_kernel,
         SAMPLING,
-        {**constants(32000, how), "PDL": pdl_code(trigger)},
+        {**constants(vocabulary, how), "PDL": pdl_code(trigger)},
         aligned=tuple(SAMPLING),
         num_warps=how.num_warps,
         wide_loads=128 * how.num_warps <= BLOCK,
@@ -357,6 +357,7 @@ def _gate() -> list[GateCase]:
         vocabulary = {"V": 32000, "BLOCKS": blocks, "PDL": pdl_code(trigger)}
         cases += [
             gate_case(settings.sample(), trigger),
+            *(gate_case(settings.sample(), trigger, f"of {many}", many) for many in (32001, 128256)),
             GateCase(
                 f"best_of_blocks{suffix}", _best_of_blocks_kernel, {"logits_ptr": "*fp32", "best_ptr": "*i32"},
                 {**vocabulary, "BLOCK_N": BEST_BLOCK}, aligned=("logits_ptr", "best_ptr"), wide_stores=False, **common,

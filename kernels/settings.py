@@ -19,6 +19,11 @@ from typing import Any
 # of this one before it reads what kernels write, but what it does before that runs beside this kernel.
 # first: at once, before this kernel waits itself; early: when it has waited; late: behind its loop over K.
 TRIGGERS = ("first", "early", "late")
+NORM_TRIGGERS = {
+    "early": "early",
+    "late": "first",
+}  # of a norm before a product, by the product's: what it fetches ahead,
+# it fetches while the norm runs, but not already while the product before that runs, which is what "late" avoids
 BITS = (32, 16, 8, 4)
 WITH_NORM = ("qkv_rope_store", "gate_up", "head")  # products that begin with a norm
 PRODUCTS = (*WITH_NORM, "linear_add", "linear")
@@ -125,6 +130,11 @@ def from_dict(op: str, bits: int, values: Mapping[str, Any]) -> Any:
     return made
 
 
+def _may_fuse(op: str, bits: int) -> bool:
+    """Whether a product may make the norm itself. The head of int8 would spill 8 bytes with 30B's 6656 columns on sm_90."""
+    return op in WITH_NORM and (op, bits) != ("head", 8)
+
+
 @cache
 def product(op: str, bits: int, rows: int) -> ProductSettings:
     """The rule for a product of `rows` rows of x with a weight of `bits`.
@@ -133,8 +143,7 @@ def product(op: str, bits: int, rows: int) -> ProductSettings:
     rows of 13B would else be twice that of the weights.
     """
     _wanted("op", op, PRODUCTS)
-    spills = op == "head" and bits == 8  # 8 bytes with 30B's 6656 columns on sm_90, where the norm is fused
-    fused = op in WITH_NORM and rows <= FUSED_NORM_ROWS and not spills
+    fused = _may_fuse(op, bits) and rows <= FUSED_NORM_ROWS
     most = 32 if bits == 4 else MAX_ROWS  # dequantising takes the registers that 64 rows would need
     wide = {4: INT4_BLOCK_K, 8: 256, 16: 128, 32: 64}[bits]
     if rows <= 16:
@@ -186,7 +195,7 @@ def product_choices(op: str, bits: int, rows: int) -> Choices:
         tile for tile in tiles if replace(rule, **tile) != rule and (op != "head" or tile["block_n"] == BEST_BLOCK)
     ]
     found: list[tuple[str, Sequence[Mapping[str, Any]]]] = [("tile", tiles)] if tiles else []
-    if rule.fuse_norm or (op in WITH_NORM and FUSED_NORM_ROWS < rows <= 2 * FUSED_NORM_ROWS):
+    if _may_fuse(op, bits) and rows <= 2 * FUSED_NORM_ROWS:
         found.append(("norm", [{"fuse_norm": not rule.fuse_norm}]))
     found.append(("trigger", [{"trigger": "late"}]))
     found.append(("prefetched", [{"prefetched": 0}, {"prefetched": 2}]))

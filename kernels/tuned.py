@@ -11,45 +11,50 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from . import settings
-from .settings import AttentionSettings, ProductSettings, SampleSettings
+from .settings import TUNED_ROWS, AttentionSettings, ProductSettings, SampleSettings
 
 FOLDER = Path(__file__).parent / "tuned"
-NEAR = 0.01  # share by which two numbers of rows may differ and still be launched alike
+NEAR = (
+    0.01  # share by which two matrices' rows may differ and be launched alike: 320 tokens of 32000, a wave of no card
+)
 Key = tuple[str, int, tuple[int, ...]]  # op, bits of a weight's or the cache's values, shape
 
 
 @dataclass(frozen=True)
 class Table:
-    """Settings that were measured to be the fastest on one card. `entries`: for each key, (rows, settings) by rows."""
+    """Settings that were measured to be the fastest on one card. `entries`: for each key, by TUNED_ROWS."""
 
     name: str  # of the file, or what made it
     gpu: str
     capability: tuple[int, int]
     sms: int
-    entries: dict[Key, tuple[tuple[int, Any], ...]]
-    _near: dict[Key, Key] = field(default_factory=dict, repr=False, compare=False)  # what was asked for, and found
+    entries: dict[Key, dict[int, Any]]
 
     def settings(self, op: str, bits: int, shape: tuple[int, ...], rows: int) -> Any:
-        """Those of the least number of rows that was measured and is not below `rows`; None where there is none.
+        """Those for the least of TUNED_ROWS that is not below `rows` (for more than all of them the greatest, as a program
+        holds no more rows), None where there are none.
 
         A shape that was not measured takes those of one with nearly as many rows of a matrix, or logits: finetunes have a few
         tokens more than their base.
         """
+        bucket = next((most for most in TUNED_ROWS if rows <= most), TUNED_ROWS[-1])
         asked = op, bits, shape
         if asked not in self._near:
             self._near[asked] = self._nearest(asked)
-        for most, found in self.entries.get(self._near[asked], ()):
-            if rows <= most:
-                return found
-        return None
+        return self.entries.get(self._near[asked], {}).get(bucket)
+
+    @cached_property
+    def _near(self) -> dict[Key, Key]:
+        """Where what was asked for was found: launches ask again and again."""
+        return {}
 
     def _nearest(self, asked: Key) -> Key:
         op, bits, (count, *rest) = asked
@@ -75,8 +80,8 @@ def read(path: Path) -> Table:
         for number, entry in enumerate(content["entries"]):
             try:
                 op, bits, rows = entry["op"], entry["bits"], entry["rows"]
-                if type(rows) is not int or rows not in settings.TUNED_ROWS:
-                    raise ValueError(f"rows is {rows!r}, wanted one of {', '.join(map(str, settings.TUNED_ROWS))}")
+                if type(rows) is not int or rows not in TUNED_ROWS:
+                    raise ValueError(f"rows is {rows!r}, wanted one of {', '.join(map(str, TUNED_ROWS))}")
                 found = settings.from_dict(op, bits, entry["settings"])
                 places = entries.setdefault((op, bits, tuple(entry["shape"])), {})
                 if rows in places:
@@ -85,10 +90,7 @@ def read(path: Path) -> Table:
             except (KeyError, TypeError, ValueError) as error:
                 raise ValueError(f"entry {number}: {_said(error)}") from error
         major, minor = content["capability"]
-        return Table(
-            path.name, content["gpu"], (int(major), int(minor)), int(content["sms"]),
-            {key: tuple(sorted(places.items())) for key, places in entries.items()},
-        )  # fmt: skip
+        return Table(path.name, content["gpu"], (int(major), int(minor)), int(content["sms"]), entries)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: {_said(error)}") from error
 

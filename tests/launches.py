@@ -93,7 +93,7 @@ def main() -> None:
         model.prefill(decoders.prompt(100), cache.allocate(), cache)
         model.prefill(decoders.prompt(5), cache.allocate(), cache)
         one = torch.ones(1)
-        ops.sample(torch.zeros(1, 1000), one, one.long(), one, one, one.long(), one.long(), one.long())
+        ops.sample(torch.zeros(1, 1000), one, one.long(), one, one, one.long(), one.long(), one.int())
         add_all_sizes()
     print(json.dumps(launches))
 

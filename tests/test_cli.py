@@ -107,6 +107,11 @@ def test_info_says_where_a_gpus_launch_settings_come_from(
         said.append(capsys.readouterr().out)
         test_settings.write(tmp_path, "h100.json")
     tuned.of_device.cache_clear()
+    (tmp_path / "another.json").write_text("{")
+    tuned.of_device.cache_clear()
+    assert main(["info"]) == 0
+    assert "launch settings: none, and no kernel starts: " in (broken := capsys.readouterr().out)
+    assert "another.json" in broken
     assert "launch settings: the rules: no card of this generation was tuned" in said[0]
     tuned_on = "tuned on NVIDIA H100 80GB HBM3 (capability 9.0, 132 multiprocessors)"
     assert f"launch settings: h100.json, 1 entries {tuned_on}" in said[1]

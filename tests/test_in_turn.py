@@ -97,7 +97,7 @@ class Slow(OnHost):
     def prepare(self, calls: Any) -> Any:
         self.prepared += 1
         how = tuned.table(CPU)
-        late = sum(found[0][1].trigger == "late" for key, found in how.entries.items() if key[0] in settings.PRODUCTS)
+        late = sum(next(iter(found.values())).trigger == "late" for key, found in how.entries.items() if key[0] in settings.PRODUCTS)
         run = super().prepare(calls)
         self.us[run] = (10 - late) * len(calls)
         return run

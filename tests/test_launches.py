@@ -51,7 +51,7 @@ def test_the_sizes_of_a_recovery_take_two_kernels() -> None:
 
 
 def test_the_rows_of_a_step_take_few_kernels() -> None:
-    """advance, embed and sample are one each for 1, 8, 16, 32 and 64 rows, and for a prompt's sample: rows lie alike in all."""
+    """One of each for 1, 8, 16, 32 and 64 rows, and for the token after a prompt: what is read of a row lies alike in all."""
     found = launches("plain", "none")
-    for kernel in ("_advance_kernel", "_embed_kernel", "_attention_decode_kernel"):
+    for kernel in ("_advance_kernel", "_embed_kernel", "_attention_decode_kernel", "_sample_kernel"):
         assert len({one["compiled"] for one in found if one["kernel"] == kernel}) == 1, kernel

@@ -91,20 +91,19 @@ def test_a_table_says_how_and_the_rules_the_rest(tmp_path: Path) -> None:
     table = tuned.read(write(tmp_path))
     assert (table.name, table.gpu, table.capability, table.sms) == ("card.json", H100, (9, 0), 132)
     device, shape = torch.device("cpu"), (27648, 5120)
-    rule = settings.product("gate_up", 16, 3)
-    assert tuned.product("gate_up", 16, shape, 3, device) == rule
+    rule = settings.product("gate_up", 16, 5)
+    assert tuned.product("gate_up", 16, shape, 5, device) == rule
     with tuned.using(table):
         assert tuned.table(device) is table
-        assert tuned.product("gate_up", 16, shape, 3, device) == ProductSettings(
-            **FULL
-        )  # as 8 rows are the next measured
+        assert tuned.product("gate_up", 16, shape, 5, device) == ProductSettings(**FULL)
+        assert tuned.product("gate_up", 16, shape, 4, device) == settings.product("gate_up", 16, 4)
         assert tuned.product("gate_up", 16, shape, 9, device) == settings.product("gate_up", 16, 9)
-        assert tuned.product("gate_up", 8, shape, 3, device) == settings.product("gate_up", 8, 3)
-        assert tuned.product("gate_up", 16, (22016, 4096), 3, device) == rule
+        assert tuned.product("gate_up", 8, shape, 5, device) == settings.product("gate_up", 8, 5)
+        assert tuned.product("gate_up", 16, (22016, 4096), 5, device) == rule
         assert tuned.attention(2, (40, 40, 128), 1, device) == settings.attention(2)
         assert tuned.sample(32000, 1, device) == settings.sample()
         with tuned.using(NO_TABLE):
-            assert tuned.product("gate_up", 16, shape, 3, device) == rule
+            assert tuned.product("gate_up", 16, shape, 5, device) == rule
     assert tuned.table(device) is NO_TABLE
 
 
@@ -116,13 +115,13 @@ def test_a_vocabulary_with_a_few_tokens_more_is_launched_alike(tmp_path: Path) -
     table, device = tuned.read(write(tmp_path, entries=[held, drawn, seen])), torch.device("cpu")
     with tuned.using(table):
         for vocabulary in (32000, 32001, 32003, 31999, 32064):
-            assert tuned.product("head", 16, (vocabulary, 5120), 1, device) == ProductSettings(**FULL)
-            assert tuned.sample(vocabulary, 1, device) == SampleSettings(32, 2)
-        assert tuned.product("head", 16, (32001, 4096), 1, device) == settings.product("head", 16, 1)
-        assert tuned.product("head", 8, (32001, 5120), 1, device) == settings.product("head", 8, 1)
-        assert tuned.product("head", 16, (32768, 5120), 1, device) == settings.product("head", 16, 1)
+            assert tuned.product("head", 16, (vocabulary, 5120), 8, device) == ProductSettings(**FULL)
+            assert tuned.sample(vocabulary, 8, device) == SampleSettings(32, 2)
+        assert tuned.product("head", 16, (32001, 4096), 8, device) == settings.product("head", 16, 8)
+        assert tuned.product("head", 8, (32001, 5120), 8, device) == settings.product("head", 8, 8)
+        assert tuned.product("head", 16, (32768, 5120), 8, device) == settings.product("head", 16, 8)
         assert tuned.sample(50000, 1, device) == settings.sample()
-        assert tuned.attention(2, (40, 40, 128), 1, device) == AttentionSettings(128, 8, True, "first")
+        assert tuned.attention(2, (40, 40, 128), 7, device) == AttentionSettings(128, 8, True, "first")
         assert tuned.attention(2, (41, 40, 128), 1, device) == settings.attention(2)
 
 

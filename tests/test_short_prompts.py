@@ -120,9 +120,12 @@ def test_another_cache_gets_buffers_of_its_own() -> None:
     assert torch.equal(*logits)
 
 
-def test_a_graph_is_made_for_each_bucket_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, with graphs that run their plan: the first run, which compiles, touches nobody's blocks."""
-    model = Llama(decoders.make(CONFIG).config, decoders.make(CONFIG).weights, reference)
+@pytest.mark.parametrize("positions", [40, 128])
+def test_a_graph_is_made_for_each_bucket_once(positions: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU, with graphs that run their plan: the first run, which compiles, touches nobody's blocks; it is of a whole
+    bucket, also where that is more than the model's positions."""
+    made = decoders.make(tiny.config(num_key_value_heads=2, max_position_embeddings=positions))
+    model = Llama(made.config, made.weights, reference)
     model.runs_ahead = True
     cache = model.new_cache(256)
     captured: list[int] = []

@@ -63,7 +63,7 @@ def choose_tokens(logits: Tensor, draws: Sequence[Draw], sample: SampleOp) -> li
         column([draw.params.min_p for draw in draws], torch.float32),
         column([draw.seed for draw in draws], torch.int64),
         column([draw.sample_index for draw in draws], torch.int64),
-        column([len(draw.history) for draw in draws], torch.int64),
+        column([len(draw.history) for draw in draws], torch.int32),  # as the lengths of a step: one kernel serves both
     )
     ids: list[int] = drawn.tolist()
     return ids

@@ -20,7 +20,10 @@ from baize_engine.model.kv_cache import KVCache, Sequence
 if TYPE_CHECKING:
     from baize_engine.model.llama import Llama
 
-FEWEST, MOST = 2, 64  # tokens of a piece; a single one is a decode step's attention
+FEWEST, MOST = (
+    2,
+    64,
+)  # tokens of a piece: a single one is a decode step's attention, more than 64 the library's products
 SMALLEST = 8  # rows of the first bucket
 ALIGNED = 4  # numbers between two parts of a buffer, for 16 bytes of int32
 
@@ -31,7 +34,7 @@ class ShortPrompts:
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self.cache, self._model = cache, model
         self._device = model.weights[names.EMBED].device
-        most = -(-model.config.max_position_embeddings // cache.block_size)
+        most = -(-max(model.config.max_position_embeddings, MOST) // cache.block_size)  # padding may be MOST rows
         self._wide = torch.zeros(3 * MOST + ALIGNED, dtype=torch.int64, device=self._device)
         self._narrow = torch.zeros(2 * ALIGNED + 2 * most, dtype=torch.int32, device=self._device)
         self._tokens, self._positions, self._slots = self._wide[: 3 * MOST].view(3, MOST)
@@ -84,7 +87,7 @@ class ShortPrompts:
         wide.append(max(count - 1, 0))
         padding = [scrap] * -(-MOST // self.cache.block_size)
         blocks = [*sequence.blocks, *[scrap] * (most - len(sequence.blocks))]
-        narrow = [0, count, rows, 0, max(begin + count, 1), max(rows - count, 1), 0, 0, *blocks, *padding[:most]]
+        narrow = [0, count, rows, 0, max(begin + count, 1), max(rows - count, 1), 0, 0, *blocks, *padding]
         for target, values in ((self._wide, wide), (self._narrow, narrow)):
             staged = torch.tensor(values, dtype=target.dtype, pin_memory=target.device.type == "cuda")
             target[: len(values)].copy_(staged, non_blocking=True)
