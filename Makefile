@@ -37,7 +37,7 @@ endif
 # On a machine with a GPU, with the packages it has and no network: what the GPU, the benchmarks and the host's C++ variants say.
 # OUT=FOLDER takes all results, STEPS="decode13b profile" runs some alone; `python benchmarks/gpu_report.py --list` shows them all.
 gpu:
-	$(PYTHON) benchmarks/gpu_report.py $(if $(OUT),--out "$(OUT)") $(if $(STEPS),--steps $(STEPS))
+	$(PYTHON) benchmarks/gpu_report.py $(if $(OUT),--out "$(OUT)") $(if $(STEPS),--steps $(STEPS)) $(if $(COMMIT),--commit $(COMMIT))
 
 # The launch settings that are fastest on this GPU, of equal bits, as a table.
 gpu-tune: STEPS = build tune

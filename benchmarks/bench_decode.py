@@ -1,14 +1,15 @@
 """Decoding with random weights: the first token, the gap between two tokens, and the share of the memory's speed.
 
 A decode step must read every weight but the embedding once, and the cache of its context: the ceiling is those bytes
-(baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU; of_spec is
-over what is specified of the card (benchmarks/cards.py). Ids are checked against the reference ops before anything is timed.
+(baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU;
+of_specified is over what is specified of the card (benchmarks/cards.py). Ids are checked against the reference ops before
+anything is timed.
 
 What is timed is the loop of `Engine`, as its reader sees tokens come (benchmarks/arrivals.py). All rows of a step begin
 together after a context that only one of them computed; its first token is that of a prompt by itself. How prompts and steps
-share the time is in bench_throughput.py. Rows "sampled" draw with temperature, top_k and top_p; the others are greedy.
-On the CPU every engine has its own process and reads its model from a file (benchmarks/side_by_side.py), and `ratio` is our
-greedy tok/s over the row's.
+share the time is in bench_throughput.py. Rows "sampled" draw with temperature, top_k and top_p; the others are greedy. On the
+CPU every engine has its own process and reads its model from a file (benchmarks/side_by_side.py), and `ratio` is our greedy
+tok/s over the row's.
 """
 
 from __future__ import annotations
@@ -174,7 +175,7 @@ class Bench:
             "engine": engine, **place, **latencies(FIRST, firsts), **latencies(GAP, gaps), "tok/s": place["batch"] / step,
             "GB/s": rate, "share": rate / self.speed,
         }  # fmt: skip
-        self.report.row(row if self.specified is None else {**row, "of_spec": rate / self.specified})
+        self.report.row(row if self.specified is None else {**row, "of_specified": rate / self.specified})
 
 
 def gpu_rows(report: Report, options: argparse.Namespace, device: str) -> None:
@@ -258,7 +259,8 @@ def main() -> int:
         Report("decode", chosen, device, facts) as report,
     ):
         if on_gpu:
-            gpu_rows(report, chosen, device)
+            with torch.cuda.device(device):
+                gpu_rows(report, chosen, device)
         else:
             side_by_side.decode_rows(report, chosen)
         print(*grids(report.rows), sep="\n", flush=True)

@@ -1,9 +1,9 @@
 """diff_add on tensors in memory: every implementation this machine runs, against torch and the memory's speed.
 
 The ceiling is the time to move the bytes: base and diff read once, out written once, at the copy bandwidth measured in this
-run. (Two thirds or more of its bytes are reads, half of a copy's, and reads are faster, so that a share may pass 1.) of_spec is
-of a GPU's specified bandwidth (benchmarks/cards.py). Each implementation is compared with the reference definition, bits and
-sums, before it is timed.
+run. (Two thirds or more of its bytes are reads, half of a copy's, and reads are faster, so that a share may pass 1.)
+of_specified is of a GPU's specified bandwidth (benchmarks/cards.py). Each implementation is compared with the reference
+definition, bits and sums, before it is timed.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def gpu_rows(report: Report, count: int, runs: int, device: str) -> None:
                 checked(name, types, once, base, diff, out)
                 moved = base.nbytes + diff.nbytes + out.nbytes
                 found = {"threads": 0, **row(name, types, gpu_spread([timed], runs), moved, limit)}
-                report.row({**found, "of_spec": found["GB/s"] / card.bandwidth} if card else found)
+                report.row({**found, "of_specified": found["GB/s"] / card.bandwidth} if card else found)
 
 
 def tensors(types: tuple[str, ...], count: int, device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,7 +131,8 @@ def main() -> int:
         if device == "cpu":
             cpu_rows(report, chosen.elements or 1 << 24, chosen.runs)
         else:
-            gpu_rows(report, chosen.elements or 1 << 26, chosen.runs, device)
+            with torch.cuda.device(device):
+                gpu_rows(report, chosen.elements or 1 << 26, chosen.runs, device)
     return report.code
 
 

@@ -2,7 +2,7 @@
 
 The ceiling of an op is the larger of its bytes over the bandwidth and its operations over the matrix peak, both measured in
 this run: copying and float16 products on a GPU, reading and float32 products on the CPU, where the read speed is measured anew
-beside each op; of_spec is GB/s over those that are specified of the card (benchmarks/cards.py). Bytes and operations are a
+beside each op; of_specified is GB/s over those that are specified of the card (benchmarks/cards.py). Bytes and operations are a
 lower bound (baize_engine/model/cost.py). torch does the same work for comparison: on a GPU cuBLAS, scaled_dot_product_attention
 on contiguous keys, and float16 for int8 and int4; on the CPU all weights as float32, which it multiplies fastest. Both are
 checked against kernels/reference.py before they are timed. On the CPU `of_step` is the share of an op's calls in a decode step
@@ -202,7 +202,7 @@ def bench(report: Report, options: argparse.Namespace, config: ModelConfig, devi
                 for case in group:
                     with report.case(op=case.op, kind=case.kind, rows=case.rows, context=case.context):
                         row = measured(m, case, config, limits["matmul_TFLOP/s"], speed, spread)
-                        report.row({**row, "of_spec": row["GB/s"] / card.bandwidth} if card else row)
+                        report.row({**row, "of_specified": row["GB/s"] / card.bandwidth} if card else row)
     if not on_gpu:
         report.facts["of_step"] = of_steps(report.rows, config.num_layers)
         for name, shares in report.facts["of_step"].items():

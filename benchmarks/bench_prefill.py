@@ -1,9 +1,9 @@
 """Prefill with random weights: the time to run a prompt, and the share of the machine's matrix product peak (MFU).
 
-Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured in
-this run; of_spec is over what is specified of the card for 16-bit products (benchmarks/cards.py). On a GPU the last logits of a
-short prompt must be those of the reference ops, which get it in pieces and are a baseline too. On the CPU every engine has its
-own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is our tok/s over the engine's.
+Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured
+in this run; of_specified is over what is specified of the card for 16-bit products (benchmarks/cards.py). On a GPU the last
+logits of a short prompt must be those of the reference ops, which get it in pieces and are a baseline too. On the CPU every
+engine has its own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is our tok/s over the engine's.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def bench(report: Report, options: argparse.Namespace, kind: str, device: str) -
             with report.case(engine=name, tokens=tokens):
                 time = measure(partial(run, prompt(tokens, shape.vocabulary)), options.runs)
                 found = row(name, tokens, time, flops, peak)
-                report.row({**found, "of_spec": found["TFLOP/s"] / card.half_tflops} if card else found)
+                report.row({**found, "of_specified": found["TFLOP/s"] / card.half_tflops} if card else found)
 
 
 def main() -> int:

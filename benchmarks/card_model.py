@@ -5,6 +5,7 @@ Times are in microseconds, rates in bytes a microsecond. Pure: knows cards by ca
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -131,10 +132,13 @@ class Machine:
 
     @property
     def tensor_interval(self) -> float:
-        """Cycles between the tensor instructions (16 x 8 x 16) of one scheduler."""
+        """Cycles between the tensor instructions (16 x 8 x 16) of one scheduler.
+
+        A multiprocessor does a power of two of operations in a cycle; the peak of a data sheet may be of another clock.
+        """
         share = self.constants.tensor_share if self.dependent else 1.0
-        flops = self.card.half_tflops * 1e6 * share / (self.card.sms * SCHEDULERS * self.card.clock * 1e3)
-        return 2 * 16 * 8 * 16 / flops
+        each = 2 ** round(math.log2(self.card.half_tflops * 1e3 / (self.card.sms * self.card.clock)))
+        return 2 * 16 * 8 * 16 / (each * share / SCHEDULERS)
 
     def loop_us(self, loop: Loop, warps: int, programs: int, chained: int = 0) -> float:
         """One run through a loop of programs that share a multiprocessor: a lone warp's time, or that of the schedulers."""

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+UNKNOWN = "unknown"  # the commit of a tree that does not say
+
 
 @dataclass(frozen=True)
 class Spread:
@@ -152,8 +154,8 @@ def commit() -> str:
     try:
         found = subprocess.run(describe, capture_output=True, text=True, check=False)
     except FileNotFoundError:
-        return "unknown"
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
+        return UNKNOWN
+    return found.stdout.strip() if found.returncode == 0 else UNKNOWN
 
 
 def versions(*names: str) -> dict[str, str]:

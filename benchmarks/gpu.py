@@ -57,7 +57,7 @@ def ceilings(device: str) -> dict[str, float]:
 
 def _graph(calls: Sequence[Callable[[], object]], rounds: int) -> torch.cuda.CUDAGraph:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # its own default is of the first device used
         for _ in range(rounds):
             for call in calls:
                 call()

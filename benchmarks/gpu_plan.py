@@ -22,6 +22,7 @@ TUNING = 330  # seconds that the tuner gives itself
 REHEARSED = 120  # seconds of a rehearsed step
 RUNNING = "running.json"  # a benchmark's rows so far; in the whole once it has ended
 TUNED = "tuned.json"
+BUILD = "build"  # the step that the others need
 
 Place = Callable[[str], Path]
 
@@ -116,7 +117,7 @@ def steps(place: Place) -> list[Step]:
 
     return [
         Step(
-            "build", ("setup.py", "--quiet", "build_ext", "--inplace"), 75, False, GROUPS,
+            BUILD, ("setup.py", "--quiet", "build_ext", "--inplace"), 75, False, GROUPS,
             ("setup.py", "--quiet", "build_ext", "--inplace", "--help") if has("pybind11") else (),
         ),
         decoding("decode13b", 60, f"--preset 13b --kinds float16 {usual}", first, "none"),
@@ -142,25 +143,25 @@ def steps(place: Place) -> list[Step]:
         bench("tune", TUNING + 20, f"tune_kernels.py --seconds {TUNING}", "--out", str(tuned), *rows, group=second,
               small="--device cpu --kinds float16 --batches 1"),
         decoding("tuned13b", 100, f"--preset 13b {kinds} {usual}", second, str(tuned), needs=(tuned,)),
-        decoding("decode7b", 60, f"--preset 7b {kinds} {usual}", third, "auto"),
         bench(
             "prefill", 40, "bench_prefill.py --preset 13b --kinds float16 --tokens 64 512 2048", *rows, group=third,
             small=f"{tiny} --tokens 8 --runs 1",
-        ),
-        decoding("long", 50, "--preset 13b --kinds float16 --batches 1 8 --contexts 512 2048", third, "auto"),
-        bench(
-            "throughput", 100, "bench_throughput.py --preset 13b --prompts 256 --rows 64", *rows, group=third,
-            small=f"{tiny} --prompts 8 --prompt_mean 10 --output_mean 10 --alone 3 --rows 4 --steps 4",
-        ),
-        bench(
-            "recover", 120, "bench_recover.py --device cuda --preset 1b --warm --runs 2 --reference_runs 0", *rows, group=third,
-            small=f"{tiny} --runs 1",
         ),
         bench(
             "diff_add", 25, "bench_diff_add.py --device cuda", *rows, group=third,
             small="--device cpu --elements 70000 --runs 2",
         ),
-        of_tests("csrc", 60, third, cpp_tests(), ["--collect-only"]),
+        decoding("decode7b", 80, f"--preset 7b {kinds} {usual}", third, "auto"),
+        decoding("long", 50, "--preset 13b --kinds float16 --batches 1 8 --contexts 512 2048", third, "auto"),
+        bench(
+            "throughput", 120, "bench_throughput.py --preset 13b --prompts 128 --alone 6 --rows 64", *rows, group=third,
+            small=f"{tiny} --prompts 8 --prompt_mean 10 --output_mean 10 --alone 3 --rows 4 --steps 4",
+        ),
+        bench(
+            "recover", 90, "bench_recover.py --device cuda --preset 1b --warm --runs 2 --reference_runs 0", *rows, group=third,
+            small=f"{tiny} --runs 1",
+        ),
+        of_tests("csrc", 50, third, cpp_tests(), ["--collect-only"]),
     ]  # fmt: skip
 
 

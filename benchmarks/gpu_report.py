@@ -22,11 +22,12 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from common import commit, device_name, versions
-from gpu_plan import GROUPS, REHEARSED, REPO, RUNNING, TUNED, Place, Step, chosen, has, listing, steps
+from common import UNKNOWN, commit, device_name, versions
+from gpu_plan import BUILD, GROUPS, REHEARSED, REPO, RUNNING, TUNED, Place, Step, chosen, has, listing, steps
 from gpu_run import run
 from reports import INTERRUPTED
 
@@ -62,27 +63,39 @@ def notes(place: Place) -> list[str]:
     return found
 
 
+def stale(step: Step, done: Sequence[Step], since: float) -> str | None:
+    """What is wrong where a file that a step needs was to be written by one of this call, and is of an earlier one."""
+    for path in step.needs:
+        if any(str(path) in before.command for before in done) and path.exists() and path.stat().st_mtime < since:
+            return f"it needs {path.name}, and what is there is of an earlier call"
+    return None
+
+
 def collect(
-    some: Sequence[Step], place: Place, device: str, notes: Sequence[str] = (), budget: float | None = None
-) -> int:
+    some: Sequence[Step], place: Place, device: str, notes: Sequence[str] = (), budget: float | None = None,
+    known: str | None = None,
+) -> int:  # fmt: skip
     """Runs the steps, writing what is known after each one; 1 where one failed, or all together took more than `budget` (the
     sum of theirs), 130 after Ctrl-C. Of an earlier call on this device and commit the steps that are not run again stay."""
-    begin, left, code = time.perf_counter(), 0.0, 0
+    begin, since, left, code = time.perf_counter(), time.time(), 0.0, 0
     budget = sum(step.seconds for step in some) if budget is None else budget
     whole: dict[str, Any] = {
-        "bench": "gpu", "device": device, "commit": commit(), "versions": versions("torch", "triton", "numpy"),
+        "bench": "gpu", "device": device, "commit": known or commit(), "versions": versions("torch", "triton", "numpy"),
         "budget_s": budget, "seconds": 0.0, "notes": list(notes), "steps": {},
     }  # fmt: skip
     out, log = place("gpu.json"), place("gpu.log")
     out.parent.mkdir(parents=True, exist_ok=True)
     whole["steps"] = earlier(out, whole)
     problems = []
-    for step in some:
+    for number, step in enumerate(some):
         head = f"== {step.name}: {' '.join(step.command)}"
         print(head, flush=True)
         with open(log, "a") as file:
             print(head, file=file)
-        found = run(step, step.seconds + left, log=log)
+        problem = stale(step, some[:number], since)
+        found = (
+            {"code": None, "seconds": 0.0, "problem": problem} if problem else run(step, step.seconds + left, log=log)
+        )
         left = max(0.0, left + step.seconds - found["seconds"])
         whole["steps"].pop(step.name, None)  # so that the order is that of the runs
         whole["steps"][step.name] = found
@@ -97,12 +110,19 @@ def collect(
         if found.get("problem") == "interrupted":
             code = INTERRUPTED
             break
+        if step.name == BUILD and "problem" in found:
+            break  # nothing runs without the extension
     if whole["seconds"] > budget:
         problems.append(f"all together took {whole['seconds']:.0f} s, wanted {budget:.0f} at most")
     print(f"{out}: {len(some)} steps in {whole['seconds']:.0f} s", *notes, sep="\n")
     for problem in problems:
         print(f"FAILED {problem}")
     return code or (1 if problems else 0)
+
+
+def built() -> bool:
+    """Whether the extension is in this tree: it does not travel with it."""
+    return any((REPO / "baize_engine" / f"_C{suffix}").exists() for suffix in EXTENSION_SUFFIXES)
 
 
 def earlier(out: Path, whole: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +134,7 @@ def earlier(out: Path, whole: dict[str, Any]) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise SystemExit(f"{out}: {error}, wanted the report of an earlier call, or no file") from error
     same = all(before.get(key) == whole[key] for key in ("bench", "device", "commit", "versions"))
-    return dict(before["steps"]) if same else {}
+    return dict(before["steps"]) if same and whole["commit"] != UNKNOWN else {}
 
 
 def rehearsal(some: Sequence[Step]) -> tuple[list[Step], list[str]]:
@@ -133,6 +153,7 @@ def main() -> int:
     parser.add_argument(
         "--out", type=Path, default=None, metavar="FOLDER", help="for all files; default: benchmarks/results/<gpu>-*"
     )
+    parser.add_argument("--commit", default=None, metavar="ID", help="of this code, where the tree itself does not say")
     instead = parser.add_mutually_exclusive_group()
     instead.add_argument("--list", action="store_true", help="print the plan and its seconds, run nothing")
     instead.add_argument("--rehearse", action="store_true", help="run the smallest form of each step, on the CPU")
@@ -165,7 +186,10 @@ def main() -> int:
     name = device_name("cuda")
     slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     place = in_folder(options.out.resolve()) if options.out else in_repository(slug)
-    return collect(plan(place), place, name, notes(place))
+    some = plan(place)
+    if not built() and BUILD not in [step.name for step in some]:
+        some = [*(step for step in plan(place, ()) if step.name == BUILD), *some]
+    return collect(some, place, name, notes(place), known=options.commit)
 
 
 if __name__ == "__main__":

@@ -144,7 +144,7 @@ def totals(
     )
     return {
         "step_ms": us / 1e3, "tokens_s": 1e6 * batch / us, "GB": moved / 1e9, "GB/s": moved / us / 1e3,
-        "share_of_specified": moved / us / 1e3 / card.bandwidth,
+        "of_specified": moved / us / 1e3 / card.bandwidth,
     }  # fmt: skip
 
 

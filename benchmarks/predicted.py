@@ -19,6 +19,7 @@ from common import parser
 from reports import Report
 
 STEP = "step"  # the row of the whole step in a profile
+RULES = "rules"  # the name of no table of launch settings
 CASE = ("preset", "kind", "batch", "context")
 
 
@@ -40,6 +41,10 @@ def read(path: Path) -> dict[str, Any]:
     profile = json.loads(path.read_text())
     if lacking := [key for key in (*CASE, "device", "rows") if key not in profile]:
         raise ValueError(f"{path}: {', '.join(lacking)} not in it, wanted a report of profile_step.py")
+    if (table := profile.get("tuned", RULES)) != RULES:
+        raise ValueError(
+            f"{path}: profiled with the launch settings of {table}, wanted --tuned none: predictions are of the rules"
+        )
     return profile
 
 

@@ -7,6 +7,7 @@
     return report.code
 
 Whatever ends a run, the rows before it are kept: an error costs the case it hit, Ctrl-C the case it hit and those after it.
+The file of `--json` is in a folder that is there, which is looked up before anything is measured.
 """
 
 from __future__ import annotations
@@ -46,6 +47,8 @@ class Report:
         self.rows: list[dict[str, Any]] = []
         self.code = 0
         self._file: Path | None = getattr(options, "json", None)
+        if self._file and not self._file.absolute().parent.is_dir():
+            raise SystemExit(f"--json {self._file}: there is no folder {self._file.absolute().parent}")
         self._device = device
         self._heads: tuple[str, ...] = ()
         self._head = {
@@ -98,8 +101,8 @@ class Report:
         if error is not None:
             self.facts["ended"] = "interrupted" if isinstance(error, KeyboardInterrupt) else f"{error}"
             self.code = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1
+        say(json.dumps(self.whole()))  # first: the file may be what went wrong
         self._keep()
-        say(json.dumps(self.whole()))
         return known
 
     def _keep(self) -> None:

@@ -238,7 +238,7 @@ def test_the_gpu_form_of_bench_diff_add(monkeypatch: pytest.MonkeyPatch) -> None
         assert report.code == wrong
         assert [row["implementation"] for row in report.rows if "GB/s" in row].count("triton") == 3 * (1 - wrong)
         assert [row["implementation"] for row in report.rows if "GB/s" in row].count("torch") == 3
-        assert all(row["of_spec"] == pytest.approx(row["GB/s"] / 3350) for row in report.rows if "GB/s" in row)
+        assert all(row["of_specified"] == pytest.approx(row["GB/s"] / 3350) for row in report.rows if "GB/s" in row)
 
 
 def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +323,7 @@ def test_the_gpu_form_of_bench_decode(capsys: pytest.CaptureFixture[str]) -> Non
         costs = cost.decode_step(model.config, "float16", row["batch"], row["context"] + 2, "float32")
         assert row["GB/s"] * row["ms/token"] * 1e6 == pytest.approx(sum(op.bytes for op in costs))
         assert row["share"] == pytest.approx(row["GB/s"] / 10)
-        assert row["of_spec"] == pytest.approx(row["GB/s"] / 3350)
+        assert row["of_specified"] == pytest.approx(row["GB/s"] / 3350)
     tok = {
         (row["batch"], row["context"]): f"{row['tok/s']:.4g}" for row in report.rows if row["engine"] == "baize float16"
     }

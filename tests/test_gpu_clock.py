@@ -50,7 +50,7 @@ class Device:
             self.capturing.calls += 1
 
     @contextmanager
-    def graph(self, graph: Graph) -> Iterator[None]:
+    def graph(self, graph: Graph, stream: object) -> Iterator[None]:
         self.capturing = graph
         yield
         self.capturing = None

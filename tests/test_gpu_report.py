@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import gpu_report
@@ -170,3 +171,61 @@ def test_a_machine_with_a_gpu_runs_the_plan(tmp_path: Path, monkeypatch: pytest.
         whole = json.loads((tmp_path / f"{name}gpu.json").read_text())
         assert whole["device"] == "NVIDIA H100 80GB HBM3"
         assert whole["steps"]["one"]["report"] == {"at": str(tmp_path / f"{name}x")}
+
+
+def test_a_table_of_an_earlier_call_is_not_the_tuners(tmp_path: Path) -> None:
+    """The tuner fails, and what would be measured with its table has an old one at hand."""
+    table = tmp_path / "tuned.json"
+    table.write_text("{}")
+    os.utime(table, (1, 1))
+    some = [
+        python("tune", f"import sys; sys.exit({str(table)!r} == '')", is_benchmark=False),
+        replace(python("tuned13b", "print('{}')"), needs=(table,)),
+    ]
+    some[0] = replace(some[0], command=(*some[0].command, str(table)))
+    place = gpu_report.in_folder(tmp_path)
+    assert gpu_report.collect(some, place, "a GPU") == 1
+    steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
+    assert steps["tuned13b"]["problem"] == "it needs tuned.json, and what is there is of an earlier call"
+    assert gpu_report.collect(some[1:], place, "a GPU") == 0  # asked for by itself, it takes what is there
+
+
+def test_without_the_extension_nothing_runs(tmp_path: Path) -> None:
+    some = [python("build", "import sys; sys.exit(1)", is_benchmark=False), python("decode13b", "print('{}')")]
+    assert gpu_report.collect(some, gpu_report.in_folder(tmp_path), "a GPU") == 1
+    assert list(json.loads((tmp_path / "gpu.json").read_text())["steps"]) == ["build"]
+
+
+def test_steps_of_a_tree_that_does_not_say_its_commit_do_not_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_report, "commit", lambda: "unknown")
+    place, some = gpu_report.in_folder(tmp_path), [python("one", "print('{}')"), python("two", "print('{}')")]
+
+    def steps(step: Step, known: str | None) -> tuple[str, list[str]]:
+        gpu_report.collect([step], place, "a GPU", known=known)
+        whole = json.loads((tmp_path / "gpu.json").read_text())
+        return whole["commit"], list(whole["steps"])
+
+    assert steps(some[0], None) == ("unknown", ["one"])
+    assert steps(some[1], None) == ("unknown", ["two"])
+    assert steps(some[0], "abc") == ("abc", ["one"])
+    assert steps(some[1], "abc") == ("abc", ["one", "two"])
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_bare_machine_builds_first(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[str] = []
+
+    def collect(some: list[Step], *rest: object, **options: object) -> int:
+        ran.extend(step.name for step in some)
+        return 0
+
+    monkeypatch.setattr(gpu_report, "collect", collect)
+    monkeypatch.setattr(gpu_report, "built", lambda: there)
+    monkeypatch.setattr(gpu_report, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(sys, "argv", ["gpu_report.py", "--out", str(tmp_path), "--steps", "decode13b", "profile"])
+    assert gpu_report.main() == 0
+    assert ran == ([] if there else ["build"]) + ["decode13b", "profile"]

@@ -97,7 +97,8 @@ class Slow(OnHost):
     def prepare(self, calls: Any) -> Any:
         self.prepared += 1
         how = tuned.table(CPU)
-        late = sum(next(iter(found.values())).trigger == "late" for key, found in how.entries.items() if key[0] in settings.PRODUCTS)
+        products = [found for key, found in how.entries.items() if key[0] in settings.PRODUCTS]
+        late = sum(next(iter(found.values())).trigger == "late" for found in products)
         run = super().prepare(calls)
         self.us[run] = (10 - late) * len(calls)
         return run

@@ -139,7 +139,7 @@ def test_a_step_has_every_op_once_and_keeps_to_the_specification(card, preset: s
         assert whole["tokens_s"] == pytest.approx(batch / whole["step_ms"] * 1e3)
         moved = sum(row["calls"] * row["MB"] for row in rows) / 1e3
         assert moved / whole["step_ms"] * 1e3 < card.bandwidth * Constants().streaming
-        assert whole["share_of_specified"] < Constants().streaming
+        assert whole["of_specified"] < Constants().streaming
 
 
 @pytest.mark.parametrize("kind", predict.BITS)
@@ -310,7 +310,7 @@ def test_json_holds_the_printed_rows(words: list[str], tmp_path: Path, monkeypat
     if not words:
         rows = predict.step(A100, "7b", constants=Constants(streaming=0.88))
         assert whole["rows"] == rows
-        assert whole["share_of_specified"] == predict.totals(rows, A100, "7b", "float16", 1, 128)["share_of_specified"]
+        assert whole["of_specified"] == predict.totals(rows, A100, "7b", "float16", 1, 128)["of_specified"]
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "int4"])

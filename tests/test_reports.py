@@ -127,3 +127,24 @@ def test_a_reader_that_leaves_is_no_error(tmp_path: Path) -> None:
         assert child.stderr.read() == ""
     assert child.returncode == 0
     assert json.loads(file.read_text())["rows"] == [{"number": 1}]
+
+
+def test_a_file_in_no_folder_is_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="there is no folder"):
+        Report("toy", argparse.Namespace(json=tmp_path / "none" / "report.json"))
+
+
+def test_a_file_that_cannot_be_written_any_more_does_not_cost_the_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    folder = tmp_path / "reports"
+    folder.mkdir()
+    with (
+        pytest.raises(FileNotFoundError),
+        Report("toy", argparse.Namespace(json=folder / "report.json")) as report,
+        report.case(number=1),
+    ):
+        report.row({"ms": 1})
+        (folder / "report.json").unlink()
+        folder.rmdir()
+    assert last_line(capsys)["rows"] == [{"ms": 1}]
