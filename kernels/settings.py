@@ -195,8 +195,8 @@ def product_choices(op: str, bits: int, rows: int) -> Choices:
         tile for tile in tiles if replace(rule, **tile) != rule and (op != "head" or tile["block_n"] == BEST_BLOCK)
     ]
     found: list[tuple[str, Sequence[Mapping[str, Any]]]] = [("tile", tiles)] if tiles else []
-    if _may_fuse(op, bits) and rows <= 2 * FUSED_NORM_ROWS:
-        found.append(("norm", [{"fuse_norm": not rule.fuse_norm}]))
+    if rule.fuse_norm:  # where it is not, more rows would be normed by each program, or it would spill
+        found.append(("norm", [{"fuse_norm": False}]))
     found.append(("trigger", [{"trigger": "late"}]))
     found.append(("prefetched", [{"prefetched": 0}, {"prefetched": 2}]))
     return found
