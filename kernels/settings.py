@@ -214,5 +214,5 @@ def attention_choices() -> Choices:
 def sample_choices() -> Choices:
     """Of rows that are drawn with top_k and top_p."""
     return [
-        ("warps", [{"num_warps": 32, "radix": 2}, {"num_warps": 16, "radix": 2}]),
+        ("warps", [{"num_warps": 32, "radix": 2}]),  # other pairs spill with some vocabulary on some GPU
     ]
