@@ -133,7 +133,7 @@ def main() -> int:
     if marked and device == "cpu":
         known.error("--nvtx and --capture_steps are for the profilers of a GPU, the device is cpu")
     if device != "cpu":
-        torch.cuda.set_device(device)
+        torch.cuda.set_device(torch.device(device).index or 0)  # it demands an index, which "cuda" lacks
     title = f"decode step: {chosen.preset} {chosen.kind}, batch {chosen.batch}, context {chosen.context}"
     facts = {"title": title, **{key: getattr(chosen, key) for key in ("preset", "kind", "batch", "context")}}
     if marked:

@@ -1,6 +1,8 @@
 """A GPU that is not here: launches that go nowhere, a clock instead of events, and the trace that a profiler would have made.
 
-Runs what only a GPU runs as far as it is Python.
+Runs what only a GPU runs as far as it is Python, and refuses the arguments that torch.cuda refuses. The trace's form (each
+kernel of a graph carries the correlation id of its cudaGraphLaunch) is assumed, from public samples: none was recorded here. A
+recorded trace is to replace it after the first run on a GPU.
 """
 
 from __future__ import annotations
@@ -132,41 +134,87 @@ class Clock:
         self.now = 0.0
 
 
+def device_index(device: Any, demanded: bool = False) -> int:
+    """The index of a GPU, as torch.cuda reads its arguments: ValueError for the CPU, and where one is demanded and absent."""
+    if device is None or isinstance(device, str | torch.device):
+        found = None if device is None else torch.device(device)
+        if found is not None and found.type != "cuda":
+            raise ValueError(f"Expected a cuda device, but got: {found}")
+        device = found.index if found is not None else None
+    if device is None and demanded:
+        raise ValueError("Expected a torch.device with a specified index or an integer")
+    return device or 0
+
+
 def install(monkeypatch: pytest.MonkeyPatch, replay_s: float = 1e-3) -> Clock:
     """torch.cuda as the benchmarks use it. A graph holds nothing, and its replay takes `replay_s` of the clock."""
     clock = Clock()
 
     class Event:
         def __init__(self, enable_timing: bool = False) -> None:
-            self.at = 0.0
+            self.timing, self.at = enable_timing, None
 
-        def record(self, stream: Any = None) -> None:
+        def record(self, stream: Stream | None = None) -> None:
             self.at = clock.now
 
         def elapsed_time(self, other: Event) -> float:
+            if not (self.timing and other.timing):
+                raise ValueError("Both events must be created with argument 'enable_timing=True'.")
+            if self.at is None or other.at is None:
+                raise ValueError("Both events must be recorded before calculating elapsed time.")
             return (other.at - self.at) * 1e3
 
     class Graph:
+        captured = False
+
         def replay(self) -> None:
+            if not self.captured:
+                raise RuntimeError("Called CUDAGraph::replay without a preceding successful capture.")
             clock.now += replay_s
 
     class Stream:
         def __init__(self, device: Any = None) -> None:
-            pass
+            device_index(device)
 
-        def wait_stream(self, other: Any) -> None:
-            pass
+        def wait_stream(self, other: Stream) -> None:
+            if not isinstance(other, Stream):
+                raise TypeError(f"wait_stream of {other!r}")
 
     @contextmanager
-    def within(*arguments: Any, **options: Any) -> Iterator[None]:
+    def capture(graph: Graph, pool: Any = None, stream: Stream | None = None) -> Iterator[None]:
+        yield
+        graph.captured = True
+
+    @contextmanager
+    def on_stream(stream: Stream | None) -> Iterator[None]:
+        if not isinstance(stream, Stream | None):
+            raise TypeError(f"stream of {stream!r}")
         yield
 
+    @contextmanager
+    def on_device(device: Any) -> Iterator[None]:
+        device_index(device)
+        yield
+
+    def set_device(device: Any) -> None:
+        device_index(device, demanded=True)
+
+    def of_device(value: Any) -> Callable[..., Any]:
+        """A function of a device, with an index or without."""
+
+        def told(device: Any = None) -> Any:
+            device_index(device)
+            return value
+
+        return told
+
     fakes: dict[str, Any] = {
-        "Event": Event, "CUDAGraph": Graph, "Stream": Stream, "graph": within, "stream": within, "device": within,
-        "current_stream": Stream, "synchronize": lambda device=None: None, "set_device": lambda device: None,
-        "empty_cache": lambda: None, "memory_allocated": lambda device=None: 26 * 10**9,
-        "max_memory_allocated": lambda device=None: 27 * 10**9, "max_memory_reserved": lambda device=None: 28 * 10**9,
-        "get_device_name": lambda device=None: Properties.name, "get_device_properties": lambda device=None: Properties,
+        "Event": Event, "CUDAGraph": Graph, "Stream": Stream, "graph": capture, "stream": on_stream, "device": on_device,
+        "current_stream": Stream, "synchronize": of_device(None), "empty_cache": lambda: None,
+        "set_device": set_device, "reset_peak_memory_stats": of_device(None),
+        "memory_allocated": of_device(26 * 10**9), "max_memory_allocated": of_device(27 * 10**9),
+        "max_memory_reserved": of_device(28 * 10**9), "get_device_name": of_device(Properties.name),
+        "get_device_properties": of_device(Properties),
     }  # fmt: skip
     for name, fake in fakes.items():
         monkeypatch.setattr(torch.cuda, name, fake)
