@@ -40,8 +40,10 @@ class DecodeStep:
     state: StepState
     rows: list[Row]
     bound: int  # of the context: `longest` of StepState.run
-    first_s: float  # seconds of the first step, which compiles and captures where there is a GPU
-    again_s: float  # seconds of another state's first step, which captures but compiles nothing
+    first_s: (
+        float  # seconds of the first step; on a GPU kernels are compiled or loaded, run once, captured and replayed
+    )
+    second_s: float  # seconds of another state's first step: the same without compiling and loading
 
     @classmethod
     def of(cls, model: Llama, batch: int, context: int) -> DecodeStep:

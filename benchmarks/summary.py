@@ -12,6 +12,11 @@ OF_AN_OP = (
     "op", "calls", "us", "in_step_us", "GB/s", "TFLOP/s", "share", "of_specified", "in_step_of_specified", "of_copy",
     "of_read",
 )  # fmt: skip
+MEMORY = "By torch. Peaks are counted from the finished weights on: the state, its first steps and their capture."
+START = (
+    "`first_step_s`: kernels are compiled or loaded, run once, captured and replayed; `second_state_s`: the same of another "
+    "state, for which nothing is compiled or loaded; `compile_s`: of the kernels that were compiled, by Triton."
+)
 SHARES = ("share", "of_specified", "in_step_of_specified", "of_copy", "of_read")
 
 
@@ -33,8 +38,9 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts += _section("Bytes of memory", report.get("dram", ()), "Counted by ncu, and modelled.")
     state = report.get("gpu_state", {})
     parts += _section("State of the GPU", [{"when": when, **values} for when, values in state.items()])
-    parts += _section("Memory, GB", [report["memory"]] if report.get("memory") else ())
-    parts += _section("Start, seconds", [report["start"]] if report.get("start") else ())
+    parts += _section("Memory, GB", [report["memory"]] if report.get("memory") else (), MEMORY)
+    start = report.get("start", {})
+    parts += _section("Start, seconds", [start] if start else (), START if "second_state_s" in start else "")
     said = [*report.get("notes", ()), *(f"{_case(row)}: {row['problem']}" for row in problems)]
     if "ended" in report:
         said.append(f"the run ended early: {report['ended']}")

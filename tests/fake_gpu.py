@@ -196,6 +196,12 @@ def install(monkeypatch: pytest.MonkeyPatch, replay_s: float = 1e-3) -> Clock:
         device_index(device)
         yield
 
+    held, peaks = 26 * 10**9, [27 * 10**9]
+
+    def reset_peak(device: Any = None) -> None:
+        device_index(device)
+        peaks.append(held)
+
     def set_device(device: Any) -> None:
         device_index(device, demanded=True)
 
@@ -211,8 +217,8 @@ def install(monkeypatch: pytest.MonkeyPatch, replay_s: float = 1e-3) -> Clock:
     fakes: dict[str, Any] = {
         "Event": Event, "CUDAGraph": Graph, "Stream": Stream, "graph": capture, "stream": on_stream, "device": on_device,
         "current_stream": Stream, "synchronize": of_device(None), "empty_cache": lambda: None,
-        "set_device": set_device, "reset_peak_memory_stats": of_device(None),
-        "memory_allocated": of_device(26 * 10**9), "max_memory_allocated": of_device(27 * 10**9),
+        "set_device": set_device, "reset_peak_memory_stats": reset_peak,
+        "memory_allocated": of_device(held), "max_memory_allocated": lambda device=None: device_index(device) or peaks[-1],
         "max_memory_reserved": of_device(28 * 10**9), "get_device_name": of_device(Properties.name),
         "get_device_properties": of_device(Properties),
     }  # fmt: skip

@@ -102,7 +102,7 @@ def test_a_page_of_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "kernels": [{"op": "gate_up", "kernel": "a|b", "us": 1.0, "share": 0.5}], "events": "kernels", "step_us": 9300.0,
         "gaps_us": 12.0, "notes": ["card not in the table"], "ended": "interrupted",
         "gpu_state": {"before": {"sm_MHz": 345}, "under load": {"sm_MHz": 1755}}, "memory": {"held_GB": 26.0},
-        "start": {"compile_s": 9.5}, "dram": [{"op": "gate_up", "read": 5.0}], "steps": [{"step": 0, "device_us": 9300.0}],
+        "start": {"second_state_s": 9.5}, "dram": [{"op": "gate_up", "read": 5.0}], "steps": [{"step": 0, "device_us": 9300.0}],
     }  # fmt: skip
     (tmp_path / "a").write_text(json.dumps(more))
     assert run(monkeypatch, "--from_json", tmp_path / "a", "--markdown", tmp_path / "page.md") == 0
