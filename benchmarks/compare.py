@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import summary
 from reports import table
 
-CONDITIONS = ("device", "commit", "preset", "kind", "batch", "context", "settings", "versions")
+CONDITIONS = ("device", "commit", "preset", "kind", "batch", "context", "tuned", "versions")
 SIDE_BY_SIDE = ("us", "in_step_us", "share", "of_specified", "of_copy", "of_read")
+SAME = "all conditions are the same"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -56,11 +58,16 @@ def rows(one: Mapping[str, Any], two: Mapping[str, Any]) -> list[dict[str, Any]]
     return found
 
 
-def show(one: Mapping[str, Any], two: Mapping[str, Any], path: Path | None) -> None:
-    """Prints both tables, and as the last line both as JSON, which also goes to `path`."""
+def show(one: Mapping[str, Any], two: Mapping[str, Any], path: Path | None, page: Path | None) -> None:
+    """Prints both tables, and as the last line both as JSON, which also goes to `path`; as Markdown they go to `page`."""
     found = {"bench": "profile_compare", "differing": differing(one, two), "rows": rows(one, two)}
     print(*table(found["rows"]), "", sep="\n")
-    print(*(table(found["differing"]) if found["differing"] else ["all conditions are the same"]), sep="\n")
+    print(*(table(found["differing"]) if found["differing"] else [SAME]), sep="\n")
     if path:
         path.write_text(json.dumps(found, indent=1) + "\n")
+    if page:
+        apart = summary.table(found["differing"]) if found["differing"] else SAME
+        titles = [f"- {name}: {report.get('title', 'decode step')}" for name, report in (("A", one), ("B", two))]
+        parts = ["# Two decode steps", "\n".join(titles), summary.table(found["rows"]), "## Not the same", apart]
+        page.write_text("\n\n".join(parts) + "\n")
     print(json.dumps(found))

@@ -93,13 +93,15 @@ class Profile:
 
     def _trace(self) -> None:
         trace = self.step.trace(self.options.steps)
-        if self.options.trace:
-            self.options.trace.write_text(json.dumps(trace))
         self._show("steps", step_rows(trace))
-        if not self.on_gpu:
-            return
-        found = steps(trace)
-        if found:
+        if self.on_gpu:
+            self._tell_trace(trace)
+        if self.options.trace:
+            with self.report.case(part="trace file"):
+                self.options.trace.write_text(json.dumps(trace))
+
+    def _tell_trace(self, trace: dict[str, Any]) -> None:
+        if found := steps(trace):
             self._tell_kernels("kernels", self._attributed(found))
         else:
             self._note(

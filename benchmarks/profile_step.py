@@ -42,6 +42,11 @@ other profilers, of the step numbered 2 (all is compiled before; steps 0 and 1 w
 with --nvtx ops are launched one by one within ranges of layers and ops; without it a step is a graph, as the engine runs it
 """
 
+FILES = ("json", "trace", "markdown", "picture")  # options that name a file to write
+MAKES = {  # what can be written where nothing is measured
+    "compare": ("json", "markdown"), "from_json": ("markdown", "picture"), "capture_steps": (), "nvtx": (),
+}  # fmt: skip
+
 
 def profile(options: argparse.Namespace, device: str, report: Report) -> None:
     """Makes the step and takes it apart."""
@@ -105,7 +110,11 @@ def options() -> argparse.ArgumentParser:
         "--from_json", type=Path, metavar="FILE", help="measure nothing; --picture, --markdown of this report"
     )
     made.add_argument(
-        "--compare", type=Path, nargs=2, metavar=("A", "B"), help="measure nothing; two reports side by side"
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="measure nothing; two reports side by side, also to --json, --markdown",
     )
     made.add_argument(
         "--capture_steps", type=marked_steps.step_range, metavar="A:B", help="run steps for another profiler, see below"
@@ -118,20 +127,33 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Shows defaults, and the commands below as they are."""
 
 
-def main() -> int:
-    known = options()
-    chosen = known.parse_args()
+def check(known: argparse.ArgumentParser, chosen: argparse.Namespace) -> None:
+    """Refuses, before anything is measured, what cannot be done."""
     most = PRESETS[chosen.preset].positions
     if min(chosen.batch, chosen.repeats, chosen.steps) < 1 or not 2 <= chosen.context <= most:
         known.error(f"--batch, --repeats, --steps must be 1 or more, --context 2 to {most}")
+    files = {name: path for name in FILES if (path := getattr(chosen, name))}
+    for name, path in files.items():
+        if not path.parent.is_dir() or path.is_dir():
+            wrong = "is a folder, wanted a file" if path.is_dir() else f"the folder {path.parent} does not exist"
+            known.error(f"--{name} {path}: {wrong}")
+    if chosen.from_json and not pages(chosen):
+        known.error("--from_json needs --picture or --markdown")
+    for way, makes in MAKES.items():
+        if getattr(chosen, way) and (left := [f"--{name}" for name in files if name not in makes]):
+            known.error(f"--{way} makes no file for {', '.join(left)}")
     if chosen.picture:
         roofline.figure_class()
+
+
+def main() -> int:
+    known = options()
+    chosen = known.parse_args()
+    check(known, chosen)
     if chosen.compare:
-        compare.show(*map(compare.read, chosen.compare), chosen.json)
+        compare.show(*map(compare.read, chosen.compare), chosen.json, chosen.markdown)
         return 0
     if chosen.from_json:
-        if not pages(chosen):
-            known.error("--from_json needs --picture or --markdown")
         found = compare.read(chosen.from_json)
         for _, write in pages(chosen):
             write(found)
@@ -152,7 +174,7 @@ def main() -> int:
         return 0
     with launch_table.in_use(chosen.tuned, device) as table, Report("profile_step", chosen, device, facts) as report:
         if device != "cpu":
-            report.facts["settings"] = table
+            report.facts["tuned"] = table
         profile(chosen, device, report)
         for part, write in pages(chosen):
             with report.case(part=part):

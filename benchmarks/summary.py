@@ -53,7 +53,7 @@ def _head(report: Mapping[str, Any]) -> list[str]:
     lines = {
         "device": report["device"],
         "commit": report["commit"],
-        **{key: report[key] for key in ("preset", "kind", "batch", "context", "settings") if key in report},
+        **{key: report[key] for key in ("preset", "kind", "batch", "context", "tuned") if key in report},
         "versions": ", ".join(
             f"{name} {version}" for name, version in report["versions"].items() if version != "absent"
         ),
@@ -102,7 +102,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _cell(head: str, value: Any) -> str:
-    if head in SHARES and isinstance(value, float):
+    if head.removesuffix("_A").removesuffix("_B") in SHARES and isinstance(value, float):
         return f"{value:.1%}"
     return cell(value).replace("|", "\\|")
 

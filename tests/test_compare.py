@@ -24,7 +24,7 @@ A: dict[str, Any] = {
     ],
 }  # fmt: skip
 B = A | {
-    "commit": "bbb", "batch": 8, "versions": {"torch": "2.11", "triton": "3.7.1"}, "settings": "h100.json",
+    "commit": "bbb", "batch": 8, "versions": {"torch": "2.11", "triton": "3.7.1"}, "tuned": "h100.json",
     "rows": [
         {"op": "step", "us": 8832.0, "of_specified": 0.86, "tok/s": 113.2, **OP},
         {"op": "gate_up", "us": 4400.0, "in_step_us": 4000.0, "share": 0.8, **OP},
@@ -48,7 +48,7 @@ def test_rows_side_by_side() -> None:
 def test_conditions_that_are_not_the_same() -> None:
     assert compare.differing(A, B) == [
         {"condition": "commit", "A": "aaa", "B": "bbb"}, {"condition": "batch", "A": 1, "B": 8},
-        {"condition": "settings", "A": "not said", "B": "h100.json"}, {"condition": "triton", "A": "3.6.0", "B": "3.7.1"},
+        {"condition": "tuned", "A": "not said", "B": "h100.json"}, {"condition": "triton", "A": "3.6.0", "B": "3.7.1"},
     ]  # fmt: skip
     assert compare.differing(A, A) == []
 
@@ -73,6 +73,50 @@ def test_compare_measures_nothing(
     assert any(line.split() == ["batch", "1", "8"] for line in lines)
     assert run(monkeypatch, "--compare", tmp_path / "a", tmp_path / "a") == 0
     assert "all conditions are the same" in capsys.readouterr().out
+
+
+def test_compare_as_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, content in (("a", A), ("b", B)):
+        (tmp_path / name).write_text(json.dumps(content))
+    assert run(monkeypatch, "--compare", tmp_path / "a", tmp_path / "b", "--markdown", tmp_path / "page.md") == 0
+    page = (tmp_path / "page.md").read_text()
+    assert page.startswith("# Two decode steps\n\n- A: decode step: 13b\n- B: decode step: 13b\n\n| op | us_A |")
+    assert "| step | 9200 | 8832 | -4 | 83.0% | 86.0% |" in page
+    assert "| batch | 1 | 8 |" in page
+    assert run(monkeypatch, "--compare", tmp_path / "a", tmp_path / "a", "--markdown", tmp_path / "page.md") == 0
+    assert (tmp_path / "page.md").read_text().endswith("## Not the same\n\nall conditions are the same\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--compare a b --picture p.png", "--compare makes no file for --picture"),
+        ("--compare a b --trace t --json j", "--compare makes no file for --trace"),
+        ("--from_json a --picture p.png --json j --trace t", "--from_json makes no file for --json, --trace"),
+        ("--nvtx --markdown m.md", "--nvtx makes no file for --markdown"),
+        ("--capture_steps 1:2 --json j", "--capture_steps makes no file for --json"),
+    ],
+)
+def test_files_that_would_not_be_made(
+    words: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        run(monkeypatch, *words.split())
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", ["json", "trace", "markdown", "picture"])
+def test_files_that_cannot_be(
+    option: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(profile_step, "profile", lambda *_: pytest.fail("measured before it refused"))
+    for path, message in (
+        (tmp_path / "no" / "file", f"the folder {tmp_path / 'no'} does not exist"),
+        (tmp_path, "is a folder"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            run(monkeypatch, "--preset", "tiny", "--device", "cpu", f"--{option}", path)
+        assert f"--{option} {path}: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

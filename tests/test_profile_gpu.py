@@ -84,7 +84,7 @@ def test_the_whole_profile(profiled: Run, tmp_path: Path) -> None:
     page = tmp_path / "summary.md"
     code, found = profiled("--markdown", str(page), "--trace", str(tmp_path / "trace.json"))
     assert (code, found["notes"]) == (0, [])
-    assert (found["card"], found["specified_GB/s"], found["settings"]) == ("H100 SXM", 3350, "rules")
+    assert (found["card"], found["specified_GB/s"], found["tuned"]) == ("H100 SXM", 3350, "rules")
     assert found["start"].keys() == {"weights_s", "first_step_s", "second_state_s", "kernels", "compile_s"}
     start = {"kernels": "0 of 0 compiled, the rest from the cache", "compile_s": 0}  # launches go nowhere here
     assert {key: found["start"][key] for key in start} == start
@@ -109,6 +109,19 @@ def test_the_whole_profile(profiled: Run, tmp_path: Path) -> None:
     assert "Peaks are counted from the finished weights on" in text
     assert "`compile_s`: of the kernels that were compiled, by Triton" in text
     assert "power cap, thermal, by software" in text
+
+
+def test_a_trace_that_cannot_be_written_costs_nothing_else(profiled: Run, tmp_path: Path) -> None:
+    unwritable = tmp_path / "trace.json"
+    unwritable.symlink_to(tmp_path / "gone" / "trace.json")
+    code, found = profiled("--trace", str(unwritable))
+    assert code == 1
+    (problem,) = [row for row in found["rows"] if "problem" in row]
+    assert problem["part"] == "trace file"
+    assert problem["problem"].startswith("FileNotFoundError")
+    assert len(found["steps"]) == 2
+    assert len(found["kernels"]) == len(OPS) + 1
+    assert all("in_step_us" in row for row in found["rows"] if row.get("op") in OPS)
 
 
 def test_waits_are_in_no_ops_time(profiled: Run) -> None:
