@@ -109,16 +109,23 @@ def _bytes(value: str, unit: str) -> float:
 
 
 def rows(counted: Sequence[Counted], expected: Sequence[Launch], costs: Mapping[str, OpCost]) -> list[dict[str, Any]]:
-    """A row for each op: bytes counted and modelled (model/cost.py) in a step. Mismatch where other kernels were counted."""
+    """A row for each op and kernel: bytes that its calls in a step moved. Mismatch where other kernels were counted.
+
+    The model (model/cost.py) knows ops, not kernels: it stands, beside the sum of the op's kernels, in the op's first row.
+    """
     labelled = attributed([Event(each.kernel, 0, 0, each.grid) for each in counted], expected)
-    found: dict[str, dict[str, Any]] = {}
+    ops: dict[str, dict[str, dict[str, Any]]] = {}
     for (label, _), each in zip(labelled, counted, strict=True):
-        row = found.setdefault(label.op, {"op": label.op, "kernels": 0, "read": 0.0, "written": 0.0})
-        row["kernels"] += 1
+        empty = {"op": label.op, "kernel": label.kernel, "calls": 0, "read": 0.0, "written": 0.0}
+        row = ops.setdefault(label.op, {}).setdefault(label.kernel, empty)
+        row["calls"] += 1
         row["read"] += each.read
         row["written"] += each.written
-    for op, row in found.items():
-        if op in costs:
-            row |= {"modelled_read": costs[op].read, "modelled_written": costs[op].written}
-            row["of_modelled"] = (row["read"] + row["written"]) / costs[op].bytes
-    return list(found.values())
+    for op, kernels in ops.items():
+        if known := costs.get(op):
+            read, written = (sum(row[key] for row in kernels.values()) for key in ("read", "written"))
+            next(iter(kernels.values())).update(
+                op_read=read, op_written=written, modelled_read=known.read, modelled_written=known.written,
+                of_modelled=(read + written) / known.bytes,
+            )  # fmt: skip
+    return [row for kernels in ops.values() for row in kernels.values()]

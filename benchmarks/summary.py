@@ -12,6 +12,10 @@ OF_AN_OP = (
     "op", "calls", "us", "in_step_us", "GB/s", "TFLOP/s", "share", "of_specified", "in_step_of_specified", "of_copy",
     "of_read",
 )  # fmt: skip
+DRAM = (
+    "Counted by ncu, over all calls of a kernel in a step. `op_read`, `op_written`: of all kernels of the op, to set beside "
+    "what is modelled of it."
+)
 MEMORY = "By torch. Peaks are counted from the finished weights on: the state, its first steps and their capture."
 START = (
     "`first_step_s`: kernels are compiled or loaded, run once, captured and replayed; `second_state_s`: the same of another "
@@ -35,7 +39,7 @@ def markdown(report: Mapping[str, Any]) -> str:
     parts += _section(
         "Consecutive steps", report.get("steps", ()), "As the engine's loop runs them; bubbles are idle time."
     )
-    parts += _section("Bytes of memory", report.get("dram", ()), "Counted by ncu, and modelled.")
+    parts += _section("Bytes of memory", report.get("dram", ()), DRAM)
     state = report.get("gpu_state", {})
     parts += _section("State of the GPU", [{"when": when, **values} for when, values in state.items()])
     parts += _section("Memory, GB", [report["memory"]] if report.get("memory") else (), MEMORY)

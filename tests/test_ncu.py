@@ -75,7 +75,9 @@ def test_tables_that_are_not_understood(text: str, message: str) -> None:
 
 def test_rows_beside_the_model() -> None:
     embed, down = ncu.rows(COUNTED, LAUNCHES, {"linear_add down": OpCost("linear_add down", 1, 141_600_000, 10_240)})
-    assert embed == {"op": "embed", "kernels": 1, "read": 10752, "written": 0}
+    assert embed == {
+        "op": "embed", "kernel": "_embed_kernel 1x5x1", "calls": 1, "read": 10752, "written": 0,
+    }  # fmt: skip
     assert (down["modelled_read"], down["modelled_written"]) == (141_600_000, 10_240)
     assert down["of_modelled"] == pytest.approx(141_578_240 / 141_610_240)
     with pytest.raises(Mismatch, match="kernel 0 of the step is _embed_kernel 1x5x1, wanted _product_kernel"):
@@ -83,6 +85,19 @@ def test_rows_beside_the_model() -> None:
     with pytest.raises(Mismatch, match="has 1 kernels, the plan launched 2"):
         ncu.rows(COUNTED[:1], LAUNCHES, {})
     assert attribution.by_name([]) == []
+
+
+def test_kernels_of_an_op_apart() -> None:
+    """Attention and its join, in two layers."""
+    names = ("_attention_kernel", (1, 8, 2), 1000.0, 10.0), ("_join_kernel", (1, 8, 1), 20.0, 5.0)
+    launches = [Launch(Place("attention", layer), *each[:2]) for layer in range(2) for each in names]
+    counted = [Counted(*each) for each in names * 2]
+    attention, join = ncu.rows(counted, launches, {"attention": OpCost("attention", 1, 1500, 15)})
+    assert attention == {
+        "op": "attention", "kernel": "_attention_kernel 1x8x2", "calls": 2, "read": 2000, "written": 20, "op_read": 2040,
+        "op_written": 30, "modelled_read": 1500, "modelled_written": 15, "of_modelled": pytest.approx(2070 / 1515),
+    }  # fmt: skip
+    assert join == {"op": "attention", "kernel": "_join_kernel 1x8x1", "calls": 2, "read": 40, "written": 10}
 
 
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:

@@ -209,8 +209,11 @@ def test_bytes_by_ncu(profiled: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = profile_step.options().parse_args(words[1:])
     assert (chosen.preset, chosen.context, chosen.nvtx, chosen.capture_steps) == ("tiny", 40, True, range(1, 2))
     assert chosen.tuned == "none"
+    attention, join = (row for row in found["dram"] if row["op"] == "attention")
+    assert attention["kernel"] != join["kernel"]
+    assert (attention["calls"], attention["read"], attention["written"]) == (2, 2000, 20)
+    assert (join["calls"], attention["op_read"], "op_read" in join) == (2, 4000, False)
     dram = {row["op"]: row for row in found["dram"]}
-    assert (dram["attention"]["kernels"], dram["attention"]["read"], dram["attention"]["written"]) == (4, 4000, 40)
     gate_up = next(row for row in found["rows"] if row["op"] == "gate_up")
     assert dram["gate_up"]["of_modelled"] == pytest.approx(2020 / gate_up["bytes"])
     assert "modelled_read" not in dram["advance"]
