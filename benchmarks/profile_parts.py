@@ -83,7 +83,8 @@ class Profile:
 
     def _row(self, name: str, spread: Spread, calls: int, known: cost.OpCost | None) -> dict[str, Any]:
         against = roofline.references(self.device, self.limits, self.facts.get("specified_GB/s"))
-        return roofline.row(name, spread, calls, known, self.limits, against)
+        unit = "TFLOP/s" if self.on_gpu else "GFLOP/s"
+        return roofline.row(name, spread, calls, known, self.limits, against, unit)
 
     def _time_step(self) -> None:
         spread = self.step.seconds(self.options.repeats, lambda: self._read_state("under load"))

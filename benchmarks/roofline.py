@@ -6,56 +6,45 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu
 import torch
 from bandwidth import memory_bandwidth
 from common import Spread, measure
 
 from baize_engine.model.cost import OpCost
 
-SQUARE = {"cpu": 2048, "cuda": 8192}  # side of the matrices of the peak: large enough to keep every core busy
+SQUARE = 2048  # side of the matrices of a CPU's peak: large enough to keep every core busy
 WHOLE = "step"  # the op's name in the row of a whole step
-COPIED = 1 << 30  # bytes of the copy on a GPU: many times its cache
+UNITS = {"TFLOP/s": 1e12, "GFLOP/s": 1e9}  # of arithmetic, in a row: a GPU's and a CPU's
 
 
 def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """GB/s of reading and copying (bytes read plus written), and TFLOP/s of a product in `dtype`, of this machine now."""
-    return {**_bandwidth(device), "matmul_TFLOP/s": matmul_peak(device, dtype)}
+    """GB/s of reading and copying (bytes read plus written), and TFLOP/s of a product (`matmul_peak`), of this machine now."""
+    if device == "cpu":
+        speeds = memory_bandwidth(torch.get_num_threads())
+        return {
+            **{f"{name}_GB/s": speed for name, speed in speeds.items()},
+            "matmul_TFLOP/s": matmul_peak(device, dtype),
+        }
+    source = torch.ones(gpu.COPIED // 4, device=device)
+    return {"read_GB/s": gpu.COPIED / gpu.gpu_spread([source.sum], 30).median / 1e9, **gpu.ceilings(device)}
 
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """TFLOP/s of torch's product of two large square matrices."""
-    side = SQUARE[torch.device(device).type]
-    left, right = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
-    return 2e-12 * side**3 / _seconds(lambda: left @ right, device).median
+    """TFLOP/s of torch's product of two large square matrices: in `dtype` on a CPU, in float16 on a GPU.
+
+    Both half types have one peak there, and one number stands for it in all reports.
+    """
+    if device != "cpu":
+        return gpu.ceilings(device)["matmul_TFLOP/s"]
+    left, right = (torch.randn(SQUARE, SQUARE).to(dtype) for _ in range(2))
+    return 2e-12 * SQUARE**3 * 5 / measure(lambda: [left @ right for _ in range(5)], 5).median
 
 
 def synchronize(device: str) -> None:
     """Waits for the device's queued work; the CPU has none."""
     if device != "cpu":
         torch.cuda.synchronize(device)
-
-
-def _bandwidth(device: str) -> dict[str, float]:
-    if device == "cpu":
-        speeds = memory_bandwidth(torch.get_num_threads())
-    else:
-        source = torch.ones(COPIED // 4, device=device)
-        target = torch.empty_like(source)
-        read, copy = _seconds(source.sum, device).median, _seconds(lambda: target.copy_(source), device).median
-        speeds = {"read": COPIED / read / 1e9, "copy": 2 * COPIED / copy / 1e9}
-    return {f"{name}_GB/s": speed for name, speed in speeds.items()}
-
-
-def _seconds(run: Any, device: str, calls: int = 5) -> Spread:
-    """Seconds of one call: on a GPU of several that are queued behind each other, so that no launch is waited for."""
-
-    def many() -> None:
-        for _ in range(calls):
-            run()
-        synchronize(device)
-
-    spread = measure(many, 5)
-    return Spread(spread.median / calls, spread.p20 / calls, spread.p80 / calls)
 
 
 def references(device: str, limits: Mapping[str, float], specified: float | None) -> dict[str, float]:
@@ -75,12 +64,13 @@ def row(
     cost: OpCost | None,
     limits: Mapping[str, float],
     against: Mapping[str, float],
+    unit: str,
 ) -> dict[str, Any]:
     """A row for an op, `spread` being seconds of all its calls in a step.
 
     `intensity` is FLOP a byte. `ceiling_us`: what moving the op's bytes, or its arithmetic, takes at the least by `limits`,
-    and `share` how much of the measured time that is. Then its bandwidth as shares of `against`. An op that no cost is known
-    of has its time alone.
+    and `share` how much of the measured time that is. Then its bandwidth as shares of `against`. `unit` is one of UNITS. An op
+    that no cost is known of has its time alone.
     """
     seconds = spread.median
     found: dict[str, Any] = {
@@ -91,7 +81,7 @@ def row(
     moved = cost.bytes / seconds / 1e9
     found |= {
         "bytes": cost.bytes, "flops": cost.flops, "intensity": cost.flops / cost.bytes, "GB/s": moved,
-        "TFLOP/s": cost.flops / seconds / 1e12,
+        unit: cost.flops / seconds / UNITS[unit],
     }  # fmt: skip
     if limits:
         least = max(cost.bytes / bandwidth(limits) / 1e9, cost.flops / limits["matmul_TFLOP/s"] / 1e12)
@@ -123,32 +113,36 @@ def draw(report: Mapping[str, Any], path: Path) -> None:
         raise SystemExit("the report has no op with flops: is it one of profile_step.py?")
     if not report.get("ceilings"):
         raise SystemExit("the report has no ceilings, which could not be measured: there is no roof to draw")
-    speed, peak = bandwidth(report["ceilings"]) / 1e3, report["ceilings"]["matmul_TFLOP/s"]  # TB/s, TFLOP/s
+    unit = next(unit for unit in UNITS if unit in points[0])
+    scale = 1e12 / UNITS[unit]
+    speed, peak = scale * bandwidth(report["ceilings"]) / 1e3, scale * report["ceilings"]["matmul_TFLOP/s"]
     ridge = peak / speed
     left, right = min(row["intensity"] for row in points) / 3, max(*(row["intensity"] for row in points), ridge) * 4
     figure = figure_class()(figsize=(8, 5.5), layout="constrained")
     axes = figure.add_subplot(xscale="log", yscale="log", xlim=(left, right))
     axes.plot([left, ridge, right], [left * speed, peak, peak], color="black", linewidth=1.5)
     at = ridge * 0.7
-    axes.annotate(f"{speed * 1e3:.4g} GB/s", (at, at * speed), (-8, 2), textcoords="offset points", ha="right")
-    axes.annotate(f"{peak:.3g} TFLOP/s", (right, peak), (-4, 5), textcoords="offset points", ha="right")
+    axes.annotate(
+        f"{bandwidth(report['ceilings']):.4g} GB/s", (at, at * speed), (-8, 2), textcoords="offset points", ha="right"
+    )
+    axes.annotate(f"{peak:.3g} {unit}", (right, peak), (-4, 5), textcoords="offset points", ha="right")
     for row in points:
-        axes.plot(row["intensity"], row["TFLOP/s"], "o", label=f"{row['op']}: {row['us']:.4g} µs, {row['share']:.0%}")
-    _label(axes, points)
-    axes.set(xlabel="FLOP / byte", ylabel="TFLOP/s", title=report["title"])
+        axes.plot(row["intensity"], row[unit], "o", label=f"{row['op']}: {row['us']:.4g} µs, {row['share']:.0%}")
+    _label(axes, points, unit)
+    axes.set(xlabel="FLOP / byte", ylabel=unit, title=report["title"])
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(title="time in a step, share of the roof", loc="lower right", fontsize="small")
     figure.savefig(path, dpi=130)
 
 
-def _label(axes: Any, points: Sequence[Mapping[str, Any]]) -> None:
+def _label(axes: Any, points: Sequence[Mapping[str, Any]], unit: str) -> None:
     """The ops' names right of their points, under the roof, and pushed apart downwards: at batch 1 intensities are equal."""
     low, high = axes.get_ylim()
     axes.set_ylim(low / 4, high * 1.3)
     line, below = (4 * high / low) ** 0.045, float("inf")  # the height of a text
-    for row in sorted(points, key=lambda row: -row["TFLOP/s"]):
-        below = min(row["TFLOP/s"], below / line)
+    for row in sorted(points, key=lambda row: -row[unit]):
+        below = min(row[unit], below / line)
         axes.annotate(
-            row["op"], (row["intensity"], row["TFLOP/s"]), (row["intensity"] * 1.5, below), va="center",
+            row["op"], (row["intensity"], row[unit]), (row["intensity"] * 1.5, below), va="center",
             fontsize="small", arrowprops={"arrowstyle": "-", "alpha": 0.4, "relpos": (0, 0.5)},
         )  # fmt: skip

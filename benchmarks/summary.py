@@ -9,7 +9,7 @@ from reports import cell
 from roofline import WHOLE
 
 OF_AN_OP = (
-    "op", "calls", "us", "in_step_us", "GB/s", "TFLOP/s", "share", "of_specified", "in_step_of_specified", "of_copy",
+    "op", "calls", "us", "in_step_us", "GB/s", "TFLOP/s", "GFLOP/s", "share", "of_specified", "in_step_of_specified", "of_copy",
     "of_read",
 )  # fmt: skip
 DRAM = (

@@ -9,6 +9,7 @@ from typing import Any
 import decoders
 import forced
 import oracles
+import profile_step
 import pytest
 import tiny
 import torch
@@ -406,3 +407,31 @@ def test_loading_on_the_gpu_is_loading_on_the_cpu(tmp_path: Path, quantize: str 
         else:
             assert torch.equal(weight.scales.cpu(), here[name].scales), name
             assert torch.equal(weight.values.cpu(), here[name].values), name
+
+
+def test_the_profile_of_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The whole script: graphs and their trace, ops by themselves, memory. Counters may be forbidden, which it then says.
+
+    Then a step op by op with ranges, as ncu is given it.
+    """
+    words = ["--preset", "tiny", "--context", "40", "--repeats", "2", "--steps", "2", "--device", "cuda"]
+    page = tmp_path / "page.md"
+    monkeypatch.setattr("sys.argv", ["profile_step.py", *words, "--markdown", str(page)])
+    assert profile_step.main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    ops = {row["op"]: row for row in found["rows"]}
+    layer = {"qkv_rope_store", "attention", "linear_add o", "gate_up", "linear_add down"}
+    assert ops.keys() == {"step", "advance", "embed", *layer, "head", "sample"}
+    assert all(row["us"] > 0 for row in ops.values())
+    assert found["start"].keys() == {"weights_s", "first_step_s", "second_state_s", "kernels", "compile_s"}
+    assert 0 < found["memory"]["held_GB"] <= found["memory"]["peak_GB"] <= found["memory"]["reserved_GB"]
+    if "kernels" in found:
+        assert {row["op"] for row in found["kernels"]} == ops.keys() - {"step"}, found["notes"]
+    else:
+        assert any("(CUPTI)" in note for note in found["notes"])
+    assert f"**Step: {ops['step']['us']:.4g} µs**" in page.read_text()
+    monkeypatch.setattr("sys.argv", ["profile_step.py", *words, "--nvtx", "--capture_steps", "1:2"])
+    assert profile_step.main() == 0
+    assert "2 steps op by op, a profiler's range around 1" in capsys.readouterr().out

@@ -13,6 +13,8 @@ from typing import Any
 
 import bench_prefill
 import decode_step
+import fake_gpu
+import gpu
 import profile_parts
 import profile_step
 import pytest
@@ -45,8 +47,8 @@ def run(script: str, *arguments: object) -> dict[str, Any]:
 def test_roofline_rows() -> None:
     against = roofline.references("cuda", LIMITS, 200.0)
 
-    def row(name: str, spread: Spread, known: cost.OpCost | None) -> dict[str, Any]:
-        return roofline.row(name, spread, 3, known, LIMITS, against)
+    def row(name: str, spread: Spread, known: cost.OpCost | None, unit: str = "TFLOP/s") -> dict[str, Any]:
+        return roofline.row(name, spread, 3, known, LIMITS, against, unit)
 
     assert row("advance", Spread(1e-6, 1e-6, 2e-6), None) == {
         "op": "advance", "calls": 3, "us": 1.0, "p20": 1.0, "p80": 2.0,
@@ -57,6 +59,23 @@ def test_roofline_rows() -> None:
     assert (moves["of_specified"], moves["of_copy"]) == pytest.approx((0.25, 0.5))
     computes = row("computes", Spread(4e-6, 4e-6, 4e-6), cost.OpCost("computes", 4_000_000, 600, 400))
     assert (computes["TFLOP/s"], computes["ceiling_us"], computes["share"]) == pytest.approx((1.0, 2.0, 0.5))
+    slowly = row("computes", Spread(4e-3, 4e-3, 4e-3), cost.OpCost("computes", 4_000_000, 600, 400), "GFLOP/s")
+    assert (slowly["GFLOP/s"], "TFLOP/s" in slowly, slowly["ceiling_us"]) == (
+        pytest.approx(1.0),
+        False,
+        pytest.approx(2.0),
+    )
+
+
+def test_ceilings_of_a_gpu_are_those_of_all_benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake_gpu.install(
+        monkeypatch, replay_s=1e-3
+    )  # a replay holds three calls: about 2 ms, by the first look at one call
+    monkeypatch.setattr(gpu, "ceilings", lambda device: {"copy_GB/s": 3000.0, "matmul_TFLOP/s": 700.0})
+    assert roofline.ceilings("meta", torch.float16) == {
+        "read_GB/s": pytest.approx(2 * gpu.COPIED / 1e-3 / 1e9), "copy_GB/s": 3000.0, "matmul_TFLOP/s": 700.0,
+    }  # fmt: skip
+    assert roofline.matmul_peak("meta", torch.float16) == 700
 
 
 def test_what_a_bandwidth_is_set_against() -> None:
@@ -64,7 +83,9 @@ def test_what_a_bandwidth_is_set_against() -> None:
     assert roofline.references("cuda", LIMITS, None) == {"of_copy": 100.0}
     assert roofline.references("cpu", LIMITS, None) == {"of_read": 80.0}
     assert roofline.references("cuda", {}, None) == {}
-    row = roofline.row("moves", Spread(2e-6, 1e-6, 3e-6), 1, cost.OpCost("moves", 1000, 99_000, 1000), {}, {})
+    row = roofline.row(
+        "moves", Spread(2e-6, 1e-6, 3e-6), 1, cost.OpCost("moves", 1000, 99_000, 1000), {}, {}, "TFLOP/s"
+    )
     assert row["GB/s"] == pytest.approx(50)
     assert not {"share", "ceiling_us", "of_copy"} & row.keys()  # nothing was measured to set it against
 
@@ -190,6 +211,8 @@ def test_profile_step(profile: Path) -> None:
     assert step["bytes"] == sum(each.bytes for each in wanted.values())
     assert step["of_read"] == pytest.approx(step["GB/s"] / found["ceilings"]["read_GB/s"])
     assert step["tok/s"] == pytest.approx(2e6 / step["us"])
+    assert step["GFLOP/s"] == pytest.approx(step["flops"] / step["us"] / 1e3)
+    assert not any("TFLOP/s" in row for row in found["rows"])
     assert [row.keys() for row in found["steps"]] == [{"step", "launch_us", "wait_us"}] * 4
 
 
