@@ -106,10 +106,11 @@ def options() -> argparse.ArgumentParser:
     made.add_argument(
         "--ncu", action="store_true", help="count the bytes of each kernel with ncu, if it is on the PATH"
     )
-    made.add_argument(
+    finished = made.add_mutually_exclusive_group()
+    finished.add_argument(
         "--from_json", type=Path, metavar="FILE", help="measure nothing; --picture, --markdown of this report"
     )
-    made.add_argument(
+    finished.add_argument(
         "--compare",
         type=Path,
         nargs=2,

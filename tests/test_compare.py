@@ -93,6 +93,7 @@ def test_compare_as_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         ("--compare a b --picture p.png", "--compare makes no file for --picture"),
         ("--compare a b --trace t --json j", "--compare makes no file for --trace"),
         ("--from_json a --picture p.png --json j --trace t", "--from_json makes no file for --json, --trace"),
+        ("--from_json a --compare a b", "argument --compare: not allowed with argument --from_json"),
         ("--nvtx --markdown m.md", "--nvtx makes no file for --markdown"),
         ("--capture_steps 1:2 --json j", "--capture_steps makes no file for --json"),
     ],
