@@ -1,6 +1,6 @@
 """Prefill with random weights: the time to run a prompt, and the share of the machine's matrix product peak (MFU).
 
-Operations are those of `cost.prefill`; the peak is torch's product of large square matrices in the activation type, measured
+Operations are those of `cost.prefill`; the peak is torch's product of large square matrices of 16 bits (CPU: float32), measured
 in this run; of_specified is over what is specified of the card for 16-bit products (benchmarks/cards.py). On a GPU the last
 logits of a short prompt must be those of the reference ops, which get it in pieces and are a baseline too. On the CPU every
 engine has its own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is our tok/s over the engine's.

@@ -57,7 +57,9 @@ class Llama:
         self.compile: Callable[[list[partial[Any]]], Any] = getattr(ops, "compile", list)
         embedding = weights[names.EMBED]
         self.dtype = activation or (torch.float32 if embedding.device.type == "cpu" else embedding.dtype)
-        self.runs_ahead = embedding.device.type == "cuda"  # whether steps and short prompts are graphs, ahead of the host
+        self.runs_ahead = (
+            embedding.device.type == "cuda"
+        )  # whether steps and short prompts are graphs, ahead of the host
         self.prefill_chunk = PREFILL_CHUNK if embedding.device.type == "cpu" else GPU_PREFILL_CHUNK
         self.head = embedding if config.tie_word_embeddings else weights[names.HEAD]
         self._norms = {name: tensor.to(self.dtype) for name, tensor in weights.items() if name.endswith("norm.weight")}
