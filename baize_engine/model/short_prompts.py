@@ -20,10 +20,8 @@ from baize_engine.model.kv_cache import KVCache, Sequence
 if TYPE_CHECKING:
     from baize_engine.model.llama import Llama
 
-FEWEST, MOST = (
-    2,
-    64,
-)  # tokens of a piece: a single one is a decode step's attention, more than 64 the library's products
+# tokens of a piece: a single one is a decode step's attention, more than 64 are the library's products
+FEWEST, MOST = 2, 64
 SMALLEST = 8  # rows of the first bucket
 ALIGNED = 4  # numbers between two parts of a buffer, for 16 bytes of int32
 
