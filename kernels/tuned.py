@@ -22,9 +22,7 @@ from . import settings
 from .settings import TUNED_ROWS, AttentionSettings, ProductSettings, SampleSettings
 
 FOLDER = Path(__file__).parent / "tuned"
-NEAR = (
-    0.01  # share by which two matrices' rows may differ and be launched alike: 320 tokens of 32000, a wave of no card
-)
+NEAR = 0.01  # share by which the rows of two matrices may differ and be launched alike: 320 of 32000
 Key = tuple[str, int, tuple[int, ...]]  # op, bits of a weight's or the cache's values, shape
 
 
