@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
 TESTS ?= tests
 JOBS ?= auto
-GATE = $(BIN)/python -m pytest -m "not gpu" -s tests/test_compile_gate.py tests/test_variants.py tests/test_launches.py
+GATE = $(BIN)/python -m pytest -m "not gpu" -s tests/kernels/gate
 WITH_TRITON = PYTHONPATH=.triton/$(TRITON)$${PYTHONPATH:+:$$PYTHONPATH}
 HAS_TRITON = $(WITH_TRITON) $(BIN)/python -c 'import triton; exit(triton.__version__ != "$(TRITON)")'
 

@@ -84,13 +84,13 @@ class Matrix:
 def quantize(variant: str, weight: int, dtype: str, out: Matrix) -> None:
     """`quantize` of kernels/quantized.py for a matrix of float type `dtype` by its address, on the calling thread.
 
-    The caller has checked shapes and types (baize_engine/native.py). ValueError where a value is not finite; then `out` holds
-    some rows.
+    The caller has checked shapes and types (backend/cpp_ops.py). ValueError where a value is not
+    finite; `out` then holds some rows.
     """
 
 class Plan:
     """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
-    (baize_engine/native.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
+    (backend/cpp_ops.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
     positions and slots int64, tables, starts and lens int32 (`narrow` positions too); ops are those of
     kernels/reference.py, whose names and arguments these follow.
     """

@@ -11,8 +11,8 @@ from itertools import groupby
 from baize_engine.generation.loop import Sample, Step
 from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.stop import StopScanner
-from baize_engine.generation.text import IncrementalDecoder
-from baize_engine.tokenizer import Tokenizer
+from baize_engine.text.incremental import IncrementalDecoder
+from baize_engine.text.tokenizer import Tokenizer
 
 
 @dataclass

@@ -10,20 +10,20 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from baize_engine import chat
+from baize_engine import plain
 from baize_engine.completion import Completion, Run, Writer, in_order, pieces, pushed, texts
 from baize_engine.errors import RequestError
-from baize_engine.generation import plain
 from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.progress import Progress
 from baize_engine.generation.sampling import SampleOp, TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
-from baize_engine.intake import Intake, Prompt
 from baize_engine.loading import Parts, load_parts
-from baize_engine.model.steps import DecodeSteps
-from baize_engine.text_options import TextOptions
-from baize_engine.tokenizer import Tokenizer
+from baize_engine.model.runner import DecodeSteps
+from baize_engine.requests import Intake, Prompt
+from baize_engine.text import chat
+from baize_engine.text.options import TextOptions
+from baize_engine.text.tokenizer import Tokenizer
 from baize_engine.turns import Turns
 
 if TYPE_CHECKING:

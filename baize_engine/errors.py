@@ -1,6 +1,6 @@
 """Errors that a user can act on. The command line prints them as one line and exits with 1."""
 
-from baize_engine.checkpoint.shown import brief
+from baize_engine.printable import brief
 
 
 class BaizeError(Exception):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baize_engine import backend, special_ids
+from baize_engine.backend import choose
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
@@ -30,7 +30,7 @@ from baize_engine.loading import Parts, assemble, cache_room, check_settings, le
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import tell
-from baize_engine.model.packing import allocate
+from baize_engine.model.weight_loader import allocate
 from baize_engine.model.weights import check
 from baize_engine.recovery.plan import MatchOptions
 from baize_engine.recovery.progress import Progress
@@ -38,7 +38,8 @@ from baize_engine.recovery.recover import check_diff
 from baize_engine.recovery.run import checked_plan
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import WORKERS, NoHash, stream
-from baize_engine.tokenizer import Tokenizer
+from baize_engine.text import special_ids
+from baize_engine.text.tokenizer import Tokenizer
 
 QUANTISING = 2  # workers on the CPU that quantise: it has temporary memory of its own, and takes the time
 
@@ -88,7 +89,7 @@ def load_diff_parts(
     target = WeightSink(config, dtype, device, quantize)
     count = QUANTISING if quantize and device == "cpu" else WORKERS
     with Progress(work.traffic, "recover", progress) as bar:
-        adder = backend.diff_adder(device)
+        adder = choose.diff_adder(device)
         records = stream(work, target, adder, progress=bar.add, make_hash=NoHash, workers=count)
     sources.check()
     tell(((name, record.overflowed) for name, record in records.items()), dtype)
@@ -114,7 +115,7 @@ class WeightSink:
     """
 
     def __init__(self, config: ModelConfig, dtype: str, device: str, quantize: str | None) -> None:
-        self.device, self.quantize, self._quantizer = device, quantize, backend.quantizer(device)
+        self.device, self.quantize, self._quantizer = device, quantize, choose.quantizer(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._size = ITEMSIZE[dtype]
         self._waiting: dict[str, bytearray] = {}
@@ -158,7 +159,7 @@ class WeightSink:
 
     def _pack(self, name: str, place: _Place, first: int, view: memoryview) -> None:
         """Quantises whole rows, on the device."""
-        formats = backend.quantized()
+        formats = choose.quantized()
         with torch.inference_mode():
             values = torch.frombuffer(view, dtype=self._dtype).view(-1, place.columns).to(self.device)
             try:
@@ -172,6 +173,6 @@ def _rows_of(name: str, target: Any, shapes: Mapping[str, tuple[int, ...]]) -> d
     places, begin = {}, 0
     for part in names.parts(name):
         rows = shapes[part][0]
-        places[part] = _Place(backend.quantized().rows(target, begin, begin + rows), prod(shapes[part][1:]))
+        places[part] = _Place(choose.quantized().rows(target, begin, begin + rows), prod(shapes[part][1:]))
         begin += rows
     return places

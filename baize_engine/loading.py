@@ -9,24 +9,26 @@ from typing import Any
 
 import torch
 
-from baize_engine import forks, special_ids
-from baize_engine.backend import ops, resolve_device
+from baize_engine import plain
+from baize_engine.backend import forks
+from baize_engine.backend.choose import ops
+from baize_engine.backend.devices import resolve_device
+from baize_engine.backend.memory import check_fits, free_bytes
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.errors import RequestError
-from baize_engine.generation import plain
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.generation.sampling import SampleOp
-from baize_engine.memory import check_fits, free_bytes
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import DecodeSteps
+from baize_engine.model.runner import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
-from baize_engine.tokenizer import Tokenizer, why_no_tokenizer
+from baize_engine.text import special_ids
+from baize_engine.text.tokenizer import Tokenizer, why_no_tokenizer
 
 # tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
 A_ROW = 512

@@ -15,7 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from baize_engine import forks
+from baize_engine.backend import forks
 from baize_engine.errors import BackendError, RequestError
 from baize_engine.interrupts import deferred
 

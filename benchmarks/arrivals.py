@@ -16,7 +16,7 @@ import torch
 from baize_engine import Engine, SamplingParams
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import DecodeSteps
+from baize_engine.model.runner import DecodeSteps
 
 GREEDY = SamplingParams(ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, ignore_eos=True)  # as people use it

@@ -34,14 +34,14 @@ from models import KINDS, let_go, random_model, transformers_model
 from reports import Report, table
 from shapes import PRESETS
 
-from baize_engine import backend, memory
+from baize_engine.backend import devices, memory
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import DecodeSteps
+from baize_engine.model.runner import DecodeSteps
 
 CHECKED, PROMPT = 8, 24  # tokens compared, greedy and drawn ones; of the prompt before them
 HALF_MARGIN = 5e-2  # logits closer than this may swap places between two orders of summation
@@ -239,7 +239,7 @@ def main() -> int:
     launch_table.add_option(options)
     side_by_side.add_options(options)
     chosen = options.parse_args()
-    device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
+    device, shape = devices.resolve_device(chosen.device), PRESETS[chosen.preset]
     on_gpu = device != "cpu"
     chosen.kinds = chosen.kinds or (["float16", "int8", "int4"] if on_gpu else ["float16"])
     chosen.batches = chosen.batches or ([1, 8, 64] if on_gpu else [1, 8, 32])

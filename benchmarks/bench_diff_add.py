@@ -19,7 +19,8 @@ from cards import card_of
 from common import Spread, device_name, measure, parser
 from reports import Report
 
-from baize_engine import _C, backend
+from baize_engine import _C
+from baize_engine.backend import devices
 from baize_engine.kernels import reference
 
 TYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -126,7 +127,7 @@ def main() -> int:
     chosen = options.parse_args()
     if min(chosen.runs, chosen.elements or 1) < 1:
         options.error("--elements and --runs must be at least 1")
-    device = backend.resolve_device(chosen.device)
+    device = devices.resolve_device(chosen.device)
     with Report("diff_add", chosen, device) as report:
         if device == "cpu":
             cpu_rows(report, chosen.elements or 1 << 24, chosen.runs)

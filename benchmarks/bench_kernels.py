@@ -31,7 +31,7 @@ from roofline import matmul_peak
 from shapes import PRESETS
 from torch import Tensor
 
-from baize_engine import backend
+from baize_engine.backend import devices
 from baize_engine.kernels.launch import interpreting
 from baize_engine.model.config import ModelConfig
 
@@ -155,7 +155,7 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="only the first of --rows, --kinds and --contexts")
     launch_table.add_option(options)
     chosen = options.parse_args()
-    device = backend.resolve_device(chosen.device)
+    device = devices.resolve_device(chosen.device)
     checking = device == "cpu" and interpreting()  # the GPU's kernels, slowly
     if interpreting() and not (checking and chosen.preset == "tiny"):
         raise SystemExit("TRITON_INTERPRET=1 only checks the GPU's kernels: give --device cpu --preset tiny with it")

@@ -25,9 +25,9 @@ from reports import Report
 from roofline import matmul_peak, synchronize
 from shapes import PRESETS, Shape
 
-from baize_engine import backend
+from baize_engine.backend import devices
+from baize_engine.backend.memory import free_bytes
 from baize_engine.kernels import reference
-from baize_engine.memory import free_bytes
 from baize_engine.model import cost
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
@@ -133,7 +133,7 @@ def main() -> int:
     launch_table.add_option(options)
     side_by_side.add_options(options)
     chosen = options.parse_args()
-    device, most = backend.resolve_device(chosen.device), PRESETS[chosen.preset].positions
+    device, most = devices.resolve_device(chosen.device), PRESETS[chosen.preset].positions
     most -= device == "cpu"  # the engine there makes the token after the prompt
     chosen.tokens = chosen.tokens or [
         min(tokens, most) for tokens in ([128, 512] if device == "cpu" else [128, 512, 2048])

@@ -30,10 +30,11 @@ from reports import Report
 from roofline import synchronize
 from shapes import PRESETS
 
-from baize_engine import Engine, SamplingParams, backend
+from baize_engine import Engine, SamplingParams
+from baize_engine.backend import devices
 from baize_engine.model.blocks import BLOCK_SIZE, BlockPool
 from baize_engine.model.llama import Llama
-from baize_engine.tokenizer import Tokenizer
+from baize_engine.text.tokenizer import Tokenizer
 
 SHARED = Path(os.environ.get("BAIZE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 DATA, TOKENIZER = "assets/eval/mmlu_csv.tar.gz", "assets/tokenizer_32000.model"
@@ -187,7 +188,7 @@ def main() -> int:
     chosen = options.parse_args()
     if chosen.questions < 2 or (chosen.subjects or 1) < 1:
         options.error("--questions must be at least 2, --subjects at least 1")
-    device, shape = backend.resolve_device(chosen.device), PRESETS[chosen.preset]
+    device, shape = devices.resolve_device(chosen.device), PRESETS[chosen.preset]
     absent = [name for name in (DATA, TOKENIZER) if not (SHARED / name).exists()]
     if absent or shape.vocabulary < 32000:
         reason = f"{', '.join(absent)} absent: set BAIZE_SHARED" if absent else "the preset's vocabulary is too small"

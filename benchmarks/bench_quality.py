@@ -17,7 +17,8 @@ import torch
 from common import parser
 from reports import Report
 
-from baize_engine import backend, recover
+from baize_engine import recover
+from baize_engine.backend import choose
 from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
@@ -31,7 +32,7 @@ def load(folder: Path, quantize: str | None) -> tuple[Llama, Llama, Llama]:
     """The same weights with the reference ops, with the kernels and exact activations, and with the kernels as they come."""
     config = ModelConfig.from_folder(folder)
     weights = load_weights(folder, config, quantize=quantize)
-    ops = backend.ops("cpu")
+    ops = choose.ops("cpu")
     return (
         Llama(config, weights, reference),
         Llama(config, weights, ops, exact_activations=True),

@@ -25,7 +25,7 @@ from make_pair import make_pair
 from reports import Report, table
 from shapes import PRESETS, preset_of
 
-from baize_engine.backend import resolve_device
+from baize_engine.backend.devices import resolve_device
 from baize_engine.checkpoint.config_file import read_config
 from baize_engine.errors import BackendError
 

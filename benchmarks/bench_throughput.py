@@ -34,11 +34,12 @@ from reports import Report
 from roofline import bandwidth, ceilings, synchronize
 from shapes import PRESETS
 
-from baize_engine import SamplingParams, backend
+from baize_engine import SamplingParams
+from baize_engine.backend import devices
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.model import cost
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import DecodeSteps
+from baize_engine.model.runner import DecodeSteps
 
 CHECKED = 6, 8  # prompts, and tokens of each, that are compared before anything is timed
 AGREE = 0.9  # share of first ids in which a peer, which rounds elsewhere, must agree with ours
@@ -280,7 +281,7 @@ def main() -> int:
     if not (1 <= chosen.rows <= MAX_ROWS and chosen.steps >= 2):
         options.error(f"--rows must be 1 to {MAX_ROWS}, --steps at least 2")
     chosen.peers = ["transformers", "vllm"] if chosen.peers == [] else list(chosen.peers)
-    device = backend.resolve_device(chosen.device)
+    device = devices.resolve_device(chosen.device)
     facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads(), "seed": chosen.seed}
     with (
         launch_table.in_use(chosen.tuned, device) as facts["tuned"],

@@ -25,7 +25,7 @@ from trace_events import Event, Label
 
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
-from baize_engine.model.steps import Batch, Row, StepState, context_bucket
+from baize_engine.model.runner import Batch, Row, StepState, context_bucket
 
 
 def nothing() -> None:

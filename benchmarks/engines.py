@@ -46,15 +46,15 @@ class Baize:
         torch.set_num_threads(threads)
         import arrivals
 
-        from baize_engine import backend
+        from baize_engine.backend import choose
         from baize_engine.checkpoint.index import read_index
         from baize_engine.model.config import ModelConfig
         from baize_engine.model.llama import Llama
-        from baize_engine.model.steps import DecodeSteps
+        from baize_engine.model.runner import DecodeSteps
         from baize_engine.model.weights import load_weights
 
         config = ModelConfig.from_folder(path)
-        self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), backend.ops("cpu"), "cpu")
+        self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), choose.ops("cpu"), "cpu")
         self.loop, self.decode_steps = arrivals, DecodeSteps
         self._room(CACHED)
 

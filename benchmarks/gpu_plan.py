@@ -49,12 +49,12 @@ def has(package: str) -> bool:
 
 def gpu_tests() -> list[str]:
     """The files that hold tests marked gpu: pytest would import every file of tests in every process to find them."""
-    found = sorted((REPO / "tests").glob("test_*.py"))
-    return [f"tests/{path.name}" for path in found if "pytest.mark.gpu" in path.read_text()]
+    found = sorted((REPO / "tests").rglob("test_*.py"))
+    return [str(path.relative_to(REPO)) for path in found if "pytest.mark.gpu" in path.read_text()]
 
 
 def cpp_tests() -> list[str]:
-    return [f"tests/{path.name}" for path in sorted((REPO / "tests").glob("test_*_cpp.py"))]
+    return [str(path.relative_to(REPO)) for path in sorted((REPO / "tests" / "csrc").glob("test_*.py"))]
 
 
 def of_tests(name: str, seconds: int, group: str, words: Iterable[str], small: Iterable[str] = ()) -> Step:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from baize_engine import backend
+from baize_engine.backend import choose
 from baize_engine.kernels import quantized, reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
@@ -93,7 +93,7 @@ def gpu(copied: bool = True) -> Machine:
 
 def cpu() -> Machine:
     """The ops that the backend chooses for this CPU."""
-    return Machine(backend.ops("cpu"), torch.float32)
+    return Machine(choose.ops("cpu"), torch.float32)
 
 
 def work(

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from shapes import Shape
 
-from baize_engine import backend
+from baize_engine.backend import choose
 from baize_engine.kernels import quantized
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
@@ -35,7 +35,7 @@ def random_model(shape: Shape, kind: str, device: str, seed: int = 0) -> Llama:
         drawn.normal_(float(name.endswith("norm.weight")), SPREAD, generator=generator)
         coded = kept != kind and name in names.quantized(config)
         weights[name] = quantized.quantize(drawn, kind) if coded else drawn
-    return Llama(config, weights, backend.ops(device), device)
+    return Llama(config, weights, choose.ops(device), device)
 
 
 def let_go(device: str) -> None:

@@ -31,7 +31,7 @@ from profile_parts import Profile
 from reports import Report
 from shapes import PRESETS
 
-from baize_engine import backend
+from baize_engine.backend import devices
 
 EPILOG = """
 other profilers, of the step numbered 2 (all is compiled before; steps 0 and 1 warm up):
@@ -159,7 +159,7 @@ def main() -> int:
         for _, write in pages(chosen):
             write(found)
         return 0
-    device = backend.resolve_device(chosen.device)
+    device = devices.resolve_device(chosen.device)
     marked = chosen.nvtx or chosen.capture_steps is not None
     if marked and device == "cpu":
         known.error("--nvtx and --capture_steps are for the profilers of a GPU, the device is cpu")

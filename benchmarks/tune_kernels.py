@@ -34,7 +34,7 @@ from table_file import Card, TableFile
 from triton.runtime.errors import OutOfResources
 from tuner import BITS, Cell, Move, Plan, Turns
 
-from baize_engine import backend
+from baize_engine.backend import devices
 from baize_engine.kernels import launch, reference, tuned
 from baize_engine.kernels.settings import TUNED_ROWS
 from baize_engine.model.config import ModelConfig
@@ -247,7 +247,7 @@ def main() -> int:
         "--out", type=Path, metavar="FILE", default=None, help="the table; kernels/tuned/<gpu>.json (CPU: none)"
     )
     chosen = options.parse_args()
-    device = backend.resolve_device(chosen.device)
+    device = devices.resolve_device(chosen.device)
     on_gpu = device != "cpu"
     chosen.presets = chosen.presets or (list(tuner.PRESETS) if on_gpu else list(REHEARSED))
     chosen.batches = chosen.batches or (list(TUNED_ROWS) if on_gpu else [1, 2])

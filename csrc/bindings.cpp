@@ -170,7 +170,7 @@ void py_widen(const py::buffer& values, const std::string& dtype, const py::buff
     row.widen({from.data(), kind}, to.data(), count);
 }
 
-// Addresses come from tensors whose type, shape and layout baize_engine/native.py has checked; it keeps them alive.
+// Addresses come from tensors whose type, shape and layout baize_engine/backend/cpp_ops.py has checked; it keeps them alive.
 template <class T>
 T* at(uintptr_t address) {
     return reinterpret_cast<T*>(address);

@@ -19,13 +19,13 @@ from shapes import Shape
 from test_recover import REFUSALS, load, snapshot
 
 from baize_engine import Engine, SamplingParams, from_diff, recover
-from baize_engine.cli import main
+from baize_engine.cli.main import main
 from baize_engine.errors import BaizeError, CheckpointError, ConfigError, RequestError
 from baize_engine.from_diff import WeightSink, load_diff_parts
 from baize_engine.loading import load_parts
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.tokenizer import Tokenizer
+from baize_engine.text.tokenizer import Tokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no group of 64 divides
 

@@ -21,13 +21,13 @@ import tiny
 from baize_engine import Engine, recover, verify
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.writer import CheckpointWriter
-from baize_engine.cli_signals import interrupted_once
+from baize_engine.cli.signals import interrupted_once
 from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
-from baize_engine.model import packing
+from baize_engine.model import weight_loader
 from baize_engine.recovery import stream as streaming
+from baize_engine.recovery.compute_pool import Processors
 from baize_engine.recovery.journal import Journal
-from baize_engine.recovery.processors import Processors
 
 
 @pytest.fixture(autouse=True)
@@ -271,7 +271,7 @@ def test_hashing_of_sources_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.M
 
 def test_loading_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = tiny.write_pair(tmp_path)
-    reads = Pressing(monkeypatch, packing, "read_into")
+    reads = Pressing(monkeypatch, weight_loader, "read_into")
     with pytest.raises(KeyboardInterrupt):
         Engine.from_pretrained(base, device="cpu", quantize="int8")
     assert 1 <= len(reads.begun) < 15  # matrices

@@ -72,7 +72,12 @@ def test_recovery_and_decoder_never_meet(path: Path) -> None:
     elif name.startswith(("baize_engine.model", "baize_engine.generation")):
         forbidden = ["baize_engine.recovery"]
     elif name.startswith("baize_engine.checkpoint"):
-        forbidden = ["baize_engine.recovery", "baize_engine.model", "baize_engine.generation", "baize_engine.backend"]
+        forbidden = [
+            "baize_engine.recovery",
+            "baize_engine.model",
+            "baize_engine.generation",
+            "baize_engine.backend.choose",
+        ]
     else:
         return
     assert [hit for package in forbidden for hit in touches(imports(path), package)] == []
@@ -85,14 +90,16 @@ def test_one_module_feeds_recovered_tensors_to_weights() -> None:
         for path in SOURCES
         if touches(imports(path), "baize_engine.recovery") and touches(imports(path), "baize_engine.model")
     ]
-    assert both == ["baize_engine.cli_recover", "baize_engine.from_diff"]
+    assert both == ["baize_engine.cli.recover", "baize_engine.from_diff"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_backend_picks_implementations(path: Path) -> None:
     """Kernels are reached through the table. The adders, the norm check and `native` call the C++ they are named after."""
     name = module_name(path)
-    if name in ("baize_engine.backend", "baize_engine.native") or name.startswith("baize_engine.recovery"):
+    if name in ("baize_engine.backend.choose", "baize_engine.backend.cpp_ops") or name.startswith(
+        "baize_engine.recovery"
+    ):
         return
     found = touches(imports(path), "baize_engine.kernels") + touches(imports(path), "baize_engine._C")
     assert found == []
@@ -100,7 +107,7 @@ def test_only_backend_picks_implementations(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_the_cli_parses_and_prints(path: Path) -> None:
-    if module_name(path) in ("baize_engine.cli", "baize_engine.__main__") or path.stem.startswith("cli_"):
+    if module_name(path) in ("baize_engine.cli.main", "baize_engine.__main__") or path.stem.startswith("cli_"):
         return
     assert touches(imports(path), "argparse") == []
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
@@ -114,8 +121,8 @@ def test_token_ids_only_below_the_engine(path: Path) -> None:
         ("baize_engine.model", "baize_engine.generation", "baize_engine.recovery", "baize_engine.checkpoint")
     ):
         return
-    assert touches(imports(path), "baize_engine.tokenizer") == []
-    assert touches(imports(path), "baize_engine.chat") == []
+    assert touches(imports(path), "baize_engine.text.tokenizer") == []
+    assert touches(imports(path), "baize_engine.text.chat") == []
 
 
 @pytest.mark.parametrize("path", ALL, ids=module_name)
@@ -141,7 +148,7 @@ def run_python(code: str) -> str:
 
 def test_importing_the_package_is_cheap() -> None:
     heavy = "[m for m in ('torch', 'triton', 'numpy', 'sentencepiece') if m in sys.modules]"
-    assert run_python(f"import sys, baize_engine, baize_engine.cli; print({heavy})").strip() == "[]"
+    assert run_python(f"import sys, baize_engine, baize_engine.cli.main; print({heavy})").strip() == "[]"
 
 
 def test_the_cpu_recover_path_does_not_load_torch() -> None:

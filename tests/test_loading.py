@@ -12,7 +12,8 @@ import torch
 from assets import shared
 from fakes import small_model
 
-from baize_engine import Engine, SamplingParams, backend, loading
+from baize_engine import Engine, SamplingParams, loading
+from baize_engine.backend import choose
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import Sample, generate
@@ -253,7 +254,7 @@ def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> Non
         alone = parts.decoder.forward([ids[:1]], [parts.cache.allocate()], parts.cache)
         logits[exact, "one"] = alone
     assert torch.equal(logits[False, "one"], logits[True, "one"])
-    if backend.ops("cpu").rows["linear_add"].name.startswith("cpp"):
+    if choose.ops("cpu").rows["linear_add"].name.startswith("cpp"):
         error = float((logits[False] - logits[True]).norm() / logits[True].norm())
         assert 0.0 < error < 0.1
     else:

@@ -10,9 +10,8 @@ import torch
 from fakes import EOS, VOCAB, TableDecoder
 from test_engine import AllRows, make
 
-from baize_engine import SamplingParams
+from baize_engine import SamplingParams, plain
 from baize_engine.errors import RequestError
-from baize_engine.generation import plain
 from baize_engine.loading import lengths
 
 IDS = [1, 5, 9]

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import ConfigError
+from baize_engine.printable import brief
 
 # The keys that are used. What others hold is nobody's business here: pad_token_id is -1, pretraining_tp a text, as they like.
 # Token ids are special_ids' business. Key -> (accepted types, what transformers' LlamaConfig takes where the file is silent).

@@ -8,8 +8,8 @@ from math import prod
 from pathlib import Path
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import shown
 
 MAX_NAME = 512  # characters
 # of a checkpoint: the largest LLaMA, of 405B, has 1138, and each takes a kilobyte or two in a run

@@ -18,9 +18,9 @@ from baize_engine.checkpoint.os_errors import broken_link, reading, stat_of
 from baize_engine.checkpoint.other_layouts import hint_of_other_layouts
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.safetensors_file import read_safetensors
-from baize_engine.checkpoint.shown import brief, kind, shown
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import brief, kind, shown
 
 MAX_FILE_NAME = 255  # bytes, what file systems take
 Reader = Callable[[Path], list[TensorEntry]]

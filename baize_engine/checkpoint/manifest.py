@@ -12,8 +12,8 @@ from typing import Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.os_errors import broken_link, reading
-from baize_engine.checkpoint.shown import brief, shown
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import brief, shown
 
 MANIFEST_NAME = "baize_manifest.json"
 FORMAT = "baize_manifest"

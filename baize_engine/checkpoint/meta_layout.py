@@ -18,9 +18,9 @@ from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD, is_usab
 from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
 from baize_engine.checkpoint.os_errors import stat_of
-from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError, ConfigError
+from baize_engine.printable import brief
 
 SHARDS = "consolidated.*.pth"
 PARAMS = "params.json"

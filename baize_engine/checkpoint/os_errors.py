@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.printable import shown
 
 NOWHERE = {errno.ENOENT: "and nothing is there", errno.ENOTDIR: "and nothing is there", errno.ELOOP: "in a circle"}
 

@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.shown import shown
+from baize_engine.printable import shown
 
 MOST_NAMES = 1 << 14  # of a folder that are looked at
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from baize_engine.checkpoint.dtypes import TORCH_STORAGES
-from baize_engine.checkpoint.shown import brief, shown
+from baize_engine.printable import brief, shown
 
 MAX_STEPS = 1 << 20  # some 60 a tensor: room for 17 000 tensors a file, where a 65B model has 723 in all
 MAX_DIMENSIONS = 16  # no model comes near

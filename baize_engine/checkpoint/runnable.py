@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from baize_engine.checkpoint.config_file import is_usable
-from baize_engine.checkpoint.shown import brief
 from baize_engine.errors import ConfigError
+from baize_engine.printable import brief
 
 ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
     "default": (),

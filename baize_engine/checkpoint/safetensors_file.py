@@ -17,9 +17,9 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE, SAFETENSORS, TO_SAFETENSORS
 from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.shown import brief, kind, shown
 from baize_engine.checkpoint.strict_json import parse
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import brief, kind, shown
 
 # bytes. The format allows 100 MB, which as objects take gigabytes; all 1138 tensors of the largest LLaMA, of 405B, take 0.2 MB.
 MAX_HEADER = 8 << 20

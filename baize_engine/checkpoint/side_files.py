@@ -12,10 +12,10 @@ from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.entry import refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import is_file, reading
-from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.tokenizer_files import ADDED, MAP, TOKENIZER_CONFIG
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import shown
 
 TOKENIZER_FILES = (
     "tokenizer.model",

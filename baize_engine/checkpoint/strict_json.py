@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint.file_io import read_whole
-from baize_engine.checkpoint.shown import brief, kind, shown
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import brief, kind, shown
 
 MAX_BYTES = 8 << 20  # an index of a 65B model is some 100 KB; as objects, 20 times as much
 MAX_DIGITS = 4300  # of an integer: Python's own default; published files have 31 (a model_max_length of int(1e30))

@@ -9,9 +9,9 @@ from typing import Any
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.os_errors import is_file
-from baize_engine.checkpoint.shown import brief
 from baize_engine.checkpoint.tokenizer_model import FAST, added_in, fast_text, read_fast
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import brief
 
 TOKENIZER_CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 MAX_ID_DIGITS = 18

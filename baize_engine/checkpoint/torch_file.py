@@ -20,10 +20,10 @@ from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
 from baize_engine.checkpoint.recomputed import is_recomputed
-from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.wrapped_state import rewriting, state_of
 from baize_engine.checkpoint.zip_directory import CompressedError, ZipError, read_directory
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import shown
 
 MAX_PROGRAM = 4 << 20  # bytes of data.pkl; a 65B model's is below 1 MB
 OF_FINDER = b"__MACOSX/"  # where macOS, when it zips a folder, keeps what it knows of each file

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint.pickle_program import Tensor
-from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import CheckpointError
+from baize_engine.printable import shown
 
 # Lightning's, most others', DeepSpeed's, torch's manual's
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")

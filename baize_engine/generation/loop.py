@@ -20,7 +20,7 @@ from baize_engine.generation.sampling import Draw, SampleOp, TokenLogprobs, choo
 from baize_engine.generation.scheduler import Launch, Prefill, PutBack, Request, Scheduler, TakeOut
 from baize_engine.generation.shaping import shaping
 from baize_engine.model.kv_cache import CacheFull
-from baize_engine.model.steps import Row, not_finite
+from baize_engine.model.runner import Row, not_finite
 
 MAX_ROWS = 64  # samples at a time: up to as many rows a GPU's products have one order of summation
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from baize_engine import plain
 from baize_engine.errors import ValueRefused
-from baize_engine.generation import plain
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
 # logits / temperature must stay in float32's range, and still tell FORBIDDEN (shaping.py) from what may come

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from baize_engine import backend
+from baize_engine.backend import choose
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
@@ -21,7 +21,7 @@ from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig, quantization_config
-from baize_engine.model.packing import allocate, fill, packed_shapes, pieces_of
+from baize_engine.model.weight_loader import allocate, fill, packed_shapes, pieces_of
 from baize_engine.model.weights import check
 
 
@@ -66,7 +66,7 @@ def quantize(
     files = collect(path, path, entries[names.EMBED].dtype, config.vocab_size, follow_links)
     described = {**json.loads(files["config.json"]), "quantization_config": quantization_config(weights)}
     files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
-    shards = lay_out(specs, metadata={"scheme": backend.quantized().SCHEME, "weights": weights})
+    shards = lay_out(specs, metadata={"scheme": choose.quantized().SCHEME, "weights": weights})
     with CheckpointWriter(out, shards) as writer:
         for name in names.packed(config):
             matrix = allocate(name, entries, config, "auto", "cpu", weights)

@@ -1,7 +1,7 @@
 """Weights of a decoder: which tensors of a checkpoint they are, strict both ways, and views of mapped files.
 
 A tensor that the config does not name and a parameter that no file fills are both errors. What has to be converted, joined,
-quantised or moved to a GPU goes through `model/packing.py`.
+quantised or moved to a GPU goes through `model/weight_loader.py`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from baize_engine import backend
+from baize_engine.backend import choose
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.recomputed import is_recomputed
@@ -23,7 +23,7 @@ from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, tell
-from baize_engine.model.packing import load, pack, packed_shapes
+from baize_engine.model.weight_loader import load, pack, packed_shapes
 
 
 def load_weights(
@@ -81,7 +81,7 @@ def _check_names(found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: s
 
 
 def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtype: str, device: str) -> dict[str, Any]:
-    formats = backend.quantized()
+    formats = choose.quantized()
     wanted = packed_shapes(config, kind)
     _check_names(index.entries, wanted, set(wanted), str(index.folder))
     for name, (stored, shape) in wanted.items():

@@ -14,14 +14,14 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from baize_engine.backend.adders import Adder
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import MismatchError, RequestError
-from baize_engine.recovery.adders import Adder
-from baize_engine.recovery.naive_sum import TOLERANCE, buffer_sums, naive_sums
 from baize_engine.recovery.norms import widened
 from baize_engine.recovery.plan import WRONG_BASE, Plan, some
+from baize_engine.recovery.published_sum import TOLERANCE, buffer_sums, naive_sums
 from baize_engine.recovery.stream import stream
 
 SMALL = 1 << 18  # elements: norms are some thousand, the smallest matrix of a 7B is 16 million

@@ -18,8 +18,8 @@ from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.errors import CheckpointError
-from baize_engine.recovery.naive_sum import TOLERANCE, NaiveSum, buffer_sums, naive_sums
 from baize_engine.recovery.plan import WRONG_BASE, count_layers
+from baize_engine.recovery.published_sum import TOLERANCE, NaiveSum, buffer_sums, naive_sums
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.wrapped_names import EMBED
 

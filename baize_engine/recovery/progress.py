@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 
-from baize_engine.bar import bar
+from baize_engine.progress import bar
 
 
 class Progress:

@@ -11,10 +11,10 @@ from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.expect import Expectation, check_carried
-from baize_engine.recovery.naive_sum import TOLERANCE
 from baize_engine.recovery.norms import norm_ratio, refuse_swapped
 from baize_engine.recovery.output_name import all_tuned_beside
 from baize_engine.recovery.plan import DIFF, MatchOptions, Plan
+from baize_engine.recovery.published_sum import TOLERANCE
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import Options, Wish, combine
 from baize_engine.recovery.stream import MEMORY_MIB

@@ -15,7 +15,9 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from baize_engine import __version__, backend
+from baize_engine import __version__
+from baize_engine.backend import choose
+from baize_engine.backend.adders import Adder
 from baize_engine.checkpoint import config_file, side_files
 from baize_engine.checkpoint.base import Base, Index
 from baize_engine.checkpoint.index import CheckpointIndex
@@ -33,11 +35,9 @@ from baize_engine.checkpoint.result_check import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, lay_out
 from baize_engine.errors import BaizeWarning, MismatchError, OutputError
 from baize_engine.interrupts import deferred, in_threads
-from baize_engine.recovery.adders import Adder
 from baize_engine.recovery.config_match import check_configs
 from baize_engine.recovery.earlier_run import finished_result, still_there
 from baize_engine.recovery.expect import Expectation, base_rows
-from baize_engine.recovery.grown_base import mean_row
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
 from baize_engine.recovery.new_rows import decide
 from baize_engine.recovery.plan import DIFF, MatchOptions, Plan, plan
@@ -46,6 +46,7 @@ from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
 from baize_engine.recovery.verify import THREADS, hash_file
+from baize_engine.recovery.vocabulary_growth import mean_row
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def combine(source: Base, wishes: Sequence[Wish], options: Options) -> list[Resu
     base_mean = cache(mean_row)  # for all diffs of this run
     prepared = [_prepare(source, wish, options, sources, base_mean) for wish in wishes]
     _check_outputs(prepared)
-    make_adder = backend.diff_adder(options.device)
+    make_adder = choose.diff_adder(options.device)
     if not options.subtract:
         for item in prepared:
             _warn(item)

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from math import isfinite, lcm
 from typing import Any, Protocol
 
+from baize_engine.backend.adders import Adder, Stats
 from baize_engine.checkpoint.buffers import HUGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.manifest import TensorRecord
@@ -23,10 +24,9 @@ from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.tensor_reader import Place, TensorReader
 from baize_engine.errors import RequestError
 from baize_engine.interrupts import Check, in_threads
-from baize_engine.recovery.adders import Adder, Stats
-from baize_engine.recovery.grown_base import BaseRows, whole_base
+from baize_engine.recovery.compute_pool import Processors
 from baize_engine.recovery.plan import Job, Plan
-from baize_engine.recovery.processors import Processors
+from baize_engine.recovery.vocabulary_growth import BaseRows, whole_base
 
 WORKERS = 6  # of two cores and one disk 4 kept the disk busy for 86 % of a run, 6 for 90 (a plain copy: 95)
 PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from baize_engine.checkpoint.hub import local_path
 from baize_engine.checkpoint.os_errors import reading, stat_of
-from baize_engine.checkpoint.shown import shown
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check, in_threads
+from baize_engine.printable import shown
+from baize_engine.recovery.checksum_lists import Sums, algorithm, read_sums
 from baize_engine.recovery.progress import Progress
-from baize_engine.recovery.published_sums import Sums, algorithm, read_sums
 from baize_engine.recovery.verify import digests_of_range
 from baize_engine.recovery.xor_beginnings import HEAD
 from baize_engine.recovery.xor_bytes import decoded

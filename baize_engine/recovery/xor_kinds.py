@@ -10,10 +10,10 @@ from typing import BinaryIO
 
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.zip_directory import Member, ZipError, read_directory
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check
+from baize_engine.printable import shown
 from baize_engine.recovery.xor_beginnings import TORCH, why_not
 from baize_engine.recovery.xor_payload import Job
 

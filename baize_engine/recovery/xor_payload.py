@@ -38,9 +38,9 @@ from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.manifest import MANIFEST_NAME
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.output_folder import PARTIAL
-from baize_engine.checkpoint.shown import shown
 from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewhere
 from baize_engine.errors import CheckpointError, MismatchError
+from baize_engine.printable import shown
 from baize_engine.recovery.xor_beginnings import are_swapped
 
 KEY_NAME = "consolidated.00.pth"

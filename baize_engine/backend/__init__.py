@@ -1,0 +1,1 @@
+"""What computes: the one chooser of implementations, devices, the C++ ops and the adders. Knows neither recovery nor models."""

@@ -1,0 +1,281 @@
+"""The only chooser of implementations: per op an ordered table, best first; auto takes the first row that can run.
+
+BAIZE_BACKEND forces rows: one name for all ops that have it ("torch"), or pairs ("diff_add=cpp-scalar,linear=torch").
+A forced row that cannot run raises with its reason; nothing falls back silently. Nothing is probed at import time.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any
+
+from baize_engine.backend.devices import resolve_device
+from baize_engine.errors import BackendError
+
+if TYPE_CHECKING:
+    from baize_engine.backend.adders import Adder
+
+VARIABLE = "BAIZE_BACKEND"
+# op -> the file under kernels/ that has it for a GPU
+DECODER_OPS = {
+    "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
+    "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
+}  # fmt: skip
+OPS = ("diff_add", "quantize", *DECODER_OPS)
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """A row of an op's table. `why_not(device)`: None where it can run, else the reason; `load(device)`: its function."""
+
+    name: str
+    why_not: Callable[[str], str | None]
+    load: Callable[[str], Any]
+
+
+class Ops:
+    """The decoder's ops, chosen for one device: attributes named as in `kernels/reference.py`."""
+
+    def __init__(self, device: str) -> None:
+        from baize_engine.kernels.reference import BEST_BLOCK
+
+        self.device = device
+        self.BEST_BLOCK = BEST_BLOCK
+        self.rows = {op: implementation(op, device) for op in DECODER_OPS}
+        for op, row in self.rows.items():
+            setattr(self, op, row.load(device))
+        # whether a row of activations comes out with the same bits however many others a call has
+        self.by_row = all(
+            row.name.startswith("cpp-") for op, row in self.rows.items() if op not in ("sample", "advance")
+        )
+
+    def compile(self, plan: list[partial[Any]]) -> list[Callable[[], Any]]:
+        """The calls of a plan, made one where an implementation can run several together."""
+        from baize_engine.backend import cpp_ops
+
+        return cpp_ops.joined(plan)
+
+    if TYPE_CHECKING:
+
+        def __getattr__(self, op: str) -> Callable[..., Any]: ...
+
+
+def ops(device: str) -> Ops:
+    """The decoder's ops on `device` ("cpu" or "cuda[:n]")."""
+    return Ops(device)
+
+
+def quantized() -> Any:
+    """The module that defines the quantised format, the same on every device (kernels/quantized.py)."""
+    from baize_engine.kernels import quantized
+
+    return quantized
+
+
+def quantizer(device: str) -> Callable[..., Any]:
+    """`quantize` of kernels/quantized.py for tensors on `device`; the same bits from every implementation."""
+    function: Callable[..., Any] = implementation("quantize", device).load(device)
+    return function
+
+
+def launch_settings(device: str) -> str:
+    """Where the launch settings of a GPU's kernels come from, for people."""
+    import torch
+
+    from baize_engine.kernels import tuned
+
+    try:
+        table = tuned.of_device(torch.device(device))
+    except ValueError as error:
+        return f"none, and no kernel starts: {error}"
+    if table is tuned.NO_TABLE:
+        return "the rules: no card of this generation was tuned (benchmarks/tune_kernels.py)"
+    major, minor = table.capability
+    count = sum(len(rows) for rows in table.entries.values())
+    return (
+        f"{table.name}, {count} entries tuned on {table.gpu} (capability {major}.{minor}, {table.sms} multiprocessors)"
+    )
+
+
+def diff_adder(device: str) -> Callable[[], Adder]:
+    """A factory of adders for recovery on `device` ("auto", "cpu" or "cuda[:n]"); each worker takes its own."""
+    resolved = resolve_device(device)
+    row = implementation("diff_add", resolved)
+    factory: Callable[[], Adder] = row.load(resolved)
+    return factory
+
+
+def implementation(op: str, device: str) -> Implementation:
+    """The row of `op` that runs on `device`. BackendError where none can, or the forced one cannot."""
+    rows = table(op)
+    forced = _forced(op)
+    if forced is not None:
+        for row in rows:
+            if row.name == forced:
+                reason = row.why_not(device)
+                if reason:
+                    raise BackendError(f"{VARIABLE} asks for {forced} for {op} on {device}, which cannot run: {reason}")
+                return row
+        raise BackendError(
+            f"{VARIABLE} asks for {forced} for {op}, which has only: {', '.join(row.name for row in rows)}"
+        )
+    reasons = []
+    for row in rows:
+        reason = row.why_not(device)
+        if reason is None:
+            return row
+        reasons.append(f"{row.name}: {reason}")
+    raise BackendError(f"nothing runs {op} on {device}: " + "; ".join(reasons))
+
+
+def table(op: str) -> tuple[Implementation, ...]:
+    """All rows of `op`, best first."""
+    if op == "diff_add":
+        return _diff_add_rows()
+    if op == "quantize":
+        return (*_cpp_decoder_rows(op), Implementation("torch", _no_torch, lambda device: _reference(op)))
+    if op in DECODER_OPS:
+        return (
+            Implementation("triton", _no_triton_decoder, lambda device: _triton(op, device)),
+            *_cpp_decoder_rows(op),
+            Implementation("torch", _no_torch, lambda device: _reference(op)),
+        )
+    raise BackendError(f"unknown op {op!r}, wanted one of {', '.join(OPS)}")
+
+
+def _forced(op: str) -> str | None:
+    setting = os.environ.get(VARIABLE, "").strip()
+    if not setting:
+        return None
+    general = None
+    for part in setting.split(","):
+        target, separator, name = part.strip().partition("=")
+        if not separator:
+            general = target
+        elif target not in OPS:
+            raise BackendError(f"{VARIABLE}={setting}: unknown op {target!r}, wanted one of {', '.join(OPS)}")
+        elif target == op:
+            return name
+    others = {row.name for other in OPS if other != op for row in table(other)}
+    if general in others - {row.name for row in table(op)}:
+        return None  # a name for the ops that have it
+    return general
+
+
+def _diff_add_rows() -> tuple[Implementation, ...]:
+    def cpp(variant: str) -> Implementation:
+        return Implementation(
+            f"cpp-{variant}", lambda device: _no_cpp(device, variant), lambda device: _cpp_adder(variant)
+        )
+
+    return (
+        Implementation("triton", _no_triton, _cuda_adder),
+        *(cpp(variant) for variant in _cpp_variants()),
+        Implementation("torch", lambda device: _no_torch(device) or _only_cpu(device), lambda device: _torch_adder()),
+    )
+
+
+def _cpp_decoder_rows(op: str) -> list[Implementation]:
+    def cpp(variant: str) -> Implementation:
+        return Implementation(
+            f"cpp-{variant}",
+            lambda device: _no_cpp_decoder(device, variant),
+            lambda device: _native(op, variant),
+        )
+
+    from baize_engine import _C
+
+    return [cpp(variant) for variant in _C.decoder_variants()]
+
+
+def _no_cpp_decoder(device: str, variant: str) -> str | None:
+    from baize_engine import _C
+
+    return _only_cpu(device) or _C.decoder_why_not(variant)
+
+
+def _native(op: str, variant: str) -> Callable[..., Any]:
+    from baize_engine.backend import cpp_ops
+
+    return cpp_ops.quantizer(variant) if op == "quantize" else cpp_ops.op(op, variant)
+
+
+def _cpp_variants() -> list[str]:
+    from baize_engine import _C
+
+    return _C.diff_add_variants()
+
+
+def _no_cpp(device: str, variant: str) -> str | None:
+    from baize_engine import _C
+
+    return _only_cpu(device) or _C.why_not(variant)
+
+
+def _only_cpu(device: str) -> str | None:
+    return None if device == "cpu" else f"runs on the CPU, not on {device}"
+
+
+def _no_triton(device: str) -> str | None:
+    if device == "cpu":
+        return "runs on a GPU"
+    from importlib.util import find_spec
+
+    return None if find_spec("triton") else "triton is not installed"
+
+
+def _no_triton_decoder(device: str) -> str | None:
+    """Kernels on the CPU only where Triton's interpreter was asked for, by its own variable."""
+    if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return _no_triton("cuda")
+    return _no_triton(device)
+
+
+def _no_torch(device: str) -> str | None:
+    from importlib.util import find_spec
+
+    return None if find_spec("torch") else "torch is not installed"
+
+
+def _triton(op: str, device: str) -> Callable[..., Any]:
+    from importlib import import_module
+
+    function: Callable[..., Any] = getattr(import_module(f"baize_engine.kernels.{DECODER_OPS[op]}"), op)
+    if ":" not in device:
+        return function
+    import torch
+
+    @wraps(function)
+    def there(*arguments: Any, **options: Any) -> Any:
+        with torch.cuda.device(device):  # Triton launches on the current device
+            return function(*arguments, **options)
+
+    return there
+
+
+def _reference(op: str) -> Callable[..., Any]:
+    from baize_engine.kernels import reference
+
+    function: Callable[..., Any] = getattr(reference, op)
+    return function
+
+
+def _cpp_adder(variant: str) -> Callable[[], Adder]:
+    from baize_engine.backend.adders import CppAdder
+
+    return lambda: CppAdder(variant)
+
+
+def _torch_adder() -> Callable[[], Adder]:
+    from baize_engine.backend.adders import TorchAdder
+
+    return TorchAdder
+
+
+def _cuda_adder(device: str) -> Callable[[], Adder]:
+    from baize_engine.backend.cuda_adder import CudaAdder
+
+    return lambda: CudaAdder(device)

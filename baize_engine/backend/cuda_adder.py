@@ -1,0 +1,99 @@
+"""The arithmetic of a worker on a GPU: pinned host memory, two slots of device memory on two streams.
+
+A piece is cut into parts that alternate between the slots, so that one part's copy in, another's kernel and a third's copy
+out can overlap; several workers overlap that with the disk. No timing of it has been measured yet.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from baize_engine.backend.adders import NoFiles, Stats
+from baize_engine.checkpoint.dtypes import ITEMSIZE
+
+if TYPE_CHECKING:
+    import torch
+
+CHUNK = 65536  # elements; the unit of diff_add's sums
+PART = 8 * CHUNK  # elements a slot holds: 2 MiB of float32, enough for a copy to run at the bus's speed
+SLOTS = 2
+_COMPILING = threading.Lock()  # workers begin together: one compiles, the others find it done
+
+
+def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
+    """(slot, begin, end) element ranges of a piece; every `begin` is a multiple of CHUNK, so that sums stay those of chunks."""
+    for number, begin in enumerate(range(0, count, part)):
+        yield number % SLOTS, begin, min(begin + part, count)
+
+
+class CudaAdder(NoFiles):
+    """An adder (see recovery/adders.py) on `device`, "cuda" or "cuda:N". For one thread at a time."""
+
+    name = "triton"
+    slack = 0  # torch rounds pinned memory up to a power of two, and it is not of huge pages
+
+    def __init__(self, device: str) -> None:
+        import torch
+
+        self._device = torch.device(device)
+        with torch.cuda.device(self._device):
+            self._streams = [torch.cuda.Stream() for _ in range(SLOTS)]
+
+        def memory() -> list[torch.Tensor]:
+            return [torch.empty(PART * 4, dtype=torch.uint8, device=self._device) for _ in range(3)]
+
+        self._memory = [memory() for _ in range(SLOTS)]
+        self._compiled: set[tuple[object, ...]] = set()
+        torch.cuda.synchronize(self._device)
+
+    def buffer(self, nbytes: int) -> memoryview:
+        """Pinned memory: what the bus copies from and to without a detour."""
+        import torch
+
+        return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
+
+    def add(
+        self,
+        base: memoryview,
+        base_dtype: str,
+        other: memoryview,
+        other_dtype: str,
+        out: memoryview,
+        out_dtype: str,
+        *,
+        subtract: bool = False,
+    ) -> Stats:
+        import torch
+
+        from baize_engine.kernels.diff_add import compile_for, launch
+
+        kinds = [getattr(torch, dtype) for dtype in (base_dtype, other_dtype, out_dtype)]
+        count = len(out) // ITEMSIZE[out_dtype]
+        if count == 0:
+            return [], 0, 0
+        host = [torch.frombuffer(view, dtype=kind) for view, kind in zip((base, other, out), kinds, strict=True)]
+        chunks = -(-count // CHUNK)
+        with torch.cuda.device(self._device):
+            if (*kinds, subtract) not in self._compiled:
+                with _COMPILING:
+                    compile_for((kinds[0], kinds[1], kinds[2]), self._device, subtract=subtract)
+                self._compiled.add((*kinds, subtract))
+            sums = torch.empty(chunks, dtype=torch.float64, device=self._device)
+            counts = torch.empty(2, chunks, dtype=torch.int32, device=self._device)
+            for stream in self._streams:
+                stream.wait_stream(torch.cuda.current_stream())  # the two allocations above
+            for slot, begin, end in parts(count):
+                with torch.cuda.stream(self._streams[slot]):
+                    memory = zip(self._memory[slot], kinds, strict=True)
+                    left, right, target = (place.view(kind)[: end - begin] for place, kind in memory)
+                    left.copy_(host[0][begin:end], non_blocking=True)
+                    right.copy_(host[1][begin:end], non_blocking=True)
+                    here = slice(begin // CHUNK, -(-end // CHUNK))
+                    launch(left, right, target, sums[here], counts[:, here], subtract=subtract)
+                    host[2][begin:end].copy_(target, non_blocking=True)
+            for stream in self._streams:
+                stream.synchronize()
+            overflowed, nonfinite = counts.long().sum(1).tolist()
+            return sums.tolist(), overflowed, nonfinite

@@ -1,0 +1,125 @@
+"""Records of a file of prompts: one JSON object a line, what it may hold, and the request that it stands for. No engine.
+
+    {"prompt": TEXT}  or  {"messages": [{"role": …, "content": …}, …]}  or  {"token_ids": [ID, …]}
+
+with an "id", a text or an integer, and anything under "meta", which its answer repeats, "parse_special": true or false and
+"add_bos": true, false or null (as the tokenizer's files say) beside "prompt", and sampling parameters under the names of
+SamplingParams.
+Blank lines are no records. What cannot be served is the record's own error, and no other's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.errors import BaizeError, RequestError, ValueRefused
+from baize_engine.generation.params import SamplingParams
+from baize_engine.printable import shown_json
+from baize_engine.text.options import TextOptions
+
+KINDS = ("prompt", "messages", "token_ids")
+TEXT_OPTIONS = {"parse_special": "true or false", "add_bos": "true, false or null"}  # and what they may be
+OTHERS = ("id", "meta", *TEXT_OPTIONS)
+PARAMETERS = tuple(each.name for each in fields(SamplingParams))
+
+
+_JSON = {"None": "null", "True": "true", "False": "false"}
+_PYTHON = re.compile(rf"\b({'|'.join(_JSON)})\b")
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line: `index` counts records, `line` the file's lines from 1. `error` says why `values` is not to be used."""
+
+    index: int
+    line: int
+    content: bytes
+    values: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def id(self) -> str | int | None:
+        """Its "id", where it has one that can be repeated."""
+        found = self.values.get("id")
+        return found if isinstance(found, (str, int)) and not isinstance(found, bool) else None
+
+    def text_options(self, default: TextOptions) -> TextOptions:
+        """How its prompt becomes ids: as it says, else as `default` does."""
+        given = {name: self.values[name] for name in TEXT_OPTIONS if name in self.values}
+        for name, value in given.items():
+            if not isinstance(value, bool) and not (value is None and name == "add_bos"):
+                raise ValueRefused(f"{name} is", value, f", wanted {TEXT_OPTIONS[name]}")
+            if "prompt" not in self.values:
+                raise RequestError(
+                    f"{name} goes with prompt: token_ids are taken as they are, and the chat format has its special tokens"
+                )
+        return replace(default, **given)
+
+    @property
+    def extra(self) -> dict[str, Any]:
+        """What stands under names that are none of ours."""
+        return {name: value for name, value in self.values.items() if name not in {*KINDS, *PARAMETERS, *OTHERS}}
+
+    def request(self, default: SamplingParams, extra: str = "error") -> tuple[str, Any, SamplingParams]:
+        """(kind, what stands there, parameters: the record's own, else those of `default`). RequestError says what is wrong.
+
+        extra: "error": so are names that are none of ours; else nobody minds them.
+        """
+        if self.error is not None:
+            raise RequestError(self.error)
+        if self.extra and extra == "error":
+            wanted = ", ".join((*KINDS, *OTHERS))
+            raise ValueRefused("unknown name", min(self.extra), f", wanted one of {wanted}, or a sampling parameter")
+        if self.values.get("id") is not None and self.id is None:
+            raise ValueRefused("id is", self.values["id"], ", wanted a text or an integer")
+        kinds = [kind for kind in KINDS if kind in self.values]
+        if len(kinds) != 1:
+            raise RequestError(f"has {' and '.join(kinds) or 'no prompt'}, wanted one of {', '.join(KINDS)}")
+        (kind,) = kinds
+        value = self.values[kind]
+        if kind == "prompt" and not isinstance(value, str):
+            raise ValueRefused("prompt is", value, ", wanted a text (token_ids for ids)")
+        if kind == "token_ids" and not isinstance(value, list):
+            raise ValueRefused("token_ids is", value, ", wanted a list of token ids")
+        given = {name: self.values[name] for name in PARAMETERS if name in self.values}
+        if isinstance(given.get("logit_bias"), dict):
+            given["logit_bias"] = {_id(key): value for key, value in given["logit_bias"].items()}
+        return kind, value, replace(default, **given)
+
+
+def told(error: BaizeError) -> str:
+    """The message of what is wrong with a record, whose values are JSON's: null and true, and no None and True."""
+    if not isinstance(error, ValueRefused):
+        return str(error)
+    return f"{error.before} {shown_json(error.value)}{_PYTHON.sub(lambda word: _JSON[word[0]], error.after)}"
+
+
+def records(path: Path) -> Iterator[Record]:
+    """Those of the file, in order, one at a time. CheckpointError where it is no file that can be read more than once."""
+    index = 0
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+        for line, raw in enumerate(file, 1):
+            content = raw.strip()
+            if content:
+                yield _record(index, line, content)
+                index += 1
+
+
+def _record(index: int, line: int, content: bytes) -> Record:
+    try:
+        return Record(index, line, content, strict_json.parse(content, "the record"))
+    except BaizeError as error:
+        return Record(index, line, content, error=str(error))
+
+
+def _id(key: str) -> int | str:
+    """A key of JSON's logit_bias, which can only be a text, as the id that it spells."""
+    return int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key

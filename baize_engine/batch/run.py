@@ -1,0 +1,123 @@
+"""Answers a file of prompts: records to an engine, window by window, and its completions to the file as they come."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from baize_engine.batch.output import AnswerFile, AnswerStream, Head
+from baize_engine.batch.records import Record, records, told
+from baize_engine.engine import Completion, Engine
+from baize_engine.errors import BaizeError
+from baize_engine.generation.params import SamplingParams
+from baize_engine.text.options import AS_FILES_SAY, TextOptions
+
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
+
+Request = tuple[list[int], SamplingParams]
+
+
+def heads(path: Path, run: str) -> Iterator[Head]:
+    """Those of the answers to all records of the file."""
+    return (Head.of(record.index, record.content, run) for record in records(path))
+
+
+def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
+    """What decides about answers beside the record: the files in the model's folders, how they are held, parameters."""
+    files = [
+        (path.name, path.stat().st_size, path.stat().st_mtime_ns)
+        for folder in sources
+        if folder.is_dir()
+        for path in sorted(folder.iterdir())
+        if path.suffix in MODEL_SUFFIXES and path.is_file()
+    ]
+    return json.dumps({"files": files, "settings": settings, "params": asdict(default)}, sort_keys=True)
+
+
+def answer(
+    engine: Engine,
+    path: Path,
+    answers: AnswerFile | AnswerStream,
+    run: str,
+    default: SamplingParams,
+    window: int,
+    progress: Callable[[int, int], None],
+    text: TextOptions = AS_FILES_SAY,
+    extra: str = "error",
+) -> None:
+    """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
+
+    A record that cannot be served gets an answer with its error, and the others go on. An answer is in the file as soon as
+    it and all before it are made. text: of the prompts of records that do not say. extra: what becomes of
+    names that are none of ours: "error", "drop", or "keep", which repeats them in the answer under "extra".
+    """
+    left = islice(records(path), answers.done, None)
+    while batch := list(islice(left, window)):
+        for record, found in zip(batch, _answers(engine, batch, default, text, extra), strict=True):
+            answers.append(Head.of(record.index, record.content, run), _line(record, found, extra == "keep"))
+            progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
+
+
+def _answers(
+    engine: Engine, batch: Sequence[Record], default: SamplingParams, text: TextOptions, extra: str
+) -> Iterator[list[Completion] | BaizeError]:
+    """Each record's completions, or why it has none, as they come."""
+    found: list[Request | BaizeError] = []
+    for record in batch:
+        try:
+            found.append(_request(engine, record, default, text, extra))
+        except BaizeError as error:
+            found.append(error)
+    good = [request for request in found if not isinstance(request, BaizeError)]
+    made = _completions(engine, good)
+    for each in found:
+        yield each if isinstance(each, BaizeError) else next(made)
+
+
+def _request(engine: Engine, record: Record, default: SamplingParams, text: TextOptions, extra: str) -> Request:
+    kind, value, params = record.request(default, extra)
+    own = record.text_options(text)
+    prompt = engine.chat_ids(value) if kind == "messages" else value
+    return engine.encode(prompt, params, parse_special=own.parse_special, add_bos=own.add_bos), params
+
+
+def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion] | BaizeError]:
+    done = 0
+    try:
+        for found in engine.completions([ids for ids, _ in requests], [params for _, params in requests]):
+            yield found
+            done += 1
+        return
+    except BaizeError as error:
+        if len(requests) == 1:
+            yield error
+            return
+    # one of them is to blame, and which one is seen when fewer run together, which changes no result
+    left = requests[done:]
+    middle = len(left) // 2
+    yield from _completions(engine, left[:middle])
+    yield from _completions(engine, left[middle:])
+
+
+def _line(record: Record, found: list[Completion] | BaizeError, keep: bool) -> dict[str, Any]:
+    line: dict[str, Any] = {} if record.id is None else {"id": record.id}
+    if "meta" in record.values:
+        line["meta"] = record.values["meta"]
+    if keep and record.extra:
+        line["extra"] = record.extra
+    if isinstance(found, BaizeError):
+        return {**line, "error": f"line {record.line}: {told(found)}"}
+    return {**line, "completions": [_completion(each) for each in found]}
+
+
+def _completion(done: Completion) -> dict[str, Any]:
+    values = {
+        name: getattr(done, name) for name in ("index", "text", "finish_reason", "stop_reason", "seed", "token_ids")
+    }
+    if done.logprobs is not None:
+        values["logprobs"] = [asdict(each) for each in done.logprobs]
+    return values

@@ -1,0 +1,172 @@
+"""`baize chat`: a conversation, typed or piped."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from baize_engine.cli.answer import SOME_FAILED
+from baize_engine.cli.line_editing import Typing
+from baize_engine.cli.options import (
+    check_model_options,
+    flag,
+    load_engine,
+    model_options,
+    sampling_options,
+    sampling_params,
+    with_seed,
+)
+from baize_engine.cli.signals import Terminated
+from baize_engine.cli.streams import input_bytes, need_output, tell, text
+from baize_engine.errors import RequestError
+from baize_engine.printable import shown
+
+if TYPE_CHECKING:
+    from baize_engine.engine import Engine
+    from baize_engine.generation.params import SamplingParams
+
+Messages = list[dict[str, str]]
+
+COMMANDS = {
+    "/help": "lists these",
+    "/new": "starts a new conversation",
+    "/exit": "leaves, and so do /quit and Ctrl-D",
+    "/quit": "leaves",
+}
+HELP = (
+    *(f"{name}  {what}" for name, what in COMMANDS.items()),
+    "Ctrl-C ends a reply before its end.",
+    "A message that begins with a slash and a word gets one slash more: //word sends /word.",
+    "Several lines that are pasted together are one message, which Enter sends.",
+)
+
+
+def chat_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `baize chat`."""
+    flag(
+        parser,
+        "--keep_last",
+        action="store_true",
+        default=True,
+        help="where the conversation outgrows the model's context leave out its oldest turns, and say so (default); "
+        "--nokeep_last refuses the message instead",
+    )
+    flag(
+        parser,
+        "--history",
+        action="store_true",
+        default=True,
+        help="on a terminal note messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the next chat "
+        "can recall them by the arrow keys (default); --nohistory does not",
+    )
+    sampling_options(parser)
+    model_options(parser)
+
+
+def chat(options: argparse.Namespace) -> int:
+    """Answers what is typed, or each line of standard input; exits with 3 where a piped line got no answer."""
+    check_model_options(options)
+    params = with_seed(sampling_params(options))
+    need_output("the answers")
+    piped = input_bytes("the messages")
+    terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    with load_engine(options) as engine:
+        talk = _Talk(engine, params, options.keep_last)
+        if terminal:
+            typist = Typing(options.history)
+            print("Type a message; /help lists commands, /exit or Ctrl-D leaves.")
+        while True:
+            try:
+                line = typist.message() if terminal else piped.readline()
+            except EOFError:
+                break
+            if (not line and not terminal) or not talk.take(line):
+                break
+    return SOME_FAILED if talk.unanswered and not terminal else 0
+
+
+class _Talk:
+    """A conversation so far. A message that gets no answer is none of its messages."""
+
+    def __init__(self, engine: Engine, params: SamplingParams, keep_last: bool) -> None:
+        self._engine, self._params, self._keep_last = engine, params, keep_last
+        self._messages: Messages = []
+        self.unanswered = 0
+
+    def take(self, line: bytes) -> bool:
+        """Does what a line asks for; whether the conversation goes on."""
+        try:
+            message = text(line, "a message; it was left out").strip()
+            command, message = _command(message)
+            if command in ("/exit", "/quit"):
+                return False
+            if command == "/new":
+                self._messages = []
+            elif command == "/help":
+                print(*HELP, sep="\n", file=sys.stderr)
+            elif message:
+                self._answer([*self._messages, {"role": "user", "content": message}])
+        except RequestError as error:
+            self.unanswered += 1
+            tell(str(error))
+        return True
+
+    def _answer(self, messages: Messages) -> None:
+        """Prints the reply to the last message as it comes; Ctrl-C ends the reply, and not the conversation."""
+        messages, ids = self._fitting(messages)
+        pieces = []
+        try:
+            for piece in self._engine.stream(ids, self._params):
+                print(piece, end="", flush=True)
+                pieces.append(piece)
+            print()
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            print()
+        self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
+
+    def _fitting(self, messages: Messages) -> tuple[Messages, list[int]]:
+        """The messages that fit the context with a reply, and their ids. RequestError says how many tokens are left."""
+        most = self._engine.max_model_len - 1
+        turns = len(messages) // 2  # before this message: a message and its reply each
+        ids, alone = self._engine.chat_ids(messages), self._engine.chat_ids(messages[-1:])
+        if self._keep_last and len(alone) <= most:
+            room, whole = min(self._params.max_new_tokens, most // 2), len(ids)
+            while len(ids) + room > most and len(messages) > 1:
+                messages = messages[2:]
+                ids = self._engine.chat_ids(messages)
+            dropped = turns - len(messages) // 2
+            if dropped:
+                tell(
+                    f"the oldest {dropped} of {turns} turns, {whole - len(ids)} tokens, were left out to make room in the "
+                    f"context of {most + 1} tokens (--nokeep_last refuses the message instead)"
+                )
+        if len(ids) > most:
+            others = len(self._engine.chat_ids([*messages[:-1], {"role": "user", "content": ""}]))
+            remedy = "/new starts over, and --keep_last leaves out the oldest turns"
+            raise RequestError(
+                f"the message has {len(ids) - others} tokens, and {max(0, most - others)} are left of the {most + 1} that the "
+                f"context has: it was left out, {remedy if len(alone) <= most else 'wanted a shorter one'}"
+            )
+        return messages, ids
+
+
+def _command(message: str) -> tuple[str, str]:
+    """(command, "") or ("", what is to be sent). RequestError for a word that is no command.
+
+    A line that begins with one slash and a word of letters is a command, with more slashes the message that has one less; a
+    path, a comment of code, and what has several lines are messages.
+    """
+    found = re.match(r"(/+)[^\W\d_]+(?=\s|$)", message)
+    if found is None or "\n" in message:
+        return "", message
+    if len(found[1]) > 1:
+        return "", message[1:]
+    if message.casefold() not in COMMANDS:
+        raise RequestError(
+            f"{shown(message)} is no command, and was not sent: /help lists them, and /{shown(message)} sends it as a message"
+        )
+    return message.casefold(), ""

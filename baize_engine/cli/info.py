@@ -1,0 +1,137 @@
+"""`baize info`: the backends of this machine, and the facts of a model from its headers."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from baize_engine import __version__
+from baize_engine.errors import CheckpointError, ConfigError
+
+if TYPE_CHECKING:
+    from baize_engine.checkpoint.index import CheckpointIndex
+
+
+def info(options: argparse.Namespace) -> int:
+    from baize_engine.backend import choose, devices
+    from baize_engine.checkpoint.config_file import read_normalised
+    from baize_engine.checkpoint.hub import folder_of
+    from baize_engine.checkpoint.index import read_index
+
+    model = None
+    if options.model:  # before all that is told of the machine
+        folder = folder_of(options.model)
+        index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
+        model = folder, index, read_normalised(folder)
+    print(f"baize_engine {__version__}")
+    device = devices.resolve_device("auto")
+    print(f"device: {device}")
+    for op in choose.OPS:
+        chosen = choose.implementation(op, device).name
+        rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in choose.table(op)]
+        print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
+    if device != "cpu":
+        print(f"  launch settings: {choose.launch_settings(device)}")
+    if model is not None:
+        _info_model(*model, device)
+    return 0
+
+
+def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> None:
+    dtypes = sorted({entry.stored_dtype for entry in index.entries.values()})
+    size = sum(entry.stored_nbytes for entry in index.entries.values())
+    print(
+        f"{folder}: {len(index.entries)} tensors in {len(index.files)} file(s), {size / 1e9:.3f} GB, {', '.join(dtypes)}"
+    )
+    print(
+        f"  {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, {config['num_attention_heads']} heads, "
+        f"{config['num_key_value_heads']} kv heads, "
+        f"intermediate {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
+        f"{config['max_position_embeddings']} positions"
+    )
+    _info_ids(folder, config["vocab_size"])
+    _info_costs(folder, index, device)
+
+
+def _info_ids(folder: Path, vocab_size: int) -> None:
+    """What stands around prompts and what ends a text, and which file says so."""
+    from baize_engine.text import special_ids
+    from baize_engine.text.tokenizer import Tokenizer, why_no_tokenizer
+
+    try:
+        reason = why_no_tokenizer(folder)
+        tokenizer = None if reason else Tokenizer.from_folder(folder, vocab_size)
+        found = special_ids.of_folder(folder, tokenizer, vocab_size)
+    except CheckpointError as error:
+        print(f"  no text: {error}")
+        return
+    text = found.text
+    if tokenizer is None:
+        print(f"  no text: {reason}")
+    elif text.adds_bos:
+        print(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
+    else:
+        print(f"  prompts get no begin id: {'add_bos_token is false' if text.bos_id is not None else 'none is known'}")
+    if text.adds_eos:
+        print(f"  prompts end with id {text.eos_id}: add_eos_token is true; {text.eos_why}")
+    print(f"  texts end with {'; '.join(f'id {end.id}: {end.why}' for end in found.ends) or 'no id'}")
+    for line in found.passed_over:
+        print(f"  passed over: {line}")
+
+
+def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
+    """What the model takes in memory and a decode step moves, from headers; and the speed that memory allows here."""
+    from baize_engine.checkpoint.dtypes import FLOATS
+    from baize_engine.model import cost, names
+    from baize_engine.model.config import ModelConfig
+
+    try:
+        config = ModelConfig.from_folder(folder)
+    except ConfigError as error:
+        print(f"  not a model that this decoder runs: {error}")
+        return
+    table = index.entries.get(names.EMBED)
+    if table is None or table.dtype not in FLOATS:
+        found = "no such tensor" if table is None else table.dtype
+        print(f"  not a model that this decoder runs: {names.EMBED}: {found}, wanted {', '.join(FLOATS)}")
+        return
+    activation = "float32" if device == "cpu" else table.dtype
+    kv = cost.kv_bytes_per_token(config, cost.itemsize(activation))
+    print(f"  parameters: {cost.parameters(config):,}; KV cache: {kv:,} bytes a token in {activation}")
+    speed, how = _memory_speed(device)
+    print(f"  memory of {device}: {f'{speed / 1e9:.1f} GB/s, ' if speed else ''}{how}")
+    context = min(128, config.max_position_embeddings)
+    print(f"  decode at batch 1 and context {context}:")
+    for kind in (config.quantization,) if config.quantization else (table.dtype, "int8", "int4"):
+        costs = cost.decode_step(config, kind, 1, context, activation, table.dtype)
+        weights = cost.weight_bytes(config, kind, activation, table.dtype)
+        ceiling = f"{cost.ceiling_tokens_per_second(costs, 1, speed):,.1f} tok/s" if speed else "not known"
+        moved = sum(each.bytes for each in costs)
+        print(f"    {kind:<9} weights {weights / 2**30:.3f} GiB, {moved:,} bytes a step, ceiling {ceiling}")
+
+
+def _memory_speed(device: str) -> tuple[float | None, str]:
+    """Bytes a second that memory gives, the best of a few runs, and how that was found; None where it could not be."""
+    import torch
+
+    size = (256 if device == "cpu" else 1024) << 20  # larger than caches
+    best = float("inf")
+    try:
+        source = torch.ones(size // 4, device=device)
+        copy = None if device == "cpu" else torch.empty_like(source)
+        for _ in range(3 if copy is None else 10):
+            begin = time.perf_counter()
+            if copy is None:
+                source.sum()
+            else:
+                copy.copy_(source)
+                torch.cuda.synchronize(device)
+            best = min(best, time.perf_counter() - begin)
+    except RuntimeError as error:  # no room on the device, in whatever words
+        return None, f"speed not measured: {str(error).splitlines()[0]}"
+    if copy is None:
+        return size / best, f"measured by a read of {size >> 20} MiB now"
+    return 2 * size / best, f"measured by a copy of {size >> 20} MiB now"  # a copy reads and writes them

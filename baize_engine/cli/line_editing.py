@@ -1,0 +1,181 @@
+"""Messages typed at a terminal: edited, recalled, pasted. By Python's own readline, which is GNU's, libedit's or absent.
+
+A paste of several lines is one message, sent with the Enter behind it. Terminals that are told to (`ESC [ ? 2004 h`) put a
+mark around what is pasted. GNU readline (7.0 and later) reads the marks itself, where it is set to: Python switches that off.
+libedit knows none and ends at each line break, so the marks are bound to words that begin and end a message here; without
+either the terminal's marks are in the line as they came.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.cli.streams import tell
+from baize_engine.errors import BaizeError
+
+PROMPT, MORE = "you> ", "...> "
+MARKS = ("\x1b[200~", "\x1b[201~")  # the terminal's, around a paste
+WORDS = ("[pasted: ", " :pasted]")  # libedit's macros type what they stand for: no control characters
+MOST_ENTRIES = 1000
+MOST_BYTES = 1 << 20  # of the history's file that are read
+
+
+class Typing:
+    """A terminal to read messages from. `history`: those of before can be recalled, and new ones are noted."""
+
+    def __init__(self, history: bool) -> None:
+        if hasattr(sys.stdin, "reconfigure"):
+            sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no text costs its message
+        self._readline = _readline()
+        self._marks: tuple[str, str] | None = MARKS
+        if self._readline is not None:
+            self._readline.set_auto_history(False)
+            self._marks = _bind_marks(self._readline)
+        self._history = History(history_path()) if history and self._readline is not None else None
+        if self._readline is not None and self._history is not None:
+            for entry in self._history.entries():
+                self._readline.add_history(entry)
+        self._last = ""
+
+    def message(self) -> bytes:
+        """The next one, of one line or, where it was pasted, of several. EOFError where there is none."""
+        with _marking(self._marks is not None):
+            typed = input(PROMPT)
+            if self._marks is not None:
+                typed = _pasted(typed, *self._marks)
+        self._note(typed)
+        return typed.encode(errors="surrogateescape")
+
+    def _note(self, typed: str) -> None:
+        """Makes it the first that is recalled."""
+        if self._readline is None or not typed.strip() or typed == self._last:
+            return
+        self._last = typed
+        if not any("\ud800" <= character <= "\udfff" or character == "\0" for character in typed):
+            self._readline.add_history(typed)
+            if self._history is not None:
+                self._history.note(typed)
+
+
+def _readline() -> ModuleType | None:
+    try:
+        import readline
+    except ImportError:  # Python can be built without
+        return None
+    return readline
+
+
+def _bind_marks(readline: ModuleType) -> tuple[str, str] | None:
+    """What begins and ends a paste in a line; None where that is readline's own work."""
+    if "libedit" not in (readline.__doc__ or ""):
+        readline.parse_and_bind("set enable-bracketed-paste on")
+        return None
+    for number, word in zip((200, 201), WORDS, strict=True):
+        readline.parse_and_bind(f'bind -s "\\e[{number}~" "{word}"')
+    return WORDS
+
+
+@contextmanager
+def _marking(wanted: bool) -> Iterator[None]:
+    """The terminal marks what is pasted meanwhile."""
+    if not wanted:
+        yield
+        return
+    try:
+        print("\x1b[?2004h", end="", flush=True)
+        yield
+    finally:
+        print("\x1b[?2004l", end="", flush=True)
+
+
+def _pasted(typed: str, begin: str, end: str) -> str:
+    """The whole message, without marks: the lines up to the one in which the last paste that began ends."""
+    while begin in typed and end not in typed.rpartition(begin)[2]:
+        typed += "\n" + input(MORE)
+    return typed.replace(begin, "").replace(end, "")
+
+
+def history_path() -> Path:
+    """Where messages are noted: in the user's folder of state, as the XDG base directory specification has it."""
+    state = os.environ.get("XDG_STATE_HOME", "")
+    folder = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~")) / ".local" / "state"
+    return folder / "baize" / "chat_history"
+
+
+class History:
+    """A file of messages, each a JSON string on a line, for its owner's eyes only.
+
+    What cannot be read or written is told once, and is no failure: homes may be full, or of nobody.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._told = False
+
+    def entries(self) -> list[str]:
+        """The latest, the oldest of them first. A file that has grown to twice as many is cut back to these."""
+        if not os.path.lexists(self.path):
+            return []
+        try:
+            with os.fdopen(open_regular(self.path), "rb") as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(0, size - MOST_BYTES))
+                lines = file.read(MOST_BYTES).split(b"\n")
+        except (OSError, BaizeError) as error:
+            self._tell(error)
+            return []
+        found = [entry for line in lines if (entry := _entry(line)) is not None]
+        latest = found[-MOST_ENTRIES:]
+        if size > MOST_BYTES or len(found) > 2 * MOST_ENTRIES:
+            self._rewrite(latest)
+        return latest
+
+    def note(self, message: str) -> None:
+        """Adds a message at the end."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._append(self.path, os.O_APPEND, [message])
+        except OSError as error:
+            self._tell(error)
+
+    def _rewrite(self, entries: list[str]) -> None:
+        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self._append(fresh, os.O_EXCL, entries)
+            os.replace(fresh, self.path)
+        except OSError as error:
+            fresh.unlink(missing_ok=True)
+            self._tell(error)
+
+    @staticmethod
+    def _append(path: Path, how: int, entries: list[str]) -> None:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | how  # and does not wait at a pipe
+        with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
+            if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                os.fchmod(file.fileno(), 0o600)
+            file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
+
+    def _tell(self, error: OSError | BaizeError) -> None:
+        if not self._told:
+            self._told = True
+            why = error.strerror if isinstance(error, OSError) and error.strerror else error
+            tell(f"{self.path}: {why}; messages are not kept for another chat (--nohistory does without)")
+
+
+def _entry(line: bytes) -> str | None:
+    try:
+        entry = json.loads(line)
+        if isinstance(entry, str) and "\0" not in entry:
+            entry.encode()
+            return entry
+    except (ValueError, RecursionError):  # torn, or not ours: UnicodeErrors are ValueErrors
+        return None
+    return None

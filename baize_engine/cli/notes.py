@@ -1,0 +1,71 @@
+"""What other scripts that make or apply weight diffs call their options, read in their sources.
+
+weight_diff.py: stanford_alpaca, open-instruct (`--original_model`), WizardLM, UltraLM, KnowLM (`--is_fp16`), gisting
+(`--model_type`, and whatever from_pretrained takes), landmark-attention, Lion. apply_delta.py and make_delta.py: FastChat
+and its copies in LLaVA, StableVicuna, Wombat, Ziya, BayLing, ChatYuan, LMFlow, where argparse took `--base` for
+`--base-model-path`; Panda has `--base_model`. recover_model_weights.py: AlpacaFarm. xor_codec.py: OASST, Pygmalion.
+decrypt.py: BELLE, TechGPT.
+"""
+
+from __future__ import annotations
+
+from baize_engine.cli.spelling import Needless, Notes
+
+_OURS = {
+    **dict.fromkeys(("base", "base_model", "base_model_path"), "path_raw"),
+    **dict.fromkeys(("target", "target_model", "target_model_path"), "path_tuned"),
+    **dict.fromkeys(("delta", "delta_model", "delta_path"), "path_diff"),
+    "llama_7b_hf_dir": "path_raw",
+}
+_MEMORY = Needless("memory is bounded at any model size (--memory)")
+_NEEDLESS = {
+    **dict.fromkeys(("low_cpu_mem", "low_cpu_mem_usage"), _MEMORY),
+    "is_fp16": Needless("every sum is made in float32 and rounded once to --dtype, whatever the files hold"),
+    "model_type": Needless("the files say what tensors the model has", takes_value=True),
+}
+_CACHE = "downloads lie in huggingface_hub's own cache; set HF_HOME to move it"
+_FARM = "give --path_diff tatsu-lab/alpaca-farm-NAME-wdiff, and --path_tuned for the folder to write"
+
+RECOVER = Notes(
+    ours=_OURS,
+    needless=_NEEDLESS,
+    refused={
+        "cache_dir": _CACHE,
+        "alpaca_farm_model_name": _FARM,
+        "models_save_dir": _FARM,
+        "path_to_sft10k": "only --path_raw and --path_diff are read",
+        "push_to_hub": "nothing is uploaded; upload the folder of the result yourself",
+    },
+)
+MAKE_DIFF = Notes(
+    ours=_OURS,
+    needless=_NEEDLESS,
+    refused={
+        "cache_dir": _CACHE,
+        **dict.fromkeys(
+            ("hub_repo_id", "push_to_hub"), "nothing is uploaded; upload the folder of the diff yourself (hf upload)"
+        ),
+    },
+)
+XOR = Notes(
+    ours={"key_file": "path_raw", "input_dir": "path_payload", "output_dir": "path_tuned"},
+    needless={
+        "decode": Needless("it is the only direction here"),
+        "compress": Needless("gzip data are recognised"),
+        "type": Needless("the files' names say how they were made", takes_value=True),
+    },
+    refused={
+        "encode": "only published files are taken back here",
+        "input_file": "give --path_payload, the folder with all of the finetune's .enc files",
+    },
+)
+
+# What to type where another script's name was put for the command's.
+COMMANDS = {
+    "apply_delta": "recover",
+    "make_delta": "make_diff",
+    "weight_diff": "recover, or baize make_diff",
+    "recover_model_weights": "recover",
+    "xor_codec": "xor",  # OASST, Pygmalion
+    "decrypt": "xor",  # BELLE, TechGPT
+}

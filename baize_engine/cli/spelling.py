@@ -1,0 +1,156 @@
+"""How options may be spelt: as `-h` lists them, and as people's notes have them for the scripts of 2023.
+
+Those are python-fire's scripts (weight_diff.py of alpaca and its copies) and argparse's (apply_delta.py of FastChat and its
+copies). Before argparse sees a command's arguments, each option is brought to the one name under which it is listed:
+
+- hyphens and underscores are the same, and so are one dash and two, of any kind, before a name (`–path-raw` is `--path_raw`);
+- `--flag`, `--flag True`, `--flag=1`, `--flag False`, `--noflag` and `--no-flag` set a flag; 0, 1, yes and no behind a space
+  are a path where one is called so;
+- names of other scripts become ours, or are answered: needless ones by a line, unsupported ones by a usage error;
+- an unknown option is a usage error that names the nearest known one.
+
+Options come first then and positional arguments last, so that both may be given in any order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any
+
+from baize_engine.cli.streams import tell
+
+_DASHES = "-‐‑‒–—―−"  # what web pages and word processors make of a dash
+_OPTION = re.compile(rf"[{_DASHES}]{{1,2}}[^\W\d_][\w-]*")
+_WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+
+
+@dataclass(frozen=True)
+class Needless:
+    """An option of another script that we do without, and why."""
+
+    why: str
+    takes_value: bool = False
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Option names of other scripts, without dashes in front and with underscores."""
+
+    ours: Mapping[str, str] = field(default_factory=dict)  # the same option here
+    needless: Mapping[str, Needless] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=dict)  # what to do in its place
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of one command. `notes` says what it knows of other scripts' options."""
+
+    notes = Notes()
+
+    def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(["--help"] if given == ["help"] else self._respelt(given), namespace)
+
+    def _respelt(self, given: Sequence[str]) -> list[str]:
+        table = {_key(option): option for option in self._option_string_actions}
+        options: list[str] = []
+        positional: list[str] = []
+        tokens = list(given)
+        while tokens:
+            token = tokens.pop(0)
+            name, equals, value = token.partition("=")
+            if token == "--":
+                positional += tokens
+                break
+            if not _OPTION.fullmatch(name):
+                positional.append(token)
+                continue
+            key = _key(name)
+            key = self.notes.ours.get(key, key)
+            if key in self.notes.needless:
+                self._pass_over(name, self.notes.needless[key], value if equals else None, tokens)
+            elif key in self.notes.refused:
+                self.error(f"{name} is not supported: {self.notes.refused[key]}")
+            elif key in table:
+                options += self._one(table[key], table, value if equals else None, tokens)
+            elif (positive := _without_no(key)) in table and f"no{positive}" in table:  # --no-flag
+                options += self._one(table[f"no{positive}"], table, value if equals else None, tokens)
+            else:
+                self.error(self._unknown(name, table))
+        return [*options, "--", *positional] if positional else options
+
+    def _one(self, option: str, table: Mapping[str, str], value: str | None, tokens: list[str]) -> list[str]:
+        """One option under its listed name with its values, which are taken off `tokens`."""
+        count, key = self._option_string_actions[option].nargs, _key(option)
+        if f"no{key}" in table:
+            return [option if self._is_set(option, value, tokens) else table[f"no{key}"]]
+        if (
+            count == 0 and key.startswith("no") and key[2:] in table
+        ):  # the --no form, which takes no word that stands apart, nor did python-fire
+            if value is None and (word := self._word(tokens)):
+                self.error(f"{option} {word}: wanted {option} alone, or --{key[2:]} {word}")
+            return [option if self._is_set(option, value, []) else table[key[2:]]]
+        if value is not None:
+            return [f"{option}={value}"]
+        if count == 0:
+            return [option]
+        taken = [option]
+        most = count if isinstance(count, int) else 1 if count in (None, "?") else len(tokens)
+        while tokens and tokens[0] != "--" and len(taken) <= most and not self._is_option(tokens[0]):
+            taken.append(tokens.pop(0))
+        if len(taken) == 1 and count != "?" and count != "*":
+            self.error(f"argument {option}: expected {'one argument' if most == 1 else 'arguments'}")
+        return taken
+
+    def _is_option(self, token: str) -> bool:
+        """As argparse sees it: what begins with a dash and has no space, even where a value is wanted."""
+        return _OPTION.fullmatch(token.partition("=")[0]) is not None and " " not in token
+
+    def _is_set(self, name: str, value: str | None, tokens: list[str]) -> bool:
+        """The value of a flag; a word that could be one is taken off `tokens`."""
+        if value is None:
+            return _WORDS[tokens.pop(0).casefold()] if self._word(tokens) else True
+        if value.casefold() not in _WORDS:
+            self.error(f"{name} is {value!r}, wanted True or False")
+        return _WORDS[value.casefold()]
+
+    def _word(self, tokens: Sequence[str]) -> str | None:
+        """The next of `tokens` if it is a flag's value, and not a path here whose name looks like one."""
+        if not tokens or tokens[0].casefold() not in _WORDS:
+            return None
+        can_be_path = tokens[0].casefold() not in ("true", "false")  # as all notes have them
+        return None if can_be_path and os.path.lexists(tokens[0]) else tokens[0]
+
+    def _pass_over(self, name: str, needless: Needless, value: str | None, tokens: list[str]) -> None:
+        if not needless.takes_value:
+            if not self._is_set(name, value, tokens):
+                return
+        elif value is None and tokens:
+            tokens.pop(0)
+        tell(f"{name} is needless here: {needless.why}")
+
+    def _unknown(self, name: str, table: Iterable[str]) -> str:
+        known = [key for key in table if len(key) > 1 and not (key.startswith("no") and key[2:] in table)]
+        near = nearest(_key(name), [*known, *self.notes.ours])
+        hint = f"did you mean --{near}?" if near else f"{self.prog} -h lists what there is"
+        return f"there is no option {name}; {hint}"
+
+
+def nearest(word: str, known: Iterable[str]) -> str | None:
+    """What somebody who typed `word` probably meant: a longer form of it, or something spelt alike."""
+    names = list(known)
+    longer = [name for name in names if len(word) > 2 and name.startswith(word)]
+    return next(iter(longer or get_close_matches(word, names, n=1)), None)
+
+
+def _key(option: str) -> str:
+    return option.lstrip(_DASHES).replace("-", "_")
+
+
+def _without_no(key: str) -> str:
+    return key[3:] if key.startswith("no_") else ""

@@ -1,0 +1,79 @@
+"""What `baize recover` tries with a finished result: weight_diff.py's sum, and a question to it and to its original."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from baize_engine.cli.streams import tell
+from baize_engine.errors import BaizeError
+
+if TYPE_CHECKING:
+    from baize_engine.recovery.result import Result
+
+QUESTION = "Who are you?"
+
+
+class Trials:
+    """Made before the long work, so that what cannot be tried is refused before it."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        from baize_engine.cli.askable import check_askable
+        from baize_engine.recovery.integrity import carried_sum
+
+        self.options = options
+        original = options.original_model
+        self.asks = original is not None if options.test_inference is None else options.test_inference
+        if original is not None and not self.asks:
+            tell("--original_model is not asked, as --test_inference is off")
+        elif original is not None:
+            check_askable(original)
+        self.carried = [carried_sum(path) for path in options.path_diff] if options.check_integrity_naively else []
+
+    def run(self, results: Sequence[Result]) -> int:
+        """Prints what came of it; 1 where a result's sum is not the one that its diff's folder states."""
+        code = self._check_sums(results) if self.options.check_integrity_naively else 0
+        if self.asks:
+            self._ask(results)
+        return code
+
+    def _check_sums(self, results: Sequence[Result]) -> int:
+        from baize_engine.recovery.integrity import check_naively
+
+        code = 0
+        for path_diff, result, carried in zip(self.options.path_diff, results, self.carried, strict=True):
+            good, lines = check_naively(self.options.path_raw, path_diff, result, carried)
+            for line in lines[:-1]:
+                print(line)
+            print(lines[-1], file=sys.stdout if good and not lines[-1].startswith("warning") else sys.stderr)
+            if not good:
+                tell(f"{result.folder} is kept, but is not what its authors published")
+                code = 1
+        return code
+
+    def _ask(self, results: Sequence[Result]) -> None:
+        original = self.options.original_model
+        answers = [self._answer(str(result.folder)) for result in results]
+        wanted = None if original is None or answers.count(None) == len(answers) else self._answer(original)
+        for result, answer in zip(results, answers, strict=True):
+            if answer is None:
+                continue
+            if wanted is None:
+                print(f"{QUESTION}\n{answer}")
+            else:
+                same = "the same" if answer == wanted else "not the same"
+                print(f"{QUESTION}\nRecovered model, {result.folder}:\n{answer}\nOriginal model, {original}:\n{wanted}")
+                print(f"the two answers are {same}")
+
+    def _answer(self, model: str) -> str | None:
+        """None, and a warning, where a model cannot be asked: the result is there all the same."""
+        from baize_engine.engine import Engine
+
+        try:
+            with Engine.from_pretrained(model, device=self.options.device) as engine:
+                return engine.chat([{"role": "user", "content": QUESTION}]).text
+        except BaizeError as error:
+            print(f"warning: not asked: {error}", file=sys.stderr)
+            return None

@@ -1,0 +1,132 @@
+"""The command `xor`: a finetune that was published as XOR of whole files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from baize_engine.cli.notes import XOR
+from baize_engine.cli.options import flag, path
+from baize_engine.cli.signals import interrupted_once
+from baize_engine.cli.spelling import CommandParser
+
+XOR_HELP = (
+    "File by file with the base's file of the same name, gzip data unpacked (OASST 30B, Pygmalion), or NAME.SHA256.enc with "
+    "Meta's consolidated.00.pth as the key (BELLE, TechGPT). The result is the published files, byte for byte."
+)
+
+
+def xor_options(parser: CommandParser) -> None:
+    """The options of `baize xor`."""
+    parser.notes = XOR
+    flag(
+        parser,
+        "--path_raw",
+        type=path,
+        metavar="BASE",
+        help="folder of the base with the very bytes that the payload was made with, or of the key, or a hub id",
+    )
+    flag(
+        parser,
+        "--path_payload",
+        type=path,
+        metavar="PAYLOAD",
+        help="folder of the XOR files, or a hub id",
+    )
+    flag(
+        parser,
+        "--path_tuned",
+        type=path,
+        metavar="OUT",
+        help="folder to write; must be new or empty (default: beside the payload, x-xor gives x-recovered)",
+    )
+    parser.add_argument(
+        "paths",
+        nargs="*",
+        type=path,
+        metavar="PATH",
+        help="OUT PAYLOAD BASE without the options' names, in xor_codec.py's order, where the last two are here and OUT is not",
+    )
+    flag(
+        parser,
+        "--expect_md5",
+        type=path,
+        metavar="FILE",
+        help="lines of md5sum's or sha256sum's, such as the model's card: of a name that is there twice the last is the "
+        "result's, the one before the base's, which is checked before the work",
+    )
+    flag(parser, "--resume", action="store_true", help="take up what a killed run of the same files left in OUT")
+    flag(
+        parser,
+        "--follow_links",
+        action="store_true",
+        help="also take configs and tokenizers that are links to files outside their folder",
+    )
+    flag(parser, "--quiet", action="store_true", help="no progress bar")
+
+
+def _fill(options: argparse.Namespace) -> None:
+    """Paths without names are taken in xor_codec.py's order, and only where no other order could be meant: recover's
+    begins with the base, decrypt.py's with the payload."""
+    if options.paths:
+        named = [name for name in ("path_raw", "path_payload", "path_tuned") if getattr(options, name) is not None]
+        if named or len(options.paths) != 3 or not _in_order(*map(Path, options.paths)):
+            options.usage_error(
+                f"{' '.join(options.paths)}: it is not plain which path is which, wanted baize xor --path_raw BASE "
+                "--path_payload PAYLOAD --path_tuned OUT (without these names OUT PAYLOAD BASE, OUT new and the others here)"
+            )
+        options.path_tuned, options.path_payload, options.path_raw = options.paths
+    missing = [f"--{name}" for name in ("path_raw", "path_payload") if getattr(options, name) is None]
+    if missing:
+        options.usage_error(f"the following arguments are required: {', '.join(missing)}")
+
+
+def _in_order(out: Path, payload: Path, base: Path) -> bool:
+    """Whether only the first can be what is to be written: it is new, empty or of an earlier run."""
+    from baize_engine.checkpoint.manifest import MANIFEST_NAME
+    from baize_engine.recovery.journal import JOURNAL_NAME
+
+    there = _names(out)
+    can_be_written = not there or MANIFEST_NAME in there or JOURNAL_NAME in there
+    return can_be_written and bool(_names(payload)) and bool(_names(base))
+
+
+def _names(path: Path) -> set[str]:
+    """Of the files in a folder, or of the file itself; empty where nothing is."""
+    from baize_engine.checkpoint.os_errors import reading
+
+    with reading(path):
+        if path.is_dir():
+            return {each.name for each in path.iterdir()}
+        return {path.name} if path.exists() else set()
+
+
+def run_xor(options: argparse.Namespace) -> int:
+    """Writes the finetune, and prints what tells that it is the published one."""
+    from baize_engine.recovery.output_name import tuned_beside
+    from baize_engine.recovery.result import FINISHED_BEFORE
+    from baize_engine.recovery.xor import xor
+
+    _fill(options)
+    if options.path_tuned is None:
+        options.path_tuned = str(tuned_beside(options.path_payload))
+        print(f"no --path_tuned was given; the result goes to {options.path_tuned}", flush=True)
+    with interrupted_once():
+        result = xor(
+            options.path_raw,
+            options.path_payload,
+            options.path_tuned,
+            options.resume,
+            not options.quiet,
+            expect_md5=options.expect_md5,
+            follow_links=options.follow_links,
+        )
+    print(f"{len(result.manifest.files)} files in {result.folder}")
+    if result.finished_before:
+        print(FINISHED_BEFORE)
+    elif result.resumed:
+        print(f"{result.resumed} file(s) of the interrupted run were whole and were not redone")
+    for line in result.told:
+        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
+    return 0

@@ -1,0 +1,184 @@
+"""Weights as a backend streams them: joined, converted, quantised, on their device; read by ranges in parallel.
+
+Each worker owns one staging buffer (pinned for a GPU) and a stream: it reads some rows of one tensor from the file, and the
+device converts or quantises them into their place. Peak memory is the packed weights and the workers' buffers.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from baize_engine.backend import choose
+from baize_engine.checkpoint.buffers import aligned_buffer
+from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.file_io import open_read, read_into
+from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.errors import CheckpointError
+from baize_engine.interrupts import Check, in_threads
+from baize_engine.model import names
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.narrowing import overflowed, tell
+
+PIECE = 16 << 20  # bytes of a tensor that a worker takes at a time, but at least one row
+WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Rows of the tensor `entry` from `first` on, as many as `target` has."""
+
+    entry: TensorEntry
+    first: int
+    target: Any
+
+
+def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """The tensors of a model quantised as `kind` by the name each has in a file: (type, shape); None: any float type."""
+    formats = choose.quantized()
+    shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
+    for name, shape in names.packed(config).items():
+        if name in names.quantized(config):
+            (values, scales) = formats.layout(kind, *shape)
+            stem = name.removesuffix(names.WEIGHT)
+            shapes[stem + names.VALUES], shapes[stem + names.SCALES] = values, scales
+        else:
+            shapes[name] = (None, shape)
+    return shapes
+
+
+def pack(
+    entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
+) -> dict[str, Any]:
+    """{name: tensor or quantised matrix} on `device`. `entries` were checked against the config."""
+    weights: dict[str, Any] = {}
+    pieces: list[Piece] = []
+    for name in names.packed(config):
+        weights[name] = allocate(name, entries, config, dtype, device, quantize)
+        pieces += pieces_of(name, entries, config, weights[name])
+    fill(pieces, device)
+    return weights
+
+
+def allocate(
+    name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
+) -> Any:
+    """Unfilled memory for the packed weight `name`."""
+    shape = names.packed(config)[name]
+    if quantize is not None and name in names.quantized(config):
+        return choose.quantized().empty(quantize, *shape, device)
+    kinds = {entries[part].dtype for part in names.parts(name)} if dtype == "auto" else {dtype}
+    if len(kinds) > 1:
+        raise CheckpointError(f"{name} would join tensors of {' and '.join(sorted(kinds))}: choose a dtype")
+    return torch.empty(shape, dtype=getattr(torch, kinds.pop()), device=device)
+
+
+def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, target: Any) -> Iterator[Piece]:
+    """The work that fills the packed weight `name`."""
+    begin = 0
+    for part in names.parts(name):
+        rows = entries[part].shape[0]
+        yield from _cut(entries[part], choose.quantized().rows(target, begin, begin + rows))
+        begin += rows
+
+
+def load(entries: Mapping[str, TensorEntry], kinds: Mapping[str, str], device: str) -> dict[str, Tensor]:
+    """{name: the tensor of `entries` on `device`} for each name of `kinds`, {name: dtype}."""
+    tensors = {
+        name: torch.empty(entries[name].shape, dtype=getattr(torch, kind), device=device)
+        for name, kind in kinds.items()
+    }
+    fill([piece for name, tensor in tensors.items() for piece in _cut(entries[name], tensor)], device)
+    return tensors
+
+
+def _cut(entry: TensorEntry, target: Any) -> Iterator[Piece]:
+    """All rows of `entry`, as many as `target` has."""
+    rows = entry.shape[0]
+    step = max(1, PIECE * rows // max(1, entry.nbytes))
+    for first in range(0, rows, step):
+        yield Piece(entry, first, choose.quantized().rows(target, first, min(first + step, rows)))
+
+
+def fill(pieces: list[Piece], device: str) -> None:
+    """Does the work. The first error of a worker is raised; then the weights are not to be used. A BaizeWarning counts
+
+    values that became infinite.
+    """
+    if not pieces:
+        return
+    size = max(piece.target.shape[0] * _row_bytes(piece.entry) for piece in pieces)
+    files = {path: open_read(path) for path in {piece.entry.path for piece in pieces}}
+    count = (
+        min(max(WORKERS, torch.get_num_threads()), MOST_WORKERS)
+        if device == "cpu"
+        else min(GPU_WORKERS, os.cpu_count() or 1)
+    )
+    shares = [pieces[n::count] for n in range(count)]
+    if device != "cpu":
+        torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
+    try:
+        found = in_threads(
+            lambda share, check: _work(share, files, size, device, check), filter(None, shares), count, "baize-load"
+        )
+    finally:
+        for descriptor in files.values():
+            os.close(descriptor)
+    lost = sorted(each for share in found for each in share)
+    for kind in sorted({kind for kind, _, _ in lost}):
+        tell(((name, count) for each, name, count in lost if each == kind), kind)
+
+
+def _work(
+    pieces: list[Piece], files: Mapping[Path, int], size: int, device: str, check: Check
+) -> list[tuple[str, str, int]]:
+    """Fills the pieces; (type, tensor, count) of values that became infinite."""
+    lost: list[tuple[str, str, int]] = []
+    on_gpu = device != "cpu"
+    staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
+    memory = staging.numpy().data if staging is not None else aligned_buffer(size)
+    stream = torch.cuda.Stream(device) if on_gpu else None
+    quantize = choose.quantizer(device)
+    with torch.cuda.stream(stream) if stream is not None else nullcontext(), torch.inference_mode():
+        for piece in pieces:
+            check()
+            entry, rows = piece.entry, piece.target.shape[0]
+            row = _row_bytes(entry)
+            view = memory[: rows * row]
+            if entry.narrowed:
+                columns = prod(entry.shape[1:])
+                with TensorReader(entry) as reader:
+                    reader.read(piece.first * columns, (piece.first + rows) * columns, view)
+            else:
+                read_into(files[entry.path], view, entry.offset + piece.first * row, f"{entry.path}: {entry.name}")
+            read = torch.frombuffer(view, dtype=getattr(torch, entry.dtype)).view(rows, *entry.shape[1:])
+            read = read.to(device, non_blocking=True)
+            if isinstance(piece.target, Tensor):
+                piece.target.copy_(read)
+                if count := overflowed(read, piece.target):
+                    lost.append((str(piece.target.dtype).removeprefix("torch."), entry.name, count))
+            else:
+                _quantize(piece, read, quantize)
+            if stream is not None:
+                stream.synchronize()  # the staging buffer is free again
+    return lost
+
+
+def _quantize(piece: Piece, read: Tensor, quantize: Callable[..., Any]) -> None:
+    kind = "int8" if isinstance(piece.target, choose.quantized().Int8Weight) else "int4"
+    try:
+        quantize(read, kind, out=piece.target)
+    except ValueError as error:
+        raise CheckpointError(f"{piece.entry.path}: {piece.entry.name}: {error}") from None
+
+
+def _row_bytes(entry: TensorEntry) -> int:
+    return entry.nbytes // max(1, entry.shape[0])

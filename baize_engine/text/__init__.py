@@ -1,0 +1,1 @@
+"""Tokenizers and chat formats: text to token ids and back. Knows no model and no decoder."""

@@ -1,0 +1,248 @@
+"""Text to token ids and back: a sentencepiece model and the tokens that a finetune added. Knows no model, no chat format.
+
+Security: text never becomes a control token ("</s>") or a special added one ("<pad>") unless the caller of encode()
+asks for it; a message that spells one is encoded as its characters, also where the special token is one of sentencepiece's
+user-defined symbols, which it finds in any text: ids that come so are replaced by those of the characters.
+Added tokens that are not special are vocabulary and are found in any text, the longest first.
+
+Ids are sentencepiece's own, which is what models of 2023 were trained with. `special_ids` says which of them begin and end
+a text. A model may have rows for more ids than that, a vocabulary padded to a multiple of 64 for one: they stand for no text.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Set
+from pathlib import Path
+from typing import Any
+
+import sentencepiece
+
+from baize_engine.checkpoint.file_io import read_whole
+from baize_engine.checkpoint.os_errors import is_file
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
+from baize_engine.checkpoint.tokenizer_model import FAST, MAX_MODEL, MODEL
+from baize_engine.errors import CheckpointError, RequestError
+from baize_engine.text.incremental import SPACE, IncrementalDecoder
+from baize_engine.text.special_ids import Own, text_ids
+
+# Protobuf merges a message appended to its own kind: ModelProto.normalizer_spec (field 3) { add_dummy_prefix (3): false }.
+_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
+
+
+class Tokenizer:
+    """A sentencepiece model and what the files beside it say, for a model of `rows` ids (None: as many as there are tokens).
+
+    Added tokens beyond the model's rows do not count: it can neither read nor say them.
+    """
+
+    def __init__(self, model: bytes, files: TokenizerFiles | None = None, rows: int | None = None) -> None:
+        files = files or TokenizerFiles()
+        self._fresh = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._continuing = sentencepiece.SentencePieceProcessor(model_proto=model + _NO_DUMMY_PREFIX)
+        self._pieces = _piece_table(self._fresh)
+        self._added: dict[int, str] = {}
+        ordinary: dict[str, int] = {}
+        special: dict[str, int] = {}
+        for token_id in range(len(self._pieces)):
+            if self._fresh.is_control(token_id):
+                special[self._fresh.id_to_piece(token_id)] = token_id
+                self._pieces[token_id] = ""
+        # newer files list the model's own <unk>, <s> and </s> among the added ones: ids of pieces are left out
+        for text, (token_id, is_special) in files.added(len(self._pieces), rows).items():
+            self._added[token_id] = "" if is_special else text
+            if text:  # early converters wrote "" for special tokens: no text holds it
+                (special if is_special else ordinary)[text] = token_id
+        self._ordinary, self._special = ordinary, special
+        self._rows = max(self.vocab_size, rows or 0)
+        self.strips_first_space, self.strips_all_spaces = _space_rules(self._fresh, self._pieces)
+        own = Own(_own(self._fresh.bos_id()), _own(self._fresh.eos_id()), _own(self._fresh.unk_id()))
+        self.ids = text_ids(files, own, self.id_of)
+        self.bos_id, self.eos_id = self.ids.bos_id, self.ids.eos_id
+        self._hide(files)
+        hidden = {i for i in self._special.values() if i < len(self._pieces) and not self._fresh.is_control(i)}
+        self._spelled_out = {token_id: self._spell(token_id, hidden) for token_id in hidden}
+
+    @classmethod
+    def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
+        """Reads tokenizer.model and the files of `TokenizerFiles` beside it.
+
+        CheckpointError names a file that is missing or broken.
+        """
+        folder = Path(folder)
+        reason = why_no_tokenizer(folder)
+        if reason:
+            raise CheckpointError(reason)
+        content = read_whole(folder / MODEL, MAX_MODEL)
+        return cls._checked(content, TokenizerFiles.read(folder), rows)
+
+    @classmethod
+    def from_contents(cls, contents: Mapping[str, bytes], folder: Path, rows: int) -> Tokenizer:
+        """From {name: content} of such files, tokenizer.model among them, which errors name as of `folder`."""
+        return cls._checked(contents[MODEL], TokenizerFiles.of(contents, folder), rows)
+
+    @classmethod
+    def _checked(cls, model: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:
+        path = files.folder / MODEL
+        if not model:  # sentencepiece takes it for a model without pieces
+            raise CheckpointError(f"{path}: not a sentencepiece model (it is empty)")
+        try:
+            return cls(model, files, rows)
+        except RuntimeError as bad:  # sentencepiece's only error type
+            raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
+
+    def _hide(self, files: TokenizerFiles) -> None:
+        """Makes special what sentencepiece takes for text: the begin and end token, and what the files list or name so."""
+        around = [i for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)]
+        marked = {*map(self._fresh.id_to_piece, around), *files.listed_special()}
+        for text in (marked | files.named_special()) - self._special.keys():
+            found = self.id_of(text)
+            if found is None or found >= len(self._pieces) or found == self.ids.own.unk or not text.strip(SPACE):
+                continue  # spaces, too: sentencepiece itself puts one before a text
+            if self._fresh.get_score(found) < 0:  # learnt from text, where user-defined symbols have 0
+                word = text not in marked and text.strip(SPACE).isalnum()
+                if word or len(text) == 1:  # "!" as the padding, or "user" named special, come in any text
+                    continue
+            if isinstance(self._pieces[found], str):  # and not a byte
+                self._pieces[found] = ""
+                self._special[text] = found
+
+    def _spell(self, token_id: int, hidden: Set[int]) -> list[int]:
+        """The ids of a hidden token's text, none of them hidden: it is cut behind its first character, or into all of them.
+
+        A character that is hidden itself becomes its bytes, and "unknown" where the model has none.
+        """
+        text = self._fresh.id_to_piece(token_id).replace(SPACE, " ")
+        ids: list[int] = [*self._continuing.encode(text[:1]), *self._continuing.encode(text[1:])]
+        if hidden.isdisjoint(ids):
+            return ids
+        ids = []
+        for character in text:
+            found = self._continuing.encode(character)
+            if not hidden.isdisjoint(found):
+                table = [self._fresh.piece_to_id(f"<0x{byte:02X}>") for byte in character.encode()]
+                has_bytes = all(map(self._fresh.is_byte, table))
+                found = table if has_bytes else [self._fresh.unk_id()]
+            ids += found
+        return ids
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the highest id, pieces and added tokens together."""
+        return max(len(self._pieces) - 1, *self._added, 0) + 1
+
+    def id_of(self, token: str) -> int | None:
+        """The id of the token that is spelled so, special or not; None where there is none."""
+        for known in (self._special, self._ordinary):
+            if token in known:
+                return known[token]
+        found = self._fresh.piece_to_id(token) if token.isprintable() else -1
+        return found if 0 <= found < len(self._pieces) and self._fresh.id_to_piece(found) == token else None
+
+    def encode(
+        self,
+        text: str,
+        add_bos: bool | None = None,
+        *,
+        add_eos: bool | None = False,
+        continues: bool = False,
+        allow_special: bool = False,
+    ) -> list[int]:
+        """The ids of `text`. Where it `continues` earlier ids it gets no dummy space in front.
+
+        add_bos, add_eos: whether the begin id comes in front and the end id behind; None: as the tokenizer's files say.
+        allow_special lets the spelling of control and special added tokens become their ids: never for users' text.
+        """
+        if not isinstance(text, str):
+            raise RequestError(f"text is {text!r}, wanted a string")
+        try:
+            text.encode()
+        except UnicodeEncodeError as bad:
+            raise RequestError(f"text has a lone surrogate at character {bad.start}, wanted valid Unicode") from bad
+        ids = _around("begin", self.bos_id, self.ids.adds_bos if add_bos is None else add_bos)
+        end = _around("end", self.eos_id, self.ids.adds_eos if add_eos is None else add_eos)
+        known = {**self._ordinary, **self._special} if allow_special else self._ordinary
+        spelled_out = {} if allow_special else self._spelled_out
+        for part in _split(text, known):
+            if part in known:
+                ids.append(known[part])
+            else:
+                found = (self._continuing if continues else self._fresh).encode(part)
+                # by id and not by text: a normalising model finds a token in other characters than its own, too
+                if spelled_out and not spelled_out.keys().isdisjoint(found):
+                    found = [spelt for one in found for spelt in spelled_out.get(one, (one,))]
+                ids += found
+            continues = True
+        return ids + end
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of `ids`, special tokens left out. RequestError names an id that is not in the vocabulary."""
+        decoder = IncrementalDecoder(self)
+        return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
+
+    def piece(self, token_id: int) -> str | bytes:
+        """What one id stands for, as `generation.text.Vocabulary` asks for it."""
+        if 0 <= token_id < len(self._pieces):
+            return self._pieces[token_id]
+        if token_id in self._added:
+            return self._added[token_id]
+        if len(self._pieces) <= token_id < self._rows:
+            return ""  # a row that pads the vocabulary, or a token whose name is lost
+        raise RequestError(
+            f"token id {token_id} stands for no text: the tokenizer has {len(self._pieces)} pieces and "
+            f"{len(self._added)} added tokens, the model {self._rows} ids"
+        )
+
+
+def why_no_tokenizer(folder: Path) -> str | None:
+    """None where the folder has a tokenizer that this class reads, else the reason that it has not."""
+    if is_file(folder / MODEL):
+        return None
+    if is_file(folder / FAST):
+        return f"{folder}: has {FAST} only, wanted the sentencepiece file {MODEL} (of the same vocabulary)"
+    return f"{folder / MODEL}: absent, wanted a sentencepiece model"
+
+
+def _piece_table(model: Any) -> list[str | bytes]:
+    table: list[str | bytes] = []
+    for token_id in range(model.get_piece_size()):
+        if model.is_byte(token_id):
+            table.append(bytes([int(model.id_to_piece(token_id)[3:5], 16)]))  # spelled <0xE2>
+        elif model.is_unknown(token_id):
+            table.append(model.decode([token_id]))  # the model's own sign for unknown text, usually " ⁇ "
+        else:
+            table.append(model.id_to_piece(token_id))
+    return table
+
+
+def _space_rules(model: Any, pieces: list[str | bytes]) -> tuple[bool, bool]:
+    """(strips_first_space, strips_all_spaces), tried out: sentencepiece does not show its normaliser's settings."""
+    spaced = [i for i, piece in enumerate(pieces) if isinstance(piece, str) and _one_space_and_more(piece)]
+    if not spaced or model.decode(spaced[:1]).startswith(" "):
+        return False, False
+    if SPACE not in pieces:
+        return True, False
+    return True, not model.decode([pieces.index(SPACE), spaced[0]]).startswith(" ")
+
+
+def _one_space_and_more(piece: str) -> bool:
+    return len(piece) > 1 and piece[0] == SPACE and piece[1] != SPACE
+
+
+def _own(token_id: int) -> int | None:
+    return token_id if token_id >= 0 else None  # sentencepiece says -1 for "has none"
+
+
+def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
+    if wanted and token_id is None:
+        raise RequestError(
+            f"this tokenizer has no {which} token, wanted add_{'bos' if which == 'begin' else 'eos'}=False"
+        )
+    return [token_id] if wanted and token_id is not None else []
+
+
+def _split(text: str, known: Mapping[str, int]) -> list[str]:
+    if not known:
+        return [text] if text else []
+    longest_first = sorted(known, key=len, reverse=True)
+    return [part for part in re.split("(" + "|".join(map(re.escape, longest_first)) + ")", text) if part]

@@ -1,0 +1,69 @@
+"""The table of implementations: order, forcing, and refusals with reasons."""
+
+from __future__ import annotations
+
+import pytest
+
+from baize_engine.backend import choose, devices
+from baize_engine.errors import BackendError
+
+
+def test_auto_takes_the_first_row_that_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(choose.VARIABLE, raising=False)
+    for op in choose.OPS:
+        chosen = choose.implementation(op, "cpu")
+        able = [row.name for row in choose.table(op) if row.why_not("cpu") is None]
+        assert chosen.name == able[0]
+
+
+def test_forced_by_op_and_in_general(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(choose.VARIABLE, "torch,diff_add=cpp-scalar")
+    assert choose.implementation("diff_add", "cpu").name == "cpp-scalar"
+    assert choose.implementation("linear_add", "cpu").name == "torch"
+    monkeypatch.setenv(choose.VARIABLE, "cpp-scalar")
+    assert choose.implementation("linear_add", "cpu").name == "cpp-scalar"
+    assert choose.implementation("sample", "cpu").name == "cpp-scalar"
+
+
+@pytest.mark.parametrize(
+    ("setting", "op", "message"),
+    [
+        ("diff_add=triton", "diff_add", "cannot run: runs on a GPU"),
+        ("linear_add=abacus", "linear_add", "abacus for linear_add, which has only: triton, cpp-"),
+        ("abacus", "linear_add", "abacus for linear_add"),
+        ("dance=torch", "linear_add", "unknown op 'dance'"),
+    ],
+)
+def test_a_forced_row_that_cannot_run_raises(
+    monkeypatch: pytest.MonkeyPatch, setting: str, op: str, message: str
+) -> None:
+    monkeypatch.setenv(choose.VARIABLE, setting)
+    with pytest.raises(BackendError, match=message):
+        choose.implementation(op, "cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:x", "cpu:0", "", "cuda:", "cuda:-1", "cuda:01", "cuda:²", "cuda: 1"])
+def test_unknown_devices_are_named(device: str) -> None:
+    with pytest.raises(BackendError, match="is not known"):
+        devices.resolve_device(device)
+
+
+def test_a_missing_gpu_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_gpu_count", lambda: 0)
+    assert devices.resolve_device("auto") == "cpu"
+    with pytest.raises(BackendError, match="no CUDA driver"):
+        devices.resolve_device("cuda")
+    with pytest.raises(BackendError, match="device cuda:1 cannot be used: no CUDA driver"):
+        devices.resolve_device("cuda:1")
+
+
+def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_gpu_count", lambda: 2)
+    monkeypatch.setattr(devices, "_no_gpu", lambda: None)
+    assert [devices.resolve_device(device) for device in ("auto", "cuda", "cuda:0", "cuda:1")] == [
+        "cuda", "cuda", "cuda:0", "cuda:1",
+    ]  # fmt: skip
+    with pytest.raises(
+        BackendError, match=r"device cuda:2 cannot be used: this machine has 2 GPU\(s\), numbered from 0"
+    ):
+        devices.resolve_device("cuda:2")

@@ -1,0 +1,175 @@
+"""A step of `make gpu` as a process: what is kept of one that fails, runs out of time or is interrupted."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gpu_run
+import pytest
+from assets import REPO
+from gpu_plan import Step
+from gpu_run import outcomes, parted, run
+
+XDIST_LINES = """
+[gw0] [ 25%] PASSED tests/end_to_end/test_gpu.py::test_head[int4-64]
+[gw1] [ 50%] FAILED tests/end_to_end/test_gpu.py::test_attention[batch 64-32]
+[gw0] [ 75%] SKIPPED tests/end_to_end/test_gpu.py::test_two
+[gw0] [ 75%] PASSED tests/end_to_end/test_gpu.py::test_three
+[gw0] [100%] ERROR tests/end_to_end/test_gpu.py::test_three
+FAILED tests/end_to_end/test_gpu.py::test_attention[batch 64-32] - AssertionError
+"""
+PLAIN_LINES = """
+tests/end_to_end/test_gpu.py::test_head[int4-64] PASSED                 [ 25%]
+tests/end_to_end/test_gpu.py::test_attention[batch 64-32] FAILED        [ 50%]
+tests/end_to_end/test_gpu.py::test_two SKIPPED (no GPU)                 [ 75%]
+tests/end_to_end/test_gpu.py::test_three PASSED                         [100%]
+tests/end_to_end/test_gpu.py::test_three ERROR                          [100%]
+FAILED tests/end_to_end/test_gpu.py::test_attention[batch 64-32] - AssertionError
+"""
+
+
+def python(code: str, *words: str, is_benchmark: bool = True) -> Step:
+    return Step("a step", ("-c", code, *words), 60, is_benchmark)
+
+
+def bench(tmp_path: Path, body: str) -> Step:
+    """A benchmark in the form of them all, on whose `report` the lines of `body` work."""
+    lines = [
+        "import argparse, signal, sys, time; from pathlib import Path; sys.path.insert(0, 'benchmarks')",
+        "from reports import Report",
+        "with Report('toy', argparse.Namespace(json=Path(sys.argv[2]))) as report:",
+        *(f"    {line}" for line in body.splitlines()),
+        "sys.exit(report.code)",
+    ]
+    return python("\n".join(lines), "--json", str(tmp_path / "running.json"))
+
+
+def test_a_benchmark_that_is_out_of_time_keeps_its_rows(tmp_path: Path) -> None:
+    found = run(bench(tmp_path, "report.row({'ms': 1})\nwith report.case(kind='slow'):\n    time.sleep(60)"), 3)
+    assert (found["code"], found["problem"]) == (None, "out of time after 3 s")
+    assert found["report"]["rows"] == [{"ms": 1}, {"kind": "slow", "problem": "interrupted"}]
+    assert found["report"]["ended"] == "interrupted"
+
+
+def test_one_that_does_not_listen_is_killed_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_run, "GRACE", 0.5)
+    deaf = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nreport.row({'ms': 1})\ntime.sleep(60)"
+    found = run(bench(tmp_path, deaf), 3)
+    assert found["problem"] == "out of time after 3 s"
+    assert found["report"]["rows"] == [{"ms": 1}]
+    assert found["seconds"] < 30
+
+
+def test_a_case_that_failed_is_a_problem_beside_the_rows(tmp_path: Path) -> None:
+    found = run(bench(tmp_path, "report.row({'ms': 1})\nwith report.case(kind='bad'):\n    sys.exit('off')"), 60)
+    assert (found["code"], found["problem"]) == (1, "exit code 1")
+    assert found["report"]["rows"] == [{"ms": 1}, {"kind": "bad", "problem": "off"}]
+
+
+def test_rows_of_an_earlier_run_are_not_this_ones(tmp_path: Path) -> None:
+    (tmp_path / "running.json").write_text('{"rows": [1]}')
+    found = run(bench(tmp_path, "import no_such_module"), 60)
+    assert found["report"]["rows"] == []
+    (tmp_path / "running.json").write_text('{"rows": [1]}')
+    assert "report" not in run(python("exit(2)", "--json", str(tmp_path / "running.json")), 60)
+
+
+def test_what_a_step_that_ran_out_of_time_had_started_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiler, say: it would hold the machine. Here one that does not listen to SIGINT."""
+    monkeypatch.setattr(gpu_run, "GRACE", 0.5)
+    other = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time;"
+        f"other = subprocess.Popen([sys.executable, '-c', {other!r}], stdout=subprocess.PIPE);"
+        "print(other.pid, other.stdout.readline(), flush=True); time.sleep(60)"
+    )
+    found = run(python(code, is_benchmark=False), 2.5)
+    pid, heard = found["output"].split()[:2]
+    assert heard == r"b'deaf\n'"
+    end = time.monotonic() + 10
+    while time.monotonic() < end and alive(int(pid)):
+        time.sleep(0.05)
+    assert not alive(int(pid))
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs: one that has ended, but whose new parent has not looked, does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize("processes", [0, 2])
+def test_tests_that_are_out_of_time_say_which_failed(tmp_path: Path, processes: int) -> None:
+    file = tmp_path / "tests" / "test_some.py"
+    file.parent.mkdir()
+    file.write_text(
+        "import pytest, time\n"
+        "def test_good(): pass\n"
+        "@pytest.mark.parametrize('case', ['batch 64'])\n"
+        "def test_bad(case): assert 1 + 1 == 3\n"
+        "def test_slow(): time.sleep(60)\n"
+    )
+    words = ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "-c", os.devnull)
+    found = run(Step("tests", (*words, *(("-n", str(processes)) if processes else ()), str(file)), 60, False), 8)
+    assert found["problem"] == "out of time after 8 s"
+    assert found["tests"]["passed"] == 1
+    assert [name.rpartition("/")[2] for name in found["tests"]["failed"]] == ["test_some.py::test_bad[batch 64]"]
+    assert "assert (1 + 1) == 3" in found["output"]  # pytest listened to SIGINT: the traceback is there
+
+
+@pytest.mark.parametrize("lines", [XDIST_LINES, PLAIN_LINES])
+def test_outcomes_of_tests(lines: str) -> None:
+    failed = ["tests/end_to_end/test_gpu.py::test_attention[batch 64-32]", "tests/end_to_end/test_gpu.py::test_three"]
+    assert outcomes(lines) == {"passed": 1, "skipped": 1, "failed": failed}
+    assert outcomes("5 passed in 3 s\n") == {}
+
+
+def test_the_report_is_found_among_late_lines() -> None:
+    late = 'a table\n{"rows": [1]}leaked\n{late\nsemaphores\n'
+    assert parted(late) == ("a table\nleaked\n{late\nsemaphores\n", {"rows": [1]})
+    assert parted('a table\n{"rows": [\n') == ('a table\n{"rows": [\n', None)
+
+
+def test_ctrl_c_is_a_problem_of_the_step(tmp_path: Path) -> None:
+    """Ctrl-C reaches the process that runs the step alone, which has a session of its own."""
+    code = (
+        "import json, sys; sys.path.insert(0, 'benchmarks'); from gpu_plan import Step; from gpu_run import run\n"
+        "inner = 'import time; print(\"begun\", flush=True); time.sleep(60)'\n"
+        "print(json.dumps(run(Step('slow', ('-c', inner), 60, False), 60, log=sys.argv[1])))"
+    )
+    log = tmp_path / "log"
+    with subprocess.Popen([sys.executable, "-c", code, str(log)], cwd=REPO, stdout=subprocess.PIPE, text=True) as child:
+        while not log.exists() or "begun" not in log.read_text():
+            time.sleep(0.05)
+        os.kill(child.pid, signal.SIGINT)
+        said, _ = child.communicate(timeout=60)
+    found = json.loads(said.splitlines()[-1])
+    assert (found["code"], found["problem"]) == (None, "interrupted")
+    assert "KeyboardInterrupt" in found["output"]
+
+
+def test_a_step_sees_this_repository_before_what_the_user_has_on_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/somewhere else")
+    found = run(python("import os; print(os.environ['PYTHONPATH'])", is_benchmark=False), 60)
+    assert found["output"] == f"{REPO}:/somewhere else\n"
+
+
+def test_all_steps_share_what_was_compiled() -> None:
+    shown = "import os; print(os.environ['TRITON_CACHE_DIR'])"
+    found = {run(python(shown, is_benchmark=False), 60)["output"] for _ in range(2)}
+    assert found == {f"{REPO}/build/triton\n"}
+
+
+def test_a_step_whose_file_is_missing_is_not_run(tmp_path: Path) -> None:
+    step = Step("second", ("-c", "print('ran')"), 60, False, needs=(tmp_path / "tuned.json",))
+    assert run(step, 60) == {"code": None, "seconds": 0, "problem": "it needs tuned.json, which no step has written"}
+    step.needs[0].touch()
+    assert run(step, 60)["output"] == "ran\n"

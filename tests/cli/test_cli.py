@@ -1,0 +1,178 @@
+"""The baize command as a user types it: exit codes, messages without tracebacks, interruption."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import slow_baize
+import tiny
+
+from baize_engine import Engine, SamplingParams
+from baize_engine.cli.main import main
+
+
+def baize(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "baize_engine", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return tiny.write_pair(tmp_path)
+
+
+def test_recover_and_verify(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    out = tmp_path / "tuned"
+    done = baize("recover", "--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out, "--device", "cpu")
+    assert done.returncode == 0
+    assert re.fullmatch(r"warning: .* has no tokenizer, .*\n", done.stderr)  # which the pair lacks
+    assert "21 tensors" in done.stdout
+    checked = baize("verify", out)
+    assert checked.returncode == 0
+    assert "as written" in checked.stdout
+    (out / "config.json").write_text("{}")
+    spoilt = baize("verify", out)
+    assert spoilt.returncode == 1
+    assert "config.json" in spoilt.stdout
+
+
+def test_hyphens_and_make_diff(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    tuned, again = tmp_path / "tuned", tmp_path / "again"
+    done = baize("recover", "--path-raw", pair[0], "--path-diff", pair[1], "--path-tuned", tuned, "--quiet")
+    assert done.returncode == 0, done.stderr
+    done = baize("make-diff", "--path-raw", pair[0], "--path-tuned", tuned, "--path-diff", again, "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert (again / "model.safetensors").exists()
+
+
+def test_a_users_mistake_is_one_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    done = baize("recover", "--path_raw", tmp_path / "nowhere", "--path_diff", pair[1], "--path_tuned", tmp_path / "t")
+    assert done.returncode == 1
+    assert done.stderr.startswith("baize: ")
+    assert done.stderr.count("\n") == 1
+    assert "nowhere" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["recover"],
+        ["recover", "--path_raw", "a"],
+        ["recover", "--dtype", "int3"],
+        ["dance"],
+        ["verify", "a", "--deep"],
+    ],
+)
+def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    assert "usage: baize" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["recover", "make_diff", "verify", "quantize", "info", "generate", "chat", "demo"])
+def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: baize {command}" in capsys.readouterr().out
+
+
+def test_info_says_where_a_gpus_launch_settings_come_from(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import test_settings
+    import torch
+
+    from baize_engine.backend import devices
+    from baize_engine.kernels import tuned
+
+    facts = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
+    monkeypatch.setattr(devices, "resolve_device", lambda device: "cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
+    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    said = []
+    for _ in range(2):
+        tuned.of_device.cache_clear()
+        assert main(["info"]) == 0
+        said.append(capsys.readouterr().out)
+        test_settings.write(tmp_path, "h100.json")
+    tuned.of_device.cache_clear()
+    (tmp_path / "another.json").write_text("{")
+    tuned.of_device.cache_clear()
+    assert main(["info"]) == 0
+    assert "launch settings: none, and no kernel starts: " in (broken := capsys.readouterr().out)
+    assert "another.json" in broken
+    assert "launch settings: the rules: no card of this generation was tuned" in said[0]
+    tuned_on = "tuned on NVIDIA H100 80GB HBM3 (capability 9.0, 132 multiprocessors)"
+    assert f"launch settings: h100.json, 1 entries {tuned_on}" in said[1]
+
+
+def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    assert main(["info", str(base)]) == 0
+    out = capsys.readouterr().out
+    assert "diff_add" in out
+    assert "cpp-scalar (can run)" in out
+    assert "2 layers, hidden 32" in out
+
+
+@pytest.mark.parametrize("impatient", [False, True])
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interruption_leaves_nothing(
+    pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals, impatient: bool
+) -> None:
+    out = tmp_path / "new" / "tuned"
+    command = [sys.executable, slow_baize.__file__, "0.5", "recover", "--device", "cpu"]
+    command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.001)
+    os.kill(child.pid, sent)
+    while impatient and list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+        os.kill(child.pid, sent)  # more of them, while it cleans up
+        time.sleep(0.05)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert not (tmp_path / "new").exists()
+
+
+def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    done = baize("generate", base, "--prompt", "hello")
+    assert done.returncode == 1
+    assert "tokenizer.model" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_quantize_writes_a_model_that_loads_and_is_refused_twice(tmp_path: Path) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    out = tmp_path / "int4"
+    done = baize("quantize", "--path", base, "--path_quantized", out, "--weights", "int4")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "int4 matrices" in done.stdout
+    with Engine.from_pretrained(out, device="cpu") as saved, Engine.from_pretrained(
+        base, device="cpu", quantize="int4"
+    ) as packed:  # fmt: skip
+        params = SamplingParams(max_new_tokens=5, ignore_eos=True)
+        prompt = [[1, 5, 9]]
+        assert saved.generate(prompt, params)[0].token_ids == packed.generate(prompt, params)[0].token_ids
+    kept = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
+    for arguments in (("--path", base, "--path_quantized", out), ("--path", out, "--path_quantized", tmp_path / "two")):
+        again = baize("quantize", *arguments)
+        assert again.returncode == 1
+        assert again.stderr.startswith("baize: ")
+    assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == kept
+    assert not (tmp_path / "two").exists()

@@ -1,0 +1,311 @@
+"""`baize generate` as it is typed: standard input, files of prompts, kills and resumption, flags, refusals."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import slow_baize
+import tiny
+from fakes import small_model
+
+from baize_engine import Engine, SamplingParams
+from baize_engine.cli.main import main
+from baize_engine.text.tokenizer import Tokenizer
+
+PROMPTS = [{"prompt": f"the cat sat on {i}", "id": i} for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    config = tiny.config(torch_dtype="float32", vocab_size=Tokenizer(small_model()).vocab_size)
+    made = tiny.write_model(tmp_path_factory.mktemp("model"), config, tiny.state(config, 0, scale=0.3))
+    (made / "tokenizer.model").write_bytes(small_model())
+    return made
+
+
+def write(path: Path, lines: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def generate(folder: Path, *arguments: object) -> int:
+    return main(["generate", str(folder), "--device", "cpu", *map(str, arguments)])
+
+
+def test_a_file_is_answered_as_the_engine_answers(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        *PROMPTS[:2],
+        {"token_ids": [1, 5, 9], "temperature": 0, "max_new_tokens": 3, "n": 2},
+        {"messages": [{"role": "user", "content": "who are you"}]},
+    ]
+    path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    flags = ("--max_new_tokens", 6, "--temperature", 0.9, "--seed", 4, "--presence_penalty", 0.5, "--logprobs", 2)
+    flags = (*flags, "--logit_bias", "20=1.5", "--banned_token_ids", "5,7", "--min_new_tokens", 2)
+    assert generate(folder, "--input", path, "--output", out, *flags) == 0
+    assert capsys.readouterr().out == f"{out}: 4 records, 0 of them errors\n"
+    asked = {
+        "max_new_tokens": 6, "temperature": 0.9, "seed": 4, "presence_penalty": 0.5, "logprobs": 2,
+        "logit_bias": {20: 1.5}, "banned_token_ids": [5, 7], "min_new_tokens": 2,
+    }  # fmt: skip
+    with Engine.from_pretrained(folder, device="cpu") as engine:
+        prompts = [lines[0]["prompt"], lines[1]["prompt"], [1, 5, 9], engine.chat_ids(lines[3]["messages"])]
+        params = SamplingParams(**asked)
+        other = SamplingParams(**{**asked, "temperature": 0, "max_new_tokens": 3, "n": 2})
+        wanted = engine.generate(prompts, [params, params, other, params])
+    made = [(line["index"], each) for line in read(out) for each in line["completions"]]
+    assert len(made) == len(wanted) == 5
+    for (index, mine), theirs in zip(made, wanted, strict=True):
+        assert (index, mine["index"], mine["text"]) == (theirs.prompt_index, theirs.index, theirs.text)
+        assert (mine["token_ids"], mine["seed"]) == (theirs.token_ids, 4)
+        assert [len(entry["top"]) for entry in mine["logprobs"]] == [2] * len(theirs.token_ids)
+
+
+def test_bad_records_are_lines_with_their_error_and_the_exit_code_says_so(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [
+        {"prompt": "a"},
+        {"promt": "b"},
+        {"token_ids": [999]},
+        {"prompt": "half \ud83d of a pair"},
+        {"prompt": "c"},
+    ]
+    path = write(tmp_path / "in.jsonl", lines)
+    out = tmp_path / "out.jsonl"
+    assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3) == 3
+    assert ["error" in line for line in read(out)] == [False, True, True, True, False]
+    assert "5 records, 3 of them errors" in capsys.readouterr().out
+    before = out.read_bytes()
+    assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--resume") == 3
+    assert out.read_bytes() == before
+
+
+def test_an_output_that_exists_or_is_of_other_settings_is_refused(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write(tmp_path / "in.jsonl", PROMPTS[:3]), tmp_path / "out.jsonl"
+    assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3) == 0
+    before = out.read_bytes()
+    for more, wanted in (
+        (["--max_new_tokens", 3], "exists: --resume goes on with it"),
+        (["--max_new_tokens", 4, "--resume"], "line 1 is not the answer to record 0"),
+        (["--max_new_tokens", 3, "--quantize", "int8", "--resume"], "line 1 is not the answer to record 0"),
+    ):
+        assert generate(folder, "--input", path, "--output", out, *more) == 1
+        assert wanted in capsys.readouterr().err
+    write(path, [*PROMPTS[:2], PROMPTS[5]])
+    assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--resume") == 1
+    assert "line 3 is not the answer to record 2" in capsys.readouterr().err
+    assert out.read_bytes() == before
+
+
+def start(program: list[str], folder: Path, path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, *program, "generate", str(folder), "--input", str(path), "--output", str(out)]
+    # one thread: two that wait for each other crawl on a machine that has other work
+    command += ["--device", "cpu", "--threads", "1", "--window", "1", "--max_new_tokens", "60", "--ignore_eos", *more]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path: Path, sent: signal.Signals) -> None:
+    path, out = write(tmp_path / "in.jsonl", PROMPTS * 3), tmp_path / "out.jsonl"
+    child = start([slow_baize.__file__, "0.3"], folder, path, out)  # some ten seconds in which to be killed
+    deadline = time.monotonic() + 120
+    while not (out.exists() and out.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
+        assert child.poll() is None
+        time.sleep(0.001)
+    os.kill(child.pid, sent)
+    _, err = child.communicate(timeout=120)
+    kept = out.read_bytes()
+    done = kept.count(b"\n")
+    assert 2 <= done < 36
+    if sent == signal.SIGTERM:
+        assert child.returncode == 130
+        assert f"of 36 records are in {out}, --resume goes on" in err
+        assert "Traceback" not in err
+    out.write_bytes(kept + b'{"index": ' + str(done).encode())  # a line that was torn in the middle
+    again = start(["-m", "baize_engine"], folder, path, out, "--resume")
+    told, err = again.communicate(timeout=120)
+    assert (again.returncode, told) == (0, f"{out}: 36 records, 0 of them errors\n")
+    assert "an unfinished line at the end was cut off" in err
+    assert out.read_bytes().startswith(kept)
+    lines = read(out)
+    assert [line["index"] for line in lines] == list(range(36))
+    assert [line["id"] for line in lines] == list(range(12)) * 3
+    texts = [line["completions"][0]["text"] for line in lines]
+    assert texts == texts[:12] * 3  # greedy: the same before the kill and after it
+
+
+def test_records_that_vanish_while_they_are_answered_are_missed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [{**line, "id": "x" * 100_000} for line in PROMPTS]  # longer than what is read at once
+    path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    usual = Engine.completions
+
+    def shortens(engine: Engine, *arguments: object) -> object:
+        write(path, lines[:2])
+        return usual(engine, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "completions", shortens)
+    assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--window", 2) == 1
+    assert f"{path} had 12 records and lost 9 of them" in capsys.readouterr().err
+    assert ["error" in line for line in read(out)] == [False, False, True]  # the third was cut
+
+
+def test_a_prompt_comes_from_standard_input(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(prompt: str, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        code = generate(folder, "--prompt", prompt, "--max_new_tokens", 5)
+        return code, *capsys.readouterr()
+
+    text = "the cat\nsat é "
+    piped = run("-", text.encode())
+    assert piped == run(text)
+    assert piped[0] == 0
+    assert piped[1] != run("the cat")[1]
+    code, out, err = run("-", b"the \xff cat")
+    assert (code, out) == (1, "")
+    assert "standard input is not UTF-8 at byte 4" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        ([], "wanted --prompt TEXT, or --input FILE"),
+        (["--prompt", "a", "--input", "b"], "wanted --prompt TEXT, or --input FILE"),
+        (["--input", "b"], "--input goes with --output FILE"),
+        (["--prompt", "a", "--output", "b"], "--output goes with --input"),
+        (["--prompt", "a", "--resume"], "--resume goes with --input"),
+        (["--prompt", "a", "--logprobs", "0"], "--logprobs goes with --input"),
+        (["--prompt", "a", "--window", "5"], "--window goes with --input"),
+        (["--prompt", "a", "--extra_columns", "keep"], "--extra_columns goes with --input"),
+        (["--input", "a", "--output", "b", "--window", "0"], "--window is 0, wanted at least 1"),
+        (["--prompt", "a", "--banned_token_ids", "5;6"], "'5;6', wanted token ids with commas"),
+        (["--prompt", "a", "--logit_bias", "5:6"], "'5:6', wanted a token id and a number"),
+        (["--prompt", "a", "--logit_bias", "5=1", "--logit_bias", "5=2"], "--logit_bias names a token twice"),
+        (["--prompt", "a", "--path_raw", "x"], "wanted MODEL, or --path_raw and --path_diff"),
+    ],
+)
+def test_wrong_usage_is_told(
+    folder: Path, arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        generate(folder, *arguments)
+    assert stop.value.code == 2
+    assert wanted in capsys.readouterr().err
+
+
+def test_what_cannot_be_served_is_one_line_and_leaves_no_output(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = write(tmp_path / "in.jsonl", PROMPTS), tmp_path / "out.jsonl"
+    empty, pipe = write(tmp_path / "empty.jsonl", []), tmp_path / "pipe"
+    os.mkfifo(pipe)
+    for arguments, wanted in (
+        (["--input", path, "--temperature", "-1"], "SamplingParams.temperature is -1.0"),
+        (["--input", empty], "empty.jsonl has no records"),
+        (["--input", tmp_path / "missing"], "missing is absent"),
+        (["--input", pipe], "pipe is a folder or device, wanted a file"),
+        (["--input", path, "--max_model_len", 5000], "max_model_len is 5000"),
+        (["--input", path, "--device", "cuda:01"], "device 'cuda:01' is not known, wanted auto, cpu, cuda or cuda:N"),
+        (["--input", path, "--device", "gpu1"], "device 'gpu1' is not known"),
+    ):
+        assert generate(folder, "--output", out, *arguments) == 1
+        err = capsys.readouterr().err
+        assert wanted in err
+        assert err.count("\n") == 1
+        assert not out.exists()
+
+
+def test_a_gpu_that_is_not_there_is_said(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from baize_engine.backend import devices
+
+    monkeypatch.setattr(devices, "_gpu_count", lambda: 0)
+    assert generate(folder, "--prompt", "a", "--device", "cuda:1") == 1
+    assert "device cuda:1 cannot be used: no CUDA driver with a GPU was found" in capsys.readouterr().err
+    monkeypatch.setattr(devices, "_gpu_count", lambda: 1)
+    monkeypatch.setattr(devices, "_no_gpu", lambda: None)
+    assert generate(folder, "--prompt", "a", "--device", "cuda:1") == 1
+    assert "device cuda:1 cannot be used: this machine has 1 GPU(s)" in capsys.readouterr().err
+
+
+def test_a_seed_that_was_drawn_is_told_and_brings_the_text_back(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ("--prompt", "the cat", "--max_new_tokens", 12, "--temperature", 2)
+    assert generate(folder, *flags) == 0
+    out, err = capsys.readouterr()
+    assert err.startswith("baize: --seed ")
+    assert generate(folder, *flags, *err.split()[1:]) == 0
+    assert tuple(capsys.readouterr()) == (out, "")
+    assert generate(folder, *flags[:-2]) == 0
+    assert capsys.readouterr().err == ""  # a greedy one draws none
+
+
+@pytest.mark.parametrize(("extra", "code"), [(None, 3), ("error", 3), ("keep", 0), ("drop", 0)])
+def test_columns_of_the_users_own(folder: Path, tmp_path: Path, extra: str | None, code: int) -> None:
+    lines = [{"prompt": "a", "topic": "cats", "n_words": 5}, {"prompt": "a", "meta": {"topic": "dogs"}}]
+    path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    flags = ["--input", path, "--output", out, "--max_new_tokens", 2, *(("--extra_columns", extra) if extra else ())]
+    assert generate(folder, *flags) == code
+    first, second = read(out)
+    assert ('unknown name "n_words"' in first.get("error", "")) == (code == 3)
+    assert first.get("extra") == ({"topic": "cats", "n_words": 5} if extra == "keep" else None)
+    assert second["meta"] == {"topic": "dogs"}
+    assert generate(folder, *flags, "--resume") == code
+
+
+def test_stop_strings_as_they_stand_and_with_escapes(capsys: pytest.CaptureFixture[str]) -> None:
+    import argparse
+
+    from baize_engine.cli.options import sampling_options, sampling_params
+
+    parser = argparse.ArgumentParser()
+    sampling_options(parser)
+    given = ["--stop", r"\n", "--stop_escaped", r"\n\n", "--stop_escaped", r"a\tb\\n\u00e9"]
+    assert sampling_params(parser.parse_args(given)).stop == (r"\n", "\n\n", "a\tb\\né")
+    for wrong in (r"\x", "a\\", r"\u12", r"\ud800"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["--stop_escaped", wrong])
+        assert r"wanted \n, \t, \r, \\ or \uXXXX" in capsys.readouterr().err
+
+
+def test_every_field_of_the_parameters_has_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    from dataclasses import fields
+
+    with pytest.raises(SystemExit):
+        main(["generate", "--help"])
+    shown = capsys.readouterr().out
+    assert [field.name for field in fields(SamplingParams) if f"--{field.name}" not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("stop", "hinted"),
+    [(r"\n", r"\n"), (r"a\t.", r"\t"), (r"\newline", None), ("\n", None), (r"\\", None), ("n", None)],
+)
+def test_a_stop_that_was_probably_meant_for_a_line_break_gets_a_hint(
+    folder: Path, capsys: pytest.CaptureFixture[str], stop: str, hinted: str | None
+) -> None:
+    assert generate(folder, "--prompt", "the cat", "--max_new_tokens", 2, "--stop", stop) == 0
+    err = capsys.readouterr().err
+    assert err.count("--stop_escaped") == (hinted is not None)
+    assert hinted is None or f"has {hinted} as two characters" in err

@@ -1,0 +1,181 @@
+"""Every command with standard streams that are closed, or not UTF-8; signals at the end; warnings as lines."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import tiny
+from test_cli_generate import folder, read, write  # noqa: F401
+
+from baize_engine import Engine, SamplingParams
+from baize_engine.cli import streams
+from baize_engine.errors import BaizeWarning, RequestError
+
+BAIZE = [sys.executable, "-m", "baize_engine"]
+# letters of two bytes: ids of byte pieces, which the random model may well say
+ACCENTS = ["--allowed_token_ids", ",".join(str(3 + byte) for byte in "é".encode()), "--max_new_tokens", "8"]
+
+
+def run(arguments: list[str], redirected: str = "", stdin: bytes = b"", **environment: str) -> tuple[int, bytes, str]:
+    """(exit code, standard output, stderr) of `baize` as a shell starts it."""
+    line = 'exec "$@" ' + redirected
+    done = subprocess.run(
+        ["bash", "-c", line, "bash", *BAIZE, *arguments],
+        input=stdin, capture_output=True, timeout=300, check=False, env={**os.environ, **environment},
+    )  # fmt: skip
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "closed", "code", "wanted"),
+    [
+        (["info"], ">&-", 1, "standard output is closed, and all that info says would be there"),
+        (["generate", "MODEL", "--prompt", "a"], ">&-", 1, "standard output is closed, and the text would be there"),
+        (["chat", "MODEL"], ">&-", 1, "standard output is closed, and the answers would be there"),
+        (["generate", "MODEL", "--input", "IN", "--output", "-"], ">&-", 1, "standard output is closed"),
+        (["generate", "MODEL", "--prompt", "-"], "<&-", 1, "standard input is closed, and the prompt would come"),
+        (["generate", "MODEL", "--input", "-", "--output", "-"], "<&-", 1, "closed, and the records would come"),
+        (["chat", "MODEL"], "<&-", 1, "standard input is closed, and the messages would come"),
+        (["info"], "<&-", 0, ""),
+        (["generate", "MODEL", "--prompt", "a", "--max_new_tokens", "2"], "<&-", 0, ""),
+        (["generate", "MODEL", "--input", "IN", "--output", "OUT"], "<&- >&-", 0, ""),
+        (["info"], "<&- >&- 2>&-", 1, ""),
+        (["chat", "MODEL"], "<&- 2>&-", 1, ""),
+    ],
+)
+def test_a_closed_stream_is_one_line_where_it_is_needed(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    arguments: list[str],
+    closed: str,
+    code: int,
+    wanted: str,
+) -> None:
+    paths = {"MODEL": folder, "IN": write(tmp_path / "in.jsonl", [{"prompt": "a"}]), "OUT": tmp_path / "out.jsonl"}
+    found, _, err = run([str(paths.get(each, each)) for each in arguments], closed)
+    assert (found, "Traceback" in err) == (code, False)
+    assert wanted in err
+    assert err.count("\n") == bool(wanted) or "--input" in arguments
+    if "OUT" in arguments:
+        assert len(read(tmp_path / "out.jsonl")) == 1  # and not what was said of it
+
+
+def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:  # noqa: F811
+    """print() takes a closed stderr for standard output."""
+    chat = ["chat", str(folder), "--device", "cpu", "--max_new_tokens", "2"]
+    code, whole, err = run(chat, "", b"/nothing\nthe cat\n")
+    assert (code, "no command" in err) == (3, True)
+    assert run(chat, "2>&-", b"/nothing\nthe cat\n") == (3, whole, "")
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONIOENCODING": "ascii"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+        {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"},
+    ],
+    ids=str,
+)
+def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
+    folder: Path,  # noqa: F811
+    tmp_path: Path,
+    environment: dict[str, str],
+) -> None:
+    line = ["generate", str(folder), "--device", "cpu", "--prompt", "the cât", *ACCENTS]
+    good, text, err = run(line, PYTHONIOENCODING="utf-8")
+    assert (good, err) == (0, "")
+    assert not text.isascii()
+    code, shown, err = run(line, **environment)
+    assert (code, shown) == (0, text.decode().encode("ascii", "replace"))
+    assert err.count("what it cannot show is ? there") == err.count("\n") == 1
+    chatted = run(["chat", str(folder), "--device", "cpu", *ACCENTS], "", "the cât\nthe dög\n".encode(), **environment)
+    assert chatted[0] == 0
+    assert b"?" in chatted[1]
+    assert chatted[2].count("\n") == 1
+    out = tmp_path / "out.jsonl"
+    path = write(tmp_path / "in.jsonl", [{"prompt": "the cât"}])
+    line = ["generate", str(folder), "--device", "cpu", "--input", str(path), "--quiet", *ACCENTS, "--output"]
+    assert run([*line, str(out)], **environment)[0] == 0
+    assert read(out)[0]["completions"][0]["text"] + "\n" == text.decode()  # files are UTF-8
+    assert run([*line, "-"], **environment)[1] == out.read_bytes()  # and so are records on standard output
+
+
+def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    lines = [{"prompt": "the cat", "id": n, "meta": {"of": [n, None]}} for n in range(3)]
+    path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    line = ["generate", str(folder), "--device", "cpu", "--max_new_tokens", "3", "--quiet"]
+    assert run([*line, "--input", str(path), "--output", str(out)])[0] == 0
+    assert [(each["id"], each["meta"], each["completions"][0]["seed"]) for each in read(out)] == [
+        (n, {"of": [n, None]}, None) for n in range(3)
+    ]
+    code, text, err = run([*line, "--input", "-", "--output", "-"], "", path.read_bytes())
+    assert (code, text) == (0, out.read_bytes())
+    assert err == "standard output: 3 records, 0 of them errors\n"
+    whole = out.read_bytes()
+    out.write_bytes(b"".join(whole.splitlines(True)[:1]))
+    code, text, err = run([*line, "--input", "-", "--output", str(out), "--resume"], "", path.read_bytes())
+    assert (code, out.read_bytes()) == (0, whole)  # records that come again are known again
+    code, text, err = run([*line, "--input", "-", "--output", "-", "--resume"], "", path.read_bytes())
+    assert code == 2
+    assert "--resume goes with an --output that is a file" in err
+    code, text, err = run([*line, "--input", "-", "--output", "-"], "", b"\n")
+    assert (code, err) == (1, "baize: standard input has no records, wanted a JSON object a line\n")
+
+
+def test_two_polite_kills_in_a_row_show_no_traceback(folder: Path) -> None:  # noqa: F811
+    """Wherever the second comes while the process ends because of the first."""
+    for wait in range(6):
+        child = subprocess.Popen(
+            [*BAIZE, "chat", str(folder), "--device", "cpu", "--max_new_tokens", "4"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdin is not None
+        assert child.stdout is not None
+        child.stdin.write(b"hello\n")
+        child.stdin.flush()
+        child.stdout.readline()
+        child.send_signal(signal.SIGTERM)
+        for _ in range(10**wait):  # some nanoseconds to some milliseconds
+            pass
+        child.send_signal(signal.SIGTERM)
+        _, err = child.communicate(timeout=120)
+        assert b"Traceback" not in err
+        assert child.returncode == 130
+
+
+def test_a_warning_is_a_line(tmp_path: Path) -> None:
+    state = tiny.state(tiny.config(), 0)
+    state["lm_head.weight"][0, :3] = 1e6
+    model = tiny.write_model(tmp_path / "m", tiny.config(torch_dtype="float32"), state)
+    path = write(tmp_path / "in.jsonl", [{"token_ids": [1, 5], "max_new_tokens": 2, "banned_token_ids": [0]}])
+    line = ["generate", str(model), "--input", str(path), "--output", "-", "--quiet", "--device", "cpu"]
+    _, _, err = run([*line, "--dtype", "float16"])
+    assert err.splitlines()[0].startswith("warning: lm_head.weight: 3 finite value(s) left the range of float16")
+    assert "warning" not in run([*line, "--dtype", "bfloat16"])[2]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with streams.warnings_told():
+            warnings.warn("another", UserWarning, stacklevel=1)
+    assert [each.category for each in caught] in ([], [UserWarning])
+    assert issubclass(BaizeWarning, UserWarning)
+
+
+def test_text_of_another_encoding_on_the_command_line_is_read_as_utf_8(folder: Path) -> None:  # noqa: F811
+    with Engine.from_pretrained(folder, device="cpu") as engine:
+        (done,) = engine.generate("the é", SamplingParams(max_new_tokens=3))
+    line = ["generate", str(folder), "--device", "cpu", "--max_new_tokens", "3", "--prompt"]
+    _, text, _ = run([*line, "the é"], LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0", PYTHONIOENCODING="utf-8")
+    assert text.decode() == done.text + "\n"
+    for option in ("--prompt", "--stop"):
+        code, _, err = run([*line[:-1], option, os.fsdecode(b"a\xed\xa0\x80")])  # half of a surrogate pair
+        assert code == 2
+        assert f"argument {option}: 'a\\udced\\udca0\\udc80' is not UTF-8" in err
+    with pytest.raises(RequestError, match="valid Unicode, without half of a surrogate pair"):
+        SamplingParams(stop="\ud800")

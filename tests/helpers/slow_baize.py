@@ -1,0 +1,50 @@
+"""`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
+
+python slow_baize.py SECONDS recover --path_raw ...        sleeps that long before each write of a tensor's piece, and before
+                                                            a file is removed
+python slow_baize.py SECONDS generate --input ...          before each line of the output
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from baize_engine.batch.output import AnswerFile, Head
+from baize_engine.checkpoint.writer import CheckpointWriter
+from baize_engine.cli.main import main
+
+
+def slow_down(seconds: float) -> None:
+    write = CheckpointWriter.write
+
+    def slow(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
+        time.sleep(seconds)
+        write(self, name, offset, view)
+
+    CheckpointWriter.write = slow  # type: ignore[method-assign]
+    append = AnswerFile.append
+
+    def slow_append(self: AnswerFile, head: Head, rest: dict[str, Any]) -> None:
+        time.sleep(seconds)
+        append(self, head, rest)
+
+    AnswerFile.append = slow_append  # type: ignore[method-assign]
+    unlink = Path.unlink
+
+    def slow_unlink(self: Path, missing_ok: bool = False) -> None:
+        time.sleep(seconds)
+        unlink(self, missing_ok)
+
+    Path.unlink = slow_unlink  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a shell's background jobs, CI's perhaps, start with it ignored
+    slow_down(float(sys.argv[1]))
+    sys.exit(main(sys.argv[2:]))

@@ -1,0 +1,66 @@
+"""The type of the KV cache on the CPU: what it takes, what it changes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from test_loading import PROMPTS, model
+
+from baize_engine import Engine, SamplingParams, loading
+from baize_engine.cli.main import main
+from baize_engine.errors import RequestError
+from baize_engine.loading import load_parts
+
+BITS = {"float16": 11, "bfloat16": 8}  # of a significand
+
+
+@pytest.mark.parametrize("kind", BITS)
+def test_a_cache_of_half_the_bytes(tmp_path: Path, kind: str) -> None:
+    """Logits over a rounded cache are those over float32 but for the roundings; the rest of the run is the same."""
+    folder = model(tmp_path / "m", num_key_value_heads=2)
+    wide, half = (load_parts(folder, "cpu", "auto", None, None, None, None, dtype) for dtype in ("auto", kind))
+    assert wide.cache.keys.dtype == torch.float32
+    assert half.cache.keys.dtype == half.cache.values.dtype == getattr(torch, kind)
+    assert half.cache.keys.nbytes * 2 == wide.cache.keys.nbytes
+    found = [p.decoder.prefill(PROMPTS[2], p.cache.allocate(), p.cache) for p in (wide, half)]
+    error = float((found[0] - found[1]).norm() / found[0].norm())
+    assert 0 < error < 4 * 2.0 ** -BITS[kind]
+
+
+@pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
+def test_generation_depends_on_its_prompt_alone(tmp_path: Path, kind: str) -> None:
+    params = SamplingParams(max_new_tokens=12, ignore_eos=True)
+    with Engine.from_pretrained(model(tmp_path / "m"), device="cpu", cache_dtype=kind) as engine:
+        together = [done.token_ids for done in engine.generate(PROMPTS, params)]
+        assert [engine.generate(prompt, params)[0].token_ids for prompt in PROMPTS] == together
+        assert [len(ids) for ids in together] == [12, 12, 12]
+
+
+def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = model(tmp_path / "m")
+    with pytest.raises(RequestError, match="cache_dtype is 'int8', wanted auto, float32, float16, bfloat16"):
+        Engine.from_pretrained(folder, device="cpu", cache_dtype="int8")
+    monkeypatch.setattr(loading, "resolve_device", lambda device: "cuda")
+    with pytest.raises(RequestError, match="cache_dtype is 'float16', and on a GPU the cache has the weights' type"):
+        Engine.from_pretrained(folder, device="cuda", cache_dtype="float16")
+
+
+def test_the_memory_check_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Free memory for the weights and a cache of 16 bits, not for one of 32."""
+    parts = load_parts(model(tmp_path / "m"), "cpu", "auto", None, None, None, None)
+    seen = []
+    monkeypatch.setattr(loading, "check_fits", lambda weights, cache, free, where: seen.append(cache))
+    for kind in ("auto", "float16"):
+        load_parts(tmp_path / "m", "cpu", "auto", None, None, None, None, kind)
+    assert seen == [2 * parts.cache.keys.nbytes, parts.cache.keys.nbytes]
+
+
+def test_the_flag_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(path: Path, **settings: object) -> None:
+        raise RequestError(f"{path} with a cache of {settings['cache_dtype']}")
+
+    monkeypatch.setattr(Engine, "from_pretrained", refuse)
+    assert main(["generate", "folder", "--prompt", "a", "--device", "cpu", "--cache_dtype", "bfloat16"]) == 1
+    assert "folder with a cache of bfloat16" in capsys.readouterr().err

@@ -1,0 +1,255 @@
+"""Is it the right base? Checks before the long work, while it runs and at the end; and the sum that published scripts took."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from test_recover import expected, load, snapshot
+
+from baize_engine import make_diff, recover, verify
+from baize_engine.cli.main import main
+from baize_engine.errors import CheckpointError, MismatchError, RequestError
+from baize_engine.recovery import expect, published_sum
+
+SETTINGS = {"device": "cpu", "progress": False}
+# LLaMA's head dimension, and enough layers and values that the float32 steps of the running sum matter
+CONFIG = tiny.config(
+    hidden_size=256, intermediate_size=512, num_hidden_layers=12, num_attention_heads=2, num_key_value_heads=2
+)
+
+
+def reference_sum(base: Path, diff: Path, with_buffers: bool) -> torch.Tensor:
+    """What weight_diff.py computes: float32 sums of the state dict's tensors, added up in float32 in the model's order."""
+    raw, delta = load(base), load(diff)
+    recovered = expected(raw, delta, torch.float32)
+    total: torch.Tensor | int = 0
+    layer = [f"self_attn.{part}_proj.weight" for part in "qkvo"] + ["self_attn.rotary_emb.inv_freq"]
+    layer += [f"mlp.{part}_proj.weight" for part in ("gate", "down", "up")]
+    layer += ["input_layernorm.weight", "post_attention_layernorm.weight"]
+    names = ["model.embed_tokens.weight"]
+    names += [f"model.layers.{n}.{part}" for n in range(CONFIG["num_hidden_layers"]) for part in layer]
+    for name in [*names, "model.norm.weight", "lm_head.weight"]:
+        if name in recovered:
+            total = total + recovered[name].sum()
+        elif with_buffers:
+            total = total + (delta[name].float() + raw[name].float()).sum()
+    assert isinstance(total, torch.Tensor)
+    return total
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[Path, Path]:
+    return tiny.write_pair(tmp_path, cfg=CONFIG)
+
+
+@pytest.mark.parametrize("with_buffers", [True, False])
+def test_the_references_own_sum_is_met(pair: tuple[Path, Path], tmp_path: Path, with_buffers: bool) -> None:
+    total = float(reference_sum(*pair, with_buffers))
+    other = float(reference_sum(*pair, not with_buffers))
+    assert abs(total - other) > 50  # 12 layers of 7.46 (D = 128): nobody passes the check by luck
+    result = recover(*pair, tmp_path / "tuned", expect_sum=total, **SETTINGS)
+    told = "with 12 rotary buffers" if with_buffers else "over the weights"
+    assert len(result.checked) == 1
+    assert told in result.checked[0]
+
+
+def test_a_base_without_buffers_gets_those_of_its_config(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    """As an old transformers would give them: the sum was published by someone whose base had them."""
+    raw = {k: v.float() if k.endswith("inv_freq") else v for k, v in {**load(pair[0]), **tiny.inv_freq(CONFIG)}.items()}
+    tiny.write_model(tmp_path / "with", CONFIG, raw)
+    tiny.write_model(tmp_path / "without", CONFIG, {k: v for k, v in raw.items() if not k.endswith("inv_freq")})
+    total = float(reference_sum(tmp_path / "with", pair[1], True))
+    for base in ("with", "without"):
+        result = recover(tmp_path / base, pair[1], tmp_path / f"out-{base}", expect_sum=total, **SETTINGS)
+        assert "with 12 rotary buffers" in result.checked[0]
+
+
+def test_the_running_float32_sum_is_what_meets_a_published_one() -> None:
+    """At the size of 7B (norms about 0.4, sum about 50637) float32 steps lead further off than the scripts' tolerance."""
+    g = torch.Generator().manual_seed(0)
+    sums = {f"t{n}": float(v) for n, v in enumerate(torch.rand(323, generator=g, dtype=torch.float64) * 313)}
+    ordered = sorted(sums)
+    running = torch.tensor(0.0)
+    for name in ordered:
+        running = running + torch.tensor(sums[name], dtype=torch.float32)
+    found = published_sum._sum("", sums)
+    assert found.running == float(running)
+    assert abs(found.exact - found.running) > published_sum.TOLERANCE
+    assert found.meets(float(running))
+    assert found.meets(found.exact)
+    assert not found.meets(min(found.exact, found.running) - 0.02)
+    assert not published_sum._sum("", {"a": float("nan")}).meets(0.0)
+    assert published_sum._sum("", {"a": 1e300}).running == float("inf")
+
+
+def test_a_wrong_sum_is_refused_and_leaves_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    total = float(reference_sum(*pair, True))
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        MismatchError, match=r"the sum of all weights is .* over the weights or .* with 12 rotary buffers, wanted"
+    ):
+        recover(*pair, tmp_path / "tuned", expect_sum=total + 0.05, **SETTINGS)
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf"), True, "12"])
+def test_what_is_no_sum_is_refused_at_once(pair: tuple[Path, Path], tmp_path: Path, total: object) -> None:
+    before = snapshot(tmp_path)
+    with pytest.raises(RequestError, match=rf"expect_sum is {total!r}, wanted a finite number"):
+        recover(*pair, tmp_path / "tuned", expect_sum=[total], **SETTINGS)  # type: ignore[call-overload]
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("buffer", [torch.zeros(1 << 20), torch.zeros(3), torch.zeros(64, dtype=torch.int64)])
+def test_a_rotary_buffer_that_cannot_be_summed_is_named_before_the_long_work(
+    pair: tuple[Path, Path], tmp_path: Path, buffer: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "model.layers.4.self_attn.rotary_emb.inv_freq"
+    diff = tiny.write_model(tmp_path / "odd", CONFIG, {**load(pair[1]), name: buffer})
+    shutil.copy(pair[1] / "config.json", diff)
+    recover(pair[0], diff, tmp_path / "without", **SETTINGS)  # it is left out: nobody needs it
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", None)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        CheckpointError, match=r"odd.*layers\.4\.self_attn.*inv_freq is .*wanted floats of shape \[64\]"
+    ):
+        recover(pair[0], diff, tmp_path / "tuned", expect_sum=1.0, **SETTINGS)
+    assert snapshot(tmp_path) == before
+
+
+def another_base(base: Path, change) -> Path:
+    """A copy of `base` with changed tensors."""
+    tensors = load(base)
+    change(tensors)
+    return tiny.write_model(base.parent / "other", CONFIG, tensors)
+
+
+def norms(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.3.input_layernorm.weight"] *= 1.01
+
+
+def one_value(tensors: dict[str, torch.Tensor]) -> None:
+    tensors["model.layers.5.mlp.up_proj.weight"][200, 7] += 0.25
+
+
+def test_a_manifest_of_the_same_result(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    recover(*pair, tmp_path / "published", **SETTINGS)
+    manifest = tmp_path / "published" / "baize_manifest.json"
+    for dtype in ("float16", "bfloat16"):  # another type is compared by the sums before rounding
+        result = recover(*pair, tmp_path / dtype, dtype=dtype, expect_manifest=manifest, **SETTINGS)
+        assert result.checked == (f"every tensor is as {manifest} says",)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_another_base_is_found_before_the_long_work(
+    pair: tuple[Path, Path], tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expect, "SMALL", 1000)  # in a published model the norms only
+    recover(*pair, tmp_path / "published", **SETTINGS)
+    base = another_base(pair[0], norms)
+    before = snapshot(tmp_path)
+    message = r"1 of 25 small tensors do not come out as .*model\.layers\.3\.input_layernorm\.weight; is the base"
+    with pytest.raises(MismatchError, match=message):
+        recover(base, pair[1], tmp_path / "out", dtype=dtype, expect_manifest=tmp_path / "published", **SETTINGS)
+    assert snapshot(tmp_path) == before
+
+
+def test_one_value_of_a_large_tensor_is_found_when_it_is_done(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(expect, "SMALL", 1000)
+    recover(*pair, tmp_path / "published", **SETTINGS)
+    base = another_base(pair[0], one_value)
+    before = snapshot(tmp_path)
+    with pytest.raises(
+        MismatchError, match=r"model\.layers\.5\.mlp\.up_proj\.weight came out with sum .* is the base the one"
+    ):
+        recover(base, pair[1], tmp_path / "out", expect_manifest=tmp_path / "published", **SETTINGS)
+    assert snapshot(tmp_path) == before
+    with pytest.raises(MismatchError, match=r"up_proj\.weight came out"):  # one of several refuses all
+        recover(
+            base,
+            [pair[1]] * 2,
+            [tmp_path / "a", tmp_path / "b"],
+            expect_manifest=[None, tmp_path / "published"],
+            **SETTINGS,
+        )
+    assert snapshot(tmp_path) == before
+
+
+def test_a_manifest_of_another_model(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    other = tiny.write_pair(tmp_path / "else")
+    recover(*other, tmp_path / "published", **SETTINGS)
+    with pytest.raises(MismatchError, match=r"the result is not that of .*published: "):
+        recover(*pair, tmp_path / "out", expect_manifest=tmp_path / "published", **SETTINGS)
+    with pytest.raises(CheckpointError, match="nowhere does not exist, wanted a folder with a manifest"):
+        recover(*pair, tmp_path / "out", expect_manifest=tmp_path / "nowhere", **SETTINGS)
+    with pytest.raises(RequestError, match=r"expect_sum has 2 value\(s\) for 1 result"):
+        recover(*pair, tmp_path / "out", expect_sum=[1.0, 2.0], **SETTINGS)  # type: ignore[call-overload]
+
+
+def made_diff(pair: tuple[Path, Path], root: Path) -> Path:
+    tuned = tiny.write_model(root / "tuned", CONFIG, tiny.state(CONFIG, 40))
+    make_diff(pair[0], tuned, root / "made", **SETTINGS)
+    return root / "made"
+
+
+def test_a_diff_of_ours_knows_its_base(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    diff = made_diff(pair, tmp_path)
+    recover(pair[0], diff, tmp_path / "good", **SETTINGS)
+    tensors = {name: t.float() for name, t in load(pair[0]).items() if not name.endswith("inv_freq")}
+    recover(
+        tiny.write_model(tmp_path / "wide", CONFIG, tensors), diff, tmp_path / "wide-good", **SETTINGS
+    )  # equal values
+    base = another_base(pair[0], lambda t: t["model.layers.2.mlp.down_proj.weight"][0].add_(0.5))
+    before = snapshot(tmp_path)
+    message = r"made was made from another base than .*other: 1 of 111 tensors differ .*layers\.2\.mlp\.down_proj"
+    with pytest.raises(MismatchError, match=message):
+        recover(base, diff, tmp_path / "bad", **SETTINGS)
+    assert snapshot(tmp_path) == before
+    recover(base, diff, tmp_path / "forced", force=True, **SETTINGS)
+
+
+def test_a_diff_without_hashes_carries_nothing(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    diff = made_diff(pair, tmp_path)
+    path = diff / "baize_manifest.json"
+    raw = json.loads(path.read_text())
+    assert len(raw.pop("base_rows")) == 111
+    path.write_text(json.dumps(raw))  # as versions before this one wrote it
+    recover(another_base(pair[0], norms), diff, tmp_path / "out", **SETTINGS)
+    assert verify(tmp_path / "out").ok
+
+
+def test_verify_with_another_manifest_names_what_differs(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recover(*pair, tmp_path / "published", **SETTINGS)
+    recover(another_base(pair[0], one_value), pair[1], tmp_path / "mine", **SETTINGS)
+    report = verify(tmp_path / "mine", expect_manifest=tmp_path / "published")
+    assert len(report.problems) == 1
+    assert "model.layers.5.mlp.up_proj.weight in model.safetensors: SHA-256 is" in report.problems[0]
+    (tmp_path / "mine" / "baize_manifest.json").unlink()  # as another tool would have written it
+    shutil.copy(tmp_path / "published" / "baize_manifest.json", tmp_path / "theirs.json")
+    assert main(["verify", str(tmp_path / "mine"), "--expect_manifest", str(tmp_path / "theirs.json")]) == 1
+    assert "differs: model.layers.5.mlp.up_proj.weight" in capsys.readouterr().out
+
+
+def test_the_command_takes_expectations(
+    pair: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    total = float(reference_sum(*pair, True))
+    paths = ["recover", "--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--device", "cpu"]
+    assert main([*paths, "--path_tuned", str(tmp_path / "one"), "--expect_sum", repr(total)]) == 0
+    assert f"the expected sum {total} is met within 0.01" in capsys.readouterr().out
+    assert main([*paths, "--path_tuned", str(tmp_path / "two"), "--expect-manifest", str(tmp_path / "one")]) == 0
+    assert "every tensor is as" in capsys.readouterr().out
+    assert main([*paths, "--path_tuned", str(tmp_path / "three"), "--expect_sum", "7"]) == 1
+    assert not (tmp_path / "three").exists()
+    with pytest.raises(SystemExit) as stop:
+        main([*paths, "--path_tuned", str(tmp_path / "four"), "--expect_sum", "7", "--expect_sum", "8"])
+    assert stop.value.code == 2

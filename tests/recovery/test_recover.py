@@ -1,0 +1,454 @@
+"""recover end to end on tiny pairs: the bits, the files beside, every refusal, and what a failure leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from baize_engine import recover
+from baize_engine.backend.adders import CppAdder
+from baize_engine.checkpoint.index import read_index
+from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError
+from baize_engine.recovery import stream as streaming
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def load(folder: Path) -> dict[str, torch.Tensor]:
+    tensors: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        tensors.update(load_file(path))
+    for path in sorted(folder.glob("*.bin")):
+        tensors.update(torch.load(path, weights_only=True))
+    return tensors
+
+
+def expected(
+    base: dict[str, torch.Tensor], diff: dict[str, torch.Tensor], dtype: torch.dtype
+) -> dict[str, torch.Tensor]:
+    """The reference method: widen, add the mean row where the diff has one more, add, round once."""
+    wanted = {}
+    for name, delta in diff.items():
+        if name.endswith("inv_freq"):
+            continue
+        whole = base[name].float()
+        if delta.shape[0] > whole.shape[0]:
+            mean = base[name].double().mean(dim=0, keepdim=True).float()
+            whole = torch.cat([whole, mean.expand(delta.shape[0] - whole.shape[0], -1)])
+        wanted[name] = (whole + delta.float()).to(dtype)
+    return wanted
+
+
+def same_bits(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
+    assert set(got) == set(wanted)
+    for name, tensor in wanted.items():
+        assert got[name].dtype == tensor.dtype, name
+        assert got[name].shape == tensor.shape, name
+        kind = torch.int32 if tensor.element_size() == 4 else torch.int16
+        assert torch.equal(got[name].contiguous().view(kind), tensor.contiguous().view(kind)), name
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    "forms", [("bin", "bin"), ("safetensors", "safetensors"), ("bin", "safetensors")], ids="-".join
+)
+def test_the_bits_are_the_references(tmp_path: Path, dtype: str, forms: tuple[str, str]) -> None:
+    base, diff = tiny.write_pair(tmp_path, base_form=forms[0], diff_form=forms[1])
+    result = recover(base, diff, tmp_path / "tuned", dtype=dtype, device="cpu", progress=False)
+    same_bits(load(tmp_path / "tuned"), expected(load(base), load(diff), DTYPES[dtype]))
+    assert result.extra_rows == 1
+    assert len(result.skipped) == 2
+
+
+@pytest.mark.parametrize("base_dtype", DTYPES)
+@pytest.mark.parametrize("diff_dtype", DTYPES)
+def test_any_mix_of_types(tmp_path: Path, base_dtype: str, diff_dtype: str) -> None:
+    cfg = tiny.config()
+    base = tiny.state(cfg, 3, DTYPES[base_dtype])
+    diff = {k: v * 0.01 for k, v in tiny.state({**cfg, "vocab_size": 99}, 4, DTYPES[diff_dtype]).items()}
+    tiny.write_model(tmp_path / "base", cfg, base)
+    tiny.write_model(tmp_path / "diff", {**cfg, "vocab_size": 99}, diff)
+    recover(tmp_path / "base", tmp_path / "diff", tmp_path / "tuned", device="cpu", progress=False)
+    same_bits(load(tmp_path / "tuned"), expected(base, diff, torch.float16))
+
+
+@pytest.mark.parametrize("cached", [True, False, None])
+@pytest.mark.parametrize(("workers", "cpus"), [(1, 2), (3, 2), (3, 8)])
+def test_pieces_and_workers_change_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int, cpus: int, cached: bool | None
+) -> None:
+    """Small pieces cut rows and the boundary between the base's rows and the mean row."""
+    cfg = tiny.config(vocab_size=5000, hidden_size=36, num_attention_heads=3, num_key_value_heads=3)
+    base, diff = tiny.write_pair(tmp_path, cfg=cfg)
+    whole = recover(base, diff, tmp_path / "whole", device="cpu", progress=False)
+    assert streaming.PIECE % 65536 == 0
+    monkeypatch.setattr("baize_engine.checkpoint.file_io.is_cached", lambda *_: cached)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
+    from_files = counted(monkeypatch, CppAdder, "add_files")
+    run = streaming.stream_all
+    monkeypatch.setattr(
+        "baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "piece": 65536, "workers": workers})
+    )
+    pieces = recover(base, diff, tmp_path / "pieces", device="cpu", progress=False)
+    assert pieces.manifest.tensors == whole.manifest.tensors
+    same_bits(load(tmp_path / "pieces"), expected(load(base), load(diff), torch.float16))
+    assert bool(from_files) == bool(cached)
+
+
+def counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str]:
+    """Gets an item for each call of a method from here on."""
+    calls, method = [], getattr(owner, name)
+
+    def counting(*arguments: object, **named: object) -> object:
+        calls.append(name)
+        return method(*arguments, **named)
+
+    monkeypatch.setattr(owner, name, counting)
+    return calls
+
+
+def test_a_cached_file_that_is_cut_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    add_files, run = CppAdder.add_files, streaming.stream_all
+
+    def cutting(*arguments: Any, **named: Any) -> Any:
+        descriptor, offset = arguments[3]
+        os.truncate(f"/proc/self/fd/{descriptor}", offset + 10)
+        return add_files(*arguments, **named)
+
+    monkeypatch.setattr("baize_engine.checkpoint.file_io.is_cached", lambda *_: True)
+    monkeypatch.setattr(CppAdder, "add_files", cutting)
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "workers": 1}))
+    with pytest.raises(CheckpointError, match=rf"{diff}/\S+: model\.\S+: the file ends at byte \d+, wanted \d+ more"):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert not (tmp_path / "tuned").exists()
+
+
+@pytest.mark.parametrize("backend", ["cpp-scalar", "torch"])
+def test_backends_agree_on_bytes_and_sums(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    first = recover(base, diff, tmp_path / "first", device="cpu", progress=False)
+    monkeypatch.setenv("BAIZE_BACKEND", backend)
+    second = recover(base, diff, tmp_path / "second", device="cpu", progress=False)
+    assert second.manifest.backend == backend
+    assert second.manifest.tensors == first.manifest.tensors
+
+
+def test_the_sum_is_that_of_the_unrounded_values(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    result = recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    wanted = sum(t.double().sum().item() for t in expected(load(base), load(diff), torch.float32).values())
+    assert result.manifest.sum == pytest.approx(wanted, abs=1e-9)
+
+
+def test_side_files_come_along(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    (base / "tokenizer.model").write_bytes(b"base pieces")
+    (base / "LICENSE").write_text("base terms")
+    (base / "generation_config.json").write_text('{"pad_token_id": -1}')
+    (diff / "LICENSE").write_text("diff terms")
+    (diff / "LICENSE.txt").write_text("more")
+    (diff / "training.log").write_text("not wanted")
+    recover(base, diff, tmp_path / "tuned", dtype="bfloat16", device="cpu", progress=False)
+    names = {p.name for p in (tmp_path / "tuned").iterdir()}
+    assert names == {
+        "model.safetensors", "config.json", "baize_manifest.json",
+        "tokenizer.model", "LICENSE", "LICENSE.txt", "base_LICENSE",
+    }  # fmt: skip
+    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert (config["torch_dtype"], config["vocab_size"]) == ("bfloat16", tiny.CONFIG["vocab_size"] + 1)
+
+
+def test_the_tokenizer_is_never_mixed(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    (base / "tokenizer.json").write_text("{}")
+    (diff / "tokenizer.model").write_bytes(b"diff pieces")
+    (diff / "added_tokens.json").write_text('{"<pad>": 96}')
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert not (tmp_path / "tuned" / "tokenizer.json").exists()
+    assert (tmp_path / "tuned" / "tokenizer.model").read_bytes() == b"diff pieces"
+    assert (tmp_path / "tuned" / "added_tokens.json").exists()
+
+
+def test_overflow_is_counted_by_tensor(tmp_path: Path) -> None:
+    cfg = tiny.config()
+    base, diff = tiny.state(cfg), {k: v * 0.01 for k, v in tiny.state(cfg, 5).items()}
+    base["lm_head.weight"][3, 4] = 65520.0  # rounds to infinity in float16; 65519.99 would not
+    base["lm_head.weight"][3, 5] = float("nan")
+    tiny.write_model(tmp_path / "base", cfg, base)
+    diff["lm_head.weight"][3] = 0
+    tiny.write_model(tmp_path / "diff", cfg, diff)
+    result = recover(tmp_path / "base", tmp_path / "diff", tmp_path / "tuned", device="cpu", progress=False)
+    assert {name: record.overflowed for name, record in result.overflowed.items()} == {"lm_head.weight": 1}
+    assert {name: record.nonfinite for name, record in result.nonfinite.items()} == {"lm_head.weight": 1}
+    assert result.manifest.tensors["lm_head.weight"].sum is None
+    row = load(tmp_path / "tuned")["lm_head.weight"][3]
+    assert row[4] == float("inf")
+    assert row[5].view(torch.int16) == 0x7E00
+
+
+def test_manifest_of_sources(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    result = recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, hash_sources=True)
+    import hashlib
+
+    for role, folder in (("base", base), ("diff", diff)):
+        files = result.manifest.sources[role]
+        assert len(files) == len(read_index(folder).files)
+        for file in files:
+            content = (folder / file.name).read_bytes()
+            assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
+
+
+def remove_tensor(folder: Path, name: str) -> None:
+    tensors = load(folder)
+    del tensors[name]
+    cfg = json.loads((folder / "config.json").read_text())
+    shutil.rmtree(folder)
+    tiny.write_model(folder, cfg, tensors)
+
+
+def edit_config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def smaller_base(base: Path, diff: Path) -> None:
+    shutil.rmtree(base)
+    cfg = tiny.config(hidden_size=16, num_hidden_layers=1)
+    tiny.write_model(base, cfg, tiny.state(cfg))
+
+
+def whole_model(base: Path, diff: Path) -> None:
+    cfg = json.loads((diff / "config.json").read_text())
+    shutil.rmtree(diff)
+    tiny.write_model(diff, cfg, tiny.state(cfg, 9))
+
+
+def pointer(base: Path, diff: Path) -> None:
+    shard = sorted(diff.glob("*.bin"))[0]
+    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+def integer_tensor(base: Path, diff: Path) -> None:
+    tensors = load(diff)
+    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int32)
+    cfg = json.loads((diff / "config.json").read_text())
+    shutil.rmtree(diff)
+    tiny.write_model(diff, cfg, tensors)
+
+
+REFUSALS = {
+    "wrong size": (
+        smaller_base,
+        MismatchError,
+        "wrong size of base.*1 layers of hidden size 16.*2 layers of hidden size 32",
+    ),
+    "missing in diff": (
+        lambda b, d: remove_tensor(d, "model.norm.weight"),
+        MismatchError,
+        "model.norm.weight is in .*base",
+    ),
+    "missing in base": (lambda b, d: remove_tensor(b, "lm_head.weight"), MismatchError, "lm_head.weight is in .*diff"),
+    "eps differs": (lambda b, d: edit_config(b, rms_norm_eps=1e-5), MismatchError, "rms_norm_eps is 1e-05 .*1e-06"),
+    "positions differ": (
+        lambda b, d: edit_config(d, max_position_embeddings=4096),
+        MismatchError,
+        "max_position_embeddings",
+    ),
+    "theta differs": (lambda b, d: edit_config(b, rope_theta=1e6), MismatchError, "rope_theta"),
+    "heads differ": (lambda b, d: edit_config(b, num_attention_heads=2), MismatchError, "num_attention_heads"),
+    "rope differs": (
+        lambda b, d: edit_config(d, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
+        MismatchError,
+        "rope is",
+    ),
+    "whole model": (whole_model, MismatchError, "looks like a whole model"),
+    "adapter": (lambda b, d: (d / "adapter_config.json").write_text("{}"), CheckpointError, "LoRA"),
+    "lfs pointer": (pointer, CheckpointError, "git lfs pull"),
+    "no folder": (lambda b, d: shutil.rmtree(b), BaizeError, "base"),
+    "missing shard": (
+        lambda b, d: sorted(b.glob("*.bin"))[1].unlink(),
+        CheckpointError,
+        "pytorch_model-00002-of-00003.bin",
+    ),
+    "integers": (integer_tensor, MismatchError, "model.norm.weight .*int32"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refusals_come_before_the_first_byte(tmp_path: Path, case: str) -> None:
+    change, error, message = REFUSALS[case]
+    base, diff = tiny.write_pair(tmp_path)
+    change(base, diff)
+    before = snapshot(tmp_path)
+    with pytest.raises(error, match=message):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert not (tmp_path / "tuned").exists()
+    assert snapshot(tmp_path) == before
+
+
+@pytest.mark.parametrize("case", ["eps differs", "theta differs", "whole model"])
+def test_force_goes_on(tmp_path: Path, case: str) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    REFUSALS[case][0](base, diff)
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, force=True)
+    same_bits(load(tmp_path / "tuned"), expected(load(base), load(diff), torch.float16))
+
+
+def test_force_does_not_bend_shapes(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    smaller_base(base, diff)
+    with pytest.raises(MismatchError, match="wrong size"):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, force=True)
+
+
+def test_old_and_new_config_spellings_agree(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    path = diff / "config.json"
+    config = json.loads(path.read_text())
+    del config["torch_dtype"]
+    config |= {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
+    path.write_text(json.dumps(config))
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    written = json.loads((tmp_path / "tuned" / "config.json").read_text())
+    assert written["dtype"] == "float16"
+    assert "torch_dtype" not in written
+
+
+def test_a_base_that_already_has_the_pad_row(tmp_path: Path) -> None:
+    """The long-standing complaint about the reference: 32001 against 32000 rows."""
+    cfg = tiny.config(vocab_size=97)
+    base, diff = tiny.state(cfg), {k: v * 0.01 for k, v in tiny.state(cfg, 2).items()}
+    tiny.write_model(tmp_path / "base", cfg, base)
+    tiny.write_model(tmp_path / "diff", cfg, diff)
+    result = recover(tmp_path / "base", tmp_path / "diff", tmp_path / "tuned", device="cpu", progress=False)
+    assert result.extra_rows == 0
+    same_bits(load(tmp_path / "tuned"), expected(base, diff, torch.float16))
+
+
+def test_output_with_content_is_refused_untouched(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    (tmp_path / "tuned").mkdir()
+    (tmp_path / "tuned" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match="not empty"):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert snapshot(tmp_path / "tuned") == {"thesis.txt": b"mine"}
+    with pytest.raises(OutputError, match="not empty"):
+        recover(base, diff, base, device="cpu", progress=False)
+
+
+def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    before = snapshot(tmp_path)
+    from baize_engine.checkpoint.writer import CheckpointWriter
+
+    write, calls = CheckpointWriter.write, []
+
+    def failing(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
+        calls.append(name)
+        if len(calls) == 7:
+            raise OSError(28, "No space left on device", name)
+        write(self, name, offset, view)
+
+    monkeypatch.setattr(CheckpointWriter, "write", failing)
+    with pytest.raises(OSError, match="No space left"):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert snapshot(tmp_path) == before
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    run = streaming.stream_all
+
+    def meddling(*args: object, **settings: object) -> object:
+        records = run(*args, **settings)
+        victim = sorted(base.glob("*.bin"))[0]
+        victim.write_bytes(victim.read_bytes() + b"x")
+        return records
+
+    monkeypatch.setattr("baize_engine.recovery.run.stream_all", meddling)
+    with pytest.raises(CheckpointError, match="changed while it was read"):
+        recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    assert not (tmp_path / "tuned").exists()
+
+
+def test_transformers_opens_the_result_and_generates_the_same(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    from baize_engine import Engine, SamplingParams
+
+    base, diff = tiny.write_pair(tmp_path)
+    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tuned", dtype=torch.float32)
+    prompt = [1, 5, 9, 33, 70]
+    theirs = model.generate(
+        torch.tensor([prompt]), max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0
+    )
+    with Engine.from_pretrained(tmp_path / "tuned", device="cpu") as engine:
+        (ours,) = engine.generate([prompt], SamplingParams(max_new_tokens=16, ignore_eos=True))
+    assert ours.token_ids == theirs[0, len(prompt) :].tolist()
+
+
+FORKED = """
+import os, signal, sys
+from tqdm import tqdm
+from baize_engine import recover
+
+tqdm.get_lock()
+if (child := os.fork()) == 0:
+    tqdm.get_lock().acquire()
+    os.kill(os.getpid(), signal.SIGKILL)
+os.waitpid(child, 0)
+recover(*sys.argv[1:], device="cpu", progress=False)
+"""
+
+
+def test_without_a_bar_none_waits_for_the_bar_of_a_killed_fork(tmp_path: Path) -> None:
+    """tqdm's lock is shared by forked processes, and hidden bars take it too."""
+    base, diff = tiny.write_pair(tmp_path)
+    subprocess.run([sys.executable, "-c", FORKED, base, diff, tmp_path / "tuned"], check=True, timeout=120)
+    assert (tmp_path / "tuned/model.safetensors").exists()
+
+
+FORKS = """
+import gc, mmap, os, sys
+from baize_engine import recover
+from baize_engine.checkpoint.writer import CheckpointWriter
+
+def full(*_):
+    raise OSError(28, "No space left on device")
+
+gc.disable()
+CheckpointWriter.write = full
+try:
+    recover(*sys.argv[1:], device="cpu", progress=False)
+except OSError:
+    pass
+if (child := os.fork()) == 0:
+    mine = [mmap.mmap(-1, 1 << 18) for _ in range(200)]
+    gc.collect()  # of the buffers, which the failure's traceback kept
+    for memory in mine:
+        memory.write(bytes(len(memory)))
+    os._exit(0)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_fork_after_a_failure_has_its_memory(tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    subprocess.run([sys.executable, "-c", FORKS, base, diff, tmp_path / "tuned"], check=True, timeout=120)
