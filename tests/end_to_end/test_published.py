@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from assets import SHARED
+from assets import REPO, SHARED
 from fakes import llama_sized_model
 
 from baize_engine import Engine, SamplingParams, verify
@@ -27,7 +27,7 @@ from baize_engine.text.tokenizer import Tokenizer
 
 transformers = pytest.importorskip("transformers")
 
-HERE = Path(__file__).parent / "published"
+HERE = REPO / "tests" / "published"
 PROMPT = "the cat sat on"
 GROWING = ("model.embed_tokens.weight", "lm_head.weight")
 SAID = 4  # tokens before the end id
