@@ -97,7 +97,7 @@ def test_one_module_feeds_recovered_tensors_to_weights() -> None:
 def test_only_backend_picks_implementations(path: Path) -> None:
     """Kernels are reached through the table. The adders, the norm check and `native` call the C++ they are named after."""
     name = module_name(path)
-    if name in ("baize_engine.backend", "baize_engine.backend.cpp_ops") or name.startswith("baize_engine.recovery"):
+    if name.startswith(("baize_engine.backend", "baize_engine.recovery")):
         return
     found = touches(imports(path), "baize_engine.kernels") + touches(imports(path), "baize_engine._C")
     assert found == []
@@ -105,7 +105,7 @@ def test_only_backend_picks_implementations(path: Path) -> None:
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_the_cli_parses_and_prints(path: Path) -> None:
-    if module_name(path) in ("baize_engine.cli.main", "baize_engine.__main__") or path.stem.startswith("cli_"):
+    if module_name(path).startswith(("baize_engine.cli", "baize_engine.__main__")):
         return
     assert touches(imports(path), "argparse") == []
     calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
