@@ -7,8 +7,10 @@ from pathlib import Path
 import faulty_recover
 import pytest
 import tiny
+from fakes import small_model
 
 from baize_engine import recover
+from baize_engine.text.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -32,3 +34,12 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if why_not:
         pytest.skip(why_not)
     return found
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with a tokenizer, in float32."""
+    config = tiny.config(torch_dtype="float32", vocab_size=Tokenizer(small_model()).vocab_size)
+    made = tiny.write_model(tmp_path_factory.mktemp("model"), config, tiny.state(config, 0, scale=0.3))
+    (made / "tokenizer.model").write_bytes(small_model())
+    return made

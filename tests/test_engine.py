@@ -6,35 +6,19 @@ import gc
 import io
 
 import pytest
-import torch
-from fakes import EOS, FIRST_BYTE, VOCAB, ByteTokenizer, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
+from fake_engine import TOKENIZER, AllRows, all_free, make
+from fakes import EOS, FIRST_BYTE, VOCAB, FakeCache, ScriptDecoder, TableDecoder
 
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.score import CHUNK, score_tokens
 
-TOKENIZER = ByteTokenizer()
-
-
-def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(dim=-1)
-
-
-def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:
-    options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy, **changes}
-    cache = FakeCache(options.pop("blocks", 64))
-    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)
-
 
 def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
     """An engine whose answer to `prompt` is `text`, then the end token."""
     script = TOKENIZER.encode(text, add_bos=False)
     return make(ScriptDecoder(script, len(TOKENIZER.encode(prompt))), **changes)
-
-
-def all_free(engine: Engine) -> bool:
-    return engine._cache.free_blocks == engine._cache.num_blocks
 
 
 def test_an_answer_ends_at_the_end_token() -> None:
@@ -286,20 +270,6 @@ def test_chat_renders_and_answers() -> None:
 def expected_score(decoder: TableDecoder, ids: list[int], start: int) -> float:
     rows = [decoder.table[i % 7, ids[i - 1]].log_softmax(dim=-1)[ids[i]] for i in range(start, len(ids))]
     return float(sum(row.double() for row in rows))
-
-
-class AllRows(TableDecoder):
-    """A TableDecoder that gives the logits of every token when asked, and notes of how many rows at a time."""
-
-    def __init__(self, vocab: int) -> None:
-        super().__init__(vocab)
-        self.logit_rows: list[int] = []
-
-    def forward(self, token_ids, sequences, cache, all_logits=False, prompt=False):  # type: ignore[no-untyped-def]
-        if not all_logits:
-            return super().forward(token_ids, sequences, cache)
-        self.logit_rows.append(len(token_ids[0]))
-        return torch.cat([super(AllRows, self).forward([[i]], sequences, cache) for i in token_ids[0]])
 
 
 def test_score_sums_the_completions_log_probabilities() -> None:

@@ -15,8 +15,9 @@ import tiny
 import tiny_meta
 import torch
 from fakes import small_model
+from folders import load, snapshot
+from refusals import REFUSALS
 from shapes import Shape
-from test_recover import REFUSALS, load, snapshot
 
 from baize_engine import Engine, SamplingParams, from_diff, recover
 from baize_engine.cli.main import main

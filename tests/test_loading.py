@@ -7,10 +7,10 @@ import math
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from assets import shared
 from fakes import small_model
+from tiny import PROMPTS, model
 
 from baize_engine import Engine, SamplingParams, loading
 from baize_engine.backend import choose
@@ -22,14 +22,6 @@ from baize_engine.loading import lengths
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.weights import nbytes
-
-PROMPTS = [[1, 5, 9, 40], [1, 17], [1, *range(3, 60)]]
-
-
-def model(folder: Path, seed: int = 0, scale: float = 0.3, **changes: object) -> Path:
-    """A seeded random model whose next tokens vary; scale 0.05 would repeat one token."""
-    config = tiny.config(torch_dtype="float32", **changes)
-    return tiny.write_model(folder, config, tiny.state(config, seed, scale=scale))
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}])

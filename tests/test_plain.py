@@ -7,8 +7,8 @@ import array
 import numpy as np
 import pytest
 import torch
+from fake_engine import AllRows, make
 from fakes import EOS, VOCAB, TableDecoder
-from test_engine import AllRows, make
 
 from baize_engine import SamplingParams, plain
 from baize_engine.errors import RequestError

@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 from decoders import make, prompt
+from fake_engine import TOKENIZER, all_free, greedy
 from fakes import VOCAB, FakeCache, FakeSteps, TableDecoder
-from test_engine import TOKENIZER, all_free, greedy
 from tiny import config
 
 from baize_engine import Engine, SamplingParams

@@ -16,7 +16,7 @@ from baize_engine.recovery.recover import recover
 from baize_engine.recovery.result import describe
 from baize_engine.recovery.verify import verify
 
-PAIR = Path(__file__).parent / "demo_pair"
+PAIR = Path(__file__).parents[1] / "demo_pair"
 ANSWER_TOKENS = 24
 
 

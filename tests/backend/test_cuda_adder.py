@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from test_diff_add_cpp import DTYPES, as_bytes, draw
+from diff_oracle import DTYPES, as_bytes, draw
 
 from baize_engine import _C
 from baize_engine.backend.cuda_adder import CHUNK, PART, SLOTS, CudaAdder, parts

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from test_loading import PROMPTS, model
+from tiny import PROMPTS, model
 
 CODE = """
 import os, signal, sys

@@ -7,8 +7,8 @@ import os
 from collections.abc import Generator
 from pathlib import Path
 
+import fake_engine
 import pytest
-import test_engine
 from fakes import VOCAB, ByteTokenizer, TableDecoder
 
 from baize_engine.batch.output import AnswerFile
@@ -39,7 +39,7 @@ def make(fail_at: int | None = None) -> Engine:
     """An engine that notes in `calls` how many prompts it gets together."""
     decoder = TableDecoder(VOCAB)
     decoder.fail_at = fail_at
-    engine, calls = test_engine.make(decoder), []
+    engine, calls = fake_engine.make(decoder), []
     usual = engine.completions
 
     def noting(prompts: list, params: object = None) -> Generator[list[Completion], None, None]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import chains
@@ -12,20 +10,13 @@ import in_turn
 import pytest
 import torch
 import tuner
+from chain_runs import Slow, fake_gpu, spoiled, tiny
 from in_turn import Measured, OnGpu, OnHost
 from interpreter import interpreter
 from tune_kernels import config_of
 from tuner import Cell
 
-from baize_engine.kernels import reference, settings, tuned
-
-CPU = torch.device("cpu")
-
-
-def tiny(kind: str = "float16", ops: Any = reference, rows: int = 2, views: tuple[int, ...] = (16, 64)) -> chains.Chain:
-    torch.manual_seed(1)
-    config = config_of(Cell("tiny", kind, rows))
-    return chains.layers(ops, config, kind, rows, "cpu", views, 0)
+from baize_engine.kernels import reference
 
 
 def test_a_chain_is_what_a_step_does_in_its_layers() -> None:
@@ -58,19 +49,6 @@ def test_results_depend_on_nothing_that_ran_before(kind: str) -> None:
         assert all(bool(one.isnan().any()) for one in chain.results(view)[1:])
 
 
-def spoiled(wrong: Callable[[Any], Exception | float | None]) -> Any:
-    """The reference ops, whose gate_up does by its settings what `wrong` says: raise, or add to its results."""
-
-    def gate_up(x: Any, norm: Any, eps: float, weights: Any, *, out: torch.Tensor, each_row: bool) -> torch.Tensor:
-        how = tuned.product("gate_up", 16, tuple(weights[0].shape), x.shape[0], CPU)
-        if isinstance(what := wrong(how), Exception):
-            raise what
-        reference.gate_up(x, norm, eps, weights, out=out, each_row=each_row)
-        return out.add_(what or 0.0)
-
-    return SimpleNamespace(**{**vars(reference), "gate_up": gate_up})
-
-
 def test_other_bits_are_seen_at_every_context() -> None:
     chain = tiny(ops=spoiled(lambda how: 1e-2 if how.trigger == "late" else None))
     start = tuner.rules(chain.ops)
@@ -83,28 +61,6 @@ def test_other_bits_are_seen_at_every_context() -> None:
     for view in ("16", "64"):
         with pytest.raises(in_turn.OtherBits, match=f"other bits than the rules at {view}: "):
             measured.compare(start, late, [view])
-
-
-class Slow(OnHost):
-    """A timer of runs whose settings say how long they take: `late` products a tenth less each."""
-
-    turns, repeats = 2, 2
-
-    def __init__(self) -> None:
-        self.us: dict[Any, float] = {}
-        self.prepared = 0
-
-    def prepare(self, calls: Any) -> Any:
-        self.prepared += 1
-        how = tuned.table(CPU)
-        products = [found for key, found in how.entries.items() if key[0] in settings.PRODUCTS]
-        late = sum(next(iter(found.values())).trigger == "late" for found in products)
-        run = super().prepare(calls)
-        self.us[run] = (10 - late) * len(calls)
-        return run
-
-    def seconds(self, runs: Any, rewind: Any) -> list[float]:
-        return [self.us[run] * 1e-4 for run in runs]
 
 
 def test_what_is_clearly_slower_is_not_measured_long() -> None:
@@ -137,36 +93,6 @@ def test_times_at_two_contexts_are_averaged() -> None:
     assert (found.best_us, found.tried_us) == pytest.approx((5000, 4750))
 
 
-def fake_gpu(monkeypatch: pytest.MonkeyPatch, ms: float) -> list[str]:
-    """A torch.cuda whose clock goes on by `ms` for each call of a replay; returns what will have been asked of it."""
-    clock = [0.0]
-    said: list[str] = []
-
-    class Event:
-        def __init__(self, enable_timing: bool) -> None:
-            assert enable_timing
-
-        def record(self) -> None:
-            self.at = clock[0]
-
-        def elapsed_time(self, end: Event) -> float:
-            return end.at - self.at
-
-    class Graph:
-        def __init__(self, calls: Any) -> None:
-            self._calls, self._run = calls, OnHost().prepare(calls)
-
-        def replay(self) -> None:
-            clock[0] += ms * len(self._calls)
-            self._run()
-
-    monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: said.append(f"wait {device}"))
-    monkeypatch.setattr(in_turn.graphs, "run_aside", lambda calls, device: said.append(f"aside {len(calls)}"))
-    monkeypatch.setattr(in_turn.graphs, "capture", lambda calls, device: Graph(calls))
-    return said
-
-
 def test_a_gpus_runs_are_graphs_that_are_timed_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     said, chain = fake_gpu(monkeypatch, 0.01), tiny(views=(16,))
     start = tuner.rules(chain.ops)
@@ -179,23 +105,7 @@ def test_a_gpus_runs_are_graphs_that_are_timed_in_turn(monkeypatch: pytest.Monke
     assert set(said[1:]) == {f"aside {calls}", "wait cuda:1"}
 
 
-class Once(OnHost):
-    turns = 1
-
-
-def interpreted(kind: str) -> list[str]:
-    """In the interpreter's process: the GPU's own ops in a chain, once more with other tiles; names of ops that moved."""
-    chain = tiny(kind, chains.kernels(), rows=1, views=(16,))
-    start = tuner.rules(chain.ops)
-    measured = Measured(chain, start, Once())
-    moves = [move for move in tuner.moves(chain.ops) if move.aspect in ("tile", "norm")]
-    last = {move.ops: move for move in moves if move.on(start) != start}
-    for move in last.values():
-        measured.compare(start, move.on(start), ["16"])
-    return sorted(move.names for move in last.values())
-
-
 def test_the_gpus_ops_have_equal_bits_in_a_chain() -> None:
     with interpreter() as running:
-        found = running.run("test_in_turn", "interpreted", "int8")[0]
+        found = running.run("chain_runs", "interpreted", "int8")[0]
     assert found == ["attention", "gate_up", "linear_add down", "linear_add o", "qkv_rope_store"]

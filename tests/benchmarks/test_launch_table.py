@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 import launch_table
+import launch_tables
 import pytest
-import test_settings
 import torch
 
 from baize_engine.kernels import tuned
@@ -22,9 +22,9 @@ def option(*words: str) -> str:
 
 
 def test_the_table_in_use(tmp_path: Path) -> None:
-    path = test_settings.write(tmp_path)
+    path = launch_tables.write(tmp_path)
     with launch_table.in_use(option("--tuned", str(path)), "cpu") as name:
-        assert (name, tuned.table(CPU).gpu) == ("card.json", test_settings.H100)
+        assert (name, tuned.table(CPU).gpu) == ("card.json", launch_tables.H100)
         with launch_table.in_use(option("--tuned", "none"), "cpu") as inner:
             assert (inner, tuned.table(CPU)) == ("rules", tuned.NO_TABLE)
     with launch_table.in_use(option(), "cpu") as name:

@@ -13,7 +13,7 @@ import precompile
 import pytest
 import tuner
 from assets import REPO
-from test_in_turn import tiny
+from chain_runs import tiny
 from tune_kernels import config_of
 from tuner import Cell, Move
 

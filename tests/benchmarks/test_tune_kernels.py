@@ -20,9 +20,9 @@ import pytest
 import torch
 import tune_kernels
 from assets import REPO
+from chain_runs import Slow, fake_gpu, spoiled
 from reports import INTERRUPTED, Report
 from table_file import TableFile
-from test_in_turn import Slow, fake_gpu, spoiled
 from triton.runtime.errors import OutOfResources
 from tune_kernels import REHEARSAL, OutOfTime, Tuning
 from tuner import Cell

@@ -14,7 +14,7 @@ import pytest
 import tiny
 import tiny_meta
 import torch
-from test_recover import load, same_bits
+from folders import load, same_bits
 
 from baize_engine import Engine, quantize, recover, verify
 from baize_engine.checkpoint.base import read_base

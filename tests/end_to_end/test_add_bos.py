@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 from assets import shared
+from commands import generate, read, write
+from fake_engine import engine_of
 from fakes import small_model
-from test_cli_generate import folder, generate, read, write  # noqa: F401
-from test_parse_special import engine_of
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
@@ -54,7 +54,7 @@ Ask = Callable[..., object]
         lambda engine, prompt, **bos: engine.score(prompt, [[7, 8]], **bos),
     ],
 )  # fmt: skip
-def test_every_request_that_takes_a_prompt_can_say(folder: Path, ask: Ask) -> None:  # noqa: F811
+def test_every_request_that_takes_a_prompt_can_say(folder: Path, ask: Ask) -> None:
     with Engine.from_pretrained(folder, device="cpu") as engine:
         assert engine.tokenizer is not None
         bare, whole = (engine.tokenizer.encode("the cat", add_bos=bos) for bos in (False, True))
@@ -65,7 +65,7 @@ def test_every_request_that_takes_a_prompt_can_say(folder: Path, ask: Ask) -> No
             ask(engine, "the cat", add_bos=0)
 
 
-def test_a_text_scored_after_a_text_begins_as_it_does(folder: Path) -> None:  # noqa: F811
+def test_a_text_scored_after_a_text_begins_as_it_does(folder: Path) -> None:
     with Engine.from_pretrained(folder, device="cpu") as engine:
         assert engine.tokenizer is not None
         bare = engine.tokenizer.encode("the", add_bos=False)
@@ -82,7 +82,7 @@ def test_a_tokenizer_without_begin_token_says_so() -> None:
         engine.encode("the", add_bos=True)
 
 
-def test_flag_and_records(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_flag_and_records(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     talk = [{"role": "user", "content": "the cat"}]
     lines: list[dict] = [
         {"prompt": "the cat"},

@@ -8,23 +8,15 @@ from pathlib import Path
 
 import pytest
 from assets import shared
-from fakes import EOS, FakeCache, FakeSteps, ScriptDecoder, TableDecoder, small_model
-from test_cli_generate import folder, generate, read, write  # noqa: F401
-from test_engine import greedy
+from commands import generate, read, write
+from fake_engine import engine_of
+from fakes import EOS, small_model
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.errors import RequestError
 from baize_engine.text.tokenizer import Tokenizer
 
 FEW = SamplingParams(max_new_tokens=4, ignore_eos=True)
-
-
-def engine_of(tokenizer: Tokenizer, vocab: int) -> Engine:
-    # a table of all pairs of 32000 tokens would be too large
-    decoder = TableDecoder(vocab) if vocab < 1000 else ScriptDecoder([], 0, vocab)
-    cache = FakeCache()
-    options = {"vocab_size": vocab, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy}
-    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)
 
 
 TEXTS = [
@@ -80,7 +72,7 @@ def test_every_request_that_takes_a_prompt_can_ask_for_it(ask: Ask) -> None:
         ask(engine, "a", 1)  # type: ignore[arg-type]
 
 
-def test_flag_and_records(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
+def test_flag_and_records(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines: list[dict] = [
         {"prompt": "the cat</s>a"},
         {"prompt": "the cat</s>a", "parse_special": True},

@@ -116,3 +116,12 @@ def write_pair(
     write_model(root / "base", cfg, base, base_form, shards=3)
     write_model(root / "diff", tuned_cfg, diff, diff_form, shards=2)
     return root / "base", root / "diff"
+
+
+PROMPTS = [[1, 5, 9, 40], [1, 17], [1, *range(3, 60)]]
+
+
+def model(folder: Path, seed: int = 0, scale: float = 0.3, **changes: object) -> Path:
+    """A seeded random model whose next tokens vary; scale 0.05 would repeat one token."""
+    cfg = config(torch_dtype="float32", **changes)
+    return write_model(folder, cfg, state(cfg, seed, scale=scale))

@@ -9,11 +9,10 @@ import oracles
 import pytest
 import torch
 from interpreter import Interpreter, interpreter
+from product_inputs import ACTIVATIONS, EPS, case, matrix, rand
 
 from baize_engine.kernels import quantized, reference
 
-EPS = 1e-5
-ACTIVATIONS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 KINDS = ("same", "int8", "int4")
 
 
@@ -23,22 +22,8 @@ def triton() -> Iterator[Interpreter]:
         yield running
 
 
-def rand(*shape: int, seed: int, dtype: torch.dtype = torch.float32, scale: float = 1.0) -> torch.Tensor:
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
-
-
-def matrix(n: int, k: int, kind: str, dtype: torch.dtype, seed: int = 5) -> Any:
-    weight = rand(n, k, seed=seed, dtype=dtype, scale=k**-0.5)
-    return weight if kind == "same" else quantized.quantize(weight, kind)
-
-
 def wide(weight: Any) -> torch.Tensor:
     return quantized.dequantize(weight).double()
-
-
-def case(rows: int, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """x and a norm weight."""
-    return rand(rows, k, seed=rows, dtype=dtype, scale=3), (1 + rand(k, seed=2, scale=0.3)).to(dtype)
 
 
 @pytest.mark.parametrize("kind", KINDS)

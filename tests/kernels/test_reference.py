@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from test_diff_add_cpp import DTYPES, as_bytes, bits, draw, oracle, same
+from diff_oracle import DTYPES, as_bytes, bits, draw, oracle, same
 from tolerances import OP_FLOAT32
 
 from baize_engine.kernels import reference

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_loading import PROMPTS, model
+from tiny import PROMPTS, model
 
 from baize_engine import Engine, SamplingParams, loading
 from baize_engine.cli.main import main

@@ -11,13 +11,13 @@ import pytest
 import tiny
 import torch
 from interpreter import Interpreter, interpreter
+from short_prompt_runs import CONFIG, both_ways
 
 from baize_engine.kernels import reference
 from baize_engine.model import graphs, short_prompts
 from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.llama import Llama
 
-CONFIG = tiny.config(num_key_value_heads=2)
 LENGTHS = (2, 3, 7, 8, 9, 16, 31, 33, 63, 64)
 
 
@@ -25,29 +25,6 @@ LENGTHS = (2, 3, 7, 8, 9, 16, 31, 33, 63, 64)
 def triton() -> Iterator[Interpreter]:
     with interpreter() as running:
         yield running
-
-
-def both_ways(model: Llama, before: int, count: int) -> list[tuple[torch.Tensor, ...]]:
-    """(logits, keys, values, length) of `count` tokens after `before`, in one launch and op by op, beside another sequence."""
-    found = []
-    for ahead in (True, False):
-        model.runs_ahead = ahead
-        cache = model.new_cache(512)
-        cache.keys.fill_(0.5)
-        cache.values.fill_(0.5)
-        other, own = cache.allocate(), cache.allocate()
-        model.prefill(decoders.prompt(20, 9), other, cache)
-        if before:
-            model.forward([decoders.prompt(before, 1)], [own], cache, prompt=True)
-        logits = model.prefill(decoders.prompt(count, 2), own, cache)
-        own_blocks = [*other.blocks, *own.blocks]
-        rest = [block for block in range(cache.num_blocks) if block not in own_blocks]
-        assert bool((cache.keys[:, rest] == 0.5).all())
-        assert bool((cache.values[:, rest] == 0.5).all())
-        rows = cache.slots(own, 0, own.length)
-        parts = [part[:, : cache.num_blocks].flatten(1, 2)[:, rows] for part in (cache.keys, cache.values)]
-        found.append((logits, *parts, torch.tensor(own.length)))
-    return found
 
 
 @pytest.mark.parametrize("count", LENGTHS)
@@ -59,17 +36,9 @@ def test_the_bits_are_those_of_the_piece_by_itself(before: int, count: int) -> N
         assert torch.equal(mine, wanted)
 
 
-def equal_bits(kind: str | None) -> bool:
-    """The same with joined and quantised weights in their own 16-bit type, for the interpreter's process."""
-    model = decoders.make(CONFIG, torch.float16, kind, joined=True)
-    return all(
-        torch.equal(mine, wanted) for count in (5, 40) for mine, wanted in zip(*both_ways(model, 3, count), strict=True)
-    )
-
-
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
 def test_the_gpus_kernels_give_the_bits_of_the_piece_by_itself(triton: Interpreter, kind: str | None) -> None:
-    assert triton.run("test_short_prompts", "equal_bits", kind)[0]
+    assert triton.run("short_prompt_runs", "equal_bits", kind)[0]
 
 
 def test_single_tokens_and_long_pieces_go_op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:

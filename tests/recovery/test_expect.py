@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_recover import expected, load, snapshot
+from folders import expected, load, snapshot
 
 from baize_engine import make_diff, recover, verify
 from baize_engine.cli.main import main

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from test_recover import load, same_bits
+from folders import load, same_bits
 
 from baize_engine import make_diff, recover
 from baize_engine.errors import MismatchError

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,53 +12,14 @@ from typing import Any
 import pytest
 import tiny
 import torch
-from safetensors.torch import load_file
+from folders import DTYPES, expected, load, same_bits, snapshot
+from refusals import REFUSALS, smaller_base
 
 from baize_engine import recover
 from baize_engine.backend.adders import CppAdder
 from baize_engine.checkpoint.index import read_index
-from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError
+from baize_engine.errors import CheckpointError, MismatchError, OutputError
 from baize_engine.recovery import stream as streaming
-
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-def load(folder: Path) -> dict[str, torch.Tensor]:
-    tensors: dict[str, torch.Tensor] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        tensors.update(load_file(path))
-    for path in sorted(folder.glob("*.bin")):
-        tensors.update(torch.load(path, weights_only=True))
-    return tensors
-
-
-def expected(
-    base: dict[str, torch.Tensor], diff: dict[str, torch.Tensor], dtype: torch.dtype
-) -> dict[str, torch.Tensor]:
-    """The reference method: widen, add the mean row where the diff has one more, add, round once."""
-    wanted = {}
-    for name, delta in diff.items():
-        if name.endswith("inv_freq"):
-            continue
-        whole = base[name].float()
-        if delta.shape[0] > whole.shape[0]:
-            mean = base[name].double().mean(dim=0, keepdim=True).float()
-            whole = torch.cat([whole, mean.expand(delta.shape[0] - whole.shape[0], -1)])
-        wanted[name] = (whole + delta.float()).to(dtype)
-    return wanted
-
-
-def same_bits(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> None:
-    assert set(got) == set(wanted)
-    for name, tensor in wanted.items():
-        assert got[name].dtype == tensor.dtype, name
-        assert got[name].shape == tensor.shape, name
-        kind = torch.int32 if tensor.element_size() == 4 else torch.int16
-        assert torch.equal(got[name].contiguous().view(kind), tensor.contiguous().view(kind)), name
-
-
-def snapshot(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -212,82 +172,6 @@ def test_manifest_of_sources(tmp_path: Path) -> None:
         for file in files:
             content = (folder / file.name).read_bytes()
             assert (file.bytes, file.sha256) == (len(content), hashlib.sha256(content).hexdigest())
-
-
-def remove_tensor(folder: Path, name: str) -> None:
-    tensors = load(folder)
-    del tensors[name]
-    cfg = json.loads((folder / "config.json").read_text())
-    shutil.rmtree(folder)
-    tiny.write_model(folder, cfg, tensors)
-
-
-def edit_config(folder: Path, **changes: object) -> None:
-    path = folder / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
-
-
-def smaller_base(base: Path, diff: Path) -> None:
-    shutil.rmtree(base)
-    cfg = tiny.config(hidden_size=16, num_hidden_layers=1)
-    tiny.write_model(base, cfg, tiny.state(cfg))
-
-
-def whole_model(base: Path, diff: Path) -> None:
-    cfg = json.loads((diff / "config.json").read_text())
-    shutil.rmtree(diff)
-    tiny.write_model(diff, cfg, tiny.state(cfg, 9))
-
-
-def pointer(base: Path, diff: Path) -> None:
-    shard = sorted(diff.glob("*.bin"))[0]
-    shard.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
-
-
-def integer_tensor(base: Path, diff: Path) -> None:
-    tensors = load(diff)
-    tensors["model.norm.weight"] = tensors["model.norm.weight"].to(torch.int32)
-    cfg = json.loads((diff / "config.json").read_text())
-    shutil.rmtree(diff)
-    tiny.write_model(diff, cfg, tensors)
-
-
-REFUSALS = {
-    "wrong size": (
-        smaller_base,
-        MismatchError,
-        "wrong size of base.*1 layers of hidden size 16.*2 layers of hidden size 32",
-    ),
-    "missing in diff": (
-        lambda b, d: remove_tensor(d, "model.norm.weight"),
-        MismatchError,
-        "model.norm.weight is in .*base",
-    ),
-    "missing in base": (lambda b, d: remove_tensor(b, "lm_head.weight"), MismatchError, "lm_head.weight is in .*diff"),
-    "eps differs": (lambda b, d: edit_config(b, rms_norm_eps=1e-5), MismatchError, "rms_norm_eps is 1e-05 .*1e-06"),
-    "positions differ": (
-        lambda b, d: edit_config(d, max_position_embeddings=4096),
-        MismatchError,
-        "max_position_embeddings",
-    ),
-    "theta differs": (lambda b, d: edit_config(b, rope_theta=1e6), MismatchError, "rope_theta"),
-    "heads differ": (lambda b, d: edit_config(b, num_attention_heads=2), MismatchError, "num_attention_heads"),
-    "rope differs": (
-        lambda b, d: edit_config(d, rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}),
-        MismatchError,
-        "rope is",
-    ),
-    "whole model": (whole_model, MismatchError, "looks like a whole model"),
-    "adapter": (lambda b, d: (d / "adapter_config.json").write_text("{}"), CheckpointError, "LoRA"),
-    "lfs pointer": (pointer, CheckpointError, "git lfs pull"),
-    "no folder": (lambda b, d: shutil.rmtree(b), BaizeError, "base"),
-    "missing shard": (
-        lambda b, d: sorted(b.glob("*.bin"))[1].unlink(),
-        CheckpointError,
-        "pytorch_model-00002-of-00003.bin",
-    ),
-    "integers": (integer_tensor, MismatchError, "model.norm.weight .*int32"),
-}
 
 
 @pytest.mark.parametrize("case", REFUSALS)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import slow_baize
 import tiny
-from test_recover import snapshot
+from folders import snapshot
 
 from baize_engine import recover, verify
 from baize_engine.checkpoint import writer as writing

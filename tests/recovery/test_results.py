@@ -12,8 +12,8 @@ import pytest
 import tiny
 import torch
 from fakes import small_model
-from test_families import CFG, SETTINGS, alpaca_diff, base_state, fastchat_delta, near_mean, tuned_state, write
-from test_recover import snapshot
+from families import CFG, SETTINGS, alpaca_diff, base_state, fastchat_delta, near_mean, tuned_state, write
+from folders import snapshot
 
 from baize_engine import Engine, make_diff, quantize, recover, verify
 from baize_engine.checkpoint.index import read_index

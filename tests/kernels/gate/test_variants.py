@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+from attention_inputs import paged
 from interpreter import Interpreter, interpreter
-from test_attention_triton import paged
-from test_product import ACTIVATIONS, EPS, case, matrix, rand
-from test_sample_triton import FILTERS, arguments, logits
+from product_inputs import ACTIVATIONS, EPS, case, matrix, rand
+from sample_inputs import FILTERS, arguments, logits
 
 from baize_engine.kernels import attention, gate, product, sample, settings
 from baize_engine.kernels.settings import AttentionSettings, ProductSettings

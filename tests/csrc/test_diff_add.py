@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import errno
-import math
 import os
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from diff_oracle import DTYPES, as_bytes, bits, draw, oracle, same
 
 from baize_engine import _C
 
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # NaN on purpose
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-CANONICAL = {"float32": 0x7FC00000, "float16": 0x7E00, "bfloat16": 0x7FC0}
 LENGTHS = [0, 1, 7, 15, 17, 1023, 1024, 1025, 65535, 65536, 65537, 3 * 65536 + 77]
 
 
@@ -27,43 +24,6 @@ def variant(request: pytest.FixtureRequest) -> str:
     if reason:
         pytest.skip(f"{request.param}: {reason}")
     return request.param
-
-
-def as_bytes(tensor: torch.Tensor) -> bytearray:
-    return bytearray(tensor.contiguous().view(torch.uint8).numpy().tobytes()) if tensor.numel() else bytearray()
-
-
-def bits(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-
-
-def oracle(base: torch.Tensor, diff: torch.Tensor, out: str, subtract: bool) -> tuple[bytearray, list[float], int, int]:
-    left, right = base.float(), diff.float()
-    value = right - left if subtract else left + right
-    rounded = value.to(DTYPES[out])
-    bits(rounded)[torch.isnan(value)] = CANONICAL[out]
-    overflowed = int((torch.isfinite(value) & torch.isinf(rounded)).sum())
-    return as_bytes(rounded), chunk_sums(value), overflowed, int((~torch.isfinite(value)).sum())
-
-
-def chunk_sums(value: torch.Tensor) -> list[float]:
-    """The definition, spelled out: 1024 lanes in order, folded by halves."""
-    sums = []
-    for chunk in torch.split(value.double(), 65536) if value.numel() else []:
-        lanes = np.zeros(1024)
-        for row in torch.split(chunk, 1024):
-            lanes[: row.numel()] += row.numpy()
-        while lanes.size > 1:
-            lanes = lanes[: lanes.size // 2] + lanes[lanes.size // 2 :]
-        sums.append(float(lanes[0]))
-    return sums
-
-
-def same(got: list[float], wanted: list[float]) -> bool:
-    return len(got) == len(wanted) and all(
-        struct.pack("d", a) == struct.pack("d", b) or (math.isnan(a) and math.isnan(b))  # 0.0 is not -0.0
-        for a, b in zip(got, wanted, strict=True)
-    )
 
 
 def check(
@@ -83,14 +43,6 @@ def check(
     assert memory[-64:] == guard
     assert same(got[0], sums)
     assert got[1:] == (overflowed, nonfinite)
-
-
-def draw(count: int, dtype: torch.dtype, seed: int) -> torch.Tensor:
-    """Values of all magnitudes, among them subnormals of each type, zeros of both signs and values near overflow."""
-    g = torch.Generator().manual_seed(seed)
-    scale = torch.tensor([1.0, 1e-3, 1e-7, 6e-8, 1e-40, 6e4, 0.0, -0.0])
-    pick = torch.randint(len(scale), (count,), generator=g)
-    return (torch.randn(count, generator=g) * scale[pick]).to(dtype)
 
 
 @pytest.mark.parametrize("base", DTYPES)

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from diff_oracle import DTYPES, bits, draw
 from interpreter import Interpreter, interpreter
-from test_diff_add_cpp import DTYPES, bits, draw
 
 from baize_engine.kernels import reference
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_decoder_cpp import VARIANTS
-from test_sample_triton import FILTERS, arguments, logits, state
+from decoder_variants import VARIANTS
+from sample_inputs import FILTERS, ROWS, arguments, logits, state
 
 from baize_engine.backend import cpp_ops
 from baize_engine.kernels import reference
-
-ROWS = 12  # of `arguments`
 
 
 @pytest.fixture(params=VARIANTS)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from test_cli_generate import folder, read, write  # noqa: F401
+from commands import read, write
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.cli import streams
@@ -50,7 +50,7 @@ def run(arguments: list[str], redirected: str = "", stdin: bytes = b"", **enviro
     ],
 )
 def test_a_closed_stream_is_one_line_where_it_is_needed(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
     arguments: list[str],
     closed: str,
@@ -66,7 +66,7 @@ def test_a_closed_stream_is_one_line_where_it_is_needed(
         assert len(read(tmp_path / "out.jsonl")) == 1  # and not what was said of it
 
 
-def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:  # noqa: F811
+def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:
     """print() takes a closed stderr for standard output."""
     chat = ["chat", str(folder), "--device", "cpu", "--max_new_tokens", "2"]
     code, whole, err = run(chat, "", b"/nothing\nthe cat\n")
@@ -84,7 +84,7 @@ def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:
     ids=str,
 )
 def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
     environment: dict[str, str],
 ) -> None:
@@ -107,7 +107,7 @@ def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
     assert run([*line, "-"], **environment)[1] == out.read_bytes()  # and so are records on standard output
 
 
-def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: Path) -> None:
     lines = [{"prompt": "the cat", "id": n, "meta": {"of": [n, None]}} for n in range(3)]
     path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     line = ["generate", str(folder), "--device", "cpu", "--max_new_tokens", "3", "--quiet"]
@@ -129,7 +129,7 @@ def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: 
     assert (code, err) == (1, "baize: standard input has no records, wanted a JSON object a line\n")
 
 
-def test_two_polite_kills_in_a_row_show_no_traceback(folder: Path) -> None:  # noqa: F811
+def test_two_polite_kills_in_a_row_show_no_traceback(folder: Path) -> None:
     """Wherever the second comes while the process ends because of the first."""
     for wait in range(6):
         child = subprocess.Popen(
@@ -167,7 +167,7 @@ def test_a_warning_is_a_line(tmp_path: Path) -> None:
     assert issubclass(BaizeWarning, UserWarning)
 
 
-def test_text_of_another_encoding_on_the_command_line_is_read_as_utf_8(folder: Path) -> None:  # noqa: F811
+def test_text_of_another_encoding_on_the_command_line_is_read_as_utf_8(folder: Path) -> None:
     with Engine.from_pretrained(folder, device="cpu") as engine:
         (done,) = engine.generate("the é", SamplingParams(max_new_tokens=3))
     line = ["generate", str(folder), "--device", "cpu", "--max_new_tokens", "3", "--prompt"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import signal
 import subprocess
@@ -13,35 +12,12 @@ from pathlib import Path
 
 import pytest
 import slow_baize
-import tiny
-from fakes import small_model
+from commands import generate, read, write
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.cli.main import main
-from baize_engine.text.tokenizer import Tokenizer
 
 PROMPTS = [{"prompt": f"the cat sat on {i}", "id": i} for i in range(12)]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    config = tiny.config(torch_dtype="float32", vocab_size=Tokenizer(small_model()).vocab_size)
-    made = tiny.write_model(tmp_path_factory.mktemp("model"), config, tiny.state(config, 0, scale=0.3))
-    (made / "tokenizer.model").write_bytes(small_model())
-    return made
-
-
-def write(path: Path, lines: list[dict]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return path
-
-
-def read(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def generate(folder: Path, *arguments: object) -> int:
-    return main(["generate", str(folder), "--device", "cpu", *map(str, arguments)])
 
 
 def test_a_file_is_answered_as_the_engine_answers(

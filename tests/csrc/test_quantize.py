@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from test_decoder_cpp import VARIANTS
+from decoder_variants import VARIANTS
 
 from baize_engine.backend import cpp_ops
 from baize_engine.kernels import quantized

@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-from test_cli import baize
+from commands import baize
 
 from baize_engine import verify
 from baize_engine.checkpoint.manifest import read_manifest

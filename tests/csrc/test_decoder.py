@@ -4,17 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from decoder_variants import VARIANTS
 
 from baize_engine import _C
 from baize_engine.backend import cpp_ops
 from baize_engine.kernels import quantized, reference
 
-VARIANTS = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(_C.decoder_why_not(name) is not None, reason=str(_C.decoder_why_not(name)))
-    )
-    for name in _C.decoder_variants()
-]
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 
 

@@ -14,14 +14,10 @@ from types import SimpleNamespace
 import pytest
 import slow_baize
 import tiny
+from commands import baize
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.cli.main import main
-
-
-def baize(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baize_engine", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
 
 
 @pytest.fixture
@@ -90,7 +86,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
 def test_info_says_where_a_gpus_launch_settings_come_from(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import test_settings
+    import launch_tables
     import torch
 
     from baize_engine.backend import devices
@@ -105,7 +101,7 @@ def test_info_says_where_a_gpus_launch_settings_come_from(
         tuned.of_device.cache_clear()
         assert main(["info"]) == 0
         said.append(capsys.readouterr().out)
-        test_settings.write(tmp_path, "h100.json")
+        launch_tables.write(tmp_path, "h100.json")
     tuned.of_device.cache_clear()
     (tmp_path / "another.json").write_text("{")
     tuned.of_device.cache_clear()

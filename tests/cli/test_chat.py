@@ -17,7 +17,6 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cli_generate import folder  # noqa: F401
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.cli import line_editing
@@ -49,7 +48,7 @@ def conversation(model: Path, *said: str) -> list[str]:
     return replies
 
 
-def test_lines_of_a_pipe_are_messages_of_one_conversation(folder: Path) -> None:  # noqa: F811
+def test_lines_of_a_pipe_are_messages_of_one_conversation(folder: Path) -> None:
     wanted = conversation(folder, "hello", WORDS)
     code, out, err = piped(folder, f"hello\n\n  {WORDS}  \n/exit\nnever read\n".encode())
     assert (code, out, err) == (0, "".join(reply + "\n" for reply in wanted), [])
@@ -58,7 +57,7 @@ def test_lines_of_a_pipe_are_messages_of_one_conversation(folder: Path) -> None:
     assert (code, out, err) == (0, "".join(reply + "\n" for reply in wanted), [])
 
 
-def test_bad_bytes_cost_their_message_and_not_the_conversation(folder: Path) -> None:  # noqa: F811
+def test_bad_bytes_cost_their_message_and_not_the_conversation(folder: Path) -> None:
     wanted = conversation(folder, "hello", WORDS)
     code, out, err = piped(folder, b"hello\nthe \xff cat\n" + WORDS.encode() + b"\n")
     assert out == "".join(reply + "\n" for reply in wanted)
@@ -66,7 +65,7 @@ def test_bad_bytes_cost_their_message_and_not_the_conversation(folder: Path) -> 
     assert code == 3
 
 
-def test_the_oldest_turns_go_where_the_conversation_outgrows_the_context(folder: Path) -> None:  # noqa: F811
+def test_the_oldest_turns_go_where_the_conversation_outgrows_the_context(folder: Path) -> None:
     """The reply is that of a conversation that began later."""
     (alone,) = conversation(folder, WORDS)
     for more in ((), ("--keep_last",)):
@@ -84,7 +83,7 @@ def test_the_oldest_turns_go_where_the_conversation_outgrows_the_context(folder:
             assert int(found[1]) == len(engine.chat_ids(both)) - len(engine.chat_ids([last]))
 
 
-def test_a_message_too_long_for_the_context_drops_nothing(folder: Path) -> None:  # noqa: F811
+def test_a_message_too_long_for_the_context_drops_nothing(folder: Path) -> None:
     short = conversation(folder, "a", "a")
     code, out, err = piped(folder, f"a\n{'the cat ' * 200}\na\n".encode(), "--max_model_len", "72")
     assert (code, out) == (3, "".join(reply + "\n" for reply in short))
@@ -92,7 +91,7 @@ def test_a_message_too_long_for_the_context_drops_nothing(folder: Path) -> None:
     assert "it was left out, wanted a shorter one" in line
 
 
-def test_nokeep_last_refuses_the_message_and_says_how_many_tokens_are_left(folder: Path) -> None:  # noqa: F811
+def test_nokeep_last_refuses_the_message_and_says_how_many_tokens_are_left(folder: Path) -> None:
     wanted = conversation(folder, WORDS, "a")
     code, out, err = piped(folder, f"{WORDS}\n{WORDS}\na\n".encode(), "--max_model_len", "72", "--nokeep_last")
     assert (code, out) == (3, "".join(reply + "\n" for reply in wanted))  # as if it had never been said
@@ -101,7 +100,7 @@ def test_nokeep_last_refuses_the_message_and_says_how_many_tokens_are_left(folde
     assert "are left of the 72 that the context has: it was left out, /new starts over, and --keep_last" in line
 
 
-def test_commands_are_done_and_words_that_are_none_are_told(folder: Path) -> None:  # noqa: F811
+def test_commands_are_done_and_words_that_are_none_are_told(folder: Path) -> None:
     wanted = conversation(folder, "/usr/a cat", "// a", "/the cat") + conversation(folder, "//the", "/ the")
     typed = [
         "/usr/a cat",
@@ -173,7 +172,7 @@ def asleep(pid: int) -> None:
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_at_the_prompt_ends_the_chat_in_a_line(folder: Path, sent: signal.Signals) -> None:  # noqa: F811
+def test_a_signal_at_the_prompt_ends_the_chat_in_a_line(folder: Path, sent: signal.Signals) -> None:
     terminal = Terminal(command(folder))
     terminal.read_until(b"you> ")
     asleep(terminal.child.pid)
@@ -186,7 +185,7 @@ def test_a_signal_at_the_prompt_ends_the_chat_in_a_line(folder: Path, sent: sign
     assert code in (130, -signal.SIGTERM)
 
 
-def test_what_is_typed_is_answered(folder: Path) -> None:  # noqa: F811
+def test_what_is_typed_is_answered(folder: Path) -> None:
     (reply,) = conversation(folder, "hello")
     terminal = Terminal(command(folder))
     terminal.say(b"hello\n")
@@ -195,7 +194,7 @@ def test_what_is_typed_is_answered(folder: Path) -> None:  # noqa: F811
     assert reply.encode().replace(b"\n", b"\r\n") + b"\r\n" in terminal.everything
 
 
-def test_lines_are_edited_and_recalled_also_by_another_chat(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_lines_are_edited_and_recalled_also_by_another_chat(folder: Path, tmp_path: Path) -> None:
     """The left arrow was `^[[D` in the message before."""
     replies = conversation(folder, "the cat", "the cats")
     terminal = Terminal(command(folder), XDG_STATE_HOME=str(tmp_path))
@@ -236,7 +235,7 @@ EDITORS = {
 
 
 @pytest.mark.parametrize("editor", EDITORS)
-def test_pasted_lines_are_one_message(folder: Path, tmp_path: Path, editor: str) -> None:  # noqa: F811
+def test_pasted_lines_are_one_message(folder: Path, tmp_path: Path, editor: str) -> None:
     """By GNU readline, by libedit in its place (as macOS's Python has it), and without either."""
     environment = {"XDG_STATE_HOME": str(tmp_path)}
     if editor == "libedit":
@@ -259,7 +258,7 @@ def test_pasted_lines_are_one_message(folder: Path, tmp_path: Path, editor: str)
 
 @pytest.mark.parametrize("trouble", ["file in the way", "folder in the way", "closed", "pipe"])
 def test_a_history_that_cannot_be_kept_is_told_once_and_costs_nothing(
-    folder: Path,  # noqa: F811
+    folder: Path,
     tmp_path: Path,
     trouble: str,
 ) -> None:
@@ -284,7 +283,7 @@ def test_a_history_that_cannot_be_kept_is_told_once_and_costs_nothing(
     assert terminal.everything.count(b"messages are not kept for another chat") == 1
 
 
-def test_a_bad_byte_that_is_typed_costs_its_message(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_bad_byte_that_is_typed_costs_its_message(folder: Path, tmp_path: Path) -> None:
     (reply,) = conversation(folder, "dog")
     terminal = Terminal(command(folder), XDG_STATE_HOME=str(tmp_path))
     terminal.say(b"the \xff cat\n")

@@ -1,0 +1,47 @@
+"""An engine over a decoder without weights: what its tests, and those of its threads and files of prompts, start from."""
+
+from __future__ import annotations
+
+import torch
+from fakes import EOS, VOCAB, ByteTokenizer, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
+
+from baize_engine.engine import Engine
+from baize_engine.text.tokenizer import Tokenizer
+
+TOKENIZER = ByteTokenizer()
+
+
+def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+    return logits.argmax(dim=-1)
+
+
+def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:
+    options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy, **changes}
+    cache = FakeCache(options.pop("blocks", 64))
+    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)
+
+
+def all_free(engine: Engine) -> bool:
+    return engine._cache.free_blocks == engine._cache.num_blocks
+
+
+class AllRows(TableDecoder):
+    """A TableDecoder that gives the logits of every token when asked, and notes of how many rows at a time."""
+
+    def __init__(self, vocab: int) -> None:
+        super().__init__(vocab)
+        self.logit_rows: list[int] = []
+
+    def forward(self, token_ids, sequences, cache, all_logits=False, prompt=False):  # type: ignore[no-untyped-def]
+        if not all_logits:
+            return super().forward(token_ids, sequences, cache)
+        self.logit_rows.append(len(token_ids[0]))
+        return torch.cat([super(AllRows, self).forward([[i]], sequences, cache) for i in token_ids[0]])
+
+
+def engine_of(tokenizer: Tokenizer, vocab: int) -> Engine:
+    # a table of all pairs of 32000 tokens would be too large
+    decoder = TableDecoder(vocab) if vocab < 1000 else ScriptDecoder([], 0, vocab)
+    cache = FakeCache()
+    options = {"vocab_size": vocab, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy}
+    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)

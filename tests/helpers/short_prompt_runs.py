@@ -1,0 +1,42 @@
+"""Short prompts through their plans and op by op."""
+
+from __future__ import annotations
+
+import decoders
+import tiny
+import torch
+
+from baize_engine.model.llama import Llama
+
+CONFIG = tiny.config(num_key_value_heads=2)
+
+
+def both_ways(model: Llama, before: int, count: int) -> list[tuple[torch.Tensor, ...]]:
+    """(logits, keys, values, length) of `count` tokens after `before`, in one launch and op by op, beside another sequence."""
+    found = []
+    for ahead in (True, False):
+        model.runs_ahead = ahead
+        cache = model.new_cache(512)
+        cache.keys.fill_(0.5)
+        cache.values.fill_(0.5)
+        other, own = cache.allocate(), cache.allocate()
+        model.prefill(decoders.prompt(20, 9), other, cache)
+        if before:
+            model.forward([decoders.prompt(before, 1)], [own], cache, prompt=True)
+        logits = model.prefill(decoders.prompt(count, 2), own, cache)
+        own_blocks = [*other.blocks, *own.blocks]
+        rest = [block for block in range(cache.num_blocks) if block not in own_blocks]
+        assert bool((cache.keys[:, rest] == 0.5).all())
+        assert bool((cache.values[:, rest] == 0.5).all())
+        rows = cache.slots(own, 0, own.length)
+        parts = [part[:, : cache.num_blocks].flatten(1, 2)[:, rows] for part in (cache.keys, cache.values)]
+        found.append((logits, *parts, torch.tensor(own.length)))
+    return found
+
+
+def equal_bits(kind: str | None) -> bool:
+    """The same with joined and quantised weights in their own 16-bit type, for the interpreter's process."""
+    model = decoders.make(CONFIG, torch.float16, kind, joined=True)
+    return all(
+        torch.equal(mine, wanted) for count in (5, 40) for mine, wanted in zip(*both_ways(model, 3, count), strict=True)
+    )
