@@ -1,19 +1,42 @@
-"""The rules that keep every module in its room, checked on the import statements of the sources."""
+"""The rules of docs/architecture.md that say which module may know which, read from the import statements of the sources.
+
+Imports within functions and those for type checkers count as well.
+"""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 from assets import REPO
 
+# Lowest first: folders and files of baize_engine/. A module imports from its own layer and those before it, no other.
+LAYERS = (
+    ("_C", "errors", "interrupts", "plain", "printable", "progress"),
+    ("kernels",),
+    ("checkpoint",),
+    ("text",),
+    ("backend",),
+    ("model", "recovery"),
+    ("generation",),
+    ("completion", "engine", "from_diff", "loading", "options", "requests", "turns"),
+    ("batch", "evaluation"),
+    ("__main__", "cli"),
+)
+RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+STRANGERS = {"recovery": ("model", "generation"), "model": ("recovery",), "generation": ("recovery",)}
+ONE_IMPLEMENTATION = {"CHUNK", "add_rows", "widen"}  # of the C++ extension: nothing to choose from
+
 PACKAGE = REPO / "baize_engine"
-SOURCES = sorted(p for p in PACKAGE.rglob("*.py") if "kernels" not in p.relative_to(PACKAGE).parts)
 KERNELS = sorted((REPO / "kernels").glob("*.py"))
+SOURCES = sorted(path for path in PACKAGE.rglob("*.py") if "kernels" not in path.relative_to(PACKAGE).parts)
 ALL = SOURCES + KERNELS
+BELOW_THE_ENTRANCE = [path for path in ALL if path != PACKAGE / "__init__.py"]  # which names what each layer offers
 
 
 def module_name(path: Path) -> str:
@@ -23,109 +46,124 @@ def module_name(path: Path) -> str:
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+def room(path: Path) -> str:
+    """The folder or the file of baize_engine/ that a source is of."""
+    return module_name(path).split(".")[1]
 
 
-def imports(path: Path, *, top_level_only: bool = False) -> set[str]:
-    """Modules that a file imports at run time, with `from a import b` giving both a and a.b."""
-    found: set[str] = set()
-    pending: list[ast.AST] = [ast.parse(path.read_text())]
-    while pending:
-        node = pending.pop()
-        if is_type_checking(node):
-            continue
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def imports(path: Path) -> dict[str, int]:
+    """Modules that a file imports, each with a line; `from a import b` gives both a and a.b."""
+    found: dict[str, int] = {}
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            found |= {alias.name: node.lineno for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            base = node.module or ""
-            if node.level:
-                package = module_name(path).split(".")[: -node.level]
-                base = ".".join([*package, base]).rstrip(".")
-            found |= {base} | {f"{base}.{alias.name}" for alias in node.names}
-        if top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            continue
-        pending.extend(ast.iter_child_nodes(node))
+            package = ".".join(module_name(path).split(".")[: -node.level]) if node.level else ""
+            module = f"{package}.{node.module or ''}".strip(".")
+            found |= {name: node.lineno for name in [module, *(f"{module}.{alias.name}" for alias in node.names)]}
     return found
 
 
-def touches(found: set[str], package: str) -> list[str]:
-    return sorted(name for name in found if name == package or name.startswith(package + "."))
+def imports_of(path: Path, *packages: str) -> list[str]:
+    """Where a file imports one of these: ["line: module", ...]."""
+    return [
+        f"{line}: {name}"
+        for name, line in imports(path).items()
+        if any(name == package or name.startswith(f"{package}.") for package in packages)
+    ]
 
 
-@pytest.mark.parametrize("path", KERNELS, ids=lambda p: p.stem)
+def rooms_imported(path: Path) -> dict[str, int]:
+    """Folders and files of the package that a file imports, but its own, each with a line."""
+    found = {}
+    for name, line in imports(path).items():
+        package, _, rest = name.partition(".")
+        if package == "baize_engine" and rest not in ("", "__version__"):
+            found[rest.partition(".")[0]] = line
+    return {name: line for name, line in found.items() if name != room(path)}
+
+
+@pytest.mark.parametrize("path", BELOW_THE_ENTRANCE, ids=module_name)
+def test_no_import_runs_against_the_order_of_layers(path: Path) -> None:
+    own = RANKS[room(path)]
+    assert [f"{path.name}:{line}: {name}" for name, line in rooms_imported(path).items() if RANKS[name] > own] == []
+
+
+def test_folders_do_not_import_each_other_in_a_circle() -> None:
+    graph: dict[str, set[str]] = {}
+    for path in BELOW_THE_ENTRANCE:
+        graph.setdefault(room(path), set()).update(rooms_imported(path))
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle: {error.args[1]}")
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
 def test_kernels_know_nothing_of_the_package(path: Path) -> None:
-    outside = [name for name in touches(imports(path), "baize_engine") if not name.startswith("baize_engine.kernels")]
-    assert outside == []
+    assert rooms_imported(path) == {}
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_triton_stays_in_kernels(path: Path) -> None:
-    assert touches(imports(path), "triton") == []
+    assert imports_of(path, "triton") == []
 
 
-@pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_recovery_and_decoder_never_meet(path: Path) -> None:
-    name = module_name(path)
-    if name.startswith("baize_engine.recovery"):
-        forbidden = ["baize_engine.model", "baize_engine.generation", "baize_engine.engine"]
-    elif name.startswith(("baize_engine.model", "baize_engine.generation")):
-        forbidden = ["baize_engine.recovery"]
-    elif name.startswith("baize_engine.checkpoint"):
-        forbidden = [
-            "baize_engine.recovery",
-            "baize_engine.model",
-            "baize_engine.generation",
-            "baize_engine.backend",
-        ]
-    else:
-        return
-    assert [hit for package in forbidden for hit in touches(imports(path), package)] == []
+def test_recovery_and_decoder_never_meet() -> None:
+    for path in BELOW_THE_ENTRANCE:
+        forbidden = [f"baize_engine.{name}" for name in STRANGERS.get(room(path), ())]
+        assert imports_of(path, *forbidden) == [], path
 
 
 def test_one_module_feeds_recovered_tensors_to_weights() -> None:
-    """The command line, which names both for its commands, apart."""
+    """The command line apart, which names both for its commands."""
     both = [
         module_name(path)
-        for path in SOURCES
-        if touches(imports(path), "baize_engine.recovery") and touches(imports(path), "baize_engine.model")
+        for path in BELOW_THE_ENTRANCE
+        if room(path) != "cli" and imports_of(path, "baize_engine.recovery") and imports_of(path, "baize_engine.model")
     ]
-    assert both == ["baize_engine.cli.recover", "baize_engine.from_diff"]
+    assert both == ["baize_engine.from_diff"]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_backend_picks_implementations(path: Path) -> None:
-    """Kernels are reached through the table. The adders, the norm check and `native` call the C++ they are named after."""
-    name = module_name(path)
-    if name.startswith(("baize_engine.backend", "baize_engine.recovery")):
+    """Others reach kernels through it. What the C++ extension has of one kind only, recovery calls itself."""
+    if path == PACKAGE / "__init__.py" or room(path) == "backend":
         return
-    found = touches(imports(path), "baize_engine.kernels") + touches(imports(path), "baize_engine._C")
-    assert found == []
+    assert imports_of(path, "baize_engine.kernels") == []
+    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
+    called = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "_C"}
+    assert called <= (ONE_IMPLEMENTATION if room(path) == "recovery" else set())
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_only_the_cli_parses_and_prints(path: Path) -> None:
-    if module_name(path).startswith(("baize_engine.cli", "baize_engine.__main__")):
+    if path == PACKAGE / "__main__.py" or path.is_relative_to(PACKAGE / "cli"):
         return
-    assert touches(imports(path), "argparse") == []
-    calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
-    assert not any(isinstance(call.func, ast.Name) and call.func.id in ("print", "input") for call in calls)
+    assert imports_of(path, "argparse") == []
+    calls = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Call)]
+    printing = [call for call in calls if isinstance(call.func, ast.Name) and call.func.id in ("print", "input")]
+    assert [f"{path.name}:{call.lineno}" for call in printing] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
-def test_token_ids_only_below_the_engine(path: Path) -> None:
-    name = module_name(path)
-    if not name.startswith(
-        ("baize_engine.model", "baize_engine.generation", "baize_engine.recovery", "baize_engine.checkpoint")
-    ):
+def test_only_the_engine_and_what_is_above_it_meet_text(path: Path) -> None:
+    """What computes knows token ids only."""
+    if path == PACKAGE / "__init__.py" or RANKS[room(path)] >= RANKS["engine"]:
         return
-    assert touches(imports(path), "baize_engine.text.tokenizer") == []
-    assert touches(imports(path), "baize_engine.text.chat") == []
+    allowed = [] if room(path) == "text" else ["baize_engine.text"]
+    assert imports_of(path, *allowed) == []
 
 
 @pytest.mark.parametrize("path", ALL, ids=module_name)
 def test_no_exception_is_swallowed_whole(path: Path) -> None:
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None, f"{path.name}:{node.lineno}: bare except"
             broad = isinstance(node.type, ast.Name) and node.type.id in ("Exception", "BaseException")
@@ -135,7 +173,7 @@ def test_no_exception_is_swallowed_whole(path: Path) -> None:
 
 def test_torch_load_is_never_called() -> None:
     for path in ALL:
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(tree(path)):
             if isinstance(node, ast.Attribute) and node.attr == "load" and isinstance(node.value, ast.Name):
                 assert node.value.id not in ("torch", "pickle"), f"{path}:{node.lineno}"
 
