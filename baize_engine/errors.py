@@ -1,14 +1,14 @@
-"""Errors that a user can act on. The command line prints them as one line and exits with 1."""
+"""The errors and warnings of the package. The command line prints an error as one line and exits with 1."""
 
 from baize_engine.printable import brief
 
 
 class BaizeError(Exception):
-    """Base of every error whose message is meant for the user: what was found, what was wanted, and where."""
+    """Base of every error meant for the user. The message says what was found, what was wanted, and where."""
 
 
 class CheckpointError(BaizeError, ValueError):
-    """A file of a checkpoint is not what it claims to be. The message names the file and, where known, the tensor."""
+    """A checkpoint file is not what it claims to be. The message names the file and, where known, the tensor."""
 
 
 class MismatchError(BaizeError, ValueError):
@@ -16,28 +16,28 @@ class MismatchError(BaizeError, ValueError):
 
 
 class ConfigError(BaizeError, ValueError):
-    """A config.json asks for a model that this engine would not run correctly."""
+    """A config.json describes a model that this engine cannot run correctly."""
 
 
 class OutputError(BaizeError, OSError):
-    """The output folder cannot take the result: not empty, no space, not writable. Raised with (errno, message)."""
+    """The output folder cannot take the result: not empty, no space, not writable. Arguments: (errno, message)."""
 
     def __str__(self) -> str:
-        return self.strerror or super().__str__()  # without the "[Errno 39]" that OSError puts in front
+        return self.strerror or super().__str__()  # without OSError's "[Errno 39]" prefix
 
 
 class BackendError(BaizeError, RuntimeError):
-    """A requested backend or device cannot run here. The message gives the reason."""
+    """The requested backend or device cannot run here. The message gives the reason."""
 
 
 class RequestError(BaizeError, ValueError):
-    """A prompt or sampling parameter that cannot be served, named by index or field."""
+    """A prompt or parameter cannot be served. The message names it by index or field."""
 
 
 class ValueRefused(RequestError):
-    """A RequestError of a value: `before`, the value in brief, `after`, in Python's words.
+    """A RequestError about one value. The message is `before`, the shortened repr of `value`, then `after`.
 
-    Who has the value from another language can say it in that one's.
+    The three are attributes too, so that a caller who read the value from JSON can show it as JSON.
     """
 
     def __init__(self, before: str, value: object, after: str) -> None:
@@ -46,4 +46,4 @@ class ValueRefused(RequestError):
 
 
 class BaizeWarning(UserWarning):
-    """What a user should know of a call that was served all the same. The command line prints it as a line on stderr."""
+    """Something the user should know about a call that still succeeds. The command line prints it on stderr."""

@@ -1,4 +1,4 @@
-"""Threads at work, and what ends them early: an error of one of them, or Ctrl-C."""
+"""Running calls in threads, and stopping them early on an error or Ctrl-C."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-Check = Callable[[], None]  # returns, or ends the call that it is called in
+Check = Callable[[], None]  # returns, or raises to end the calling thread's work
 
 
 class _Ended(BaseException):
-    """Ends a call whose result nobody waits for."""
+    """Unwinds a call whose result is no longer wanted."""
 
 
 def in_threads(
@@ -25,27 +25,31 @@ def in_threads(
     name: str = "baize",
     beside: AbstractContextManager[Any] | None = None,
 ) -> list[Result]:
-    """`call(item, check)` for every item, on at most so many threads; the results in the order of the items.
+    """Run `call(item, check)` for every item and return the results in the order of the items.
 
-    Once a call raises, or at Ctrl-C, calls that are under way end at their next `check()` and no other begins. The first
-    error is raised here, or what Ctrl-C became, when all have ended. `beside` is entered before the first call and left after
-    the last.
+    After an error or Ctrl-C no further call begins, and running calls end at their next `check()`. Once all have ended, the
+    first error (or the exception of the signal handler) is raised here.
+
+    call: must call its `check` now and then; the time between two checks is how long it may outlive an error.
+    threads: how many calls run at a time, at most.
+    name: prefix of the threads' names.
+    beside: a context entered before the first call and left after the last.
     """
     ended = threading.Event()
-    failed: list[BaseException] = []
+    errors: list[BaseException] = []
 
     def check() -> None:
         if ended.is_set() or arrived:
             raise _Ended
 
-    def one(item: Item) -> Any:
+    def run(item: Item) -> Any:
         try:
             check()
             return call(item, check)
         except _Ended:
-            return None  # nobody waits for it
+            return None  # never returned to the caller, who gets an error instead
         except BaseException as error:
-            failed.append(error)
+            errors.append(error)
             ended.set()
             raise
 
@@ -57,56 +61,58 @@ def in_threads(
             ThreadPoolExecutor(threads, thread_name_prefix=name) as pool,
         ):
             try:
-                futures.extend(pool.submit(one, item) for item in items)
+                futures.extend(pool.submit(run, item) for item in items)
                 wait(futures)
-            finally:  # also where the system has no thread to give, or a handler raises what is not deferred
+            finally:  # also if no thread can be started, or a signal handler raises an exception that is not deferred
                 ended.set()
-        if failed:
-            raise failed[0]
+        if errors:
+            raise errors[0]
         return [future.result() for future in futures]
-    finally:  # the error's traceback holds this frame: what the frame still held would live as long as the error
-        failed.clear()
+    finally:  # the error's traceback keeps this frame, and thus its lists, alive as long as the error
+        errors.clear()
         futures.clear()
 
 
 @contextmanager
 def deferred() -> Iterator[list[BaseException]]:
-    """KeyboardInterrupt and SystemExit of the handlers of Ctrl-C and SIGTERM come into the list that this gives, and the first
-    of them is raised at its end. Handlers that return do as ever. Not within another: the inner would learn of nothing.
+    """Defer KeyboardInterrupt and SystemExit raised by the handlers of SIGINT and SIGTERM to the end of the block.
 
-    They would be raised between any two instructions of the main thread. Where those are of a lock or a thread pool of the
-    standard library, other errors take their place, or a thread waits for ever.
+    They are collected in the list that this yields; the first one is raised at the end. Handlers that return work as usual.
+    Do not nest: the inner block would see no signal. Outside the main thread this does nothing.
+
+    Otherwise they could be raised between any two instructions of the main thread. Inside a lock or a thread pool of the
+    standard library that turns them into other errors, or leaves a thread waiting for ever.
     """
     raised: list[BaseException] = []
-    if threading.current_thread() is not threading.main_thread():  # which alone handles signals
+    if threading.current_thread() is not threading.main_thread():  # only the main thread runs signal handlers
         yield raised
         return
-    before: dict[int, Callable[[int, Any], Any]] = {}
+    original: dict[int, Callable[[int, Any], Any]] = {}
 
     def note(number: int, frame: Any) -> None:
         try:
-            before[number](number, frame)
+            original[number](number, frame)
         except (KeyboardInterrupt, SystemExit) as error:
             raised.append(error)
 
     def restore(number: int) -> None:
-        if signal.getsignal(number) is note:  # else the handler chose another, which stays
-            signal.signal(number, before[number])
+        if signal.getsignal(number) is note:  # otherwise the handler installed another, which stays
+            signal.signal(number, original[number])
 
     number: int
     try:
         with ExitStack() as stack:
             for number in (signal.SIGINT, signal.SIGTERM):
                 handler = signal.getsignal(number)
-                if callable(handler):  # neither ignored nor the death of the process
-                    before[number] = handler
+                if callable(handler):  # neither SIG_IGN nor SIG_DFL
+                    original[number] = handler
                     stack.callback(restore, number)
                     signal.signal(number, note)
             yield raised
     finally:
         if raised:
             first = raised[0]
-            raised.clear()  # see `in_threads`
+            raised.clear()  # see the end of `in_threads`
             try:
                 raise first
             finally:

@@ -1,4 +1,4 @@
-"""Numbers and lists as people have them: of numpy, of torch, anything with `__index__`; here they become Python's own."""
+"""Conversion of numbers and arrays of numpy, torch and the like to plain Python values. Imports neither."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 
 def number(value: Any) -> Any:
-    """The Python number of a scalar of numpy or torch, or of an array without dimensions; anything else as it is."""
+    """The Python number in a numpy or torch scalar or 0-d array; any other value unchanged."""
     return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
 
 
 def integer(value: Any) -> int | None:
-    """The int that `value` stands for; None where it is no integer. True and False are none."""
+    """`value` as an int, through `__index__`; None if it is not an integer. True and False are not integers here."""
     if type(value) is int:
         return value
     value = number(value)
@@ -26,10 +26,10 @@ def integer(value: Any) -> int | None:
 
 
 def items(value: Any) -> Sequence[Any] | None:
-    """The elements of a sequence or an array, which are lists where it has more dimensions; None where it is neither."""
+    """The elements of a sequence or an array (lists, if the array has more than one dimension); None for anything else."""
     if isinstance(value, Sequence):
         return None if isinstance(value, (bytes, bytearray, memoryview)) else value
     if getattr(value, "ndim", 0) and hasattr(value, "tolist"):
-        found: list[Any] = value.tolist()
-        return found
+        elements: list[Any] = value.tolist()
+        return elements
     return None

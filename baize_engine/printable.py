@@ -1,4 +1,4 @@
-"""What files of strangers say, made fit for a message: short, in one line, without control characters."""
+"""Values from untrusted files, made safe for an error message: short, on one line, without control characters."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _short.maxlist = _short.maxtuple = 16
 
 
 def shown(text: str) -> str:
-    """A name as it is, if it is of the usual kind."""
+    """`text` cut to MOST characters, with unprintable ones escaped; an ordinary name stays as it is."""
     cut = text if len(text) <= MOST else text[: MOST - 1] + "…"
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in cut)
 
 
 def brief(value: Any) -> str:
-    """What repr would say, of the first parts of the first levels only: values may refer to themselves a billion times."""
+    """The repr of `value`, cut in length and depth: a small hostile file can hold a value whose full repr is endless."""
     return _short.repr(value)[: 4 * MOST]
 
 
 def shown_json(value: Any) -> str:
-    """A value that JSON has, as JSON writes it: its beginning only, however deep or long it is."""
+    """The beginning of `value` written as JSON, however deep or long it is."""
     parts = json.JSONEncoder(ensure_ascii=False, default=brief).iterencode(value)
     return shown("".join(islice(parts, MOST + 1)))
 
 
 def kind(value: Any) -> str:
-    """What JSON calls a value of this kind, with its article."""
+    """The JSON name of the type of `value`, with its article: "an object", "a list"; null, true and false as themselves."""
     if value is None or isinstance(value, bool):
         return json.dumps(value)
-    words: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
+    words: dict[type, str] = {dict: "an object", list: "a list", str: "a string"}
     return words.get(type(value), "a number")

@@ -1,4 +1,4 @@
-"""Progress bars, where somebody looks: the one place that makes them."""
+"""Progress bars on a terminal. The only place that creates them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ if TYPE_CHECKING:
 
 
 def bar(shown: bool, **settings: Any) -> tqdm[Any] | None:
-    """tqdm with `settings` where it is `shown` and standard error is a terminal, else None: logs stay clean.
+    """A tqdm bar if `shown` is set and standard error is a terminal, else None, so that logs stay clean.
 
-    Not tqdm(disable=True): that too starts a thread, and takes a semaphore that forked processes share. One that is killed
-    while it has it leaves all others waiting for ever.
+    settings: keyword arguments of tqdm.
+
+    tqdm(disable=True) would not do: it too starts a thread and takes a semaphore shared by forked processes, and a process
+    killed while holding it leaves all others waiting for ever.
     """
-    if not shown or not getattr(sys.stderr, "isatty", lambda: False)():  # it may be None, or what a program put there
+    if not shown or not getattr(sys.stderr, "isatty", lambda: False)():  # sys.stderr may be None, or any object
         return None
-    from tqdm import tqdm  # here: it takes a tenth of a command's start
+    from tqdm import tqdm  # imported late: it takes a tenth of a command's start-up time
 
     return tqdm(**settings)

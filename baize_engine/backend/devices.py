@@ -1,4 +1,4 @@
-"""Which device a user's word means, and whether a GPU is there. Nothing is probed at import time, and torch only for a GPU."""
+"""Choice of the device. Probes nothing at import time, and imports torch only for a GPU."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from baize_engine.errors import BackendError
 
 
 def resolve_device(device: str) -> str:
-    """ "cpu" or "cuda[:n]" for a user's "auto", "cpu" or "cuda[:n]"; BackendError with the reason where it cannot be had.
+    """Resolve "auto", "cpu" or "cuda[:n]" to "cpu" or "cuda[:n]". BackendError says why a device cannot be used.
 
-    A GPU is looked for through the driver (libcuda) and only then is torch imported, so that a CPU run never loads it.
+    The driver (libcuda) is asked for a GPU first, so that a run on the CPU does not import torch for it.
     """
     if device == "cpu":
         return device
@@ -31,7 +31,7 @@ def resolve_device(device: str) -> str:
 
 @cache
 def _gpu_count() -> int:
-    """GPUs that the driver shows to this process; 0 without a driver."""
+    """The number of GPUs that the driver shows to this process; 0 without a driver."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -43,6 +43,7 @@ def _gpu_count() -> int:
 
 
 def _no_gpu() -> str | None:
+    """Why no GPU can be used; None if one can."""
     if _gpu_count() == 0:
         return "no CUDA driver with a GPU was found"
     import torch

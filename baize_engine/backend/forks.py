@@ -1,7 +1,7 @@
-"""Whether this process may compute with several threads: a child made by fork may not, if its parent did.
+"""Whether this process may compute with several threads. A forked child may not, if its parent did.
 
-It inherits the parent's account of a team of threads, OpenMP's, and not the threads: the first computation would wait for them
-for ever. With one thread there is no team, and a child works.
+The child inherits OpenMP's record of its thread team but not the threads, so its first computation would wait for ever. With
+one thread there is no team, and a child works.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import torch
 
 from baize_engine.errors import BackendError
 
-_started_by: int | None = None  # the process that made a team, this one or one that it is a copy of
+_started_by: int | None = None  # the process that started a thread team: this one or an ancestor
 
 
 def check() -> int:
-    """How many threads to compute with: torch's. BackendError where they would never come."""
+    """The number of threads to compute with, torch's. Raises BackendError in a forked child that would hang."""
     global _started_by
     threads, process = torch.get_num_threads(), os.getpid()
     if threads > 1:
         if _started_by not in (None, process):
             raise BackendError(
-                "this process was made by fork after its parent had computed with several threads, which a copy does not "
-                "have: start it by multiprocessing's 'spawn', or load the model with threads=1"
+                "this process was forked after its parent had computed with several threads, which a forked process does "
+                "not have: start it with multiprocessing's 'spawn', or load the model with threads=1"
             )
         _started_by = process
     return threads

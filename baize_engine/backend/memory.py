@@ -1,4 +1,4 @@
-"""Whether a model fits: weights and cache against the free memory, before anything is read. Knows no model."""
+"""Check that weights and cache fit into free memory before anything is read. Knows no model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ from baize_engine.errors import RequestError
 
 
 def check_fits(weights: int, cache: int, free: int | None, where: str) -> None:
-    """RequestError with the sizes (bytes) and the remedy if weights + cache exceed `free`. None: unknown, not checked."""
+    """Raise RequestError, with the sizes and a remedy, if `weights` + `cache` exceed `free`; all in bytes.
+
+    free: from `free_bytes`; None (unknown) skips the check.
+    where: the device as the message names it.
+    """
     if free is None or weights + cache <= free:
         return
     remedy = (
@@ -23,21 +27,21 @@ def check_fits(weights: int, cache: int, free: int | None, where: str) -> None:
 
 
 def free_bytes(device: str) -> int | None:
-    """Memory that `device` ("cpu" or "cuda[:n]") could give this process now. None where the system does not say.
+    """Bytes that `device` ("cpu" or "cuda[:n]") could give this process now; None if the system does not say.
 
-    On the CPU it is Linux's MemAvailable, or what a container's limit leaves where that is less. Both count the page cache:
-    mapped weights live there.
+    On the CPU that is Linux's MemAvailable or the rest of the container's limit, whichever is less. Both include the page
+    cache, where mapped weights live.
     """
     if device == "cpu":
-        found = available_memory(Path("/proc/meminfo")), available_in_group(Path("/sys/fs/cgroup"))
-        return min((free for free in found if free is not None), default=None)
+        limits = available_memory(Path("/proc/meminfo")), available_in_group(Path("/sys/fs/cgroup"))
+        return min((free for free in limits if free is not None), default=None)
     import torch
 
     return int(torch.cuda.mem_get_info(device)[0])
 
 
 def available_memory(meminfo: Path) -> int | None:
-    """MemAvailable of a file in the form of Linux's /proc/meminfo, in bytes. None where there is no such file or line."""
+    """MemAvailable, in bytes, of a file like Linux's /proc/meminfo; None without such a file or line."""
     if not meminfo.is_file():
         return None
     for line in meminfo.read_text().splitlines():
@@ -48,15 +52,15 @@ def available_memory(meminfo: Path) -> int | None:
 
 
 def available_in_group(group: Path) -> int | None:
-    """What the limit of a control group (Linux's, version 2) leaves, in bytes. None where there is no such folder or limit."""
+    """Bytes left of the memory limit of a Linux control group (version 2); None without such a folder or limit."""
     if not (group / "memory.max").is_file():
         return None
     limit = (group / "memory.max").read_text().strip()
     if limit == "max":
         return None
     used = int((group / "memory.current").read_text())
-    kinds = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
-    return max(0, int(limit) - used + int(kinds["active_file"]) + int(kinds["inactive_file"]))
+    stat = dict(line.split() for line in (group / "memory.stat").read_text().splitlines())
+    return max(0, int(limit) - used + int(stat["active_file"]) + int(stat["inactive_file"]))
 
 
 def _size(size: int) -> str:

@@ -1,16 +1,16 @@
-"""Chat messages to token ids in the format that open-instruct's models were trained on.
+"""Chat messages to token ids, in the format that open-instruct's models were trained on.
 
     <|system|>\\n…\\n   (optional)   <|user|>\\n…\\n   <|assistant|>\\n…</s>\\n   …   <|assistant|>\\n
 
 The tags are plain text; only BOS (once, in front) and the end-of-sequence *id* after each reply are special, and neither
 can come from a message: "</s>" in one is encoded as those four characters. A message can, however, contain the tags.
-BOS is there whatever add_bos_token says, as in training. A reply is closed by the tokenizer's end token, as open-instruct's
-code did it: "</s>", or what tokenizer_config.json calls eos_token where it names another ("<|im_end|>").
+BOS is added whatever add_bos_token says, as in training. A reply ends with the tokenizer's end token, as in open-instruct's
+code: "</s>", or what tokenizer_config.json names as eos_token instead ("<|im_end|>").
 
-Contents are stripped of surrounding white space, as training did. What follows an end id continues the text: it gets no
-dummy space, so the newline is the one token that the format shows (transformers 5 encodes the same string alike).
-Training with transformers 4.29 differed there, as measured with 4.29.2: its tokenizer dropped the newline after "</s>"
-and put a dummy space before the next "<|user|>". We keep the published format; first turns are equal in both.
+Contents are stripped of surrounding white space, as in training. Text after an end id gets no dummy space, so the newline
+is one token, as the format shows (transformers 5 encodes the string the same way). Training with transformers 4.29 differed
+there (measured with 4.29.2): its tokenizer dropped the newline after "</s>" and put a dummy space before the next
+"<|user|>". We keep the published format; first turns are equal in both.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ Message = Mapping[str, str]
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """The prompt's ids, ending with "<|assistant|>\\n". RequestError names the message by its index.
+    """Render a conversation as prompt ids ending with "<|assistant|>\\n".
 
-    An optional system message first, then user and assistant in turn, the user first and last.
+    messages: {"role", "content"} each: an optional system message, then user and assistant in turn, the user first and last.
+    Raises RequestError, naming the message by its index, or if the tokenizer has no begin or end token.
     """
     _check(messages)
     if tokenizer.bos_id is None or tokenizer.eos_id is None:
         raise RequestError("the chat format needs a tokenizer with a begin and an end token")
     ids = [tokenizer.bos_id]
-    text, fresh = "", True  # fresh: no id of this prompt's text is out yet, so the dummy space belongs to it
+    text, fresh = "", True  # fresh: no text of this prompt has been encoded yet, so the next gets the dummy space
     for message in messages:
         text += f"<|{message['role']}|>\n{message['content'].strip()}"
         if message["role"] == "assistant":
@@ -56,4 +57,5 @@ def _check(messages: Sequence[Message]) -> None:
             raise ValueRefused(f"messages[{i}] has content", message["content"], ", wanted a string")
         wanted = ("assistant",) if message["role"] == "user" else ("user",)
     if messages[-1]["role"] != "user":
-        raise RequestError(f"messages[{len(messages) - 1}] is the {messages[-1]['role']}'s, wanted the user's last")
+        last = len(messages) - 1
+        raise RequestError(f"messages[{last}], the last, has role {messages[last]['role']!r}, wanted 'user'")

@@ -1,8 +1,7 @@
 """Token ids to text, piece by piece, never half a character. Knows pieces and bytes; no model, no stop rules.
 
-The rules are sentencepiece's own, so that the pieces joined are what it decodes at once: the first piece loses the
-dummy space that encoding put there, a run of byte pieces is one run of UTF-8, and each byte of it that cannot be
-part of a character becomes one U+FFFD.
+The rules are sentencepiece's, so the joined pieces equal what it decodes at once: the first piece loses the dummy space that
+encoding added, a run of byte pieces is decoded as UTF-8, and each byte that cannot be part of a character becomes one U+FFFD.
 """
 
 from __future__ import annotations
@@ -15,22 +14,21 @@ SPACE = "\u2581"  # sentencepiece's spelling of a space inside a piece
 
 
 class Vocabulary(Protocol):
-    """What decoding needs to know of a tokenizer."""
+    """What decoding needs from a tokenizer."""
 
-    strips_first_space: bool  # the text's first piece loses one leading space
-    strips_all_spaces: bool  # and so does each that follows while the text is still empty
+    strips_first_space: bool  # the first piece of a text loses one leading space
+    strips_all_spaces: bool  # and so does each later piece while the text is still empty
 
     def piece(self, token_id: int) -> str | bytes:
-        """Text with SPACE for a space, one byte for a byte piece, "" for a special token."""
+        """The text of one id, with SPACE for a space; one byte for a byte piece, "" for a special token."""
         ...
 
 
 class IncrementalDecoder:
-    """Turns token ids into text as they come. push() returns what has become certain, flush() the rest at the end.
+    """Decode token ids as they come: push() returns the text that has become certain, flush() the rest at the end.
 
-    `context` are ids that came before, such as the prompt's: the text then is their exact continuation, so
-    decode(context) + the pieces == decode(context + ids), and a leading space is kept. (Where the context ends within
-    a character, that character comes with the piece that completes it.)
+    context: earlier ids, such as the prompt's. The text continues theirs exactly, leading space included: decode(context) +
+    the pieces == decode(context + ids). If the context ends within a character, the piece that completes it has all of it.
     """
 
     def __init__(self, vocabulary: Vocabulary, context: Iterable[int] = ()) -> None:
@@ -41,12 +39,12 @@ class IncrementalDecoder:
             self.push(token_id)
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` makes certain; often a word, "" while a character is incomplete."""
+        """Return the text that `token_id` makes certain: often a word, "" while a character is incomplete."""
         piece = self._vocabulary.piece(token_id)
         if isinstance(piece, bytes):
             self._pending += piece
             return self._release(final=False)
-        head = self._release(final=True)  # only neighbouring byte pieces form a character
+        head = self._release(final=True)  # a character comes from adjacent byte pieces only
         if self._at_start and piece.startswith(SPACE):
             piece = piece[1:]
             self._at_start = self._vocabulary.strips_all_spaces
@@ -55,7 +53,7 @@ class IncrementalDecoder:
         return head + piece.replace(SPACE, " ")
 
     def flush(self) -> str:
-        """What is still held back: the bytes of a character that never ended, one U+FFFD each."""
+        """Return what is still held back: one U+FFFD for each byte of an incomplete character."""
         return self._release(final=True)
 
     def _release(self, final: bool) -> str:

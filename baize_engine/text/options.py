@@ -1,4 +1,4 @@
-"""How a prompt that is a text is to become ids: what a caller may ask for. Knows no tokenizer."""
+"""How text prompts are tokenized, as far as a caller may choose. Knows no tokenizer."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from baize_engine.errors import RequestError
 
 @dataclass(frozen=True)
 class TextOptions:
-    """How prompts that are texts become ids; those that are ids stay as they are. RequestError names a field that cannot be.
+    """How text prompts are tokenized; prompts of ids stay as they are. RequestError names a field of the wrong type.
 
-    parse_special: the spelling of special tokens means their ids. add_bos, add_eos: whether a begin id comes in front and an
-    end id behind; None: as the tokenizer's files say.
+    parse_special: whether special tokens spelled in the text become their ids.
+    add_bos, add_eos: whether to add a begin id in front and an end id behind; None: as the tokenizer's files say.
     """
 
     parse_special: bool = False
@@ -25,7 +25,7 @@ class TextOptions:
         for name in ("add_bos", "add_eos"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
-                raise RequestError(f"{name} is {value!r}, wanted True, False or None, as the tokenizer's files say")
+                raise RequestError(f"{name} is {value!r}, wanted True, False or None (as the tokenizer's files say)")
 
 
 AS_FILES_SAY = TextOptions()

@@ -1,19 +1,19 @@
-"""Which ids stand around texts and which end them, with the reason of each: from what a model's files say, in JSON's form.
+"""The ids that begin and end a model's texts, each with the reason for it, from the model's settings files.
 
-Pure functions of those mappings; `of_folder` reads them. What was decided, and why:
+Pure functions of the parsed files; `of_folder` reads them. The rules, and why:
 
-- **End ids** are those of generation_config.json, of config.json, the tokenizer's end token by name ("<|im_end|>") and the
-  sentencepiece model's own, together. transformers takes the first file that has any; models end with what they were
-  trained with, and one of these is it. -1, null and ids that the model has no row for are none.
-- **An end id that is the begin token is none.** Converters of March 2023 wrote bos 0, eos 1, pad -1 into config.json and
-  generation_config.json; in LLaMA's vocabulary 1 is <s>. Where no sentencepiece model tells, these three numbers together
-  do, and LLaMA's own 2 takes the place of 1. (0, <unk>, stays where a file names it: some finetunes learnt to end with it.)
-- **The begin id** is the token that tokenizer_config.json calls bos_token, else the sentencepiece model's own. Where that
-  name is the model's end or unknown token, its own is taken: stanford_alpaca's train.py of March 2023 wrote "</s>" as bos,
-  eos and unk, and until commit c0f99b4 of April transformers' LLaMA tokenizer took bos_token_id from the sentencepiece
-  model whatever the name said (FastChat #167 puts that back for Vicuna), so that these families were trained with <s>.
-  Later versions put "</s>" there (stanford_alpaca #193). Likewise "" of early converters, and null.
-- **Prompts get the begin id** unless add_bos_token is false, and an end id where add_eos_token is true, as in transformers.
+- **End ids** are the union of those in generation_config.json and config.json, the tokenizer's end token by name
+  ("<|im_end|>") and the sentencepiece model's own. transformers takes the first file that has any; a model ends with what it
+  was trained with, and that is one of these. -1, null and ids without a row in the model are ignored.
+- **An end id that is the begin token is ignored.** Converters of March 2023 wrote bos 0, eos 1, pad -1 into config.json and
+  generation_config.json; in LLaMA's vocabulary 1 is <s>. Without a sentencepiece model these three numbers together give
+  them away, and LLaMA's own 2 replaces the 1. (0, <unk>, stays if a file names it: some finetunes learnt to end with it.)
+- **The begin id** is the token that tokenizer_config.json names as bos_token, else the sentencepiece model's own. The latter
+  is used too if that name is the model's end or unknown token: stanford_alpaca's train.py of March 2023 wrote "</s>" as bos,
+  eos and unk, and until commit c0f99b4 of April transformers' LLaMA tokenizer took bos_token_id from the sentencepiece model
+  whatever the name said (FastChat #167 restores that for Vicuna), so these families were trained with <s>. Later versions
+  put "</s>" there (stanford_alpaca #193). The same holds for the "" of early converters, and for null.
+- **Prompts get the begin id** unless add_bos_token is false, and an end id if add_eos_token is true, as in transformers.
 """
 
 from __future__ import annotations
@@ -32,15 +32,14 @@ if TYPE_CHECKING:
     from baize_engine.text.tokenizer import Tokenizer
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
-MAX_PASSED = 16  # of the things passed over, how many are told: a file may list millions
-# in the vocabulary of LLaMA and Llama-2, and what transformers' LlamaConfig takes where config.json is silent
-LLAMA_END = 2
+MAX_PASSED = 16  # ignored ids that are reported: a file may list millions
+LLAMA_END = 2  # </s> of LLaMA and Llama-2, and LlamaConfig's default in transformers
 _EARLY = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": -1}
 
 
 @dataclass(frozen=True)
 class Own:
-    """The ids that a sentencepiece model itself has for begin, end and unknown; None for one that it has not."""
+    """A sentencepiece model's own ids of its begin, end and unknown token; None for one that it lacks."""
 
     bos: int | None = None
     eos: int | None = None
@@ -49,9 +48,9 @@ class Own:
 
 @dataclass(frozen=True)
 class TextIds:
-    """What stands around a text by a tokenizer's files. `eos_id` closes a reply in a chat, and a prompt where `adds_eos`.
+    """The begin and end id by a tokenizer's files. `eos_id` ends a reply in a chat, and a prompt if `adds_eos`.
 
-    `bos_why` and `eos_why` say where the ids come from, `passed_over` what was found and not taken.
+    `bos_why` and `eos_why` say where the ids come from, `passed_over` what was found and ignored.
     """
 
     own: Own
@@ -66,7 +65,7 @@ class TextIds:
 
 @dataclass(frozen=True)
 class EndId:
-    """An id that ends a text, and what says so."""
+    """An id that ends a text, and where it comes from."""
 
     id: int
     why: str
@@ -74,7 +73,7 @@ class EndId:
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """All of a model's: `text` around prompts, `ends` in the order found, `passed_over` as above."""
+    """All special ids of a model: `text` around prompts, `ends` in the order found, `passed_over` found and ignored."""
 
     text: TextIds
     ends: tuple[EndId, ...]
@@ -86,10 +85,15 @@ class SpecialIds:
 
 
 def text_ids(files: TokenizerFiles, own: Own, id_of: Callable[[str], int | None]) -> TextIds:
-    """By the names in a tokenizer's files. `id_of`: the id of a token by its text, None for one that is not in the model."""
+    """The begin and end id by the names in a tokenizer's files.
+
+    own: the sentencepiece model's ids, used where a name is absent or unusable.
+    id_of: the id of a token by its text, None for one that is not in the model.
+    """
     passed: list[str] = []
 
     def named(key: str, wrong: tuple[int | None, ...], otherwise: int | None) -> tuple[int | None, str]:
+        """(id, why) of the token that the files name as `key`, unless its id is one of `wrong`."""
         text, file = files.named(key)
         found = id_of(text) if text else None
         if found is not None and found not in wrong:
@@ -113,7 +117,10 @@ def text_ids(files: TokenizerFiles, own: Own, id_of: Callable[[str], int | None]
 
 
 def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: TextIds, vocab_size: int) -> SpecialIds:
-    """Those of a model of `vocab_size` rows, by its config.json, generation_config.json and tokenizer."""
+    """The special ids of a model, from its config.json, generation_config.json and tokenizer.
+
+    vocab_size: rows of the model's embedding; ids beyond are ignored.
+    """
     ends: dict[int, str] = {}
     passed = list(text.passed_over)
 
@@ -121,7 +128,7 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
         if len(passed) < MAX_PASSED:
             passed.append(what)
 
-    for value, file, early in _told(config, generation):
+    for value, file, early in _listed_ends(config, generation):
         why = f"eos_token_id in {file}"
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
             pass_over(f"{why}: {brief(value)} is no token of this model")
@@ -141,7 +148,7 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
 
 
 def of_folder(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> SpecialIds:
-    """Those of the model in `folder`. CheckpointError names a file that is broken."""
+    """The special ids of the model in `folder`; `tokenizer` is None if it has none. CheckpointError names a broken file."""
     path = folder / GENERATION
     generation = strict_json.read_settings(path) if is_file(path) else {}
     text = tokenizer.ids if tokenizer is not None else _without_model(TokenizerFiles.read(folder), vocab_size)
@@ -151,7 +158,7 @@ def of_folder(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> Spe
 def of_contents(
     contents: Mapping[str, bytes], folder: Path, tokenizer: Tokenizer | None, vocab_size: int
 ) -> SpecialIds:
-    """Those of a model whose files are {name: content}, which errors name as of `folder`."""
+    """The special ids of a model whose files are given as {name: content}; errors name them as files of `folder`."""
     config, generation = (
         strict_json.parse_settings(contents.get(name, b"{}"), str(folder / name)) for name in (CONFIG, GENERATION)
     )
@@ -160,20 +167,21 @@ def of_contents(
 
 
 def _without_model(files: TokenizerFiles, vocab_size: int) -> TextIds:
-    """What the names in a tokenizer's files tell where it has no tokenizer.model."""
+    """The begin and end id of a tokenizer without tokenizer.model, by the names in its files."""
     added = files.added(0, vocab_size)
     return text_ids(files, Own(), lambda name: added[name][0] if name in added else None)
 
 
-def _told(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[tuple[Any, str, bool]]:
-    """(end id, file, whether the file has the ids of early converters), as the files say them; null says nothing."""
-    early = [all(_same(told.get(key), value) for key, value in _EARLY.items()) for told in (config, generation)]
-    for told, file in ((generation, "generation_config.json"), (config, "config.json")):
-        value = told.get("eos_token_id")
-        for one in value if isinstance(value, list) else [value]:
-            if one is not None:
-                yield one, file, any(early) and _same(one, 1)
+def _listed_ends(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[tuple[Any, str, bool]]:
+    """(end id, file, whether it is the wrong 1 of early converters) for each eos_token_id in the files, unchecked."""
+    early = any(all(_is(file.get(key), value) for key, value in _EARLY.items()) for file in (config, generation))
+    for file, name in ((generation, GENERATION), (config, CONFIG)):
+        listed = file.get("eos_token_id")
+        for value in listed if isinstance(listed, list) else [listed]:
+            if value is not None:
+                yield value, name, early and _is(value, 1)
 
 
-def _same(value: Any, wanted: int) -> bool:
+def _is(value: Any, wanted: int) -> bool:
+    """Whether `value`, of a JSON file, is the integer `wanted`: True == 1 in Python, and 1.0 too."""
     return type(value) is int and value == wanted

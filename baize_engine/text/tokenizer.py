@@ -1,12 +1,12 @@
 """Text to token ids and back: a sentencepiece model and the tokens that a finetune added. Knows no model, no chat format.
 
-Security: text never becomes a control token ("</s>") or a special added one ("<pad>") unless the caller of encode()
-asks for it; a message that spells one is encoded as its characters, also where the special token is one of sentencepiece's
-user-defined symbols, which it finds in any text: ids that come so are replaced by those of the characters.
+Security: text never becomes a control token ("</s>") or a special added one ("<pad>") unless the caller of encode() asks for
+it; a message that spells one is encoded as its characters. That includes special tokens that are user-defined symbols of
+sentencepiece, which it finds in any text: their ids are replaced by those of the characters.
 Added tokens that are not special are vocabulary and are found in any text, the longest first.
 
-Ids are sentencepiece's own, which is what models of 2023 were trained with. `special_ids` says which of them begin and end
-a text. A model may have rows for more ids than that, a vocabulary padded to a multiple of 64 for one: they stand for no text.
+Ids are sentencepiece's own, which models of 2023 were trained with. `special_ids` says which of them begin and end a text.
+A model may have rows for further ids, such as a vocabulary padded to a multiple of 64; they stand for no text.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ _NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class Tokenizer:
-    """A sentencepiece model and what the files beside it say, for a model of `rows` ids (None: as many as there are tokens).
+    """A sentencepiece model together with the files beside it.
 
-    Added tokens beyond the model's rows do not count: it can neither read nor say them.
+    model: the content of tokenizer.model.
+    files: the other tokenizer files; None if there are none.
+    rows: ids that the model has (rows of its embedding); None: one for each token. Added tokens beyond them are ignored, since
+    the model can neither read nor produce them.
     """
 
     def __init__(self, model: bytes, files: TokenizerFiles | None = None, rows: int | None = None) -> None:
@@ -48,10 +51,10 @@ class Tokenizer:
             if self._fresh.is_control(token_id):
                 special[self._fresh.id_to_piece(token_id)] = token_id
                 self._pieces[token_id] = ""
-        # newer files list the model's own <unk>, <s> and </s> among the added ones: ids of pieces are left out
+        # newer files also list the model's own <unk>, <s> and </s>: `added` leaves out ids of pieces
         for text, (token_id, is_special) in files.added(len(self._pieces), rows).items():
             self._added[token_id] = "" if is_special else text
-            if text:  # early converters wrote "" for special tokens: no text holds it
+            if text:  # early converters wrote "" for special tokens, which occurs in no text
                 (special if is_special else ordinary)[text] = token_id
         self._ordinary, self._special = ordinary, special
         self._rows = max(self.vocab_size, rows or 0)
@@ -65,9 +68,9 @@ class Tokenizer:
 
     @classmethod
     def from_folder(cls, folder: str | Path, rows: int | None = None) -> Tokenizer:
-        """Reads tokenizer.model and the files of `TokenizerFiles` beside it.
+        """Read tokenizer.model and the files of `TokenizerFiles` beside it.
 
-        CheckpointError names a file that is missing or broken.
+        rows: as in the constructor. CheckpointError names a file that is missing or broken.
         """
         folder = Path(folder)
         reason = why_no_tokenizer(folder)
@@ -78,13 +81,13 @@ class Tokenizer:
 
     @classmethod
     def from_contents(cls, contents: Mapping[str, bytes], folder: Path, rows: int) -> Tokenizer:
-        """From {name: content} of such files, tokenizer.model among them, which errors name as of `folder`."""
+        """Make a tokenizer of {name: content}, tokenizer.model among them; errors name them as files of `folder`."""
         return cls._checked(contents[MODEL], TokenizerFiles.of(contents, folder), rows)
 
     @classmethod
     def _checked(cls, model: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:
         path = files.folder / MODEL
-        if not model:  # sentencepiece takes it for a model without pieces
+        if not model:  # sentencepiece would take it for a model without pieces
             raise CheckpointError(f"{path}: not a sentencepiece model (it is empty)")
         try:
             return cls(model, files, rows)
@@ -92,25 +95,25 @@ class Tokenizer:
             raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
 
     def _hide(self, files: TokenizerFiles) -> None:
-        """Makes special what sentencepiece takes for text: the begin and end token, and what the files list or name so."""
+        """Make pieces special that sentencepiece takes for text: the begin and end token, and those the files call special."""
         around = [i for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)]
         marked = {*map(self._fresh.id_to_piece, around), *files.listed_special()}
         for text in (marked | files.named_special()) - self._special.keys():
             found = self.id_of(text)
             if found is None or found >= len(self._pieces) or found == self.ids.own.unk or not text.strip(SPACE):
-                continue  # spaces, too: sentencepiece itself puts one before a text
-            if self._fresh.get_score(found) < 0:  # learnt from text, where user-defined symbols have 0
+                continue  # spaces stay text: sentencepiece itself puts one before a text
+            if self._fresh.get_score(found) < 0:  # learnt from text; user-defined symbols score 0
                 word = text not in marked and text.strip(SPACE).isalnum()
-                if word or len(text) == 1:  # "!" as the padding, or "user" named special, come in any text
+                if word or len(text) == 1:  # "!" as padding, or "user" named as special: both occur in any text
                     continue
-            if isinstance(self._pieces[found], str):  # and not a byte
+            if isinstance(self._pieces[found], str):  # not a byte
                 self._pieces[found] = ""
                 self._special[text] = found
 
     def _spell(self, token_id: int, hidden: Set[int]) -> list[int]:
-        """The ids of a hidden token's text, none of them hidden: it is cut behind its first character, or into all of them.
+        """Encode a hidden token's text without hidden ids: cut after its first character, or into single characters.
 
-        A character that is hidden itself becomes its bytes, and "unknown" where the model has none.
+        A character that is itself hidden becomes its bytes, or "unknown" if the model has no byte pieces.
         """
         text = self._fresh.id_to_piece(token_id).replace(SPACE, " ")
         ids: list[int] = [*self._continuing.encode(text[:1]), *self._continuing.encode(text[1:])]
@@ -128,11 +131,11 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the highest id, pieces and added tokens together."""
+        """One more than the highest id of pieces and added tokens."""
         return max(len(self._pieces) - 1, *self._added, 0) + 1
 
     def id_of(self, token: str) -> int | None:
-        """The id of the token that is spelled so, special or not; None where there is none."""
+        """The id of the token spelled `token`, special or not; None if there is none."""
         for known in (self._special, self._ordinary):
             if token in known:
                 return known[token]
@@ -148,10 +151,12 @@ class Tokenizer:
         continues: bool = False,
         allow_special: bool = False,
     ) -> list[int]:
-        """The ids of `text`. Where it `continues` earlier ids it gets no dummy space in front.
+        """Encode `text` as ids.
 
-        add_bos, add_eos: whether the begin id comes in front and the end id behind; None: as the tokenizer's files say.
-        allow_special lets the spelling of control and special added tokens become their ids: never for users' text.
+        add_bos, add_eos: whether to add the begin id in front and the end id behind; None: as the tokenizer's files say.
+        continues: `text` follows earlier ids, and so gets no dummy space in front.
+        allow_special: control and special added tokens spelled in `text` become their ids; never for untrusted text.
+        Raises RequestError if `text` is no string or not valid Unicode, or a begin or end id is wanted and there is none.
         """
         if not isinstance(text, str):
             raise RequestError(f"text is {text!r}, wanted a string")
@@ -168,26 +173,26 @@ class Tokenizer:
                 ids.append(known[part])
             else:
                 found = (self._continuing if continues else self._fresh).encode(part)
-                # by id and not by text: a normalising model finds a token in other characters than its own, too
+                # by id, not by text: a normalising model also finds a token in characters other than its own
                 if spelled_out and not spelled_out.keys().isdisjoint(found):
-                    found = [spelt for one in found for spelt in spelled_out.get(one, (one,))]
+                    found = [plain for token_id in found for plain in spelled_out.get(token_id, (token_id,))]
                 ids += found
             continues = True
         return ids + end
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of `ids`, special tokens left out. RequestError names an id that is not in the vocabulary."""
+        """Decode `ids`, leaving out special tokens. RequestError names an id that is not in the vocabulary."""
         decoder = IncrementalDecoder(self)
         return "".join([decoder.push(token_id) for token_id in ids]) + decoder.flush()
 
     def piece(self, token_id: int) -> str | bytes:
-        """What one id stands for, as `generation.text.Vocabulary` asks for it."""
+        """The text or byte of one id, as `incremental.Vocabulary` wants it. RequestError if the id is not in the vocabulary."""
         if 0 <= token_id < len(self._pieces):
             return self._pieces[token_id]
         if token_id in self._added:
             return self._added[token_id]
         if len(self._pieces) <= token_id < self._rows:
-            return ""  # a row that pads the vocabulary, or a token whose name is lost
+            return ""  # a padding row, or a token whose name is lost
         raise RequestError(
             f"token id {token_id} stands for no text: the tokenizer has {len(self._pieces)} pieces and "
             f"{len(self._added)} added tokens, the model {self._rows} ids"
@@ -195,29 +200,30 @@ class Tokenizer:
 
 
 def why_no_tokenizer(folder: Path) -> str | None:
-    """None where the folder has a tokenizer that this class reads, else the reason that it has not."""
+    """Why `folder` has no tokenizer that `Tokenizer` reads; None if it has one."""
     if is_file(folder / MODEL):
         return None
     if is_file(folder / FAST):
-        return f"{folder}: has {FAST} only, wanted the sentencepiece file {MODEL} (of the same vocabulary)"
+        return f"{folder}: has only {FAST}, wanted the sentencepiece file {MODEL} (of the same vocabulary)"
     return f"{folder / MODEL}: absent, wanted a sentencepiece model"
 
 
 def _piece_table(model: Any) -> list[str | bytes]:
+    """What each id of a sentencepiece model stands for, by id; control tokens not yet hidden."""
     table: list[str | bytes] = []
     for token_id in range(model.get_piece_size()):
         if model.is_byte(token_id):
             table.append(bytes([int(model.id_to_piece(token_id)[3:5], 16)]))  # spelled <0xE2>
         elif model.is_unknown(token_id):
-            table.append(model.decode([token_id]))  # the model's own sign for unknown text, usually " ⁇ "
+            table.append(model.decode([token_id]))  # the model's mark for unknown text, usually " ⁇ "
         else:
             table.append(model.id_to_piece(token_id))
     return table
 
 
 def _space_rules(model: Any, pieces: list[str | bytes]) -> tuple[bool, bool]:
-    """(strips_first_space, strips_all_spaces), tried out: sentencepiece does not show its normaliser's settings."""
-    spaced = [i for i, piece in enumerate(pieces) if isinstance(piece, str) and _one_space_and_more(piece)]
+    """(strips_first_space, strips_all_spaces), found by trial: sentencepiece does not expose its normaliser's settings."""
+    spaced = [i for i, piece in enumerate(pieces) if isinstance(piece, str) and _has_one_leading_space(piece)]
     if not spaced or model.decode(spaced[:1]).startswith(" "):
         return False, False
     if SPACE not in pieces:
@@ -225,15 +231,16 @@ def _space_rules(model: Any, pieces: list[str | bytes]) -> tuple[bool, bool]:
     return True, not model.decode([pieces.index(SPACE), spaced[0]]).startswith(" ")
 
 
-def _one_space_and_more(piece: str) -> bool:
+def _has_one_leading_space(piece: str) -> bool:
     return len(piece) > 1 and piece[0] == SPACE and piece[1] != SPACE
 
 
 def _own(token_id: int) -> int | None:
-    return token_id if token_id >= 0 else None  # sentencepiece says -1 for "has none"
+    return token_id if token_id >= 0 else None  # sentencepiece says -1 for "none"
 
 
 def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
+    """The begin or end id (`which`) as a list, empty unless it is wanted."""
     if wanted and token_id is None:
         raise RequestError(
             f"this tokenizer has no {which} token, wanted add_{'bos' if which == 'begin' else 'eos'}=False"
@@ -242,6 +249,7 @@ def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
 
 
 def _split(text: str, known: Mapping[str, int]) -> list[str]:
+    """Cut `text` at the tokens in `known`, the longest first; the parts joined are `text`."""
     if not known:
         return [text] if text else []
     longest_first = sorted(known, key=len, reverse=True)

@@ -59,7 +59,7 @@ def test_a_forked_child_works_or_is_told_to_spawn(
     if works:
         assert child == "same"
     else:
-        assert child.startswith("BackendError this process was made by fork after its parent had computed with several")
+        assert child.startswith("BackendError this process was forked after its parent had computed with several")
         assert "multiprocessing's 'spawn'" in child
 
 

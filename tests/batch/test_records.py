@@ -79,7 +79,7 @@ def test_messages_are_passed_on() -> None:
         (b"-0.5", "the record: a number, wanted a JSON object"),
         (b"null", "the record: null, wanted a JSON object"),
         (b"true", "the record: true, wanted a JSON object"),
-        (b'"a"', "the record: a text, wanted a JSON object"),
+        (b'"a"', "the record: a string, wanted a JSON object"),
         (b'{"prompt": null}', r"prompt is null, wanted a text \(token_ids for ids\)"),
         (b'{"token_ids": true}', "token_ids is true, wanted a list"),
         (b'{"prompt": "a", "n": null}', "SamplingParams.n is null, wanted an integer"),

@@ -88,7 +88,7 @@ def test_agrees_with_transformers_on_the_whole_string(tmp_path: Path) -> None:
         ([said("assistant", "x")], r"messages\[0\] has role 'assistant', wanted system or user"),
         ([said("user", "x"), said("user", "y")], r"messages\[1\] has role 'user', wanted assistant"),
         ([said("user", "x"), said("system", "y")], r"messages\[1\] has role 'system'"),
-        ([said("system", "x")], r"messages\[0\] is the system's, wanted the user's last"),
+        ([said("system", "x")], r"messages\[0\], the last, has role 'system', wanted 'user'"),
         ([said("user", "x"), said("assistant", "y")], r"messages\[1\] is the assistant's"),
         ([{"role": "user"}], r"messages\[0\] is"),
         ([{"role": "user", "content": "x", "name": "y"}], r"messages\[0\] is"),
