@@ -125,7 +125,7 @@ def cached_bytes(path: Path) -> int:
     length = min(path.stat().st_size, 64 << 20)
     if length == 0:
         return 0
-    from baize_engine.checkpoint.file_io import mincore  # here: children whose start is timed import this module
+    from baize_engine.checkpoint.page_cache import mincore  # here: children whose start is timed import this module
 
     with open(path, "rb") as file:
         try:

@@ -18,7 +18,8 @@ from typing import Any
 
 from baize_engine.backend.adders import NoFiles
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
-from baize_engine.checkpoint.file_io import InputFile, OutputFile
+from baize_engine.checkpoint.file_io import InputFile
+from baize_engine.checkpoint.output_file import OutputFile
 
 BLOCK = 8 << 20
 READERS = 3  # 4 and 6 were no faster

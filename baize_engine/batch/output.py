@@ -21,8 +21,8 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.file_io import sync_folder
 from baize_engine.checkpoint.os_errors import writing
+from baize_engine.checkpoint.output_file import sync_folder
 from baize_engine.errors import OutputError
 
 SYNC = 1.0  # seconds from one to the next: a kill loses no line without, and a disk may take long for it

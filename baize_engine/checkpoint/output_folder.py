@@ -10,8 +10,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from baize_engine.checkpoint.file_io import OutputFile, sync_folder
 from baize_engine.checkpoint.os_errors import broken_link, removing, writing
+from baize_engine.checkpoint.output_file import OutputFile, sync_folder
 from baize_engine.errors import OutputError
 
 PARTIAL = ".partial"

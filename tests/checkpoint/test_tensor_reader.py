@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from common import cached_bytes, drop_cache
 
-from baize_engine.checkpoint import file_io
+from baize_engine.checkpoint import file_io, page_cache
 from baize_engine.checkpoint.buffers import PAGE, SLACK, aligned_buffer, huge_pages
 from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.file_io import InputFile, is_cached
+from baize_engine.checkpoint.file_io import InputFile
+from baize_engine.checkpoint.page_cache import is_cached
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 
@@ -257,8 +258,8 @@ def test_what_mincore_says(monkeypatch: pytest.MonkeyPatch, entry: TensorEntry, 
     monkeypatch.setattr(file_io.os, "preadv", refusing)
     probes = (0, size // 2, size - 1)
     with open(entry.path, "rb") as file:
-        assert [file_io.is_resident(file.fileno(), probe) for probe in probes] == [True, True, True]
-        assert file_io.is_resident(file.fileno(), size) is False
+        assert [page_cache.is_resident(file.fileno(), probe) for probe in probes] == [True, True, True]
+        assert page_cache.is_resident(file.fileno(), size) is False
         cold(entry.path)
         monkeypatch.undo()
         monkeypatch.setattr(file_io.os, "preadv", refusing)

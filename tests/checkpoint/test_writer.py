@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 
 from baize_engine.checkpoint.buffers import PAGE, aligned_buffer
-from baize_engine.checkpoint.file_io import OutputFile
+from baize_engine.checkpoint.output_file import OutputFile
 from baize_engine.checkpoint.output_folder import check_output
 from baize_engine.checkpoint.writer import INDEX_NAME, CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import OutputError

@@ -13,7 +13,7 @@ import os
 import sys
 from pathlib import Path
 
-from baize_engine.checkpoint import file_io, output_folder
+from baize_engine.checkpoint import file_io, output_file, output_folder
 from baize_engine.cli.main import main
 
 
@@ -24,14 +24,14 @@ def peak_memory() -> int:
 
 
 def leave_sparse() -> None:
-    write = file_io.OutputFile.write_at
+    write = output_file.OutputFile.write_at
 
-    def headers_only(self: file_io.OutputFile, offset: int, view: memoryview) -> None:
+    def headers_only(self: output_file.OutputFile, offset: int, view: memoryview) -> None:
         if offset == 0:
             write(self, offset, view)
 
-    file_io.OutputFile.write_at = headers_only  # type: ignore[method-assign]
-    file_io._allocate = os.ftruncate
+    output_file.OutputFile.write_at = headers_only  # type: ignore[method-assign]
+    output_file._allocate = os.ftruncate
     output_folder.check_room = lambda needs: None
 
 

@@ -89,7 +89,7 @@ def test_agrees_with_transformers_on_the_whole_string(tmp_path: Path) -> None:
         ([said("user", "x"), said("user", "y")], r"messages\[1\] has role 'user', wanted assistant"),
         ([said("user", "x"), said("system", "y")], r"messages\[1\] has role 'system'"),
         ([said("system", "x")], r"messages\[0\], the last, has role 'system', wanted 'user'"),
-        ([said("user", "x"), said("assistant", "y")], r"messages\[1\] is the assistant's"),
+        ([said("user", "x"), said("assistant", "y")], r"messages\[1\], the last, has role 'assistant'"),
         ([{"role": "user"}], r"messages\[0\] is"),
         ([{"role": "user", "content": "x", "name": "y"}], r"messages\[0\] is"),
         ([{"role": "user", "content": None}], r"messages\[0\] has content None"),

@@ -286,7 +286,7 @@ def test_text_must_be_valid_unicode() -> None:
 def test_missing_and_broken_files_are_named(tmp_path: Path) -> None:
     assert "absent" in (why_no_tokenizer(tmp_path) or "")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json only, wanted the sentencepiece file"):
+    with pytest.raises(CheckpointError, match=r"has only tokenizer\.json, wanted the sentencepiece file"):
         Tokenizer.from_folder(tmp_path)
     (tmp_path / "tokenizer.model").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"tokenizer\.model: not a sentencepiece model \(it is empty\)"):
