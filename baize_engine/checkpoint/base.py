@@ -1,4 +1,4 @@
-"""A base model, in whatever layout its folder has: its tensors, its files and what its config says."""
+"""A base model in either layout: its tensors, its files and its config."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from baize_engine.checkpoint.os_errors import reading
 
 
 class Index(Protocol):
-    """The part of an index that recovery needs; `CheckpointIndex` and `MetaIndex` have it."""
+    """What recovery needs from an index. `CheckpointIndex` and `MetaIndex` implement it."""
 
     @property
     def folder(self) -> Path: ...
@@ -30,7 +30,7 @@ class Index(Protocol):
 
 @dataclass(frozen=True)
 class Base:
-    """`config`: normalised (`config_file.normalise`), without keys that the folder does not tell; `config_path`: its file."""
+    """A base model. `config` is normalised (`config_file.normalise`) and lacks keys that its file does not give."""
 
     index: Index
     config: Mapping[str, Any]
@@ -38,11 +38,10 @@ class Base:
 
 
 def read_base(folder: Path) -> Base:
-    """The base in `folder`: transformers' layout where there is one, else Meta's. Errors as for `read_index`."""
+    """Read the base in `folder`: transformers' layout if there is one, else Meta's. Errors as for `read_index`."""
     with reading(folder):
         meta = is_meta(folder) and not holds_model(folder)
     if meta:
-        found = read_meta(folder)
-        return Base(found, found.config, folder / PARAMS)
-    index = read_index(folder)
-    return Base(index, config_file.read_normalised(folder), folder / "config.json")
+        meta_index = read_meta(folder)
+        return Base(meta_index, meta_index.config, folder / PARAMS)
+    return Base(read_index(folder), config_file.read_normalised(folder), folder / "config.json")

@@ -1,4 +1,4 @@
-"""config.json, in the spelling of transformers 4 or 5, as one set of keys. Says what a file says; judges no model."""
+"""config.json, as transformers 4 or 5 writes it, read into one set of keys. Does not judge the model."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.errors import ConfigError
 from baize_engine.printable import brief
 
-# The keys that are used. What others hold is nobody's business here: pad_token_id is -1, pretraining_tp a text, as they like.
-# Token ids are special_ids' business. Key -> (accepted types, what transformers' LlamaConfig takes where the file is silent).
+# The keys in use: key -> (accepted types, default of transformers' LlamaConfig). All others are ignored, whatever they hold
+# (pad_token_id may be -1, pretraining_tp a string). Token ids are read by `special_ids`.
 _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "architectures": ((list,), None),
     "model_type": ((str,), None),
@@ -35,20 +35,19 @@ _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
 _POSITIVE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
 DEFAULT_THETA = 10000.0
-_ALIASES = {
-    "LLaMAForCausalLM": "LlamaForCausalLM"
-}  # what converters of March 2023 wrote, before transformers had the model
-MAX_INTEGER = (1 << 63) - 1  # a size that tensors can have
-MAX_HEAD = 1024  # rows of a head: LLaMAs have 64 to 256, and tables are made of so many
+# converters of March 2023 wrote this, before transformers had the model
+_ALIASES = {"LLaMAForCausalLM": "LlamaForCausalLM"}
+MAX_INTEGER = (1 << 63) - 1  # the largest size of a tensor
+MAX_HEAD = 1024  # rows of a head: LLaMAs have 64 to 256, and rope tables are that wide
 
 
 def read_config(folder: str | Path) -> dict[str, Any]:
-    """The object in `folder`/config.json as it is. CheckpointError if it is absent or not a JSON object."""
+    """The object in `folder`/config.json, unchanged. CheckpointError if the file is absent or not a JSON object."""
     return strict_json.read_settings(Path(folder) / "config.json")
 
 
 def read_normalised(folder: str | Path) -> dict[str, Any]:
-    """`normalise` of `folder`/config.json; ConfigError names the file as well."""
+    """Read and `normalise` `folder`/config.json. ConfigError names the file as well."""
     try:
         return normalise(read_config(folder))
     except ConfigError as error:
@@ -56,10 +55,10 @@ def read_normalised(folder: str | Path) -> dict[str, Any]:
 
 
 def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that matter, under one spelling, with transformers' defaults; all others are left out.
+    """Reduce a config to the keys in use, in one spelling and with transformers' defaults.
 
-    `rope_theta` and `rope` ({"rope_type": ..., parameters}) come from rope_parameters or from rope_theta and rope_scaling;
-    `architectures` is None where it names none. ConfigError names a key of the wrong type, or that is no finite number.
+    `rope_theta` and `rope` ({"rope_type": ..., parameters}) come from rope_parameters, or from rope_theta and rope_scaling;
+    `architectures` is None if empty. ConfigError names a key of the wrong type or out of range.
     """
     config = {key: _typed(raw, key, types, default) for key, (types, default) in _KEYS.items()}
     for key in _POSITIVE:
@@ -78,11 +77,12 @@ def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
 
 
 _WORDS: dict[type, str] = {
-    bool: "true or false", dict: "an object", float: "a number", int: "an integer", list: "a list", str: "a text",
+    bool: "true or false", dict: "an object", float: "a number", int: "an integer", list: "a list", str: "a string",
 }  # fmt: skip
 
 
 def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: Any) -> Any:
+    """The value of `key`, or `default` if it is null or absent. ConfigError if it is not of one of `types`."""
     value = raw.get(key)
     if value is None:
         return default
@@ -94,18 +94,19 @@ def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: A
 
 
 def is_usable(value: float) -> bool:
-    """Whether a number from a file can be computed with: settings files may hold inf, nan and integers of 4300 digits."""
+    """Whether a number from a settings file, which may hold inf, nan and integers of 4300 digits, fits into 64 bits."""
     return isfinite(value) if isinstance(value, float) else abs(value) <= MAX_INTEGER
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
+    """`rope_theta` and `rope` of `normalise`."""
     parameters = _typed(raw, "rope_parameters", (dict,), None)
     if parameters is None:
         parameters = _typed(raw, "rope_scaling", (dict,), None) or {}
     parameters = dict(parameters)
     own_theta = parameters.pop("rope_theta", None)
     kind = parameters.pop("rope_type", None) or parameters.pop("type", None) or "default"
-    parameters.pop("type", None)  # both spellings stand side by side in some files
+    parameters.pop("type", None)  # some files have both spellings
     if not isinstance(kind, str):
         raise ConfigError(f"config: rope_type is {brief(kind)}, wanted a name")
     source = {"rope_theta": own_theta} if own_theta is not None else raw

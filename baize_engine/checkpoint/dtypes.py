@@ -1,8 +1,8 @@
-"""Tensor element types by their one name in this project, with their sizes and their names on disk."""
+"""Element types of tensors: their names in this project, sizes in bytes, and names in files."""
 
 from __future__ import annotations
 
-FLOATS = ("float32", "float16", "bfloat16")  # what recovery and the decoder compute with
+FLOATS = ("float32", "float16", "bfloat16")  # the types that recovery and the decoder compute with
 
 ITEMSIZE = {
     "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,

@@ -1,7 +1,7 @@
-"""A hub id, "owner/name", in place of a folder: the repository's files by huggingface_hub (the extra `hub`), which is optional.
+"""Hub ids, "owner/name", in place of folders: fetched by huggingface_hub, which is optional (the extra `hub`).
 
-A folder that exists always comes first. huggingface_hub keeps its own cache and falls back to it when it is offline
-(HF_HUB_OFFLINE=1, or no connection). Of a repository only the files that this project reads are fetched.
+An existing folder always takes precedence. huggingface_hub keeps its own cache and uses it when offline (HF_HUB_OFFLINE=1, or
+no connection). Only files that this project reads are fetched.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from baize_engine.errors import CheckpointError, RequestError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 SIDE_FILES = ["*.json", "tokenizer.model", "*.jinja", "*.txt", "*LICENSE*", "*NOTICE*", "*USE_POLICY*"]
-# In the order in which a folder is read: the index or single file, and what to fetch where it is there.
+# (index or single file, what to fetch if it is there), in the order in which a folder is read.
 WEIGHTS = (
     ("model.safetensors.index.json", "model-*.safetensors"),
     ("model.safetensors", "model.safetensors"),
@@ -29,17 +29,20 @@ SHARDS_ALONE = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")  # witho
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """`path` with "~" as the user's home. RequestError where it is empty, which would be the current folder."""
+    """`path` with "~" expanded. RequestError if it is empty, which would mean the current folder."""
     if not os.fspath(path):
         raise RequestError("an empty path, wanted a folder or a hub id")
     return Path(os.path.expanduser(path))
 
 
 def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = None) -> Path:
-    """`path` itself, or for a hub id the folder of its files. CheckpointError says what is missing, and the remedy.
+    """The folder `path`, or the local folder of a hub id's files, which are fetched if need be.
 
-    What begins with a folder that is here, and a link, is a path and no hub id. Of a repository come the side files and one
-    kind of weights, or what matches `patterns` if they are given.
+    A path that exists, even as a broken link, or whose parent exists is no hub id. A path that is neither is returned as it
+    is.
+
+    patterns: glob patterns of the files to fetch; None: the side files and one kind of weights.
+    Raises CheckpointError, with the remedy, if the files cannot be fetched or hold no weights.
     """
     folder = local_path(path)
     if (
@@ -59,26 +62,29 @@ def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = Non
 
 
 def _fetch(hub: ModuleType, name: str) -> Path:
-    """The repository's snapshot with its side files and one kind of weights."""
-    found = _snapshot(hub, name, SIDE_FILES)
+    """Fetch the repository's side files and one kind of weights; return their folder."""
+    folder = _snapshot(hub, name, SIDE_FILES)
     for marker, pattern in WEIGHTS:
-        if marker.endswith(".json") and not (found / marker).exists():  # it would have come with the side files
+        if marker.endswith(".json") and not (folder / marker).exists():  # it would have come with the side files
             continue
-        found = _snapshot(hub, name, [*SIDE_FILES, pattern])
-        if (found / marker).exists():
-            return found
+        folder = _snapshot(hub, name, [*SIDE_FILES, pattern])
+        if (folder / marker).exists():
+            return folder
     for pattern in SHARDS_ALONE:
-        found = _snapshot(hub, name, [*SIDE_FILES, pattern])
-        if next(found.glob(pattern), None) is not None:
-            return found
-    raise CheckpointError(f"{name}, in {found}, holds no weights: looked for {', '.join(m for m, _ in WEIGHTS)}")
+        folder = _snapshot(hub, name, [*SIDE_FILES, pattern])
+        if next(folder.glob(pattern), None) is not None:
+            return folder
+    raise CheckpointError(f"{name}, in {folder}, holds no weights: looked for {', '.join(m for m, _ in WEIGHTS)}")
 
 
 def _snapshot(hub: ModuleType, name: str, patterns: list[str]) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
-    except (OSError, ValueError) as error:  # what huggingface_hub's own errors are: HTTP, not in the cache, a bad name
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # huggingface_hub's own errors are of these: HTTP, not in the cache, a bad name
         reason = " ".join(str(error).split())
         raise CheckpointError(
-            f"{name} is no folder here, and huggingface_hub could not bring it: {reason or type(error).__name__}"
+            f"{name} is no folder here, and huggingface_hub could not fetch it: {reason or type(error).__name__}"
         ) from error

@@ -1,7 +1,7 @@
-"""One index over a folder of weights: name -> type, shape, file, byte offset. Reads headers only.
+"""The index of a folder of weights: name -> type, shape, file, byte offset. Reads headers only.
 
-A folder holds `model.safetensors` or `pytorch_model.bin`, or shards of either with their `.index.json`, or without one where
-their names tell that all are there. Where both kinds are there, safetensors is read, as transformers does.
+A folder holds `model.safetensors`, or `pytorch_model.bin`, or shards of either: with an `.index.json`, or without one if the
+shards' names show that none is missing. If both kinds are present, safetensors is read, as in transformers.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import brief, kind, shown
 
-MAX_FILE_NAME = 255  # bytes, what file systems take
+MAX_FILE_NAME = 255  # bytes, the limit of file systems
 Reader = Callable[[Path], list[TensorEntry]]
 KINDS: tuple[tuple[str, Reader], ...] = (("model.safetensors", read_safetensors), ("pytorch_model.bin", read_torch))
-# by which a folder of weights is told
+# files by which a folder of weights is recognised
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin", "*model*.index.json", "consolidated.*.pth")
-MOST_FOLDERS = 64  # inside a folder that are looked into, for a message
+MOST_FOLDERS = 64  # inner folders that are searched for weights, for a message
 
 
 @dataclass(frozen=True)
 class CheckpointIndex:
-    """The tensors of a folder by name, and the files that hold them, each as it was before its header was read."""
+    """The tensors of a folder by name. `stats`: the files that hold them, as they were before their headers were read."""
 
     folder: Path
     entries: dict[str, TensorEntry]
@@ -44,7 +44,7 @@ class CheckpointIndex:
 
 
 def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
-    """The index of `folder`. CheckpointError says what was looked for and not found, or which file lies how."""
+    """Read the index of `folder`. CheckpointError says what was looked for and not found, or what is wrong in which file."""
     with reading(folder):
         return _read_index(Path(folder))
 
@@ -59,17 +59,17 @@ def _read_index(folder: Path) -> CheckpointIndex:
             needed = {file for name, file in weight_map.items() if not is_recomputed(name)}
             files = tuple(folder / name for name in sorted(set(weight_map.values())))
             _check_present(index, tuple(file for file in files if file.name in needed))
-            found = _read_files(folder, tuple(file for file in files if file.exists()), reader)
-            _check_map(index, weight_map, found.entries)
-            return found
+            checkpoint = _read_files(folder, tuple(file for file in files if file.exists()), reader)
+            _check_map(index, weight_map, checkpoint.entries)
+            return checkpoint
         if os.path.lexists(folder / single):
             return _read_files(folder, (folder / single,), reader)
     for single, reader in KINDS:
         shards = _shards_by_name(folder, single)
-        if shards and not _why_not_whole(shards, single):
+        if shards and not _why_incomplete(shards, single):
             return _read_files(folder, tuple(shards), reader)
-    for single, _ in KINDS:  # only now: a download that was begun and left hides no model that is whole
-        if reason := _why_not_whole(_shards_by_name(folder, single), single):
+    for single, _ in KINDS:  # only now, so that an abandoned download does not hide a complete model
+        if reason := _why_incomplete(_shards_by_name(folder, single), single):
             raise CheckpointError(f"{folder} has {reason}")
     wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
     raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
@@ -81,17 +81,17 @@ def _read_files(folder: Path, files: tuple[Path, ...], reader: Reader) -> Checkp
 
 
 def holds_model(folder: Path) -> bool:
-    """Whether `read_index` would find weights in `folder`: it names what is wrong with them."""
+    """Whether `read_index` would find weights in `folder`, right or wrong."""
     for single, _ in KINDS:
         shards = _shards_by_name(folder, single)
         named = any(os.path.lexists(folder / name) for name in (single, f"{single}.index.json"))
-        if named or (shards and not _why_not_whole(shards, single)):
+        if named or (shards and not _why_incomplete(shards, single)):
             return True
     return False
 
 
 def _shards_by_name(folder: Path, single: str) -> dict[Path, tuple[int, int]]:
-    """Shards, each with its number and their count as its name tells them: model-00001-of-00002.safetensors."""
+    """Shards of `folder` -> (number, count) by their names: model-00001-of-00002.safetensors -> (1, 2)."""
     stem, suffix = os.path.splitext(single)
     shard = re.compile(rf"{re.escape(stem)}-(\d{{1,6}})-of-(\d{{1,6}}){re.escape(suffix)}", re.ASCII)
     return {
@@ -101,8 +101,8 @@ def _shards_by_name(folder: Path, single: str) -> dict[Path, tuple[int, int]]:
     }
 
 
-def _why_not_whole(shards: Mapping[Path, tuple[int, int]], single: str) -> str | None:
-    """What is wrong with shards that no index lists; None if their names tell that they are all, or there are none."""
+def _why_incomplete(shards: Mapping[Path, tuple[int, int]], single: str) -> str | None:
+    """What is wrong with shards that no index lists; None if by their names all are there, or if there are none."""
     names = {count: path.name for path, (_, count) in shards.items()}
     if len(names) > 1:
         return (
@@ -126,6 +126,7 @@ def _why_not_whole(shards: Mapping[Path, tuple[int, int]], single: str) -> str |
 
 
 def _refuse_other_things(folder: Path) -> None:
+    """Raise CheckpointError if `folder` is no folder, or holds an adapter."""
     if not folder.exists():
         raise CheckpointError(broken_link(folder) or f"{folder} does not exist, wanted a folder with a model's files")
     if not folder.is_dir():
@@ -137,6 +138,7 @@ def _refuse_other_things(folder: Path) -> None:
 
 
 def _hint(folder: Path) -> str:
+    """The end of a message about `folder`, which has no weights: what it has, and a remedy if one is known."""
     if any(folder.glob("consolidated.*.pth")):
         return (
             "; its consolidated.*.pth are Meta's original layout, which recover and make_diff take as a base; "
@@ -145,9 +147,9 @@ def _hint(folder: Path) -> str:
     inside = _folders_with_weights(folder)
     if inside:
         holds = "holds" if len(inside) == 1 else "hold"
-        return f"; {' and '.join(map(str, inside[:2]))} inside it {holds} some: name that folder in its place"
-    if told := hint_of_other_layouts(folder):
-        return f"; {told}"
+        return f"; {' and '.join(map(str, inside[:2]))} inside it {holds} some: name that folder instead"
+    if hint := hint_of_other_layouts(folder):
+        return f"; {hint}"
     names = sorted(path.name for path in folder.iterdir())
     return (
         f"; it has {', '.join(map(shown, names[:5]))}{' and more' if len(names) > 5 else ''}"
@@ -157,10 +159,10 @@ def _hint(folder: Path) -> str:
 
 
 def _folders_with_weights(folder: Path) -> list[Path]:
-    """Folders in `folder`, and in those, that look like a model's: what an archive or a hub's cache unpacks to."""
+    """Folders with weights up to two levels below `folder`, as an unpacked archive or a hub's cache has them."""
     inner = _folders_in(folder)
-    inner += [below for each in inner for below in _folders_in(each)]
-    return [each for each in inner[:MOST_FOLDERS] if any(next(each.glob(pattern), None) for pattern in WEIGHTS)]
+    inner += [below for child in inner for below in _folders_in(child)]
+    return [path for path in inner[:MOST_FOLDERS] if any(next(path.glob(pattern), None) for pattern in WEIGHTS)]
 
 
 def _folders_in(folder: Path) -> list[Path]:
@@ -171,16 +173,17 @@ def _folders_in(folder: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    found = strict_json.read(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
-        raise CheckpointError(f"{index}: weight_map is {kind(found)}, wanted an object of tensor names to files")
-    for name, file in found.items():
+    """The checked tensor name -> file name of an index file."""
+    weight_map = strict_json.read(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{index}: weight_map is {kind(weight_map)}, wanted an object of tensor names to files")
+    for name, file in weight_map.items():
         plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
         if not plain or "\\" in file or not file.isprintable() or len(file.encode()) > MAX_FILE_NAME:
             raise CheckpointError(
                 f"{index}: {shown(name)} is said to be in {brief(file)}, wanted the name of a file in this folder"
             )
-    return found
+    return weight_map
 
 
 def _check_present(index: Path, files: tuple[Path, ...]) -> None:
@@ -189,17 +192,16 @@ def _check_present(index: Path, files: tuple[Path, ...]) -> None:
         return
     if broken := broken_link(missing[0]):
         raise CheckpointError(f"{broken} ({len(missing)} of {len(files)} shards cannot be read)")
-    told = f"{len(missing)} of {len(files)} shards are missing: {', '.join(file.name for file in missing[:5])}"
+    reason = f"{len(missing)} of {len(files)} shards are missing: {', '.join(file.name for file in missing[:5])}"
     if len(missing) == len(files):
-        told = f"{index.name} is there, and none of its {len(files)} shards: {missing[0].name} and so on"
+        reason = f"{index.name} is there, and none of its {len(files)} shards: {missing[0].name} and so on"
         others = sorted(
             shown(path.name) for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"
         )
         if others:
-            told += (
-                f"; {', '.join(others[:2])}{' and more' if len(others) > 2 else ''} would be read without that index"
-            )
-    raise CheckpointError(f"{index.parent}: {told}")
+            more = " and more" if len(others) > 2 else ""
+            reason += f"; {', '.join(others[:2])}{more} would be read without that index"
+    raise CheckpointError(f"{index.parent}: {reason}")
 
 
 def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
@@ -213,9 +215,10 @@ def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
 
 
 def _check_map(index: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
+    """Raise CheckpointError unless each tensor is in the file that the index names, and the index names each tensor."""
     for name, file in weight_map.items():
         if is_recomputed(name):
-            continue  # left unread, wherever it is
+            continue  # not read, wherever it is
         if name not in entries:
             raise CheckpointError(f"{index}: {shown(name)} is said to be in {file}, and no shard has it")
         if entries[name].path.name != file:

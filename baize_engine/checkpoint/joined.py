@@ -1,6 +1,6 @@
-"""A tensor that lies in parts in several files, or with its rows in another order: read by ranges as if it lay whole.
+"""A tensor stored in parts in several files, or with its rows in another order, addressed as if it were in one piece.
 
-Meta's original layout needs it (`meta_layout.py`). Pure arithmetic; `tensor_reader.py` reads.
+For Meta's original layout (`meta_layout.py`). Pure arithmetic; `tensor_reader.py` reads.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from pathlib import Path
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import Run, TensorEntry
 
-BAND = 1024  # rows that one run of columns holds: as many pieces as one call reads into, and no more in memory
+BAND = 1024  # rows in one run of columns: the pieces that one preadv fills; also bounds the memory of a run
 
 
 @dataclass(frozen=True, slots=True)
 class JoinedEntry:
-    """`parts` of equal shape, joined along `axis` (0 or 1) into `shape`.
+    """A tensor of `shape` made of `parts` of equal shape, joined along `axis` (0 or 1).
 
-    `head`: rows of an attention head where each head's even rows are to come before its odd ones; 0 where rows stay as
-    they are. Parts then hold whole heads. Not a TensorEntry: it has no one offset that a caller could read from.
+    `head`: rows of an attention head if each head's even rows are to come before its odd ones (parts then hold whole heads);
+    0 if rows keep their order. Not a TensorEntry, because it has no single offset to read from.
     """
 
     name: str
@@ -33,7 +33,7 @@ class JoinedEntry:
 
     @property
     def path(self) -> Path:
-        """The file of the first part: what messages name."""
+        """The file of the first part, for messages."""
         return self.parts[0].path
 
     @property
@@ -46,7 +46,7 @@ class JoinedEntry:
 
     @property
     def grain(self) -> int:
-        """Ranges that begin and end at multiples of so many elements are read without anything that is not wanted."""
+        """Elements: ranges that begin and end at multiples of it are read without reading anything else."""
         return self.head * self.shape[1] if self.head else 1
 
     def runs(self, begin: int, end: int) -> Iterator[Run]:
@@ -63,7 +63,7 @@ class JoinedEntry:
             yield from self._column_runs(begin, end)
 
     def _column_runs(self, begin: int, end: int) -> Iterator[Run]:
-        """Each part holds some columns of every row: its rows lie one after another, and go a row apart."""
+        """Runs if each part holds some columns of every row: consecutive rows of a part are a full row apart in the result."""
         width, own = self.shape[1], self.parts[0].shape[1]
         below = (end - 1) // width + 1
         for top in range(begin // width, below, BAND):
@@ -80,9 +80,9 @@ class JoinedEntry:
                     yield Run(number, first, places)
 
     def _head_runs(self, begin: int, end: int) -> Iterator[Run]:
-        """Row r of a head lies at 2r (first half) or 2(r - half) + 1: a head is read once, its rows go where they belong."""
+        """Runs if heads are reordered: one for each head. Row r of a head is stored at 2r (first half) or 2(r - half) + 1."""
         width, half = self.shape[1], self.head // 2
-        heads_of_a_part = self.parts[0].shape[0] // self.head
+        heads_per_part = self.parts[0].shape[0] // self.head
         block = self.head * width
         for head in range(begin // block, (end - 1) // block + 1):
             places: list[tuple[int | None, int]] = []
@@ -95,7 +95,7 @@ class JoinedEntry:
                     places.append((None, width))
             wanted = [n for n, (place, count) in enumerate(places) if place is not None and count]
             skipped = sum(count for _, count in places[: wanted[0]])
-            part, number = divmod(head, heads_of_a_part)
+            part, number = divmod(head, heads_per_part)
             yield Run(part, number * block + skipped, [p for p in places[wanted[0] : wanted[-1] + 1] if p[1]])
 
 

@@ -1,4 +1,4 @@
-"""The manifest beside a result: what every tensor's bytes must hash to, and what they were made from."""
+"""The manifest beside a result: the hash of every tensor's bytes, and the files that it was made from."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ VERSION = 1
 class TensorRecord:
     """One tensor of the result.
 
-    `sha256` is of the stored bytes. `sum` is the float64 sum of the float32 values before they were rounded to `dtype`,
-    in the fixed order that `kernels/reference.py` defines, so that it is the same number on every machine; None where
-    it is not finite. `overflowed` counts finite values that became infinite in `dtype`, `nonfinite` those that were
-    NaN or infinite before.
+    `sha256` is of the stored bytes. `sum` is the float64 sum of the float32 values before they were rounded to `dtype`, in the
+    fixed order that `kernels/reference.py` defines, and so the same on every machine; None if it is not finite.
+    `overflowed` counts finite values that became infinite in `dtype`, `nonfinite` values that were NaN or infinite before.
     """
 
     dtype: str
@@ -40,7 +39,7 @@ class TensorRecord:
 
 @dataclass(frozen=True, slots=True)
 class SourceFile:
-    """A file that was read: its name, bytes, time of last change (ns since 1970) and, if asked for, SHA-256."""
+    """A file that was read: its name, size in bytes, modification time (ns since 1970) and, if asked for, SHA-256."""
 
     name: str
     bytes: int
@@ -50,21 +49,23 @@ class SourceFile:
 
 @dataclass(frozen=True)
 class Manifest:
+    """How a result was made, and what it holds."""
+
     operation: str  # "recover", "make_diff" or "xor" (whole files: no tensors)
     backend: str
     versions: dict[str, str]
     sources: dict[str, list[SourceFile]]
     tensors: dict[str, TensorRecord]
-    files: dict[str, str]  # SHA-256 of each file beside the weights, or of every file
+    files: dict[str, str]  # name -> SHA-256 of the files beside the weights; of every file for "xor"
     base_rows: dict[str, str] = field(default_factory=dict)  # of a diff: SHA-256 of the base's first rows, as float32
-    # what vocabulary rows not in the base were added to: "mean" (its mean row) or "zero"; "none": there were none; "": not told
+    # what new vocabulary rows were added to: "mean" (the base's mean row) or "zero"; "none": no new rows; "": unknown
     new_rows: str = ""
-    stored: list[str] = field(default_factory=list)  # tensors not in the base, stored as they are
-    notes: list[str] = field(default_factory=list)  # what was done beside the sum, and why
+    stored: list[str] = field(default_factory=list)  # tensors that the base lacks, stored unchanged
+    notes: list[str] = field(default_factory=list)  # what was done besides the sum, and why
 
     @property
     def sum(self) -> float:
-        """The sum over all tensors, in the order of their names; NaN if one of them is not finite."""
+        """The sum over all tensors, added in the order of their names; NaN if one of them is not finite."""
         total = 0.0
         for name in sorted(self.tensors):
             value = self.tensors[name].sum
@@ -72,6 +73,7 @@ class Manifest:
         return total
 
     def encode(self) -> bytes:
+        """The content of the manifest's file."""
         return (json.dumps({"format": FORMAT, "version": VERSION, **asdict(self)}, indent=1) + "\n").encode()
 
 
@@ -80,7 +82,7 @@ def sha256_of(content: bytes) -> str:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of a result: of a folder, or a file. CheckpointError if it is absent, of another version or damaged."""
+    """Read a manifest from its file, or from a result's folder. CheckpointError if absent, of another version or damaged."""
     with reading(path):
         path = path / MANIFEST_NAME if path.is_dir() else path
         there = path.exists()
@@ -99,29 +101,29 @@ def read_manifest(path: Path) -> Manifest:
         return Manifest(
             operation=str(raw["operation"]),
             backend=str(raw["backend"]),
-            versions=_texts(raw["versions"]),
+            versions=_strings(raw["versions"]),
             sources={role: [_record(SourceFile, item) for item in items] for role, items in raw["sources"].items()},
             tensors={name: tensor_record(item) for name, item in raw["tensors"].items()},
-            files=_texts(raw["files"]),
-            base_rows=_texts(raw.get("base_rows", {})),
+            files=_strings(raw["files"]),
+            base_rows=_strings(raw.get("base_rows", {})),
             new_rows=_new_rows(raw.get("new_rows", "")),
-            stored=[_text(name) for name in raw.get("stored", [])],
-            notes=[_text(note) for note in raw.get("notes", [])],
+            stored=[_string(name) for name in raw.get("stored", [])],
+            notes=[_string(note) for note in raw.get("notes", [])],
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {shown(str(error))})") from None
 
 
-_KINDS: dict[str, tuple[type, ...]] = {  # of the fields of records; a bool is no number
+# the exact types of the fields of records; a bool is no number
+_KINDS: dict[str, tuple[type, ...]] = {
     "dtype": (str,), "shape": (tuple,), "sum": (float, int, type(None)), "overflowed": (int,), "nonfinite": (int,),
     "name": (str,), "bytes": (int,), "mtime_ns": (int,), "sha256": (str, type(None)),
 }  # fmt: skip
-
-
-_WORDS: dict[type, str] = {str: "a text", tuple: "a list", float: "a number", int: "an integer"}
+_WORDS: dict[type, str] = {str: "a string", tuple: "a list", float: "a number", int: "an integer"}
 
 
 def _record(kind: Any, item: Mapping[str, Any]) -> Any:
+    """A `kind`, TensorRecord or SourceFile, with the fields in `item`. KeyError or TypeError if one is absent or wrong."""
     values = {field.name: item[field.name] for field in fields(kind)}
     for name, value in values.items():
         if type(value) not in _KINDS[name] or (type(value) is int and abs(value) >= 1 << 63):
@@ -129,9 +131,9 @@ def _record(kind: Any, item: Mapping[str, Any]) -> Any:
     return kind(**values)
 
 
-def _text(raw: Any) -> str:
+def _string(raw: Any) -> str:
     if not isinstance(raw, str):
-        raise TypeError(f"{brief(raw)}, wanted a text")
+        raise TypeError(f"{brief(raw)}, wanted a string")
     return raw
 
 
@@ -141,14 +143,14 @@ def _new_rows(raw: Any) -> str:
     return str(raw)
 
 
-def _texts(raw: Any) -> dict[str, str]:
+def _strings(raw: Any) -> dict[str, str]:
     if not isinstance(raw, dict) or not all(isinstance(value, str) for value in raw.values()):
-        raise TypeError(f"{brief(raw)}, wanted an object of texts")
+        raise TypeError(f"{brief(raw)}, wanted an object of strings")
     return raw
 
 
 def tensor_record(item: Mapping[str, Any]) -> TensorRecord:
-    """A TensorRecord from its JSON form; KeyError or TypeError where the form is wrong."""
+    """A TensorRecord from its JSON form. KeyError or TypeError if the form is wrong."""
     shape = item["shape"]
     if not isinstance(shape, list) or not all(type(length) is int and length >= 0 for length in shape):
         raise TypeError(f"shape is {brief(shape)}, wanted natural numbers")

@@ -1,116 +1,26 @@
-"""The pickle program of a state dict, in a machine of our own that can do nothing else.
+"""Runs the pickle program of a state dict, in a machine of our own that can do nothing else.
 
-The standard library's machine calls what a program names, and even where the names are few lets it change them (BUILD), hash
-tuples that take for ever (SETITEM) and allocate by number (BYTEARRAY8). This one has the opcodes that torch.save writes; of
-names those that a state dict needs, each standing for a plain value; keys that are text or small numbers; and a
-bounded number of steps. Nothing of Python's or torch's is ever called.
+The standard library's machine calls whatever a program names. Even if the names are few, it lets a program change them (BUILD),
+hash tuples that take for ever (SETITEM) and allocate by number (BYTEARRAY8). This one has only the opcodes that torch.save
+writes, the names that a state dict needs (`pickle_values.py`), keys that are text or small numbers, and a bounded number of
+steps. It never calls anything of Python's or torch's.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-from baize_engine.checkpoint.dtypes import TORCH_STORAGES
+from baize_engine.checkpoint.pickle_values import CALLABLE, NAMES, Dict, ProgramError, Storage, StorageType, is_natural
 from baize_engine.printable import brief, shown
 
-MAX_STEPS = 1 << 20  # some 60 a tensor: room for 17 000 tensors a file, where a 65B model has 723 in all
-MAX_DIMENSIONS = 16  # no model comes near
+MAX_STEPS = 1 << 20  # about 60 a tensor: room for 17 000 tensors in a file, and a 65B model has 723 in all
 MAX_TEXT = 1 << 12  # bytes of a name
 
 
-class ProgramError(ValueError):
-    """What a program does that no state dict needs; `near` is the tensor that it was about, where that is known."""
-
-    near: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class StorageType:
-    """Stands for torch.HalfStorage and its kin."""
-
-    dtype: str
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    key: str
-    dtype: str
-    numel: int
-
-
-@dataclass(frozen=True, slots=True)
-class Tensor:
-    storage: Storage
-    offset: int  # elements
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-
-
-class Dict(dict[Any, Any]):
-    """A collections.OrderedDict of the program; the one thing that BUILD, which brings a module's metadata, is for."""
-
-
-def _ordered_dict(*arguments: Any) -> Dict:
-    if arguments:
-        raise ProgramError("an OrderedDict that is given its items at once")
-    return Dict()
-
-
-def _size(*arguments: Any) -> tuple[Any, ...]:
-    (values,) = arguments
-    return _dimensions(values)
-
-
-def _tensor(*arguments: Any) -> Tensor:
-    if len(arguments) < 4:
-        raise ProgramError(f"a tensor of {len(arguments)} arguments")
-    storage, offset = arguments[:2]
-    shape, stride = map(_dimensions, arguments[2:4])
-    if (
-        type(storage) is not Storage
-        or len(shape) != len(stride)
-        or not all(map(_is_natural, (offset, *shape, *stride)))
-    ):
-        raise ProgramError("a tensor is described by something else than a storage and natural numbers")
-    return Tensor(storage, offset, shape, stride)
-
-
-def _parameter(*arguments: Any) -> Tensor:
-    if not arguments or type(arguments[0]) is not Tensor:
-        raise ProgramError("a parameter of something else than a tensor")
-    return arguments[0]
-
-
-def _dimensions(values: Any) -> tuple[Any, ...]:
-    if type(values) not in (tuple, list) or len(values) > MAX_DIMENSIONS:
-        raise ProgramError(f"a shape or stride that is not at most {MAX_DIMENSIONS} natural numbers")
-    return tuple(values)
-
-
-def _is_natural(value: Any) -> bool:
-    return type(value) is int and 0 <= value < 1 << 63
-
-
-_NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): _ordered_dict,
-    ("torch", "Size"): _size,
-    ("torch._utils", "_rebuild_tensor"): _tensor,
-    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    (
-        "torch._utils",
-        "_rebuild_parameter_with_state",
-    ): _parameter,  # one that somebody gave an attribute, such as Megatron
-    **{("torch", name): StorageType(dtype) for name, dtype in TORCH_STORAGES.items()},
-}
-_CALLED = tuple({id(value): value for value in _NAMES.values() if callable(value)}.values())
-
-
 def run(program: bytes) -> Any:
-    """The value that `program` leaves. ProgramError where it wants anything that a state dict does not."""
+    """Run `program` and return the value that it leaves. ProgramError if it does anything that no state dict needs."""
     machine = _Machine(program)
     try:
         return machine.run()
@@ -118,12 +28,14 @@ def run(program: bytes) -> Any:
         error.near = machine.near()
         raise
     except (IndexError, struct.error):
-        broken = ProgramError("it is cut short, or takes what is not there")
+        broken = ProgramError("it is cut short, or pops from an empty stack")
         broken.near = machine.near()
         raise broken from None
 
 
 class _Machine:
+    """A program and its state: stack, marks, memo. Methods are opcodes or read their operands."""
+
     def __init__(self, program: bytes) -> None:
         self.program, self.at = program, 0
         self.stack: list[Any] = []
@@ -145,11 +57,12 @@ class _Machine:
         raise ProgramError(f"it takes more than {MAX_STEPS} steps")
 
     def near(self) -> str | None:
-        """The last name that stands where a state dict has its keys."""
+        """The last string where a state dict has its keys, which is the name of the tensor at work."""
         bottom = [*self.outer, self.stack][:2]
         return next((value for stack in bottom[::-1] for value in stack[::-1] if type(value) is str), None)
 
     def take(self, count: int) -> bytes:
+        """The next `count` bytes of the program."""
         begin, self.at = self.at, self.at + count
         if self.at > len(self.program):
             raise ProgramError("it is cut short")
@@ -175,13 +88,13 @@ class _Machine:
         return text
 
     def marked(self) -> list[Any]:
-        """What was pushed since the last mark."""
+        """Pop what was pushed since the last mark."""
         items, self.stack = self.stack, self.outer.pop()
         return items
 
     def push_tuple(self, count: int) -> None:
         if len(self.stack) < count:
-            raise ProgramError("a tuple of what is not there")
+            raise ProgramError("a tuple of more items than the stack has")
         items = tuple(self.stack[len(self.stack) - count :])
         del self.stack[len(self.stack) - count :]
         self.stack.append(items)
@@ -193,9 +106,9 @@ class _Machine:
     def name(self, module: Any, name: Any) -> None:
         if type(module) is not str or type(name) is not str:
             raise ProgramError("a name that is not text")
-        if (module, name) not in _NAMES:
+        if (module, name) not in NAMES:
             raise ProgramError(f"it asks for {shown(module)}.{shown(name)}, which no weight file needs")
-        self.stack.append(_NAMES[module, name])
+        self.stack.append(NAMES[module, name])
 
     def stack_name(self) -> None:
         name, module = self.stack.pop(), self.stack.pop()
@@ -204,37 +117,35 @@ class _Machine:
     def storage(self) -> None:
         pid = self.stack.pop()
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
-            raise ProgramError("it refers to something else than a storage")
+            raise ProgramError("it refers to something other than a storage")
         _, kind, key, _, numel = pid
-        if type(kind) is not StorageType or type(key) is not str or not _is_natural(numel):
+        if type(kind) is not StorageType or type(key) is not str or not is_natural(numel):
             raise ProgramError(f"it refers to a storage of unknown type or size ({brief(key)})")
         storage = Storage(key, kind.dtype, numel)
-        if self.storages.setdefault(key, storage) != storage:  # torch would take the first of both for all tensors
+        if self.storages.setdefault(key, storage) != storage:  # torch would use the first for all tensors
             raise ProgramError(f"it refers to the storage {shown(key)} as two of different types or sizes")
         self.stack.append(storage)
 
     def reduce(self) -> None:
         arguments, function = self.stack.pop(), self.stack.pop()
-        if type(arguments) is not tuple or not any(function is known for known in _CALLED):
-            raise ProgramError("it calls what cannot be called")
-        if function is _size and len(arguments) != 1:
-            raise ProgramError(f"a torch.Size of {len(arguments)} arguments")
+        if type(arguments) is not tuple or not any(function is known for known in CALLABLE):
+            raise ProgramError("it calls something that cannot be called")
         self.stack.append(function(*arguments))
 
     def build(self) -> None:
-        self.stack.pop()  # metadata of a module: nothing that is read here
+        self.stack.pop()  # a module's metadata, not needed
         if type(self.stack[-1]) is not Dict:
-            raise ProgramError("it sets the state of something else than an OrderedDict")
+            raise ProgramError("it sets the state of something other than an OrderedDict")
 
     def extend(self, items: list[Any]) -> None:
         if type(self.stack[-1]) is not list:
-            raise ProgramError("it appends to something else than a list")
+            raise ProgramError("it appends to something other than a list")
         self.stack[-1].extend(items)
 
     def set_items(self, items: list[Any]) -> None:
         target = self.stack[-1]
         if type(target) not in (dict, Dict) or len(items) % 2:
-            raise ProgramError("it sets items of something else than a dict")
+            raise ProgramError("it sets items of something other than a dict")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int):
                 raise ProgramError(f"a dict's key is a {type(key).__name__}, wanted text")
@@ -253,11 +164,11 @@ class _Machine:
 
     def get(self, index: int) -> None:
         if index not in self.memo:
-            raise ProgramError("it takes up what it never put down")
+            raise ProgramError("it gets a memo entry that it never put")
         self.stack.append(self.memo[index])
 
     def frame(self) -> None:
-        self.take(8)  # its length is for readers that read ahead
+        self.take(8)  # the frame's length, of use only for reading ahead
 
     def version(self) -> None:
         if not 2 <= self.take(1)[0] <= 5:

@@ -18,7 +18,8 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, refuse_pointer
 from baize_engine.checkpoint.file_io import open_regular
 from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
+from baize_engine.checkpoint.pickle_program import run
+from baize_engine.checkpoint.pickle_values import ProgramError, Tensor
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.wrapped_state import rewriting, state_of
 from baize_engine.checkpoint.zip_directory import CompressedError, ZipError, read_directory

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.pickle_program import Tensor
+from baize_engine.checkpoint.pickle_values import Tensor
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import shown
 

@@ -138,4 +138,4 @@ def test_the_real_cache_when_offline(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **settings}
     )
     assert done.stdout.strip() == "23"
-    assert "CheckpointError: lab/other is no folder here, and huggingface_hub could not bring it" in done.stderr
+    assert "CheckpointError: lab/other is no folder here, and huggingface_hub could not fetch it" in done.stderr

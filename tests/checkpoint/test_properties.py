@@ -23,7 +23,8 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import MAX_NAME
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, TensorRecord, read_manifest
-from baize_engine.checkpoint.pickle_program import ProgramError, run
+from baize_engine.checkpoint.pickle_program import run
+from baize_engine.checkpoint.pickle_values import ProgramError
 from baize_engine.checkpoint.safetensors_file import encode_header, read_safetensors
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.checkpoint.zip_directory import ZipError, read_directory
@@ -144,7 +145,7 @@ def test_a_damaged_program_is_refused_or_makes_a_value(value: object, protocol: 
     except ProgramError as refused:
         told = str(refused)
     assert len(told) < 1000
-    ours = type(found).__module__ == "baize_engine.checkpoint.pickle_program"
+    ours = type(found).__module__ == "baize_engine.checkpoint.pickle_values"
     assert found is None or ours or callable(found) or isinstance(found, str | int | float | tuple | list | dict)
 
 

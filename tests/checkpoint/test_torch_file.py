@@ -379,7 +379,7 @@ LIES = {
     "strides short": (program(FLOATS, shape=(2, 1)), {"data/0": bytes(8)}, "natural numbers"),
     "overlapping strides": (program(FLOATS, shape=(2,), stride=(0,)), {"data/0": bytes(8)}, "stride"),
     "floats for numbers": (program(FLOATS, shape=(2.0,)), {"data/0": bytes(8)}, "natural numbers"),
-    "unknown reference": (program(("file", "x")), {}, "something else than a storage"),
+    "unknown reference": (program(("file", "x")), {}, "something other than a storage"),
     "negative storage": (program((*FLOATS[:4], -2)), {"data/0": bytes(8)}, "unknown type or size"),
     "big endian": (program(FLOATS), {"data/0": bytes(8), "byteorder": b"big"}, "big-endian"),
     "two programs": (program(FLOATS), {"data/0": bytes(8), "x/data.pkl": b""}, "2 entries data.pkl"),

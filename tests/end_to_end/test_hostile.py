@@ -56,7 +56,7 @@ PROGRAMS = {
     "text by its size": (b"X" + struct.pack("<L", 1 << 31), "a text of 2147483648 bytes"),
     "state of a type": (b"ctorch\nHalfStorage\n}" + named("dtype") + named("float64") + b"sb", "sets the state"),
     "state of a function": (b"ctorch._utils\n_rebuild_tensor_v2\nN}" + named("__code__") + b"Ns\x86b", "sets the state"),
-    "a call of a type": (b"ctorch\nHalfStorage\n)R.", "calls what cannot be called"),
+    "a call of a type": (b"ctorch\nHalfStorage\n)R.", "calls something that cannot be called"),
     "a class made": (b"ccollections\nOrderedDict\n)\x81.", "opcode 0x81"),
     "a name by an extension": (b"\x82\1.", "opcode 0x82"),
     "a name in another": (b"ctorch._utils\n_rebuild_tensor_v2.__globals__\n.", "no weight file needs"),
