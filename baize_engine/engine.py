@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from baize_engine import plain
 from baize_engine.completion import Completion, Run, Writer, in_order, pieces, pushed, texts
@@ -16,14 +16,13 @@ from baize_engine.errors import RequestError
 from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.progress import Progress
-from baize_engine.generation.sampling import SampleOp, TokenLogprobs
+from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
-from baize_engine.loading import Parts, load_parts
-from baize_engine.model.runner import DecodeSteps
+from baize_engine.loading import LoadedModel, load
+from baize_engine.options import EngineOptions
 from baize_engine.requests import Intake, Prompt
 from baize_engine.text import chat
 from baize_engine.text.options import TextOptions
-from baize_engine.text.tokenizer import Tokenizer
 from baize_engine.turns import Turns
 
 if TYPE_CHECKING:
@@ -33,38 +32,25 @@ Item = TypeVar("Item")
 
 
 class Engine:
-    """A loaded model, ready for requests. A context manager; close() lets go of weights and cache.
+    """A loaded model, ready for requests. A context manager; close() frees the weights and the cache.
 
-    from_pretrained makes it from a folder. The constructor takes the parts: a decoder (`Llama`), its cache, the steps over
-    both, the ids that end a text, the backend's `sample` op, and a tokenizer, without which prompts are ids and texts are "".
-    Any number of threads may call it: calls take turns, iterators one for each of their steps. What iterators hold in the
-    cache is copied out of it where another call needs the room, and back. A process made by fork cannot use it.
+    from_pretrained and from_diff load one. Any number of threads may call an engine: calls take turns, and an iterator takes
+    a turn for each of its steps. What an iterator holds in the cache is copied out where another call needs the room, and
+    back in later. A process made by fork cannot use it.
     """
 
-    def __init__(
-        self,
-        decoder: Any,
-        cache: Any,
-        *,
-        vocab_size: int,
-        eos_token_ids: Sequence[int],
-        max_model_len: int,
-        sample: SampleOp,
-        steps: DecodeSteps | None = None,
-        tokenizer: Tokenizer | None = None,
-        why_no_text: str | None = None,
-    ) -> None:
-        self._decoder, self._cache, self._sample = decoder, cache, sample
-        self._steps = steps or DecodeSteps(decoder, cache)
+    def __init__(self, model: LoadedModel) -> None:
+        self._decoder, self._cache, self._steps, self._sample = model.decoder, model.cache, model.steps, model.sample
         self._turns = Turns()
-        self.tokenizer = tokenizer
-        self.vocab_size = vocab_size
-        self.max_model_len = max_model_len
+        self.tokenizer = model.tokenizer
+        self.vocab_size = model.vocab_size
+        self.max_model_len = model.max_model_len
         # what closes a reply in the chat format ends it, whoever gave the ids
-        own = () if tokenizer is None or tokenizer.eos_id is None else (tokenizer.eos_id,)
-        self.eos_token_ids = tuple(dict.fromkeys((*eos_token_ids, *own)))
-        limits = (vocab_size, max_model_len, self.eos_token_ids)
-        self._intake = Intake(*limits, tokenizer, why_no_text or "the engine was made without one")
+        own = () if self.tokenizer is None or self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
+        self.eos_token_ids = tuple(dict.fromkeys((*model.eos_token_ids, *own)))
+        self._intake = Intake(
+            self.vocab_size, self.max_model_len, self.eos_token_ids, self.tokenizer, model.why_no_text
+        )
 
     @classmethod
     def from_pretrained(
@@ -79,22 +65,38 @@ class Engine:
         cache_dtype: str = "auto",
         exact_activations: bool = False,
     ) -> Engine:
-        """Loads a model's folder, recovered or any LLaMA in transformers' form.
+        """Loads a model's folder, recovered or any LLaMA in the layout of transformers.
 
-        device: auto (a GPU if there is one), cpu, cuda or cuda:N. dtype: auto (as in the files), float32, float16 or
-        bfloat16. max_model_len: tokens of a prompt and its answer together; the config's max_position_embeddings or
-        cache_tokens unless given. cache_tokens: tokens that the KV cache holds, at least max_model_len; unless given, 512 (or
-        max_model_len, if less) for each of 64 samples, as far as half of the memory goes that the weights leave free.
-        threads: torch's on the CPU, for the whole process. quantize: "int8" or "int4" matrices, made from the files while
-        they are read; a folder that `quantize` wrote has them already. cache_dtype: what the KV cache is kept in: auto
-        (float32 on the CPU, the weights' type on a GPU), and on the CPU float32, float16 or bfloat16. exact_activations: a
-        CPU reads prompts with quantised weights at 8 bits an activation, which is faster, unless this is True; README says what
-        it costs.
-        A RequestError names an argument that cannot be, or the sizes where weights and cache exceed the free memory;
-        ConfigError and CheckpointError name the file. A folder without tokenizer.model serves ids only.
+        path: the folder, or a hub id.
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        dtype: the weights' type: "auto" (as in the files), "float32", "float16" or "bfloat16".
+        quantize: "int8" or "int4" quantises the matrices while they are read; a folder that `quantize` wrote needs no such
+            argument.
+        max_model_len: most tokens of a prompt and its answer together. Default: the smaller of the config's
+            max_position_embeddings and cache_tokens.
+        cache_tokens: tokens that the KV cache holds, at least max_model_len. Default: 512, or max_model_len if that is less,
+            for each of 64 samples, in at most half of the memory that the weights leave free.
+        threads: torch's CPU threads, for the whole process. Default: as torch has it.
+        cache_dtype: the KV cache's type: "auto" (float32 on the CPU, the weights' type on a GPU), and on the CPU "float32",
+            "float16" or "bfloat16".
+        exact_activations: a CPU reads prompts with quantised weights at 8 bits an activation, which is faster, unless this
+            is True; the README says what that costs.
+
+        RequestError names the argument that is wrong, or the sizes where weights and cache exceed the free memory; BackendError
+        says why a device cannot be used; ConfigError and CheckpointError name the file. A folder without tokenizer.model
+        serves token ids only.
         """
-        lengths = (max_model_len, cache_tokens)
-        return cls._of(load_parts(path, device, dtype, quantize, *lengths, threads, cache_dtype, exact_activations))
+        options = EngineOptions(
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            max_model_len=max_model_len,
+            cache_tokens=cache_tokens,
+            threads=threads,
+            cache_dtype=cache_dtype,
+            exact_activations=exact_activations,
+        )
+        return cls(load(path, options))
 
     @classmethod
     def from_diff(
@@ -117,21 +119,31 @@ class Engine:
     ) -> Engine:
         """Recovers base + diff straight into memory; nothing is written to disk.
 
-        The weights are, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` and then
-        `from_pretrained(…, quantize=…)`; memory peaks at them and some buffers. dtype: float32, float16 or bfloat16.
-        Bases and diffs are those that `recover` takes, refused where it refuses them unless `force`, and joined as `new_rows`
-        and `drop_rows` say there; the other arguments and errors are those of from_pretrained.
+        The weights are, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` followed by
+        `from_pretrained(…, quantize=…)`; peak memory is the weights and some buffers.
+
+        path_raw, path_diff: bases and diffs that `recover` takes, folders or hub ids; what it refuses is refused here.
+        dtype: the type of the sums: "float32", "float16" or "bfloat16".
+        force, new_rows, drop_rows: as for `recover`.
+        progress: show a bar on a terminal while recovering.
+
+        The other arguments and the errors are those of from_pretrained, and MismatchError where base and diff do not belong
+        together.
         """
-        from baize_engine.from_diff import load_diff_parts
+        from baize_engine.from_diff import MatchOptions, load_diff
 
-        settings = (device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations)
-        return cls._of(load_diff_parts(path_raw, path_diff, *settings, force, new_rows, drop_rows, progress))
-
-    @classmethod
-    def _of(cls, parts: Parts) -> Engine:
-        named = ("eos_token_ids", "max_model_len", "sample", "steps", "tokenizer", "why_no_text")
-        settings = {name: getattr(parts, name) for name in named}
-        return cls(parts.decoder, parts.cache, vocab_size=parts.config.vocab_size, **settings)
+        options = EngineOptions(
+            device=device,
+            dtype=dtype,
+            quantize=quantize,
+            max_model_len=max_model_len,
+            cache_tokens=cache_tokens,
+            threads=threads,
+            cache_dtype=cache_dtype,
+            exact_activations=exact_activations,
+        )
+        match = MatchOptions(new_rows=new_rows, drop_rows=drop_rows, force=force)
+        return cls(load_diff(path_raw, path_diff, options, match, progress))
 
     def __enter__(self) -> Engine:
         return self
@@ -142,7 +154,7 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Lets go of weights and cache. Any later request is refused, and what is under way ends with that RequestError."""
+        """Frees weights and cache. Later requests are refused with RequestError, and so is the rest of those under way."""
         self._turns.close(self._let_go)
 
     def _let_go(self) -> None:

@@ -26,12 +26,13 @@ from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.result_check import tokenizer_problems
 from baize_engine.checkpoint.tokenizer_model import MODEL
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError, RequestError
-from baize_engine.loading import Parts, assemble, cache_room, check_settings, lengths
+from baize_engine.loading import LoadedModel, assemble, cache_size, resolved
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import tell
 from baize_engine.model.weight_loader import allocate
 from baize_engine.model.weights import check
+from baize_engine.options import EngineOptions
 from baize_engine.recovery.plan import MatchOptions
 from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.recover import check_diff
@@ -41,35 +42,26 @@ from baize_engine.recovery.stream import WORKERS, NoHash, stream
 from baize_engine.text import special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
-QUANTISING = 2  # workers on the CPU that quantise: it has temporary memory of its own, and takes the time
+# Workers where the CPU quantises: that takes most of the time, and temporary memory for each worker.
+QUANTISING = 2
 
 
-def load_diff_parts(
+def load_diff(
     path_raw: str | os.PathLike[str],
     path_diff: str | os.PathLike[str],
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    max_model_len: int | None,
-    cache_tokens: int | None,
-    threads: int | None,
-    cache_dtype: str = "auto",
-    exact_activations: bool = False,
-    force: bool = False,
-    new_rows: str = "auto",
-    drop_rows: bool = False,
+    options: EngineOptions,
+    match: MatchOptions,
     progress: bool = False,
-) -> Parts:
-    """Recovers into memory; `Engine.from_diff` says what the arguments mean and what is refused."""
-    if dtype not in FLOATS:
-        raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
-    device = check_settings(device, quantize, threads, cache_dtype)
+) -> LoadedModel:
+    """Recovers base + diff into memory; `Engine.from_diff` says what is refused. options.dtype is that of the sums."""
+    if options.dtype == "auto":
+        raise RequestError(f"dtype is 'auto', wanted {', '.join(FLOATS)}")
+    options = resolved(options)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
     sources = Sources([source.index, diff])
-    match = MatchOptions(new_rows, drop_rows=drop_rows, force=force)
-    work = checked_plan(source, diff, dtype, match, check_diff(source.index, diff, force))
+    work = checked_plan(source, diff, options.dtype, match, check_diff(source.index, diff, match.force))
     # nothing is published, so that links may go anywhere
-    files = side_files.collect(diff.folder, source.index.folder, dtype, work.vocab_size, follow_links=True)
+    files = side_files.collect(diff.folder, source.index.folder, options.dtype, work.vocab_size, follow_links=True)
     try:
         config = ModelConfig.from_dict(json.loads(files["config.json"]))
     except ConfigError as error:
@@ -78,43 +70,41 @@ def load_diff_parts(
     wanted = names.shapes(config)
     # a stored copy of a tied head is not wanted
     work = replace(work, jobs=tuple(job for job in work.jobs if job.name in wanted))
-    max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    cache_tokens = cache_room(config, diff, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
-    speaks = MODEL in files
-    tokenizer = Tokenizer.from_contents(files, diff.folder, config.vocab_size) if speaks else None
-    text = tokenizer, None if speaks else f"neither {diff.folder} nor its base has a {MODEL} that fits"
-    ends = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
+    cache_tokens = cache_size(options, config, diff)
+    tokenizer = Tokenizer.from_contents(files, diff.folder, config.vocab_size) if MODEL in files else None
+    why_no_text = None if tokenizer else f"neither {diff.folder} nor its base has a {MODEL} that fits"
+    end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
     for line in (*work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
         warnings.warn(line, BaizeWarning, stacklevel=3)  # of the caller of Engine.from_diff
-    target = WeightSink(config, dtype, device, quantize)
-    count = QUANTISING if quantize and device == "cpu" else WORKERS
+    target = WeightSink(config, options)
+    workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
     with Progress(work.traffic, "recover", progress) as bar:
-        adder = choose.diff_adder(device)
-        records = stream(work, target, adder, progress=bar.add, make_hash=NoHash, workers=count)
+        adder = choose.diff_adder(options.device)
+        records = stream(work, target, adder, progress=bar.add, make_hash=NoHash, workers=workers)
     sources.check()
-    tell(((name, record.overflowed) for name, record in records.items()), dtype)
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return assemble(
-        config, target.weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations
-    )
+    tell(((name, record.overflowed) for name, record in records.items()), options.dtype)
+    if options.device != "cpu":
+        torch.cuda.synchronize(options.device)
+    return assemble(config, target.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where a recovered tensor goes: all rows of `target`, a tensor or a quantised matrix, of `columns` each."""
+    """Where a recovered tensor goes: all rows of `target`, a tensor or a quantised matrix of `columns` columns."""
 
     target: Any
     columns: int
 
 
 class WeightSink:
-    """A sink for `stream` that makes weights as `load_weights` would give them for the recovered folder.
+    """A sink for `stream` that makes the weights that `load_weights` would give for the recovered folder.
 
-    Each tensor must come in order and from one thread, as `stream` brings it. A row that a piece cuts waits for the next.
+    options: device, dtype and quantize, none of them "auto". Each tensor must come in order and from one thread, as `stream`
+    brings it. A row that a piece cuts waits for the next piece.
     """
 
-    def __init__(self, config: ModelConfig, dtype: str, device: str, quantize: str | None) -> None:
+    def __init__(self, config: ModelConfig, options: EngineOptions) -> None:
+        device, dtype, quantize = options.device, options.dtype, options.quantize
         self.device, self.quantize, self._quantizer = device, quantize, choose.quantizer(device)
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._size = ITEMSIZE[dtype]
@@ -131,7 +121,7 @@ class WeightSink:
             self._places |= _rows_of(name, self.weights[name], shapes)
 
     def write(self, name: str, offset: int, view: memoryview) -> None:
-        """Takes `view`, of the result's dtype, from byte `offset` of the tensor `name` on."""
+        """Takes `view`, elements of the result's dtype that begin at byte `offset` of the tensor `name`."""
         place = self._places[name]
         if isinstance(place.target, Tensor):
             begin = offset // self._size

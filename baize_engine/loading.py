@@ -1,20 +1,21 @@
-"""From a model's folder to the parts of an Engine, every refusal before the weights are read. Knows no requests."""
+"""Loads a model's folder for an Engine; everything that can be refused is refused before the weights are read.
+
+Knows no requests.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from baize_engine import plain
 from baize_engine.backend import forks
 from baize_engine.backend.choose import ops
 from baize_engine.backend.devices import resolve_device
 from baize_engine.backend.memory import check_fits, free_bytes
-from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.norms import refuse_diff
@@ -27,150 +28,113 @@ from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.runner import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
+from baize_engine.options import MOST_THREADS, EngineOptions, count
 from baize_engine.text import special_ids
 from baize_engine.text.tokenizer import Tokenizer, why_no_tokenizer
 
-# tokens of the cache for each sample that may run, by default: more than most prompts take with their answers
-A_ROW = 512
-# csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
-MOST_THREADS = 1024
+# of the cache, for each sequence that may run: more than most prompts take with their answers
+DEFAULT_TOKENS_PER_SEQUENCE = 512
 
 
 @dataclass(frozen=True)
-class Parts:
-    """What an Engine is made of. Without a tokenizer, `why_no_text` says why."""
+class LoadedModel:
+    """All that an Engine runs: the decoder and its cache, and what text is to it.
 
-    config: ModelConfig
+    eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer.
+    """
+
     decoder: Llama
     cache: KVCache
-    max_model_len: int
-    sample: SampleOp
     steps: DecodeSteps
+    sample: SampleOp
+    vocab_size: int
+    max_model_len: int
     eos_token_ids: tuple[int, ...]
-    tokenizer: Tokenizer | None
-    why_no_text: str | None
+    tokenizer: Tokenizer | None = None
+    why_no_text: str = "the engine was made without one"
 
 
-def load_parts(
-    path: str | Path,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    max_model_len: int | None,
-    cache_tokens: int | None,
-    threads: int | None,
-    cache_dtype: str = "auto",
-    exact_activations: bool = False,
-) -> Parts:
-    """Loads the folder `path`; `Engine.from_pretrained` says what the arguments mean and what is refused."""
-    if dtype != "auto" and dtype not in FLOATS:
-        raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
-    device = check_settings(device, quantize, threads, cache_dtype)
-    path = folder_of(path)
-    index = read_index(path)  # first: it says best what is wrong with a folder that is no model
-    config = ModelConfig.from_folder(path)
-    if config.quantization is not None and quantize not in (None, config.quantization):
-        raise RequestError(f"quantize is {quantize!r}, and {path} holds {config.quantization} weights already")
-    refuse_diff(index)
-    max_model_len, cache_tokens = lengths(config.max_position_embeddings, max_model_len, cache_tokens)
-    cache_tokens = cache_room(config, index, device, dtype, quantize, max_model_len, cache_tokens, cache_dtype)
-    text = read_tokenizer(path, config.vocab_size)
-    ends = special_ids.of_folder(path, text[0], config.vocab_size).end_ids
-    weights = load_weights(index, config, dtype, device, quantize)
-    return assemble(config, weights, device, max_model_len, cache_tokens, cache_dtype, ends, text, exact_activations)
-
-
-def check_settings(device: str, quantize: str | None, threads: int | None, cache_dtype: str) -> str:
-    """The device by its name, where the settings can be; sets torch's threads."""
-    if quantize not in (None, "int8", "int4"):
-        raise RequestError(f"quantize is {quantize!r}, wanted None, 'int8' or 'int4'")
-    if cache_dtype != "auto" and cache_dtype not in FLOATS:
-        raise RequestError(f"cache_dtype is {cache_dtype!r}, wanted auto, {', '.join(FLOATS)}")
-    if threads is None:
-        _count("torch's number of threads", torch.get_num_threads(), 1, MOST_THREADS)  # OMP_NUM_THREADS may be anything
-    else:
-        torch.set_num_threads(_count("threads", threads, 1, MOST_THREADS))
-    forks.check()
-    resolved = resolve_device(device)
-    if cache_dtype != "auto" and resolved != "cpu":
+def load(path: str | Path, options: EngineOptions) -> LoadedModel:
+    """Loads the folder or hub id `path`; `Engine.from_pretrained` says what is refused."""
+    options = resolved(options)
+    folder = folder_of(path)
+    index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
+    config = ModelConfig.from_folder(folder)
+    if config.quantization is not None and options.quantize not in (None, config.quantization):
         raise RequestError(
-            f"cache_dtype is {cache_dtype!r}, and on a GPU the cache has the weights' type: wanted 'auto'"
+            f"quantize is {options.quantize!r}, and {folder} holds {config.quantization} weights already"
         )
-    return resolved
+    refuse_diff(index)
+    cache_tokens = cache_size(options, config, index)
+    why_no_text = why_no_tokenizer(folder)
+    tokenizer = None if why_no_text else Tokenizer.from_folder(folder, config.vocab_size)
+    end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
+    weights = load_weights(index, config, options.dtype, options.device, options.quantize)
+    return assemble(config, weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
 
 
-def read_tokenizer(folder: Path, vocab_size: int) -> tuple[Tokenizer | None, str | None]:
-    """The tokenizer of a folder for a model of `vocab_size` rows, or why it has none. CheckpointError for a broken one."""
-    reason = why_no_tokenizer(folder)
-    return (None if reason else Tokenizer.from_folder(folder, vocab_size)), reason
+def resolved(options: EngineOptions) -> EngineOptions:
+    """`options` with the device that "auto" means here. Sets torch's number of threads.
+
+    BackendError where the device cannot be used, or after a fork that torch's threads do not survive.
+    """
+    if options.threads is None:  # OMP_NUM_THREADS may be anything
+        count("torch's number of threads", torch.get_num_threads(), 1, MOST_THREADS)
+    else:
+        torch.set_num_threads(options.threads)
+    forks.check()
+    device = resolve_device(options.device)
+    if options.cache_dtype != "auto" and device != "cpu":
+        raise RequestError(
+            f"cache_dtype is {options.cache_dtype!r}, and on a GPU the cache has the weights' type: wanted 'auto'"
+        )
+    return replace(options, device=device)
+
+
+def cache_size(options: EngineOptions, config: ModelConfig, index: CheckpointIndex) -> int:
+    """Tokens of the cache. RequestError where it and the weights, those of `index`, exceed the device's free memory.
+
+    Unless options.cache_tokens says: enough for a full batch of usual requests, in at most half of the memory that the
+    weights leave free, and at least enough for one sequence of the most tokens.
+    """
+    longest = options.context_length(config.max_position_embeddings)
+    embedding = index.entries.get(names.EMBED)
+    stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
+    weights = stored if options.dtype == "auto" else options.dtype
+    activations = "float32" if options.device == "cpu" else weights
+    kept = getattr(torch, activations if options.cache_dtype == "auto" else options.cache_dtype)
+    held, free = nbytes(index, config, options.dtype, options.quantize), free_bytes(options.device)
+    tokens = options.cache_tokens
+    if tokens is None:
+        fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kept)
+        tokens = max(longest, min(MAX_ROWS * min(longest, DEFAULT_TOKENS_PER_SEQUENCE), fits))
+    where = "this machine" if options.device == "cpu" else f"the GPU ({options.device})"
+    check_fits(held, KVCache.nbytes(config, tokens, kept), free, where)
+    return tokens
 
 
 def assemble(
     config: ModelConfig,
     weights: Mapping[str, Any],
-    device: str,
-    max_model_len: int,
+    options: EngineOptions,
     cache_tokens: int,
-    cache_dtype: str,
     eos_token_ids: tuple[int, ...],
-    text: tuple[Tokenizer | None, str | None],
-    exact_activations: bool = False,
-) -> Parts:
-    """The parts around loaded weights. `text`: what `read_tokenizer` gave."""
-    backend = ops(device)
-    decoder = Llama(config, weights, backend, device, exact_activations=exact_activations)
-    cache = decoder.new_cache(cache_tokens, None if cache_dtype == "auto" else getattr(torch, cache_dtype))
-    return Parts(
-        config, decoder, cache, max_model_len, backend.sample, DecodeSteps(decoder, cache), eos_token_ids, *text
+    tokenizer: Tokenizer | None,
+    why_no_text: str | None,
+) -> LoadedModel:
+    """A decoder over `weights` with a new cache of `cache_tokens` tokens, and what text is to it."""
+    backend = ops(options.device)
+    decoder = Llama(config, weights, backend, options.device, exact_activations=options.exact_activations)
+    cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
+    cache = decoder.new_cache(cache_tokens, cache_dtype)
+    return LoadedModel(
+        decoder=decoder,
+        cache=cache,
+        steps=DecodeSteps(decoder, cache),
+        sample=backend.sample,
+        vocab_size=config.vocab_size,
+        max_model_len=options.context_length(config.max_position_embeddings),
+        eos_token_ids=eos_token_ids,
+        tokenizer=tokenizer,
+        why_no_text=why_no_text or "",
     )
-
-
-def lengths(positions: int, max_model_len: int | None, cache_tokens: int | None) -> tuple[int, int | None]:
-    """(max_model_len, cache_tokens) as asked for, the first as large as the others allow where it is left open."""
-    if cache_tokens is not None:
-        cache_tokens = _count("cache_tokens", cache_tokens, 2)
-    if max_model_len is None:
-        max_model_len = positions if cache_tokens is None else min(positions, cache_tokens)
-    max_model_len = _count("max_model_len", max_model_len, 2)
-    if max_model_len > positions:
-        raise RequestError(f"max_model_len is {max_model_len}, and the model's max_position_embeddings is {positions}")
-    if cache_tokens is not None:
-        _count("cache_tokens", cache_tokens, max_model_len)
-    return max_model_len, cache_tokens
-
-
-def _count(name: str, given: Any, least: int, most: int | None = None) -> int:
-    value = plain.integer(given)
-    if value is None or value < least or (most is not None and value > most):
-        limit = "" if most is None else f", at most {most}"
-        raise RequestError(f"{name} is {given!r}, wanted an integer of at least {least}{limit}")
-    return value
-
-
-def cache_room(
-    config: ModelConfig,
-    index: CheckpointIndex,
-    device: str,
-    dtype: str,
-    quantize: str | None,
-    max_model_len: int,
-    cache_tokens: int | None,
-    cache_dtype: str,
-) -> int:
-    """The tokens of the cache. RequestError where it and the weights exceed what `device` has free.
-
-    Where nobody says: as many as let a full batch of usual requests run, in at most half of the memory that the weights leave
-    free, and at least one sample's most.
-    """
-    embedding = index.entries.get(names.EMBED)
-    stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
-    weights = stored if dtype == "auto" else dtype
-    activations = "float32" if device == "cpu" else weights
-    kept = activations if cache_dtype == "auto" else cache_dtype
-    kind, held, free = getattr(torch, kept), nbytes(index, config, dtype, quantize), free_bytes(device)
-    if cache_tokens is None:
-        fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kind)
-        cache_tokens = max(max_model_len, min(MAX_ROWS * min(max_model_len, A_ROW), fits))
-    where = "this machine" if device == "cpu" else f"the GPU ({device})"
-    check_fits(held, KVCache.nbytes(config, cache_tokens, kind), free, where)
-    return cache_tokens

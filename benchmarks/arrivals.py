@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from baize_engine import Engine, SamplingParams
+from baize_engine.loading import LoadedModel
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.runner import DecodeSteps
@@ -46,10 +47,11 @@ class Numbers:
 def engine_of(model: Llama, cache: KVCache, steps: DecodeSteps | None = None, decoder: Any = None) -> Engine:
     """The engine over a model of random weights, which ends no text; `decoder` runs the prompts, the model unless given."""
     numbers: Any = Numbers()
-    return Engine(
-        decoder or model, cache, vocab_size=model.config.vocab_size, eos_token_ids=(), sample=model.ops.sample,
-        max_model_len=model.config.max_position_embeddings, steps=steps, tokenizer=numbers,
+    loaded = LoadedModel(
+        decoder or model, cache, steps or DecodeSteps(model, cache), model.ops.sample, model.config.vocab_size,
+        max_model_len=model.config.max_position_embeddings, eos_token_ids=(), tokenizer=numbers,
     )  # fmt: skip
+    return Engine(loaded)
 
 
 @dataclass(frozen=True)

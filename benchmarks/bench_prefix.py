@@ -32,8 +32,10 @@ from shapes import PRESETS
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.backend import devices
+from baize_engine.loading import LoadedModel
 from baize_engine.model.blocks import BLOCK_SIZE, BlockPool
 from baize_engine.model.llama import Llama
+from baize_engine.model.runner import DecodeSteps
 from baize_engine.text.tokenizer import Tokenizer
 
 SHARED = Path(os.environ.get("BAIZE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -100,10 +102,11 @@ class Runner:
 
     def __init__(self, model: Llama, shares: bool) -> None:
         self.cache, self.shares = model.new_cache(2 * model.config.max_position_embeddings), shares
-        self.engine = Engine(
-            model, self.cache, vocab_size=model.config.vocab_size, eos_token_ids=(),
-            max_model_len=model.config.max_position_embeddings, sample=model.ops.sample,
+        loaded = LoadedModel(
+            model, self.cache, DecodeSteps(model, self.cache), model.ops.sample, model.config.vocab_size,
+            max_model_len=model.config.max_position_embeddings, eos_token_ids=(),
         )  # fmt: skip
+        self.engine = Engine(loaded)
         self.model, self.seconds, self.computed = model, 0.0, 0
 
     def __call__(self, many: list[list[int]]) -> list[int]:

@@ -9,23 +9,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import folders
 import pytest
 import sparse
 import tiny
 import tiny_meta
 import torch
 from fakes import small_model
-from folders import load, snapshot
+from folders import snapshot
 from refusals import REFUSALS
 from shapes import Shape
 
 from baize_engine import Engine, SamplingParams, from_diff, recover
 from baize_engine.cli.main import main
 from baize_engine.errors import BaizeError, CheckpointError, ConfigError, RequestError
-from baize_engine.from_diff import WeightSink, load_diff_parts
-from baize_engine.loading import load_parts
+from baize_engine.from_diff import WeightSink, load_diff
+from baize_engine.loading import load
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.options import EngineOptions
+from baize_engine.recovery.plan import MatchOptions
 from baize_engine.text.tokenizer import Tokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no group of 64 divides
@@ -49,9 +52,9 @@ def same_weights(got: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def both(base: Path, diff: Path, out: Path, device: str, dtype: str, quantize: str | None) -> tuple[Any, Any]:
-    direct = load_diff_parts(base, diff, device, dtype, quantize, None, None, None)
+    direct = load_diff(base, diff, EngineOptions(device, dtype, quantize), MatchOptions())
     recover(base, diff, out, dtype=dtype, device=device, progress=False)
-    return direct, load_parts(out, device, "auto", quantize, None, None, None)
+    return direct, load(out, EngineOptions(device, "auto", quantize))
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
@@ -59,7 +62,7 @@ def both(base: Path, diff: Path, out: Path, device: str, dtype: str, quantize: s
 def test_the_bits_are_those_of_the_detour(tmp_path: Path, dtype: str, quantize: str | None) -> None:
     direct, detour = both(*write_pair(tmp_path), tmp_path / "tuned", "cpu", dtype, quantize)
     same_weights(direct.decoder.weights, detour.decoder.weights)
-    assert (direct.config, direct.max_model_len) == (detour.config, detour.max_model_len)
+    assert (direct.decoder.config, direct.max_model_len) == (detour.decoder.config, detour.max_model_len)
 
 
 @pytest.mark.gpu
@@ -90,7 +93,7 @@ def test_a_base_in_metas_layout_and_a_tied_head(tmp_path: Path, quantize: str | 
 def test_pieces_cut_anywhere_change_nothing(quantize: str | None) -> None:
     config = ModelConfig.from_dict(CONFIG)
     rng = random.Random(0)
-    whole, cut = (WeightSink(config, "float16", "cpu", quantize) for _ in range(2))
+    whole, cut = (WeightSink(config, EngineOptions("cpu", "float16", quantize)) for _ in range(2))
     for name, shape in names.shapes(config).items():
         content = (torch.randn(shape) * 0.05).half().view(torch.uint8).numpy().tobytes()
         whole.write(name, 0, memoryview(content))
@@ -151,7 +154,7 @@ def test_memory_is_checked_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_values_without_a_code_name_their_tensor(tmp_path: Path) -> None:
     base, diff = write_pair(tmp_path)
-    tensors = load(base)
+    tensors = folders.load(base)
     tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = float("inf")
     tiny.write_model(tmp_path / "odd", CONFIG, tensors)
     with pytest.raises(

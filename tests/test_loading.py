@@ -18,10 +18,11 @@ from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.score import CHUNK
-from baize_engine.loading import lengths
+from baize_engine.loading import load
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.weights import nbytes
+from baize_engine.options import EngineOptions
 
 
 @pytest.mark.parametrize("changes", [{}, {"num_key_value_heads": 2}, {"tie_word_embeddings": True}])
@@ -145,11 +146,11 @@ def test_a_full_cache_is_refused_and_freed(tmp_path: Path) -> None:
 
 
 def test_lengths_may_be_left_to_each_other() -> None:
-    assert lengths(2048, None, None) == (2048, None)
-    assert lengths(2048, 512, None) == (512, None)
-    assert lengths(2048, None, 300) == (300, 300)
-    assert lengths(2048, None, 9000) == (2048, 9000)
-    assert lengths(2048, 100, 9000) == (100, 9000)
+    assert EngineOptions().context_length(2048) == 2048
+    assert EngineOptions(max_model_len=512).context_length(2048) == 512
+    assert EngineOptions(cache_tokens=300).context_length(2048) == 300
+    assert EngineOptions(cache_tokens=9000).context_length(2048) == 2048
+    assert EngineOptions(max_model_len=100, cache_tokens=9000).context_length(2048) == 100
 
 
 def test_the_cache_has_room_for_a_full_batch_unless_memory_is_short(
@@ -227,12 +228,12 @@ def test_a_broken_tokenizer_is_not_passed_over(tmp_path: Path) -> None:
 
 
 def test_the_loop_alone_needs_only_the_parts(tmp_path: Path) -> None:
-    parts = loading.load_parts(model(tmp_path / "m"), "cpu", "float16", None, 32, None, None)
+    loaded = load(model(tmp_path / "m"), EngineOptions(device="cpu", dtype="float16", max_model_len=32))
     params = SamplingParams(max_new_tokens=4, ignore_eos=True)
     samples = [Sample(0, 0, [1, 5], params, seed=0, stop_ids=())]
-    steps = generate(parts.decoder, parts.cache, parts.steps, samples, max_length=32, sample=parts.sample)
+    steps = generate(loaded.decoder, loaded.cache, loaded.steps, samples, max_length=32, sample=loaded.sample)
     assert len([step.token_id for _, step in steps]) == 4
-    assert parts.tokenizer is None
+    assert loaded.tokenizer is None
 
 
 def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> None:
@@ -240,10 +241,10 @@ def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> Non
     ids, folder = list(range(3, 43)), model(tmp_path / "m")
     logits = {}
     for exact in (False, True):
-        parts = loading.load_parts(folder, "cpu", "auto", "int8", None, None, None, exact_activations=exact)
-        sequence = parts.cache.allocate()
-        logits[exact] = parts.decoder.prefill(ids, sequence, parts.cache)
-        alone = parts.decoder.forward([ids[:1]], [parts.cache.allocate()], parts.cache)
+        loaded = load(folder, EngineOptions(device="cpu", quantize="int8", exact_activations=exact))
+        sequence = loaded.cache.allocate()
+        logits[exact] = loaded.decoder.prefill(ids, sequence, loaded.cache)
+        alone = loaded.decoder.forward([ids[:1]], [loaded.cache.allocate()], loaded.cache)
         logits[exact, "one"] = alone
     assert torch.equal(logits[False, "one"], logits[True, "one"])
     if choose.ops("cpu").rows["linear_add"].name.startswith("cpp"):

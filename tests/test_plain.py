@@ -12,7 +12,7 @@ from fakes import EOS, VOCAB, TableDecoder
 
 from baize_engine import SamplingParams, plain
 from baize_engine.errors import RequestError
-from baize_engine.loading import lengths
+from baize_engine.options import EngineOptions
 
 IDS = [1, 5, 9]
 
@@ -68,7 +68,9 @@ def test_counts_and_numbers_become_pythons_own() -> None:
     values = [one.max_new_tokens, one.n, one.top_k, one.seed, one.logprobs, one.min_new_tokens, *one.logit_bias]
     assert all(type(value) is int for value in values)
     assert all(type(value) is float for value in (one.temperature, one.top_p, one.logit_bias[5]))
-    assert lengths(128, np.int64(64), np.int32(64)) == (64, 64)  # type: ignore[arg-type]
+    options = EngineOptions(max_model_len=np.int64(64), cache_tokens=np.int32(64))  # type: ignore[arg-type]
+    assert [type(value) for value in (options.max_model_len, options.cache_tokens)] == [int, int]
+    assert options == EngineOptions(max_model_len=64, cache_tokens=64)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,8 @@ def test_what_is_no_integer_is_refused(wrong: object) -> None:
         lambda: SamplingParams(max_new_tokens=wrong),
         lambda: SamplingParams(stop_token_ids=[wrong]),
         lambda: SamplingParams(logit_bias={wrong: 1.0}),
-        lambda: lengths(128, 64, wrong) if wrong is not None else lengths(128, True, 5),
+        lambda: EngineOptions(cache_tokens=True if wrong is None else wrong),
+        lambda: EngineOptions(max_model_len=True if wrong is None else wrong),
     ):
         with pytest.raises(RequestError):
             call()

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import decoders
 import pytest
 from decoders import make, prompt
-from fake_engine import TOKENIZER, all_free, greedy
-from fakes import VOCAB, FakeCache, FakeSteps, TableDecoder
+from fake_engine import TOKENIZER, all_free, engine_over
+from fakes import VOCAB, FakeCache, TableDecoder
 from tiny import config
 
 from baize_engine import Engine, SamplingParams
@@ -45,8 +46,7 @@ class Bytes:
 def engine_of(tokens: int, ahead: bool = False) -> Engine:
     model = make(config(max_position_embeddings=128))
     model.runs_ahead = ahead
-    options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 120}
-    return Engine(model, model.new_cache(tokens), sample=model.ops.sample, tokenizer=Bytes(), **options)
+    return decoders.engine_over(model, model.new_cache(tokens), max_model_len=120, tokenizer=Bytes())
 
 
 class Wanted:
@@ -193,8 +193,7 @@ class Pausing(TableDecoder):
 
 def pausing(blocks: int = 64) -> tuple[Engine, Pausing]:
     decoder, cache = Pausing(), FakeCache(blocks)
-    options = {"vocab_size": VOCAB, "eos_token_ids": (2,), "max_model_len": 60, "sample": greedy}
-    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=TOKENIZER, **options), decoder
+    return engine_over(decoder, cache, tokenizer=TOKENIZER), decoder
 
 
 LONG = SamplingParams(ignore_eos=True, max_new_tokens=40)

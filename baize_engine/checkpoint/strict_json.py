@@ -42,11 +42,11 @@ def parse(content: bytes, what: str) -> dict[str, Any]:
     """The object in `content`; CheckpointError names `what`. Numbers are finite, and no key stands there twice."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) != len(pairs):
-            seen: set[str] = set()
-            twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-            raise CheckpointError(f"{what}: the key {brief(twice)} stands there twice")
+        found: dict[str, Any] = {}
+        for name, value in pairs:
+            if name in found:
+                raise CheckpointError(f"{what}: the key {brief(name)} stands there twice")
+            found[name] = value
         return found
 
     return _parse(content, what, object_pairs_hook=unique, parse_float=_finite, parse_constant=_finite)

@@ -61,7 +61,7 @@ def chat_options(parser: argparse.ArgumentParser) -> None:
         help="on a terminal note messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the next chat "
         "can recall them by the arrow keys (default); --nohistory does not",
     )
-    sampling_options(parser)
+    sampling_options(parser, without=("n", "logprobs"))
     model_options(parser)
 
 

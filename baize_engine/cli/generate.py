@@ -65,16 +65,7 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help=f"prompts given to the model at a time; more of them fill its batch better and take memory (default: {WINDOW})",
     )
-    flag(
-        parser,
-        "--logprobs",
-        type=int,
-        default=None,
-        metavar="K",
-        help="with --output: of each token and the K likeliest",
-    )
     flag(parser, "--quiet", action="store_true", help="no progress bar")
-    flag(parser, "--n", type=int, default=1, metavar="N", help="completions for each prompt (default: %(default)s)")
     prompt_options(parser)
     sampling_options(parser)
     model_options(parser)

@@ -6,22 +6,27 @@ import argparse
 import os
 import re
 import secrets
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, fields, replace
+from types import NoneType
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from baize_engine.cli.streams import tell
+from baize_engine.generation.params import SamplingParams
+from baize_engine.options import EngineOptions
 from baize_engine.printable import shown
 
 if TYPE_CHECKING:
     from baize_engine.engine import Engine
-    from baize_engine.generation.params import SamplingParams
 
+MAX_NEW_TOKENS = 256  # by default, of an answer that somebody waits for: the library's default is half as many
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _ADD_BOS = {"auto": None, "yes": True, "no": False}
 DTYPES = ("float16", "bfloat16", "float32")
 
 
 def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
-    """An option under its documented name, with underscores; one that is set or not also gets its hidden --noNAME.
+    """An option under its documented name, with underscores; a switch also gets its hidden --noNAME.
 
     The other spellings are CommandParser's.
     """
@@ -30,6 +35,38 @@ def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
         parser.add_argument(
             f"--no{name[2:]}", dest=name[2:], action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
         )
+
+
+def field_flags(
+    parser: argparse.ArgumentParser,
+    options: type,
+    parsed: Mapping[str, Mapping[str, Any]] | None = None,
+    without: Collection[str] = (),
+) -> None:
+    """A flag for each field of the dataclass `options`: its name, type and default, and its metadata as argparse takes them.
+
+    parsed: settings of flags whose fields are no plain number, text or switch, by name. without: fields that get no flag.
+    """
+    types = get_type_hints(options)
+    for field in fields(options):
+        if field.name in without:
+            continue
+        (kind, *_) = [each for each in get_args(types[field.name]) or (types[field.name],) if each is not NoneType]
+        settings = dict(field.metadata)
+        if parsed and field.name in parsed:
+            settings |= parsed[field.name]
+        elif kind is bool:
+            settings |= {"action": "store_true", "default": field.default}
+        else:
+            settings |= {"type": kind, "default": field.default}
+            if field.default is not None:
+                settings["help"] += " (default: %(default)s)"
+        flag(parser, f"--{field.name}", **settings)
+
+
+def field_values(options: argparse.Namespace, dataclass: type) -> dict[str, Any]:
+    """What the flags of `field_flags` hold, by the names of the fields."""
+    return {field.name: getattr(options, field.name) for field in fields(dataclass) if field.name in options}
 
 
 def path(text: str) -> str:
@@ -59,46 +96,7 @@ def model_options(parser: argparse.ArgumentParser) -> None:
     )
     flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff for --path_raw")
     row_options(parser)
-    flag(
-        parser,
-        "--device",
-        default="auto",
-        help="auto (a GPU if there is one), cpu, cuda, or cuda:N for the GPU of number N (default: %(default)s)",
-    )
-    flag(
-        parser,
-        "--dtype",
-        default="auto",
-        choices=("auto", *DTYPES),
-        help="weights in memory (default: as in the files; float16 with --path_diff)",
-    )
-    flag(parser, "--quantize", default=None, choices=("int8", "int4"), help="quantise the matrices while loading")
-    flag(
-        parser,
-        "--exact_activations",
-        action="store_true",
-        help="on a CPU read prompts with quantised weights at full precision, not at 8 bits an activation",
-    )
-    flag(
-        parser, "--max_model_len", type=int, default=None, metavar="N", help="positions at most (default: the config's)"
-    )
-    flag(
-        parser,
-        "--cache_tokens",
-        type=int,
-        default=None,
-        metavar="N",
-        help="tokens that the KV cache holds, of all prompts that run together (default: 64 times 512 or max_model_len, the "
-        "smaller, in half of the free memory at most)",
-    )
-    flag(
-        parser,
-        "--cache_dtype",
-        default="auto",
-        choices=("auto", *DTYPES),
-        help="keys and values in memory (default: float32 on the CPU, the weights' type on a GPU)",
-    )
-    flag(parser, "--threads", type=int, default=None, metavar="N", help="CPU threads (default: all cores)")
+    field_flags(parser, EngineOptions)
 
 
 def row_options(parser: argparse.ArgumentParser) -> None:
@@ -143,61 +141,18 @@ def text_options(options: argparse.Namespace) -> dict[str, Any]:
     return {"parse_special": options.parse_special, "add_bos": _ADD_BOS[options.add_bos]}
 
 
-def sampling_options(parser: argparse.ArgumentParser) -> None:
-    """A flag for each field of SamplingParams that one sample has."""
-    flag(parser, "--max_new_tokens", type=int, default=256, metavar="N", help="tokens at most (default: %(default)s)")
-    flag(parser, "--min_new_tokens", type=int, default=0, metavar="N", help="no stop before as many tokens")
-    flag(parser, "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default: %(default)s)")
-    flag(parser, "--top_k", type=int, default=0, metavar="K", help="sample from the K likeliest; 0 is off")
-    flag(
-        parser, "--top_p", type=float, default=1.0, metavar="P", help="sample from the likeliest of total probability P"
-    )
-    flag(parser, "--min_p", type=float, default=0.0, metavar="P", help="drop tokens below P times the likeliest")
-    flag(
-        parser,
-        "--repetition_penalty",
-        type=float,
-        default=1.0,
-        metavar="R",
-        help="divides what prompt or answer have; above 1 discourages repetition",
-    )
-    flag(
-        parser,
-        "--presence_penalty",
-        type=float,
-        default=0.0,
-        metavar="R",
-        help="subtracted from the logit of what the answer has",
-    )
-    flag(
-        parser,
-        "--frequency_penalty",
-        type=float,
-        default=0.0,
-        metavar="R",
-        help="subtracted for each time that the answer has it",
-    )
-    flag(
-        parser,
-        "--logit_bias",
-        type=_bias,
-        action="append",
-        default=[],
-        metavar="ID=VALUE",
-        help="add VALUE to the logit of token ID (may be repeated)",
-    )
-    flag(parser, "--allowed_token_ids", type=_ids, metavar="ID,ID", help="only these tokens may come")
-    flag(parser, "--banned_token_ids", type=_ids, default=(), metavar="ID,ID", help="these tokens may not come")
-    flag(parser, "--seed", type=int, default=None, metavar="S", help="makes sampling reproducible")
-    flag(
-        parser,
-        "--stop",
-        type=_stop,
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="stop before this text (may be repeated)",
-    )
+def sampling_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """A flag for each field of SamplingParams but those in `without`, and --stop_escaped."""
+    ids = {"type": _ids, "metavar": "ID,ID"}
+    parsed = {
+        "stop": {"type": _stop, "action": "append", "default": []},
+        "logit_bias": {"type": _bias, "action": "append", "default": []},
+        "stop_token_ids": {**ids, "default": ()},
+        "banned_token_ids": {**ids, "default": ()},
+        "allowed_token_ids": ids,
+    }
+    field_flags(parser, SamplingParams, parsed, without)
+    parser.set_defaults(max_new_tokens=MAX_NEW_TOKENS)
     flag(
         parser,
         "--stop_escaped",
@@ -205,30 +160,22 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="TEXT",
-        help=r"the same with \n, \t, \r, \\ and \uXXXX for the characters that they mean, which --stop takes as they stand",
+        help=r"as --stop, but \n, \t, \r, \\ and \uXXXX stand for the characters that they mean (may be repeated)",
     )
-    flag(parser, "--stop_token_ids", type=_ids, default=(), metavar="ID,ID", help="stop at these tokens, too")
-    flag(parser, "--ignore_eos", action="store_true", help="go on after the model's own end tokens")
 
 
 def sampling_params(options: argparse.Namespace) -> SamplingParams:
-    """What the flags of `sampling_options`, and --n and --logprobs where the command has them, ask for."""
-    from dataclasses import fields
-
-    from baize_engine.generation.params import SamplingParams
-
-    given = {field.name: getattr(options, field.name) for field in fields(SamplingParams) if field.name in options}
+    """The parameters that the flags of `sampling_options` ask for."""
+    given = field_values(options, SamplingParams)
     given["stop"] = [*options.stop, *options.stop_escaped]
-    bias = dict(options.logit_bias)
-    if len(bias) != len(options.logit_bias):
+    given["logit_bias"] = dict(options.logit_bias)
+    if len(given["logit_bias"]) != len(options.logit_bias):
         options.usage_error("--logit_bias names a token twice")
-    return SamplingParams(**{**given, "logit_bias": bias})
+    return SamplingParams(**given)
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:
-    """`params` with a seed, which is told where it had to be drawn."""
-    from dataclasses import replace
-
+    """`params` with a seed. One that had to be drawn is told, so that the text can be had again."""
     from baize_engine.requests import DRAWN_SEEDS
 
     if not params.temperature or params.seed is not None:
@@ -238,18 +185,23 @@ def with_seed(params: SamplingParams) -> SamplingParams:
     return replace(params, seed=seed)
 
 
+def engine_options(options: argparse.Namespace) -> EngineOptions:
+    """What the flags of `model_options` say of how the model is held."""
+    return EngineOptions(**field_values(options, EngineOptions))
+
+
 def load_engine(options: argparse.Namespace) -> Engine:
     """The model of `model_options`."""
     from baize_engine.engine import Engine
 
     check_model_options(options)
-    names = ("device", "quantize", "max_model_len", "cache_tokens", "threads", "cache_dtype", "exact_activations")
-    settings: dict[str, Any] = {name: getattr(options, name) for name in names}
+    settings = asdict(engine_options(options))
     if options.model is not None:
-        return Engine.from_pretrained(options.model, dtype=options.dtype, **settings)
-    dtype = "float16" if options.dtype == "auto" else options.dtype
-    settings |= {"new_rows": options.new_rows, "drop_rows": options.drop_rows}
-    return Engine.from_diff(options.path_raw, options.path_diff, dtype=dtype, progress=True, **settings)
+        return Engine.from_pretrained(options.model, **settings)
+    if settings["dtype"] == "auto":
+        settings["dtype"] = "float16"
+    rows = {"new_rows": options.new_rows, "drop_rows": options.drop_rows}
+    return Engine.from_diff(options.path_raw, options.path_diff, **settings, **rows, progress=True)
 
 
 def check_model_options(options: argparse.Namespace) -> None:

@@ -23,6 +23,8 @@ IDS = f"from 0 to {ID_LIMIT - 1}"
 class SamplingParams:
     """How to draw tokens and when to stop. RequestError names the field, what it holds and what it may hold.
 
+    A field's metadata are the settings of its flag, as argparse takes them.
+
     temperature 0 is greedy, and so is all below 1e-4, which becomes 0: top_k, top_p, min_p and the seed then change
     nothing, and with n > 1 the samples are equal. top_k 0, top_p 1 and min_p 0 are "off". min_p is relative to the most
     likely token. seed None draws a fresh one per prompt; each of the n samples of a seed is its own stream.
@@ -37,24 +39,53 @@ class SamplingParams:
     logprobs None: not computed; k >= 0: the log-probability of each token and of the k most likely ones.
     """
 
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    stop: str | Sequence[str] = ()
-    stop_token_ids: Sequence[int] = ()
-    ignore_eos: bool = False
-    n: int = 1
-    logprobs: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    allowed_token_ids: Sequence[int] | None = None
-    banned_token_ids: Sequence[int] = ()
-    min_new_tokens: int = 0
+    max_new_tokens: int = field(default=128, metadata={"metavar": "N", "help": "most tokens of an answer"})
+    temperature: float = field(default=0.0, metadata={"metavar": "T", "help": "0 always takes the likeliest token"})
+    top_k: int = field(default=0, metadata={"metavar": "K", "help": "sample from the K likeliest tokens; 0 is off"})
+    top_p: float = field(
+        default=1.0, metadata={"metavar": "P", "help": "sample from the likeliest tokens of total probability P"}
+    )
+    min_p: float = field(
+        default=0.0, metadata={"metavar": "P", "help": "drop tokens less likely than P times the likeliest"}
+    )
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata={
+            "metavar": "R",
+            "help": "above 1 discourages tokens that prompt or answer have; divides their logits",
+        },
+    )
+    seed: int | None = field(
+        default=None, metadata={"metavar": "S", "help": "makes sampling reproducible (default: a new one)"}
+    )
+    stop: str | Sequence[str] = field(
+        default=(), metadata={"metavar": "TEXT", "help": "end the answer before this text (may be repeated)"}
+    )
+    stop_token_ids: Sequence[int] = field(
+        default=(), metadata={"help": "end the answer at these tokens, beside the model's own end tokens"}
+    )
+    ignore_eos: bool = field(default=False, metadata={"help": "go on after the model's own end tokens"})
+    n: int = field(default=1, metadata={"metavar": "N", "help": "completions of each prompt"})
+    logprobs: int | None = field(
+        default=None,
+        metadata={"metavar": "K", "help": "with --output: log-probabilities of each token and of the K likeliest"},
+    )
+    presence_penalty: float = field(
+        default=0.0, metadata={"metavar": "R", "help": "subtracted from the logits of tokens that the answer has"}
+    )
+    frequency_penalty: float = field(
+        default=0.0, metadata={"metavar": "R", "help": "subtracted once for each time that the answer has a token"}
+    )
+    logit_bias: Mapping[int, float] = field(
+        default_factory=dict,
+        hash=False,
+        metadata={"metavar": "ID=VALUE", "help": "add VALUE to the logit of token ID (may be repeated)"},
+    )
+    allowed_token_ids: Sequence[int] | None = field(default=None, metadata={"help": "only these tokens may come"})
+    banned_token_ids: Sequence[int] = field(default=(), metadata={"help": "these tokens may not come"})
+    min_new_tokens: int = field(
+        default=0, metadata={"metavar": "N", "help": "fewest tokens of an answer: nothing ends it before"}
+    )
 
     def __post_init__(self) -> None:
         self._integer("max_new_tokens", 1)

@@ -10,7 +10,7 @@ import tiny
 import torch
 from interpreter import Interpreter, interpreter
 
-from baize_engine import _C, Engine, SamplingParams
+from baize_engine import _C, SamplingParams
 from baize_engine.model.llama import Llama
 from baize_engine.text.options import AS_FILES_SAY
 
@@ -91,8 +91,7 @@ def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
     model = made()
     model.runs_ahead = ahead
     cache = model.new_cache(2048)
-    options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 128}
-    engine = Engine(model, cache, sample=model.ops.sample, **options)
+    engine = decoders.engine_over(model, cache)
     computed: list[int] = []
     prefill = model.prefill
     model.prefill = lambda ids, *rest: computed.append(len(ids)) or prefill(ids, *rest)  # type: ignore[method-assign]
@@ -157,8 +156,7 @@ def test_the_host_may_run_ahead_of_a_batch_that_changes(ahead: bool) -> None:
 def test_an_abandoned_batch_leaves_the_engine_usable() -> None:
     model = made()
     cache = model.new_cache(1024)
-    options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 128}
-    engine = Engine(model, cache, sample=model.ops.sample, **options)
+    engine = decoders.engine_over(model, cache)
     wanted = engine.generate(PROMPTS[:3], GREEDY)
     run = engine._run(engine._writers(PROMPTS, PARAMS, AS_FILES_SAY))
     for _ in range(20):
@@ -172,8 +170,7 @@ def test_an_abandoned_batch_leaves_the_engine_usable() -> None:
 def test_two_batches_may_be_open_at_once() -> None:
     model = made()
     cache = model.new_cache(1024)
-    options = {"vocab_size": 96, "eos_token_ids": (2,), "max_model_len": 128}
-    engine = Engine(model, cache, sample=model.ops.sample, **options)
+    engine = decoders.engine_over(model, cache)
     wanted = [each.token_ids for each in engine.generate(PROMPTS, GREEDY)]
     runs = [engine._writers(PROMPTS[:4], GREEDY, AS_FILES_SAY), engine._writers(PROMPTS[4:], GREEDY, AS_FILES_SAY)]
     for _ in zip(engine._run(runs[0]), engine._run(runs[1]), strict=True):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tiny
 import torch
 
@@ -9,8 +11,10 @@ from baize_engine import Engine, SamplingParams
 from baize_engine.backend import choose
 from baize_engine.generation.scheduler import Scheduler
 from baize_engine.kernels import quantized
+from baize_engine.loading import LoadedModel
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.runner import DecodeSteps, Row
 
@@ -52,14 +56,20 @@ def decode(
     return made, [cache.free_blocks, cache.num_blocks]
 
 
+def engine_over(model: Llama, cache: KVCache, max_model_len: int = 128, **text: Any) -> Engine:
+    """An engine without a tokenizer unless one is given; id 2 ends an answer."""
+    steps = DecodeSteps(model, cache)
+    vocab_size = model.config.vocab_size
+    return Engine(LoadedModel(model, cache, steps, model.ops.sample, vocab_size, max_model_len, (2,), **text))
+
+
 def answers(
     model: Llama, prompts: list[list[int]], params: list[SamplingParams], tokens: int = 4096, ahead: bool = False
 ) -> tuple[list[tuple[list[int], str]], list[str]]:
     """An engine's ({ids, why they ended} of each sample, names of the scheduler's actions), its cache checked."""
     model.runs_ahead = ahead
     cache, kinds = model.new_cache(tokens), []
-    options = {"vocab_size": model.config.vocab_size, "eos_token_ids": (2,), "max_model_len": 128}
-    engine = Engine(model, cache, sample=model.ops.sample, **options)
+    engine = engine_over(model, cache)
     following = Scheduler.next
 
     def recorded(self: Scheduler, in_flight: bool) -> object:

@@ -6,6 +6,7 @@ import torch
 from fakes import EOS, VOCAB, ByteTokenizer, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
 
 from baize_engine.engine import Engine
+from baize_engine.loading import LoadedModel
 from baize_engine.text.tokenizer import Tokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -15,10 +16,14 @@ def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return logits.argmax(dim=-1)
 
 
+def engine_over(decoder: TableDecoder, cache: FakeCache, **changes: object) -> Engine:
+    """A greedy engine over the fakes; `changes` are fields of its LoadedModel."""
+    fields = {"sample": greedy, "vocab_size": VOCAB, "max_model_len": 60, "eos_token_ids": (EOS,), **changes}
+    return Engine(LoadedModel(decoder, cache, FakeSteps(decoder, cache), **fields))  # type: ignore[arg-type]
+
+
 def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:
-    options = {"vocab_size": VOCAB, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy, **changes}
-    cache = FakeCache(options.pop("blocks", 64))
-    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)
+    return engine_over(decoder, FakeCache(changes.pop("blocks", 64)), tokenizer=tokenizer, **changes)
 
 
 def all_free(engine: Engine) -> bool:
@@ -42,6 +47,4 @@ class AllRows(TableDecoder):
 def engine_of(tokenizer: Tokenizer, vocab: int) -> Engine:
     # a table of all pairs of 32000 tokens would be too large
     decoder = TableDecoder(vocab) if vocab < 1000 else ScriptDecoder([], 0, vocab)
-    cache = FakeCache()
-    options = {"vocab_size": vocab, "eos_token_ids": (EOS,), "max_model_len": 60, "sample": greedy}
-    return Engine(decoder, cache, steps=FakeSteps(decoder, cache), tokenizer=tokenizer, **options)
+    return engine_over(decoder, FakeCache(), tokenizer=tokenizer, vocab_size=vocab)

@@ -11,7 +11,8 @@ from tiny import PROMPTS, model
 from baize_engine import Engine, SamplingParams, loading
 from baize_engine.cli.main import main
 from baize_engine.errors import RequestError
-from baize_engine.loading import load_parts
+from baize_engine.loading import load
+from baize_engine.options import EngineOptions
 
 BITS = {"float16": 11, "bfloat16": 8}  # of a significand
 
@@ -20,7 +21,7 @@ BITS = {"float16": 11, "bfloat16": 8}  # of a significand
 def test_a_cache_of_half_the_bytes(tmp_path: Path, kind: str) -> None:
     """Logits over a rounded cache are those over float32 but for the roundings; the rest of the run is the same."""
     folder = model(tmp_path / "m", num_key_value_heads=2)
-    wide, half = (load_parts(folder, "cpu", "auto", None, None, None, None, dtype) for dtype in ("auto", kind))
+    wide, half = (load(folder, EngineOptions(device="cpu", cache_dtype=dtype)) for dtype in ("auto", kind))
     assert wide.cache.keys.dtype == torch.float32
     assert half.cache.keys.dtype == half.cache.values.dtype == getattr(torch, kind)
     assert half.cache.keys.nbytes * 2 == wide.cache.keys.nbytes
@@ -49,12 +50,12 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_memory_check_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Free memory for the weights and a cache of 16 bits, not for one of 32."""
-    parts = load_parts(model(tmp_path / "m"), "cpu", "auto", None, None, None, None)
+    loaded = load(model(tmp_path / "m"), EngineOptions(device="cpu"))
     seen = []
     monkeypatch.setattr(loading, "check_fits", lambda weights, cache, free, where: seen.append(cache))
     for kind in ("auto", "float16"):
-        load_parts(tmp_path / "m", "cpu", "auto", None, None, None, None, kind)
-    assert seen == [2 * parts.cache.keys.nbytes, parts.cache.keys.nbytes]
+        load(tmp_path / "m", EngineOptions(device="cpu", cache_dtype=kind))
+    assert seen == [2 * loaded.cache.keys.nbytes, loaded.cache.keys.nbytes]
 
 
 def test_the_flag_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import decoders
@@ -14,9 +15,10 @@ from tolerances import GREEDY_MARGIN
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.errors import BaizeError
-from baize_engine.loading import load_parts
+from baize_engine.loading import load
 from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.runner import MAX_STOPS, DecodeSteps, Row, StepState
+from baize_engine.options import EngineOptions
 
 GROUPED = tiny.config(num_key_value_heads=2)
 
@@ -222,15 +224,12 @@ def test_an_engine_on_device_steps_gives_the_same_completions(tmp_path: Path, ah
         SamplingParams(max_new_tokens=6, repetition_penalty=1.3, seed=0),
     ]
     ids = [decoders.prompt(9)] * len(many)
-    parts = load_parts(folder, "cpu", "auto", None, None, None, None)
-    options = {
-        "vocab_size": 96, "eos_token_ids": (2,), "max_model_len": parts.max_model_len, "sample": parts.sample,
-    }  # fmt: skip
-    wanted = Engine(parts.decoder, parts.cache, **options).generate(ids, many)
-    parts.decoder.runs_ahead = ahead
-    engine = Engine(parts.decoder, parts.cache, steps=DecodeSteps(parts.decoder, parts.cache), **options)
+    loaded = replace(load(folder, EngineOptions(device="cpu")), eos_token_ids=(2,), tokenizer=None)
+    wanted = Engine(loaded).generate(ids, many)
+    loaded.decoder.runs_ahead = ahead
+    engine = Engine(replace(loaded, steps=DecodeSteps(loaded.decoder, loaded.cache)))
     assert engine.generate(ids, many) == wanted
-    assert parts.cache.free_blocks == parts.cache.num_blocks
+    assert loaded.cache.free_blocks == loaded.cache.num_blocks
     assert {one.finish_reason for one in wanted} == {"stop", "length"}
 
 

@@ -1,0 +1,109 @@
+"""EngineOptions: how an engine holds and runs its model, checked where it is made. Knows no torch, no files and no model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from baize_engine import plain
+from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.errors import RequestError
+
+DTYPES = ("auto", *FLOATS)
+QUANTIZED = ("int8", "int4")
+# csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
+MOST_THREADS = 1024
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine holds and runs its model; `Engine.from_pretrained` explains each field.
+
+    A field's metadata are the settings of its flag, as argparse takes them. RequestError names the field that is wrong, what
+    it holds and what it may hold.
+    """
+
+    device: str = field(
+        default="auto",
+        metadata={"help": "auto (a GPU if there is one), cpu, cuda, or cuda:N for GPU number N"},
+    )
+    dtype: str = field(
+        default="auto",
+        metadata={"choices": DTYPES, "help": "weights in memory; auto: as in the files, or float16 with --path_diff"},
+    )
+    quantize: str | None = field(
+        default=None,
+        metadata={"choices": QUANTIZED, "help": "quantise the matrices while loading"},
+    )
+    max_model_len: int | None = field(
+        default=None,
+        metadata={
+            "metavar": "N",
+            "help": "most tokens of a prompt and its answer together (default: the model's positions, at most --cache_tokens)",
+        },
+    )
+    cache_tokens: int | None = field(
+        default=None,
+        metadata={
+            "metavar": "N",
+            "help": "tokens that the KV cache holds, of all prompts that run together (default: 64 times 512 or "
+            "max_model_len, whichever is less, in at most half of the free memory)",
+        },
+    )
+    threads: int | None = field(default=None, metadata={"metavar": "N", "help": "CPU threads (default: all cores)"})
+    cache_dtype: str = field(
+        default="auto",
+        metadata={
+            "choices": DTYPES,
+            "help": "keys and values in memory; auto: float32 on the CPU, the weights' type on a GPU",
+        },
+    )
+    exact_activations: bool = field(
+        default=False,
+        metadata={
+            "help": "on a CPU, read prompts with quantised weights at full precision instead of 8 bits an activation"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.device, str):
+            raise RequestError(f"device is {self.device!r}, wanted auto, cpu, cuda or cuda:N")
+        for name in ("dtype", "cache_dtype"):
+            if getattr(self, name) not in DTYPES:
+                raise RequestError(f"{name} is {getattr(self, name)!r}, wanted {', '.join(DTYPES)}")
+        if self.quantize is not None and self.quantize not in QUANTIZED:
+            raise RequestError(f"quantize is {self.quantize!r}, wanted None, 'int8' or 'int4'")
+        self._check_count("threads", 1, MOST_THREADS)
+        self._check_count("max_model_len", 2)
+        self._check_count("cache_tokens", self.max_model_len or 2)
+        exact = plain.number(self.exact_activations)
+        if not isinstance(exact, bool):
+            raise RequestError(f"exact_activations is {self.exact_activations!r}, wanted True or False")
+        object.__setattr__(self, "exact_activations", exact)
+
+    def context_length(self, positions: int) -> int:
+        """Most tokens of a prompt and its answer, for a model with `positions` positions.
+
+        RequestError where max_model_len exceeds them.
+        """
+        if self.max_model_len is None:
+            return count("max_model_len", min(positions, self.cache_tokens or positions), 2)
+        if self.max_model_len > positions:
+            raise RequestError(
+                f"max_model_len is {self.max_model_len}, and the model's max_position_embeddings is {positions}"
+            )
+        return self.max_model_len
+
+    def _check_count(self, name: str, least: int, most: int | None = None) -> None:
+        value = getattr(self, name)
+        if value is not None:
+            object.__setattr__(self, name, count(name, value, least, most))
+
+
+def count(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """`value` as an int from `least` to `most`; RequestError names it `name`."""
+    number = plain.integer(value)
+    if number is None or number < least or (most is not None and number > most):
+        limit = "" if most is None else f", at most {most}"
+        raise RequestError(f"{name} is {value!r}, wanted an integer of at least {least}{limit}")
+    return number

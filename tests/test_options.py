@@ -1,0 +1,126 @@
+"""EngineOptions: every setting stands there once, and each constructor and the command line have all of them."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+from baize_engine import Engine
+from baize_engine.cli.main import main
+from baize_engine.errors import RequestError
+from baize_engine.options import EngineOptions
+
+FIELDS = {field.name: field for field in fields(EngineOptions)}
+
+
+@pytest.mark.parametrize("constructor", [Engine.from_pretrained, Engine.from_diff], ids=lambda call: call.__name__)
+def test_each_constructor_has_every_field(constructor: object) -> None:
+    parameters = inspect.signature(constructor).parameters  # type: ignore[arg-type]
+    assert FIELDS.keys() <= parameters.keys()
+    differing = [name for name, field in FIELDS.items() if parameters[name].default != field.default]
+    assert differing == ([] if constructor == Engine.from_pretrained else ["dtype"])  # a sum has no type of the files
+    for name, field in FIELDS.items():
+        assert parameters[name].annotation == field.type
+
+
+def test_each_constructor_hands_every_field_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To the loader, in one object: none is left at its default."""
+    given = {
+        "device": "cuda:3", "dtype": "bfloat16", "quantize": "int4", "max_model_len": 77, "cache_tokens": 99, "threads": 3,
+        "cache_dtype": "float16", "exact_activations": True,
+    }  # fmt: skip
+    assert given.keys() == FIELDS.keys()
+    seen = []
+
+    class Stopped(Exception):
+        pass
+
+    def loader(*arguments: object) -> None:
+        seen.extend(each for each in arguments if isinstance(each, EngineOptions))
+        raise Stopped
+
+    monkeypatch.setattr("baize_engine.engine.load", loader)
+    monkeypatch.setattr("baize_engine.from_diff.load_diff", loader)
+    with pytest.raises(Stopped):
+        Engine.from_pretrained("a", **given)  # type: ignore[arg-type]
+    with pytest.raises(Stopped):
+        Engine.from_diff("a", "b", **given)  # type: ignore[arg-type]
+    assert seen == [EngineOptions(**given)] * 2  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("command", ["generate", "chat"])
+def test_every_field_has_its_flag_and_its_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, field in FIELDS.items():
+        assert f"--{name}" in shown
+        assert field.metadata["help"] in shown
+
+
+def test_the_flags_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[dict] = []
+
+    def refuse(path: str, **settings: object) -> None:
+        seen.append(settings)
+        raise RequestError("enough")
+
+    monkeypatch.setattr(Engine, "from_pretrained", refuse)
+    flags = ["--device", "cpu", "--dtype", "float32", "--quantize", "int8", "--max_model_len", "64", "--cache_tokens"]
+    flags += ["96", "--threads", "2", "--cache_dtype", "bfloat16", "--exact_activations"]
+    assert main(["generate", "folder", "--prompt", "a", *flags]) == 1
+    assert main(["generate", "folder", "--prompt", "a"]) == 1
+    wanted = EngineOptions("cpu", "float32", "int8", 64, 96, 2, "bfloat16", True)
+    assert [EngineOptions(**settings) for settings in seen] == [wanted, EngineOptions()]
+    assert all(settings.keys() == FIELDS.keys() for settings in seen)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ({"device": 0}, "device is 0, wanted auto, cpu, cuda or cuda:N"),
+        ({"dtype": "float8"}, "dtype is 'float8', wanted auto, float32, float16, bfloat16"),
+        ({"quantize": "int3"}, "quantize is 'int3', wanted None, 'int8' or 'int4'"),
+        ({"quantize": ""}, "quantize is '', wanted None"),
+        ({"max_model_len": 1}, "max_model_len is 1, wanted an integer of at least 2"),
+        ({"max_model_len": 2.0}, "max_model_len is 2.0, wanted an integer"),
+        ({"cache_tokens": 1}, "cache_tokens is 1, wanted an integer of at least 2"),
+        ({"cache_tokens": 63, "max_model_len": 64}, "cache_tokens is 63, wanted an integer of at least 64"),
+        ({"threads": 0}, "threads is 0, wanted an integer of at least 1, at most 1024"),
+        ({"threads": True}, "threads is True, wanted an integer"),
+        ({"cache_dtype": "int8"}, "cache_dtype is 'int8', wanted auto, float32, float16, bfloat16"),
+        ({"exact_activations": 1}, "exact_activations is 1, wanted True or False"),
+    ],
+)
+def test_a_bad_value_is_refused_by_name(given: dict, wanted: str) -> None:
+    with pytest.raises(RequestError) as refused:
+        EngineOptions(**given)
+    assert str(refused.value).startswith(wanted)
+
+
+def test_every_field_refuses_what_it_cannot_be() -> None:
+    for name in FIELDS:
+        with pytest.raises(RequestError, match=f"^{name} is "):
+            EngineOptions(**{name: object()})
+
+
+def test_values_become_pythons_own() -> None:
+    options = EngineOptions(threads=np.int64(3), exact_activations=np.True_)  # type: ignore[arg-type]
+    assert (type(options.threads), options.exact_activations) == (int, True)
+
+
+def test_a_context_beyond_the_models_positions_is_refused() -> None:
+    with pytest.raises(RequestError, match="max_model_len is 129, and the model's max_position_embeddings is 128"):
+        EngineOptions(max_model_len=129).context_length(128)
+    with pytest.raises(RequestError, match="max_model_len is 1, wanted an integer of at least 2"):
+        EngineOptions().context_length(1)
+
+
+def test_options_load_no_torch() -> None:
+    code = "import sys, baize_engine.options; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
