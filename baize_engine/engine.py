@@ -15,11 +15,11 @@ from baize_engine.completion import Completion, Run, Writer, in_order, pieces, p
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import Sample, generate
 from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.progress import Progress
 from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
 from baize_engine.loading import LoadedModel, load
 from baize_engine.options import EngineOptions
+from baize_engine.progress import Progress
 from baize_engine.requests import Intake, Prompt
 from baize_engine.text import chat
 from baize_engine.text.options import TextOptions
@@ -180,9 +180,10 @@ class Engine:
         RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
         """
         writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
-        with self._turns.turn(), Progress(len(writers), progress) as bar, closing(self._run(writers)) as run:
+        bar = Progress(len(writers), "sample", progress, "generate")
+        with self._turns.turn(), bar, closing(self._run(writers)) as run:
             for writer, _ in run:
-                bar.token(writer.done.finish_reason is not None)
+                bar.add(int(writer.done.finish_reason is not None), tokens=1)
         return [writer.done for _, writer in writers]
 
     def completions(

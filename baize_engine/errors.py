@@ -45,5 +45,17 @@ class ValueRefused(RequestError):
         self.before, self.value, self.after = before, value, after
 
 
+def error_chain(error: BaseException) -> str:
+    """The error's message, after the messages of the failures during whose clean-up it was raised: they are the cause."""
+    messages: list[str] = []
+    step: BaseException | None = error
+    while step is not None:
+        if isinstance(step, BaizeError):
+            messages.insert(0, str(step))
+        hidden = step.__suppress_context__ and step.__cause__ is None  # raised "from None"
+        step = None if hidden else step.__context__
+    return "; then ".join(messages)
+
+
 class BaizeWarning(UserWarning):
     """Something the user should know about a call that still succeeds. The command line prints it on stderr."""

@@ -33,8 +33,8 @@ from baize_engine.model.narrowing import tell
 from baize_engine.model.weight_loader import allocate
 from baize_engine.model.weights import check
 from baize_engine.options import EngineOptions
+from baize_engine.progress import Progress
 from baize_engine.recovery.plan import MatchOptions
-from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.recover import check_diff
 from baize_engine.recovery.run import checked_plan
 from baize_engine.recovery.sources import Sources
@@ -78,7 +78,7 @@ def load_diff(
         warnings.warn(line, BaizeWarning, stacklevel=3)  # of the caller of Engine.from_diff
     target = WeightSink(config, options)
     workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
-    with Progress(work.traffic, "recover", progress) as bar:
+    with Progress(work.traffic, "B", progress, "recover") as bar:
         adder = choose.diff_adder(options.device)
         records = stream(work, target, adder, progress=bar.add, make_hash=NoHash, workers=workers)
     sources.check()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from baize_engine import plain
@@ -80,6 +80,16 @@ class EngineOptions:
         if not isinstance(exact, bool):
             raise RequestError(f"exact_activations is {self.exact_activations!r}, wanted True or False")
         object.__setattr__(self, "exact_activations", exact)
+
+    def for_answers(self) -> dict[str, Any]:
+        """The fields that decide what the model answers, by name: a run is resumed only with the same ones.
+
+        A field that is added here must be left out while it has its default: the digests of outputs that were begun before
+        it came would change.
+        """
+        return {
+            name: value for name, value in asdict(self).items() if name not in ("device", "cache_tokens", "threads")
+        }
 
     def context_length(self, positions: int) -> int:
         """Most tokens of a prompt and its answer, for a model with `positions` positions.

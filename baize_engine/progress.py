@@ -1,24 +1,47 @@
-"""Progress bars on a terminal. The only place that creates them."""
+"""Progress bars on standard error, where that is a terminal."""
 
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
 
 
-def bar(shown: bool, **settings: Any) -> tqdm[Any] | None:
-    """A tqdm bar if `shown` is set and standard error is a terminal, else None, so that logs stay clean.
+class Progress:
+    """A bar over `total` units of work, of which `done` are finished. A context manager; `add` may be called from threads.
 
-    settings: keyword arguments of tqdm.
-
-    tqdm(disable=True) would not do: it too starts a thread and takes a semaphore shared by forked processes, and a process
-    killed while holding it leaves all others waiting for ever.
+    Nothing is drawn unless `shown`, or where standard error is no terminal: logs stay clean. Of unit "B" amounts get prefixes.
     """
-    if not shown or not getattr(sys.stderr, "isatty", lambda: False)():  # sys.stderr may be None, or any object
-        return None
-    from tqdm import tqdm  # imported late: it takes a tenth of a command's start-up time
 
-    return tqdm(**settings)
+    def __init__(self, total: int, unit: str, shown: bool, label: str | None = None, done: int = 0) -> None:
+        self._lock = threading.Lock()
+        self._tokens, self._begin = 0, time.perf_counter()
+        self._bar: tqdm[Any] | None = None
+        # Not tqdm(disable=True): that too starts a thread, and takes a semaphore that forked processes share. One that is
+        # killed while it has it leaves all others waiting for ever. standard error may be None, or what a program put there.
+        if shown and getattr(sys.stderr, "isatty", lambda: False)():
+            from tqdm import tqdm  # here: it takes a tenth of a command's start
+
+            self._bar = tqdm(total=total, initial=done, unit=unit, desc=label, unit_scale=unit == "B")
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, amount: int, tokens: int = 0) -> None:
+        """`amount` more units are finished, and `tokens` more tokens are made, whose number and rate the bar then shows."""
+        if self._bar is None:
+            return
+        with self._lock:
+            if tokens:
+                self._tokens += tokens
+                rate = self._tokens / (time.perf_counter() - self._begin)
+                self._bar.set_postfix_str(f"{self._tokens} tokens, {rate:.1f} tok/s", refresh=False)
+            self._bar.update(amount)

@@ -95,7 +95,7 @@ class Record:
         return kind, value, replace(default, **given)
 
 
-def told(error: BaizeError) -> str:
+def json_message(error: BaizeError) -> str:
     """The message of what is wrong with a record, whose values are JSON's: null and true, and no None and True."""
     if not isinstance(error, ValueRefused):
         return str(error)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.batch.output import AnswerFile, AnswerStream, Head
-from baize_engine.batch.records import Record, records, told
+from baize_engine.batch.records import Record, json_message, records
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
@@ -110,7 +110,7 @@ def _line(record: Record, found: list[Completion] | BaizeError, keep: bool) -> d
     if keep and record.extra:
         line["extra"] = record.extra
     if isinstance(found, BaizeError):
-        return {**line, "error": f"line {record.line}: {told(found)}"}
+        return {**line, "error": f"line {record.line}: {json_message(found)}"}
     return {**line, "completions": [_completion(each) for each in found]}
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
-from baize_engine.cli.answer import SOME_FAILED
+from baize_engine.cli.exit_codes import DONE, SOME_FAILED
 from baize_engine.cli.line_editing import Typing
 from baize_engine.cli.options import (
     check_model_options,
@@ -84,7 +84,7 @@ def chat(options: argparse.Namespace) -> int:
                 break
             if (not line and not terminal) or not talk.take(line):
                 break
-    return SOME_FAILED if talk.unanswered and not terminal else 0
+    return SOME_FAILED if talk.unanswered and not terminal else DONE
 
 
 class _Talk:

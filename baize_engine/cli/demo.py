@@ -1,27 +1,69 @@
-"""The demo: recovers the small trained pair that comes with the package and lets base and result answer side by side.
+"""`baize demo`: recovers the bundled demo pair, and lets the base and the result answer the same questions.
 
-Says what it does through a callback; the command line prints. The pair is made by benchmarks/train_demo_pair.py.
+The pair is made by benchmarks/train_demo_pair.py.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from baize_engine.engine import Engine
-from baize_engine.generation.params import SamplingParams
-from baize_engine.recovery.recover import recover
-from baize_engine.recovery.result import describe
-from baize_engine.recovery.verify import verify
+from baize_engine.cli.chat import chat, chat_options
+from baize_engine.cli.options import flag, path
+from baize_engine.cli.spelling import CommandParser
+from baize_engine.cli.streams import need_output
 
 PAIR = Path(__file__).parents[1] / "demo_pair"
 ANSWER_TOKENS = 24
 
 
+def demo_options(parser: argparse.ArgumentParser) -> None:
+    """The options of `baize demo`."""
+    flag(
+        parser,
+        "--out",
+        type=path,
+        metavar="DIR",
+        help="keep the recovered model in this new folder (default: a temporary one)",
+    )
+    flag(parser, "--quiet", action="store_true", help="do not offer to chat at the end")
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Shows the demo, and on a terminal chats with the recovered model; 0 where it was right on all questions."""
+    need_output("the answers")
+    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    with tempfile.TemporaryDirectory(prefix="baize-demo-") as folder:
+        out = Path(options.out) if options.out else Path(folder) / "tuned"
+        code = run(print, out, colour)
+        if code == 0 and not options.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+            print("3. your turn (it knows capitals, opposites, animals, colours and days)")
+            parser = CommandParser(prog="baize chat")
+            parser.set_defaults(usage_error=parser.error)
+            chat_options(parser)
+            return chat(parser.parse_args([str(out)]))
+    print(
+        f"talk to it: baize chat {out}" if options.out else "keep and talk to it: baize demo --out DIR; baize chat DIR"
+    )
+    return code
+
+
 def run(say: Callable[[str], None], out: Path, colour: bool = False, device: str = "auto") -> int:
-    """Recovers into the new folder `out` and asks the demo's questions; 0 if the recovered model is right on all."""
+    """Recovers into the new folder `out` and asks the demo's questions; 0 if the recovered model is right on all.
+
+    say: takes each line of the report. colour: with terminal colours.
+    """
+    from baize_engine.engine import Engine
+    from baize_engine.generation.params import SamplingParams
+    from baize_engine.recovery.recover import recover
+    from baize_engine.recovery.result import describe
+    from baize_engine.recovery.verify import verify
 
     def paint(text: str, code: str) -> str:
         return f"\x1b[{code}m{text}\x1b[0m" if colour else text

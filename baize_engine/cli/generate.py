@@ -1,12 +1,18 @@
-"""`baize generate`: the text that follows a prompt, as it comes. Files of prompts are answer.py's."""
+"""`baize generate`: continues a prompt and prints the text as it comes, or answers a file of prompts."""
 
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from baize_engine.cli.answer import STANDARD, WINDOW, answer_file
+from baize_engine.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from baize_engine.cli.options import (
     check_model_options,
+    engine_options,
     flag,
     load_engine,
     model_options,
@@ -18,9 +24,25 @@ from baize_engine.cli.options import (
     with_seed,
 )
 from baize_engine.cli.options import text as argument_text
-from baize_engine.cli.streams import input_bytes, need_output, text
+from baize_engine.cli.streams import input_bytes, need_output, output_bytes, tell, text
+from baize_engine.errors import RequestError
 
+if TYPE_CHECKING:
+    from baize_engine.batch.output import AnswerFile, AnswerStream
+    from baize_engine.generation.params import SamplingParams
+
+STANDARD = "-"  # in place of a file's name: standard input, or standard output
+WINDOW = 1024  # prompts, many batches of them: rows are empty only at its end, when the last samples run alone
 FILES_ONLY = {"output": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False}
+# Options that were added later, with their defaults. A run that sets none of them is described as it was before they came, so
+# that its output can still be resumed.
+ADDED_LATER = {
+    "parse_special": False,
+    "add_bos": "auto",
+    "extra_columns": "error",
+    "new_rows": "auto",
+    "drop_rows": False,
+}
 
 
 def generate_options(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +98,10 @@ def generate(options: argparse.Namespace) -> int:
     check_model_options(options)
     if (options.prompt is None) == (options.input is None):
         options.usage_error("wanted --prompt TEXT, or --input FILE in its place")
-    if options.input is not None:
-        return answer_file(options)
+    return _continue_prompt(options) if options.input is None else _answer_input(options)
+
+
+def _continue_prompt(options: argparse.Namespace) -> int:
     for name, default in FILES_ONLY.items():
         if getattr(options, name) != default:
             options.usage_error(f"--{name} goes with --input, not with --prompt")
@@ -94,4 +118,91 @@ def generate(options: argparse.Namespace) -> int:
             for piece in engine.stream(prompt, params, **text_options(options)):
                 print(piece, end="", flush=True)
             print()
-    return 0
+    return DONE
+
+
+def _answer_input(options: argparse.Namespace) -> int:
+    """Answers each record of --input by a line of --output."""
+    if options.output is None:
+        options.usage_error("--input goes with --output FILE")
+    if options.output == STANDARD and options.resume:
+        options.usage_error("--resume goes with an --output that is a file")
+    if options.window is not None and options.window < 1:
+        options.usage_error(f"--window is {options.window}, wanted at least 1")
+    if options.input != STANDARD:
+        return _answer_file(options, Path(options.input))
+    with tempfile.TemporaryDirectory(prefix="baize-input-") as folder:  # records are read more than once
+        path = Path(folder) / "standard input"
+        with path.open("wb") as file:
+            shutil.copyfileobj(input_bytes("the records"), file)
+        return _answer_file(options, path)
+
+
+def _answer_file(options: argparse.Namespace, path: Path) -> int:
+    from baize_engine.batch.output import AnswerFile, AnswerStream
+    from baize_engine.batch.records import records
+    from baize_engine.batch.run import heads
+
+    params = sampling_params(options)
+    shown = path.name if options.input == STANDARD else str(path)
+    total = sum(1 for _ in records(path))
+    if not total:
+        raise RequestError(f"{shown} has no records, wanted a JSON object a line")
+    run = _description(options, params)
+    answers: AnswerFile | AnswerStream
+    if options.output == STANDARD:
+        report, output = sys.stderr, "standard output"
+        answers = AnswerStream(output_bytes())
+    else:
+        report, output = sys.stdout, options.output
+        answers = AnswerFile(Path(options.output), heads(path, run), options.resume)
+    with answers:
+        if answers.torn:
+            tell(f"{output}: an unfinished line at the end was cut off")
+        try:
+            if answers.done < total:
+                _answer(options, path, answers, run, params, total)
+        except KeyboardInterrupt:
+            left = f"{answers.done} of {total} records are in {output}" if answers.done else "none done"
+            if answers.done and options.output != STANDARD:
+                left += ", --resume goes on"
+            print(f"\nbaize: interrupted; {left}", file=sys.stderr)
+            return INTERRUPTED
+        if answers.done < total:
+            raise RequestError(
+                f"{shown} had {total} records and lost {total - answers.done} of them while they were answered"
+            )
+        print(f"{output}: {answers.done} records, {answers.failed} of them errors", file=report)
+        return SOME_FAILED if answers.failed else DONE
+
+
+def _answer(
+    options: argparse.Namespace,
+    path: Path,
+    answers: AnswerFile | AnswerStream,
+    run: str,
+    params: SamplingParams,
+    total: int,
+) -> None:
+    """Answers the records that have no answer yet."""
+    from baize_engine.batch.run import answer
+    from baize_engine.progress import Progress
+    from baize_engine.text.options import TextOptions
+
+    texts = TextOptions(**text_options(options))
+    window, extra = options.window or WINDOW, options.extra_columns or "error"
+    with load_engine(options) as engine, Progress(total, "prompt", not options.quiet, done=answers.done) as bar:
+        answer(engine, path, answers, run, params, window, bar.add, texts, extra)
+
+
+def _description(options: argparse.Namespace, params: SamplingParams) -> str:
+    """What decides about the answers beside the records, by which --resume knows the output of the same run."""
+    from baize_engine.batch.run import describe_run
+    from baize_engine.checkpoint.hub import folder_of
+
+    settings = engine_options(options).for_answers()
+    for name, default in ADDED_LATER.items():
+        if getattr(options, name) not in (None, default):
+            settings[name] = getattr(options, name)
+    sources = (options.model,) if options.model is not None else (options.path_raw, options.path_diff)
+    return describe_run([folder_of(source) for source in sources], settings, params)

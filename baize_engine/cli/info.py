@@ -9,13 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine import __version__
+from baize_engine.cli.options import path
 from baize_engine.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from baize_engine.checkpoint.index import CheckpointIndex
 
 
+def info_options(parser: argparse.ArgumentParser) -> None:
+    """The argument of `baize info`."""
+    parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of a model, or a hub id")
+
+
 def info(options: argparse.Namespace) -> int:
+    """Prints the table of implementations, and what the headers of a model say."""
     from baize_engine.backend import choose, devices
     from baize_engine.checkpoint.config_file import read_normalised
     from baize_engine.checkpoint.hub import folder_of

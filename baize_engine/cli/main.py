@@ -1,8 +1,6 @@
-"""The `baize` command. Only this module and its neighbours cli_*.py parse arguments and print.
+"""The `baize` command: its subcommands, and what becomes of their errors. exit_codes.py says how it ends.
 
-Exit codes: 0 done; 1 the user's files, folders or request cannot be served (one line on stderr, no traceback); 2 wrong
-usage; 3 a file of prompts or a pipe of messages was answered, and some of them could not be; 130 interrupted. Option names
-follow the reference script weight_diff.py; other spellings are cli_spelling's.
+Option names follow the reference script weight_diff.py; spelling.py takes their other spellings.
 """
 
 from __future__ import annotations
@@ -10,18 +8,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from baize_engine import __version__
-from baize_engine.cli.answer import INTERRUPTED
 from baize_engine.cli.chat import chat, chat_options
+from baize_engine.cli.demo import demo, demo_options
+from baize_engine.cli.exit_codes import INTERRUPTED, REFUSED
 from baize_engine.cli.generate import generate, generate_options
-from baize_engine.cli.info import info
+from baize_engine.cli.info import info, info_options
 from baize_engine.cli.notes import COMMANDS
-from baize_engine.cli.options import flag, path
 from baize_engine.cli.recover import (
     make_diff_options,
     quantize_options,
@@ -36,11 +33,11 @@ from baize_engine.cli.signals import end_quietly, terminate_politely
 from baize_engine.cli.spelling import CommandParser, nearest
 from baize_engine.cli.streams import need_output, prepare, warnings_told
 from baize_engine.cli.xor import XOR_HELP, run_xor, xor_options
-from baize_engine.errors import BaizeError
+from baize_engine.errors import BaizeError, error_chain
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Without `arguments`, those of the process, which is about to end then."""
+    """Runs one command and returns its exit code. Without `arguments`, it takes the process's own, which ends afterwards."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
     except KeyboardInterrupt:  # a second one, while the first was told
@@ -63,10 +60,10 @@ def _run(arguments: Sequence[str]) -> int:
             sys.stdout.flush()
         return code
     except BaizeError as error:
-        return _fail(told(error))
+        return _fail(error_chain(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader went away, as `| head` does
-        return 1
+        return REFUSED
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(where + (error.strerror or str(error)))
@@ -78,36 +75,7 @@ def _run(arguments: Sequence[str]) -> int:
 
 def _fail(message: str) -> int:
     print("baize: " + " ".join(message.split("\n")), file=sys.stderr)
-    return 1
-
-
-def told(error: BaseException) -> str:
-    """Its message, after those of the failures during whose clean-up it was raised: they are the cause."""
-    messages: list[str] = []
-    step: BaseException | None = error
-    while step is not None:
-        if isinstance(step, BaizeError):
-            messages.insert(0, str(step))
-        hidden = step.__suppress_context__ and step.__cause__ is None  # raised "from None"
-        step = None if hidden else step.__context__
-    return "; then ".join(messages)
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from baize_engine.cli import demo
-
-    need_output("the answers")
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    with tempfile.TemporaryDirectory(prefix="baize-demo-") as folder:
-        out = Path(options.out) if options.out else Path(folder) / "tuned"
-        code = demo.run(print, out, colour)
-        if code == 0 and not options.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
-            print("3. your turn (it knows capitals, opposites, animals, colours and days)")
-            return main(["chat", str(out)])
-    print(
-        f"talk to it: baize chat {out}" if options.out else "keep and talk to it: baize demo --out DIR; baize chat DIR"
-    )
-    return code
+    return REFUSED
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -182,14 +150,14 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         )
     )
 
-    about = command(
-        "info",
-        info,
-        "show the backends of this machine, and the facts of a model",
-        "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
+    info_options(
+        command(
+            "info",
+            info,
+            "show the backends of this machine, and the facts of a model",
+            "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
+        )
     )
-    about.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of a model, or a hub id")
-
     generate_options(
         command(
             "generate",
@@ -209,15 +177,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         )
     )
 
-    demo = command("demo", _demo, "recover the small trained pair that comes along, and let it answer")
-    flag(
-        demo,
-        "--out",
-        type=path,
-        metavar="DIR",
-        help="keep the recovered model in this new folder (default: a temporary one)",
-    )
-    flag(demo, "--quiet", action="store_true", help="do not offer to chat at the end")
+    demo_options(command("demo", demo, "recover the bundled demo pair, a small trained model, and let it answer"))
     return parser, commands.choices
 
 

@@ -30,11 +30,11 @@ def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
 
     The other spellings are CommandParser's.
     """
-    parser.add_argument(name, dest=name[2:], **settings)
+    settings.setdefault("dest", name[2:])
+    parser.add_argument(name, **settings)
     if settings.get("action") == "store_true":
-        parser.add_argument(
-            f"--no{name[2:]}", dest=name[2:], action="store_false", default=argparse.SUPPRESS, help=argparse.SUPPRESS
-        )
+        hidden = argparse.SUPPRESS
+        parser.add_argument(f"--no{name[2:]}", dest=settings["dest"], action="store_false", default=hidden, help=hidden)
 
 
 def field_flags(
@@ -43,25 +43,27 @@ def field_flags(
     parsed: Mapping[str, Mapping[str, Any]] | None = None,
     without: Collection[str] = (),
 ) -> None:
-    """A flag for each field of the dataclass `options`: its name, type and default, and its metadata as argparse takes them.
+    """A flag for each field of the dataclass `options` that has a help text, from its name, type, default and metadata.
 
-    parsed: settings of flags whose fields are no plain number, text or switch, by name. without: fields that get no flag.
+    The metadata are argparse's settings, and "flag" where the flag's name is not the field's. parsed: more settings, by field,
+    of flags that are no number, text or switch. without: fields that get no flag.
     """
     types = get_type_hints(options)
     for field in fields(options):
-        if field.name in without:
+        settings: dict[str, Any] = {"dest": field.name, **field.metadata}
+        if "help" not in settings or field.name in without:
             continue
-        (kind, *_) = [each for each in get_args(types[field.name]) or (types[field.name],) if each is not NoneType]
-        settings = dict(field.metadata)
+        name = settings.pop("flag", f"--{field.name}")
+        kinds = [each for each in get_args(types[field.name]) if each is not NoneType] or [types[field.name]]
         if parsed and field.name in parsed:
             settings |= parsed[field.name]
-        elif kind is bool:
+        elif kinds == [bool]:
             settings |= {"action": "store_true", "default": field.default}
         else:
-            settings |= {"type": kind, "default": field.default}
+            settings |= {"type": str if "choices" in settings else kinds[0], "default": field.default}
             if field.default is not None:
                 settings["help"] += " (default: %(default)s)"
-        flag(parser, f"--{field.name}", **settings)
+        flag(parser, name, **settings)
 
 
 def field_values(options: argparse.Namespace, dataclass: type) -> dict[str, Any]:

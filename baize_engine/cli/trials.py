@@ -20,7 +20,6 @@ class Trials:
     """Made before the long work, so that what cannot be tried is refused before it."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from baize_engine.cli.askable import check_askable
         from baize_engine.recovery.integrity import carried_sum
 
         self.options = options
@@ -77,3 +76,22 @@ class Trials:
         except BaizeError as error:
             print(f"warning: not asked: {error}", file=sys.stderr)
             return None
+
+
+def check_askable(path: str) -> None:
+    """CheckpointError or ConfigError where the folder or hub id `path` cannot be asked in text.
+
+    That is a weight diff, a model that the decoder does not run, or one without a tokenizer. Headers, texts, tokenizer.model
+    and one norm are read; torch is not loaded.
+    """
+    from baize_engine.checkpoint.hub import folder_of
+    from baize_engine.checkpoint.index import read_index
+    from baize_engine.checkpoint.norms import refuse_diff
+    from baize_engine.model.config import ModelConfig
+    from baize_engine.text.tokenizer import Tokenizer
+
+    folder = folder_of(path)
+    index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
+    config = ModelConfig.from_folder(folder)
+    refuse_diff(index)
+    Tokenizer.from_folder(folder, config.vocab_size)

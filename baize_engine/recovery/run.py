@@ -35,13 +35,13 @@ from baize_engine.checkpoint.result_check import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, ShardLayout, lay_out
 from baize_engine.errors import BaizeWarning, MismatchError, OutputError
 from baize_engine.interrupts import deferred, in_threads
+from baize_engine.progress import Progress
 from baize_engine.recovery.config_match import check_configs
 from baize_engine.recovery.earlier_run import finished_result, still_there
 from baize_engine.recovery.expect import Expectation, base_rows
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, fingerprint, refuse_busy
 from baize_engine.recovery.new_rows import decide
 from baize_engine.recovery.plan import DIFF, MatchOptions, Plan, plan
-from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import MEMORY_MIB, Output, fit, groups_of, stream_all, traffic
@@ -250,7 +250,7 @@ def _run(
         opened = [_open(item, journal, stack) for item, journal in zip(pending, journals, strict=True)]
         outputs = [each.output for each in opened]
         every, left = groups_of(outputs, all_jobs=True), groups_of(outputs)
-        with Progress(traffic(every), options.operation, options.progress) as bar:
+        with Progress(traffic(every), "B", options.progress, options.operation) as bar:
             bar.add(traffic(every) - traffic(left))
             records = stream_all(
                 outputs, make_adder, subtract=options.subtract, workers=workers, piece=piece, progress=bar.add

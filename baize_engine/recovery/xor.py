@@ -26,8 +26,8 @@ from baize_engine.checkpoint.os_errors import stat_of, writing
 from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output, finished_before
 from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
+from baize_engine.progress import Progress
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, refuse_busy
-from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.verify import XOR, digests_of_range, verify
 from baize_engine.recovery.xor_bytes import decoded
@@ -200,7 +200,7 @@ class _Run:
     ) -> dict[str, FileRecord]:
         left = sorted((job for job in self.jobs if job.name not in done), key=lambda job: job.payload_size)
         total = sum(job.payload_size for job in self.jobs)
-        with Progress(total, XOR, self.progress) as bar:
+        with Progress(total, "B", self.progress, XOR) as bar:
             bar.add(total - sum(job.payload_size for job in left))
 
             def one(job: Job, check: Check) -> FileRecord:

@@ -11,8 +11,8 @@ from baize_engine.checkpoint.os_errors import reading, stat_of
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.printable import shown
+from baize_engine.progress import Progress
 from baize_engine.recovery.checksum_lists import Sums, algorithm, read_sums
-from baize_engine.recovery.progress import Progress
 from baize_engine.recovery.verify import digests_of_range
 from baize_engine.recovery.xor_beginnings import HEAD
 from baize_engine.recovery.xor_bytes import decoded
@@ -68,7 +68,7 @@ class XorChecks:
             why = "download it again" if path in payloads else WRONG_KEY if self.payload.keyed else WRONG_BASE
             self._sums.check(path, wanted, digests, why)
 
-        with Progress(sum(sizes.values()), "check", progress) as bar:
+        with Progress(sum(sizes.values()), "B", progress, "check") as bar:
             in_threads(one, sorted(sizes, key=lambda path: sizes[path]), THREADS)
 
     def algorithms(self, job: Job) -> set[str]:

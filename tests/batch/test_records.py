@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baize_engine.batch.records import PARAMETERS, Record, records, told
+from baize_engine.batch.records import PARAMETERS, Record, json_message, records
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
 
@@ -97,7 +97,7 @@ def test_what_is_wrong_is_said(tmp_path: Path, line: bytes, wanted: str) -> None
     bad, good = read(tmp_path, line + b'\n{"prompt": "good"}\n')
     with pytest.raises(RequestError) as refused:
         bad.request(DEFAULT)
-    assert re.search(wanted, told(refused.value))
+    assert re.search(wanted, json_message(refused.value))
     assert good.request(DEFAULT)[1] == "good"
 
 
@@ -117,5 +117,5 @@ def test_no_depth_of_a_record_is_too_much_for_its_message(tmp_path: Path) -> Non
         (record,) = read(tmp_path, b'{"prompt": "a", "temperature": ' + b"[" * depth + b"]" * depth + b"}")
         with pytest.raises(RequestError) as error:
             record.request(DEFAULT)
-        refused.add(told(error.value).split(" ")[0])
+        refused.add(json_message(error.value).split(" ")[0])
     assert "SamplingParams.temperature" in refused

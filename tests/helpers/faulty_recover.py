@@ -93,8 +93,7 @@ def small_shards() -> None:
 def attempt(base: Path, diff: Path, out: Path, **settings: object) -> dict:
     """Facts of one recovery: what it raised, in whose words, and what lies there."""
     from baize_engine import recover
-    from baize_engine.cli.main import told
-    from baize_engine.errors import BaizeError
+    from baize_engine.errors import BaizeError, error_chain
 
     facts: dict = {"error": None, "message": "", "tensors": None, "resumed": None}
     try:
@@ -103,7 +102,7 @@ def attempt(base: Path, diff: Path, out: Path, **settings: object) -> dict:
         facts["resumed"] = result.resumed
     except (BaizeError, OSError) as error:
         facts["error"] = type(error).__name__
-        facts["message"] = told(error)
+        facts["message"] = error_chain(error)
     return facts | {"left": sorted(path.name for path in out.iterdir()) if out.exists() else None}
 
 

@@ -15,8 +15,7 @@ from pathlib import Path
 from faulty_recover import FAIL, KILL, Faults, content, died
 
 from baize_engine import verify, xor
-from baize_engine.cli.main import told
-from baize_engine.errors import BaizeError
+from baize_engine.errors import BaizeError, error_chain
 
 CHANGES = "open write pwrite fallocate truncate fsync close rename unlink mkdir"
 
@@ -29,7 +28,7 @@ def attempt(root: Path, **settings: object) -> dict:
         facts["resumed"] = result.resumed
     except (BaizeError, OSError) as error:
         facts["error"] = type(error).__name__
-        facts["message"] = told(error)
+        facts["message"] = error_chain(error)
     return facts | {"left": left(out)}
 
 
