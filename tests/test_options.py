@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import json
 import subprocess
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -119,6 +121,54 @@ def test_a_context_beyond_the_models_positions_is_refused() -> None:
         EngineOptions(max_model_len=129).context_length(128)
     with pytest.raises(RequestError, match="max_model_len is 1, wanted an integer of at least 2"):
         EngineOptions().context_length(1)
+
+
+DIGESTED = [  # flags, and what stood in the digests of outputs before EngineOptions were there
+    ([], {}, {}),
+    (
+        ["--dtype", "float32", "--quantize", "int8", "--max_model_len", "64", "--cache_tokens", "96", "--threads", "2",
+         "--cache_dtype", "bfloat16", "--exact_activations", "--add_bos", "yes", "--parse_special", "--extra_columns",
+         "keep", "--stop", "x", "--logit_bias", "5=1.5", "--device", "cpu"],
+        {"add_bos": "yes", "cache_dtype": "bfloat16", "dtype": "float32", "exact_activations": True,
+         "extra_columns": "keep", "max_model_len": 64, "parse_special": True, "quantize": "int8"},
+        {"stop": ["x"], "logit_bias": {"5": 1.5}},
+    ),
+    (["--new_rows", "zero", "--drop_rows", "--extra_columns", "error"], {"drop_rows": True, "new_rows": "zero"}, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("flags", "settings", "params"), DIGESTED)
+def test_outputs_of_earlier_versions_can_be_resumed(
+    flags: list[str], settings: dict, params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The description of a run, which its output's digests are of, is the one of before, byte for byte."""
+    seen: list[str] = []
+
+    def noting(path: Path, run: str) -> None:
+        seen.append(run)
+        raise RequestError("enough")
+
+    monkeypatch.setattr("baize_engine.batch.run.heads", noting)
+    records, output, source = tmp_path / "in.jsonl", tmp_path / "out.jsonl", tmp_path / "model"
+    records.write_text('{"prompt": "a"}\n')
+    source.mkdir()
+    model = ["--path_raw", str(source), "--path_diff", str(source)] if "--new_rows" in flags else [str(source)]
+    assert main(["generate", *model, "--input", str(records), "--output", str(output), *flags]) == 1
+    always = {
+        "cache_dtype": "auto",
+        "dtype": "auto",
+        "exact_activations": False,
+        "max_model_len": None,
+        "quantize": None,
+    }
+    defaults = {
+        "allowed_token_ids": None, "banned_token_ids": [], "frequency_penalty": 0.0, "ignore_eos": False, "logit_bias": {},
+        "logprobs": None, "max_new_tokens": 256, "min_new_tokens": 0, "min_p": 0.0, "n": 1, "presence_penalty": 0.0,
+        "repetition_penalty": 1.0, "seed": None, "stop": [], "stop_token_ids": [], "temperature": 0.0, "top_k": 0,
+        "top_p": 1.0,
+    }  # fmt: skip
+    wanted = {"files": [], "params": {**defaults, **params}, "settings": {**always, **settings}}
+    assert seen == [json.dumps(wanted, sort_keys=True)]
 
 
 def test_options_load_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""Answers a file of prompts: records to an engine, window by window, and its completions to the file as they come."""
+"""Answers a file of prompts: gives its records to an engine, window by window, and writes the completions as they come."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from baize_engine.batch.options import BatchOptions
 from baize_engine.batch.output import AnswerFile, AnswerStream, Head
 from baize_engine.batch.records import Record, json_message, records
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
-from baize_engine.text.options import AS_FILES_SAY, TextOptions
 
 MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
 
@@ -22,12 +22,16 @@ Request = tuple[list[int], SamplingParams]
 
 
 def heads(path: Path, run: str) -> Iterator[Head]:
-    """Those of the answers to all records of the file."""
+    """How the answer lines of all records of the file begin."""
     return (Head.of(record.index, record.content, run) for record in records(path))
 
 
 def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
-    """What decides about answers beside the record: the files in the model's folders, how they are held, parameters."""
+    """What decides about answers beside the record, as JSON.
+
+    sources: the model's folders, of whose files name, size and time count. settings: how the model is held. default: parameters
+    of records that name none. The same run must have the same description in later versions: --resume compares digests of it.
+    """
     files = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
         for folder in sources
@@ -43,33 +47,29 @@ def answer(
     path: Path,
     answers: AnswerFile | AnswerStream,
     run: str,
-    default: SamplingParams,
-    window: int,
+    options: BatchOptions,
     progress: Callable[[int, int], None],
-    text: TextOptions = AS_FILES_SAY,
-    extra: str = "error",
 ) -> None:
-    """Answers the records of `path` from number answers.done on, `window` at a time; tells (records, tokens) made.
+    """Answers the records of the file `path` that have no answer yet, those from number answers.done on.
 
-    A record that cannot be served gets an answer with its error, and the others go on. An answer is in the file as soon as
-    it and all before it are made. text: of the prompts of records that do not say. extra: what becomes of
-    names that are none of ours: "error", "drop", or "keep", which repeats them in the answer under "extra".
+    A record that cannot be served is answered by its error, and the others go on. An answer is written as soon as it and all
+    before it are made. run: what `describe_run` says, for the digests. progress: called with the (records, tokens) that were
+    made since the last call.
     """
     left = islice(records(path), answers.done, None)
-    while batch := list(islice(left, window)):
-        for record, found in zip(batch, _answers(engine, batch, default, text, extra), strict=True):
-            answers.append(Head.of(record.index, record.content, run), _line(record, found, extra == "keep"))
+    while batch := list(islice(left, options.window)):
+        for record, found in zip(batch, _answers(engine, batch, options), strict=True):
+            line = _line(record, found, options.extra_columns == "keep")
+            answers.append(Head.of(record.index, record.content, run), line)
             progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
 
 
-def _answers(
-    engine: Engine, batch: Sequence[Record], default: SamplingParams, text: TextOptions, extra: str
-) -> Iterator[list[Completion] | BaizeError]:
+def _answers(engine: Engine, batch: Sequence[Record], options: BatchOptions) -> Iterator[list[Completion] | BaizeError]:
     """Each record's completions, or why it has none, as they come."""
     found: list[Request | BaizeError] = []
     for record in batch:
         try:
-            found.append(_request(engine, record, default, text, extra))
+            found.append(_request(engine, record, options))
         except BaizeError as error:
             found.append(error)
     good = [request for request in found if not isinstance(request, BaizeError)]
@@ -78,11 +78,11 @@ def _answers(
         yield each if isinstance(each, BaizeError) else next(made)
 
 
-def _request(engine: Engine, record: Record, default: SamplingParams, text: TextOptions, extra: str) -> Request:
-    kind, value, params = record.request(default, extra)
-    own = record.text_options(text)
+def _request(engine: Engine, record: Record, options: BatchOptions) -> Request:
+    kind, value, params = record.request(options.params, options.extra_columns)
+    text = record.text_options(options.text)
     prompt = engine.chat_ids(value) if kind == "messages" else value
-    return engine.encode(prompt, params, parse_special=own.parse_special, add_bos=own.add_bos), params
+    return engine.encode(prompt, params, parse_special=text.parse_special, add_bos=text.add_bos), params
 
 
 def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion] | BaizeError]:

@@ -9,10 +9,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from baize_engine.batch.options import BatchOptions
 from baize_engine.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from baize_engine.cli.options import (
     check_model_options,
     engine_options,
+    field_flags,
+    field_values,
     flag,
     load_engine,
     model_options,
@@ -26,13 +29,14 @@ from baize_engine.cli.options import (
 from baize_engine.cli.options import text as argument_text
 from baize_engine.cli.streams import input_bytes, need_output, output_bytes, tell, text
 from baize_engine.errors import RequestError
+from baize_engine.progress import Progress
+from baize_engine.text.options import TextOptions
 
 if TYPE_CHECKING:
     from baize_engine.batch.output import AnswerFile, AnswerStream
     from baize_engine.generation.params import SamplingParams
 
 STANDARD = "-"  # in place of a file's name: standard input, or standard output
-WINDOW = 1024  # prompts, many batches of them: rows are empty only at its end, when the last samples run alone
 FILES_ONLY = {"output": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False}
 # Options that were added later, with their defaults. A run that sets none of them is described as it was before they came, so
 # that its output can still be resumed.
@@ -70,23 +74,9 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="new file of JSON lines to write, one for each of --input, in order; - writes to standard output",
     )
-    flag(
-        parser,
-        "--extra_columns",
-        choices=("error", "keep", "drop"),
-        default=None,
-        help='with --input: what names in a record mean that are none of ours: its error (default), "extra" in its answer, or '
-        "nothing",
-    )
     flag(parser, "--resume", action="store_true", help="go on with the --output that a run with the same input left")
-    flag(
-        parser,
-        "--window",
-        type=int,
-        default=None,
-        metavar="N",
-        help=f"prompts given to the model at a time; more of them fill its batch better and take memory (default: {WINDOW})",
-    )
+    # None tells that they were not given: they go with --input only
+    field_flags(parser, BatchOptions, {"extra_columns": {"default": None}, "window": {"default": None}})
     flag(parser, "--quiet", action="store_true", help="no progress bar")
     prompt_options(parser)
     sampling_options(parser)
@@ -141,14 +131,14 @@ def _answer_input(options: argparse.Namespace) -> int:
 def _answer_file(options: argparse.Namespace, path: Path) -> int:
     from baize_engine.batch.output import AnswerFile, AnswerStream
     from baize_engine.batch.records import records
-    from baize_engine.batch.run import heads
+    from baize_engine.batch.run import answer, heads
 
-    params = sampling_params(options)
+    batch = _batch_options(options)
     shown = path.name if options.input == STANDARD else str(path)
     total = sum(1 for _ in records(path))
     if not total:
         raise RequestError(f"{shown} has no records, wanted a JSON object a line")
-    run = _description(options, params)
+    run = _description(options, batch.params)
     answers: AnswerFile | AnswerStream
     if options.output == STANDARD:
         report, output = sys.stderr, "standard output"
@@ -161,7 +151,9 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
             tell(f"{output}: an unfinished line at the end was cut off")
         try:
             if answers.done < total:
-                _answer(options, path, answers, run, params, total)
+                bar = Progress(total, "prompt", not options.quiet, done=answers.done)
+                with load_engine(options) as engine, bar:
+                    answer(engine, path, answers, run, batch, bar.add)
         except KeyboardInterrupt:
             left = f"{answers.done} of {total} records are in {output}" if answers.done else "none done"
             if answers.done and options.output != STANDARD:
@@ -176,23 +168,9 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
         return SOME_FAILED if answers.failed else DONE
 
 
-def _answer(
-    options: argparse.Namespace,
-    path: Path,
-    answers: AnswerFile | AnswerStream,
-    run: str,
-    params: SamplingParams,
-    total: int,
-) -> None:
-    """Answers the records that have no answer yet."""
-    from baize_engine.batch.run import answer
-    from baize_engine.progress import Progress
-    from baize_engine.text.options import TextOptions
-
-    texts = TextOptions(**text_options(options))
-    window, extra = options.window or WINDOW, options.extra_columns or "error"
-    with load_engine(options) as engine, Progress(total, "prompt", not options.quiet, done=answers.done) as bar:
-        answer(engine, path, answers, run, params, window, bar.add, texts, extra)
+def _batch_options(options: argparse.Namespace) -> BatchOptions:
+    given = {name: value for name, value in field_values(options, BatchOptions).items() if value is not None}
+    return BatchOptions(sampling_params(options), TextOptions(**text_options(options)), **given)
 
 
 def _description(options: argparse.Namespace, params: SamplingParams) -> str:

@@ -40,30 +40,27 @@ def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
 def field_flags(
     parser: argparse.ArgumentParser,
     options: type,
-    parsed: Mapping[str, Mapping[str, Any]] | None = None,
+    changes: Mapping[str, Mapping[str, Any]] | None = None,
     without: Collection[str] = (),
 ) -> None:
     """A flag for each field of the dataclass `options` that has a help text, from its name, type, default and metadata.
 
-    The metadata are argparse's settings, and "flag" where the flag's name is not the field's. parsed: more settings, by field,
-    of flags that are no number, text or switch. without: fields that get no flag.
+    The metadata are argparse's settings, and "flag" where the flag's name is not the field's. changes: other settings for some
+    fields, such as how a list is read. without: fields that get no flag.
     """
     types = get_type_hints(options)
     for field in fields(options):
-        settings: dict[str, Any] = {"dest": field.name, **field.metadata}
-        if "help" not in settings or field.name in without:
+        if "help" not in field.metadata or field.name in without:
             continue
-        name = settings.pop("flag", f"--{field.name}")
-        kinds = [each for each in get_args(types[field.name]) if each is not NoneType] or [types[field.name]]
-        if parsed and field.name in parsed:
-            settings |= parsed[field.name]
-        elif kinds == [bool]:
-            settings |= {"action": "store_true", "default": field.default}
-        else:
-            settings |= {"type": str if "choices" in settings else kinds[0], "default": field.default}
-            if field.default is not None:
-                settings["help"] += " (default: %(default)s)"
-        flag(parser, name, **settings)
+        hint = types[field.name]
+        kind = next(each for each in (*get_args(hint), hint) if each is not NoneType)
+        settings: dict[str, Any] = {"dest": field.name, "default": field.default, **field.metadata}
+        settings |= {"action": "store_true"} if kind is bool else {"type": str if "choices" in settings else kind}
+        settings |= (changes or {}).get(field.name, {})
+        default = field.default if settings["default"] is None else settings["default"]
+        if isinstance(default, (str, int, float)) and kind is not bool:
+            settings["help"] += f" (default: {default})"
+        flag(parser, settings.pop("flag", f"--{field.name}"), **settings)
 
 
 def field_values(options: argparse.Namespace, dataclass: type) -> dict[str, Any]:
@@ -146,15 +143,15 @@ def text_options(options: argparse.Namespace) -> dict[str, Any]:
 def sampling_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """A flag for each field of SamplingParams but those in `without`, and --stop_escaped."""
     ids = {"type": _ids, "metavar": "ID,ID"}
-    parsed = {
+    changes: dict[str, dict[str, Any]] = {
+        "max_new_tokens": {"default": MAX_NEW_TOKENS},
         "stop": {"type": _stop, "action": "append", "default": []},
         "logit_bias": {"type": _bias, "action": "append", "default": []},
-        "stop_token_ids": {**ids, "default": ()},
-        "banned_token_ids": {**ids, "default": ()},
+        "stop_token_ids": ids,
+        "banned_token_ids": ids,
         "allowed_token_ids": ids,
     }
-    field_flags(parser, SamplingParams, parsed, without)
-    parser.set_defaults(max_new_tokens=MAX_NEW_TOKENS)
+    field_flags(parser, SamplingParams, changes, without)
     flag(
         parser,
         "--stop_escaped",

@@ -11,6 +11,7 @@ import fake_engine
 import pytest
 from fakes import VOCAB, ByteTokenizer, TableDecoder
 
+from baize_engine.batch.options import BatchOptions
 from baize_engine.batch.output import AnswerFile
 from baize_engine.batch.records import records
 from baize_engine.batch.run import answer, describe_run, heads
@@ -60,7 +61,8 @@ def run(engine: Engine, path: Path, out: Path, window: int, resume: bool = False
     progress: list[tuple[int, int]] = []
     with AnswerFile(out, heads(path, "run"), resume) as answers:
         before = answers.done
-        answer(engine, path, answers, "run", DEFAULT, window, lambda *made: progress.append(made))
+        options = BatchOptions(DEFAULT, window=window)
+        answer(engine, path, answers, "run", options, lambda *made: progress.append(made))
     found = [json.loads(text) for text in out.read_text().splitlines()]
     assert sum(prompts for prompts, _ in progress) == len(found) - before
     tokens = [len(each["token_ids"]) for line in found[before:] for each in line.get("completions", ())]
