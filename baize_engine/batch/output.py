@@ -1,8 +1,8 @@
-"""The output of a file of prompts: JSON lines that only grow, so that a killed run can be taken up without loss.
+"""The output of a file of prompts: JSON lines that are only appended, so that a killed run can be resumed without loss.
 
-Every line names its record's number and a digest of the record and of what else decides about the answer, which is how
-another run's output is told from one to go on with. Lines are appended whole, and synced every second; one that was torn by a
-kill lacks its line break, and is cut off. Knows no prompts and no model.
+Every line begins with its record's number and a digest of the record and of all else that decides about the answer, so that
+the output of another run is not continued by mistake. Lines are appended whole, and synced every second; a line that a kill
+has torn lacks its line break, and is cut off. Knows no prompts and no model.
 """
 
 from __future__ import annotations
@@ -25,31 +25,31 @@ from baize_engine.checkpoint.os_errors import writing
 from baize_engine.checkpoint.output_file import sync_folder
 from baize_engine.errors import OutputError
 
-SYNC = 1.0  # seconds from one to the next: a kill loses no line without, and a disk may take long for it
+SYNC = 1.0  # seconds between syncs: a killed process loses no line anyway, and a disk may take long to sync
 
 
 @dataclass(frozen=True)
 class Head:
-    """How the line of a record begins."""
+    """How the answer line of a record begins."""
 
     index: int
     digest: str
 
     @staticmethod
     def of(index: int, content: bytes, run: str) -> Head:
-        """For the record `content` of a run that `run` describes: the model, the parameters of all records."""
+        """For record number `index`, whose bytes are `content`. run: describes the model and the parameters of all records."""
         return Head(index, hashlib.sha256(run.encode() + b"\n" + content).hexdigest()[:16])
 
     def text(self) -> str:
-        """The line's first characters, the same in every run."""
+        """The first characters of the line."""
         return f'{{"index": {self.index}, "input": "{self.digest}", '
 
 
 class AnswerFile:
-    """An open, locked output. A context manager; a file that it made and that got no line is removed.
+    """An open, locked output file. A context manager, which removes a new file that got no line.
 
-    Without `resume` the file must not exist. With it, `heads` are those of all records, and every line that is there must
-    be the answer to its record; `done` lines are, `failed` of them errors. `torn` tells that an unfinished line was cut.
+    path: must not exist, unless `resume`. heads: of all records; every line that is there must be the answer to its record.
+    done: lines that are there, `failed` of them errors. torn: whether an unfinished line was cut off.
     OutputError names the file and the line, and leaves the file as it was.
     """
 
@@ -94,7 +94,7 @@ class AnswerFile:
             os.close(self._fd)
 
     def append(self, head: Head, rest: dict[str, Any]) -> None:
-        """Adds a record's line, whole or, where writing fails or is interrupted, not at all."""
+        """Appends a record's line: whole, or not at all where writing fails or is interrupted."""
         data = memoryview(_line(head, rest))
         written = 0
         try:
@@ -102,7 +102,7 @@ class AnswerFile:
                 while written < len(data):
                     written += os.write(self._fd, data[written:])
         except BaseException:
-            if os.fstat(self._fd).st_size == self._size + len(data):  # Ctrl-C came right behind the write
+            if os.fstat(self._fd).st_size == self._size + len(data):  # Ctrl-C came right after the write
                 self._count(len(data), rest)
             else:
                 os.ftruncate(self._fd, self._size)
@@ -128,7 +128,7 @@ class AnswerFile:
             raise OutputError(errno.EBUSY, f"{self.path}: another run is writing there") from None
 
     def _take_up(self, heads: Iterable[Head]) -> int:
-        """Checks what is there; the size of its whole lines."""
+        """Checks the lines that are there; the size of the whole ones in bytes."""
         size, expected = 0, iter(heads)
         with open(self._fd, "rb", closefd=False) as file:
             for number, raw in enumerate(file, 1):
@@ -158,7 +158,7 @@ class AnswerFile:
 
 
 class AnswerStream:
-    """The same lines in a stream that others read, such as standard output: nothing of it can be taken up, locked or cut."""
+    """The same lines in a stream, such as standard output, which can be neither resumed nor locked."""
 
     torn = False
 
@@ -170,10 +170,10 @@ class AnswerStream:
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass  # each line was flushed, and the stream is its owner's
+        pass  # each line was flushed, and the stream belongs to the caller
 
     def append(self, head: Head, rest: dict[str, Any]) -> None:
-        """Adds a record's line."""
+        """Appends a record's line."""
         self._stream.write(_line(head, rest))
         self._stream.flush()
         self.done += 1
@@ -182,5 +182,5 @@ class AnswerStream:
 
 def _line(head: Head, rest: dict[str, Any]) -> bytes:
     text = head.text() + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
-    # half of a surrogate pair, which JSON can spell and UTF-8 cannot, is spelled as JSON does
+    # half of a surrogate pair, which UTF-8 cannot encode, is escaped as in JSON
     return text.encode("utf-8", "backslashreplace")

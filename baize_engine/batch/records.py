@@ -1,11 +1,10 @@
-"""Records of a file of prompts: one JSON object a line, what it may hold, and the request that it stands for. No engine.
+"""Records of a file of prompts, a JSON object a line: what they may hold, and what they ask for. Knows no engine.
 
     {"prompt": TEXT}  or  {"messages": [{"role": …, "content": …}, …]}  or  {"token_ids": [ID, …]}
 
-with an "id", a text or an integer, and anything under "meta", which its answer repeats, "parse_special": true or false and
-"add_bos": true, false or null (as the tokenizer's files say) beside "prompt", and sampling parameters under the names of
-SamplingParams.
-Blank lines are no records. What cannot be served is the record's own error, and no other's.
+optionally with "id", a text or an integer, and "meta", anything, both of which its answer repeats; beside "prompt" with
+"parse_special", true or false, and "add_bos", true, false or null (as the tokenizer's files say); and with sampling parameters
+under the names of SamplingParams' fields. Blank lines are skipped. A record that cannot be served fails alone.
 """
 
 from __future__ import annotations
@@ -26,10 +25,9 @@ from baize_engine.printable import shown_json
 from baize_engine.text.options import TextOptions
 
 KINDS = ("prompt", "messages", "token_ids")
-TEXT_OPTIONS = {"parse_special": "true or false", "add_bos": "true, false or null"}  # and what they may be
+TEXT_OPTIONS = ("parse_special", "add_bos")  # fields of TextOptions
 OTHERS = ("id", "meta", *TEXT_OPTIONS)
-PARAMETERS = tuple(each.name for each in fields(SamplingParams))
-
+PARAMETERS = tuple(field.name for field in fields(SamplingParams))
 
 _JSON = {"None": "null", "True": "true", "False": "false"}
 _PYTHON = re.compile(rf"\b({'|'.join(_JSON)})\b")
@@ -37,7 +35,7 @@ _PYTHON = re.compile(rf"\b({'|'.join(_JSON)})\b")
 
 @dataclass(frozen=True)
 class Record:
-    """One line: `index` counts records, `line` the file's lines from 1. `error` says why `values` is not to be used."""
+    """One line. index: its number among the records; line: its number in the file, from 1; error: why `values` is unusable."""
 
     index: int
     line: int
@@ -47,31 +45,30 @@ class Record:
 
     @property
     def id(self) -> str | int | None:
-        """Its "id", where it has one that can be repeated."""
+        """Its "id", if that is a text or an integer."""
         found = self.values.get("id")
         return found if isinstance(found, (str, int)) and not isinstance(found, bool) else None
 
     def text_options(self, default: TextOptions) -> TextOptions:
-        """How its prompt becomes ids: as it says, else as `default` does."""
+        """How its prompt becomes ids: as the record says, else as `default` does."""
         given = {name: self.values[name] for name in TEXT_OPTIONS if name in self.values}
-        for name, value in given.items():
-            if not isinstance(value, bool) and not (value is None and name == "add_bos"):
-                raise ValueRefused(f"{name} is", value, f", wanted {TEXT_OPTIONS[name]}")
+        options = replace(default, **given)
+        for name in given:
             if "prompt" not in self.values:
                 raise RequestError(
                     f"{name} goes with prompt: token_ids are taken as they are, and the chat format has its special tokens"
                 )
-        return replace(default, **given)
+        return options
 
     @property
     def extra(self) -> dict[str, Any]:
-        """What stands under names that are none of ours."""
+        """Its values under names that mean nothing here."""
         return {name: value for name, value in self.values.items() if name not in {*KINDS, *PARAMETERS, *OTHERS}}
 
     def request(self, default: SamplingParams, extra: str = "error") -> tuple[str, Any, SamplingParams]:
-        """(kind, what stands there, parameters: the record's own, else those of `default`). RequestError says what is wrong.
+        """(kind, the prompt under that name, the record's own parameters and else those of `default`).
 
-        extra: "error": so are names that are none of ours; else nobody minds them.
+        extra: "error" refuses names that mean nothing here; anything else passes over them. RequestError says what is wrong.
         """
         if self.error is not None:
             raise RequestError(self.error)
@@ -96,14 +93,14 @@ class Record:
 
 
 def json_message(error: BaizeError) -> str:
-    """The message of what is wrong with a record, whose values are JSON's: null and true, and no None and True."""
+    """The message of what is wrong with a record, with values in JSON's spelling: null and true for None and True."""
     if not isinstance(error, ValueRefused):
         return str(error)
     return f"{error.before} {shown_json(error.value)}{_PYTHON.sub(lambda word: _JSON[word[0]], error.after)}"
 
 
 def records(path: Path) -> Iterator[Record]:
-    """Those of the file, in order, one at a time. CheckpointError where it is no file that can be read more than once."""
+    """The records of the file, one at a time. CheckpointError where it is not a regular file."""
     index = 0
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         for line, raw in enumerate(file, 1):
@@ -121,5 +118,5 @@ def _record(index: int, line: int, content: bytes) -> Record:
 
 
 def _id(key: str) -> int | str:
-    """A key of JSON's logit_bias, which can only be a text, as the id that it spells."""
+    """The id that a key of logit_bias spells; JSON's keys are texts. Anything else stays as it is."""
     return int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key

@@ -50,7 +50,7 @@ def chat_options(parser: argparse.ArgumentParser) -> None:
         "--keep_last",
         action="store_true",
         default=True,
-        help="where the conversation outgrows the model's context leave out its oldest turns, and say so (default); "
+        help="where the conversation outgrows the model's context, leave out its oldest turns and say so (default); "
         "--nokeep_last refuses the message instead",
     )
     flag(
@@ -58,8 +58,8 @@ def chat_options(parser: argparse.ArgumentParser) -> None:
         "--history",
         action="store_true",
         default=True,
-        help="on a terminal note messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the next chat "
-        "can recall them by the arrow keys (default); --nohistory does not",
+        help="on a terminal, keep messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the arrow "
+        "keys recall them in the next chat (default); --nohistory does not",
     )
     sampling_options(parser, without=("n", "logprobs"))
     model_options(parser)
@@ -88,7 +88,7 @@ def chat(options: argparse.Namespace) -> int:
 
 
 class _Talk:
-    """A conversation so far. A message that gets no answer is none of its messages."""
+    """A conversation so far. A message that got no answer is not part of it. unanswered: how many there were."""
 
     def __init__(self, engine: Engine, params: SamplingParams, keep_last: bool) -> None:
         self._engine, self._params, self._keep_last = engine, params, keep_last
@@ -96,7 +96,7 @@ class _Talk:
         self.unanswered = 0
 
     def take(self, line: bytes) -> bool:
-        """Does what a line asks for; whether the conversation goes on."""
+        """Answers a message or carries out a command; False where the conversation is to end."""
         try:
             message = text(line, "a message; it was left out").strip()
             command, message = _command(message)
@@ -114,7 +114,7 @@ class _Talk:
         return True
 
     def _answer(self, messages: Messages) -> None:
-        """Prints the reply to the last message as it comes; Ctrl-C ends the reply, and not the conversation."""
+        """Prints the reply to the last message as it comes; Ctrl-C ends the reply but not the conversation."""
         messages, ids = self._fitting(messages)
         pieces = []
         try:
@@ -129,7 +129,7 @@ class _Talk:
         self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _fitting(self, messages: Messages) -> tuple[Messages, list[int]]:
-        """The messages that fit the context with a reply, and their ids. RequestError says how many tokens are left."""
+        """The latest messages that fit the context with a reply, and their ids. RequestError says how many tokens are left."""
         most = self._engine.max_model_len - 1
         turns = len(messages) // 2  # before this message: a message and its reply each
         ids, alone = self._engine.chat_ids(messages), self._engine.chat_ids(messages[-1:])
@@ -155,10 +155,10 @@ class _Talk:
 
 
 def _command(message: str) -> tuple[str, str]:
-    """(command, "") or ("", what is to be sent). RequestError for a word that is no command.
+    """(command, "") or ("", message to send). RequestError for an unknown command.
 
-    A line that begins with one slash and a word of letters is a command, with more slashes the message that has one less; a
-    path, a comment of code, and what has several lines are messages.
+    A line that begins with one slash and a word of letters is a command; with more slashes it is a message, which has one
+    slash less. Paths, comments of code and messages of several lines are messages.
     """
     found = re.match(r"(/+)[^\W\d_]+(?=\s|$)", message)
     if found is None or "\n" in message:

@@ -56,25 +56,29 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         type=argument_text,
         metavar="TEXT",
-        help="text to continue, taken as it is (see chat); - reads standard input",
+        help="text to continue, taken as it is (chat wraps its messages); - reads standard input",
     )
     flag(
         parser,
         "--input",
         type=path,
         metavar="FILE",
-        help='in place of --prompt: JSON lines, each {"prompt": TEXT} or {"messages": [...]} or {"token_ids": [...]}, '
-        'with "id", "meta" and sampling parameters by the names of these options where it wants its own; - reads standard '
-        "input",
+        help='in place of --prompt: JSON lines, each {"prompt": TEXT} or {"messages": [...]} or {"token_ids": [...]}, and '
+        'optionally "id", "meta" and sampling parameters of its own, named like these options; - reads standard input',
     )
     flag(
         parser,
         "--output",
         type=path,
         metavar="FILE",
-        help="new file of JSON lines to write, one for each of --input, in order; - writes to standard output",
+        help="new file of JSON lines, the answers to --input in the same order; - writes to standard output",
     )
-    flag(parser, "--resume", action="store_true", help="go on with the --output that a run with the same input left")
+    flag(
+        parser,
+        "--resume",
+        action="store_true",
+        help="continue an --output that a run with the same --input and options left",
+    )
     # None tells that they were not given: they go with --input only
     field_flags(parser, BatchOptions, {"extra_columns": {"default": None}, "window": {"default": None}})
     flag(parser, "--quiet", action="store_true", help="no progress bar")

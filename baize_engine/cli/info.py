@@ -29,7 +29,7 @@ def info(options: argparse.Namespace) -> int:
     from baize_engine.checkpoint.index import read_index
 
     model = None
-    if options.model:  # before all that is told of the machine
+    if options.model:  # before anything is printed about the machine
         folder = folder_of(options.model)
         index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
         model = folder, index, read_normalised(folder)
@@ -64,7 +64,7 @@ def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any],
 
 
 def _info_ids(folder: Path, vocab_size: int) -> None:
-    """What stands around prompts and what ends a text, and which file says so."""
+    """Prints the ids around prompts and the ids that end a text, and which file says so."""
     from baize_engine.text import special_ids
     from baize_engine.text.tokenizer import Tokenizer, why_no_tokenizer
 
@@ -90,7 +90,7 @@ def _info_ids(folder: Path, vocab_size: int) -> None:
 
 
 def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
-    """What the model takes in memory and a decode step moves, from headers; and the speed that memory allows here."""
+    """Prints what the model takes in memory, what a decode step moves, and the speed that this machine's memory allows."""
     from baize_engine.checkpoint.dtypes import FLOATS
     from baize_engine.model import cost, names
     from baize_engine.model.config import ModelConfig
@@ -121,7 +121,7 @@ def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
 
 
 def _memory_speed(device: str) -> tuple[float | None, str]:
-    """Bytes a second that memory gives, the best of a few runs, and how that was found; None where it could not be."""
+    """(bytes a second of the memory, the best of a few runs; how that was measured). None where it could not be."""
     import torch
 
     size = (256 if device == "cpu" else 1024) << 20  # larger than caches
@@ -137,8 +137,9 @@ def _memory_speed(device: str) -> tuple[float | None, str]:
                 copy.copy_(source)
                 torch.cuda.synchronize(device)
             best = min(best, time.perf_counter() - begin)
-    except RuntimeError as error:  # no room on the device, in whatever words
+    except RuntimeError as error:  # the device has no room, however torch puts it
         return None, f"speed not measured: {str(error).splitlines()[0]}"
     if copy is None:
         return size / best, f"measured by a read of {size >> 20} MiB now"
-    return 2 * size / best, f"measured by a copy of {size >> 20} MiB now"  # a copy reads and writes them
+    # a copy reads and writes them
+    return 2 * size / best, f"measured by a copy of {size >> 20} MiB now"

@@ -1,9 +1,9 @@
-"""Messages typed at a terminal: edited, recalled, pasted. By Python's own readline, which is GNU's, libedit's or absent.
+"""Messages typed at a terminal: edited, recalled, pasted. Uses Python's readline module, which is GNU's, libedit's or absent.
 
-A paste of several lines is one message, sent with the Enter behind it. Terminals that are told to (`ESC [ ? 2004 h`) put a
-mark around what is pasted. GNU readline (7.0 and later) reads the marks itself, where it is set to: Python switches that off.
-libedit knows none and ends at each line break, so the marks are bound to words that begin and end a message here; without
-either the terminal's marks are in the line as they came.
+Several lines that are pasted together are one message, which the next Enter sends. A terminal in bracketed-paste mode
+(`ESC [ ? 2004 h`) puts marks around what is pasted. GNU readline (7.0 and later) reads the marks itself once that is switched
+on, which Python does not. libedit does not know them and ends at each line break, so its marks are bound to words that begin
+and end a paste here. Without readline the terminal's marks are in the line.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ PROMPT, MORE = "you> ", "...> "
 MARKS = ("\x1b[200~", "\x1b[201~")  # the terminal's, around a paste
 WORDS = ("[pasted: ", " :pasted]")  # libedit's macros type what they stand for: no control characters
 MOST_ENTRIES = 1000
-MOST_BYTES = 1 << 20  # of the history's file that are read
+MOST_BYTES = 1 << 20  # of the history's file, from its end, that are read
 
 
 class Typing:
-    """A terminal to read messages from. `history`: those of before can be recalled, and new ones are noted."""
+    """Reads messages from a terminal. history: earlier messages can be recalled, and new ones are kept in a file."""
 
     def __init__(self, history: bool) -> None:
         if hasattr(sys.stdin, "reconfigure"):
-            sys.stdin.reconfigure(errors="surrogateescape")  # a byte that is no text costs its message
+            sys.stdin.reconfigure(errors="surrogateescape")  # so that invalid text costs its message, not the chat
         self._readline = _readline()
         self._marks: tuple[str, str] | None = MARKS
         if self._readline is not None:
@@ -46,7 +46,7 @@ class Typing:
         self._last = ""
 
     def message(self) -> bytes:
-        """The next one, of one line or, where it was pasted, of several. EOFError where there is none."""
+        """The next message: one line, or several where they were pasted. EOFError at the end of the input."""
         with _marking(self._marks is not None):
             typed = input(PROMPT)
             if self._marks is not None:
@@ -55,7 +55,7 @@ class Typing:
         return typed.encode(errors="surrogateescape")
 
     def _note(self, typed: str) -> None:
-        """Makes it the first that is recalled."""
+        """Makes `typed` the first entry to be recalled."""
         if self._readline is None or not typed.strip() or typed == self._last:
             return
         self._last = typed
@@ -68,13 +68,13 @@ class Typing:
 def _readline() -> ModuleType | None:
     try:
         import readline
-    except ImportError:  # Python can be built without
+    except ImportError:  # Python can be built without it
         return None
     return readline
 
 
 def _bind_marks(readline: ModuleType) -> tuple[str, str] | None:
-    """What begins and ends a paste in a line; None where that is readline's own work."""
+    """What begins and ends a paste in a line; None where readline itself takes care of that."""
     if "libedit" not in (readline.__doc__ or ""):
         readline.parse_and_bind("set enable-bracketed-paste on")
         return None
@@ -85,7 +85,7 @@ def _bind_marks(readline: ModuleType) -> tuple[str, str] | None:
 
 @contextmanager
 def _marking(wanted: bool) -> Iterator[None]:
-    """The terminal marks what is pasted meanwhile."""
+    """While this is open, the terminal marks what is pasted, if that is `wanted`."""
     if not wanted:
         yield
         return
@@ -97,23 +97,23 @@ def _marking(wanted: bool) -> Iterator[None]:
 
 
 def _pasted(typed: str, begin: str, end: str) -> str:
-    """The whole message, without marks: the lines up to the one in which the last paste that began ends."""
+    """The whole message without marks: reads more lines until every paste that began has ended."""
     while begin in typed and end not in typed.rpartition(begin)[2]:
         typed += "\n" + input(MORE)
     return typed.replace(begin, "").replace(end, "")
 
 
 def history_path() -> Path:
-    """Where messages are noted: in the user's folder of state, as the XDG base directory specification has it."""
+    """The history's file, in the user's state folder according to the XDG base directory specification."""
     state = os.environ.get("XDG_STATE_HOME", "")
     folder = Path(state) if os.path.isabs(state) else Path(os.path.expanduser("~")) / ".local" / "state"
     return folder / "baize" / "chat_history"
 
 
 class History:
-    """A file of messages, each a JSON string on a line, for its owner's eyes only.
+    """A file of messages, each a JSON string on a line, readable by its owner only.
 
-    What cannot be read or written is told once, and is no failure: homes may be full, or of nobody.
+    A file that cannot be read or written is reported once, and nothing fails: homes may be full, or missing.
     """
 
     def __init__(self, path: Path) -> None:
@@ -121,7 +121,7 @@ class History:
         self._told = False
 
     def entries(self) -> list[str]:
-        """The latest, the oldest of them first. A file that has grown to twice as many is cut back to these."""
+        """The latest MOST_ENTRIES messages, oldest first. A file that has grown to twice as many is cut back to these."""
         if not os.path.lexists(self.path):
             return []
         try:
@@ -157,7 +157,8 @@ class History:
 
     @staticmethod
     def _append(path: Path, how: int, entries: list[str]) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | how  # and does not wait at a pipe
+        # O_NONBLOCK: does not wait at a pipe
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | how
         with os.fdopen(os.open(path, flags, 0o600), "wb") as file:
             if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 os.fchmod(file.fileno(), 0o600)

@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code. Without `arguments`, it takes the process's own, which ends afterwards."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments)
-    except KeyboardInterrupt:  # a second one, while the first was told
+    except KeyboardInterrupt:  # a second one, while the first was reported
         return INTERRUPTED
     finally:
         if arguments is None:
@@ -79,7 +79,7 @@ def _fail(message: str) -> int:
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """Exits with 0 after help that was asked for, with 2 where the command or its options are wrong."""
+    """The options of the command that was given. Exits with 0 after --help, with 2 where command or options are wrong."""
     parser, commands = _parser()
     given = list(arguments)
     if not given:
@@ -96,7 +96,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
-    """The parser, and the names of its commands."""
+    """The parser and the names of its commands."""
     parser = argparse.ArgumentParser(
         prog="baize", description="Recover LLaMA finetunes published as weight diffs, and run them.", allow_abbrev=False
     )
@@ -155,7 +155,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
             "info",
             info,
             "show the backends of this machine, and the facts of a model",
-            "Of a model only headers are read: its size as it is and quantised, and the decode speed that this memory allows.",
+            "Of a model only headers are read: its size, as it is and quantised, and the decode speed that this machine's "
+            "memory allows.",
         )
     )
     generate_options(
@@ -163,9 +164,9 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
             "generate",
             generate,
             "continue a prompt, or answer a file of prompts",
-            "The text of --prompt is streamed to standard output. Of --input each line is answered by a line of --output: "
+            "The answer to --prompt is streamed to standard output. Each line of --input is answered by a line of --output: "
             '{"index": ..., "input": ..., "id": ..., "completions": [{"text": ..., "finish_reason": ..., ...}]}, or with '
-            '"error" in place of completions, and the command then exits with 3 at the end.',
+            '"error" in place of completions; the command then exits with 3.',
         )
     )
     chat_options(

@@ -1,4 +1,4 @@
-"""What other scripts that make or apply weight diffs call their options, read in their sources.
+"""Option names of other scripts that make or apply weight diffs, as read in their sources.
 
 weight_diff.py: stanford_alpaca, open-instruct (`--original_model`), WizardLM, UltraLM, KnowLM (`--is_fp16`), gisting
 (`--model_type`, and whatever from_pretrained takes), landmark-attention, Lion. apply_delta.py and make_delta.py: FastChat
@@ -60,7 +60,7 @@ XOR = Notes(
     },
 )
 
-# What to type where another script's name was put for the command's.
+# What to type in place of another script's name.
 COMMANDS = {
     "apply_delta": "recover",
     "make_delta": "make_diff",

@@ -1,4 +1,4 @@
-"""Options that several commands of `baize` share, and the objects that they stand for."""
+"""Options that several commands of `baize` share, and the objects that they are parsed into."""
 
 from __future__ import annotations
 
@@ -69,14 +69,14 @@ def field_values(options: argparse.Namespace, dataclass: type) -> dict[str, Any]
 
 
 def path(text: str) -> str:
-    """The type of options and arguments that name a file or a folder: `~` is the home folder, also after `=` or in quotes."""
-    if not text.strip():  # of spaces where a line of notes ends in a backslash and one
+    """argparse's type of files and folders: `~` is the home folder, also after `=` or in quotes, where no shell expands it."""
+    if not text.strip():  # a copied command line may end in a backslash and a space
         raise argparse.ArgumentTypeError("the path is empty, wanted a file or a folder")
     return os.path.expanduser(text)
 
 
 def text(argument: str) -> str:
-    """The type of options that are text: UTF-8, whatever the locale is that Python has read the command's line with."""
+    """argparse's type of texts: UTF-8, whatever locale Python has decoded the command line with."""
     try:
         return os.fsencode(argument).decode()
     except UnicodeError:
@@ -84,22 +84,22 @@ def text(argument: str) -> str:
 
 
 def model_options(parser: argparse.ArgumentParser) -> None:
-    """Where the model is, and how it is held."""
+    """Which model, and a flag for each field of EngineOptions."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of the model, or a hub id")
     flag(
         parser,
         "--path_raw",
         type=path,
         metavar="BASE",
-        help="in place of MODEL: a base, with its diff; nothing is written",
+        help="in place of MODEL: a base to recover with --path_diff, in memory; nothing is written",
     )
-    flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff for --path_raw")
+    flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff of --path_raw")
     row_options(parser)
     field_flags(parser, EngineOptions)
 
 
 def row_options(parser: argparse.ArgumentParser) -> None:
-    """What becomes of vocabulary rows that a base and its diff do not share."""
+    """What happens to vocabulary rows that a base and its diff do not share."""
     flag(
         parser,
         "--new_rows",
@@ -117,26 +117,26 @@ def row_options(parser: argparse.ArgumentParser) -> None:
 
 
 def prompt_options(parser: argparse.ArgumentParser) -> None:
-    """How a text becomes ids."""
+    """How texts become token ids."""
     flag(
         parser,
         "--parse_special",
         action="store_true",
-        help="<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because text of "
-        "strangers could then end a turn or begin one",
+        help="<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because untrusted "
+        "text could then end a turn or begin one",
     )
     flag(
         parser,
         "--add_bos",
         choices=tuple(_ADD_BOS),
         default="auto",
-        help="whether a begin token comes in front of a text: as the tokenizer's files say (auto, the default), yes, no; "
-        "messages and token_ids of --input are not touched",
+        help="begin token in front of a text: as the tokenizer's files say (auto, the default), yes or no; messages and "
+        "token_ids of --input are not touched",
     )
 
 
 def text_options(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `prompt_options` ask for, as arguments of Engine's methods."""
+    """What the flags of `prompt_options` ask for, as keyword arguments of Engine's methods."""
     return {"parse_special": options.parse_special, "add_bos": _ADD_BOS[options.add_bos]}
 
 
@@ -174,7 +174,7 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
 
 
 def with_seed(params: SamplingParams) -> SamplingParams:
-    """`params` with a seed. One that had to be drawn is told, so that the text can be had again."""
+    """`params` with a seed; one that had to be drawn is printed, so that the same text can be made again."""
     from baize_engine.requests import DRAWN_SEEDS
 
     if not params.temperature or params.seed is not None:
@@ -204,7 +204,7 @@ def load_engine(options: argparse.Namespace) -> Engine:
 
 
 def check_model_options(options: argparse.Namespace) -> None:
-    """A usage error unless the options name one model, and say nothing that such a one has not."""
+    """Usage error unless the options name one model, and no option for a diff where there is none."""
     pair = (options.path_raw, options.path_diff)
     if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
         options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
@@ -214,7 +214,7 @@ def check_model_options(options: argparse.Namespace) -> None:
 
 
 def _stop(argument: str) -> str:
-    """The text as it stands; whoever meant a line break by a backslash and an n is told what means one."""
+    """The text as it stands; a user who probably meant a line break by a backslash and an n is told how to write one."""
     found = re.search(r"\\[ntr](?![a-z])", argument)
     if found is not None:
         tell(
@@ -225,7 +225,7 @@ def _stop(argument: str) -> str:
 
 
 def _unescaped(argument: str) -> str:
-    """The text that `argument` spells with backslashes."""
+    """The text, its escapes replaced by the characters that they mean."""
 
     def character(found: re.Match[str]) -> str:
         spelled = found[0]

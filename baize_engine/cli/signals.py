@@ -1,4 +1,4 @@
-"""Ctrl-C and a polite kill, for commands that clean up behind themselves."""
+"""Ctrl-C and SIGTERM, for commands that clean up before they end."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from baize_engine.errors import BaizeError
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came: all is to end as after Ctrl-C, and what goes on after Ctrl-C as well."""
+    """SIGTERM came. The command ends as after Ctrl-C; what Ctrl-C does not end, a conversation, ends too."""
 
 
 def terminate_politely() -> None:
-    """From now on a first SIGTERM raises Terminated, and any other is ignored: all that it asks for is under way."""
+    """From now on the first SIGTERM raises Terminated; later ones are ignored, as the process is ending already."""
     signal.signal(signal.SIGTERM, _terminate)
 
 
@@ -24,7 +24,7 @@ def _terminate(number: int, frame: object) -> None:
 
 
 def end_quietly() -> None:
-    """From now on Ctrl-C and SIGTERM end the process at once, or do nothing where it ends because of one of them."""
+    """From now on Ctrl-C and SIGTERM end the process at once, unless they are ignored because one of them came before."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
@@ -32,10 +32,10 @@ def end_quietly() -> None:
 
 @contextmanager
 def interrupted_once() -> Iterator[None]:
-    """A second Ctrl-C would tear the clean-up that the first began, and leave what it promises to remove.
+    """Lets only the first Ctrl-C or SIGTERM interrupt the block: a second would break off the clean-up that the first began.
 
-    What the first becomes on its way out, such as the error of a lock that it broke, is an interruption; a clean-up that
-    fails is told.
+    An error that the first one causes on its way out, such as that of a broken lock, is raised as KeyboardInterrupt; the
+    BaizeError of a clean-up that failed is raised as it is.
     """
     came = False
 

@@ -1,15 +1,15 @@
-"""How options may be spelt: as `-h` lists them, and as people's notes have them for the scripts of 2023.
+"""How options may be spelt: as `-h` lists them, and as command lines for the scripts of 2023 have them.
 
-Those are python-fire's scripts (weight_diff.py of alpaca and its copies) and argparse's (apply_delta.py of FastChat and its
-copies). Before argparse sees a command's arguments, each option is brought to the one name under which it is listed:
+Those scripts used python-fire (weight_diff.py of alpaca and its copies) or argparse (apply_delta.py of FastChat and its
+copies). Before argparse sees a command's arguments, each option is replaced by the one name under which it is listed:
 
 - hyphens and underscores are the same, and so are one dash and two, of any kind, before a name (`–path-raw` is `--path_raw`);
-- `--flag`, `--flag True`, `--flag=1`, `--flag False`, `--noflag` and `--no-flag` set a flag; 0, 1, yes and no behind a space
-  are a path where one is called so;
-- names of other scripts become ours, or are answered: needless ones by a line, unsupported ones by a usage error;
+- `--flag`, `--flag True`, `--flag=1`, `--flag False`, `--noflag` and `--no-flag` set a switch; a 0, 1, yes or no after a space
+  is a path where a file of that name exists;
+- names of other scripts become ours; needless ones get a line on stderr, unsupported ones are a usage error;
 - an unknown option is a usage error that names the nearest known one.
 
-Options come first then and positional arguments last, so that both may be given in any order.
+Options are then put first and positional arguments last, so that users may mix them in any order.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 @dataclass(frozen=True)
 class Needless:
-    """An option of another script that we do without, and why."""
+    """An option of another script that is not needed here, and why."""
 
     why: str
     takes_value: bool = False
@@ -48,7 +48,7 @@ class Notes:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command. `notes` says what it knows of other scripts' options."""
+    """The parser of one command. `notes` lists other scripts' options that it understands."""
 
     notes = Notes()
 
@@ -85,13 +85,12 @@ class CommandParser(argparse.ArgumentParser):
         return [*options, "--", *positional] if positional else options
 
     def _one(self, option: str, table: Mapping[str, str], value: str | None, tokens: list[str]) -> list[str]:
-        """One option under its listed name with its values, which are taken off `tokens`."""
+        """One option under its listed name, followed by its values, which are removed from `tokens`."""
         count, key = self._option_string_actions[option].nargs, _key(option)
         if f"no{key}" in table:
             return [option if self._is_set(option, value, tokens) else table[f"no{key}"]]
-        if (
-            count == 0 and key.startswith("no") and key[2:] in table
-        ):  # the --no form, which takes no word that stands apart, nor did python-fire
+        # the --no form takes no separate word, as in python-fire
+        if count == 0 and key.startswith("no") and key[2:] in table:
             if value is None and (word := self._word(tokens)):
                 self.error(f"{option} {word}: wanted {option} alone, or --{key[2:]} {word}")
             return [option if self._is_set(option, value, []) else table[key[2:]]]
@@ -108,11 +107,11 @@ class CommandParser(argparse.ArgumentParser):
         return taken
 
     def _is_option(self, token: str) -> bool:
-        """As argparse sees it: what begins with a dash and has no space, even where a value is wanted."""
+        """Whether argparse takes it for an option: it begins with a dash and has no space, even where a value is wanted."""
         return _OPTION.fullmatch(token.partition("=")[0]) is not None and " " not in token
 
     def _is_set(self, name: str, value: str | None, tokens: list[str]) -> bool:
-        """The value of a flag; a word that could be one is taken off `tokens`."""
+        """The value of a switch; a word that is one is removed from `tokens`."""
         if value is None:
             return _WORDS[tokens.pop(0).casefold()] if self._word(tokens) else True
         if value.casefold() not in _WORDS:
@@ -120,10 +119,10 @@ class CommandParser(argparse.ArgumentParser):
         return _WORDS[value.casefold()]
 
     def _word(self, tokens: Sequence[str]) -> str | None:
-        """The next of `tokens` if it is a flag's value, and not a path here whose name looks like one."""
+        """The first of `tokens` if it is a switch's value, and not the name of a file that exists here."""
         if not tokens or tokens[0].casefold() not in _WORDS:
             return None
-        can_be_path = tokens[0].casefold() not in ("true", "false")  # as all notes have them
+        can_be_path = tokens[0].casefold() not in ("true", "false")  # which all those command lines use
         return None if can_be_path and os.path.lexists(tokens[0]) else tokens[0]
 
     def _pass_over(self, name: str, needless: Needless, value: str | None, tokens: list[str]) -> None:
@@ -142,7 +141,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """What somebody who typed `word` probably meant: a longer form of it, or something spelt alike."""
+    """The name of `known` that somebody who typed `word` probably meant: a longer form of it, or one spelt alike."""
     names = list(known)
     longer = [name for name in names if len(word) > 2 and name.startswith(word)]
     return next(iter(longer or get_close_matches(word, names, n=1)), None)

@@ -1,4 +1,4 @@
-"""Standard streams as they may be: closed, of another encoding than UTF-8, full of bytes that are no text. For all commands."""
+"""The standard streams of every command, which may be closed, in another encoding than UTF-8, or full of invalid text."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ _SHOWN = "baize.shown"  # our error handler, by its name among those of codecs
 
 
 def prepare() -> None:
-    """To be called first. Python has None for a stream that was closed (`>&-`); its number must not become a file's.
+    """Makes the streams safe to use; call it first.
 
-    What standard output's encoding cannot show becomes "?", and stderr tells so once.
+    Python has None for a stream that was closed (`>&-`), whose number must not go to the next file that is opened. Characters
+    that standard output's encoding lacks become "?", and a line on stderr says so once.
     """
     for number in range(3):
         try:
@@ -50,13 +51,13 @@ class _Replacing:
 
 
 def tell(line: str) -> None:
-    """A line on stderr, if that is open."""
+    """Prints a line on stderr, if that is open."""
     print(f"baize: {line}", file=sys.stderr)
 
 
 @contextmanager
 def warnings_told() -> Iterator[None]:
-    """BaizeWarnings are lines on stderr meanwhile; others are shown as ever."""
+    """While this is open, each BaizeWarning is a line on stderr; other warnings are shown as usual."""
     with warnings.catch_warnings():
         warnings.simplefilter("always", BaizeWarning)
         show = warnings.showwarning
@@ -72,27 +73,27 @@ def warnings_told() -> Iterator[None]:
 
 
 def need_output(what: str) -> None:
-    """RequestError where standard output, on which `what` would be, is closed."""
+    """RequestError where standard output, which `what` would go to, is closed."""
     if sys.stdout is None:
         raise RequestError(f"standard output is closed, and {what} would be there: wanted a terminal, a file or a pipe")
 
 
 def input_bytes(what: str) -> BinaryIO:
-    """Standard input, from which `what` comes; RequestError where it is closed."""
+    """Standard input, which `what` comes from; RequestError where it is closed."""
     if sys.stdin is None:
         raise RequestError(f"standard input is closed, and {what} would come from there")
     return sys.stdin.buffer
 
 
 def output_bytes() -> BinaryIO:
-    """Standard output."""
+    """Standard output, for bytes; RequestError where it is closed."""
     need_output("the answers")
     sys.stdout.flush()
     return sys.stdout.buffer
 
 
 def text(content: bytes, what: str) -> str:
-    """The text of bytes that came from standard input; RequestError where they are not UTF-8."""
+    """Decodes bytes of standard input; RequestError where they are not UTF-8, `what` being wanted."""
     try:
         return content.decode()
     except UnicodeDecodeError as bad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from baize_engine.errors import RequestError
+from baize_engine.errors import ValueRefused
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,11 @@ class TextOptions:
 
     def __post_init__(self) -> None:
         if not isinstance(self.parse_special, bool):
-            raise RequestError(f"parse_special is {self.parse_special!r}, wanted True or False")
+            raise ValueRefused("parse_special is", self.parse_special, ", wanted True or False")
         for name in ("add_bos", "add_eos"):
             value = getattr(self, name)
             if value is not None and not isinstance(value, bool):
-                raise RequestError(f"{name} is {value!r}, wanted True, False or None (as the tokenizer's files say)")
+                raise ValueRefused(f"{name} is", value, ", wanted True, False or None (as the tokenizer's files say)")
 
 
 AS_FILES_SAY = TextOptions()
