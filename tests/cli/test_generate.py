@@ -15,7 +15,6 @@ import slow_baize
 from commands import generate, read, write
 
 from baize_engine import Engine, SamplingParams
-from baize_engine.cli.main import main
 
 PROMPTS = [{"prompt": f"the cat sat on {i}", "id": i} for i in range(12)]
 
@@ -248,40 +247,3 @@ def test_columns_of_the_users_own(folder: Path, tmp_path: Path, extra: str | Non
     assert first.get("extra") == ({"topic": "cats", "n_words": 5} if extra == "keep" else None)
     assert second["meta"] == {"topic": "dogs"}
     assert generate(folder, *flags, "--resume") == code
-
-
-def test_stop_strings_as_they_stand_and_with_escapes(capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
-
-    from baize_engine.cli.options import sampling_options, sampling_params
-
-    parser = argparse.ArgumentParser()
-    sampling_options(parser)
-    given = ["--stop", r"\n", "--stop_escaped", r"\n\n", "--stop_escaped", r"a\tb\\n\u00e9"]
-    assert sampling_params(parser.parse_args(given)).stop == (r"\n", "\n\n", "a\tb\\né")
-    for wrong in (r"\x", "a\\", r"\u12", r"\ud800"):
-        with pytest.raises(SystemExit):
-            parser.parse_args(["--stop_escaped", wrong])
-        assert r"wanted \n, \t, \r, \\ or \uXXXX" in capsys.readouterr().err
-
-
-def test_every_field_of_the_parameters_has_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    from dataclasses import fields
-
-    with pytest.raises(SystemExit):
-        main(["generate", "--help"])
-    shown = capsys.readouterr().out
-    assert [field.name for field in fields(SamplingParams) if f"--{field.name}" not in shown] == []
-
-
-@pytest.mark.parametrize(
-    ("stop", "hinted"),
-    [(r"\n", r"\n"), (r"a\t.", r"\t"), (r"\newline", None), ("\n", None), (r"\\", None), ("n", None)],
-)
-def test_a_stop_that_was_probably_meant_for_a_line_break_gets_a_hint(
-    folder: Path, capsys: pytest.CaptureFixture[str], stop: str, hinted: str | None
-) -> None:
-    assert generate(folder, "--prompt", "the cat", "--max_new_tokens", 2, "--stop", stop) == 0
-    err = capsys.readouterr().err
-    assert err.count("--stop_escaped") == (hinted is not None)
-    assert hinted is None or f"has {hinted} as two characters" in err
