@@ -180,8 +180,11 @@ class Engine:
         RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
         """
         writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
-        bar = Progress(len(writers), "sample", progress, "generate")
-        with self._turns.turn(), bar, closing(self._run(writers)) as run:
+        with (
+            self._turns.turn(),
+            Progress(len(writers), "sample", progress, "generate") as bar,
+            closing(self._run(writers)) as run,
+        ):
             for writer, _ in run:
                 bar.add(int(writer.done.finish_reason is not None), tokens=1)
         return [writer.done for _, writer in writers]

@@ -155,8 +155,10 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
             tell(f"{output}: an unfinished line at the end was cut off")
         try:
             if answers.done < total:
-                bar = Progress(total, "prompt", not options.quiet, done=answers.done)
-                with load_engine(options) as engine, bar:
+                with (
+                    load_engine(options) as engine,
+                    Progress(total, "prompt", not options.quiet, done=answers.done) as bar,
+                ):
                     answer(engine, path, answers, run, batch, bar.add)
         except KeyboardInterrupt:
             left = f"{answers.done} of {total} records are in {output}" if answers.done else "none done"

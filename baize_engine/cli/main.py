@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
 
 from baize_engine import __version__
 from baize_engine.cli.chat import chat, chat_options
@@ -34,6 +33,8 @@ from baize_engine.cli.spelling import CommandParser, nearest
 from baize_engine.cli.streams import need_output, prepare, warnings_told
 from baize_engine.cli.xor import XOR_HELP, run_xor, xor_options
 from baize_engine.errors import BaizeError, error_chain
+
+Command = Callable[[argparse.Namespace], int]  # options to exit code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,7 +104,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     parser.add_argument("-V", "--version", action="version", version=f"baize_engine {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
 
-    def command(name: str, run: Any, text: str, more: str = "", aliases: Sequence[str] = ()) -> CommandParser:
+    def command(name: str, run: Command, text: str, more: str = "", aliases: Sequence[str] = ()) -> CommandParser:
         sub = commands.add_parser(
             name,
             help=text,
