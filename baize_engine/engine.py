@@ -87,14 +87,7 @@ class Engine:
         serves token ids only.
         """
         options = EngineOptions(
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            max_model_len=max_model_len,
-            cache_tokens=cache_tokens,
-            threads=threads,
-            cache_dtype=cache_dtype,
-            exact_activations=exact_activations,
+            device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
         )
         return cls(load(path, options))
 
@@ -133,14 +126,7 @@ class Engine:
         from baize_engine.from_diff import MatchOptions, load_diff
 
         options = EngineOptions(
-            device=device,
-            dtype=dtype,
-            quantize=quantize,
-            max_model_len=max_model_len,
-            cache_tokens=cache_tokens,
-            threads=threads,
-            cache_dtype=cache_dtype,
-            exact_activations=exact_activations,
+            device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
         )
         match = MatchOptions(new_rows=new_rows, drop_rows=drop_rows, force=force)
         return cls(load_diff(path_raw, path_diff, options, match, progress))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from baize_engine import plain
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.errors import RequestError
+from baize_engine.fields import option
 
 DTYPES = ("auto", *FLOATS)
 QUANTIZED = ("int8", "int4")
@@ -23,46 +24,26 @@ class EngineOptions:
     it holds and what it may hold.
     """
 
-    device: str = field(
-        default="auto",
-        metadata={"help": "auto (a GPU if there is one), cpu, cuda, or cuda:N for GPU number N"},
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, or cuda:N for GPU number N")
+    dtype: str = option("auto", "weights in memory; auto: as in the files, or float16 with --path_diff", choices=DTYPES)
+    quantize: str | None = option(None, "quantise the matrices while loading", choices=QUANTIZED)
+    max_model_len: int | None = option(
+        None,
+        "most tokens of a prompt and its answer together (default: the model's positions, at most --cache_tokens)",
+        metavar="N",
     )
-    dtype: str = field(
-        default="auto",
-        metadata={"choices": DTYPES, "help": "weights in memory; auto: as in the files, or float16 with --path_diff"},
+    cache_tokens: int | None = option(
+        None,
+        "tokens that the KV cache holds, of all prompts that run together (default: 64 times 512 or max_model_len, whichever "
+        "is less, in at most half of the free memory)",
+        metavar="N",
     )
-    quantize: str | None = field(
-        default=None,
-        metadata={"choices": QUANTIZED, "help": "quantise the matrices while loading"},
+    threads: int | None = option(None, "CPU threads (default: all cores)", metavar="N")
+    cache_dtype: str = option(
+        "auto", "keys and values in memory; auto: float32 on the CPU, the weights' type on a GPU", choices=DTYPES
     )
-    max_model_len: int | None = field(
-        default=None,
-        metadata={
-            "metavar": "N",
-            "help": "most tokens of a prompt and its answer together (default: the model's positions, at most --cache_tokens)",
-        },
-    )
-    cache_tokens: int | None = field(
-        default=None,
-        metadata={
-            "metavar": "N",
-            "help": "tokens that the KV cache holds, of all prompts that run together (default: 64 times 512 or "
-            "max_model_len, whichever is less, in at most half of the free memory)",
-        },
-    )
-    threads: int | None = field(default=None, metadata={"metavar": "N", "help": "CPU threads (default: all cores)"})
-    cache_dtype: str = field(
-        default="auto",
-        metadata={
-            "choices": DTYPES,
-            "help": "keys and values in memory; auto: float32 on the CPU, the weights' type on a GPU",
-        },
-    )
-    exact_activations: bool = field(
-        default=False,
-        metadata={
-            "help": "on a CPU, read prompts with quantised weights at full precision instead of 8 bits an activation"
-        },
+    exact_activations: bool = option(
+        False, "on a CPU, read prompts with quantised weights at full precision instead of 8 bits an activation"
     )
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from assets import REPO
 
 # Lowest first: folders and files of baize_engine/. A module imports from its own layer and those before it, no other.
 LAYERS = (
-    ("_C", "errors", "interrupts", "plain", "printable", "progress"),
+    ("_C", "errors", "fields", "interrupts", "plain", "printable", "progress"),
     ("kernels",),
     ("checkpoint",),
     ("text",),

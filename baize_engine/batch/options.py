@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from baize_engine.errors import RequestError
+from baize_engine.fields import option
 from baize_engine.generation.params import SamplingParams
 from baize_engine.options import count
 from baize_engine.text.options import AS_FILES_SAY, TextOptions
@@ -25,20 +26,16 @@ class BatchOptions:
 
     params: SamplingParams = field(default_factory=SamplingParams)
     text: TextOptions = AS_FILES_SAY
-    extra_columns: str = field(
-        default="error",
-        metadata={
-            "choices": EXTRA_COLUMNS,
-            "help": "with --input: what a record's names mean that are not listed here: error, the record is refused; keep, "
-            'its answer repeats them under "extra"; drop, nothing',
-        },
+    extra_columns: str = option(
+        "error",
+        "with --input: what a record's names mean that are not listed here: error, the record is refused; keep, its answer "
+        'repeats them under "extra"; drop, nothing',
+        choices=EXTRA_COLUMNS,
     )
-    window: int = field(
-        default=1024,
-        metadata={
-            "metavar": "N",
-            "help": "with --input: prompts given to the model at a time; more of them use it better and take memory",
-        },
+    window: int = option(
+        1024,
+        "with --input: prompts given to the model at a time; more of them use it better and take memory",
+        metavar="N",
     )
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from baize_engine import plain
 from baize_engine.errors import ValueRefused
+from baize_engine.fields import option
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
 # logits / temperature must stay in float32's range, and still tell FORBIDDEN (shaping.py) from what may come
@@ -39,53 +40,32 @@ class SamplingParams:
     logprobs None: not computed; k >= 0: the log-probability of each token and of the k most likely ones.
     """
 
-    max_new_tokens: int = field(default=128, metadata={"metavar": "N", "help": "most tokens of an answer"})
-    temperature: float = field(default=0.0, metadata={"metavar": "T", "help": "0 always takes the likeliest token"})
-    top_k: int = field(default=0, metadata={"metavar": "K", "help": "sample from the K likeliest tokens; 0 is off"})
-    top_p: float = field(
-        default=1.0, metadata={"metavar": "P", "help": "sample from the likeliest tokens of total probability P"}
+    max_new_tokens: int = option(128, "most tokens of an answer", metavar="N")
+    temperature: float = option(0.0, "0 always takes the likeliest token", metavar="T")
+    top_k: int = option(0, "sample from the K likeliest tokens; 0 is off", metavar="K")
+    top_p: float = option(1.0, "sample from the likeliest tokens of total probability P", metavar="P")
+    min_p: float = option(0.0, "drop tokens less likely than P times the likeliest", metavar="P")
+    repetition_penalty: float = option(
+        1.0, "above 1 discourages tokens that prompt or answer have; divides their logits", metavar="R"
     )
-    min_p: float = field(
-        default=0.0, metadata={"metavar": "P", "help": "drop tokens less likely than P times the likeliest"}
+    seed: int | None = option(None, "makes sampling reproducible (default: a new one)", metavar="S")
+    stop: str | Sequence[str] = option((), "end the answer before this text (may be repeated)", metavar="TEXT")
+    stop_token_ids: Sequence[int] = option((), "end the answer at these tokens, beside the model's own end tokens")
+    ignore_eos: bool = option(False, "go on after the model's own end tokens")
+    n: int = option(1, "completions of each prompt", metavar="N")
+    logprobs: int | None = option(
+        None, "with --output: log-probabilities of each token and of the K likeliest", metavar="K"
     )
-    repetition_penalty: float = field(
-        default=1.0,
-        metadata={
-            "metavar": "R",
-            "help": "above 1 discourages tokens that prompt or answer have; divides their logits",
-        },
-    )
-    seed: int | None = field(
-        default=None, metadata={"metavar": "S", "help": "makes sampling reproducible (default: a new one)"}
-    )
-    stop: str | Sequence[str] = field(
-        default=(), metadata={"metavar": "TEXT", "help": "end the answer before this text (may be repeated)"}
-    )
-    stop_token_ids: Sequence[int] = field(
-        default=(), metadata={"help": "end the answer at these tokens, beside the model's own end tokens"}
-    )
-    ignore_eos: bool = field(default=False, metadata={"help": "go on after the model's own end tokens"})
-    n: int = field(default=1, metadata={"metavar": "N", "help": "completions of each prompt"})
-    logprobs: int | None = field(
-        default=None,
-        metadata={"metavar": "K", "help": "with --output: log-probabilities of each token and of the K likeliest"},
-    )
-    presence_penalty: float = field(
-        default=0.0, metadata={"metavar": "R", "help": "subtracted from the logits of tokens that the answer has"}
-    )
-    frequency_penalty: float = field(
-        default=0.0, metadata={"metavar": "R", "help": "subtracted once for each time that the answer has a token"}
-    )
+    presence_penalty: float = option(0.0, "subtracted from the logits of tokens that the answer has", metavar="R")
+    frequency_penalty: float = option(0.0, "subtracted once for each time that the answer has a token", metavar="R")
     logit_bias: Mapping[int, float] = field(
         default_factory=dict,
         hash=False,
         metadata={"metavar": "ID=VALUE", "help": "add VALUE to the logit of token ID (may be repeated)"},
     )
-    allowed_token_ids: Sequence[int] | None = field(default=None, metadata={"help": "only these tokens may come"})
-    banned_token_ids: Sequence[int] = field(default=(), metadata={"help": "these tokens may not come"})
-    min_new_tokens: int = field(
-        default=0, metadata={"metavar": "N", "help": "fewest tokens of an answer: nothing ends it before"}
-    )
+    allowed_token_ids: Sequence[int] | None = option(None, "only these tokens may come")
+    banned_token_ids: Sequence[int] = option((), "these tokens may not come")
+    min_new_tokens: int = option(0, "fewest tokens of an answer: nothing ends it before", metavar="N")
 
     def __post_init__(self) -> None:
         self._integer("max_new_tokens", 1)
