@@ -1,7 +1,7 @@
-"""Meta's original layout, `consolidated.NN.pth` with params.json, as the tensors that transformers' names stand for.
+"""Meta's original layout, `consolidated.NN.pth` with params.json, as tensors under transformers' names.
 
 Nothing is converted: an entry says which parts of which files make up a tensor, and `tensor_reader.py` joins and orders them
-while it reads. Each file holds, of every matrix, some rows or some columns; norms are whole in each, and the first's are taken.
+while it reads. Each file holds some rows or some columns of every matrix, and all norms, of which the first file's are used.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from baize_engine.printable import brief
 
 SHARDS = "consolidated.*.pth"
 PARAMS = "params.json"
-MAX_PARTS = 1 << 16  # tensors of all files: the largest LLaMA, of 405B, has some 18 000 in 16
-SKIPPED = "rope.freqs"  # follows from params.json
+MAX_PARTS = 1 << 16  # tensors in all files together: LLaMA 405B has about 18 000 in 16 files
+SKIPPED = "rope.freqs"  # computed from params.json
 _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
 _WHOLE = {"tok_embeddings.weight": "model.embed_tokens", "norm.weight": "model.norm", "output.weight": "lm_head"}
 _PARTS = {
@@ -33,20 +33,18 @@ _PARTS = {
     "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
     "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
 }  # fmt: skip
-_BY_COLUMNS = ("attention.wo", "feed_forward.w2")  # the others are split by rows, the embedding by either
-_INTERLEAVED = (
-    "attention.wq",
-    "attention.wk",
-)  # pairs that rotate together lie side by side here, half a head apart there
+_BY_COLUMNS = ("attention.wo", "feed_forward.w2")  # others are split by rows, the embedding by rows or columns
+# rows that rotate together are adjacent here, and half a head apart in transformers
+_INTERLEAVED = ("attention.wq", "attention.wk")
 
 
 @dataclass(frozen=True)
 class MetaIndex:
-    """The tensors of a folder by transformers' names, its files, and what params.json says under config.json's keys."""
+    """The tensors of a folder under transformers' names, its files, and params.json in config.json's keys."""
 
     folder: Path
     entries: dict[str, Entry]
-    stats: dict[Path, os.stat_result]  # of the files, before their headers were read
+    stats: dict[Path, os.stat_result]  # the files, as they were before their headers were read
     config: dict[str, Any]
 
     @property
@@ -60,9 +58,9 @@ def is_meta(folder: Path) -> bool:
 
 
 def read_meta(folder: Path) -> MetaIndex:
-    """The index of `folder`. CheckpointError or ConfigError names the file and tensor, what was found and wanted.
+    """Read the index of `folder`. CheckpointError or ConfigError names the file and tensor, what was found and wanted.
 
-    max_position_embeddings is not among the config: params.json does not tell.
+    The config lacks max_position_embeddings, which params.json does not give.
     """
     params = _Params(folder / PARAMS)
     files = _files(folder)
@@ -84,7 +82,7 @@ def read_meta(folder: Path) -> MetaIndex:
 
 
 class _Params:
-    """params.json, checked."""
+    """The checked values of params.json."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,6 +113,7 @@ class _Params:
 
 
 def _files(folder: Path) -> tuple[Path, ...]:
+    """The shards of `folder` in order. CheckpointError if one is missing."""
     found = sorted(path.name for path in folder.glob(SHARDS))
     wanted = [f"consolidated.{number:02d}.pth" for number in range(len(found))]
     if found != wanted:
@@ -124,6 +123,7 @@ def _files(folder: Path) -> tuple[Path, ...]:
 
 
 def _entry(name: str, parts: list[TensorEntry], params: _Params) -> Entry:
+    """The entry of tensor `name`, of which each file has one of `parts`, under its name in transformers."""
     first = parts[0]
     where = f"{first.path}: {name}"
     match = _LAYER.fullmatch(name)
@@ -156,13 +156,12 @@ def _entry(name: str, parts: list[TensorEntry], params: _Params) -> Entry:
 
 
 def _check_shape(where: str, target: str, shape: tuple[int, ...], count: int, params: _Params) -> None:
-    """The side that params.json tells must come out; a shard too few is the usual cause where it does not."""
+    """Check the joined shape against params.json, as far as that tells. The usual cause of an error is a missing shard."""
     rows = {"q_proj": params.dim, "k_proj": params.kv_heads * params.head, "v_proj": params.kv_heads * params.head,
             "o_proj": params.dim, "down_proj": params.dim}  # fmt: skip
-    kind = target.split(".")[-2]
-    wanted_columns = None if kind == "down_proj" else params.dim
-    if rows.get(kind, shape[0]) != shape[0] or (wanted_columns or shape[1]) != shape[1]:
-        wanted = [rows.get(kind, shape[0]), wanted_columns or shape[1]]
+    module = target.split(".")[-2]
+    wanted = [rows.get(module, shape[0]), shape[1] if module == "down_proj" else params.dim]
+    if wanted != list(shape):
         raise CheckpointError(
             f"{where}: {count} file(s) make a matrix of {list(shape)}, wanted {wanted} by {params.path.name}: "
             "are all consolidated.*.pth here?"
@@ -170,20 +169,21 @@ def _check_shape(where: str, target: str, shape: tuple[int, ...], count: int, pa
 
 
 def _check_vocabulary(entries: Mapping[str, Entry], params: _Params) -> None:
-    """A vocabulary of -1 leaves it to the tokenizer: the embedding's rows are what counts."""
-    said = params.raw.get("vocab_size", -1)
+    """Check that embedding, output head and params.json agree. A vocab_size of -1 there means: as the tokenizer has it."""
+    vocab_size = params.raw.get("vocab_size", -1)
     table, head = entries.get("model.embed_tokens.weight"), entries.get("lm_head.weight")
     if table is None or head is None:
         raise CheckpointError(f"{params.path.parent}: no tok_embeddings.weight or output.weight, wanted a LLaMA")
     rows = table.shape[0]
-    if head.shape[0] != rows or (said != -1 and said != rows):
+    if head.shape[0] != rows or (vocab_size != -1 and vocab_size != rows):
         raise CheckpointError(
             f"{params.path.parent}: tok_embeddings.weight has {rows} rows, output.weight {head.shape[0]}, and params.json "
-            f"says vocab_size {brief(said)}"
+            f"says vocab_size {brief(vocab_size)}"
         )
 
 
 def _config(entries: Mapping[str, Entry], params: _Params) -> dict[str, Any]:
+    """params.json in the normalised keys of config.json."""
     config: dict[str, Any] = {
         "hidden_size": params.dim, "num_attention_heads": params.heads, "num_key_value_heads": params.kv_heads,
         "head_dim": params.head, "num_hidden_layers": params.layers, "rms_norm_eps": params.eps, "rope_theta": params.theta,

@@ -1,6 +1,6 @@
-"""Norm weights, which tell a weight diff from a model: near zero in the one, up to about one in the other.
+"""Norm weights, which tell a weight diff from a model: they are near zero in a diff and up to about one in a model.
 
-They are one row each (20 KB in float32 at 13B), so that all of a model's are some 2 MB. Needs neither torch nor compiled code.
+Each is one row (20 KB in float32 at 13B), so all norms of a model are about 2 MB. Needs neither torch nor compiled code.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 
 SUFFIX = "norm.weight"
-LAST = "model.norm.weight"  # the one before the output head: 1 to 3 in published models
-MAX_NORM = 1 << 18  # elements of a norm that is looked at: published ones have 4096 to 16384
-BLOCK = 1 << 16  # elements held at a time: a norm of a published model is one block
-# Mean |weight| that no norm of a diff reaches: published ones stay below 0.02. A model has some norms below it, never all.
+LAST = "model.norm.weight"  # the norm before the output head: 1 to 3 in published models
+MAX_NORM = 1 << 18  # elements; larger ones are ignored (published norms have 4096 to 16384)
+BLOCK = 1 << 16  # elements held at a time; a published norm is one block
+# Mean |weight| that no norm of a diff reaches: in published diffs it is below 0.02. Some norms of a model are below, never all.
 LEAST = 0.1
 
 
 def mean_magnitude(entry: Entry) -> float:
-    """The mean of |x| over a tensor of float32, float16 or bfloat16; 0.0 where it has no elements."""
+    """The mean of |x| over a tensor of float32, float16 or bfloat16; 0.0 if it has no elements."""
     total = 0.0
     with TensorReader(entry) as reader:
         buffer = memoryview(bytearray(min(BLOCK, entry.numel) * reader.size))
@@ -42,16 +42,16 @@ def _floats(view: memoryview, dtype: str) -> memoryview[float] | tuple[float, ..
 
 
 def refuse_diff(index: Index) -> None:
-    """CheckpointError where the weights are a weight diff."""
+    """Raise CheckpointError if the weights are a weight diff."""
     reason = why_diff(index)
     if reason:
         raise CheckpointError(reason)
 
 
 def why_diff(index: Index) -> str | None:
-    """What is to be told of weights that are a weight diff; None where they are a model's, or have no norms.
+    """The message for weights that are a weight diff; None if they are a model's, or have no norms.
 
-    One norm is read of a model, all of a diff.
+    Reads one norm of a model, and all norms of a diff.
     """
     folder, entries = index.folder, index.entries
     norms = [
@@ -62,7 +62,7 @@ def why_diff(index: Index) -> str | None:
     largest = 0.0
     for name in sorted(norms, key=lambda name: not name.endswith(LAST)):
         largest = max(largest, mean_magnitude(entries[name]))
-        if not largest < LEAST:  # nor is NaN a diff's
+        if not largest < LEAST:  # also for NaN
             return None
     if not norms:
         return None

@@ -1,4 +1,4 @@
-"""What the system refuses, as errors of this project that name the file. The original stays attached as the cause."""
+"""Errors of the operating system, turned into this package's errors, which name the file. The original is the cause."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOWHERE = {errno.ENOENT: "and nothing is there", errno.ENOTDIR: "and nothing is 
 
 @contextmanager
 def reading(what: str | os.PathLike[str]) -> Iterator[None]:
-    """CheckpointError naming `what`, an input file or folder, where the system fails to read it."""
+    """Turn an OSError of the block into a CheckpointError naming `what`, an input file or folder."""
     try:
         yield
     except OSError as error:
@@ -27,23 +27,23 @@ def reading(what: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def broken_link(path: str | os.PathLike[str]) -> str | None:
-    """What to tell of `path` if it is a link that points nowhere, or lies in one; None of anything else."""
-    for each in (Path(path), *Path(path).parents):
-        if not os.path.islink(each):
+    """The message for a `path` that is a broken link, or below one; None for any other."""
+    for part in (Path(path), *Path(path).parents):
+        if not os.path.islink(part):
             continue
         try:
-            os.stat(each)
+            os.stat(part)
         except OSError as error:
             if error.errno in NOWHERE:
-                told = f"{each} is a broken link: it points to {shown(os.readlink(each))}, {NOWHERE[error.errno]}"
-                return told if each == Path(path) else f"{path} is not there: {told}"
+                reason = f"{part} is a broken link: it points to {shown(os.readlink(part))}, {NOWHERE[error.errno]}"
+                return reason if part == Path(path) else f"{path} is not there: {reason}"
     return None
 
 
 def is_file(path: Path) -> bool:
-    """Whether there is a file `path`, which may as well be absent. CheckpointError where it is a link that points nowhere.
+    """Whether an optional file is there. CheckpointError if it is a broken link.
 
-    To take such a link for an absent file would lose, say, the tokenizer of a folder whose store was not mounted.
+    Taking such a link for an absent file would, for example, ignore the tokenizer of a folder whose store is not mounted.
     """
     if broken := broken_link(path):
         raise CheckpointError(broken)
@@ -52,14 +52,14 @@ def is_file(path: Path) -> bool:
 
 
 def stat_of(path: Path) -> os.stat_result:
-    """What the system says of an input file; CheckpointError where it does not."""
+    """The stat of an input file. CheckpointError if that fails."""
     with reading(path):
         return path.stat()
 
 
 @contextmanager
 def writing(path: str | os.PathLike[str], doing: str = "be written") -> Iterator[None]:
-    """OutputError naming `path`, of the output, where the system fails at it."""
+    """Turn an OSError of the block into an OutputError: "`path` cannot `doing`", then the reason."""
     try:
         yield
     except OutputError:
@@ -69,12 +69,12 @@ def writing(path: str | os.PathLike[str], doing: str = "be written") -> Iterator
 
 
 def removing(paths: list[Path]) -> list[OutputError]:
-    """Removes what is there of `paths`, all of them whatever fails; what failed, one error each."""
-    failed = []
+    """Remove those of `paths` that exist, all of them whatever fails. Returns the errors."""
+    errors = []
     for path in paths:
         try:
             with writing(path, "be removed"):
                 path.unlink(missing_ok=True)
         except OutputError as error:
-            failed.append(error)
-    return failed
+            errors.append(error)
+    return errors

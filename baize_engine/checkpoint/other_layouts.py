@@ -1,4 +1,4 @@
-"""What a folder without weights in a layout that is read here holds instead, by its files' names, and what to do with it."""
+"""Layouts that this package does not read, recognised by their files' names, with what to do about each."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.printable import shown
 
-MOST_NAMES = 1 << 14  # of a folder that are looked at
+MOST_NAMES = 1 << 14  # names of a folder that are looked at
 
-# The first that a name matches decides. What trainers leave beside weights comes before what could be taken for them.
+# (pattern of a name, hint); the first match counts. Names that trainers leave beside weights come before weights' own.
 _LAYOUTS: tuple[tuple[str, str], ...] = (
     (
         r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.+|mp_rank_\d+_model_states\.pt",
-        "{name} is of a DeepSpeed checkpoint, whose weights lie in parts: in the folder that has zero_to_fp32.py, run "
+        "{name} is of a DeepSpeed checkpoint, whose weights are in parts: in the folder that has zero_to_fp32.py, run "
         "`python zero_to_fp32.py . pytorch_model.bin` (where that makes a folder, it holds the weights)",
     ),
     (
         r".+\.distcp",
-        "{name} is of a checkpoint of torch.distributed (FSDP), whose weights lie in parts: run `python -m "
+        "{name} is of a checkpoint of torch.distributed (FSDP), whose weights are in parts: run `python -m "
         "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin` with the folder that has it",
     ),
     (
@@ -43,26 +43,27 @@ _LAYOUTS: tuple[tuple[str, str], ...] = (
         "from_tf=True).save_pretrained(NEW)`",
     ),
 )
-_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), told) for pattern, told in _LAYOUTS)
-# what transformers' Trainer keeps beside weights; Meta's layout, of which meta_layout.py knows more
+_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), hint) for pattern, hint in _LAYOUTS)
+# not a whole model: what transformers' Trainer keeps beside weights, and Meta's layout (meta_layout.py)
 _NOT_ALONE = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args|consolidated\.\d+)\.(pt|pth|bin)")
-_KINDS = (  # what their files end with, what these are, and the name that is looked for
+# (suffixes, what such a file is, the name that this package looks for)
+_KINDS = (
     ((".safetensors",), "safetensors", "model{}.safetensors"),
     ((".bin", ".pt", ".pth", ".ckpt"), "a file of torch.save", "pytorch_model{}.bin"),
 )
 
 
 def hint_of_other_layouts(folder: Path) -> str | None:
-    """What to tell of the layout in `folder`, in which no weights were found, and its remedy; None where nothing is known.
+    """Describe the layout in `folder`, where no weights were found, and the remedy; None if it is unknown.
 
-    Names alone are looked at, in one listing of at most MOST_NAMES. CheckpointError where the folder cannot be listed.
+    Looks only at names, in one listing of at most MOST_NAMES. CheckpointError if the folder cannot be listed.
     """
     with reading(folder), os.scandir(folder) as listing:
         names = sorted(entry.name for entry in islice(listing, MOST_NAMES))
-    for pattern, told in _COMPILED:
-        found = next(filter(pattern.fullmatch, names), None)
-        if found is not None:
-            return told.format(name=shown(found))
+    for pattern, hint in _COMPILED:
+        match = next(filter(pattern.fullmatch, names), None)
+        if match is not None:
+            return hint.format(name=shown(match))
     for suffixes, what, wanted in _KINDS:
         files = [name for name in names if name.endswith(suffixes) and not _NOT_ALONE.fullmatch(name)]
         if len(files) == 1:

@@ -1,6 +1,6 @@
-"""A result's folder while it is filled: names of unfinished files, what to remove after a failure, room on the disk.
+"""A result's folder while it is filled: names of unfinished files, removal after a failure, room on the disk.
 
-Until `keep`, everything made here is removed by `discard`. Files carry the suffix `.partial` until they are whole on the disk.
+Until `keep`, `discard` removes everything made here. Files have the suffix `.partial` until they are complete on the disk.
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ PARTIAL = ".partial"
 
 
 class OutputFolder:
-    """Creates `folder`, or takes an empty one, or with `resume` what a killed run left there. Threads may open files in it.
+    """A new or empty folder, or with `resume` what a killed run left there. Several threads may open files in it.
 
-    Nothing that existed before is changed: a folder with anything in it is refused with OutputError.
+    Without `resume` nothing that existed before is changed: a folder that is not empty is refused with OutputError.
     """
 
     def __init__(self, folder: str | Path, resume: bool = False) -> None:
         self.folder = Path(folder)
         self.resume = resume
         self._files: list[OutputFile] = []
-        self._made: list[Path] = []  # removed on discard, newest first
+        self._made: list[Path] = []  # files that `discard` removes, newest first
         self._made_folders: list[Path] = []
 
     def make_folder(self, nbytes: int) -> None:
-        """Makes the folder, or takes an empty one, if its disk has room for `nbytes`."""
+        """Make the folder, unless it is there and empty. OutputError if it is not, or its disk lacks room for `nbytes`."""
         if not self.resume:
             check_output(self.folder, nbytes)
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         for path in reversed(missing):
-            self._made_folders.append(path)  # noted before it is made: Ctrl-C may come between any two lines
+            self._made_folders.append(path)  # before mkdir, because Ctrl-C may come between any two lines
             try:
                 with writing(path, "be made"):
                     path.mkdir()
@@ -47,13 +47,13 @@ class OutputFolder:
                 raise
 
     def open_file(self, name: str, nbytes: int) -> OutputFile:
-        """`name`.partial, made anew with room for `nbytes`; to resume, one that is there with as many bytes is gone on with."""
+        """Create `name`.partial with room for `nbytes`. With `resume`, one of the same size is opened instead."""
         path, final = self.folder / (name + PARTIAL), self.folder / name
         reopen = False
         if self.resume:
             with writing(path):
                 if final.exists() and not path.exists():
-                    os.rename(final, path)  # killed between the renames at the end
+                    os.rename(final, path)  # the earlier run was killed between the renames at its end
                 reopen = path.exists() and path.stat().st_size == nbytes
                 if not reopen:
                     path.unlink(missing_ok=True)
@@ -67,11 +67,11 @@ class OutputFolder:
         return file
 
     def track(self, path: Path) -> None:
-        """Counts `path` among what `discard` removes."""
+        """Have `discard` remove `path` as well."""
         self._made.append(path)
 
     def place(self, name: str, content: bytes) -> None:
-        """A small file, whole on the disk, under its last name."""
+        """Write a small file, sync it and give it its final name."""
         partial = self.folder / (name + PARTIAL)
         self._made.append(partial)
         with writing(partial), open(partial, "wb" if self.resume else "xb") as file:
@@ -81,18 +81,18 @@ class OutputFolder:
         self.rename(name)
 
     def rename(self, name: str) -> None:
-        """Gives a file that is whole on the disk its last name."""
+        """Give a file that is complete on the disk its final name."""
         partial, final = self.folder / (name + PARTIAL), self.folder / name
         self._made.append(final)
         with writing(partial, f"be renamed to {name}"):
             os.rename(partial, final)
 
     def sync_names(self) -> None:
-        """Makes the names so far survive a crash of the system."""
+        """Make the names so far survive a crash of the system."""
         sync_folder(self.folder)
 
     def keep(self) -> None:
-        """Declares whole what was made, when its names are on the disk."""
+        """Sync all names and keep what was made: `discard` no longer removes it."""
         self.sync_names()
         for path in self._made_folders:
             sync_folder(path.parent)
@@ -100,13 +100,13 @@ class OutputFolder:
         self._made_folders.clear()
 
     def discard(self) -> None:
-        """Closes the files and removes everything made here that `finish` has not declared whole.
+        """Close the files and remove everything made here since the last `keep`.
 
-        All of it is tried, whatever fails; the first failure is raised then.
+        Tries all of it, whatever fails, and then raises the first error.
         """
-        failed = [error for file in self._files for error in _closing(file)]
+        errors = [error for file in self._files for error in _closing(file)]
         self._files.clear()
-        failed += removing(self._made[::-1])
+        errors += removing(self._made[::-1])
         self._made.clear()
         for path in reversed(self._made_folders):
             try:
@@ -114,14 +114,15 @@ class OutputFolder:
                     path.rmdir()
             except OutputError as error:
                 if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # never made, or another writer's content
-                    failed.append(error)
+                    errors.append(error)
         self._made_folders.clear()
-        if failed:
-            more = f"; and {len(failed) - 1} more such failure(s)" if len(failed) > 1 else ""
-            raise OutputError(failed[0].errno, f"{failed[0]}{more}: remove {self.folder} before you start again")
+        if errors:
+            more = f"; and {len(errors) - 1} more such failure(s)" if len(errors) > 1 else ""
+            raise OutputError(errors[0].errno, f"{errors[0]}{more}: remove {self.folder} before you start again")
 
 
 def _closing(file: OutputFile) -> list[OutputError]:
+    """Close `file` and return the error, if any."""
     try:
         file.close()
     except OutputError as error:
@@ -134,7 +135,7 @@ def _appeared(path: Path) -> OutputError:
 
 
 def check_output(folder: Path, nbytes: int) -> None:
-    """Raises OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
+    """Raise OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
     with writing(folder, "be looked into"):
         there = folder.exists() or folder.is_symlink()
         if broken := broken_link(folder):
@@ -147,7 +148,7 @@ def check_output(folder: Path, nbytes: int) -> None:
             raise OutputError(
                 errno.ENOTEMPTY,
                 f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): "
-                "if no other recovery is running there, go on with --resume, or remove the folder and start again",
+                "if no other recovery is running there, continue with --resume, or remove the folder and start again",
             )
         raise OutputError(
             errno.ENOTEMPTY,
@@ -157,16 +158,19 @@ def check_output(folder: Path, nbytes: int) -> None:
 
 
 def finished_before(folder: Path) -> OutputError:
-    """What to raise where the result that is wanted lies in `folder` already."""
+    """The error for a `folder` that already holds the wanted result."""
     return OutputError(
         errno.EEXIST,
-        f"{folder} is not empty: it holds this very result, finished and as it was written, so that nothing is to be done "
+        f"{folder} is not empty: it holds this very result, finished and as it was written, so there is nothing to do "
         "(with --resume that is no error)",
     )
 
 
 def check_room(needs: Iterable[tuple[Path, int]]) -> None:
-    """Raises OutputError unless each folder can be made where it is to be and the disks have room for all bytes together."""
+    """Raise OutputError unless every folder can be made and its disk has room.
+
+    needs: (folder, bytes) of each result; folders on one disk need their sum.
+    """
     by_disk: dict[int, list[tuple[Path, Path, int]]] = {}
     for folder, nbytes in needs:
         with writing(folder, "be made"):

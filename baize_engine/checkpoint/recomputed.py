@@ -1,4 +1,4 @@
-"""Tensors of a checkpoint that are no weights: buffers which every reader computes anew from the config."""
+"""Tensors in checkpoints that are not weights: buffers that every reader computes from the config."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ _SUFFIXES = (
 
 
 def is_recomputed(name: str) -> bool:
-    """Whether `name` is such a buffer, whatever wraps the model: a copy of it in a file is left unread."""
+    """Whether the tensor `name` is such a buffer, whatever its prefix. Its copy in a file is not read."""
     return f".{name}".endswith(_SUFFIXES)

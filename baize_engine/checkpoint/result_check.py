@@ -1,4 +1,4 @@
-"""Will this project's engine run a result, and can it speak? Told before it is written, and of one that is there."""
+"""Whether the engine will run a result and a user can talk to it, checked before it is written or afterwards."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ def result_problems(
 ) -> list[str]:
     """What keeps the engine from running a result, or a user from talking to it, one sentence each.
 
-    `contents`: {name: content} of the files beside its weights, which messages name as of `folder`. The weights: `rows` of
-    vocabulary, so many `layers`, and tensors that its base lacks, `stored`.
+    contents: {name: content} of the files beside the weights; messages name them as files of `folder`.
+    rows, layers: vocabulary rows and decoder layers of the weights.
+    stored: names of tensors in the result that its base lacks.
     """
     reasons = tokenizer_problems(contents, rows, folder)
     try:
@@ -43,35 +44,37 @@ def result_problems(
 
 
 def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -> list[str]:
-    """What keeps a model of `rows` vocabulary rows from speaking, or its rows from being tokens, one sentence each.
+    """What keeps a model of `rows` vocabulary rows from turning text into ids and back, one sentence each.
 
-    `contents`: {name: content} of the files beside its weights, which messages name as of `folder`.
+    contents, folder: as in `result_problems`.
     """
     if MODEL not in contents:
         if FAST in contents:
             return [
-                f"{folder} has {FAST} without {MODEL}, so that the model takes token ids only: put the {MODEL} of the same "
+                f"{folder} has {FAST} without {MODEL}, so the model takes token ids only: put the {MODEL} of the same "
                 "vocabulary beside it"
             ]
-        return [f"{folder} has no tokenizer, so that the model takes token ids only: put its {MODEL} beside it"]
+        return [f"{folder} has no tokenizer, so the model takes token ids only: put its {MODEL} beside it"]
     try:
         known = len(pieces(contents[MODEL], str(folder / MODEL)))
         added = TokenizerFiles.of(contents, folder).added(known, None)
     except CheckpointError as error:
-        return [f"{error}: the model cannot speak"]
+        return [f"{error}: the model takes token ids only"]
     ids = {token_id for token_id, _ in added.values()}
     beyond = sorted(text for text, (token_id, _) in added.items() if token_id >= rows)
-    found = []
+    problems = []
     if known > rows:
-        found.append(f"{folder / MODEL} has {known} pieces, and the model {rows} rows: it is another model's tokenizer")
+        problems.append(
+            f"{folder / MODEL} has {known} pieces, and the model {rows} rows: it is another model's tokenizer"
+        )
     elif beyond:
-        found.append(
+        problems.append(
             f"{folder}: {len(beyond)} added token(s), such as {beyond[0]!r}, have ids beyond the model's {rows} rows, and are "
             "read as plain text"
         )
     missing = rows - known - len([token_id for token_id in ids if token_id < rows])
     if missing > 0:
-        found.append(
+        problems.append(
             f"{folder}: the model has {rows} rows and its tokenizer {rows - missing} tokens: {missing} row(s) stand for no text"
         )
-    return found
+    return problems

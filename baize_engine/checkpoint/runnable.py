@@ -1,4 +1,4 @@
-"""Which models the decoder of this project runs, by their config. The decoder asks, and recovery before its long work."""
+"""Which models the decoder runs, by their config. Used by the decoder, and by recovery before its long work."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _WANTED: tuple[tuple[str, Any], ...] = (
 
 
 def check_runnable(config: Mapping[str, Any]) -> None:
-    """ConfigError where a normalised config (`config_file.normalise`) is of a model that the decoder would run wrongly."""
+    """Raise ConfigError if the decoder cannot run a model of this `config`, normalised by `config_file.normalise`."""
     for key, value in _WANTED:
         silent = config[key] is None and key in ("model_type", "architectures")
         if config[key] != value and not silent:

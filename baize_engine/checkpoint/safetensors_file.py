@@ -1,6 +1,6 @@
-"""safetensors files: where each tensor lies, and headers for new ones. Reads the header only, and believes none of it.
+"""safetensors files: where each tensor lies, and headers for new files. Reads only the header, and checks all of it.
 
-Format: 8 bytes little-endian length, a JSON object of that length, then the data, which the tensors cover without holes.
+Format: the header's length (8 bytes, little-endian), the header (a JSON object), then the data, covered without holes.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from baize_engine.checkpoint.strict_json import parse
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import brief, kind, shown
 
-# bytes. The format allows 100 MB, which as objects take gigabytes; all 1138 tensors of the largest LLaMA, of 405B, take 0.2 MB.
+# bytes; the format allows 100 MB, gigabytes as Python objects. The 1138 tensors of LLaMA 405B take 0.2 MB.
 MAX_HEADER = 8 << 20
-MAX_DIMENSIONS = 16  # no model comes near; a bound keeps messages and products small
+MAX_DIMENSIONS = 16  # more than any model has; keeps messages and products small
 
 
 def read_safetensors(path: Path) -> list[TensorEntry]:
-    """The tensors of a file, in the order of its header. CheckpointError names the file, the tensor and both numbers."""
+    """Read the tensors of a file, in the order of its header. CheckpointError names file, tensor, found and wanted."""
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = file.seek(0, 2)
         file.seek(0)
@@ -57,6 +57,7 @@ def read_safetensors(path: Path) -> list[TensorEntry]:
 
 
 def _entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
+    """The checked entry of a header's `value`; data begins at byte `begin` of the file."""
     check_name(path, name)
     where = f"{path}: {shown(name)}"
     if not isinstance(value, dict) or set(value) != {"dtype", "shape", "data_offsets"}:
@@ -83,14 +84,14 @@ def _naturals(value: Any) -> bool:
 
 
 def _check_cover(path: Path, entries: list[TensorEntry], begin: int, size: int) -> None:
-    """The data, in order, must begin after the header, follow without hole or overlap, and end with the file."""
+    """Check that the data begins after the header, has no hole or overlap, and ends with the file."""
     ordered = sorted(entries, key=lambda entry: (entry.offset, entry.stored_nbytes))
     edges = [("the header", begin), *((entry.name, entry.offset + entry.stored_nbytes) for entry in ordered)]
     for (before, end), entry in zip(edges, ordered, strict=False):
         if entry.offset != end:
-            kind = "overlaps" if entry.offset < end else "leaves a hole after"
+            fault = "overlaps" if entry.offset < end else "leaves a hole after"
             raise CheckpointError(
-                f"{path}: {shown(entry.name)} begins at byte {entry.offset} and {kind} {shown(before)}, which ends at {end}"
+                f"{path}: {shown(entry.name)} begins at byte {entry.offset} and {fault} {shown(before)}, which ends at {end}"
             )
     if edges[-1][1] != size:
         raise CheckpointError(
@@ -101,9 +102,9 @@ def _check_cover(path: Path, entries: list[TensorEntry], begin: int, size: int) 
 def encode_header(
     tensors: Mapping[str, tuple[str, tuple[int, ...], int, int]], metadata: Mapping[str, str] | None, align: int
 ) -> bytes:
-    """Length and JSON header for `tensors`, {name: (dtype, shape, begin, end)} with offsets into the data.
+    """Encode the length and JSON header of a new file, padded with spaces to a multiple of `align` bytes.
 
-    Padded with spaces, as the format allows, so that the data begins at a multiple of `align`.
+    tensors: {name: (dtype, shape, begin, end)}, with byte offsets into the data.
     """
     header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     for name, (dtype, shape, begin, end) in tensors.items():

@@ -1,4 +1,4 @@
-"""The files beside the weights: config, generation config, tokenizer and licence texts of a result."""
+"""The files beside a result's weights: config, generation config, tokenizer and licence texts."""
 
 from __future__ import annotations
 
@@ -26,20 +26,24 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
-SETTINGS = (TOKENIZER_CONFIG, MAP, ADDED)  # of them, what a finetune may have without the rest
+SETTINGS = (TOKENIZER_CONFIG, MAP, ADDED)  # tokenizer files that a finetune may have without the others
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
-MAX_BYTES = 64 << 20  # of all: a tokenizer.json is some MB, and they are held in memory until the result is whole
-MAX_LICENCE_NAME = 200  # bytes: "base_" and the writer's suffix go with it into the 255 that file systems take
+MAX_BYTES = 64 << 20  # of all side files, held in memory until the result is complete; a tokenizer.json has a few MB
+MAX_LICENCE_NAME = 200  # bytes: leaves room for "base_" and the writer's suffix in the 255 of file systems
 
 
 def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_links: bool = False) -> dict[str, bytes]:
-    """The side files of a result as {name: content}.
+    """Collect the side files of a result as {name: content}.
 
-    Config and generation config are those of `tuned_like` (the diff, or the tuned model when a diff is made): bases of
-    early converters carry wrong token ids. The tokenizer comes from one folder, `tuned_like` if it has one: mixed from two,
-    its parts would disagree on added tokens. But what `tuned_like` itself says of these counts, and where it has
-    tokenizer.json alone, a tokenizer.model of the same vocabulary comes along from the base. Licence texts come from both.
-    `follow_links`: also what links out of its folder.
+    Config and generation config come from `tuned_like`, because bases of early converters have wrong token ids. The tokenizer
+    comes from one folder, `tuned_like` if it has one, because parts of two would disagree on added tokens; but the settings of
+    `tuned_like` are used in any case, and if it has only tokenizer.json, a tokenizer.model of the same vocabulary is taken
+    from the base. Licence texts come from both.
+
+    tuned_like: the folder of the diff, or of the tuned model when a diff is made.
+    dtype, vocab_size: of the result, for its config.
+    follow_links: also copy links that lead out of their folder.
+    Raises CheckpointError if a file is broken, too large or such a link.
     """
     if not follow_links:
         refuse_link_elsewhere(tuned_like / "config.json")
@@ -49,8 +53,8 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     files |= _tokenizer_files(tuned_like, base, files, follow_links)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
-            found = sorted(folder.iterdir())
-        for path in found:
+            paths = sorted(folder.iterdir())
+        for path in paths:
             if any(word in path.name.lower() for word in LICENCE_WORDS) and is_file(path):
                 _check_licence_name(path)
                 content = _read(path, files, follow_links)
@@ -60,7 +64,7 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
 
 
 def _tokenizer_files(tuned_like: Path, base: Path, others: Mapping[str, bytes], follow_links: bool) -> dict[str, bytes]:
-    """Those of a result. What a finetune says of its added tokens goes before what its base says."""
+    """The tokenizer files of a result. A finetune's own settings take precedence over its base's."""
     source = tokenizer_folder(tuned_like, base)
     files = _read_named(source, TOKENIZER_FILES, others, follow_links)
     if source != tuned_like:
@@ -70,20 +74,20 @@ def _tokenizer_files(tuned_like: Path, base: Path, others: Mapping[str, bytes], 
     model = model_for(source, [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source])
     if model is not None and model.name not in files:
         files[model.name] = _read(model, {**others, **files}, follow_links)
-        if not {ADDED, TOKENIZER_CONFIG} & files.keys():  # then tokenizer.json lists them, or nobody
+        if not {ADDED, TOKENIZER_CONFIG} & files.keys():  # otherwise only tokenizer.json could list added tokens
             files |= _read_named(model.parent, (ADDED,), {**others, **files}, follow_links)
     return files
 
 
 def read_beside(folder: Path) -> dict[str, bytes]:
-    """{name: content} of what says how a model in `folder` is run and talked to."""
+    """Read the config and tokenizer files of a model in `folder` as {name: content}."""
     return _read_named(folder, ("config.json", "generation_config.json", *TOKENIZER_FILES), {}, follow_links=True)
 
 
 def _read_named(
     folder: Path, names: Sequence[str], others: Mapping[str, bytes], follow_links: bool
 ) -> dict[str, bytes]:
-    """{name: content} of those that are there, which together with `others` stay within MAX_BYTES."""
+    """Read those of `names` that exist as {name: content}. CheckpointError if they and `others` exceed MAX_BYTES."""
     files: dict[str, bytes] = {}
     for path in (folder / name for name in names):
         if is_file(path):
@@ -92,7 +96,7 @@ def _read_named(
 
 
 def _check_licence_name(path: Path) -> None:
-    """The one kind of file that keeps a name of a stranger's choice."""
+    """Raise CheckpointError unless the name is short and printable: licence texts keep the names that strangers chose."""
     if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():
         raise CheckpointError(
             f"{path.parent}: a licence text is called {shown(path.name)!r}, wanted at most {MAX_LICENCE_NAME} bytes of "
@@ -101,7 +105,7 @@ def _check_licence_name(path: Path) -> None:
 
 
 def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
-    """Where a result's tokenizer comes from."""
+    """The folder that a result's tokenizer comes from."""
     for folder in _tokenizer_folders(tuned_like, base):
         if any(is_file(folder / name) for name in (MODEL, FAST)):
             return folder
@@ -109,22 +113,23 @@ def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
 
 
 def _tokenizer_folders(tuned_like: Path, base: Path) -> list[Path]:
-    """In Meta's layout the tokenizer lies beside the folders of the models."""
+    """Folders that may have the tokenizer, the likeliest first. In Meta's layout it lies beside the models' folders."""
     meta = [base.absolute().parent] if is_file(base / "params.json") else []
     return [tuned_like, base, *meta]
 
 
 def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
+    """The config.json of `folder` with another dtype and vocab_size."""
     config = read_config(folder)
     config.pop("_name_or_path", None)  # a path on its author's machine
-    spelt = [key for key in ("torch_dtype", "dtype") if key in config]  # by transformers 4, by transformers 5
-    for key in spelt or ["torch_dtype"]:
+    dtype_keys = [key for key in ("torch_dtype", "dtype") if key in config]  # transformers 4's, transformers 5's
+    for key in dtype_keys or ["torch_dtype"]:
         config[key] = dtype
     config["vocab_size"] = vocab_size
     text: list[str] = []
     size = 0
     for piece in json.JSONEncoder(indent=2).iterencode(config):
-        size += len(piece)  # a stranger's lists in lists grow by their indents, to a thousand times the file
+        size += len(piece)  # indents can make hostile nested lists a thousand times as large as the file
         if size > strict_json.MAX_BYTES:
             raise CheckpointError(
                 f"{folder / 'config.json'}: more than {strict_json.MAX_BYTES} bytes when written with its indents"
@@ -134,7 +139,7 @@ def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
 
 
 def _read(path: Path, others: Mapping[str, bytes], follow_links: bool) -> bytes:
-    """The file's bytes, which together with `others` stay within MAX_BYTES."""
+    """Read a file. CheckpointError if it and `others` together exceed MAX_BYTES, or it is a link that is not followed."""
     if not follow_links:
         refuse_link_elsewhere(path)
     room = MAX_BYTES - sum(map(len, others.values()))
@@ -150,16 +155,17 @@ def _read(path: Path, others: Mapping[str, bytes], follow_links: bool) -> bytes:
 
 
 def refuse_link_elsewhere(path: Path) -> None:
-    """What is copied goes into a result that may be published: a stranger's link must not bring a file of the user's there.
+    """Raise CheckpointError if `path` links out of its folder.
 
-    Links within the folder, and those of the hub's cache, from snapshots/ID and below to blobs, are followed. Weights may be
-    links to anywhere: they only count if they are weights.
+    A result may be published, and a stranger's link must not bring a private file of the user into it. Links within the folder
+    are fine, and so are those of the hub's cache, from snapshots/ID and below to blobs. Weights may be links to anywhere, since
+    only weights are read through them.
     """
     with reading(path):
         folder, target = path.parent.resolve(), path.resolve()
     cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
         raise CheckpointError(
-            f"{path} is a link to {shown(str(target))}, outside its folder: if you want that file in the result, put a copy in "
-            "its place (or --follow_links, for all such links)"
+            f"{path} is a link to {shown(str(target))}, outside its folder: if you want that file in the result, replace the "
+            "link by a copy (or use --follow_links, for all such links)"
         )

@@ -1,8 +1,8 @@
-"""JSON objects from files of strangers: bounded, and every failure a CheckpointError.
+"""JSON objects from untrusted files: bounded in size, and every failure a CheckpointError.
 
-What says where bytes lie (headers of safetensors, indexes of shards, manifests) has one meaning: `read` and `parse` refuse
-a key that stands there twice and numbers that are not finite. Settings (config.json and the files beside a tokenizer) are
-mostly not ours, and are read as Python's json, and so transformers, reads them: `read_settings`.
+Files that say where bytes lie (headers of safetensors, indexes of shards, manifests) must have one meaning: `read` and `parse`
+refuse duplicate keys and numbers that are not finite. Settings (config.json and the files beside a tokenizer) are mostly
+written by others, and `read_settings` reads them as Python's json, and so transformers, does.
 """
 
 from __future__ import annotations
@@ -16,37 +16,37 @@ from baize_engine.checkpoint.file_io import read_whole
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import brief, kind, shown
 
-MAX_BYTES = 8 << 20  # an index of a 65B model is some 100 KB; as objects, 20 times as much
-MAX_DIGITS = 4300  # of an integer: Python's own default; published files have 31 (a model_max_length of int(1e30))
+MAX_BYTES = 8 << 20  # the index of a 65B model has about 100 KB; as Python objects, 20 times as much
+MAX_DIGITS = 4300  # of an integer, Python's own default; published files have up to 31 (model_max_length int(1e30))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The object in a file of at most MAX_BYTES, as `parse` reads it."""
+    """Read the object in a file of at most MAX_BYTES, strictly, as `parse` does."""
     return parse(_content(path), str(path))
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """The object in a settings file of at most MAX_BYTES: of equal keys the last counts, and numbers may be inf or nan.
+    """Read the object in a settings file of at most MAX_BYTES. Of duplicate keys the last counts.
 
-    Who uses a number looks first whether it is finite.
+    Numbers may be inf or nan: check a number before you use it.
     """
     return parse_settings(_content(path), str(path))
 
 
 def parse_settings(content: bytes, what: str) -> dict[str, Any]:
-    """The object in `content`, as `read_settings` reads it; CheckpointError names `what`."""
+    """Parse the object in `content` as `read_settings` does. CheckpointError names `what`."""
     return _parse(content, what)
 
 
 def parse(content: bytes, what: str) -> dict[str, Any]:
-    """The object in `content`; CheckpointError names `what`. Numbers are finite, and no key stands there twice."""
+    """Parse the object in `content`. CheckpointError names `what`, also for duplicate keys and numbers that are not finite."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
-        for name, value in pairs:
-            if name in found:
-                raise CheckpointError(f"{what}: the key {brief(name)} stands there twice")
-            found[name] = value
+        for key, value in pairs:
+            if key in found:
+                raise CheckpointError(f"{what}: the key {brief(key)} appears twice")
+            found[key] = value
         return found
 
     return _parse(content, what, object_pairs_hook=unique, parse_float=_finite, parse_constant=_finite)
@@ -83,7 +83,7 @@ def _finite(text: str) -> float:
 
 
 def whole_line(line: bytes) -> dict[str, Any]:
-    """The object that a line of our own files is, or {} where it is torn: a run was killed while it wrote it."""
+    """The object in a line of one of our own files; {} if it is incomplete, because a run was killed while writing it."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

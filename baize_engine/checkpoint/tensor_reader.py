@@ -1,7 +1,6 @@
-"""Reads a tensor by element ranges, however it lies in its files. The one place that turns entries into bytes read.
+"""Reads a tensor by element ranges, however its files store it. The only place that reads the bytes of an entry.
 
-What files have as float64 is read as float32, each element rounded once to nearest even; what float32 cannot hold becomes
-infinite, as in C.
+float64 is read as float32, each element rounded once to nearest even; values too large for float32 become infinite, as in C.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.joined import Entry
 
-NARROWED = 1 << 15  # elements of float64 that are read and rounded at a time: 256 KiB of them, which caches keep
+NARROWED = 1 << 15  # float64 elements that are read and rounded at a time: 256 KiB, which fit into caches
 
-Place = tuple[int, int]  # a descriptor, and the byte of its file
+Place = tuple[int, int]  # (file descriptor, byte offset)
 
 
 class TensorReader:
-    """A context manager over a tensor's open files. For one thread at a time.
+    """Reads one tensor; a context manager over its open files. For one thread at a time.
 
-    What was not in the page cache before is not left there, and with `direct` does not go through it where it lies in one
-    piece (`InputFile`). `cached`: it was there, judged by two pages of each file.
+    Data that was not in the page cache before is not left there. With `direct`, a tensor in one piece is then read past the
+    page cache (`InputFile`). `cached`: the data was in the page cache, judged by two pages of each file.
     """
 
     def __init__(self, entry: Entry, direct: bool = False) -> None:
         self.entry = entry
         self.size = ITEMSIZE[entry.dtype]
         self._narrowed = any(part.narrowed for part in entry.parts)
-        whole = isinstance(entry, TensorEntry) and not self._narrowed
-        self._direct = direct and whole and entry.parts[0].offset % self.size == 0
-        self._unwanted = self._wide = memoryview(b"")
+        in_one_piece = isinstance(entry, TensorEntry) and not self._narrowed
+        self._direct = direct and in_one_piece and entry.parts[0].offset % self.size == 0
+        self._skipped = self._wide = memoryview(b"")
 
     def __enter__(self) -> TensorReader:
         with ExitStack() as stack:
@@ -49,9 +48,9 @@ class TensorReader:
         self._close.close()
 
     def read(self, begin: int, end: int, buffer: memoryview) -> memoryview:
-        """Elements [begin, end) as bytes, somewhere in `buffer`, which with `direct` is as `InputFile.read` wants it.
+        """Read elements [begin, end) and return their bytes, as a view of `buffer`.
 
-        CheckpointError where a file ends too early.
+        buffer: long enough for the bytes; with `direct`, as for `InputFile.read`. Raises CheckpointError if a file ends early.
         """
         size = self.size
         view = buffer[: (end - begin) * size]
@@ -62,7 +61,7 @@ class TensorReader:
                 file, part = self._files[run.part], self.entry.parts[run.part]
                 at = part.offset + run.first * ITEMSIZE[part.stored_dtype]
                 targets = [
-                    self._waste(count * size) if place is None else view[place * size : (place + count) * size]
+                    self._skip(count * size) if place is None else view[place * size : (place + count) * size]
                     for place, count in run.places
                 ]
                 if part.narrowed:
@@ -72,18 +71,18 @@ class TensorReader:
         return view
 
     def place(self) -> Place | None:
-        """Where it lies as it is to be had, if that is one piece of a file, and cached."""
+        """Where the tensor's bytes lie, if they are one cached piece of a file that needs no conversion; else None."""
         if self.cached and isinstance(self.entry, TensorEntry) and not self._narrowed:
             return self._files[0].fileno(), self.entry.offset
         return None
 
     @property
     def what(self) -> str:
-        """What errors call it: its file, or the first of them, and its name."""
+        """The tensor as errors name it: its (first) file and its name."""
         return f"{self.entry.path}: {self.entry.name}"
 
     def prefetch(self, begin: int, end: int) -> None:
-        """Asks the system to start reading elements [begin, end), as far as the tensor goes."""
+        """Ask the system to start reading elements [begin, end), up to the end of the tensor."""
         end = min(end, self.entry.numel)
         if begin < end:
             for run in self.entry.runs(begin, end):
@@ -93,8 +92,8 @@ class TensorReader:
                 self._files[run.part].prefetch(part.offset + run.first * size, count * size)
 
     def _read_narrowed(self, file: InputFile, targets: list[memoryview], offset: int) -> None:
-        """Fills `targets`, of float32, one after another from the float64 at byte `offset` on."""
-        import numpy as np  # here, as few need it and it takes 20 MB
+        """Fill `targets`, of float32, one after another with the float64 elements from byte `offset` on."""
+        import numpy as np  # imported late: it is seldom needed and takes 20 MB
 
         left = sum(map(len, targets)) // 4
         if not self._wide:
@@ -112,7 +111,8 @@ class TensorReader:
                 target[:count] = ready[:count]
                 target, ready = target[count:], ready[count:]
 
-    def _waste(self, nbytes: int) -> memoryview:
-        if len(self._unwanted) < nbytes:
-            self._unwanted = memoryview(bytearray(nbytes))
-        return self._unwanted[:nbytes]
+    def _skip(self, nbytes: int) -> memoryview:
+        """Memory for bytes that are read and not used."""
+        if len(self._skipped) < nbytes:
+            self._skipped = memoryview(bytearray(nbytes))
+        return self._skipped[:nbytes]

@@ -1,4 +1,4 @@
-"""The JSON files beside a tokenizer, of whatever year: which tokens were added, and which token is called what."""
+"""The JSON files beside a tokenizer, of any version of transformers: added tokens, and the roles of tokens."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ MAX_ID_DIGITS = 18
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """The objects in tokenizer_config.json, special_tokens_map.json and added_tokens.json of `folder`, {} where absent.
+    """The objects in tokenizer_config.json, special_tokens_map.json and added_tokens.json of `folder`; {} if absent.
 
-    `fast_added`: what tokenizer.json lists as added, where neither of the others does, as in folders of transformers 5.
+    `fast_added`: the added tokens in tokenizer.json if no other file lists any, as in folders of transformers 5.
     """
 
     folder: Path = Path()
@@ -32,14 +32,14 @@ class TokenizerFiles:
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
-        """CheckpointError names a file that is no JSON object."""
+        """Read the files in `folder`. CheckpointError names one that is not a JSON object."""
         paths = (folder / name for name in (TOKENIZER_CONFIG, MAP, ADDED))
         parsed = [strict_json.read_settings(path) if is_file(path) else {} for path in paths]
         return cls._of(folder, parsed, lambda: read_fast(folder))
 
     @classmethod
     def of(cls, contents: Mapping[str, bytes], folder: Path) -> TokenizerFiles:
-        """Those among {name: content}, which errors name as of `folder`."""
+        """Parse the files among {name: content}; errors name them as files of `folder`."""
         parsed = [
             strict_json.parse_settings(contents[name], str(folder / name)) if name in contents else {}
             for name in (TOKENIZER_CONFIG, MAP, ADDED)
@@ -55,23 +55,23 @@ class TokenizerFiles:
         return cls(folder, config, special_map, added, listed)
 
     def named(self, key: str) -> tuple[str, str]:
-        """(text, file) of the token called `key` ("eos_token"); "" where none is.
+        """(text, file) of the token with the role `key` ("eos_token"); the text is "" if there is none.
 
-        Of two files that disagree the map counts, unless tokenizer_config.json lists the added tokens: as in transformers.
+        The map takes precedence, unless tokenizer_config.json lists the added tokens: as in transformers.
         """
-        told = [(self.special_map, MAP), (self.config, TOKENIZER_CONFIG)]
+        files = [(self.special_map, MAP), (self.config, TOKENIZER_CONFIG)]
         if "added_tokens_decoder" in self.config:
-            told.reverse()
-        for file, name in told:
+            files.reverse()
+        for file, name in files:
             if key in file:
                 return content_of(file[key]) or "", name
         return "", TOKENIZER_CONFIG
 
     def added(self, first: int, last: int | None) -> dict[str, tuple[int, bool]]:
-        """Added tokens as text -> (id, special), of ids from `first` to before `last`; what others hold is not looked at.
+        """Added tokens as text -> (id, special), for ids in [first, last); None: no upper limit. Others are not checked.
 
-        A token is special if tokenizer_config.json says so or a file names it as one. CheckpointError names an entry that is
-        no token with its id.
+        A token is special if its entry says so or a file gives it a role. CheckpointError names an entry that is not a token
+        with its id.
         """
         special = self.named_special()
         found: dict[str, tuple[int, bool]] = {}
@@ -104,7 +104,7 @@ class TokenizerFiles:
         return found
 
     def listed_special(self) -> dict[str, int]:
-        """What tokenizer_config.json lists as special by id, text -> id; entries of another form are passed over."""
+        """Tokens that tokenizer_config.json lists as special, text -> id. Malformed entries are ignored."""
         decoder = self.config.get("added_tokens_decoder")
         found: dict[str, int] = {}
         for key, entry in decoder.items() if isinstance(decoder, dict) else ():
@@ -114,15 +114,15 @@ class TokenizerFiles:
         return found
 
     def named_special(self) -> set[str]:
-        """The texts of tokens that a file gives a special name, one each or in a list ("additional_special_tokens")."""
+        """The texts of tokens that a file gives a role, singly ("eos_token") or in a list ("additional_special_tokens")."""
         values = [value for key, value in self.config.items() if key.endswith(("_token", "_tokens"))]
         values += self.special_map.values()
-        flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
-        return {text for text in map(content_of, flat) if text is not None}
+        tokens = [token for value in values for token in (value if isinstance(value, list) else [value])]
+        return {text for text in map(content_of, tokens) if text is not None}
 
 
 def content_of(token: Any) -> str | None:
-    """The text of a token in any of the forms of the years: a text, or an object that has it as `content`."""
+    """The text of a token in either form: a string, or an object with `content`. None for anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
 

@@ -1,7 +1,7 @@
-"""tokenizer.model, sentencepiece's own file, beside tokenizer.json, which newer versions of transformers write in its place.
+"""tokenizer.model, sentencepiece's file, and tokenizer.json, which newer versions of transformers write instead.
 
-Both hold the same vocabulary for a LLaMA, so that a finetune that comes with tokenizer.json alone can take its base's
-tokenizer.model along. Nothing is run: of the one the pieces are read, of the other two of its values.
+For a LLaMA both hold the same vocabulary, so a finetune that has only tokenizer.json can use its base's tokenizer.model. Reads
+the pieces of the one and two values of the other; runs neither.
 """
 
 from __future__ import annotations
@@ -18,26 +18,26 @@ from baize_engine.errors import CheckpointError
 
 MODEL, FAST = "tokenizer.model", "tokenizer.json"
 MAX_MODEL = 8 << 20  # bytes; LLaMA's has 0.5 MB
-# bytes; that of 32000 pieces has 1.8 to 3.5 MB. Larger ones, such as Llama-3's, are of no such model
+# bytes; one of 32000 pieces has 1.8 to 3.5 MB. Larger ones, such as Llama-3's, do not match a sentencepiece model
 MAX_FAST = 12 << 20
-MAX_ADDED = 1 << 20  # characters of its list of added tokens
-MAX_FIELDS = 1 << 19  # of tokenizer.model: each piece is one
-_PIECES = 1  # the field of ModelProto, and of each piece the field of its text
-_PIECE_TEXT = 1
-_FIXED = {1: 8, 5: 4}  # bytes of protobuf's wire types of fixed length
-_ENTRY = re.compile(r'\s*("(?:[^"\\]|\\.){0,400}")\s*:\s*(\d{1,9})\s*(,|\})')  # of a vocabulary: a piece and its id
+MAX_ADDED = 1 << 20  # characters of the list of added tokens in tokenizer.json
+MAX_FIELDS = 1 << 19  # in tokenizer.model; each piece is a field
+_PIECES = 1  # ModelProto.pieces
+_PIECE_TEXT = 1  # ModelProto.SentencePiece.piece
+_FIXED = {1: 8, 5: 4}  # protobuf wire type of fixed length -> bytes
+_ENTRY = re.compile(r'\s*("(?:[^"\\]|\\.){0,400}")\s*:\s*(\d{1,9})\s*(,|\})')  # a piece of a vocabulary and its id
 
 
 def pieces(content: bytes, what: str) -> list[str]:
-    """The pieces of a sentencepiece model by id. CheckpointError, naming `what`, where it is not one, or empty."""
+    """The pieces of a sentencepiece model, in the order of their ids. CheckpointError names `what` if there are none."""
     try:
-        found = [_text_of(message) for message in _fields(content, _PIECES)]
+        texts = [_text_of(message) for message in _fields(content, _PIECES)]
     except (ValueError, IndexError):
-        found = []
-    if not found:
-        told = "it is empty" if not content else f"{len(content)} bytes that hold no pieces"
-        raise CheckpointError(f"{what}: not a sentencepiece model ({told})")
-    return found
+        texts = []
+    if not texts:
+        reason = "it is empty" if not content else f"{len(content)} bytes that hold no pieces"
+        raise CheckpointError(f"{what}: not a sentencepiece model ({reason})")
+    return texts
 
 
 def _text_of(message: bytes) -> str:
@@ -48,7 +48,7 @@ def _text_of(message: bytes) -> str:
 
 
 def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
-    """The contents of a protobuf message's fields of that number, which hold bytes."""
+    """The contents of a protobuf message's length-delimited fields number `wanted`."""
     at = 0
     for _ in range(MAX_FIELDS):
         if at == len(message):
@@ -68,6 +68,7 @@ def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
 
 
 def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """(value, end) of the protobuf varint at byte `at`."""
     value = 0
     for shift in range(0, 64, 7):
         byte = message[at]
@@ -79,8 +80,8 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def added_in(text: str) -> list[Any]:
-    """The added tokens that a tokenizer.json lists; none where it has no such list, or one of another form."""
-    begin = _value(text, "added_tokens")
+    """The added tokens that a tokenizer.json lists; empty if the list is absent or malformed."""
+    begin = _value_start(text, "added_tokens")
     try:
         value, _ = json.JSONDecoder().raw_decode(text[begin : begin + MAX_ADDED]) if begin else (None, 0)
     except (ValueError, RecursionError):
@@ -89,38 +90,38 @@ def added_in(text: str) -> list[Any]:
 
 
 def has_vocabulary(text: str, wanted: Sequence[str]) -> bool:
-    """Whether in a tokenizer.json each of these pieces has its place as its id; added tokens may stand there as well.
+    """Whether the vocabulary of a tokenizer.json has each piece of `wanted` with its index as its id. It may have others.
 
-    Entry by entry: as objects, a stranger's vocabulary could take any memory.
+    Reads entry by entry, because a hostile vocabulary could take any amount of memory as Python objects.
     """
-    at, found = _value(text, "vocab"), bytearray(len(wanted))
+    at, found = _value_start(text, "vocab"), bytearray(len(wanted))
     if not wanted or not at or text[at] != "{":
         return False
     at += 1
     while entry := _ENTRY.match(text, at):
-        spelt, number, mark = entry.groups()
-        if int(number) < len(wanted):
+        spelling, token_id, mark = entry.groups()
+        if int(token_id) < len(wanted):
             try:
-                piece = json.loads(spelt)
+                piece = json.loads(spelling)
             except ValueError:
                 return False
-            if piece != wanted[int(number)]:
+            if piece != wanted[int(token_id)]:
                 return False
-            found[int(number)] = 1
+            found[int(token_id)] = 1
         at = entry.end()
         if mark == "}":
             return all(found)
     return False
 
 
-def _value(text: str, key: str) -> int:
-    """Where the value of the first `key` begins; 0 where there is none."""
-    found = re.search(rf'"{key}"\s*:\s*(?=\S)', text)
-    return found.end() if found else 0
+def _value_start(text: str, key: str) -> int:
+    """Where the value of the first `key` begins; 0 if there is none."""
+    match = re.search(rf'"{key}"\s*:\s*(?=\S)', text)
+    return match.end() if match else 0
 
 
 def read_fast(folder: Path) -> str | None:
-    """The text of `folder`/tokenizer.json; None where there is none that is worth a look."""
+    """The text of `folder`/tokenizer.json; None if it is absent, too large or not UTF-8."""
     path = folder / FAST
     if not is_file(path) or path.stat().st_size > MAX_FAST:
         return None
@@ -128,7 +129,7 @@ def read_fast(folder: Path) -> str | None:
 
 
 def fast_text(content: bytes) -> str | None:
-    """The text of a tokenizer.json; None where it is none that is worth a look."""
+    """The text of a tokenizer.json; None if it is too large or not UTF-8."""
     if len(content) > MAX_FAST:
         return None
     try:
@@ -138,8 +139,10 @@ def fast_text(content: bytes) -> str | None:
 
 
 def model_for(folder: Path, others: Sequence[Path]) -> Path | None:
-    """The tokenizer.model that goes with the tokenizer files in `folder`: its own, or the first of `others` with the vocabulary
-    of its tokenizer.json."""
+    """The tokenizer.model for the tokenizer files in `folder`; None if there is none.
+
+    It is the folder's own, or the first in `others` that has the vocabulary of the folder's tokenizer.json.
+    """
     if is_file(folder / MODEL):
         return folder / MODEL
     candidates = [path for path in (other / MODEL for other in others) if is_file(path)]
@@ -150,7 +153,7 @@ def model_for(folder: Path, others: Sequence[Path]) -> Path | None:
 
 
 def _pieces_of(path: Path) -> list[str]:
-    """Those of a model; none of a file that is broken, which then is not the one that is looked for."""
+    """The pieces of a model; none if the file is broken, so that it matches no vocabulary."""
     try:
         return pieces(read_whole(path, MAX_MODEL), str(path))
     except CheckpointError:

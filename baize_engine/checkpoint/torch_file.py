@@ -1,9 +1,9 @@
 """`.bin` and `.pth` files of torch.save (torch 1.6 and newer): where each tensor lies. Reads no data, runs no code of the file.
 
 Such a file is an uncompressed zip archive (`zip_directory.py`): `<name>/data.pkl`, a pickle program that describes the tensors
-(`pickle_program.py`), and one entry `<name>/data/<key>` for the bytes of each storage. Other entries, in whatever order, are
-left alone: somebody may have unzipped the file and zipped it again. torch itself is not imported, and `torch.load` is never
-called: its weights_only=True has had remote code execution (CVE-2025-32434).
+(`pickle_program.py`), and an entry `<name>/data/<key>` with the bytes of each storage. Other entries, in any order, are
+ignored: the file may have been unzipped and zipped again. torch is not imported, and `torch.load` is never called: its
+weights_only=True has had remote code execution (CVE-2025-32434).
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ from baize_engine.checkpoint.zip_directory import CompressedError, ZipError, rea
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import shown
 
-MAX_PROGRAM = 4 << 20  # bytes of data.pkl; a 65B model's is below 1 MB
-OF_FINDER = b"__MACOSX/"  # where macOS, when it zips a folder, keeps what it knows of each file
-UNZIP = (  # one entry at a time in memory, and nothing of the pickle is run
-    'somebody has zipped this file again; put NEW in its place: python -c "from zipfile import ZipFile as Z; '
+MAX_PROGRAM = 4 << 20  # bytes of data.pkl; a 65B model's has less than 1 MB
+OF_FINDER = b"__MACOSX/"  # the folder that macOS adds for metadata when it zips a folder
+# The command holds one entry at a time in memory, and runs nothing of the pickle.
+UNZIP = (
+    'the file was zipped again; replace it by NEW: python -c "from zipfile import ZipFile as Z; '
     "o, n = Z('OLD'), Z('NEW', 'w'); [n.writestr(i.filename, o.read(i)) for i in o.infolist()]; n.close()\""
 )
 
 
 def read_torch(path: Path) -> list[TensorEntry]:
-    """The tensors of a file, in the order of its state dict. CheckpointError names the file, the tensor, found and wanted."""
+    """Read the tensors of a file, in the order of its state dict. CheckpointError names file, tensor, found and wanted."""
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         beginning = file.read(512)
         refuse_pointer(path, beginning)
@@ -44,11 +45,11 @@ def read_torch(path: Path) -> list[TensorEntry]:
         archive = _Archive(path, file)
         program = archive.read("data.pkl", MAX_PROGRAM)
         try:
-            found = run(program)
+            value = run(program)
         except ProgramError as error:
             near = f", at {shown(error.near)}" if error.near else ""
             raise CheckpointError(f"{path}: refused, data.pkl is not a plain state dict{near}: {error}") from None
-        state = state_of(path, found)
+        state = state_of(path, value)
         check_count(path, len(state))
         return list(_entries(path, archive, state))
 
@@ -59,10 +60,11 @@ def _entries(path: Path, archive: _Archive, state: dict[Any, Any]) -> Iterator[T
             yield _entry(path, archive, name, value)
         except CheckpointError:
             if not isinstance(name, str) or not is_recomputed(name):
-                raise  # else it is left unread anyway: such as a buffer that was expanded, of one element in the file
+                raise  # a recomputed buffer is not read anyway; it may be an expanded one, with one element in the file
 
 
 def _entry(path: Path, archive: _Archive, name: Any, value: Any) -> TensorEntry:
+    """The checked entry of one item of the state dict."""
     where = f"{path}: {shown(name) if isinstance(name, str) else type(name).__name__}"
     if not isinstance(name, str) or not isinstance(value, Tensor):
         raise CheckpointError(f"{where} is a {type(value).__name__}, wanted a flat dict of names to tensors")
@@ -97,7 +99,7 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 def _not_a_zip(path: Path, beginning: bytes) -> str:
     if beginning.startswith(b"\x80"):
         return (
-            f"{path}: a file of torch before 1.6, which only running its pickle could read. If you trust it, write it anew "
+            f"{path}: a file of torch before 1.6, which can only be read by running its pickle. If you trust it, write it anew "
             f"with a current torch and {rewriting()}"
         )
     return (
@@ -106,7 +108,7 @@ def _not_a_zip(path: Path, beginning: bytes) -> str:
 
 
 class _Archive:
-    """The entries of an archive that lie in the folder of its one data.pkl, and where their bytes lie."""
+    """The entries in the folder of an archive's only data.pkl, and where their bytes lie."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path, self._file = path, file
@@ -130,7 +132,7 @@ class _Archive:
             raise CheckpointError(f"{path}: written in big-endian byte order, wanted little")
 
     def read(self, name: str, most: int) -> bytes:
-        """The bytes of a small entry."""
+        """Read an entry of at most `most` bytes."""
         begin, size = self.locate(name, str(self._path))
         if size > most:
             raise CheckpointError(f"{self._path}: {name} has {size} bytes, wanted at most {most}")
@@ -138,7 +140,7 @@ class _Archive:
         return self._file.read(size)
 
     def locate(self, name: str, where: str) -> tuple[int, int]:
-        """(byte offset in the file, bytes) of an entry's data, checked against the file."""
+        """(byte offset in the file, size in bytes) of an entry's data, checked against the file. Errors begin with `where`."""
         member = self._members.get(self._folder + name.encode())
         if member is None:
             raise CheckpointError(f"{where}: the archive has no entry {shown(name)}")

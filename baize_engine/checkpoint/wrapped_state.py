@@ -1,7 +1,4 @@
-"""Which dict of a torch file is its state dict: all of it, or the one that a trainer keeps beside optimizer, step and settings.
-
-Nothing else of such a file is looked at: its other tensors are never read.
-"""
+"""Finds the state dict in a torch file: the whole value, or a dict that a trainer keeps beside optimizer, step and settings."""
 
 from __future__ import annotations
 
@@ -14,21 +11,20 @@ from baize_engine.checkpoint.pickle_values import Tensor
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import shown
 
-# Lightning's, most others', DeepSpeed's, torch's manual's
+# the key of Lightning, of most others, of DeepSpeed, of torch's manual
 WRAPPERS = ("state_dict", "model", "module", "model_state_dict")
-DEPTH = 4  # dicts in dicts that are looked through, to name in a refusal where the tensors are
-LISTED = 2
-MOST = 32  # characters of a key that are shown
-_PLAIN = re.compile(rf"[\w.-]{{1,{MOST}}}", re.ASCII)  # keys that may stand in a command
+DEPTH = 4  # nested dicts that are searched for tensors, for the message
+LISTED = 2  # places of tensors in a message
+MOST = 32  # characters of a key in a message
+_PLAIN = re.compile(rf"[\w.-]{{1,{MOST}}}", re.ASCII)  # keys that are safe in a command
 
 Keys = tuple[Any, ...]
 
 
 def state_of(path: Path, found: Any) -> dict[Any, Any]:
-    """The state dict in `found`, which the file `path` holds. CheckpointError where that is not one dict, or not at hand.
+    """The state dict in `found`, the value that the file `path` holds. CheckpointError if it is ambiguous, or nested deeper.
 
-    It is the whole of `found`, or what one of WRAPPERS stands for if no other key holds a dict of tensors. What else is wrong
-    with it is for the caller to see.
+    It is `found` itself, or the value of one of WRAPPERS if no other key holds a dict of tensors. The caller checks its items.
     """
     if not isinstance(found, dict):
         raise CheckpointError(f"{path}: holds a {type(found).__name__}, wanted a dict of tensors")
@@ -46,10 +42,10 @@ def state_of(path: Path, found: Any) -> dict[Any, Any]:
 
 
 def rewriting(keys: Sequence[Any] = ()) -> str:
-    """The command that writes anew what lies under `keys` in a torch file."""
+    """The advice, with a command, to rewrite a torch file with only what is under `keys`."""
     plain = [key if _PLAIN.fullmatch(str(key)) else "KEY" for key in keys]
     state = f"torch.load('OLD', map_location='cpu', weights_only=True){''.join(f'[{key!r}]' for key in plain)}"
-    return f"put NEW in its place: python -c \"import torch; torch.save({state}, 'NEW')\""
+    return f"replace it by NEW: python -c \"import torch; torch.save({state}, 'NEW')\""
 
 
 def _refusal(path: Path, places: list[Keys]) -> str:
@@ -63,9 +59,9 @@ def _refusal(path: Path, places: list[Keys]) -> str:
 
 
 def _dicts_of_tensors(outer: dict[Any, Any]) -> dict[Keys, dict[str, Tensor]]:
-    """The dicts of names to tensors below `outer`, each once, by the keys that lead there; the nearest first."""
+    """The dicts of names to tensors below `outer`, each once, by the keys that lead to it; the least deep first."""
     found: dict[Keys, dict[str, Tensor]] = {}
-    seen = {id(outer)}  # a program may put a dict in itself, and in a million others
+    seen = {id(outer)}  # a program may put a dict into itself, or into a million others
     level: list[tuple[Keys, dict[Any, Any]]] = [((), outer)]
     for _ in range(DEPTH):
         below: list[tuple[Keys, dict[Any, Any]]] = []
@@ -75,7 +71,7 @@ def _dicts_of_tensors(outer: dict[Any, Any]) -> dict[Keys, dict[str, Tensor]]:
                     continue
                 seen.add(id(value))
                 keys = (*above, key)
-                if value and all(type(name) is str and isinstance(each, Tensor) for name, each in value.items()):
+                if value and all(type(name) is str and isinstance(item, Tensor) for name, item in value.items()):
                     found[keys] = value
                 else:
                     below.append((keys, value))

@@ -1,7 +1,7 @@
-"""Writes safetensors checkpoints of a known layout: headers first, data at offsets in any order, names last.
+"""Writes safetensors checkpoints of a known layout: headers first, data at offsets in any order, final names last.
 
-Until `finish`, every file carries the suffix `.partial` and no index exists, so that nothing looks like a model before
-it is one. On any exception the writer removes what it made.
+Until `finish`, every file has the suffix `.partial` and there is no index, so that nothing looks like a model before it is one.
+On any exception the writer removes what it made.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder
 from baize_engine.checkpoint.safetensors_file import encode_header
 
 INDEX_NAME = "model.safetensors.index.json"
-MAX_SHARD_BYTES = 5_000_000_000  # transformers' customary shard size
+MAX_SHARD_BYTES = 5_000_000_000  # the usual shard size of transformers
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """A tensor to be written: name, dtype by its canonical name, shape."""
+    """A tensor to be written. `dtype`: one of `dtypes.ITEMSIZE`."""
 
     name: str
     dtype: str
@@ -38,7 +38,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """One file to be: its header and the absolute byte offset of each tensor."""
+    """A file to be written: its header and the byte offset of each tensor in the file."""
 
     filename: str
     header: bytes
@@ -51,10 +51,13 @@ def lay_out(
     max_shard_bytes: int = MAX_SHARD_BYTES,
     metadata: Mapping[str, str] | None = None,
 ) -> tuple[ShardLayout, ...]:
-    """Deals tensors to shards in the given order, with `metadata` in each header. Pure.
+    """Deal tensors to shards in the given order. Pure.
 
-    Within a shard, tensors of whole pages come first and the header is padded to a page, so that their data lies where
-    O_DIRECT can write it; norms of 13B (10240 bytes each) would otherwise push every later tensor off the page grid.
+    Within a shard, tensors of whole pages come first and the header is padded to a page, so that O_DIRECT can write their
+    data; norms of 13B (10240 bytes each) would otherwise push every later tensor off the page grid.
+
+    max_shard_bytes: bytes of tensors in a shard, at most; a larger tensor has a shard of its own.
+    metadata: added to the header of each shard.
     """
     shards: list[list[TensorSpec]] = [[]]
     filled = 0
@@ -87,9 +90,9 @@ def _lay_out_shard(filename: str, specs: list[TensorSpec], metadata: Mapping[str
 
 
 class CheckpointWriter(OutputFolder):
-    """Fills a folder with shards; a context manager that discards on exceptions. `write` may be called from several threads.
+    """Fills a folder with shards. Leaving the context without `finish` discards them. Several threads may call `write`.
 
-    `resume` takes up what a killed writer of the same shards left there.
+    resume: continue what a killed writer of the same shards left.
     """
 
     def __init__(self, folder: str | Path, shards: tuple[ShardLayout, ...], resume: bool = False) -> None:
@@ -108,21 +111,22 @@ class CheckpointWriter(OutputFolder):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.discard()  # after `finish` there is nothing left to discard
+        self.discard()  # nothing is left to discard after `finish`
 
     def open(self) -> None:
-        """Makes the folder and the `.partial` files with their headers. On an exception the caller calls `discard`."""
+        """Make the folder and the `.partial` files with their headers. On an exception the caller calls `discard`."""
         self.make_folder(self.nbytes)
         self.open_shards()
 
     @property
     def nbytes(self) -> int:
+        """Bytes of all shards."""
         return sum(shard.nbytes for shard in self.shards)
 
     def open_shards(self) -> None:
-        """Makes the `.partial` files with their headers. To resume, what has its last name becomes unfinished again."""
+        """Make the `.partial` files with their headers. To resume, files with final names become unfinished again."""
         if self.resume:
-            index = self.folder / INDEX_NAME  # first: without it shards are not a model
+            index = self.folder / INDEX_NAME  # removed first, because shards without it are not a model
             self._made += [index, self.folder / (INDEX_NAME + PARTIAL)]
             with writing(index, "be removed"):
                 index.unlink(missing_ok=True)
@@ -130,26 +134,29 @@ class CheckpointWriter(OutputFolder):
             self.open_file(shard.filename, shard.nbytes).write_at(0, memoryview(shard.header))
 
     def partial_path(self, name: str) -> tuple[Path, int]:
-        """The unfinished file that holds the tensor `name`, and its byte offset there."""
+        """The unfinished file that holds the tensor `name`, and the tensor's byte offset in it."""
         shard, begin = self._where[name]
         return self.folder / (self.shards[shard].filename + PARTIAL), begin
 
     def write(self, name: str, offset: int, view: memoryview) -> None:
-        """Writes `view` at byte `offset` of the tensor `name`."""
+        """Write `view` at byte `offset` of the tensor `name`."""
         shard, begin = self._where[name]
         self._files[shard].write_at(begin + offset, view)
 
     def finish(self, files: Mapping[str, bytes]) -> None:
-        """Makes the checkpoint whole: data on disk, then `files`, shards and last the index under their final names."""
+        """Finish the checkpoint: sync the data, then give `files`, the shards and last the index their final names.
+
+        files: {name: content} of the files beside the weights.
+        """
         for file in self._files:
             file.sync()
-            file.close()  # some filesystems tell of errors only here
+            file.close()  # some filesystems report errors only here
         for name, content in files.items():
             self.place(name, content)
         *first, last = [shard.filename for shard in self.shards]
         for filename in first:
             self.rename(filename)
-        self.sync_names()  # all other names are on the disk before the one that makes it a model
+        self.sync_names()  # the name that makes it a model comes last, when all others are on the disk
         self.rename(last)
         if first:
             self.sync_names()

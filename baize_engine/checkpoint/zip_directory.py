@@ -1,7 +1,7 @@
 """The directory of a zip archive of torch.save, read strictly: bounded memory, one meaning, nothing decompressed.
 
-The standard library's reader takes as much memory as a file tells it to, hides errors of the disk, and makes sense of archives
-that other readers understand otherwise. Names are bytes: they are compared, never decoded, and never name a file.
+The standard library's reader takes as much memory as a file demands, hides disk errors, and accepts archives that other
+readers understand differently. Names are bytes: they are compared, never decoded, and never used as file names.
 """
 
 from __future__ import annotations
@@ -10,41 +10,42 @@ import struct
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-END = struct.Struct("<4s4H2LH")  # magic, disks (2), entries (here, in all), bytes, offset, length of the comment
-LOCATOR = struct.Struct("<4sLQL")  # magic, disk, offset of END64, disks; right before END
-END64 = struct.Struct("<4sQ2H2L4Q")  # magic, bytes of the rest, versions (2), disks (2), entries (2), bytes, offset
+END = struct.Struct(
+    "<4s4H2LH"
+)  # magic, disks (2), entries (on this disk, in all), bytes, offset, length of the comment
+LOCATOR = struct.Struct("<4sLQL")  # magic, disk, offset of END64, disks; immediately before END
+END64 = struct.Struct("<4sQ2H2L4Q")  # magic, bytes after it, versions (2), disks (2), entries (2), bytes, offset
 CENTRAL = struct.Struct("<4s2H2H2HL2L3H2H2L")  # see _entries
 LOCAL = struct.Struct("<4sH2H2HL2L2H")  # magic, version, flags, method, time, date, crc, sizes (2), name, extra
-MAX_DIRECTORY = 8 << 20  # bytes; that of a 65B model's largest file is below 100 KB
+MAX_DIRECTORY = 8 << 20  # bytes; in a 65B model's largest file it has less than 100 KB
 MAX_COMMENT = 0xFFFF
 MAGIC = b"PK\x05\x06"  # of END
-FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # "see the zip64 field"
+FULL16, FULL32 = 0xFFFF, 0xFFFFFFFF  # in a field: "see the zip64 field"
 
 
 class ZipError(ValueError):
-    """What is wrong with an archive, without its name."""
+    """Something is wrong with an archive. The message does not name the file."""
 
 
 class CompressedError(ZipError):
-    """An entry that would have to be decompressed."""
+    """An entry is compressed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An entry: its flags, its method, the CRC-32 of its bytes, these as stored and as they were, where its header is and must
-    have ended."""
+    """An entry of the directory."""
 
     name: bytes
     flags: int
     method: int
-    crc: int
-    stored: int
-    size: int
-    offset: int
-    limit: int = 0
+    crc: int  # CRC-32 of the data
+    stored: int  # bytes in the archive
+    size: int  # bytes when decompressed
+    offset: int  # of the local header in the file
+    limit: int = 0  # where the next entry or the directory begins
 
     def locate(self, file: BinaryIO) -> int:
-        """The byte where its data begins. ZipError where it is not stored plainly, or not where the directory says."""
+        """The byte offset of the data. ZipError if it is not stored plainly, or not where the directory says."""
         if self.flags & 1:
             raise ZipError("is encrypted, wanted it stored plainly")
         if self.method:
@@ -56,15 +57,15 @@ class Member:
         header = LOCAL.unpack(content)
         name, extra = header[-2:]
         if file.read(name) != self.name or header[2] & 1 or header[3]:
-            raise ZipError(f"is another one at byte {self.offset} than in the directory")
+            raise ZipError(f"differs at byte {self.offset} from the directory")
         begin: int = self.offset + LOCAL.size + name + extra
         if self.stored != self.size or begin + self.size > self.limit:
-            raise ZipError(f"has {self.size} bytes from byte {begin}, and the next thing begins at {self.limit}")
+            raise ZipError(f"has {self.size} bytes from byte {begin}, and what follows begins at {self.limit}")
         return begin
 
 
 def read_directory(file: BinaryIO, size: int) -> dict[bytes, Member]:
-    """The entries of an archive of `size` bytes by name. ZipError where it is not one, or could be read in two ways."""
+    """Read the entries of an archive of `size` bytes, by name. ZipError if it is broken, or could be read in two ways."""
     count, length, offset, end = _find(file, size)
     if length > MAX_DIRECTORY or count * CENTRAL.size > length:
         raise ZipError(f"its directory has {length} bytes for {count} entries, wanted at most {MAX_DIRECTORY}")
@@ -81,12 +82,12 @@ def read_directory(file: BinaryIO, size: int) -> dict[bytes, Member]:
         if entry.offset + LOCAL.size + len(entry.name) > limit:
             raise ZipError(f"entries overlap at byte {limit}" if limit < offset else "an entry lies in the directory")
         if members.setdefault(entry.name, replace(entry, limit=limit)).offset != entry.offset:
-            raise ZipError(f"the entry {entry.name[:80]!r} stands there twice")
+            raise ZipError(f"the entry {entry.name[:80]!r} appears twice")
     return members
 
 
 def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
-    """(entries, bytes, offset, where it must end) of the directory."""
+    """(entries, bytes, offset, required end) of the directory."""
     begin = max(0, size - END.size - MAX_COMMENT)
     file.seek(begin)
     tail = file.read(size - begin)
@@ -103,21 +104,27 @@ def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     locator = tail[at - LOCATOR.size : at] if at >= LOCATOR.size else b""
     if locator.startswith(b"PK\x06\x07"):
         _, locator_disk, at, disks = LOCATOR.unpack(locator)
-        found = _find64(file, locator_disk, at, disks, end - LOCATOR.size)
-        wide = zip((here, count, length, offset), (found[0], *found[:3]), (FULL16, FULL16, FULL32, FULL32), strict=True)
-        for old, new, full in wide:
+        end64 = _find64(file, locator_disk, at, disks, end - LOCATOR.size)
+        narrow = (
+            (here, end64[0], FULL16),
+            (count, end64[0], FULL16),
+            (length, end64[1], FULL32),
+            (offset, end64[2], FULL32),
+        )
+        for old, new, full in narrow:
             if old not in (new, full):
                 raise ZipError(f"its two ends disagree: {old} and {new}")
-        count, length, offset, end = found
+        count, length, offset, end = end64
         here = count
     elif FULL16 in (here, count) or FULL32 in (length, offset):
         raise ZipError("it lacks the zip64 end that it refers to")
     if disk or first_disk or here != count:
-        raise ZipError("it goes over several disks")
+        raise ZipError("it spans several disks")
     return count, length, offset, end
 
 
 def _find64(file: BinaryIO, disk: int, at: int, disks: int, limit: int) -> tuple[int, int, int, int]:
+    """As `_find`, from the zip64 end at byte `at`, which must end at `limit`."""
     if disk or disks > 1 or at + END64.size > limit:
         raise ZipError(f"its zip64 end cannot begin at byte {at}")
     file.seek(at)
@@ -131,6 +138,7 @@ def _find64(file: BinaryIO, disk: int, at: int, disks: int, limit: int) -> tuple
 
 
 def _entries(content: bytes, count: int) -> list[Member]:
+    """The `count` entries of the directory `content`, in its order."""
     found, at = [], 0
     for number in range(count):
         if at + CENTRAL.size > len(content) or content[at : at + 4] != b"PK\x01\x02":
@@ -141,7 +149,7 @@ def _entries(content: bytes, count: int) -> list[Member]:
         at += CENTRAL.size
         end = at + name + extra + comment
         if end > len(content):
-            raise ZipError("an entry goes beyond its directory")
+            raise ZipError("an entry extends beyond its directory")
         size, stored, offset = _wide(content[at + name : at + name + extra], size, stored, offset)
         found.append(Member(content[at : at + name], flags, method, crc, stored, size, offset))
         at = end
@@ -151,7 +159,7 @@ def _entries(content: bytes, count: int) -> list[Member]:
 
 
 def _wide(extra: bytes, *numbers: int) -> list[int]:
-    """The numbers, those that are too large for 32 bits from the zip64 field, which holds only them, in their order."""
+    """`numbers`, with those too large for 32 bits taken from the zip64 field, which holds only these, in their order."""
     found = list(numbers)
     at = 0
     while FULL32 in found and at + 4 <= len(extra):

@@ -60,7 +60,7 @@ def test_messages_are_passed_on() -> None:
         (b"{", "not JSON"),
         (b"[1]", "a list, wanted a JSON object"),
         (b'{"prompt": "\xff"}', "not JSON"),
-        (b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' stands there twice"),
+        (b'{"prompt": "a", "prompt": "b"}', "the key 'prompt' appears twice"),
         (b"[" * 100_000, "not JSON"),
         (b'{"n": ' + b"9" * 5000 + b"}", "not JSON"),
         (b"{}", "has no prompt, wanted one of prompt, messages, token_ids"),

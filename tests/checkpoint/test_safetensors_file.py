@@ -71,7 +71,7 @@ BAD = {
         b'{"a":{"dtype":"F32","shape":[],"data_offsets":[0,4]},"a":{}}',
         bytes(4),
         None,
-        "'a' stands there twice",
+        "'a' appears twice",
     ),
     "unknown type": (changed(dtype="F13"), bytes(16), None, "a: dtype 'F13'"),
     "negative shape": (changed(shape=[-2, -3]), bytes(16), None, r"a: shape \[-2, -3\]"),

@@ -113,16 +113,16 @@ def lying(path: Path, entry: dict[str, int] | None = None, end: dict[str, int] |
 
 ARCHIVES = {
     "encrypted": ({"flags": 1}, {}, {}, "w: the entry data/0 is encrypted"),
-    "encrypted where it lies": ({"local_flags": 1}, {}, {}, "w: the entry data/0 is another one"),
+    "encrypted where it lies": ({"local_flags": 1}, {}, {}, "w: the entry data/0 differs at byte"),
     "deflated": ({"method": 8}, {}, {}, r"w: the entry data/0 is compressed, .*NEW.*python -c"),
     "sizes differ": ({"stored": 5}, {}, {}, "w: the entry data/0 has 12 bytes"),
     "larger than the file": ({"size": 1 << 40, "stored": 1 << 40}, {}, {}, "w: the entry data/0 has 1099511627776 bytes"),
     "larger than 63 bits": ({"size": (1 << 64) - 1, "stored": (1 << 64) - 1}, {}, {"zip64": True}, "w: the entry data/0 has"),
     "elsewhere": ({"offset": 0}, {}, {}, "overlap"),
     "beyond the file": ({"offset": 1 << 40}, {}, {}, "lies in the directory"),
-    "a name longer than its own": ({"local_name": 9999}, {}, {}, "is another one"),
-    "over the next entry": ({"local_extra": 500}, {}, {}, "the next thing begins"),
-    "a name beyond the directory": ({"name": 60000}, {}, {}, "goes beyond its directory"),
+    "a name longer than its own": ({"local_name": 9999}, {}, {}, "differs at byte"),
+    "over the next entry": ({"local_extra": 500}, {}, {}, "what follows begins"),
+    "a name beyond the directory": ({"name": 60000}, {}, {}, "extends beyond its directory"),
     "a billion entries": ({}, {"count": 10**9, "here": 10**9}, {"zip64": True}, "bytes for 1000000000 entries"),
     "an entry too many": ({}, {"count": 3, "here": 3}, {}, "bytes for 3 entries|holds 2 of 3"),
     "an entry too few": ({}, {"count": 1, "here": 1}, {}, "ends at byte"),
@@ -130,7 +130,7 @@ ARCHIVES = {
     "a directory elsewhere": ({}, {"offset": 7}, {}, "does not end at"),
     "several disks": ({}, {"disk": 1}, {}, "several disks"),
     "a zip64 end elsewhere": ({}, {"locator": 1 << 63}, {"zip64": True}, "zip64 end cannot begin"),
-    "twice": ({}, {}, {"entries": [cases.Entry("m/data/0", bytes(12))]}, "'m/data/0' stands there twice"),
+    "twice": ({}, {}, {"entries": [cases.Entry("m/data/0", bytes(12))]}, "'m/data/0' appears twice"),
     "two folders": ({}, {}, {"entries": [cases.Entry("n/data.pkl", b"")]}, "2 entries data.pkl"),
 }  # fmt: skip
 
@@ -355,7 +355,7 @@ def test_tensor_names_could_be_written_again(tmp_path: Path, name: str) -> None:
 def test_a_duplicate_among_many_keys_is_found_at_once(tmp_path: Path) -> None:
     """By a look at each; to count each in all would take hours."""
     text = b"{" + b",".join(b'"%d":0' % number for number in [*range(200_000), 199_999]) + b"}"
-    with pytest.raises(CheckpointError, match="'199999' stands there twice"):
+    with pytest.raises(CheckpointError, match="'199999' appears twice"):
         header(tmp_path, text)
         read_index(tmp_path)
 

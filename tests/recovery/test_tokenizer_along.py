@@ -102,15 +102,18 @@ def test_another_vocabulary_does_not_come_along(
     add_saved(diff, saved_by_transformers_5)
     (base / "tokenizer.model").write_bytes(small_model(vocab_size=350))
     (line,) = told(pair, tmp_path / "out")
-    assert "out has tokenizer.json without tokenizer.model, so that the model takes token ids only" in line
+    assert "out has tokenizer.json without tokenizer.model, so the model takes token ids only" in line
     assert not (tmp_path / "out/tokenizer.model").exists()
 
 
 @pytest.mark.parametrize(
     ("files", "wanted"),
     [
-        ({}, "has no tokenizer, so that the model takes token ids only: put its tokenizer.model beside it"),
-        ({"tokenizer.model": b""}, "tokenizer.model: not a sentencepiece model (it is empty): the model cannot speak"),
+        ({}, "has no tokenizer, so the model takes token ids only: put its tokenizer.model beside it"),
+        (
+            {"tokenizer.model": b""},
+            "tokenizer.model: not a sentencepiece model (it is empty): the model takes token ids only",
+        ),
         ({"tokenizer.model": b"\xff" * 9}, "not a sentencepiece model (9 bytes that hold no pieces)"),
         ({"tokenizer.model": None, "added_tokens.json": b'{"<pad>": '}, "added_tokens.json: not JSON"),
         ({"tokenizer.model": None, "added_tokens.json": b'{"<pad>": "x"}'}, "'<pad>': 'x', wanted a token and its id"),
