@@ -1,13 +1,13 @@
 """Attention over the paged cache on a GPU: softmax(q K^T scale) V, accumulated in float32.
 
-Decode: one query a sequence. A program takes one key head of one sequence, with the query heads that share it, over SPLIT
-tokens of its context, whose softmax is one; a second kernel joins the parts. SPLIT is a number of tokens, never a number of
-parts, so that a sequence's result depends on its own context alone; sums are folded by pairs, so that it does not depend on
-how the split is loaded either.
+Decode: one query for each sequence. A program handles one key head of one sequence, with the query heads that share it, over
+SPLIT tokens of the context, and computes one softmax over them; a second kernel joins the splits. SPLIT is a fixed number of
+tokens, never a number of splits, so a sequence's result depends only on its own context; sums are folded by pairs, so it does
+not depend on how a split is loaded either.
 
-Prefill: BLOCK_M queries of one head walk the keys before them, from token 0 in tiles, with a running maximum.
+Prefill: BLOCK_M queries of one head walk the keys up to their own position, from token 0 in tiles, with a running maximum.
 
-Keys and values of token n lie in row table[n // BLOCK] * BLOCK + n % BLOCK of the cache, (rows, Hkv, D).
+Keys and values of token n are in row table[n // BLOCK] * BLOCK + n % BLOCK of the cache, (rows, Hkv, D).
 """
 
 import torch
@@ -20,9 +20,9 @@ from .launch import check, check_device, interpreting, pdl, pdl_code, prefetch, 
 from .settings import AttentionSettings
 from .settings import attention as rule
 
-# by bytes of a value, tokens of context a decode program reads: 64 KiB of keys and values at D = 128
+# bytes of a value -> tokens of context that a decode program reads: 64 KiB of keys and values at D = 128
 SPLITS = {2: 128, 4: 64}
-JOINED = 16  # parts that are joined at a time
+JOINED = 16  # splits that are joined at a time
 LOG2E = 1.4426950408889634
 
 
@@ -30,7 +30,7 @@ LOG2E = 1.4426950408889634
 def _rows_of(
     block, token, kv_head, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK: tl.constexpr, PADDED_D: tl.constexpr
 ):
-    """Where the keys (or values) of tokens in the cache's blocks begin and go on, (tokens, PADDED_D)."""
+    """Offsets (tokens, PADDED_D) of the keys (or values) of `token`, which are in the cache's blocks `block`."""
     row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + kv_head
     return row[:, None] * D + tl.arange(0, PADDED_D)[None, :]
 
@@ -40,7 +40,7 @@ def _ask_for_split(
     k_ptr, v_ptr, table, begin, length, table_stride, kv_head, KV_HEADS: tl.constexpr, D: tl.constexpr,
     PADDED_D: tl.constexpr, BLOCK: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """Asks for a split's keys and values to come into the L2 cache. Block numbers are read beside `length`, not behind it."""
+    """Prefetch a split's keys and values into the L2 cache. Reads block numbers without waiting for `length`."""
     LINE: tl.constexpr = 1024 // k_ptr.dtype.element_ty.primitive_bitwidth  # values in 128 bytes
     LINES: tl.constexpr = (PADDED_D + LINE - 1) // LINE
     token = begin + tl.arange(0, SPLIT)
@@ -53,7 +53,7 @@ def _ask_for_split(
 
 @triton.jit
 def _sums_of_rows(values, ROWS: tl.constexpr, COUNT: tl.constexpr):
-    """The sums of (ROWS, COUNT) values over COUNT, 64 or 128: neighbours first, as `norm.sum_of`."""
+    """Sum `values` (ROWS, COUNT) over COUNT, 64 or 128, adjacent pairs first, as `norm.sum_of` does."""
     if COUNT == 128:
         values = tl.sum(tl.reshape(values, (ROWS, 64, 2)), axis=2)
     values = tl.sum(tl.reshape(values, (ROWS, 32, 2)), axis=2)
@@ -71,13 +71,13 @@ def _attention_decode_kernel(
     SPLIT: tl.constexpr, TILE: tl.constexpr, ROWS: tl.constexpr, FETCH_FIRST: tl.constexpr, ASSEMBLY: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Sequence program_id(0), key head program_id(1), tokens from program_id(2) * SPLIT. SHARED query heads a key head.
+    """Sequence program_id(0), key head program_id(1), tokens from program_id(2) * SPLIT. SHARED query heads share a key head.
 
-    The split comes as one TILE or as two. All of it is asked for (with ASSEMBLY, which the interpreter does not have) before
-    the first keys are loaded, as a load's way to the tensor cores ends before the next load begins. FETCH_FIRST does so before
-    the kernel waits: block numbers are written by no kernel of a step, and the length read there only says what to ask for.
-    parts (S, Hq, splits, D) float32: the weighted sum of values; stats (S, Hq, splits, 2): its maximum and its sum of
-    weights, in powers of two.
+    A split is loaded as one or two TILEs. All of it is prefetched (with ASSEMBLY, which the interpreter lacks) before the
+    first keys are loaded, because a load reaches the tensor cores before the next load begins. FETCH_FIRST prefetches before
+    the kernel waits: no kernel of a step writes block numbers, and the length read there only limits the prefetch.
+    parts (S, Hq, splits, D) float32 receives the weighted sum of values, stats (S, Hq, splits, 2) its maximum and its sum of
+    weights, with powers of two in place of e.
     """
     tl.static_assert(SPLIT == TILE or SPLIT == 2 * TILE)
     s, kv_head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -94,7 +94,7 @@ def _attention_decode_kernel(
     if begin >= length:
         return
     seen = token < length
-    block = tl.load(table + token // BLOCK, mask=seen, other=0)  # again, from the L1 cache
+    block = tl.load(table + token // BLOCK, mask=seen, other=0)  # a second time, from the L1 cache
     if TILE < SPLIT:
         seen2 = token + TILE < length
         block2 = tl.load(table + (token + TILE) // BLOCK, mask=seen2, other=0)
@@ -141,7 +141,7 @@ def _attention_join_kernel(
     HEADS: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, SPLIT: tl.constexpr, JOINED: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """The parts of query head program_id(1) of sequence program_id(0), JOINED at a time, in order."""
+    """Join the splits of query head program_id(1) of sequence program_id(0), JOINED at a time, in order."""
     wait_for_inputs(PDL)
     s = tl.program_id(0)
     head = s.to(tl.int64) * HEADS + tl.program_id(1)
@@ -171,7 +171,7 @@ def _attention_prefill_kernel(
     HEADS: tl.constexpr, SHARED: tl.constexpr, D: tl.constexpr, PADDED_D: tl.constexpr, BLOCK: tl.constexpr,
     BLOCK_M: tl.constexpr, TILE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Queries from program_id(0) * BLOCK_M of head program_id(1) of sequence program_id(2), the last ones first."""
+    """BLOCK_M queries of head program_id(1) of sequence program_id(2); program_id(0) counts from the last ones."""
     wait_for_inputs(PDL)
     s, head = tl.program_id(2), tl.program_id(1)
     first, last = tl.load(starts_ptr + s), tl.load(starts_ptr + s + 1)
@@ -260,7 +260,7 @@ def attention(
 
 
 def prefill_tile(itemsize: int) -> dict[str, int]:
-    """The tile of a program."""
+    """Tile and warps of the prefill kernel for cache values of `itemsize` bytes."""
     if itemsize == 4:
         return {"BLOCK_M": 32, "TILE": 32, "num_warps": 4, "num_stages": 1}
     return {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}

@@ -1,4 +1,4 @@
-"""Quantised codes as numbers on a GPU: inlined by the products; and whole matrices for prompts, which cuBLAS multiplies.
+"""Dequantisation on a GPU: of codes, inlined by the products, and of whole matrices, which cuBLAS multiplies for prompts.
 
 int8:  w[n, k] = q[n, k] * s[n]      int4:  w[n, k] = (u[n, k] - 8) * s[n, k // GROUP]      rounded once
 """
@@ -11,10 +11,10 @@ from .gate import GateCase
 from .launch import check, check_device, interpreting, pdl, pdl_code, wait_for_inputs
 from .quantized import GROUP, Int4Weight, Int8Weight
 
-ROWS, COLUMNS = 8, 512  # weights a program widens; of int4 twice as many columns as it reads bytes
+ROWS, COLUMNS = 8, 512  # weights that a program dequantises; an int4 column takes half a byte
 
-# Codes to float16 without int-to-float conversions, which run at an eighth of the rate of arithmetic: a code is put into the
-# low bits of the number 1024, and 1024 (with the code's own offset) taken off again. Exact. Four codes a register.
+# Codes to float16 without int-to-float conversions, which run at an eighth of the rate of arithmetic: the code is put into the
+# low bits of the number 1024, and then 1024 (and the code's offset) is subtracted. Exact. Four codes in a register.
 CODES8 = tl.constexpr("""
 {
 .reg .b32 t, c;
@@ -48,7 +48,7 @@ fma.rn.f16x2 $3, $3, d, e;
 
 @triton.jit
 def codes8(stored, ASSEMBLY: tl.constexpr):
-    """int8 codes as float16."""
+    """Convert int8 codes to float16."""
     if ASSEMBLY:
         codes = tl.inline_asm_elementwise(CODES8, "=r,=r,r", [stored], dtype=tl.float16, is_pure=True, pack=4)
     else:
@@ -58,7 +58,7 @@ def codes8(stored, ASSEMBLY: tl.constexpr):
 
 @triton.jit
 def codes4(stored, ASSEMBLY: tl.constexpr):
-    """The low and the high codes of int4 bytes, less 8, as float16."""
+    """Convert int4 bytes to float16: (low codes - 8, high codes - 8)."""
     if ASSEMBLY:
         low, high = tl.inline_asm_elementwise(
             CODES4, "=&r,=&r,=&r,=&r,r", [stored], dtype=(tl.float16, tl.float16), is_pure=True, pack=4
@@ -105,7 +105,7 @@ def _dequantize_kernel(
 
 
 def dequantize(weight: Int8Weight | Int4Weight, dtype: torch.dtype) -> torch.Tensor:
-    """`quantized.dequantize`: (N, K) of `dtype`, the same bits."""
+    """`quantized.dequantize` on a GPU: (N, K) of `dtype`, with the same bits."""
     rows, columns = weight.shape
     device = weight.values.device
     out = torch.empty(rows, columns, dtype=dtype, device=device)

@@ -2,10 +2,10 @@
 
     v = base + diff in float32;  out = v, rounded once to nearest even;  lanes[l] += float64(v[1024 k + l]), k = 0..63
 
-A program owns one chunk of 65536 elements and walks it in rows of 1024: with 4 warps that is 8 elements a thread, 16 bytes
-of a 16-bit type. The sum of a chunk so comes in the order that `reference.diff_add` defines, with no atomics. 16-bit
-patterns travel as int16: bfloat16 is widened and rounded by integer arithmetic (the interpreter's own is wrong), and the
-NaN of cvt.rn.f16.f32 (0x7fff) is replaced by the canonical one.
+A program handles one chunk of 65536 elements in rows of 1024: with 4 warps that is 8 elements a thread, 16 bytes of a 16-bit
+type. A chunk is thus summed in the order that `reference.diff_add` defines, without atomics. 16-bit values are passed as
+int16: bfloat16 is widened and rounded in integer arithmetic (the interpreter's own is wrong), and the NaN of cvt.rn.f16.f32
+(0x7fff) is replaced by the canonical one.
 """
 
 import torch
@@ -22,15 +22,15 @@ CODES = {torch.float32: FLOAT32, torch.float16: FLOAT16, torch.bfloat16: BFLOAT1
 
 @triton.jit
 def _widen(stored, CODE: tl.constexpr):
-    """A loaded row as float32; bfloat16 comes as int16."""
+    """Widen a loaded row to float32; bfloat16 is passed as int16."""
     if CODE == 2:
         return (stored.to(tl.int32) << 16).to(tl.float32, bitcast=True)
     else:
         return stored.to(tl.float32)
 
 
-# Numbers that are 1 or multiples of 16, and pointers that are, would each take a kernel of their own: pieces and parts of a
-# recovery are of any size and place, and a kernel takes a second to compile.
+# Triton compiles a kernel of its own for an integer that is 1 or a multiple of 16, and for a pointer that is such a multiple.
+# Pieces of a recovery have any size and place, and a kernel takes a second to compile.
 @triton.jit(
     do_not_specialize=["first_chunk", "count"],
     do_not_specialize_on_alignment=["sums_ptr", "overflowed_ptr", "nonfinite_ptr"],
@@ -40,12 +40,12 @@ def _diff_add_kernel(
     BASE: tl.constexpr, DIFF: tl.constexpr, OUT: tl.constexpr, SUBTRACT: tl.constexpr, MASKED: tl.constexpr,
     CHUNK: tl.constexpr, LANES: tl.constexpr,
 ):  # fmt: skip
-    """Chunk first_chunk + program_id. MASKED: the last chunk, of which `count` elements of the tensor are left over."""
+    """Chunk first_chunk + program_id. MASKED: it is the last one, with only `count` elements."""
     chunk = first_chunk + tl.program_id(0)
     lane = tl.arange(0, LANES)
     start = chunk.to(tl.int64) * CHUNK
     lanes = tl.zeros((LANES,), dtype=tl.float64)
-    counts = tl.zeros((LANES,), dtype=tl.int32)  # nonfinite in the upper half, overflowed in the lower: 64 at most each
+    counts = tl.zeros((LANES,), dtype=tl.int32)  # upper 16 bits: nonfinite; lower: overflowed; at most 64 each
     for row in range(CHUNK // LANES):
         offsets = start + row * LANES + lane
         if MASKED:
@@ -67,20 +67,20 @@ def _diff_add_kernel(
         if OUT == 1:
             half = value.to(tl.float16).to(tl.int16, bitcast=True)
             stored = tl.where(nan, 0x7E00, half.to(tl.int32)).to(tl.int16)
-            limit = 0x477FF000  # 65520, the least that rounds to infinity
+            limit = 0x477FF000  # 65520, the smallest value that rounds to infinity
         elif OUT == 2:
             stored = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).to(tl.int16)
             limit = 0x7F7F8000  # the tie above the largest bfloat16
         else:
             stored = value
             limit = 0x7F800000
-        if MASKED:  # masked elements are 0 + 0: they change no lane (none is ever -0.0) and count nothing
+        if MASKED:  # masked elements are 0 + 0: they change no lane (none is ever -0.0) and no count
             tl.store(out_ptr + offsets, stored, mask=mask)
         else:
             tl.store(out_ptr + offsets, stored)
         lanes += value.to(tl.float64)
         counts += tl.where(magnitude >= 0x7F800000, 0x10000, (magnitude >= limit).to(tl.int32))
-    # Fold by halves: each reduction below is over two elements, i and i + w, so that its order cannot matter.
+    # Fold by halves: each reduction below adds just two elements, i and i + w, so its order cannot matter.
     lanes = tl.sum(tl.reshape(lanes, (2, LANES // 2)), axis=0)
     lanes = tl.sum(tl.reshape(lanes, (2, LANES // 4)), axis=0)
     lanes = tl.sum(tl.reshape(lanes, (2, LANES // 8)), axis=0)
@@ -96,7 +96,7 @@ def _diff_add_kernel(
 
 
 def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtract: bool = False) -> DiffStats:
-    """out = base + diff, or diff - base, and its stats; waits for the result. Arguments as for `launch`."""
+    """Compute out = base + diff, or diff - base; wait for it and return its stats. Arguments as for `launch`."""
     chunks = triton.cdiv(out.numel(), CHUNK)
     sums = torch.empty(chunks, dtype=torch.float64, device=out.device)
     counts = torch.empty(2, chunks, dtype=torch.int32, device=out.device)
@@ -108,8 +108,8 @@ def diff_add(base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor, *, subtr
 def compile_for(
     dtypes: tuple[torch.dtype, torch.dtype, torch.dtype], device: torch.device, *, subtract: bool = False
 ) -> None:
-    """Compiles what `launch` needs for these types of base, diff and out, or finds it compiled; waits for the GPU."""
-    count = CHUNK + 1  # a whole chunk and a rest
+    """Compile what `launch` needs for these types of (base, diff, out), unless it is compiled; wait for the GPU."""
+    count = CHUNK + 1  # a whole chunk and a partial one
     left, right, target = (torch.zeros(count, dtype=dtype, device=device) for dtype in dtypes)
     diff_add(left, right, target, subtract=subtract)
 
@@ -123,11 +123,12 @@ def launch(
     *,
     subtract: bool = False,
 ) -> None:
-    """out = base + diff, or diff - base, on the current stream, without waiting for it.
+    """Start out = base + diff, or diff - base, on the current stream, without waiting. Same bits as `reference.diff_add`.
 
-    Flat contiguous tensors of one length on one GPU, `out` apart from the inputs; float32, float16 or bfloat16 each. For
-    each chunk of 65536 elements `sums` (chunks,) float64 takes the sum before rounding, `counts` (2, chunks) int32 the
-    overflowed and the nonfinite. Bits and sums are those of `reference.diff_add`. ValueError names the argument.
+    base, diff, out: (n,) contiguous, on one GPU, each float32, float16 or bfloat16; `out` does not overlap the inputs.
+    sums: (chunks,) float64, receives the sum of each chunk of 65536 elements before rounding.
+    counts: (2, chunks) int32, receives the numbers of overflowed and of nonfinite values of each chunk.
+    Raises ValueError naming the argument.
     """
     for name, tensor in (("base", base), ("diff", diff), ("out", out)):
         check_device(name, tensor, base.device)
@@ -147,7 +148,7 @@ def launch(
 
 
 def _stored(tensor: torch.Tensor, is_output: bool) -> torch.Tensor:
-    """16-bit patterns as int16 where the kernel handles bits: all outputs, and bfloat16 inputs."""
+    """View as int16 what the kernel handles as bits: 16-bit outputs, and bfloat16 inputs."""
     as_bits = tensor.dtype == torch.bfloat16 or (is_output and tensor.dtype == torch.float16)
     return tensor.view(torch.int16) if as_bits else tensor
 

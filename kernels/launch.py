@@ -1,4 +1,4 @@
-"""What every wrapper shares: checks before a launch, and how kernels follow each other on the GPU."""
+"""What all wrappers of kernels share: checks before a launch, and dependent launch, which overlaps successive kernels."""
 
 from functools import cache
 from typing import Any
@@ -13,18 +13,18 @@ PDL_CODES = {name: code for code, name in enumerate(TRIGGERS, 1)}  # the constex
 
 
 def interpreting() -> bool:
-    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 before triton was imported), on CPU tensors."""
+    """Whether kernels run in Triton's interpreter, on CPU tensors (TRITON_INTERPRET=1 before triton was imported)."""
     return bool(triton.knobs.runtime.interpret)
 
 
 def check_device(name: str, tensor: torch.Tensor, device: torch.device) -> None:
-    """ValueError unless `tensor` lies on `device`, a GPU (or anywhere in the interpreter)."""
+    """Raise ValueError unless `tensor` is on `device` and that is a GPU (or any device, in the interpreter)."""
     if tensor.device != device or (tensor.device.type != "cuda" and not interpreting()):
         raise ValueError(f"{name} is on {tensor.device}, wanted {device if device.type == 'cuda' else 'a GPU'}")
 
 
 def check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], device: torch.device) -> None:
-    """ValueError unless `tensor` is contiguous, of `shape`, on `device`."""
+    """Raise ValueError unless `tensor` is contiguous, of `shape`, and on `device`."""
     check_device(name, tensor, device)
     if tuple(tensor.shape) != shape or not tensor.is_contiguous():
         strided = "" if tensor.is_contiguous() else " (strided)"
@@ -33,9 +33,9 @@ def check(name: str, tensor: torch.Tensor, shape: tuple[int, ...], device: torch
 
 @cache
 def dependent_launch(device: torch.device) -> bool:
-    """Whether kernels on `device` may start before the one before them has ended (Hopper and later, Triton >= 3.4).
+    """Whether a kernel on `device` may start before the previous one has ended (Hopper and later, Triton >= 3.4).
 
-    Such a kernel is compiled with PDL: it fetches what no kernel writes (weights), waits, and then reads the rest.
+    Such a kernel is compiled with PDL: it prefetches what no kernel writes (weights), waits, and then reads the rest.
     """
     if device.type != "cuda" or interpreting() or not hasattr(tl.extra.cuda, "gdc_wait"):
         return False
@@ -43,21 +43,24 @@ def dependent_launch(device: torch.device) -> bool:
 
 
 def pdl(device: torch.device, trigger: str = "early") -> dict[str, Any]:
-    """The launch's keywords: the constexpr PDL, and the launch attribute where the device has it."""
+    """Keywords of a launch: the constexpr PDL, and the launch attribute if the device supports it.
+
+    trigger: when the next kernel may start, one of `settings.TRIGGERS`.
+    """
     return {"PDL": PDL_CODES[trigger], "launch_pdl": True} if dependent_launch(device) else {"PDL": 0}
 
 
 def pdl_code(trigger: str | None) -> int:
-    """The constexpr PDL of a gate's case."""
+    """The constexpr PDL for `trigger` in a case of the gate; None: no dependent launch."""
     return PDL_CODES[trigger] if trigger else 0
 
 
 @triton.jit
 def wait_for_inputs(PDL: tl.constexpr):
-    """Every program calls this, before it reads what an earlier kernel wrote and before it writes anything.
+    """Wait for the earlier kernels. Every program calls this before it reads their results and before it writes anything.
 
-    Each kernel waits for the whole of the one before it, and so for all before that. When the next one may start is no
-    matter of right or wrong, for it waits alike: before this one waits (1), when it has waited (2), or where the kernel says
+    Each kernel waits until the whole previous one has ended, and so for all before that. When the next kernel may start does
+    not affect correctness, since it waits too: before this one waits (PDL 1), when it has waited (2), or where it calls
     `start_next` (3).
     """
     if PDL == 1:
@@ -70,14 +73,14 @@ def wait_for_inputs(PDL: tl.constexpr):
 
 @triton.jit
 def start_next(PDL: tl.constexpr):
-    """The late place to let the next kernel start, where most of this one's memory traffic is done."""
+    """Let the next kernel start, if its trigger is "late": call it when most of this kernel's memory traffic is done."""
     if PDL == 3:
         tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
 def prefetch(pointers):
-    """Asks for the lines at `pointers` to come into the L2 cache; never in the interpreter, which has no assembly."""
+    """Prefetch the lines at `pointers` into the L2 cache. Not for the interpreter, which has no assembly."""
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [pointers], dtype=tl.int32, is_pure=False, pack=1
     )

@@ -1,7 +1,7 @@
 """RMSNorm on a GPU: y = x * rsqrt(mean(x^2) + eps), rounded to x's type, times the weight.
 
-`inverse_rms` is inlined by the products that norm their input themselves (kernels/product.py). Its sum is folded by pairs, so
-that a row's norm depends neither on the kernel that made it nor on its warps.
+`inverse_rms` is inlined by the products that normalise their input themselves (kernels/product.py). Its sum is folded by pairs,
+so a row's norm depends neither on the kernel that computes it nor on the number of warps.
 """
 
 import torch
@@ -17,10 +17,10 @@ LANES = 1024
 
 @triton.jit
 def inverse_rms(row_ptr, eps, H: tl.constexpr, LANES: tl.constexpr):
-    """1 / sqrt(mean of the squares of the H elements at row_ptr + eps), float32."""
+    """1 / sqrt(mean(x^2) + eps) in float32, for the H elements x at row_ptr."""
     lane = tl.arange(0, LANES)
     squares = tl.zeros((LANES,), dtype=tl.float32)
-    for start in tl.static_range(0, H, LANES):  # unrolled: all loads are on their way before the first is needed
+    for start in tl.static_range(0, H, LANES):  # unrolled, so that all loads are issued before the first is needed
         x = tl.load(row_ptr + start + lane, mask=start + lane < H, other=0.0).to(tl.float32)
         squares += x * x
     return 1 / tl.sqrt(sum_of(squares, LANES) / H + eps)
@@ -28,7 +28,7 @@ def inverse_rms(row_ptr, eps, H: tl.constexpr, LANES: tl.constexpr):
 
 @triton.jit
 def sum_of(values, COUNT: tl.constexpr):
-    """The sum of the COUNT values (64 to 1024, a power of two), neighbours first: each step adds two, in one order only."""
+    """Sum COUNT values (a power of two, 64 to 1024), adjacent pairs first: each step adds two, so the order is fixed."""
     if COUNT >= 1024:
         values = tl.sum(tl.reshape(values, (COUNT // 2, 2)), axis=1)
     if COUNT >= 512:
@@ -63,7 +63,7 @@ def _rms_norm_kernel(x_ptr, weight_ptr, out_ptr, eps, H: tl.constexpr, LANES: tl
 def rms_norm(
     x: torch.Tensor, weight: torch.Tensor, eps: float, *, out: torch.Tensor | None = None, trigger: str = "early"
 ) -> torch.Tensor:
-    """`reference.rms_norm` of x (T, H) and weight (H,), all of one type. `trigger`: when the next kernel may start."""
+    """`reference.rms_norm` of x (T, H) and weight (H,), all of one dtype. `trigger`: when the next kernel may start."""
     out = torch.empty_like(x) if out is None else out
     rows, hidden = x.shape
     check("x", x, (rows, hidden), x.device)

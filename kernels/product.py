@@ -1,20 +1,20 @@
-"""The products of a decode step: y = x W^T for 1 to 64 rows of x at a time, with what stands before and after fused in.
+"""The products of a decode step: y = x W^T for 1 to 64 rows of x, fused with the ops before and after.
 
     qkv_rope_store   RMSNorm, product, rotary embedding of q and k, k and v into the paged cache
     gate_up          RMSNorm, product, silu(gate) * up
     linear_add       product, residual
-    head             RMSNorm, product in float32, and of each BLOCK_N logits the greatest
+    head             RMSNorm, product in float32, and the greatest of each BLOCK_N logits
 
-One kernel. A program owns BLOCK_N rows of W and all (at most 64, for int4 32) rows of x, and walks K in tiles, W being the
-left operand of the tensor cores. A tile of W comes once from memory, whatever T is: where x has more rows, the programs that
-share it are neighbours in the grid, so that they run at the same time and all but the first find it in the L2 cache. Where the
-epilogue needs two outputs together (the two halves of a head, gate and up) the tile's first half of rows is one of each pair
-and its second half the other.
+All are one kernel. A program handles BLOCK_N rows of W and all rows of x (at most 64; for int4, 32), and walks K in tiles; W is
+the left operand of the tensor cores. A tile of W is read from memory once, whatever T is: if x has more rows, the programs that
+share the tile are adjacent in the grid, so they run at the same time and all but the first find it in the L2 cache. If the
+epilogue needs two outputs together (the halves of a head, gate and up), the first half of a tile's rows holds the first of each
+pair, and the second half the second.
 
-The result depends neither on T nor on how a product is launched (kernels/settings.py): K is walked in the same order, and the
-tensor instruction is the same m16n8k16 on every GPU since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the
-gate looks). Where rows are many the norm is a kernel of its own, with the same bits. W is float16, bfloat16, float32, int8
-(codes are exact in 16 bits; the row's scale is applied to the sum) or int4 (dequantised to x's type).
+The result depends neither on T nor on how a product is launched (kernels/settings.py): K is walked in the same order, with the
+same tensor instruction, m16n8k16, on every GPU since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the gate
+checks that it is not used). For many rows the norm is a separate kernel, with the same bits. W is float16, bfloat16, float32,
+int8 (codes are exact in 16 bits; the row's scale is applied to the sum) or int4 (dequantised to x's type).
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ from .settings import product as rule
 from .silu import silu_mul
 
 EPILOGUES = {"linear": 0, "linear_add": 1, "gate_up": 2, "qkv_rope_store": 3, "head": 4}
-WIDENED_BYTES = 512 << 20  # memory that a quantised matrix is dequantised into at a time, for many rows
+WIDENED_BYTES = 512 << 20  # memory for dequantised rows of a matrix at a time, for many rows of x
 
 
 @triton.jit(do_not_specialize=["T"])
@@ -58,17 +58,17 @@ def _product_kernel(
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LANES: tl.constexpr, AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    """Rows of W from program_id(1) * BLOCK_N (or pairs), rows of x from program_id(0) * BLOCK_T: programs that read the same
-    tiles of W run side by side.
+    """Rows of W (or pairs of rows) from program_id(1) * BLOCK_N, rows of x from program_id(0) * BLOCK_T.
 
-    AHEAD: tiles of W asked for before anything else, with ASSEMBLY, which the interpreter does not have.
+    In this order, programs that read the same tiles of W run at the same time. AHEAD: tiles of W prefetched before anything
+    else, with ASSEMBLY, which the interpreter lacks.
     """
     HALF: tl.constexpr = BLOCK_N // 2
     PAIRED: tl.constexpr = EPILOGUE == 2 or EPILOGUE == 3
     first_t, part = tl.program_id(0) * BLOCK_T, tl.program_id(1)
     t = first_t + tl.arange(0, BLOCK_T)
     r = tl.arange(0, BLOCK_N)
-    if PAIRED:  # pair i: its first row of W, and where the second one lies
+    if PAIRED:  # n: the row of W for each row of the tile, the first or the second of pair i
         i = part * HALF + r % HALF
         if EPILOGUE == 2:
             n = (r // HALF) * (N // 2) + i
@@ -85,7 +85,7 @@ def _product_kernel(
     EVEN: tl.constexpr = WHOLE and STRIDE % WIDTH == 0
     row = n.to(tl.int64) * STRIDE
     column = tl.arange(0, WIDTH)
-    if ASSEMBLY and AHEAD > 0:  # memory works while the kernel before this one ends, and while x is normed
+    if ASSEMBLY and AHEAD > 0:  # uses the memory while the previous kernel ends, and while x is normalised
         LINE: tl.constexpr = 1024 // max(BITS, 8)  # stored elements in 128 bytes
         line = tl.arange(0, WIDTH // LINE if WIDTH > LINE else 1) * LINE
         at = w_ptr + tl.where(inside, row, 0)[:, None] + line[None, :]
@@ -95,9 +95,9 @@ def _product_kernel(
     kind = x_ptr.dtype.element_ty
     if NORM:
         rms = tl.zeros((BLOCK_T,), dtype=tl.float32)
-        for one in range(0, tl.minimum(T - first_t, BLOCK_T)):
-            scale = inverse_rms(x_ptr + (first_t + one).to(tl.int64) * K, eps, K, LANES)
-            rms = tl.where(t == first_t + one, scale, rms)
+        for i_t in range(0, tl.minimum(T - first_t, BLOCK_T)):
+            scale = inverse_rms(x_ptr + (first_t + i_t).to(tl.int64) * K, eps, K, LANES)
+            rms = tl.where(t == first_t + i_t, scale, rms)
     acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
     x_rows = x_ptr + t.to(tl.int64)[:, None] * K
     for tile in range(0, tl.cdiv(STRIDE, WIDTH)):
@@ -185,7 +185,7 @@ def _product_kernel(
 def _x_tile(
     x_rows, norm_ptr, k, t, T, rms, K: tl.constexpr, BLOCK_K: tl.constexpr, NORM: tl.constexpr, KIND: tl.constexpr
 ):
-    """Columns k of x, (BLOCK_T, len(k)), normed where NORM says so, in the rounding steps of `reference.rms_norm`."""
+    """Load columns k of x, (BLOCK_T, len(k)); with NORM, normalise them with the rounding steps of `reference.rms_norm`."""
     if K % BLOCK_K == 0:
         x = tl.load(x_rows + k[None, :], mask=(t < T)[:, None], other=0.0)
     else:
@@ -221,7 +221,7 @@ def _launch(
 
 
 def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-    """(values, scales, bits) as the kernel takes them."""
+    """(values, scales, bits) of a weight for the kernel. ValueError if it or x is strided or on another device."""
     values, scales = (weight, None) if isinstance(weight, torch.Tensor) else (weight.values, weight.scales)
     for name, tensor in (("weight", values), ("x", x), ("weight's scales", scales)):
         if tensor is not None:
@@ -238,7 +238,7 @@ def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
 def small(rows: int, each_row: bool) -> bool:
     """Whether the kernel above serves: always where a row must not depend on the others, else up to its 64 rows.
 
-    Longer prompts are bound by arithmetic, where torch's library (cuBLAS) is at home.
+    Longer prompts are bound by arithmetic, for which cuBLAS is better.
     """
     return each_row or rows <= MAX_ROWS
 
@@ -266,7 +266,7 @@ def qkv_rope_store(
     positions: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor,
     *, q: torch.Tensor, each_row: bool = False, coarse: bool = False,
 ) -> None:  # fmt: skip
-    """`reference.qkv_rope_store`, of the joined matrix."""
+    """`reference.qkv_rope_store` for one joined matrix."""
     weight = _joined(weights)
     kv_heads, dim = k_cache.shape[2:]
     heads = (q.shape[1], kv_heads, dim)
@@ -300,7 +300,7 @@ def gate_up(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight],
     *, out: torch.Tensor, each_row: bool = False, coarse: bool = False,
 ) -> torch.Tensor:  # fmt: skip
-    """`reference.gate_up`, of the joined matrix."""
+    """`reference.gate_up` for one joined matrix."""
     weight = _joined(weights)
     check("out", out, (x.shape[0], weight.shape[0] // 2), x.device)
     if small(x.shape[0], each_row):

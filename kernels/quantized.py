@@ -1,12 +1,12 @@
-"""The one quantised format, for GPU and CPU, in memory as on disk: reference quantiser and dequantiser.
+"""The quantised format, the same for GPU and CPU, in memory and on disk: reference quantiser and dequantiser.
 
-    int8:  w[n, k] ~ q[n, k] * s[n]            q in -127..127, s float32 a row
-    int4:  w[n, k] ~ (u[n, k] - 8) * s[n, g]   u in 0..15, s float16 a group g of GROUP columns
+    int8:  w[n, k] ~ q[n, k] * s[n]            q in -127..127, s float32 for each row
+    int4:  w[n, k] ~ (u[n, k] - 8) * s[n, g]   u in 0..15, s float16 for each group g of GROUP columns
 
 An int4 row is ceil(K / GROUP) groups of GROUP / 2 bytes: byte j of a group holds its column j in the low four bits and column
 j + GROUP / 2 in the high four, so that one mask and one shift of a 32-byte vector give 64 columns in order. Columns that pad
-the last group are zero. The scale of a group is the one of several candidates that leaves the least squared error; README has
-the measured errors of scheme and group size. 4.25 bits a weight, against 8 and a little for int8.
+the last group are zero. Of several candidate scales, a group gets the one with the least squared error; README has the
+measured errors by scheme and group size. int4 takes 4.25 bits a weight, int8 a little over 8.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEME = "baize-1"  # written into saved models; a change of the layout or of its meaning takes another name
+SCHEME = "baize-1"  # written into saved models; a change of the layout or its meaning needs another name
 GROUP = 64  # columns that share an int4 scale
-CANDIDATES = (1.0, 0.95, 0.9, 0.85)  # of the scale that puts a group's extreme on -8: less range, finer steps
-ROWS = 1 << 22  # weights quantised at a time, which bounds the temporary memory
+CANDIDATES = (1.0, 0.95, 0.9, 0.85)  # times the scale that maps a group's extreme to -8: less range, finer steps
+ROWS = 1 << 22  # weights quantised at a time, to bound temporary memory
 
 
 @dataclass(frozen=True)
@@ -67,11 +67,11 @@ class Int4Weight:
 Weight = Tensor | Int8Weight | Int4Weight
 
 
-Stored = tuple[str, tuple[int, ...]]  # a tensor's type and shape
+Stored = tuple[str, tuple[int, ...]]  # a tensor's dtype and shape
 
 
 def layout(kind: str, rows: int, columns: int) -> tuple[Stored, Stored]:
-    """What the values and the scales of a matrix of `kind`, "int8" or "int4", are stored as."""
+    """dtype and shape of (values, scales) of a matrix (rows, columns) of `kind`, "int8" or "int4"."""
     if kind == "int8":
         return ("int8", (rows, columns)), ("float32", (rows,))
     if kind == "int4":
@@ -81,7 +81,7 @@ def layout(kind: str, rows: int, columns: int) -> tuple[Stored, Stored]:
 
 
 def matrix(kind: str, values: Tensor, scales: Tensor, columns: int) -> Int8Weight | Int4Weight:
-    """A matrix (N, columns) of its stored tensors."""
+    """Make a matrix (N, columns) of its stored tensors."""
     return Int8Weight(values, scales) if kind == "int8" else Int4Weight(values, scales, columns)
 
 
@@ -94,10 +94,10 @@ def empty(kind: str, rows: int, columns: int, device: str = "cpu") -> Int8Weight
 
 
 def quantize(weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None) -> Int8Weight | Int4Weight:
-    """`weight` (N, K) in float32, float16 or bfloat16 as "int8" or "int4", into `out` where given.
+    """Quantise `weight` (N, K) of float32, float16 or bfloat16 to `kind`, "int8" or "int4", into `out` if given.
 
-    Computed in float32 on the weight's device, rows at a time, with the same bits on each. ValueError where a value is not
-    finite: it has no code.
+    Computed in float32 on the weight's device, some rows at a time, with the same bits on every device. Raises ValueError if
+    a value is not finite, since it has no code, or a shape or type is wrong.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}, wanted a float matrix (N, K)")
@@ -119,7 +119,7 @@ def quantize(weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None =
 
 def _quantize_int8(block: Tensor, out: Int8Weight) -> None:
     extreme = block.abs().amax(1)
-    # by a tensor: a division by a number is one by its reciprocal on a GPU, an ulp away from the CPU's
+    # divided by a tensor: on a GPU, dividing by a number multiplies by its reciprocal, an ulp off the CPU's result
     scales = (extreme / torch.full_like(extreme, 127.0)).clamp(min=torch.finfo(torch.float32).tiny)
     out.scales.copy_(scales)
     out.values.copy_((block / scales[:, None]).round().clamp(-127, 127))
@@ -128,7 +128,7 @@ def _quantize_int8(block: Tensor, out: Int8Weight) -> None:
 def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
     rows, groups = out.scales.shape
     padded = torch.nn.functional.pad(block, (0, groups * GROUP - block.shape[1])).view(rows, groups, GROUP)
-    extreme = padded.gather(2, padded.abs().argmax(2, keepdim=True))  # with its sign: -8 has no positive twin
+    extreme = padded.gather(2, padded.abs().argmax(2, keepdim=True))  # signed, because -8 has no positive counterpart
     best = torch.full_like(extreme, float("inf"))
     codes, scales = torch.zeros_like(padded), torch.zeros_like(extreme, dtype=torch.float16)
     for factor in CANDIDATES:
@@ -146,7 +146,7 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
 
 
 def _sum_of_group(x: Tensor) -> Tensor:
-    """The sums over the last dimension, GROUP long and kept as 1: by halves, so in one order on every device."""
+    """Sum over the last dimension, GROUP long and kept as 1, by halves: the order is the same on every device."""
     while x.shape[-1] > 1:
         first, second = x.chunk(2, -1)
         x = first + second
@@ -154,7 +154,7 @@ def _sum_of_group(x: Tensor) -> Tensor:
 
 
 def dequantize(weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """The matrix (N, K) that `weight` stands for: code times scale in float32, rounded once to `dtype`."""
+    """Dequantise `weight` to (N, K) of `dtype`: code times scale in float32, rounded once. A tensor is only converted."""
     if isinstance(weight, Int8Weight):
         return (weight.values.float() * weight.scales[:, None]).to(dtype)
     if isinstance(weight, Int4Weight):
@@ -172,7 +172,7 @@ def rows(weight: Weight, begin: int, end: int) -> Weight:
 
 
 def join(weights: Sequence[Weight]) -> Weight:
-    """Weights of one kind and K below each other, in new memory."""
+    """Concatenate weights of one kind and K along their rows, in new memory."""
     first = weights[0]
     if isinstance(first, Tensor):
         return torch.cat([w for w in weights if isinstance(w, Tensor)])

@@ -1,7 +1,8 @@
 """The plain-torch definition of every op: numerics contract, test oracle, benchmark baseline and last fallback.
 
-T tokens, H hidden, D head dimension, V vocabulary, S sequences. Activations are float32 on the CPU whatever the weights'
-type, and the weights' 16-bit type on a GPU; every product accumulates in float32. An op with `out` writes there and returns it.
+In shapes: T tokens, H hidden size, D head_dim, V vocabulary, S sequences. Activations are float32 on the CPU, whatever the
+weights' dtype, and of the weights' 16-bit dtype on a GPU; products accumulate in float32. An op with `out` writes there and
+returns it.
 """
 
 from __future__ import annotations
@@ -17,28 +18,28 @@ from .quantized import Int4Weight, Int8Weight, Weight, dequantize, quantize, row
 
 # diff_add
 
-CHUNK = 65536  # elements whose sum is taken as one
+CHUNK = 65536  # elements that are summed together
 LANES = 1024  # float64 accumulators of a chunk
 CANONICAL_NAN = {torch.float32: 0x7FC00000, torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}
 
 
 @dataclass(frozen=True)
 class DiffStats:
-    """`chunk_sums`: float64 (ceil(n / CHUNK),), of the values before rounding. `overflowed`: finite values that became
-    infinite in the output type. `nonfinite`: values that were NaN or infinite before rounding."""
+    """Sums and counts of a `diff_add` of n elements."""
 
-    chunk_sums: Tensor
-    overflowed: int
-    nonfinite: int
+    chunk_sums: Tensor  # (ceil(n / CHUNK),) float64, of the values before rounding
+    overflowed: int  # finite values that became infinite in the output type
+    nonfinite: int  # values that were NaN or infinite before rounding
 
 
 def diff_add(base: Tensor, diff: Tensor, out_dtype: torch.dtype, *, subtract: bool = False) -> tuple[Tensor, DiffStats]:
-    """float32(diff) + float32(base), or diff - base, rounded once to nearest even to `out_dtype`; shapes as the inputs'.
+    """float32(diff) + float32(base), or diff - base, rounded once to nearest even to `out_dtype`, with its stats.
 
-    float32, float16 and bfloat16 in any mix. Denormals are kept; every NaN becomes the canonical positive quiet NaN. All
-    backends give equal bits, and equal sums: in each chunk of the flattened values, lane l of LANES adds elements
-    l, l + LANES, ... in order from 0.0, then the upper half of the lanes is added to the lower until one is left. A tensor's
-    sum is that of its chunks in order from 0.0.
+    base, diff: of the same shape, which is the result's; float32, float16 or bfloat16 in any mix (else ValueError).
+
+    Denormals are kept; every NaN becomes the canonical positive quiet NaN. All backends give equal bits and equal sums: in
+    each chunk of the flattened values, lane l of LANES adds elements l, l + LANES, ... in order from 0.0, then the upper half
+    of the lanes is added to the lower until one is left. A tensor's sum adds those of its chunks in order from 0.0.
     """
     for name, tensor in (("base", base), ("diff", diff)):
         if tensor.dtype not in CANONICAL_NAN:
@@ -58,7 +59,9 @@ def diff_add(base: Tensor, diff: Tensor, out_dtype: torch.dtype, *, subtract: bo
 
 def _chunk_sums(values: Tensor) -> Tensor:
     chunks = -(-values.numel() // CHUNK)
-    padded = F.pad(values.double(), (0, chunks * CHUNK - values.numel()))  # +0.0 changes no lane: none is ever -0.0
+    padded = F.pad(
+        values.double(), (0, chunks * CHUNK - values.numel())
+    )  # adding 0.0 changes no lane: none is ever -0.0
     rows = padded.view(chunks, CHUNK // LANES, LANES)
     lanes = torch.zeros(chunks, LANES, dtype=torch.float64, device=values.device)
     for row in range(CHUNK // LANES):
@@ -71,17 +74,17 @@ def _chunk_sums(values: Tensor) -> Tensor:
 
 # The decoder
 
-WIDENED_BYTES = 32 << 20  # float32 memory that `linear` takes at a time for 16-bit weights on the CPU
+WIDENED_BYTES = 32 << 20  # float32 memory that `linear` uses at a time for 16-bit weights on the CPU
 
 
 def embed(ids: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """Rows of `weight` (V, H) for `ids` (T,) int64: (T, H) in the activation type."""
+    """Rows of `weight` (V, H) for `ids` (T,) int64. Returns (T, H) in the activation dtype."""
     rows = weight.index_select(0, ids)
     return _into(out, rows.float() if weight.device.type == "cpu" else rows)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) in float32, rounded to x's type, times `weight` (H,). x: (T, H)."""
+    """x / sqrt(mean(x^2) + eps) in float32, rounded to x's dtype, times `weight` (H,). x: (T, H)."""
     wide = x.float()
     normed = (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
     return _into(out, normed * weight.to(x.dtype))
@@ -124,10 +127,12 @@ def rope_and_store(
     v_cache: Tensor,
     slots: Tensor,
 ) -> None:
-    """Rotates q (T, Hq, D) in place and k (T, Hkv, D) on its way into the cache, where v goes too.
+    """Rotate q in place, and write the rotated k, and v, to the cache.
 
-    Halves of a head are rotated against each other (transformers' layout): cos and sin are (P, D/2) float32, row
-    `positions` (T,) int64 of each. k_cache and v_cache: (blocks, block, Hkv, D); `slots` (T,) int64 count their rows.
+    q: (T, Hq, D). k, v: (T, Hkv, D). The first half of a head is rotated against the second (transformers' layout).
+    cos, sin: (P, D/2) float32; row positions[t] is used for token t. positions: (T,) int64.
+    k_cache, v_cache: (blocks, block, Hkv, D). slots: (T,) int64, the row of each token in the cache: block number * block size
+    + offset in the block.
     """
     c, s = cos[positions].unsqueeze(1), sin[positions].unsqueeze(1)  # (T, 1, D/2)
     q.copy_(_rotate(q, c, s))
@@ -169,7 +174,7 @@ def attention(
         blocks = block_tables[s, : -(-length // block)].long()
         keys = k_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)  # (Hkv, L, D)
         values = v_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)
-        # fresh memory, as in `linear`; rows of one key head follow each other
+        # fresh memory, as in `linear`; rows that share a key head are adjacent
         queries = q[begin:end].float().transpose(0, 1).clone(memory_format=torch.contiguous_format)
         queries = queries.view(kv_heads, group * (end - begin), dim)
         scores = torch.bmm(queries, keys.transpose(1, 2)).view(kv_heads, group, end - begin, length) * scale
@@ -183,9 +188,9 @@ def attention(
 
 
 def silu_mul(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
-    """silu(gate) * up, (T, I); silu in float32, rounded to the activation type before the product.
+    """silu(gate) * up, all (T, I); silu in float32, rounded to the activation dtype before the product.
 
-    Row by row on the CPU: torch's exp takes another path for the elements that a vector does not fill, and which those
+    Computed row by row on the CPU, because torch's exp treats elements that do not fill a vector differently, and which those
     are would depend on T.
     """
     if out is None:
@@ -200,7 +205,7 @@ def _into(out: Tensor | None, value: Tensor) -> Tensor:
     return value if out is None else out.copy_(value)
 
 
-# The fused ops that a decode step is made of: a layer is qkv_rope_store, attention, linear_add, gate_up, linear_add.
+# The fused ops of a decode step. A layer is qkv_rope_store, attention, linear_add, gate_up, linear_add.
 
 
 def qkv_rope_store(
@@ -273,8 +278,8 @@ def head(
 ) -> Tensor:
     """Logits (T, V) float32 of the hidden states x (T, H): rms_norm and the product with the output matrix.
 
-    `best` (T, ceil(V / BEST_BLOCK)) int32 takes the id of the greatest logit of each block, the first of equals, or NO_TOKEN
-    where one of them is not finite.
+    best: (T, ceil(V / BEST_BLOCK)) int32, receives the id of the greatest logit of each block, the first of equals, or
+    NO_TOKEN if one of the block is not finite.
     """
     out.copy_(linear(rms_norm(x, norm, eps), weight, each_row=each_row))
     if best is not None:
@@ -299,7 +304,7 @@ MOST_LOGITS = 1 << 19
 def mix(x: Tensor) -> Tensor:
     """A bijection of 32-bit integers (held in int64) that scatters every input bit: xor-shifts and odd multipliers.
 
-    The constants are lowbias32's (C. Wellons, hash-prospector). 32-bit arithmetic, so that a GPU does the same.
+    The constants are lowbias32's (C. Wellons, hash-prospector). The arithmetic is 32-bit, so that a GPU can do the same.
     """
     x = (x ^ (x >> 16)) * 0x7FEB352D & _MASK
     x = (x ^ (x >> 15)) * 0x846CA68B & _MASK
@@ -307,10 +312,10 @@ def mix(x: Tensor) -> Tensor:
 
 
 def uniform(seeds: Tensor, sample_index: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
-    """(S, N) float32 in (0, 1): one number for each (seed, sample index, position, token id), and the same on all backends.
+    """(S, N) float32 in (0, 1): one number for each (seed, sample index, position, token id), the same on all backends.
 
-    seeds, sample_index, positions: (S,) int64; tokens: the ids, (N,) int64; of the seed both 32-bit halves count. 23
-    random bits and a half, exact in float32, so that neither 0 nor 1 can come.
+    seeds, sample_index, positions: (S,) int64; of a seed both 32-bit halves count. tokens: (N,) int64 ids.
+    A number is 23 random bits and a half, exact in float32, so it is never 0 or 1.
     """
     row = mix((seeds & _MASK) ^ 0x9E3779B9)
     for counter in (seeds >> 32 & _MASK, sample_index & _MASK, positions.long() & _MASK):
@@ -332,27 +337,29 @@ def sample(
     out: Tensor | None = None,
     best: Tensor | None = None,
 ) -> Tensor:
-    """One token id for each row of `logits` (S, V) float32: (S,) int64. All other arguments are (S,).
+    """Choose a token id for each row of `logits` (S, V) float32. Returns (S,) int64.
 
-    temperature 0 takes the first greatest logit. Otherwise, in this order as in transformers: logits / temperature; keep
-    the top_k greatest (0: all); keep the likeliest whose probabilities reach top_p; keep those at least min_p times as
-    likely as the likeliest. Equals of the last one kept are kept. The draw is the greatest logit + Gumbel noise
-    -log(-log(u)), u from `uniform`: that is a draw from the softmax, and it depends on nothing but the row's own arguments.
-    A row with a logit that is not finite, or whose greatest is not when divided, gives NO_TOKEN. `best`, as `head` leaves it,
-    may save a pass over the logits.
+    Arguments but `best` are (S,): temperature, top_p, min_p float32, the others integers. `best`, as `head` leaves it, may save
+    a pass over the logits.
 
-    logits / temperature is float32. What follows is float64, and the probabilities are summed in whole multiples of
-    1 / SHARES of the likeliest's, which is exact in any order up to MOST_LOGITS of them: two forms of this op choose alike
-    but where their logarithms' last bits decide. A form in float32 (kernels/sample.py) may differ where two draws, or top_p
-    and a sum, are closer than float32 can tell, about once in a million draws.
+    temperature 0 takes the greatest logit, the first of equals. Otherwise, in this order, as in transformers: logits /
+    temperature; keep the top_k greatest (0: all); keep the likeliest whose probabilities reach top_p; keep those at least min_p
+    times as likely as the likeliest. Equals of the last one kept are kept. The choice is the greatest of logit + Gumbel noise
+    -log(-log(u)), u from `uniform`: a draw from the softmax that depends only on the row's own arguments.
+    A row gives NO_TOKEN if one of its logits, or its greatest divided by temperature, is not finite.
+
+    logits / temperature is float32. The rest is float64, and probabilities are summed as integer multiples of 1 / SHARES of the
+    likeliest's, which is exact in any order for up to MOST_LOGITS: two implementations agree, unless the last bits of their
+    logarithms decide. One in float32 (kernels/sample.py) may differ where two draws, or top_p and a sum, are closer than
+    float32 can tell, about once in a million draws.
     """
     greedy = temperature <= 0
     chosen = logits.argmax(-1)
     scaled = logits / torch.where(greedy, 1.0, temperature)[:, None]
     if not bool(greedy.all()):
         kept = _filter(scaled, top_k, top_p, min_p)
-        kept[:, :1] |= ~kept.any(1, keepdim=True)  # a row that is not finite, and gets NO_TOKEN below
-        ids = kept.any(0).nonzero()[:, 0]  # mostly few of the vocabulary
+        kept[:, :1] |= ~kept.any(1, keepdim=True)  # for a row that is not finite, which gets NO_TOKEN below
+        ids = kept.any(0).nonzero()[:, 0]  # usually a small part of the vocabulary
         noise = -torch.log(-torch.log(uniform(seeds, sample_index, positions, ids).double()))
         drawn = ids[torch.where(kept[:, ids], scaled[:, ids] + noise, float("-inf")).argmax(-1)]
         chosen = torch.where(greedy, chosen, drawn)
@@ -363,14 +370,14 @@ def sample(
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """(S, V) bool: the tokens that may be drawn."""
     vocabulary = scaled.shape[1]
-    most = int(top_k.max()) if bool((top_k > 0).all()) else vocabulary  # the greatest that can matter
+    most = int(top_k.max()) if bool((top_k > 0).all()) else vocabulary  # logits that can matter
     ordered = scaled.topk(most).values if most < vocabulary else scaled.sort(-1, descending=True).values
     last = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary) - 1
     kept = scaled >= ordered.gather(1, last[:, None])
     ordered = ordered.masked_fill(ordered < ordered.gather(1, last[:, None]), float("-inf"))
     top = ordered[:, :1].double()
     weights = ((ordered.double() - top).exp() * SHARES).round()
-    before = weights.cumsum(-1) - weights  # of all that are likelier
+    before = weights.cumsum(-1) - weights  # the sum of all that are likelier
     count = (before < top_p.double()[:, None] * weights.sum(-1, keepdim=True)).sum(-1).clamp(min=1)
     count = torch.where(top_p < 1, count, ordered.shape[1])
     kept &= scaled >= ordered.gather(1, count[:, None] - 1)
@@ -389,11 +396,12 @@ def advance(
     block_tables: Tensor,
     block: int,
 ) -> None:
-    """Makes the chosen `tokens` (S,) int64 the next step's input, where a row goes on; one that has ended stays as it is.
+    """Make the chosen `tokens` (S,) int64 the input of the next step, in the rows that continue; ended rows stay unchanged.
 
-    left (S,) int32: tokens that a row may still choose, this one included; it falls by one, and to 0 at a token of the row's
-    `stops` (S, n) int64 or a negative one. While it is above 0, ids, positions, slots (S,) int64 and lens (S,) int32 move
-    to the next place, whose block stands in block_tables (S, m) int32 already.
+    left: (S,) int32, the tokens that a row may still choose, including this one. It decreases by one, and to 0 at a token in
+    `stops` (S, n) int64 or a negative one.
+    ids, positions, slots: (S,) int64; lens: (S,) int32. In rows whose `left` is still above 0 they move to the next position.
+    block_tables: (S, m) int32; already has the block of the next position. block: tokens in a block.
     """
     ended = (stops == tokens[:, None]).any(1) | (tokens < 0)
     left.copy_(torch.where(ended, 0, (left - 1).clamp(min=0)))

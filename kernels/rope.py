@@ -1,6 +1,6 @@
 """Rotary embedding and the write to the paged cache, for prompts; decode steps do it in the product's epilogue.
 
-q'[d], q'[d + D/2] = q[d] cos - q[d + D/2] sin, q[d + D/2] cos + q[d] sin      d < D/2, and k alike
+q'[d], q'[d + D/2] = q[d] cos - q[d + D/2] sin, q[d + D/2] cos + q[d] sin      d < D/2, and likewise for k
 """
 
 import torch
@@ -10,7 +10,7 @@ import triton.language as tl
 from .gate import GateCase
 from .launch import check, pdl, pdl_code, wait_for_inputs
 
-PAIRS = 512  # pairs of elements a program turns
+PAIRS = 512  # pairs of elements that a program rotates
 
 
 @triton.jit
@@ -52,7 +52,7 @@ def rope_and_store(
     parts: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, positions: torch.Tensor, k_cache: torch.Tensor,
     v_cache: torch.Tensor, slots: torch.Tensor, *, q: torch.Tensor,
 ) -> None:  # fmt: skip
-    """`reference.rope_and_store` of the joined products `parts` (T, (Hq + 2 Hkv) D); the turned q go to q (T, Hq, D)."""
+    """`reference.rope_and_store` of the joined products `parts` (T, (Hq + 2 Hkv) D); writes the rotated q to q (T, Hq, D)."""
     rows, heads, dim = q.shape
     kv_heads = k_cache.shape[2]
     width = (heads + 2 * kv_heads) * dim

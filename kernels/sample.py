@@ -1,14 +1,14 @@
-"""Choosing tokens on a GPU without a sort and without the host, and what follows from the choice for the next step.
+"""Sampling on a GPU without a sort and without the host, and the preparation of the next step.
 
-    kept   the tokens that `reference.sample` keeps: logits at least a threshold, which a search finds bit by bit
-    token  argmax over the kept of logit / temperature - log(-log(u)), u by the counter hash of the reference
+    kept   the tokens that `reference.sample` keeps: logits of at least a threshold, which is found bit by bit
+    token  argmax over kept of logit / temperature - log(-log(u)), u from the reference's counter hash
 
-The search: floats of one sign order like their bits, so that a threshold is a 32-bit integer. Each pass over the logits asks
-for some candidates how many tokens (top_k), or what share of the probability (top_p), lies at or above them, and so fixes some
-bits. Shares are summed as integers, exactly, so that no order of summation shows in the result.
+The search: floats of one sign have the order of their bits, so a threshold is a 32-bit integer. Each pass over the logits
+finds, for some candidates, how many tokens (top_k) or what share of the probability (top_p) is at or above each, and thus fixes
+some bits. Shares are summed exactly, as integers, so the order of summation does not matter.
 
-The output product left the best of each block of logits (kernels/product.py). Greedy rows need no more; and where top_k is
-small, all that is kept lies in as many blocks, those of the greatest bests: 2048 logits, which stay in registers.
+The output product leaves the greatest of each block of logits (kernels/product.py). Greedy rows need no more. If top_k is
+small, all kept tokens are in the top_k blocks whose greatest logits are the greatest: at most 2048 logits, in registers.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ from .launch import check, check_device, pdl, pdl_code, wait_for_inputs
 from .reference import BEST_BLOCK
 from .settings import SampleSettings
 
-BLOCK = 2048  # logits a pass takes at a time
-PICKED = 64  # blocks that are looked at instead of all where top_k is no more
-EMBEDDED = 1024  # elements of a row that a program of embed copies
+BLOCK = 2048  # logits that a pass loads at a time
+PICKED = 64  # largest top_k for which only so many blocks are read instead of all
+EMBEDDED = 1024  # elements of a row that a program of `embed` copies
 
 
 @triton.jit
@@ -38,14 +38,14 @@ def _mix(x):
 
 @triton.jit
 def _order(x):
-    """An int32 that orders as the float32 x does."""
+    """An int32 with the same order as the float32 x."""
     bits = (x + 0.0).to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
 
 @triton.jit
 def _shares(x, top):
-    """exp(x - top) in whole multiples of 2^-34, of which 2^19 add up to less than an int64 holds: `reference.SHARES`."""
+    """exp(x - top) as an integer multiple of 2^-34 (`reference.SHARES`); the sum of 2^19 of them fits into an int64."""
     return (tl.exp(x - top) * 17179869184.0 + 0.5).to(tl.int64)
 
 
@@ -54,8 +54,10 @@ def _threshold(
     logits_ptr, temperature, floor, top, wanted, V: tl.constexpr, BLOCK: tl.constexpr, RADIX: tl.constexpr,
     DIGIT: tl.constexpr, BY_MASS: tl.constexpr,
 ):  # fmt: skip
-    """The greatest order at or above which `wanted` tokens lie, or `wanted` of the sum of `_shares`, among those of at least
-    `floor`. RADIX is 2^DIGIT, `wanted` a float64."""
+    """The greatest order at or above which there are `wanted` tokens, or with BY_MASS `wanted` of the sum of `_shares`.
+
+    Counts only tokens of an order of at least `floor`. RADIX is 2^DIGIT, `wanted` a float64.
+    """
     low = tl.full((), -2147483648, dtype=tl.int64)
     step = tl.full((), 1 << (32 - DIGIT), dtype=tl.int64)
     place = tl.arange(0, RADIX)
@@ -79,7 +81,7 @@ def _threshold(
 
 @triton.jit
 def _kth(order, k):
-    """The k-th greatest of orders in registers, a bit in each pass: what `_threshold` finds for k tokens."""
+    """The k-th greatest of `order`, in registers, one bit in each pass: the result of `_threshold` for k tokens."""
     low = tl.full((), -2147483648, dtype=tl.int64)
     step = tl.full((), 1 << 31, dtype=tl.int64)
     for _ in range(32):
@@ -91,7 +93,7 @@ def _kth(order, k):
 
 @triton.jit
 def _by_mass(order, shares, wanted):
-    """The greatest order at or above which `wanted` of the shares lie, in registers."""
+    """The greatest order at or above which there is `wanted` of the shares, in registers."""
     low = tl.full((), -2147483648, dtype=tl.int64)
     step = tl.full((), 1 << 31, dtype=tl.int64)
     for _ in range(32):
@@ -103,7 +105,7 @@ def _by_mass(order, shares, wanted):
 
 @triton.jit
 def _hash(seed, index, position):
-    """The part of `reference.uniform`'s hash that a row's tokens share."""
+    """The part of the hash of `reference.uniform` that is the same for all tokens of a row."""
     hash = _mix((seed & 0xFFFFFFFF).to(tl.uint32) ^ 0x9E3779B9)
     hash = _mix(hash ^ ((seed >> 32) & 0xFFFFFFFF).to(tl.uint32))
     hash = _mix(hash ^ index.to(tl.uint32))
@@ -112,7 +114,7 @@ def _hash(seed, index, position):
 
 @triton.jit
 def _drawn(x, v, kept, hash):
-    """x with the noise of each token v, -inf where it is not kept."""
+    """x plus the noise of each token v; -inf for tokens that are not kept."""
     bits = _mix(hash ^ _mix(v.to(tl.uint32) + 0x85EBCA6B))
     uniform = ((bits >> 9).to(tl.float32) + 0.5) * 1.1920928955078125e-07
     return tl.where(kept, x - tl.log(-tl.log(uniform)), float("-inf"))
@@ -123,7 +125,7 @@ def _of_picked(
     logits_ptr, picked_ptr, many, temperature, top, top_k, top_p, least, hash, V: tl.constexpr, PICKED: tl.constexpr,
     BEST_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """The token drawn from `many` blocks, of which picked_ptr has the numbers."""
+    """Draw a token from `many` blocks, whose numbers are at picked_ptr."""
     place = tl.arange(0, PICKED * BEST_BLOCK)
     slot = place // BEST_BLOCK
     v = tl.load(picked_ptr + slot, mask=slot < many, other=0) * BEST_BLOCK + place % BEST_BLOCK
@@ -144,7 +146,7 @@ def _of_all(
     logits_ptr, temperature, top, top_k, top_p, least, hash, V: tl.constexpr, BLOCK: tl.constexpr, RADIX: tl.constexpr,
     DIGIT: tl.constexpr,
 ):  # fmt: skip
-    """The token drawn from all, read again for each pass."""
+    """Draw a token from all logits, which are read again in each pass."""
     floor = tl.full((), -2147483648, dtype=tl.int32)
     if top_k > 0 and top_k < V:
         wanted = top_k.to(tl.float64)
@@ -175,7 +177,7 @@ def _sample_kernel(
     out_ptr, V: tl.constexpr, BLOCKS: tl.constexpr, PADDED_BLOCKS: tl.constexpr, BLOCK: tl.constexpr, RADIX: tl.constexpr,
     DIGIT: tl.constexpr, PICKED: tl.constexpr, BEST_BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id(0). picked (S, PICKED) int32 is scratch memory: the numbers of the blocks that are looked at."""
+    """Row program_id(0). picked: (S, PICKED) int32, scratch memory for the numbers of the blocks that are read."""
     wait_for_inputs(PDL)
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * V
@@ -194,13 +196,13 @@ def _sample_kernel(
         least = tl.where(min_p > 0, top + tl.log(min_p), float("-inf"))
         hash = _hash(tl.load(seed_ptr + row), tl.load(index_ptr + row), tl.load(position_ptr + row))
         many = tl.full((), PICKED + 1, dtype=tl.int32)
-        if top_k > 0 and top_k <= PICKED:  # the k-th greatest logit is at least the k-th greatest best of a block
+        if top_k > 0 and top_k <= PICKED:  # the k-th greatest logit is at least the k-th greatest of the blocks' bests
             order = tl.where(block < BLOCKS, _order(value / temperature), -2147483648)
             picked = (block < BLOCKS) & (order >= _kth(order, top_k))
-            many = tl.sum(picked.to(tl.int32), axis=0)  # more than top_k where bests are equal
+            many = tl.sum(picked.to(tl.int32), axis=0)  # more than top_k if bests are equal
             place = tl.cumsum(picked.to(tl.int32), axis=0) - 1
             tl.store(picked_ptr + place, block, mask=picked & (place < PICKED))
-            tl.debug_barrier()  # a thread reads what others stored
+            tl.debug_barrier()  # threads read what others stored
         if many <= PICKED:
             token = _of_picked(
                 logits_ptr, picked_ptr, many, temperature, top, top_k, top_p, least, hash, V, PICKED, BEST_BLOCK
@@ -214,7 +216,7 @@ def _sample_kernel(
 def _best_of_blocks_kernel(
     logits_ptr, best_ptr, V: tl.constexpr, BLOCKS: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr
 ):
-    """Row program_id(0), 64 blocks from program_id(1) * 64, for logits that did not come from `product.head`."""
+    """Row program_id(0), 64 blocks from program_id(1) * 64: `best` for logits that `product.head` did not make."""
     wait_for_inputs(PDL)
     row = tl.program_id(0).to(tl.int64)
     block = tl.program_id(1) * 64 + tl.arange(0, 64)
@@ -257,7 +259,7 @@ def sample(
 
 
 def constants(vocabulary: int, how: SampleSettings) -> dict[str, int]:
-    """The sampler's constexprs but PDL."""
+    """The constexprs of the sampler, except PDL."""
     blocks = triton.cdiv(vocabulary, BEST_BLOCK)
     return {
         "V": vocabulary, "BLOCKS": blocks, "PADDED_BLOCKS": triton.next_power_of_2(blocks), "BLOCK": BLOCK,
@@ -293,7 +295,7 @@ def _advance_kernel(
     tokens_ptr, ids_ptr, positions_ptr, slots_ptr, lens_ptr, left_ptr, stops_ptr, tables_ptr, table_stride,
     BLOCK: tl.constexpr, STOPS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """Row program_id(0): the token chosen becomes the next step's input, one place further, unless the row has ended."""
+    """Row program_id(0): make the chosen token the next step's input, one position further, unless the row has ended."""
     wait_for_inputs(PDL)
     row = tl.program_id(0)
     token, left = tl.load(tokens_ptr + row), tl.load(left_ptr + row)

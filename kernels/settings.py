@@ -1,11 +1,11 @@
-"""How kernels are launched: tiles, warps, what is fetched early. None of it changes a bit of a result.
+"""How kernels are launched: tiles, warps, prefetching. No setting changes a bit of a result.
 
-The rules here serve every GPU; a card that was tuned has a table of its own (kernels/tuned.py). `*_choices` are the values
-that the tuner tries (benchmarks/tune_kernels.py): each compiles for sm_80, sm_89 and sm_90 without spills (the compile gate).
+The rules here are for every GPU; a card that was tuned has its own table (kernels/tuned.py). `*_choices` are the values that
+the tuner tries (benchmarks/tune_kernels.py): each compiles for sm_80, sm_89 and sm_90 without spills (the compile gate).
 Pure: imports neither torch nor Triton.
 
-What orders a sum is not among the settings: 16 columns of a tensor instruction, in order, and for int4 tiles of INT4_BLOCK_K,
-whose low codes go before the high ones; BEST_BLOCK logits of which the head leaves the greatest.
+The order of a sum is not a setting: 16 columns of a tensor instruction, in order; for int4, tiles of INT4_BLOCK_K, low codes
+before high ones; BEST_BLOCK logits, of which the head reports the greatest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from dataclasses import dataclass, fields, replace
 from functools import cache
 from typing import Any
 
-# When the next kernel on the stream may start, where the GPU has dependent launch (sm_90 and later): it waits for the whole
-# of this one before it reads what kernels write, but what it does before that runs beside this kernel.
-# first: at once, before this kernel waits itself; early: when it has waited; late: behind its loop over K.
+# When the next kernel on the stream may start, on GPUs with dependent launch (sm_90 and later). It waits for this one to end
+# before it reads any kernel's results, but what it does before that overlaps this kernel.
+# first: at once, before this kernel itself waits; early: when it has waited; late: after its loop over K.
 TRIGGERS = ("first", "early", "late")
 NORM_TRIGGERS = {
     "early": "early",
@@ -29,12 +29,13 @@ WITH_NORM = ("qkv_rope_store", "gate_up", "head")  # products that begin with a 
 PRODUCTS = (*WITH_NORM, "linear_add", "linear")
 BEST_BLOCK = 32  # logits of a block: `reference.BEST_BLOCK`
 INT4_BLOCK_K = 256
-FUSED_NORM_ROWS = 8  # up to this many rows, every program norms them again; above, one small kernel is cheaper
+FUSED_NORM_ROWS = 8  # up to so many rows every program normalises them itself; for more, a separate kernel is cheaper
 MAX_ROWS = 64  # rows of x that one program of a product holds
 TUNED_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def _wanted(name: str, found: Any, wanted: Sequence[Any]) -> None:
+    """Raise ValueError unless `found`, the value of `name`, is one of `wanted`, and of its type."""
     if type(found) not in {type(value) for value in wanted} or found not in wanted:
         raise ValueError(f"{name} is {found!r}, wanted one of {', '.join(map(repr, wanted))}")
 
@@ -43,13 +44,13 @@ def _wanted(name: str, found: Any, wanted: Sequence[Any]) -> None:
 class ProductSettings:
     """A product y = x W^T of a decode step (kernels/product.py)."""
 
-    block_n: int  # rows of W a program owns
+    block_n: int  # rows of W of a program
     block_k: int  # columns of W in a tile
     num_warps: int
     num_stages: int
-    max_block_t: int = MAX_ROWS  # rows of x a program holds at most
-    prefetched: int = 5  # tiles of W asked for before the first product, where there is something to do meanwhile
-    fuse_norm: bool = True  # whether each program norms the rows itself, or a kernel before it does
+    max_block_t: int = MAX_ROWS  # rows of x in a program, at most
+    prefetched: int = 5  # tiles of W prefetched before the first product, if there is something to do meanwhile
+    fuse_norm: bool = True  # whether each program normalises its rows itself, instead of a kernel before it
     trigger: str = "early"
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class ProductSettings:
             )
 
     def check(self, op: str, bits: int) -> None:
-        """ValueError where these settings would change what `op` gives for weights of `bits`."""
+        """Raise ValueError if these settings would change the result of `op` for weights of `bits`."""
         _wanted("op", op, PRODUCTS)
         _wanted("bits", bits, BITS)
         if op == "head" and self.block_n != BEST_BLOCK:
@@ -77,7 +78,7 @@ class ProductSettings:
             raise ValueError(f"block_k of int4 is {self.block_k}, wanted {INT4_BLOCK_K}, whose order of sums is one")
 
     def block_t(self, rows: int) -> int:
-        """Rows of x a program holds, of `rows` in all: a power of two, 8 at least."""
+        """Rows of x in a program, for `rows` in all: a power of two, at least 8."""
         return min(self.max_block_t, max(8, 1 << (rows - 1).bit_length()))
 
 
@@ -85,9 +86,9 @@ class ProductSettings:
 class AttentionSettings:
     """Attention of a decode step and the join of its parts (kernels/attention.py)."""
 
-    tile: int  # tokens whose keys are loaded as one: half of a split, or all of it
+    tile: int  # tokens whose keys are loaded at once: half a split, or all of it
     num_warps: int = 4
-    fetch_first: bool = False  # whether keys and values are asked for before the kernel waits
+    fetch_first: bool = False  # whether keys and values are prefetched before the kernel waits
     trigger: str = "early"
 
     def __post_init__(self) -> None:
@@ -102,7 +103,7 @@ class SampleSettings:
     """The choice of a token (kernels/sample.py)."""
 
     num_warps: int = 16
-    radix: int = 16  # candidates of a threshold that a pass over all logits counts
+    radix: int = 16  # candidate thresholds in one pass over all logits
 
     def __post_init__(self) -> None:
         _wanted("num_warps", self.num_warps, (16, 32))
@@ -116,7 +117,7 @@ KINDS: dict[str, type] = {
 
 
 def from_dict(op: str, bits: int, values: Mapping[str, Any]) -> Any:
-    """The settings of `op` that `values` describe, all of them; ValueError names what is unknown, missing or out of range."""
+    """The settings of `op` in `values`, which must give all. ValueError names what is unknown, missing or out of range."""
     _wanted("op", op, tuple(KINDS))
     kind = KINDS[op]
     known = {field.name for field in fields(kind)}
@@ -131,7 +132,7 @@ def from_dict(op: str, bits: int, values: Mapping[str, Any]) -> Any:
 
 
 def _may_fuse(op: str, bits: int) -> bool:
-    """Whether a product may make the norm itself. The head of int8 would spill 8 bytes with 30B's 6656 columns on sm_90."""
+    """Whether a product may compute the norm itself. The head of int8 would spill 8 bytes with 30B's 6656 columns on sm_90."""
     return op in WITH_NORM and (op, bits) != ("head", 8)
 
 
@@ -139,12 +140,12 @@ def _may_fuse(op: str, bits: int) -> bool:
 def product(op: str, bits: int, rows: int) -> ProductSettings:
     """The rule for a product of `rows` rows of x with a weight of `bits`.
 
-    From 17 rows on twice as many rows of W share the traffic of x between the L2 cache and the multiprocessors, which at 64
-    rows of 13B would else be twice that of the weights.
+    From 17 rows on, twice as many rows of W share the traffic of x from the L2 cache to the multiprocessors, which at 64 rows
+    of 13B would otherwise be twice that of the weights.
     """
     _wanted("op", op, PRODUCTS)
     fused = _may_fuse(op, bits) and rows <= FUSED_NORM_ROWS
-    most = 32 if bits == 4 else MAX_ROWS  # dequantising takes the registers that 64 rows would need
+    most = 32 if bits == 4 else MAX_ROWS  # dequantising needs the registers that 64 rows would take
     wide = {4: INT4_BLOCK_K, 8: 256, 16: 128, 32: 64}[bits]
     if rows <= 16:
         return ProductSettings(32, wide, 2, 5, most, fuse_norm=fused)
@@ -165,7 +166,7 @@ def sample() -> SampleSettings:
     return SampleSettings()
 
 
-# What the tuner tries: of each aspect the other values. The best is kept before the next aspect.
+# What the tuner tries: for each aspect in turn, the alternatives to the rule. It keeps the best before it goes on.
 
 Choices = Sequence[tuple[str, Sequence[Mapping[str, Any]]]]
 
@@ -175,7 +176,7 @@ def _tile(block_n: int, block_k: int, num_warps: int, num_stages: int, **more: i
 
 
 def product_choices(op: str, bits: int, rows: int) -> Choices:
-    """Tiles first, as the rest depends on them: who norms, when the next kernel starts, how much is fetched before."""
+    """Choices for a product: tiles first, because the rest depends on them, then norm, trigger and prefetching."""
     tiles = {
         (16, False): [_tile(16, 256, 1, 4), _tile(32, 64, 2, 8), _tile(32, 128, 4, 5), _tile(64, 64, 2, 5)],
         (8, False): [_tile(16, 256, 1, 6), _tile(32, 128, 2, 6), _tile(32, 256, 4, 5), _tile(64, 128, 2, 5)],
@@ -194,16 +195,16 @@ def product_choices(op: str, bits: int, rows: int) -> Choices:
     tiles = [
         tile for tile in tiles if replace(rule, **tile) != rule and (op != "head" or tile["block_n"] == BEST_BLOCK)
     ]
-    found: list[tuple[str, Sequence[Mapping[str, Any]]]] = [("tile", tiles)] if tiles else []
-    if rule.fuse_norm:  # where it is not, more rows would be normed by each program, or it would spill
-        found.append(("norm", [{"fuse_norm": False}]))
-    found.append(("trigger", [{"trigger": "late"}]))
-    found.append(("prefetched", [{"prefetched": 0}, {"prefetched": 2}]))
-    return found
+    choices: list[tuple[str, Sequence[Mapping[str, Any]]]] = [("tile", tiles)] if tiles else []
+    if rule.fuse_norm:  # otherwise fusing would normalise too many rows in each program, or spill
+        choices.append(("norm", [{"fuse_norm": False}]))
+    choices.append(("trigger", [{"trigger": "late"}]))
+    choices.append(("prefetched", [{"prefetched": 0}, {"prefetched": 2}]))
+    return choices
 
 
 def attention_choices() -> Choices:
-    """Of 16-bit caches."""
+    """Choices for attention over 16-bit caches."""
     return [
         ("tile", [{"tile": 128}, {"tile": 128, "num_warps": 8}, {"tile": 64, "num_warps": 8}]),
         ("fetch", [{"fetch_first": True}]),
@@ -212,7 +213,7 @@ def attention_choices() -> Choices:
 
 
 def sample_choices() -> Choices:
-    """Of rows that are drawn with top_k and top_p."""
+    """Choices for sampling with top_k and top_p."""
     return [
         ("warps", [{"num_warps": 32, "radix": 2}]),  # other pairs spill with some vocabulary on some GPU
     ]

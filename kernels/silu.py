@@ -25,7 +25,7 @@ def _silu_mul_kernel(parts_ptr, out_ptr, INNER: tl.constexpr, BLOCK: tl.constexp
 
 
 def silu_mul(parts: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
-    """`reference.silu_mul` of gate and up side by side in `parts` (T, 2 I); out: (T, I)."""
+    """`reference.silu_mul` of gate and up, joined in `parts` (T, 2 I). out: (T, I)."""
     rows, inner = out.shape
     check("parts", parts, (rows, 2 * inner), out.device)
     check("out", out, (rows, inner), out.device)

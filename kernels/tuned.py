@@ -1,8 +1,8 @@
-"""Which launch settings are in use: a card's own table where there is one (kernels/tuned/<gpu>.json), else the rules.
+"""The launch settings in use: from a card's table if there is one (kernels/tuned/<gpu>.json), else by the rules.
 
-A table is made on a card by benchmarks/tune_kernels.py and holds what was faster there than the rules, by op, bits of the
-weights, shape and rows. It serves cards of the same generation, the nearest one's being taken. What it does not hold goes by
-the rules. Settings change no bit of a result, so that a table can only change the time.
+benchmarks/tune_kernels.py makes a table on a card; it holds the settings that were faster there than the rules, by op, bits of
+the weights, shape and rows. Other cards of the same generation use the nearest card's table. What a table lacks goes by the
+rules. Settings change no bit of a result, so a table can only change the time.
 """
 
 from __future__ import annotations
@@ -22,48 +22,49 @@ from . import settings
 from .settings import TUNED_ROWS, AttentionSettings, ProductSettings, SampleSettings
 
 FOLDER = Path(__file__).parent / "tuned"
-NEAR = 0.01  # share by which the rows of two matrices may differ and be launched alike: 320 of 32000
-Key = tuple[str, int, tuple[int, ...]]  # op, bits of a weight's or the cache's values, shape
+NEAR = 0.01  # share by which the rows of two matrices may differ to use the same settings: 320 of 32000
+Key = tuple[str, int, tuple[int, ...]]  # op, bits of the weight's or the cache's values, shape
 
 
 @dataclass(frozen=True)
 class Table:
-    """Settings that were measured to be the fastest on one card. `entries`: for each key, by TUNED_ROWS."""
+    """The settings measured to be the fastest on one card. `entries`: key -> one of TUNED_ROWS -> settings."""
 
-    name: str  # of the file, or what made it
+    name: str  # of the file, or of what made the table
     gpu: str
     capability: tuple[int, int]
     sms: int
     entries: dict[Key, dict[int, Any]]
 
     def settings(self, op: str, bits: int, shape: tuple[int, ...], rows: int) -> Any:
-        """Those for the least of TUNED_ROWS that is not below `rows` (for more than all of them the greatest, as a program
-        holds no more rows), None where there are none.
+        """The settings for the smallest of TUNED_ROWS that is at least `rows`; None if the table has none.
 
-        A shape that was not measured takes those of one with nearly as many rows of a matrix, or logits: finetunes have a few
-        tokens more than their base.
+        More rows than any of TUNED_ROWS use the largest, since a program holds no more rows. A shape that was not measured
+        uses the settings of one with nearly as many rows of the matrix, or logits: finetunes have a few tokens more than
+        their base.
         """
         bucket = next((most for most in TUNED_ROWS if rows <= most), TUNED_ROWS[-1])
-        asked = op, bits, shape
-        if asked not in self._near:
-            self._near[asked] = self._nearest(asked)
-        return self.entries.get(self._near[asked], {}).get(bucket)
+        wanted = op, bits, shape
+        if wanted not in self._near:
+            self._near[wanted] = self._nearest(wanted)
+        return self.entries.get(self._near[wanted], {}).get(bucket)
 
     @cached_property
     def _near(self) -> dict[Key, Key]:
-        """Where what was asked for was found: launches ask again and again."""
+        """Results of `_nearest`, cached because every launch asks."""
         return {}
 
-    def _nearest(self, asked: Key) -> Key:
-        op, bits, (count, *rest) = asked
-        if asked in self.entries or op == "attention":
-            return asked
-        able = [
+    def _nearest(self, wanted: Key) -> Key:
+        """The key of the entry to use for `wanted`; `wanted` itself if none is near."""
+        op, bits, (count, *rest) = wanted
+        if wanted in self.entries or op == "attention":
+            return wanted
+        near = [
             key
             for key in self.entries
             if key[:2] == (op, bits) and [*key[2][1:]] == rest and abs(key[2][0] - count) <= NEAR * count
         ]
-        return min(able, key=lambda key: (abs(key[2][0] - count), key[2]), default=asked)
+        return min(near, key=lambda key: (abs(key[2][0] - count), key[2]), default=wanted)
 
 
 NO_TABLE = Table("rules", "", (0, 0), 0, {})
@@ -71,7 +72,7 @@ _in_use: ContextVar[Table | None] = ContextVar("table", default=None)
 
 
 def read(path: Path) -> Table:
-    """The table in a file; ValueError names the file and what is wrong with it."""
+    """Read a table from a file. ValueError names the file and what is wrong with it."""
     try:
         content = json.loads(path.read_text())
         entries: dict[Key, dict[int, Any]] = {}
@@ -80,37 +81,40 @@ def read(path: Path) -> Table:
                 op, bits, rows = entry["op"], entry["bits"], entry["rows"]
                 if type(rows) is not int or rows not in TUNED_ROWS:
                     raise ValueError(f"rows is {rows!r}, wanted one of {', '.join(map(str, TUNED_ROWS))}")
-                found = settings.from_dict(op, bits, entry["settings"])
-                places = entries.setdefault((op, bits, tuple(entry["shape"])), {})
-                if rows in places:
+                launch = settings.from_dict(op, bits, entry["settings"])
+                by_rows = entries.setdefault((op, bits, tuple(entry["shape"])), {})
+                if rows in by_rows:
                     raise ValueError(f"{op} of {bits} bits, shape {entry['shape']}, {rows} rows is there twice")
-                places[rows] = found
+                by_rows[rows] = launch
             except (KeyError, TypeError, ValueError) as error:
-                raise ValueError(f"entry {number}: {_said(error)}") from error
+                raise ValueError(f"entry {number}: {_reason(error)}") from error
         major, minor = content["capability"]
         return Table(path.name, content["gpu"], (int(major), int(minor)), int(content["sms"]), entries)
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {_said(error)}") from error
+        raise ValueError(f"{path}: {_reason(error)}") from error
 
 
-def _said(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return f"lacks {error}" if isinstance(error, KeyError) else str(error)
 
 
 def nearest(tables: Sequence[Table], gpu: str, capability: tuple[int, int], sms: int) -> Table:
-    """The table for a card: its own, else that of its generation (capability's first number) whose second number is the
-    nearest, then the number of multiprocessors; NO_TABLE where no card of the generation was tuned."""
-    able = [table for table in tables if table.capability[0] == capability[0]]
-    return min(
-        able,
-        key=lambda one: (one.gpu != gpu, abs(one.capability[1] - capability[1]), abs(one.sms - sms), one.name),
-        default=NO_TABLE,
-    )
+    """The table for a card: its own, or the nearest of its generation; NO_TABLE if no card of the generation was tuned.
+
+    gpu: the card's name. capability: its compute capability, (generation, minor). sms: its number of multiprocessors.
+    The nearest has the nearest minor number, then the nearest number of multiprocessors.
+    """
+    generation = [table for table in tables if table.capability[0] == capability[0]]
+
+    def distance(table: Table) -> tuple[bool, int, int, str]:
+        return table.gpu != gpu, abs(table.capability[1] - capability[1]), abs(table.sms - sms), table.name
+
+    return min(generation, key=distance, default=NO_TABLE)
 
 
 @cache
 def of_device(device: torch.device) -> Table:
-    """The table for a GPU, read once; NO_TABLE in the interpreter."""
+    """The table for a GPU, cached; NO_TABLE in the interpreter."""
     if device.type != "cuda":
         return NO_TABLE
     tables = [read(path) for path in sorted(FOLDER.glob("*.json"))]
@@ -120,13 +124,15 @@ def of_device(device: torch.device) -> Table:
 
 @contextmanager
 def using(table: Table) -> Iterator[None]:
-    """Launches of this thread take their settings from `table` (NO_TABLE: the rules), whatever the card. Graphs keep those
-    with which they were captured."""
-    before = _in_use.set(table)
+    """Use `table` (NO_TABLE: the rules) for the launches of this thread in the block, whatever the card.
+
+    Captured graphs keep the settings that they were captured with.
+    """
+    token = _in_use.set(table)
     try:
         yield
     finally:
-        _in_use.reset(before)
+        _in_use.reset(token)
 
 
 def table(device: torch.device) -> Table:
@@ -135,15 +141,15 @@ def table(device: torch.device) -> Table:
 
 
 def product(op: str, bits: int, shape: tuple[int, int], rows: int, device: torch.device) -> ProductSettings:
-    """How a product of `rows` rows with a weight of `shape` is launched."""
+    """The settings of a product of `rows` rows with a weight of `shape`."""
     return table(device).settings(op, bits, shape, rows) or settings.product(op, bits, rows)
 
 
 def attention(itemsize: int, shape: tuple[int, int, int], rows: int, device: torch.device) -> AttentionSettings:
-    """How attention of a decode step of `rows` sequences is launched; `shape`: heads, heads of the cache, head_dim."""
+    """The settings of attention in a decode step of `rows` sequences. `shape`: (heads, key/value heads, head_dim)."""
     return table(device).settings("attention", 8 * itemsize, shape, rows) or settings.attention(itemsize)
 
 
 def sample(vocabulary: int, rows: int, device: torch.device) -> SampleSettings:
-    """How a token is chosen for each of `rows` rows of logits."""
+    """The settings of sampling for `rows` rows of logits."""
     return table(device).settings("sample", 32, (vocabulary,), rows) or settings.sample()
