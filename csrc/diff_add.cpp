@@ -34,7 +34,7 @@ Counts diff_add(const Variant& variant, Operand base, Operand diff, Target out, 
     for (int64_t n = 0; n < chunks; ++n) {
         const size_t begin = size_t(n) * kChunk, size = std::min(kChunk, count - begin);
         Counts counts;
-        const DefaultFloatState state;  // the call by pointer keeps the compiler from moving work out of it
+        const DefaultFloatState state;  // the call by pointer keeps the compiler from moving work out of its scope
         chunk_sums[n] = variant.chunk({base.data + begin * itemsize(base.dtype), base.dtype},
                                       {diff.data + begin * itemsize(diff.dtype), diff.dtype},
                                       {out.data + begin * itemsize(out.dtype), out.dtype}, size, subtract, counts);

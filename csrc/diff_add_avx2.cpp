@@ -76,7 +76,7 @@ namespace baize {
 
 Variant avx2_variant() {
     const auto why_not = []() -> const char* {
-        // __builtin_cpu_supports knows f16c only from GCC 11 on; that of avx2 covers the operating system's part.
+        // __builtin_cpu_supports knows f16c only since GCC 11. Its check of avx2 includes the operating system's support.
         unsigned eax, ebx, ecx = 0, edx;
         const bool f16c = __get_cpuid(1, &eax, &ebx, &ecx, &edx) && (ecx & bit_F16C);
         return f16c && __builtin_cpu_supports("avx2") ? nullptr : "this processor lacks AVX2 or F16C";

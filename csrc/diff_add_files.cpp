@@ -17,7 +17,7 @@ struct alignas(64) Room {
     uint8_t bytes[kChunk * sizeof(float)];
 };
 
-// All of it; the reason where it cannot be.
+// Reads `count` elements from element `first` on; returns the reason if that fails.
 std::optional<Unread> read_all(const FileOperand& from, size_t first, size_t count, uint8_t* to) {
     size_t wanted = count * itemsize(from.dtype);
     off_t at = off_t(from.offset) + off_t(first * itemsize(from.dtype));
@@ -36,7 +36,7 @@ std::optional<Unread> read_all(const FileOperand& from, size_t first, size_t cou
 
 std::optional<Unread> diff_add_files(const Variant& variant, const FileOperand& base, const FileOperand& diff, Target out,
                                      size_t count, bool subtract, double* chunk_sums, Counts& counts) {
-    thread_local const std::unique_ptr<Room> left(new Room), right(new Room);  // fresh memory at each call would be slow
+    thread_local const std::unique_ptr<Room> left(new Room), right(new Room);  // fresh memory in each call would be slow
     for (size_t first = 0; first < count; first += kChunk) {
         const size_t size = std::min(kChunk, count - first);
         if (auto unread = read_all(base, first, size, left->bytes)) return unread;

@@ -1,4 +1,4 @@
-// The variant for every processor, and the one that others are compared with.
+// The variant for every processor, with which the others are compared.
 #include "variants.h"
 
 #define BAIZE_TARGET

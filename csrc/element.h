@@ -1,4 +1,4 @@
-// Element types, and one element of each to and from float32.
+// Element types, and conversion of single elements to and from float32.
 #pragma once
 
 #include <cstddef>

@@ -1,4 +1,4 @@
-// Default rounding and kept denormals for a scope: torch.set_flush_denormal and others change the thread's state.
+// Sets default rounding and kept denormals for a scope, because torch.set_flush_denormal and others change the thread's state.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ class DefaultFloatState {
 
    private:
 #if defined(__x86_64__)
-    static constexpr uint64_t kDefault = 0x1f80;  // MXCSR: nearest even, nothing flushed, every exception masked
+    static constexpr uint64_t kDefault = 0x1f80;  // MXCSR: nearest even, denormals kept, all exceptions masked
     static uint64_t get() { return _mm_getcsr(); }
     static void set(uint64_t state) { _mm_setcsr(unsigned(state)); }
 #elif defined(__aarch64__)
@@ -30,7 +30,7 @@ class DefaultFloatState {
     }
     static void set(uint64_t state) { __asm__ volatile("msr fpcr, %0" : : "r"(state) : "memory"); }
 #else
-    static constexpr uint64_t kDefault = 0;  // other processors: the state is the caller's
+    static constexpr uint64_t kDefault = 0;  // other processors: the caller's state is left as it is
     static uint64_t get() { return kDefault; }
     static void set(uint64_t) {}
 #endif

@@ -1,5 +1,5 @@
-// Scalar conversions between float32 and the 16-bit types: the definition that every vector variant must equal.
-// Integer arithmetic only, so that neither rounding mode nor denormal flushing of the caller matters.
+// Scalar conversions between float32 and the 16-bit types: the definition that every vector variant must match.
+// Integer arithmetic only, so the caller's rounding mode and denormal flushing do not matter.
 #pragma once
 
 #include <cstdint>
@@ -27,7 +27,7 @@ inline float half_to_float(uint16_t half) {
     if (exponent == 31) return float_of(sign | 0x7f800000u | (mantissa ? 0x400000u : 0u) | mantissa << 13);
     if (exponent != 0) return float_of(sign | (exponent + 112) << 23 | mantissa << 13);
     if (mantissa == 0) return float_of(sign);
-    uint32_t shift = 0;  // a subnormal: bring its leading one to bit 10
+    uint32_t shift = 0;  // subnormal: move its leading one to bit 10
     while (!(mantissa & 0x400u)) {
         mantissa <<= 1;
         ++shift;
@@ -46,7 +46,7 @@ inline uint16_t float_to_half(float value) {
         const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
         return uint16_t(sign | ((rounded >> 13) - (112u << 10)));
     }
-    if (magnitude < 0x33000000u) return uint16_t(sign);  // below 2^-25 (half of the least subnormal)
+    if (magnitude < 0x33000000u) return uint16_t(sign);  // below 2^-25, half the smallest subnormal
     const uint32_t shift = 126 - (magnitude >> 23);      // 14..24 bits below the result's last
     const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
     const uint32_t kept = mantissa >> shift, rest = mantissa & ((1u << shift) - 1), tie = 1u << (shift - 1);

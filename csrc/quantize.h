@@ -1,11 +1,11 @@
-// int8 and int4 codes of a matrix: `quantize` of kernels/quantized.py, which defines format and bits.
+// Quantisation of a matrix to int8 or int4: `quantize` of kernels/quantized.py, which defines the format and the bits.
 #pragma once
 
 #include "decoder.h"
 
 namespace baize {
 
-// A row, by instruction set; the same bits from each. Columns that fill up a group are zero.
+// Loops over a row, for one instruction set; all give the same bits. Columns that pad the last group must be zero.
 struct QuantizeLoops {
     bool (*finite)(const float* x, size_t count);
     void (*int8)(const float* x, size_t columns, int8_t* values, float* scale);
@@ -13,10 +13,10 @@ struct QuantizeLoops {
 };
 
 QuantizeLoops scalar_quantize_loops();
-QuantizeLoops avx2_quantize_loops();  // no functions where the build's architecture lacks it
+QuantizeLoops avx2_quantize_loops();  // functions are nullptr if the build's architecture lacks it
 
-// Rows [0, matrix.rows) of `weight`, of type `kind`, into the memory that `matrix`, int8 or int4, names. False, with some rows
-// written, where a value is not finite.
+// Quantises rows [0, matrix.rows) of `weight`, of type `kind`, to the kind of `matrix`, int8 or int4, into `values` and
+// `scales`. Returns false, with some rows written, if a value is not finite.
 bool quantize(const Kernels& kernels, Kind kind, const uint8_t* weight, const Matrix& matrix, uint8_t* values, uint8_t* scales);
 
 }  // namespace baize

@@ -1,5 +1,5 @@
-// Which token, without a sort: whatever top_k, top_p and min_p keep is at least one threshold, and a threshold is found by
-// counting in buckets, again in the bucket where it lies. Blocks of kBestBlock logits whose greatest is below are not looked at.
+// Sampling without a sort: top_k, top_p and min_p each keep the logits above a threshold, which is found by counting in
+// buckets, and again in the bucket where it lies. Blocks of kBestBlock logits whose greatest is below it are skipped.
 #include "sample.h"
 
 #include <algorithm>
@@ -13,13 +13,13 @@ namespace baize {
 
 namespace {
 
-constexpr size_t kFew = 24;  // values that are sorted rather than counted
+constexpr size_t kFew = 24;  // so few values are sorted, not counted
 
-// The greatest t such that the values x >= t weigh `wanted` together, the least value where all weigh less. A value weighs 1
-// where `weights` is null. Destroys x and weights.
+// The greatest t such that the values x >= t have a total weight of `wanted`; the smallest value if all together have less.
+// Without `weights` each value weighs 1. Destroys x and weights.
 float reach(float* x, double* weights, size_t count, double wanted) {
     constexpr size_t buckets = 256;
-    double above = 0.0;  // of those that lie above what is left
+    double above = 0.0;  // weight of the values above those that are left
     while (count > kFew) {
         const auto [least, greatest] = std::minmax_element(x, x + count);
         const double low = *least, range = double(*greatest) - low;
@@ -59,7 +59,7 @@ float reach(float* x, double* weights, size_t count, double wanted) {
     return x[count - 1];
 }
 
-// A row while its token is chosen. `greatest`: of each block, scaled.
+// A row while its token is chosen. `greatest`: the greatest logit of each block, scaled.
 struct Row {
     const SampleLoops& loops;
     const float* logits;
@@ -67,14 +67,14 @@ struct Row {
     float temperature, top;
     const float* greatest;
 
-    // The block's logits over the temperature; how many.
+    // Writes a block's logits divided by the temperature; returns their number.
     size_t scaled(size_t block, float* x) const {
         const size_t begin = block * kBestBlock, count = std::min(kBestBlock, vocabulary - begin);
         loops.scale(logits + begin, count, temperature, x);
         return count;
     }
 
-    // The scaled logits that are at least `floor`, to `found`; how many.
+    // Writes the scaled logits that are at least `floor` to `found`; returns their number.
     size_t gather(float floor, float* found) const {
         size_t count = 0;
         float x[kBestBlock];
@@ -89,7 +89,8 @@ struct Row {
         return count;
     }
 
-    double mass(float* x) const {  // of all
+    // The total weight of all logits.
+    double mass(float* x) const {
         double total = 0.0;
         for (size_t block = 0; block < blocks; ++block)
             if (greatest[block] > top - 25.0f) total += loops.weigh(x, scaled(block, x), top, nullptr);
@@ -97,12 +98,12 @@ struct Row {
     }
 };
 
-// What a logit must be at least to be drawn. `x` and `weights` have room for the vocabulary.
+// The smallest scaled logit that may be drawn. `x` and `weights` have room for the vocabulary.
 float threshold(const Row& row, int64_t top_k, float top_p, float min_p, float* x, double* weights) {
     float floor = -FLT_MAX;
-    size_t count = 0;  // of x, where it holds those of at least the floor
+    size_t count = 0;  // values in x, if it holds the logits of at least the floor
     if (top_k > 0 && size_t(top_k) < row.vocabulary) {
-        if (size_t(top_k) <= row.blocks) {  // so many greatest of blocks: so many logits
+        if (size_t(top_k) <= row.blocks) {  // top_k blocks with a greatest of at least t have top_k logits of at least t
             std::memcpy(x, row.greatest, row.blocks * sizeof(float));
             floor = reach(x, nullptr, row.blocks, double(top_k));
         }
@@ -121,7 +122,7 @@ float threshold(const Row& row, int64_t top_k, float top_p, float min_p, float* 
             total = row.loops.weigh(x, count, row.top, weights);
         } else {
             total = row.mass(x);
-            // What lies below cannot weigh more than the rest that is left out, however many they are.
+            // Logits below this floor, however many, together weigh less than what top_p leaves out.
             const double rest = std::max(total - double(top_p) * total, 1e-30) / double(row.vocabulary);
             count = row.gather(float(double(row.top) + std::log(rest) - 0.001), x);
             row.loops.weigh(x, count, row.top, weights);
@@ -191,7 +192,7 @@ void sample(const Sample& what, const SampleLoops& loops, size_t n, float* scrat
     uint32_t bits[kBestBlock];
     for (size_t block = 0; block < blocks; ++block) {
         if (greatest[block] < floor) continue;
-        // To pass the highest, x - log(-log(u)) > highest, 1 - u < -log(u) must be below exp(x - highest): u is near 1.
+        // For x - log(-log(u)) > highest, -log(u) must be below exp(x - highest), and so 1 - u, which is less: u is near 1.
         const double missing = std::exp(double(greatest[block]) - highest) * 0x1.0001p23;
         if (missing < 0.5) continue;
         const uint32_t limit = missing < double(1 << 23) ? uint32_t((1 << 23) - missing - 0.5) : 0;

@@ -1,4 +1,4 @@
-// What each instruction set's file exports; nullptr functions where the build's architecture lacks it.
+// The exports of each instruction set's file; functions are nullptr if the build's architecture lacks it.
 #pragma once
 
 #include "diff_add.h"
