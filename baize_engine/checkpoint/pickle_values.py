@@ -97,4 +97,4 @@ NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     **{("torch", name): StorageType(dtype) for name, dtype in TORCH_STORAGES.items()},
 }
-CALLABLE = (_ordered_dict, _size, _tensor, _parameter)  # those of them that it may call
+CALLABLE = (_ordered_dict, _size, _tensor, _parameter)  # the names that it may call
