@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import faulty_recover
 import pytest
 import tiny
 from fakes import small_model
+from interpreter import Interpreter, interpreter
 
 from baize_engine import recover
 from baize_engine.text.tokenizer import Tokenizer
@@ -43,3 +45,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.write_model(tmp_path_factory.mktemp("model"), config, tiny.state(config, 0, scale=0.3))
     (made / "tokenizer.model").write_bytes(small_model())
     return made
+
+
+@pytest.fixture(scope="session")
+def triton() -> Iterator[Interpreter]:
+    """Triton's interpreter, in one process for all tests."""
+    with interpreter() as running:
+        yield running

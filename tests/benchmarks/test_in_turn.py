@@ -12,7 +12,7 @@ import torch
 import tuner
 from chain_runs import Slow, fake_gpu, spoiled, tiny
 from in_turn import Measured, OnGpu, OnHost
-from interpreter import interpreter
+from interpreter import Interpreter
 from tune_kernels import config_of
 from tuner import Cell
 
@@ -105,7 +105,6 @@ def test_a_gpus_runs_are_graphs_that_are_timed_in_turn(monkeypatch: pytest.Monke
     assert set(said[1:]) == {f"aside {calls}", "wait cuda:1"}
 
 
-def test_the_gpus_ops_have_equal_bits_in_a_chain() -> None:
-    with interpreter() as running:
-        found = running.run("chain_runs", "interpreted", "int8")[0]
+def test_the_gpus_ops_have_equal_bits_in_a_chain(triton: Interpreter) -> None:
+    found = triton.run("chain_runs", "interpreted", "int8")[0]
     assert found == ["attention", "gate_up", "linear_add down", "linear_add o", "qkv_rope_store"]

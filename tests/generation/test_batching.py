@@ -8,7 +8,7 @@ import decoders
 import pytest
 import tiny
 import torch
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 
 from baize_engine import _C, SamplingParams
 from baize_engine.model.llama import Llama
@@ -57,12 +57,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])

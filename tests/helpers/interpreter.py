@@ -56,6 +56,7 @@ def _ready() -> None:
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("the child process does not interpret")
     _mend()
+    _patch_once()
 
 
 def _mend() -> None:
@@ -95,6 +96,24 @@ def _mend() -> None:
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
     for name in ("create_fp_ext", "create_fp_trunc", "create_si_to_fp", "create_ui_to_fp", "create_int_cast"):
         setattr(InterpreterBuilder, name, lambda self, src, dst_type, *_: cast_impl(self, src, dst_type))
+
+
+def _patch_once() -> None:
+    """triton.language stays patched. The interpreter patches all of it for each launch and for each call of a device function,
+    which is half of its time; this process has no other use for it."""
+    from types import SimpleNamespace
+
+    from triton.runtime import interpreter
+
+    patch, patched = interpreter._patch_lang, set()
+
+    def patch_for(fn: Any) -> Any:
+        if fn.__module__ not in patched:  # it is by a function's globals that the interpreter finds what to patch
+            patch(fn)
+            patched.add(fn.__module__)
+        return SimpleNamespace(restore=lambda: None)
+
+    interpreter._patch_lang = patch_for
 
 
 def _call(module: str, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:

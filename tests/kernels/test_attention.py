@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import oracles
 import pytest
 import torch
 from attention_inputs import paged
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 
 from baize_engine.kernels import reference
 
 KINDS = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 def judge(triton: Interpreter, case: tuple[torch.Tensor, ...], scale: float) -> torch.Tensor:

@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from diff_oracle import DTYPES, bits, draw
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 
 from baize_engine.kernels import reference
 
 GUARD = 64
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 def check(triton: Interpreter, base: torch.Tensor, diff: torch.Tensor, out: str, subtract: bool = False) -> None:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import oracles
 import pytest
 import torch
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 from product_inputs import ACTIVATIONS, EPS, case, matrix, rand
 
 from baize_engine.kernels import quantized, reference
 
 KINDS = ("same", "int8", "int4")
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 def wide(weight: Any) -> torch.Tensor:

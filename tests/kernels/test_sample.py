@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 from sample_inputs import FILTERS, ROWS, arguments, logits, state
 
 from baize_engine.kernels import reference
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 @pytest.mark.parametrize("vocabulary", [97, 4100])

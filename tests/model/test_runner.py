@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import decoders
 import pytest
 import tiny
 import torch
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 from tolerances import GREEDY_MARGIN
 
 from baize_engine import Engine, SamplingParams
@@ -21,12 +20,6 @@ from baize_engine.model.runner import MAX_STOPS, DecodeSteps, Row, StepState
 from baize_engine.options import EngineOptions
 
 GROUPED = tiny.config(num_key_value_heads=2)
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 def test_the_tokens_of_the_hosts_loop() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -10,7 +9,7 @@ import decoders
 import pytest
 import tiny
 import torch
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 from short_prompt_runs import CONFIG, both_ways
 
 from baize_engine.kernels import reference
@@ -19,12 +18,6 @@ from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.llama import Llama
 
 LENGTHS = (2, 3, 7, 8, 9, 16, 31, 33, 63, 64)
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 @pytest.mark.parametrize("count", LENGTHS)

@@ -7,14 +7,13 @@ What it does see: tiles of every size, who makes the norm, how a split of attent
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from attention_inputs import paged
-from interpreter import Interpreter, interpreter
+from interpreter import Interpreter
 from product_inputs import ACTIVATIONS, EPS, case, matrix, rand
 from sample_inputs import FILTERS, arguments, logits
 
@@ -23,12 +22,6 @@ from baize_engine.kernels.settings import AttentionSettings, ProductSettings
 
 BITS = {"same": 16, "int8": 8, "int4": 4}
 TILED = (1, 16, 64)  # numbers of rows that have choices of their own
-
-
-@pytest.fixture(scope="module")
-def triton() -> Iterator[Interpreter]:
-    with interpreter() as running:
-        yield running
 
 
 def one_by_one(rule: Any, choices: settings.Choices) -> list[tuple[str, Any]]:
