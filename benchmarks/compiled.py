@@ -24,6 +24,7 @@ from baize_engine.kernels.settings import ProductSettings
 
 FILE = Path(__file__).with_name("compiled.json")
 TARGETS = (80, 90)
+GATE = Path(__file__).resolve().parents[1] / "tests" / "kernels" / "gate"  # the compile gate and its cases
 HIDDEN = 5120  # of 13B, K of both products
 OTHERS = ("rms_norm fp16 5120", "advance", "embed fp16 5120")
 
@@ -149,18 +150,20 @@ def choices(rule: Any, aspects: settings.Choices) -> list[Any]:
 
 def _cases(target: int) -> Iterator[tuple[str, Any, int]]:
     """(name, the gate's case, the length of a product's loop over K or 0)."""
-    from baize_engine.kernels import attention, gate, sample
-    from baize_engine.kernels.product import gate_case
+    import gate_cases
+    from attention_cases import attention_case
+    from product_cases import product_case
+    from sample_cases import sample_case
 
     for name, op, kind, rows, how in products():
-        yield name, gate_case("13b", op, kind, rows, target >= 90, how), -(-HIDDEN // how.block_k)
+        yield name, product_case("13b", op, kind, rows, target >= 90, how), -(-HIDDEN // how.block_k)
     for how in choices(settings.attention(2), settings.attention_choices()):
-        yield name_of("attention", how), attention.gate_case("decode", 40, 1, "fp16", how, target >= 90), 0
-    yield "join", attention.gate_case("join", 40, 1, "fp16", settings.attention(2), target >= 90), 0
+        yield name_of("attention", how), attention_case("decode", 40, 1, "fp16", how, target >= 90), 0
+    yield "join", attention_case("join", 40, 1, "fp16", settings.attention(2), target >= 90), 0
     for how in choices(settings.sample(), settings.sample_choices()):
-        yield name_of("sample", how), sample.gate_case(how, "early" if target >= 90 else None), 0
+        yield name_of("sample", how), sample_case(how, "early" if target >= 90 else None), 0
     suffix = " pdl" if target >= 90 else ""
-    for case in gate.cases():
+    for case in gate_cases.cases():
         name = re.sub(r" pdl( early)?$", "", case.name)
         if case.name in (f"{name}{suffix}", f"{name}{suffix} early") and name in OTHERS:
             yield name, case, 0
@@ -170,14 +173,16 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     options.add_argument("--out", type=Path, default=FILE, metavar="FILE")
     chosen = options.parse_args()
+    sys.path.append(str(GATE))
     import triton
+    from compile_gate import compile_case
 
-    from baize_engine.kernels import attention, gate, norm
+    from baize_engine.kernels import attention, norm
 
     rows = []
     for target in TARGETS:
         for name, case, tiles in _cases(target):
-            made = gate.compile_case(case, target)
+            made = compile_case(case, target)
             whole, found = loops(made.sass)
             if tiles:
                 whole, found = of_one_tile(whole, found, tiles)

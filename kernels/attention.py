@@ -15,10 +15,7 @@ import triton
 import triton.language as tl
 
 from . import tuned
-from .gate import GateCase
-from .launch import check, check_device, interpreting, pdl, pdl_code, prefetch, wait_for_inputs
-from .settings import AttentionSettings
-from .settings import attention as rule
+from .launch import check, check_device, interpreting, pdl, prefetch, wait_for_inputs
 
 # bytes of a value -> tokens of context that a decode program reads: 64 KiB of keys and values at D = 128
 SPLITS = {2: 128, 4: 64}
@@ -264,62 +261,3 @@ def prefill_tile(itemsize: int) -> dict[str, int]:
     if itemsize == 4:
         return {"BLOCK_M": 32, "TILE": 32, "num_warps": 4, "num_stages": 1}
     return {"BLOCK_M": 128, "TILE": 64, "num_warps": 8, "num_stages": 3}
-
-
-def gate_case(
-    op: str, heads: int, shared: int, kind: str, how: AttentionSettings, dependent: bool, name: str = ""
-) -> GateCase:
-    """The case of "decode", "join" or "prefill", `how` launched."""
-    dim = 128
-    trigger = (how.trigger if op != "prefill" else "early") if dependent else None
-    common = {"D": dim, "PADDED_D": dim, "PDL": pdl_code(trigger)}
-    paged = {"SHARED": shared, "BLOCK": 16}
-    cache = {"q_ptr": f"*{kind}", "k_ptr": f"*{kind}", "v_ptr": f"*{kind}", "tables_ptr": "*i32"}
-    if op == "decode":
-        kernel, warps, stages = _attention_decode_kernel, how.num_warps, 3
-        signature = {
-            **cache, "lens_ptr": "*i32", "parts_ptr": "*fp32", "stats_ptr": "*fp32",
-            "table_stride": "i32", "scale": "fp32", "splits": "i32",
-        }  # fmt: skip
-        constants = {
-            **common, **paged, "KV_HEADS": heads // shared, "SPLIT": SPLITS[2], "ROWS": max(16, shared), "TILE": how.tile,
-            "FETCH_FIRST": how.fetch_first, "ASSEMBLY": True,
-        }  # fmt: skip
-    elif op == "join":
-        kernel, warps, stages = _attention_join_kernel, 4, 3
-        signature = {
-            "parts_ptr": "*fp32", "stats_ptr": "*fp32", "lens_ptr": "*i32", "out_ptr": f"*{kind}", "splits": "i32",
-        }  # fmt: skip
-        constants = {**common, "HEADS": heads, "SPLIT": SPLITS[2], "JOINED": JOINED}
-    else:
-        tile = prefill_tile(2)
-        kernel, warps, stages = _attention_prefill_kernel, tile["num_warps"], tile["num_stages"]
-        signature = {
-            **cache, "starts_ptr": "*i32", "lens_ptr": "*i32", "out_ptr": f"*{kind}", "table_stride": "i32", "scale": "fp32",
-        }  # fmt: skip
-        constants = {**common, **paged, "HEADS": heads, "BLOCK_M": tile["BLOCK_M"], "TILE": tile["TILE"]}
-    return GateCase(
-        name=f"attention {op} {kind} {heads}/{heads // shared}{' ' * bool(name)}{name}{' pdl' if dependent else ''}",
-        kernel=kernel,
-        signature=signature,
-        constexprs=constants,
-        aligned=tuple(name for name in signature if name.endswith("_ptr")),
-        num_warps=warps,
-        num_stages=stages,
-        wide_loads=op != "join",
-        wide_stores=op == "decode",
-        dot=op != "join",
-        warp_level=op == "decode",
-        pdl=trigger,
-        reads_early=op == "decode" and how.fetch_first,
-        ci=(heads, shared, kind, dependent, name) == (40, 1, "fp16", False, ""),
-    )
-
-
-GATE = [
-    gate_case(op, heads, shared, kind, rule(2), dependent)
-    for op in ("decode", "join", "prefill")
-    for heads, shared in ((32, 1), (40, 1), (52, 1), (64, 1), (64, 8))
-    for kind in ("fp16", "bf16")
-    for dependent in (False, True)
-]

@@ -7,8 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .gate import GateCase
-from .launch import check, check_device, interpreting, pdl, pdl_code, wait_for_inputs
+from .launch import check, check_device, interpreting, pdl, wait_for_inputs
 from .quantized import GROUP, Int4Weight, Int8Weight
 
 ROWS, COLUMNS = 8, 512  # weights that a program dequantises; an int4 column takes half a byte
@@ -118,26 +117,3 @@ def dequantize(weight: Int8Weight | Int4Weight, dtype: torch.dtype) -> torch.Ten
         ASSEMBLY=not interpreting(), num_warps=4, **pdl(device),
     )  # fmt: skip
     return out
-
-
-GATE = [
-    GateCase(
-        name=f"dequantize {bits} bits {kind} {columns}{' pdl' if trigger else ''}",
-        kernel=_dequantize_kernel,
-        signature={
-            "values_ptr": {8: "*i8", 4: "*u8"}[bits], "scales_ptr": {8: "*fp32", 4: "*fp16"}[bits], "out_ptr": f"*{kind}",
-            "N": "i32",
-        },
-        constexprs={
-            "K": columns, "BITS": bits, "GROUP": GROUP, "ROWS": ROWS, "COLUMNS": COLUMNS, "ASSEMBLY": True,
-            "PDL": pdl_code(trigger),
-        },
-        aligned=("values_ptr", "scales_ptr", "out_ptr"),
-        pdl=trigger,
-        ci=(kind, columns, trigger) == ("fp16", 5120, None),
-    )
-    for bits in (8, 4)
-    for kind in ("fp16", "bf16")
-    for columns in (4096, 5120, 8192, 11008, 13824, 22016)
-    for trigger in (None, "early")
-]  # fmt: skip

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from .gate import GateCase
 from .launch import check_device
 from .reference import CHUNK, LANES, DiffStats
 
@@ -151,32 +150,3 @@ def _stored(tensor: torch.Tensor, is_output: bool) -> torch.Tensor:
     """View as int16 what the kernel handles as bits: 16-bit outputs, and bfloat16 inputs."""
     as_bits = tensor.dtype == torch.bfloat16 or (is_output and tensor.dtype == torch.float16)
     return tensor.view(torch.int16) if as_bits else tensor
-
-
-def _case(base: int, diff: int, out: int, masked: bool, ci: bool) -> GateCase:
-    inputs = {FLOAT32: "*fp32", FLOAT16: "*fp16", BFLOAT16: "*i16"}
-    names = {FLOAT32: "fp32", FLOAT16: "fp16", BFLOAT16: "bf16"}
-    return GateCase(
-        name=f"diff_add {names[base]}+{names[diff]}->{names[out]}{' tail' if masked else ''}",
-        kernel=_diff_add_kernel,
-        signature={
-            "base_ptr": inputs[base], "diff_ptr": inputs[diff], "out_ptr": "*fp32" if out == FLOAT32 else "*i16",
-            "sums_ptr": "*fp64", "overflowed_ptr": "*i32", "nonfinite_ptr": "*i32", "first_chunk": "i32", "count": "i32",
-        },
-        constexprs={
-            "BASE": base, "DIFF": diff, "OUT": out, "SUBTRACT": False, "MASKED": masked, "CHUNK": CHUNK, "LANES": LANES,
-        },
-        aligned=("base_ptr", "diff_ptr", "out_ptr"),
-        wide_loads=not masked,  # the tail is at most one chunk of a tensor
-        wide_stores=not masked,
-        ci=ci,
-    )  # fmt: skip
-
-
-GATE = [
-    _case(base, diff, out, masked, ci=(base, diff, out, masked) == (FLOAT16, FLOAT32, FLOAT16, False))
-    for base in (FLOAT32, FLOAT16, BFLOAT16)
-    for diff in (FLOAT32, FLOAT16, BFLOAT16)
-    for out in (FLOAT32, FLOAT16, BFLOAT16)
-    for masked in (False, True)
-]

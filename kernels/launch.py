@@ -50,11 +50,6 @@ def pdl(device: torch.device, trigger: str = "early") -> dict[str, Any]:
     return {"PDL": PDL_CODES[trigger], "launch_pdl": True} if dependent_launch(device) else {"PDL": 0}
 
 
-def pdl_code(trigger: str | None) -> int:
-    """The constexpr PDL for `trigger` in a case of the gate; None: no dependent launch."""
-    return PDL_CODES[trigger] if trigger else 0
-
-
 @triton.jit
 def wait_for_inputs(PDL: tl.constexpr):
     """Wait for the earlier kernels. Every program calls this before it reads their results and before it writes anything.

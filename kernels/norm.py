@@ -8,8 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .gate import GateCase
-from .launch import check, pdl, pdl_code, wait_for_inputs
+from .launch import check, pdl, wait_for_inputs
 
 NORM_WARPS = 4
 LANES = 1024
@@ -73,24 +72,3 @@ def rms_norm(
         x, weight, out, eps, H=hidden, LANES=LANES, num_warps=NORM_WARPS, **pdl(x.device, trigger)
     )
     return out
-
-
-def _case(hidden: int, kind: str, trigger: str | None, ci: bool) -> GateCase:
-    return GateCase(
-        name=f"rms_norm {kind} {hidden}{f' pdl {trigger}' if trigger else ''}",
-        kernel=_rms_norm_kernel,
-        signature={"x_ptr": f"*{kind}", "weight_ptr": f"*{kind}", "out_ptr": f"*{kind}", "eps": "fp32"},
-        constexprs={"H": hidden, "LANES": LANES, "PDL": pdl_code(trigger)},
-        aligned=("x_ptr", "weight_ptr", "out_ptr"),
-        num_warps=NORM_WARPS,
-        pdl=trigger,
-        ci=ci,
-    )
-
-
-GATE = [
-    _case(hidden, kind, trigger, ci=(hidden, kind) == (5120, "fp16"))
-    for hidden in (4096, 5120, 6656, 8192)
-    for kind in ("fp16", "bf16")
-    for trigger in (None, "first", "early")
-]

@@ -7,8 +7,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .gate import GateCase
-from .launch import check, pdl, pdl_code, wait_for_inputs
+from .launch import check, pdl, wait_for_inputs
 
 PAIRS = 512  # pairs of elements that a program rotates
 
@@ -63,24 +62,3 @@ def rope_and_store(
         parts, cos, sin, positions, slots, k_cache, v_cache, q,
         HEADS=heads, KV_HEADS=kv_heads, D=dim, PAIRS=PAIRS, num_warps=4, **pdl(q.device),
     )  # fmt: skip
-
-
-def _case(heads: int, kind: str, trigger: str | None) -> GateCase:
-    names = ("parts_ptr", "cos_ptr", "sin_ptr", "positions_ptr", "slots_ptr", "k_ptr", "v_ptr", "q_ptr")
-    types = (f"*{kind}", "*fp32", "*fp32", "*i64", "*i64", *(f"*{kind}",) * 3)
-    return GateCase(
-        name=f"rope_store {kind} {heads} heads{' pdl' if trigger else ''}",
-        kernel=_rope_store_kernel,
-        signature=dict(zip(names, types, strict=True)),
-        constexprs={"HEADS": heads, "KV_HEADS": heads, "D": 128, "PAIRS": PAIRS, "PDL": pdl_code(trigger)},
-        aligned=names,
-        wide_loads=False,  # a thread's four pairs: 8 bytes of each half
-        wide_stores=False,
-        pdl=trigger,
-        ci=(heads, kind, trigger) == (40, "fp16", None),
-    )
-
-
-GATE = [
-    _case(heads, kind, trigger) for heads in (32, 40, 64) for kind in ("fp16", "bf16") for trigger in (None, "early")
-]

@@ -11,15 +11,12 @@ The output product leaves the greatest of each block of logits (kernels/product.
 small, all kept tokens are in the top_k blocks whose greatest logits are the greatest: at most 2048 logits, in registers.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 
-from . import settings, tuned
-from .gate import GateCase
-from .launch import check, check_device, pdl, pdl_code, wait_for_inputs
+from . import tuned
+from .launch import check, check_device, pdl, wait_for_inputs
 from .reference import BEST_BLOCK
 from .settings import SampleSettings
 
@@ -322,66 +319,3 @@ def advance(
         tokens, ids, positions, slots, lens, left, stops, block_tables, block_tables.stride(0),
         BLOCK=block, STOPS=stops.shape[1], num_warps=1, **pdl(tokens.device),
     )  # fmt: skip
-
-
-SAMPLING = {
-    "logits_ptr": "*fp32", "best_ptr": "*i32", "picked_ptr": "*i32", "out_ptr": "*i64",
-    **dict.fromkeys(("temperature_ptr", "top_p_ptr", "min_p_ptr"), "*fp32"),
-    **dict.fromkeys(("top_k_ptr", "seed_ptr", "index_ptr"), "*i64"), "position_ptr": "*i32",
-}  # fmt: skip
-
-
-def gate_case(how: SampleSettings, trigger: str | None, name: str = "", vocabulary: int = 32000) -> GateCase:
-    """The case of the sampler, `how` launched."""
-    return GateCase(
-        f"sample{' ' * bool(name)}{name}{' pdl' if trigger else ''}",
-        _sample_kernel,
-        SAMPLING,
-        {**constants(vocabulary, how), "PDL": pdl_code(trigger)},
-        aligned=tuple(SAMPLING),
-        num_warps=how.num_warps,
-        wide_loads=128 * how.num_warps <= BLOCK and vocabulary % 4 == 0,
-        wide_stores=False,
-        pdl=trigger,
-        ci=not trigger and not name,
-        denormals=False,  # the library's logarithm flushes them; u and -log(u) are at least 2^-24
-    )
-
-
-def _gate() -> list[GateCase]:
-    blocks = triton.cdiv(32000, BEST_BLOCK)
-    rows = {**dict.fromkeys(("tokens_ptr", "ids_ptr", "positions_ptr", "slots_ptr", "stops_ptr"), "*i64"),
-            **dict.fromkeys(("lens_ptr", "left_ptr", "tables_ptr"), "*i32"), "table_stride": "i32"}  # fmt: skip
-    cases = []
-    for trigger in (None, "early"):
-        suffix = " pdl" if trigger else ""
-        common: dict[str, Any] = {"pdl": trigger, "ci": not trigger}
-        vocabulary = {"V": 32000, "BLOCKS": blocks, "PDL": pdl_code(trigger)}
-        cases += [
-            gate_case(settings.sample(), trigger),
-            gate_case(settings.sample(), trigger, "of 32001", 32001),
-            # of sm_90 alone: on sm_80 it spills 8 bytes with so many logits
-            *([gate_case(settings.sample(), trigger, "of 128256", 128256)] if trigger else []),
-            GateCase(
-                f"best_of_blocks{suffix}", _best_of_blocks_kernel, {"logits_ptr": "*fp32", "best_ptr": "*i32"},
-                {**vocabulary, "BLOCK_N": BEST_BLOCK}, aligned=("logits_ptr", "best_ptr"), wide_stores=False, **common,
-            ),
-            GateCase(
-                f"advance{suffix}", _advance_kernel, rows, {"BLOCK": 16, "STOPS": 8, "PDL": pdl_code(trigger)},
-                num_warps=1, wide_loads=False, wide_stores=False, **common,
-            ),
-        ]  # fmt: skip
-        cases += [
-            GateCase(
-                f"embed {kind} {hidden}{suffix}", _embed_kernel,
-                {"ids_ptr": "*i64", "weight_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
-                {"H": hidden, "BLOCK": EMBEDDED, "PDL": pdl_code(trigger)}, aligned=("ids_ptr", "weight_ptr", "out_ptr"),
-                pdl=trigger, ci=(hidden, kind, trigger) == (5120, "fp16", None),
-            )
-            for hidden in (4096, 5120, 6656, 8192)
-            for kind in ("fp16", "bf16")
-        ]  # fmt: skip
-    return cases
-
-
-GATE = _gate()

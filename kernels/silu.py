@@ -4,8 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .gate import GateCase
-from .launch import check, pdl, pdl_code, wait_for_inputs
+from .launch import check, pdl, wait_for_inputs
 
 BLOCK = 1024
 
@@ -32,19 +31,3 @@ def silu_mul(parts: torch.Tensor, *, out: torch.Tensor) -> torch.Tensor:
     grid = rows, triton.cdiv(inner, BLOCK)
     _silu_mul_kernel[grid](parts, out, INNER=inner, BLOCK=BLOCK, num_warps=4, **pdl(out.device))
     return out
-
-
-GATE = [
-    GateCase(
-        name=f"silu_mul {kind} {inner}{' pdl' if trigger else ''}",
-        kernel=_silu_mul_kernel,
-        signature={"parts_ptr": f"*{kind}", "out_ptr": f"*{kind}"},
-        constexprs={"INNER": inner, "BLOCK": BLOCK, "PDL": pdl_code(trigger)},
-        aligned=("parts_ptr", "out_ptr"),
-        pdl=trigger,
-        ci=(kind, inner, trigger) == ("fp16", 13824, None),
-    )
-    for inner in (11008, 13824, 17920, 22016)
-    for kind in ("fp16", "bf16")
-    for trigger in (None, "early")
-]

@@ -70,10 +70,13 @@ def test_its_figures_agree_with_each_other(card) -> None:
 
 def test_multiprocessors_are_those_of_the_compile_gate() -> None:
     pytest.importorskip("triton")
-    from baize_engine.kernels import gate
+    import compile_gate
 
     for (major, minor), sm in MULTIPROCESSORS.items():
-        assert (sm.warps, sm.shared) == (gate.WARPS[10 * major + minor], gate.SHARED[10 * major + minor])
+        assert (sm.warps, sm.shared) == (
+            compile_gate.WARPS[10 * major + minor],
+            compile_gate.SHARED[10 * major + minor],
+        )
 
 
 def test_nothing_is_imported_for_it() -> None:

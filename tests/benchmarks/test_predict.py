@@ -369,14 +369,17 @@ def test_a_loop_that_the_compiler_unrolled() -> None:
 def test_the_table_is_of_these_kernels() -> None:
     """Constants as they stand, and a case compiled anew: other versions of Triton may take a few registers more or less."""
     pytest.importorskip("triton")
-    from baize_engine.kernels import attention, gate, norm, product
+    from compile_gate import compile_case
+    from product_cases import product_case
+
+    from baize_engine.kernels import attention, norm
 
     found = [compiled.constant(name) for name in ("SPLIT", "JOINED", "LANES")]
     assert found == [attention.SPLITS[2], attention.JOINED, norm.LANES]
     assert {name for name, *_ in compiled.products()} <= {name for name, _ in compiled.read()}
     how = settings.product("linear_add", 16, 1)
     for target in compiled.TARGETS:
-        made = gate.compile_case(product.gate_case("13b", "linear_add o", "fp16", 1, target >= 90, how), target)
+        made = compile_case(product_case("13b", "linear_add o", "fp16", 1, target >= 90, how), target)
         kept = compiled.read()[compiled.product_name(how, 16, 1, False), target]
         whole, inner = compiled.loops(made.sass)
         loop = next(each for each in inner if each.tensor)

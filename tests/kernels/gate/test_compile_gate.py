@@ -1,6 +1,6 @@
 """Every Triton kernel, compiled for GPUs that are not here: no spills, shared memory within limits, wide accesses.
 
-General: a kernel that anyone adds under kernels/ is found here, and fails until its file lists a case for it. CI compiles
+General: a kernel that anyone adds under kernels/ is found here, and fails until gate_cases.py has a case of it. CI compiles
 one shape of each kernel (`ci=True`); `make gate` compiles all of them and prints the table.
 """
 
@@ -14,11 +14,11 @@ import pytest
 
 pytest.importorskip("triton")
 
+import compile_gate
+import gate_cases
 import triton
 
-from baize_engine.kernels import gate
-
-CASES = gate.cases()
+CASES = gate_cases.cases()
 
 
 @pytest.fixture(scope="module")
@@ -40,29 +40,29 @@ def parameters() -> list[object]:
 
 
 @pytest.mark.parametrize(("case", "target"), parameters())
-def test_machine_code(case: gate.GateCase, target: int, table: list[str]) -> None:
-    compiled = gate.compile_case(case, target)
+def test_machine_code(case: compile_gate.GateCase, target: int, table: list[str]) -> None:
+    compiled = compile_gate.compile_case(case, target)
     table.append(compiled.row())
     assert compiled.problems() == []
 
 
-@pytest.mark.parametrize("module", gate.kernel_modules(), ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", compile_gate.kernel_modules(), ids=lambda module: module.__name__)
 def test_every_kernel_has_a_case_in_ci(module: object) -> None:
     covered = {case.kernel for case in CASES if case.ci}
-    assert [name for name, kernel in gate.kernels_of(module).items() if kernel not in covered] == []
+    assert [name for name, kernel in compile_gate.kernels_of(module).items() if kernel not in covered] == []
 
 
 def test_kernels_are_found() -> None:
-    assert "_diff_add_kernel" in gate.kernels_of(importlib.import_module("baize_engine.kernels.diff_add"))
+    assert "_diff_add_kernel" in compile_gate.kernels_of(importlib.import_module("baize_engine.kernels.diff_add"))
 
 
 # The gate must be able to fail.
 
 
-def toy(**changes: object) -> gate.GateCase:
+def toy(**changes: object) -> compile_gate.GateCase:
     import gate_toys
 
-    case = gate.GateCase(
+    case = compile_gate.GateCase(
         name="toy",
         kernel=gate_toys.copy_kernel,
         signature={"src": "*fp32", "dst": "*fp32", "count": "i32"},
@@ -73,31 +73,31 @@ def toy(**changes: object) -> gate.GateCase:
 
 
 def test_a_good_kernel_passes() -> None:
-    assert gate.compile_case(toy(), 90).problems() == []
+    assert compile_gate.compile_case(toy(), 90).problems() == []
 
 
-@pytest.mark.parametrize("target", gate.TARGETS)
+@pytest.mark.parametrize("target", compile_gate.TARGETS)
 def test_narrow_accesses_are_noticed(target: int) -> None:
-    problems = gate.compile_case(toy(aligned=()), target).problems()
+    problems = compile_gate.compile_case(toy(aligned=()), target).problems()
     assert any("no 16-byte load" in problem for problem in problems)
     assert any("no 16-byte store" in problem for problem in problems)
 
 
 def test_spills_are_noticed() -> None:
     hungry = toy(constexprs={"BLOCK": 16384, "HUNGRY": True}, num_warps=1, wide_loads=False, wide_stores=False)
-    problems = gate.compile_case(hungry, 80).problems()
+    problems = compile_gate.compile_case(hungry, 80).problems()
     assert any("spills to local memory" in problem for problem in problems)
 
 
 def test_a_missing_dot_is_noticed() -> None:
-    assert gate.compile_case(toy(dot=True), 90).problems() == ["toy for sm_90: no tensor-core instruction"]
+    assert compile_gate.compile_case(toy(dot=True), 90).problems() == ["toy for sm_90: no tensor-core instruction"]
 
 
 def test_a_dependent_launch_is_compiled_where_it_exists() -> None:
     case = next(case for case in CASES if case.pdl)
     assert case.targets == (90,)
-    assert "ACQBULK" in gate.compile_case(case, 90).sass
-    assert "ACQBULK" not in gate.compile_case(next(case for case in CASES if not case.pdl), 90).sass
+    assert "ACQBULK" in compile_gate.compile_case(case, 90).sass
+    assert "ACQBULK" not in compile_gate.compile_case(next(case for case in CASES if not case.pdl), 90).sass
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_an_access_before_the_wait_is_noticed(early: bool, pdl: int, problems: l
         aligned=("src", "dst"),
         pdl="early",
     )
-    found = gate.compile_case(case, 90).problems()
+    found = compile_gate.compile_case(case, 90).problems()
     assert found == [f"toy for sm_90: {problem}" for problem in problems]
 
 
@@ -131,17 +131,19 @@ def test_an_access_before_the_wait_is_noticed(early: bool, pdl: int, problems: l
     [(32, 0, 4, 1.0), (255, 0, 4, 8 / 64), (64, 49152, 2, 8 / 64), (40, 1024, 8, 48 / 64)],
 )
 def test_occupancy(registers: int, shared: int, warps: int, wanted: float) -> None:
-    compiled = replace(gate.compile_case(toy(), 90), registers=registers, shared=shared, case=toy(num_warps=warps))
+    compiled = replace(
+        compile_gate.compile_case(toy(), 90), registers=registers, shared=shared, case=toy(num_warps=warps)
+    )
     assert compiled.occupancy == wanted
 
 
 def test_wgmma_is_noticed_where_it_must_not_be() -> None:
     prefill = next(case for case in CASES if case.name.startswith("attention prefill fp16"))
-    compiled = gate.compile_case(prefill, 90)
+    compiled = compile_gate.compile_case(prefill, 90)
     assert compiled.problems() == []
     assert "wgmma where" in replace(compiled, case=replace(prefill, warp_level=True)).problems()[0]
 
 
 def test_too_much_shared_memory_is_noticed() -> None:
-    compiled = replace(gate.compile_case(toy(), 89), shared=101377)
+    compiled = replace(compile_gate.compile_case(toy(), 89), shared=101377)
     assert compiled.problems() == ["toy for sm_89: 101377 bytes of shared memory, sm_89 has 101376"]

@@ -6,21 +6,23 @@ import json
 import os
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from assets import REPO
+from compile_gate import SHARED_LIMIT, kernel_modules, kernels_of
 
-from baize_engine.kernels import gate
 
-
+@cache
 def launches(dependent: str, quantize: str, dtype: str = "float16") -> list[dict[str, Any]]:
     environment = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(REPO / "tests" / "helpers"), os.environ.get("PYTHONPATH", "")]),
     }
     environment.pop("TRITON_INTERPRET", None)
-    command = [sys.executable, str(REPO / "tests" / "helpers" / "launches.py"), dependent, quantize, dtype]
+    command = [sys.executable, str(Path(__file__).with_name("launches.py")), dependent, quantize, dtype]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
@@ -32,13 +34,13 @@ def launches(dependent: str, quantize: str, dtype: str = "float16") -> list[dict
 def test_a_decoders_launches_compile(quantize: str, dtype: str) -> None:
     found = launches("pdl", quantize, dtype)
     names = {one["kernel"] for one in found}
-    every = {name for module in gate.kernel_modules() for name in gate.kernels_of(module)}
+    every = {name for module in kernel_modules() for name in kernels_of(module)}
     elsewhere = {"_dequantize_kernel"} if quantize == "none" else set()
     assert names == every - elsewhere
     assert all(one["pdl"] and one["waits"] for one in found if one["kernel"] != "_diff_add_kernel")
     products = [one for one in found if one["kernel"] == "_product_kernel"]
     assert all(one["tensor_cores"] for one in products) == (dtype != "float32")
-    assert all(one["shared"] <= gate.SHARED_LIMIT[89] for one in found)  # the smallest of the gate's GPUs
+    assert all(one["shared"] <= SHARED_LIMIT[89] for one in found)  # the smallest of the gate's GPUs
 
 
 def test_without_dependent_launch_no_kernel_waits() -> None:

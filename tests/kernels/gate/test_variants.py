@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 import torch
+from attention_cases import attention_case
 from attention_inputs import paged
+from compile_gate import GateCase, compile_case
 from interpreter import Interpreter
+from product_cases import product_case
 from product_inputs import ACTIVATIONS, EPS, case, matrix, rand
+from sample_cases import sample_case
 from sample_inputs import FILTERS, arguments, logits
 
-from baize_engine.kernels import attention, gate, product, sample, settings
+from baize_engine.kernels import settings
 from baize_engine.kernels.settings import AttentionSettings, ProductSettings
 
 BITS = {"same": 16, "int8": 8, "int4": 4}
@@ -140,7 +144,7 @@ def test_the_sampler_chooses_the_same(triton: Interpreter, vocabulary: int, chos
 # The compile gate
 
 
-def variants() -> list[gate.GateCase]:
+def variants() -> list[GateCase]:
     """Each choice at 13B, the rest being the rule's: as others than Hopper launch it, and as Hopper does; and with a vocabulary
     that no tile divides. How many tiles are prefetched is a number in a loop before all else, and takes no registers."""
     found = []
@@ -152,15 +156,15 @@ def variants() -> list[gate.GateCase]:
             if aspect == "prefetched":
                 continue
             for dependent in (False, True) if aspect != "trigger" else (True,):
-                found.append(product.gate_case("13b", op, kind, rows, dependent, how, f"{aspect} {number}"))
+                found.append(product_case("13b", op, kind, rows, dependent, how, f"{aspect} {number}"))
             if op == "head" and aspect == "tile":
-                found.append(product.gate_case("13b", op, kind, rows, True, how, f"of 32001, {number}", 32001))
+                found.append(product_case("13b", op, kind, rows, True, how, f"of 32001, {number}", 32001))
     for number, (aspect, how) in enumerate(one_by_one(settings.attention(2), settings.attention_choices())):
         for op, dependent in itertools.product(("decode", "join"), (False, True)):
-            found.append(attention.gate_case(op, 40, 1, "fp16", how, dependent, f"{aspect} {number}"))
+            found.append(attention_case(op, 40, 1, "fp16", how, dependent, f"{aspect} {number}"))
     for number, (aspect, chosen) in enumerate(one_by_one(settings.sample(), settings.sample_choices())):
         for trigger, many in itertools.product((None, "early"), (32000, 32001, 128256)):
-            found.append(sample.gate_case(chosen, trigger, f"{aspect} {number} of {many}", many))
+            found.append(sample_case(chosen, trigger, f"{aspect} {number} of {many}", many))
     return found
 
 
@@ -177,15 +181,15 @@ IN_CI = ("gate_up 13b fp16 x1 trigger", "attention decode fp16 40/40 fetch", "sa
         for target in one.targets
     ],
 )
-def test_machine_code(chosen: gate.GateCase, target: int) -> None:
-    compiled = gate.compile_case(chosen, target)
+def test_machine_code(chosen: GateCase, target: int) -> None:
+    compiled = compile_case(chosen, target)
     print(compiled.row())
     assert compiled.problems() == []
 
 
 def test_a_trigger_at_the_wrong_place_is_noticed() -> None:
     late = replace(settings.product("gate_up", 16, 1), trigger="late")
-    compiled = gate.compile_case(product.gate_case("13b", "gate_up", "fp16", 1, True, late), 90)
+    compiled = compile_case(product_case("13b", "gate_up", "fp16", 1, True, late), 90)
     assert compiled.problems() == []
     said = replace(compiled, case=replace(compiled.case, pdl="early")).problems()
     assert said == ["gate_up 13b fp16 x1 pdl for sm_90: lets the next kernel start late, wanted early"]
@@ -193,7 +197,7 @@ def test_a_trigger_at_the_wrong_place_is_noticed() -> None:
 
 def test_a_read_before_the_wait_is_allowed_where_it_is_meant() -> None:
     how = AttentionSettings(64, fetch_first=True, trigger="first")
-    compiled = gate.compile_case(attention.gate_case("decode", 40, 1, "fp16", how, True), 90)
+    compiled = compile_case(attention_case("decode", 40, 1, "fp16", how, True), 90)
     assert compiled.problems() == []
     said = replace(compiled, case=replace(compiled.case, reads_early=False)).problems()
     assert len(said) == 1

@@ -1,8 +1,10 @@
 """The compile gate: what a kernel becomes for a GPU that is not here, and what must be true of it.
 
-Each kernel file lists its cases in `GATE`. A kernel is a @triton.jit function whose name ends in `_kernel`; one without a
-case fails the gate. Compiling needs no GPU, but a process without TRITON_INTERPRET.
+A kernel is a @triton.jit function of kernels/ whose name ends in `_kernel`; one that gate_cases.py has no case of fails the
+gate. Compiling needs no GPU, but a process without TRITON_INTERPRET.
 """
+
+from __future__ import annotations
 
 import importlib
 import pkgutil
@@ -18,6 +20,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+
+from baize_engine import kernels
+from baize_engine.kernels.launch import PDL_CODES
 
 WARPS = {80: 64, 86: 48, 89: 48, 90: 64}  # resident at most on a multiprocessor
 SHARED = {80: 167936, 86: 102400, 89: 102400, 90: 233472}  # bytes of a multiprocessor; each block takes 1024 for itself
@@ -126,11 +131,15 @@ def _widths(widths: tuple[int, ...]) -> str:
     return "/".join(str(width // 8) for width in sorted(set(widths), reverse=True)) + " B" if widths else "none"
 
 
+def pdl_code(trigger: str | None) -> int:
+    """The constexpr PDL of a kernel that lets the next one start at `trigger`; None without a dependent launch."""
+    return PDL_CODES[trigger] if trigger else 0
+
+
 def kernel_modules() -> list[Any]:
-    """Every module of this package but the reference and the gate itself."""
-    package = importlib.import_module(__package__)
-    names = [info.name for info in pkgutil.iter_modules(package.__path__)]
-    return [importlib.import_module(f"{__package__}.{name}") for name in names if name not in ("reference", "gate")]
+    """Every module of kernels/ but the reference."""
+    names = [info.name for info in pkgutil.iter_modules(kernels.__path__)]
+    return [importlib.import_module(f"{kernels.__name__}.{name}") for name in names if name != "reference"]
 
 
 def kernels_of(module: Any) -> dict[str, Any]:
@@ -141,11 +150,6 @@ def kernels_of(module: Any) -> dict[str, Any]:
         for name, value in own.items()
         if name.endswith("_kernel") and value.fn.__module__ == module.__name__
     }
-
-
-def cases() -> list[GateCase]:
-    """All cases of all kernel files."""
-    return [case for module in kernel_modules() for case in getattr(module, "GATE", [])]
 
 
 def compile_case(case: GateCase, target: int) -> Compiled:

@@ -1,0 +1,92 @@
+"""The gate's cases of the products, at the shapes of 7B, 13B, 30B and 65B."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from compile_gate import GateCase, pdl_code
+
+from baize_engine.kernels import product, settings
+from baize_engine.kernels.norm import LANES
+from baize_engine.kernels.quantized import GROUP
+from baize_engine.kernels.settings import ProductSettings
+
+# The matrices of a layer: (hidden, inner, heads); head_dim is 128.
+LAYERS: dict[str, tuple[int, int, int]] = {
+    "7b": (4096, 11008, 32), "13b": (5120, 13824, 40), "30b": (6656, 17920, 52), "65b": (8192, 22016, 64),
+}  # fmt: skip
+KINDS: dict[str, tuple[str, str, int]] = {
+    "fp16": ("*fp16", "*fp16", 16), "bf16": ("*bf16", "*bf16", 16), "int8": ("*fp16", "*i8", 8), "int4": ("*fp16", "*u8", 4),
+}  # fmt: skip
+
+
+def product_case(
+    size: str, op: str, kind: str, rows: int, dependent: bool, how: ProductSettings | None = None, name: str = "",
+    vocabulary: int = 32000,
+) -> GateCase:  # fmt: skip
+    """The case of `op` ("linear_add o" and "linear_add down" are two) at `size`, launched by the rule or as `how` says."""
+    hidden, inner, heads = LAYERS[size]
+    n, k = {
+        "qkv_rope_store": (3 * hidden, hidden),
+        "gate_up": (2 * inner, hidden),
+        "linear_add o": (hidden, hidden),
+        "linear_add down": (hidden, inner),
+        "head": (vocabulary, hidden),
+        "linear": (vocabulary, hidden),
+    }[op]
+    function = op.split()[0]
+    x, w, bits = KINDS[kind]
+    how = how or settings.product(function, bits, rows)
+    how.check(function, bits)
+    norm = function in settings.WITH_NORM and how.fuse_norm
+    rope, head = function == "qkv_rope_store", function == "head"
+    pointers: dict[str, str | None] = {
+        "x_ptr": x, "norm_ptr": x if norm else None, "w_ptr": w,
+        "scale_ptr": {8: "*fp32", 4: "*fp16"}.get(bits), "out_ptr": "*fp32" if head else x,
+        "cos_ptr": "*fp32" if rope else None, "sin_ptr": "*fp32" if rope else None,
+        "positions_ptr": "*i64" if rope else None, "slots_ptr": "*i64" if rope else None,
+        "k_ptr": x if rope else None, "v_ptr": x if rope else None, "index_ptr": "*i32" if head else None,
+    }  # fmt: skip
+    constants: dict[str, Any] = {
+        "N": n, "K": k, "BITS": bits, "GROUP": GROUP, "NORM": norm, "EPILOGUE": product.EPILOGUES[function],
+        "HEADS": heads, "KV_HEADS": heads, "D": 128, "LANES": LANES, "PDL": pdl_code(how.trigger if dependent else None),
+        "AHEAD": how.prefetched if norm or dependent else 0, "ASSEMBLY": True,
+        "BLOCK_T": how.block_t(rows), "BLOCK_N": how.block_n, "BLOCK_K": how.block_k,
+        **{name: None for name, type_ in pointers.items() if type_ is None},
+    }  # fmt: skip
+    signature = {name: type_ for name, type_ in pointers.items() if type_ is not None}
+    return GateCase(
+        name=f"{op} {size} {kind} x{rows}{' ' * bool(name)}{name}{' pdl' if dependent else ''}",
+        kernel=product._product_kernel,
+        signature={**signature, "eps": "fp32", "T": "i32"},
+        constexprs=constants,
+        aligned=tuple(signature),
+        num_warps=how.num_warps,
+        num_stages=how.num_stages,
+        wide_stores=False,  # T values a row of W: nothing beside the weights
+        dot=True,
+        warp_level=True,
+        pdl=how.trigger if dependent else None,
+        ci=((size, kind, rows, dependent, name) == ("13b", "fp16", 1, False, "") and op != "linear")
+        or (size, op, kind, rows, name) == ("13b", "gate_up", "int4", 1, "")
+        or (size, op, kind, rows, dependent, name) == ("13b", "gate_up", "fp16", 32, False, ""),
+    )
+
+
+def product_cases() -> list[GateCase]:
+    """13B with every number of rows that has a tile of its own, as Hopper and as others run it; of the others less. 32 and 64
+    rows of int4 are one tile."""
+    found = []
+    for size in LAYERS:
+        for kind in KINDS:
+            for rows in (1, 16, 32, 64):
+                for dependent in (False, True):
+                    if (kind, rows) == ("int4", 32) or (size != "13b" and (rows in (16, 32) or dependent)):
+                        continue
+                    for op in ("qkv_rope_store", "gate_up", "linear_add o", "linear_add down", "head"):
+                        found.append(product_case(size, op, kind, rows, dependent))
+    for kind in KINDS:
+        found.append(product_case("13b", "linear", kind, 1, False))
+        for rows in (1, 64):  # a finetune's vocabulary, which no tile divides
+            found.append(product_case("13b", "head", kind, rows, True, name="of 32001", vocabulary=32001))
+    return found
