@@ -123,13 +123,15 @@ class Engine:
         The other arguments and the errors are those of from_pretrained, and MismatchError where base and diff do not belong
         together.
         """
-        from baize_engine.from_diff import MatchOptions, load_diff
+        from baize_engine.from_diff import load_diff
 
         options = EngineOptions(
             device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
         )
-        match = MatchOptions(new_rows=new_rows, drop_rows=drop_rows, force=force)
-        return cls(load_diff(path_raw, path_diff, options, match, progress))
+        recovered = load_diff(
+            path_raw, path_diff, options, new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress
+        )
+        return cls(recovered)
 
     def __enter__(self) -> Engine:
         return self

@@ -34,11 +34,11 @@ from baize_engine.model.weight_loader import allocate
 from baize_engine.model.weights import check
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
-from baize_engine.recovery.plan import MatchOptions
-from baize_engine.recovery.recover import check_diff
-from baize_engine.recovery.run import checked_plan
+from baize_engine.recovery.checks import checked_plan
+from baize_engine.recovery.memory import WORKERS
+from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.sources import Sources
-from baize_engine.recovery.stream import WORKERS, NoHash, stream
+from baize_engine.recovery.stream import NoHash, Target, stream
 from baize_engine.text import special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -50,16 +50,22 @@ def load_diff(
     path_raw: str | os.PathLike[str],
     path_diff: str | os.PathLike[str],
     options: EngineOptions,
-    match: MatchOptions,
+    *,
+    new_rows: str = "auto",
+    drop_rows: bool = False,
+    force: bool = False,
     progress: bool = False,
 ) -> LoadedModel:
     """Recovers base + diff into memory; `Engine.from_diff` says what is refused. options.dtype is that of the sums."""
     if options.dtype == "auto":
         raise RequestError(f"dtype is 'auto', wanted {', '.join(FLOATS)}")
     options = resolved(options)
+    recovery = RecoveryOptions(
+        dtype=options.dtype, device=options.device, new_rows=new_rows, drop_rows=drop_rows, force=force
+    )
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
     sources = Sources([source.index, diff])
-    work = checked_plan(source, diff, options.dtype, match, check_diff(source.index, diff, match.force))
+    work = checked_plan(source, diff, recovery)
     # nothing is published, so that links may go anywhere
     files = side_files.collect(diff.folder, source.index.folder, options.dtype, work.vocab_size, follow_links=True)
     try:
@@ -76,16 +82,17 @@ def load_diff(
     end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
     for line in (*work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
         warnings.warn(line, BaizeWarning, stacklevel=3)  # of the caller of Engine.from_diff
-    target = WeightSink(config, options)
+    sink = WeightSink(config, options)
+    target = Target(work, sink)
     workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
     with Progress(work.traffic, "B", progress, "recover") as bar:
         adder = choose.diff_adder(options.device)
-        records = stream(work, target, adder, progress=bar.add, make_hash=NoHash, workers=workers)
+        stream([target], adder, progress=bar.add, make_hash=NoHash, workers=workers)
     sources.check()
-    tell(((name, record.overflowed) for name, record in records.items()), options.dtype)
+    tell(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
     if options.device != "cpu":
         torch.cuda.synchronize(options.device)
-    return assemble(config, target.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
+    return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from baize_engine.backend.adders import NoFiles
+from baize_engine.backend.adders import NoFiles, Operand, Stats
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.output_file import OutputFile
@@ -36,12 +36,12 @@ class CopyAdder(NoFiles):
     def buffer(self, nbytes: int) -> memoryview:
         return aligned_buffer(nbytes)
 
-    def add(self, *arguments: Any, **_: Any) -> tuple[list[float], int, int]:
-        out = arguments[4]
-        done = self._filled.get(id(out.obj), 0)
-        if len(out) > done:  # once for each page that is written, as the kernel touches no others either
-            out[done:] = os.urandom(len(out) - done)
-            self._filled[id(out.obj)] = len(out)
+    def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
+        view = out.view
+        done = self._filled.get(id(view.obj), 0)
+        if len(view) > done:  # once for each page that is written, as the kernel touches no others either
+            view[done:] = os.urandom(len(view) - done)
+            self._filled[id(view.obj)] = len(view)
         return [], 0, 0
 
 
@@ -59,14 +59,15 @@ def copy(base: Path, diff: Path, out: Path) -> None:
     """
     from baize_engine.checkpoint.index import read_index
     from baize_engine.checkpoint.writer import CheckpointWriter, lay_out
+    from baize_engine.recovery.options import RecoveryOptions
     from baize_engine.recovery.plan import plan
-    from baize_engine.recovery.stream import stream
+    from baize_engine.recovery.stream import Target, stream
 
     left, right = read_index(base), read_index(diff)
     cut = {name: replace(entry, shape=left.entries[name].shape) for name, entry in right.entries.items()}
-    work = plan(left, replace(right, entries=cut), "float16")
+    work = plan(left, replace(right, entries=cut), RecoveryOptions(device="cpu"))
     with CheckpointWriter(out, lay_out(job.spec for job in work.jobs)) as writer:
-        stream(work, writer, CopyAdder, make_hash=NoHash)
+        stream([Target(work, writer)], CopyAdder, make_hash=NoHash)
         writer.finish({})
 
 

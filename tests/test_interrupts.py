@@ -26,7 +26,7 @@ from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.model import weight_loader
 from baize_engine.recovery import stream as streaming
-from baize_engine.recovery.compute_pool import Processors
+from baize_engine.recovery.compute_pool import ComputePool
 from baize_engine.recovery.journal import Journal
 
 
@@ -90,7 +90,7 @@ def test_the_first_to_fail_is_told_and_keeps_no_other_threads_memory(
     class Buffer: ...
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
-    compute = Processors(2)
+    compute = ComputePool(2)
     kept: list[weakref.ref[Buffer]] = []
     both, failed = threading.Barrier(2, timeout=60), threading.Event()
 
@@ -104,7 +104,7 @@ def test_the_first_to_fail_is_told_and_keeps_no_other_threads_memory(
         both.wait()
         if item == 1:
             try:
-                compute(fail, buffer, "first")
+                compute.run(fail, buffer, "first")
             finally:
                 failed.set()
         assert failed.wait(60)
@@ -112,7 +112,7 @@ def test_the_first_to_fail_is_told_and_keeps_no_other_threads_memory(
             try:
                 check()
             except BaseException as ending:
-                compute(fail, buffer, "second")
+                compute.run(fail, buffer, "second")
                 raise AssertionError from ending
 
     gc.disable()
@@ -150,7 +150,7 @@ def test_an_error_of_another_signals_handler_ends_the_threads(monkeypatch: pytes
         raise Alarm
 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
-    compute = Processors(3)
+    compute = ComputePool(3)
 
     def waits() -> bool:
         """Whether the main thread has come to wait for the others."""
@@ -163,10 +163,10 @@ def test_an_error_of_another_signals_handler_ends_the_threads(monkeypatch: pytes
     def work(item: int, check: Check) -> None:
         while not waits():
             time.sleep(0.001)
-        compute(press, signal.SIGALRM)
+        compute.run(press, signal.SIGALRM)
         while True:
             check()
-            compute(time.sleep, 0.001)
+            compute.run(time.sleep, 0.001)
 
     before = signal.signal(signal.SIGALRM, handler)
     try:
@@ -221,7 +221,7 @@ def test_threads_end_at_ctrl_c(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_verify_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recover(*tiny.write_pair(tmp_path), tmp_path / "tuned", device="cpu", progress=False)
-    monkeypatch.setattr("baize_engine.recovery.verify.BLOCK", SMALL)
+    monkeypatch.setattr("baize_engine.recovery.hashing.BLOCK", SMALL)
     pressing = Pressing(monkeypatch, InputFile, "read")
     with pytest.raises(KeyboardInterrupt):
         verify(tmp_path / "tuned")
@@ -231,18 +231,18 @@ def test_verify_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_hashing_before_going_on_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    run = streaming.stream_all
+    run = streaming.stream
 
     def killed(*arguments: Any, **named: Any) -> Any:
         run(*arguments, **named)
         raise SystemError  # nobody cleans up
 
     with monkeypatch.context() as patch:
-        patch.setattr("baize_engine.recovery.run.stream_all", killed)
+        patch.setattr("baize_engine.recovery.run.stream", killed)
         patch.setattr(CheckpointWriter, "discard", lambda _: None)
         with pytest.raises(SystemError):
             recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
-    monkeypatch.setattr("baize_engine.recovery.verify.BLOCK", SMALL)
+    monkeypatch.setattr("baize_engine.recovery.hashing.BLOCK", SMALL)
     pressing = Pressing(monkeypatch, InputFile, "read")
     with pytest.raises(KeyboardInterrupt):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, resume=True)
@@ -252,16 +252,16 @@ def test_hashing_before_going_on_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pyt
 
 def test_hashing_of_sources_ends_at_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    run = streaming.stream_all
+    run = streaming.stream
     pressed: list[Pressing] = []
 
     def then_press(*arguments: Any, **named: Any) -> Any:
         records = run(*arguments, **named)
-        monkeypatch.setattr("baize_engine.recovery.verify.BLOCK", SMALL)
+        monkeypatch.setattr("baize_engine.recovery.hashing.BLOCK", SMALL)
         pressed.append(Pressing(monkeypatch, InputFile, "read"))
         return records
 
-    monkeypatch.setattr("baize_engine.recovery.run.stream_all", then_press)
+    monkeypatch.setattr("baize_engine.recovery.run.stream", then_press)
     with pytest.raises(KeyboardInterrupt):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, hash_sources=True)
     assert 1 <= len(pressed[0].begun) < FEW
@@ -348,7 +348,7 @@ def test_a_journal_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         press()  # before anything has noted that it is there
         return made
 
-    monkeypatch.setattr("baize_engine.recovery.run.Journal", pressed)
+    monkeypatch.setattr("baize_engine.recovery.output.Journal", pressed)
     with pytest.raises(KeyboardInterrupt):
         recover(base, diff, tmp_path / "new/tuned", device="cpu", progress=False)
     assert not (tmp_path / "new").exists()

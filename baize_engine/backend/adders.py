@@ -1,4 +1,4 @@
-"""What does the arithmetic of a worker: buffers in, buffers out. `backend.py` chooses; `stream.py` uses.
+"""What does the arithmetic of a worker: buffers in, buffers out. `choose.py` picks one; recovery uses it.
 
 An adder belongs to one worker, for which one thread at a time calls it. `add` has the contract of `baize_engine._C.diff_add`:
 equal bits and equal sums whichever adder runs.
@@ -6,59 +6,46 @@ equal bits and equal sums whichever adder runs.
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import NamedTuple, Protocol
 
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
-from baize_engine.checkpoint.tensor_reader import Place
+from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.tensor_reader import FileRange
 
 Stats = tuple[list[float], int, int]  # chunk sums, overflowed, nonfinite
 
 
+class Operand(NamedTuple):
+    """Elements in memory, and their type by its canonical name."""
+
+    view: memoryview
+    dtype: str
+
+
 class Adder(Protocol):
-    """Combines pieces of two tensors. `name` is the row of the backend table it stands for.
+    """Combines pieces of two tensors."""
 
-    `slack`: bytes that its buffers have beyond a piece, so that whole pages fit; 0 where they are not for reads past the page
-    cache.
-    """
+    @property
+    def name(self) -> str:
+        """The row of the backend table that it stands for."""
 
-    name: str
-    slack: int
+    @property
+    def slack(self) -> int:
+        """Bytes that its buffers have beyond a piece, so that whole pages fit; 0 where they are not for reads past the page
+        cache."""
 
     def buffer(self, nbytes: int) -> memoryview:
         """Host memory that this adder likes to read from and write to, page-aligned where the platform allows."""
-        ...
 
-    def add(
-        self,
-        base: memoryview,
-        base_dtype: str,
-        other: memoryview,
-        other_dtype: str,
-        out: memoryview,
-        out_dtype: str,
-        *,
-        subtract: bool = False,
-    ) -> Stats:
+    def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         """out = other + base, or other - base; returns the sums of the chunks and the counts of special values."""
-        ...
 
-    def add_files(
-        self,
-        base: Place,
-        base_dtype: str,
-        other: Place,
-        other_dtype: str,
-        out: memoryview,
-        out_dtype: str,
-        *,
-        subtract: bool = False,
-    ) -> Stats | None:
-        """`add` of what lies in files that are in the page cache, from these places on.
+    def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
+        """`add` of as many elements as `out` has, read from the beginnings of two ranges whose files are in the page cache.
 
-        None where a file ends too early, and where the adder takes operands from memory alone; OSError with "base" or "diff"
-        as its `filename` where one cannot be read. `out` is then of no use.
+        None where a file ends too early, and where the adder takes operands from memory alone; `out` is then of no use.
+        CheckpointError where a file cannot be read.
         """
-        ...
 
 
 class CppAdder:
@@ -73,45 +60,29 @@ class CppAdder:
     def buffer(self, nbytes: int) -> memoryview:
         return aligned_buffer(nbytes)
 
-    def add(
-        self,
-        base: memoryview,
-        base_dtype: str,
-        other: memoryview,
-        other_dtype: str,
-        out: memoryview,
-        out_dtype: str,
-        *,
-        subtract: bool = False,
-    ) -> Stats:
+    def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         from baize_engine import _C
 
-        return _C.diff_add(
-            base, base_dtype, other, other_dtype, out, out_dtype, variant=self._variant, threads=1, subtract=subtract
-        )
+        return _C.diff_add(*base, *other, *out, variant=self._variant, threads=1, subtract=subtract)
 
-    def add_files(
-        self,
-        base: Place,
-        base_dtype: str,
-        other: Place,
-        other_dtype: str,
-        out: memoryview,
-        out_dtype: str,
-        *,
-        subtract: bool = False,
-    ) -> Stats | None:
+    def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
         from baize_engine import _C
 
-        return _C.diff_add_files(
-            *base, base_dtype, *other, other_dtype, out, out_dtype, variant=self._variant, subtract=subtract
-        )
+        try:
+            return _C.diff_add_files(
+                base.descriptor, base.offset, base.dtype, other.descriptor, other.offset, other.dtype, *out,
+                variant=self._variant, subtract=subtract,
+            )  # fmt: skip
+        except OSError as error:
+            unread = {"base": base, "diff": other}[error.filename]  # the argument's name
+            with reading(f"{unread.what}: byte {unread.offset} or one after it"):
+                raise
 
 
 class NoFiles:
     """An adder's `add_files` where it takes operands from memory alone."""
 
-    def add_files(self, *_: Any, **__: Any) -> Stats | None:
+    def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
         return None
 
 
@@ -124,23 +95,14 @@ class TorchAdder(NoFiles):
     def buffer(self, nbytes: int) -> memoryview:
         return aligned_buffer(nbytes)
 
-    def add(
-        self,
-        base: memoryview,
-        base_dtype: str,
-        other: memoryview,
-        other_dtype: str,
-        out: memoryview,
-        out_dtype: str,
-        *,
-        subtract: bool = False,
-    ) -> Stats:
+    def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         import torch
 
         from baize_engine.kernels import reference
 
-        left = torch.frombuffer(base, dtype=getattr(torch, base_dtype))
-        right = torch.frombuffer(other, dtype=getattr(torch, other_dtype))
-        result, stats = reference.diff_add(left, right, getattr(torch, out_dtype), subtract=subtract)
-        torch.frombuffer(out, dtype=getattr(torch, out_dtype)).copy_(result)
+        left, right, target = (
+            torch.frombuffer(each.view, dtype=getattr(torch, each.dtype)) for each in (base, other, out)
+        )
+        result, stats = reference.diff_add(left, right, target.dtype, subtract=subtract)
+        target.copy_(result)
         return stats.chunk_sums.tolist(), int(stats.overflowed), int(stats.nonfinite)

@@ -1,7 +1,7 @@
 """The arithmetic of a worker on a GPU: pinned host memory, two slots of device memory on two streams.
 
 A piece is cut into parts that alternate between the slots, so that one part's copy in, another's kernel and a third's copy
-out can overlap; several workers overlap that with the disk. No timing of it has been measured yet.
+out can overlap; several workers overlap that with the disk. Its speed has not been measured yet.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baize_engine.backend.adders import NoFiles, Stats
+from baize_engine.backend.adders import NoFiles, Operand, Stats
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
 
 
 class CudaAdder(NoFiles):
-    """An adder (see recovery/adders.py) on `device`, "cuda" or "cuda:N". For one thread at a time."""
+    """An adder (see adders.py) on `device`, "cuda" or "cuda:N". For one thread at a time."""
 
     name = "triton"
     slack = 0  # torch rounds pinned memory up to a power of two, and it is not of huge pages
@@ -54,26 +54,16 @@ class CudaAdder(NoFiles):
 
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
 
-    def add(
-        self,
-        base: memoryview,
-        base_dtype: str,
-        other: memoryview,
-        other_dtype: str,
-        out: memoryview,
-        out_dtype: str,
-        *,
-        subtract: bool = False,
-    ) -> Stats:
+    def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         import torch
 
         from baize_engine.kernels.diff_add import compile_for, launch
 
-        kinds = [getattr(torch, dtype) for dtype in (base_dtype, other_dtype, out_dtype)]
-        count = len(out) // ITEMSIZE[out_dtype]
+        count = len(out.view) // ITEMSIZE[out.dtype]
         if count == 0:
             return [], 0, 0
-        host = [torch.frombuffer(view, dtype=kind) for view, kind in zip((base, other, out), kinds, strict=True)]
+        host = [torch.frombuffer(each.view, dtype=getattr(torch, each.dtype)) for each in (base, other, out)]
+        kinds = [each.dtype for each in host]
         chunks = -(-count // CHUNK)
         with torch.cuda.device(self._device):
             if (*kinds, subtract) not in self._compiled:

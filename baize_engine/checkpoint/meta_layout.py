@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint import strict_json
+from baize_engine.checkpoint import names, strict_json
 from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD, is_usable
 from baize_engine.checkpoint.entry import TensorEntry, check_count
 from baize_engine.checkpoint.joined import Entry, JoinedEntry
@@ -27,11 +27,11 @@ PARAMS = "params.json"
 MAX_PARTS = 1 << 16  # tensors in all files together: LLaMA 405B has about 18 000 in 16 files
 SKIPPED = "rope.freqs"  # computed from params.json
 _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
-_WHOLE = {"tok_embeddings.weight": "model.embed_tokens", "norm.weight": "model.norm", "output.weight": "lm_head"}
+_WHOLE = {"tok_embeddings.weight": names.EMBED, "norm.weight": names.NORM, "output.weight": names.HEAD}
 _PARTS = {
-    "attention.wq": "self_attn.q_proj", "attention.wk": "self_attn.k_proj", "attention.wv": "self_attn.v_proj",
-    "attention.wo": "self_attn.o_proj", "feed_forward.w1": "mlp.gate_proj", "feed_forward.w2": "mlp.down_proj",
-    "feed_forward.w3": "mlp.up_proj", "attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attention.wq": names.Q, "attention.wk": names.K, "attention.wv": names.V, "attention.wo": names.O,
+    "feed_forward.w1": names.GATE, "feed_forward.w2": names.DOWN, "feed_forward.w3": names.UP,
+    "attention_norm": names.ATTENTION_NORM, "ffn_norm": names.MLP_NORM,
 }  # fmt: skip
 _BY_COLUMNS = ("attention.wo", "feed_forward.w2")  # others are split by rows, the embedding by rows or columns
 # rows that rotate together are adjacent here, and half a head apart in transformers
@@ -129,9 +129,9 @@ def _entry(name: str, parts: list[TensorEntry], params: _Params) -> Entry:
     match = _LAYER.fullmatch(name)
     part = match[2].removesuffix(".weight") if match and match[2].endswith(".weight") else None
     if name in _WHOLE:
-        target = f"{_WHOLE[name]}.weight"
+        target = _WHOLE[name]
     elif match and part in _PARTS:
-        target = f"model.layers.{int(match[1])}.{_PARTS[part]}.weight"
+        target = names.layer(int(match[1]), _PARTS[part])
     else:
         raise CheckpointError(f"{where}: not a tensor of a LLaMA in Meta's layout")
     for other in parts:
@@ -171,7 +171,7 @@ def _check_shape(where: str, target: str, shape: tuple[int, ...], count: int, pa
 def _check_vocabulary(entries: Mapping[str, Entry], params: _Params) -> None:
     """Check that embedding, output head and params.json agree. A vocab_size of -1 there means: as the tokenizer has it."""
     vocab_size = params.raw.get("vocab_size", -1)
-    table, head = entries.get("model.embed_tokens.weight"), entries.get("lm_head.weight")
+    table, head = entries.get(names.EMBED), entries.get(names.HEAD)
     if table is None or head is None:
         raise CheckpointError(f"{params.path.parent}: no tok_embeddings.weight or output.weight, wanted a LLaMA")
     rows = table.shape[0]
@@ -188,7 +188,7 @@ def _config(entries: Mapping[str, Entry], params: _Params) -> dict[str, Any]:
         "hidden_size": params.dim, "num_attention_heads": params.heads, "num_key_value_heads": params.kv_heads,
         "head_dim": params.head, "num_hidden_layers": params.layers, "rms_norm_eps": params.eps, "rope_theta": params.theta,
     }  # fmt: skip
-    gate = entries.get("model.layers.0.mlp.gate_proj.weight")
+    gate = entries.get(names.layer(0, names.GATE))
     if gate is not None:
         config["intermediate_size"] = gate.shape[0]
     if not params.raw.get("use_scaled_rope"):

@@ -6,6 +6,7 @@ float64 is read as float32, each element rounded once to nearest even; values to
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass, replace
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import TensorEntry
@@ -14,7 +15,19 @@ from baize_engine.checkpoint.joined import Entry
 
 NARROWED = 1 << 15  # float64 elements that are read and rounded at a time: 256 KiB, which fit into caches
 
-Place = tuple[int, int]  # (file descriptor, byte offset)
+
+@dataclass(frozen=True, slots=True)
+class FileRange:
+    """Elements of `dtype` that lie in one piece of an open file, from byte `offset` on. `what`: the tensor's name in errors."""
+
+    descriptor: int
+    offset: int
+    dtype: str
+    what: str
+
+    def at(self, element: int) -> FileRange:
+        """The range from that element on."""
+        return replace(self, offset=self.offset + element * ITEMSIZE[self.dtype])
 
 
 class TensorReader:
@@ -70,16 +83,12 @@ class TensorReader:
                     file.read_scattered(targets, at)
         return view
 
-    def place(self) -> Place | None:
+    def file_range(self) -> FileRange | None:
         """Where the tensor's bytes lie, if they are one cached piece of a file that needs no conversion; else None."""
         if self.cached and isinstance(self.entry, TensorEntry) and not self._narrowed:
-            return self._files[0].fileno(), self.entry.offset
+            what = f"{self.entry.path}: {self.entry.name}"
+            return FileRange(self._files[0].fileno(), self.entry.offset, self.entry.dtype, what)
         return None
-
-    @property
-    def what(self) -> str:
-        """The tensor as errors name it: its (first) file and its name."""
-        return f"{self.entry.path}: {self.entry.name}"
 
     def prefetch(self, begin: int, end: int) -> None:
         """Ask the system to start reading elements [begin, end), up to the end of the tensor."""

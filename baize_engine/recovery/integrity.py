@@ -16,12 +16,12 @@ from pathlib import Path
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.errors import CheckpointError
-from baize_engine.recovery.plan import WRONG_BASE, count_layers
+from baize_engine.recovery.plan import WRONG_BASE
 from baize_engine.recovery.published_sum import TOLERANCE, NaiveSum, buffer_sums, naive_sums
 from baize_engine.recovery.result import Result
-from baize_engine.recovery.wrapped_names import EMBED
 
 LONGEST = 64  # bytes of a file that holds one number
 
@@ -87,7 +87,7 @@ def check_naively(
 ) -> tuple[bool, list[str]]:
     """Whether `result` is what its diff's folder says (True where it says nothing), and what to tell, a line each."""
     base, diff, records = read_base(folder_of(path_raw)), read_index(folder_of(path_diff)), result.manifest.tensors
-    sums = naive_sums(records, buffer_sums(base.index, diff, base.config, records))
+    sums = naive_sums(records, buffer_sums(base, diff, records))
     lines = [f"naive sum of {result.folder}: {found}" for found in sums]
     if carried is not None:
         near = _nearest(sums, carried.sum)

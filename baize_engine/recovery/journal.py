@@ -1,15 +1,14 @@
-"""The journal of a running recovery: which tensors, or files, are done, so that a killed run can be resumed.
+"""The journal of a running recovery: which tensors, or files, are finished, so that a killed run can be resumed.
 
-It lies in the output folder as `baize_journal.partial`: one JSON line that names the run, then one line a finished
-tensor. Nothing in it is believed on resuming: a tensor counts as done only if its bytes on disk still hash to the line,
-so that neither a torn line nor data that a power cut took can pass.
+It lies in the output folder as `baize_journal.partial`: one JSON line that identifies the run, then one line for each
+finished tensor. Resuming trusts none of it: a tensor counts as finished only if its bytes on disk still hash to the line, so
+that neither a torn line nor data lost in a power cut can pass.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,31 +18,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.manifest import SourceFile
 from baize_engine.checkpoint.os_errors import writing
 from baize_engine.checkpoint.output_folder import PARTIAL
-from baize_engine.checkpoint.writer import ShardLayout
 from baize_engine.errors import OutputError
-from baize_engine.recovery.plan import Plan
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 JOURNAL_NAME = "baize_journal" + PARTIAL
 Record = TypeVar("Record", bound="DataclassInstance")  # a dataclass: of a tensor, or of a file
-
-
-def fingerprint(
-    work: Plan, layout: tuple[ShardLayout, ...], sources: dict[str, list[SourceFile]], subtract: bool
-) -> str:
-    """Names a run: the same sources (name, size, time), operation and layout give the same string, others do not."""
-    identity = {
-        "operation": "make_diff" if subtract else "recover",
-        "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in work.jobs],
-        "headers": [hashlib.sha256(shard.header).hexdigest() for shard in layout],
-        "sources": {role: [asdict(file) for file in files] for role, files in sources.items()},
-    }
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
 def refuse_busy(folder: Path) -> None:
@@ -59,10 +42,10 @@ def refuse_busy(folder: Path) -> None:
 
 
 class Journal(Generic[Record]):
-    """An open, locked journal. `finished` holds what an earlier run of the same fingerprint left; `add` appends.
+    """An open, locked journal. `finished` holds what an earlier run with the same fingerprint `run` left; `add` appends.
 
-    `resume` takes up the one that lies in `folder`; without it there must be none. OutputError where another recovery has it.
-    `parse` makes a record of its JSON form; KeyError, TypeError or ValueError where the form is wrong.
+    `resume` opens the journal that lies in `folder`; without it there must be none. `parse` makes a record of its JSON form,
+    or raises KeyError, TypeError or ValueError. OutputError where another recovery holds the journal, or it is of another run.
     """
 
     def __init__(self, folder: Path, run: str, parse: Callable[[Mapping[str, Any]], Record], resume: bool) -> None:
@@ -76,7 +59,7 @@ class Journal(Generic[Record]):
                 raise _busy(self.path) from None
             try:
                 _lock(self._fd, self.path)
-                self._is_named()
+                self._check_still_there()
                 self.finished = self._read(run)
             except BaseException:
                 os.close(self._fd)
@@ -84,8 +67,8 @@ class Journal(Generic[Record]):
                     self.remove()
                 raise
 
-    def _is_named(self) -> None:
-        """The recovery that held the lock may have finished, and removed its journal, while this one opened it."""
+    def _check_still_there(self) -> None:
+        """OutputError where the recovery that held the lock finished, and removed its journal, while this one opened it."""
         try:
             named = os.stat(self.path)
         except FileNotFoundError:
@@ -97,7 +80,7 @@ class Journal(Generic[Record]):
         with open(self._fd, "rb", closefd=False) as file:
             lines = [line for line in file.read().split(b"\n") if line]
         known = strict_json.whole_line(lines[0]).get("run") if lines else None
-        if known is None:  # killed, or cut off from power, before the first line was whole: nothing is known to be done
+        if known is None:  # killed, or power was cut, before the first line was whole: nothing is known to be finished
             os.ftruncate(self._fd, 0)
             self._append({"run": run})
             return {}
@@ -128,12 +111,13 @@ class Journal(Generic[Record]):
                 line = line[os.write(self._fd, line) :]
 
     def remove(self) -> None:
-        """Takes its name away; the lock holds until `close`."""
+        """Removes the file; the lock holds until `close`."""
         with writing(self.path, "be removed"):
             self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        with suppress(OSError):  # nothing in a journal is believed, and every line was written or its failure raised
+        # nothing in a journal is trusted, and every line was written or its failure raised
+        with suppress(OSError):
             os.close(self._fd)
 
 

@@ -7,14 +7,15 @@ import os
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
-from baize_engine.errors import MismatchError
-from baize_engine.recovery.norms import norm_ratio, refuse_swapped
+from baize_engine.recovery.checks import check_roles
+from baize_engine.recovery.expect import Expectation
+from baize_engine.recovery.memory import MEMORY_MIB
+from baize_engine.recovery.options import RecoveryOptions
+from baize_engine.recovery.output import Output
 from baize_engine.recovery.output_name import diff_beside
-from baize_engine.recovery.plan import MatchOptions, Plan
-from baize_engine.recovery.recover import FULL_MODEL
 from baize_engine.recovery.result import Result
-from baize_engine.recovery.run import Options, Wish, combine
-from baize_engine.recovery.stream import MEMORY_MIB
+from baize_engine.recovery.run import run
+from baize_engine.recovery.vocabulary_growth import mean_row
 
 
 def make_diff(
@@ -34,27 +35,37 @@ def make_diff(
     drop_rows: bool = False,
     follow_links: bool = False,
 ) -> Result:
-    """Writes tuned - base to `path_diff` and returns what was made.
+    """Writes tuned - base to a new folder and returns what was made.
 
-    Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`. Vocabulary rows that only the tuned model
-    has lose the mean row of the base, or with `new_rows` "zero" nothing; the manifest says which, so that `recover` brings
-    them back. `dtype` "float32" is what was published in 2023; the 16-bit types halve the size and round the differences.
-    Without `path_diff` the folder lies beside the tuned model's. Arguments, memory and errors as for `recover`.
+    Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`.
+
+    Arguments, where they differ from those of `recover`:
+        path_tuned: folder of the finetuned model, or a hub id.
+        path_diff: folder to write, new or empty. Without it the diff lies beside the finetuned model.
+        dtype: type of the written differences. "float32" is what was published in 2023; the 16-bit types halve the size and
+            round the differences.
+        force: continue where the two configs differ or the tuned model looks like a diff.
+        new_rows: what is subtracted from vocabulary rows that only the tuned model has: the base's mean row ("mean", "auto") or
+            nothing ("zero"). The manifest notes which, so that `recover` brings the rows back.
+
+    Memory and errors are those of `recover`.
     """
+    options = RecoveryOptions(
+        dtype=dtype,
+        device=device,
+        resume=resume,
+        progress=progress,
+        force=force,
+        hash_sources=hash_sources,
+        memory_mib=memory_mib,
+        new_rows=new_rows,
+        keep_extra=keep_extra,
+        drop_rows=drop_rows,
+        follow_links=follow_links,
+        operation="make_diff",
+    )
     base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
-    if not force:
-        refuse_swapped(base.index, tuned, "tuned model")
-
-    def check(work: Plan) -> None:
-        ratio = norm_ratio(work)
-        if ratio < FULL_MODEL and not force:
-            raise MismatchError(
-                f"{tuned.folder} looks like a weight diff already: its norm weights are {ratio:.2f} times as large as the "
-                f"base's, wanted at least {FULL_MODEL} (--force goes on)"
-            )
-
-    match = MatchOptions(new_rows, keep_extra, drop_rows, force)
-    options = Options(dtype, device, resume, progress, hash_sources, memory_mib, match, follow_links, subtract=True)
-    out = diff_beside(path_tuned) if path_diff is None else local_path(path_diff)
-    (result,) = combine(base, [Wish(tuned, out, check)], options)
+    check_roles(base.index, tuned, options)
+    folder = diff_beside(path_tuned) if path_diff is None else local_path(path_diff)
+    (result,) = run(base, [Output(base, tuned, folder, options, Expectation(), mean_row)], options)
     return result

@@ -18,17 +18,16 @@ from dataclasses import dataclass
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from baize_engine.checkpoint.names import EMBED
 from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import MismatchError
-from baize_engine.recovery.norms import widened
-from baize_engine.recovery.plan import WRONG_BASE, Fill, Job, MatchOptions, Plan
-from baize_engine.recovery.wrapped_names import EMBED
+from baize_engine.recovery.options import RecoveryOptions
+from baize_engine.recovery.plan import WRONG_BASE, Fill, Job, Plan
+from baize_engine.recovery.widened import floats
 
 WHOLE_COSINE = 0.8  # between a whole row and the mean row at least; two random rows of 4096 elements have 0.02
 WHOLE_SIZES = (0.5, 2.0)  # of a whole row, in lengths of the mean row
-MOST = 1 << 20  # elements of new rows that are looked at; published diffs have 1 to 3 rows of 4096 to 8192
-
-_FILLS: dict[str, Fill] = {"mean": "mean", "zero": "zero"}  # that a user or a manifest may name
+MAX_ELEMENTS = 1 << 20  # elements of new rows that are looked at; published diffs have 1 to 3 rows of 4096 to 8192
 
 
 @dataclass(frozen=True)
@@ -44,39 +43,35 @@ class Likeness:
 
 
 def decide(
-    work: Plan,
-    other: CheckpointIndex,
-    how: MatchOptions,
-    subtract: bool,
-    mean_row: Callable[[Entry], array[float]],
+    work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: Callable[[Entry], array[float]]
 ) -> Plan:
-    """`work` with its new rows added to what `how` says, or to what the rows themselves tell.
+    """`work` with its new rows added to what `options.new_rows` says, or to what the rows themselves tell.
 
-    `subtract`: where the rows are a tuned model's, "auto" is "mean". `mean_row` gives the mean of a tensor's rows; it is
-    asked for that of the base's embedding where nothing else decides.
+    `mean_row` gives the mean of a tensor's rows; it is asked for that of the base's embedding where nothing else decides.
+    MismatchError where the diff's manifest says that its base had all of these rows.
     """
     if not work.extra_rows:
         return work
-    fill, why = _chosen(work, other, how, subtract, mean_row)
-    did = "had the base's mean row subtracted" if subtract else "were added to the base's mean row"
+    fill, why = _chosen(work, other, options, mean_row)
+    did = "had the base's mean row subtracted" if work.subtract else "were added to the base's mean row"
     if fill == "zero":
         did = "were stored whole"
     return work.with_rows(fill, f"{work.extra_rows} vocabulary row(s) not in the base {did}: {why}")
 
 
 def _chosen(
-    work: Plan, other: CheckpointIndex, how: MatchOptions, subtract: bool, mean_row: Callable[[Entry], array[float]]
+    work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: Callable[[Entry], array[float]]
 ) -> tuple[Fill, str]:
-    if how.new_rows == "auto" and subtract:
+    """What the new rows are added to, and why."""
+    if options.new_rows != "auto":
+        return "zero" if options.new_rows == "zero" else "mean", f"new_rows is {options.new_rows}"
+    if work.subtract:
         return "mean", "the usual way, which recover undoes"
-    given = _FILLS.get(how.new_rows)
-    if given:
-        return given, f"new_rows is {how.new_rows}"
     if is_file(other.folder / MANIFEST_NAME):
         manifest = read_manifest(other.folder)
-        if manifest.new_rows in _FILLS:
-            return _FILLS[manifest.new_rows], f"{MANIFEST_NAME} of the diff says so"
-        if manifest.new_rows == "none" and not how.force:
+        if manifest.new_rows in ("mean", "zero"):
+            return "zero" if manifest.new_rows == "zero" else "mean", f"{MANIFEST_NAME} of the diff says so"
+        if manifest.new_rows == "none" and not options.force:
             raise MismatchError(
                 f"{other.folder} was made from a base that has all of its rows, and this base lacks {work.extra_rows} of them: "
                 f"{WRONG_BASE} (--new_rows or --force goes on)"
@@ -85,24 +80,21 @@ def _chosen(
     mean = mean_row(job.base)
     found = [likeness(row, mean) for row in _new_rows(job)]
     best = max(found, key=lambda each: (each.is_whole, each.cosine))
-    told = (
+    why = (
         f"the row most like the mean row has cosine {best.cosine:.2f} with it and {best.size:.2f} times its size; whole rows "
         f"have at least {WHOLE_COSINE} and {WHOLE_SIZES[0]} to {WHOLE_SIZES[1]} (--new_rows decides otherwise)"
     )
-    return ("zero" if best.is_whole else "mean"), told
+    return ("zero" if best.is_whole else "mean"), why
 
 
 def _new_rows(job: Job) -> Iterator[array[float]]:
     """The first of the rows that only the diff has, as float32."""
-    for number in range(job.base.shape[0], job.other.shape[0])[: max(1, MOST // job.row)]:
-        row = array("f")
-        for block in widened(job.other, job.row, number * job.row):
-            row.frombytes(block)
-        yield row
+    for number in range(job.base.shape[0], job.other.shape[0])[: max(1, MAX_ELEMENTS // job.row)]:
+        yield floats(job.other, job.row, number * job.row)
 
 
 def likeness(row: Sequence[float], mean: Sequence[float]) -> Likeness:
-    """0 and 0 where one of them is zero or not finite."""
+    """How much `row` is like the mean row; both numbers are 0 where one of the rows is zero or not finite."""
     length, unit = math.sqrt(math.fsum(x * x for x in row)), math.sqrt(math.fsum(x * x for x in mean))
     if not (0 < length < math.inf and 0 < unit < math.inf):
         return Likeness(0.0, 0.0)

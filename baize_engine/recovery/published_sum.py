@@ -1,10 +1,10 @@
-"""The naive sum that weight_diff.py checks: what it was taken over, and how near ours must come.
+"""The naive sum that weight_diff.py checks: what it is taken over, and how close ours must come.
 
-The scripts of 2023 (alpaca's and its many copies) add up `state_dict[key].sum()` over a float32 model and compare with a
-constant within 1e-2. Two things decide whether that can be met. Until transformers 4.31 the state dict held a rotary
-buffer a layer, `inv_freq`, which recovery does not write: 32 of them add 238.72 at 7B. And the running sum is a float32: near
-50637 it moves in steps of 0.0039, so that some 300 additions leave it further from the exact sum than 1e-2. So both sums are
-formed, with and without the buffers, each exactly and in the scripts' own steps.
+The scripts of 2023 (alpaca's and its many copies) add up `state_dict[key].sum()` over a float32 model and compare the sum with
+a constant, within 1e-2. Two things decide whether that can be met. Until transformers 4.31 the state dict held a rotary buffer
+for each layer, `inv_freq`, which recovery does not write: 32 of them add 238.72 at 7B. And the running sum is a float32: near
+50637 it moves in steps of 0.0039, so that some 300 additions leave it further from the exact sum than 1e-2. So we form two
+sums, with and without the buffers, each of them exactly and in the scripts' own steps.
 """
 
 from __future__ import annotations
@@ -12,24 +12,39 @@ from __future__ import annotations
 import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from baize_engine.checkpoint.base import Index
+from baize_engine.checkpoint.base import Base, Index
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import TensorRecord
+from baize_engine.checkpoint.names import (
+    ATTENTION_NORM,
+    DOWN,
+    EMBED,
+    GATE,
+    LAYER,
+    MLP_NORM,
+    NORM,
+    UP,
+    WEIGHT,
+    K,
+    O,
+    Q,
+    V,
+    count_layers,
+)
 from baize_engine.checkpoint.recomputed import INV_FREQ
 from baize_engine.errors import CheckpointError
-from baize_engine.recovery.norms import widened
+from baize_engine.recovery.widened import floats
 from baize_engine.recovery.wrapped_names import unwrapped
 
 TOLERANCE = 1e-2  # the scripts' own, absolute
 # The order of a state dict in transformers 4.28: it decides the roundings of the running sum.
 _ORDER = (
-    "self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight", "self_attn.o_proj.weight",
-    "self_attn.rotary_emb.inv_freq", "mlp.gate_proj.weight", "mlp.down_proj.weight", "mlp.up_proj.weight",
-    "input_layernorm.weight", "post_attention_layernorm.weight",
-)  # fmt: skip
+    *(part + WEIGHT for part in (Q, K, V, O)),
+    f"self_attn{INV_FREQ}",
+    *(part + WEIGHT for part in (GATE, DOWN, UP, ATTENTION_NORM, MLP_NORM)),
+)
 
 
 @dataclass(frozen=True)
@@ -56,18 +71,17 @@ def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]
     ]
 
 
-def buffer_sums(base: Index, other: Index, config: Mapping[str, Any], names: Collection[str]) -> dict[str, float]:
-    """For each layer of a result with tensors `names` the sum of the rotary buffer that an old transformers held for it.
+def buffer_sums(base: Base, other: Index, names: Collection[str]) -> dict[str, float]:
+    """For each layer of a result with tensors `names`, the sum of the rotary buffer that old versions of transformers held.
 
-    That is the base's buffer and the diff's, as their files have them, added in float32; a base without them, of a newer
-    converter, got what its config gives. CheckpointError where a file's buffer is not one of half a head's floats.
+    That is the base's buffer plus the diff's, as their files have them, added in float32; for a base without them, written by
+    a newer converter, the buffer follows from its config. CheckpointError where a file's buffer is not half a head of floats.
     """
-    layers = sum(name.endswith(".input_layernorm.weight") for name in names)
-    size = int(config["head_dim"])
-    own = [_float32(1.0 / config["rope_theta"] ** (even / size)) for even in range(0, size, 2)]
+    size, theta = int(base.config["head_dim"]), base.config["rope_theta"]
+    own = [_float32(1.0 / theta ** (even / size)) for even in range(0, size, 2)]
     sums = {}
-    bases, others = (unwrapped(index.entries, str(index.folder)).entries for index in (base, other))
-    for name in (f"model.layers.{number}.self_attn{INV_FREQ}" for number in range(layers)):
+    bases, others = (unwrapped(index.entries, str(index.folder)).entries for index in (base.index, other))
+    for name in (f"{LAYER}{number}.self_attn{INV_FREQ}" for number in range(count_layers(names))):
         left = _values(bases[name], len(own)) if name in bases else own
         right = _values(others[name], len(own)) if name in others else [0.0] * len(own)
         sums[name] = sum(_float32(a + b) for a, b in zip(left, right, strict=True))
@@ -79,7 +93,7 @@ def _values(entry: Entry, count: int) -> list[float]:
         raise CheckpointError(
             f"{entry.path}: {entry.name} is {entry.dtype} {list(entry.shape)}, wanted floats of shape [{count}] to sum"
         )
-    return [value for block in widened(entry, count) for value in block.cast("f")]
+    return floats(entry, count).tolist()
 
 
 def _sum(what: str, sums: Mapping[str, float]) -> NaiveSum:
@@ -96,8 +110,7 @@ def _place(name: str) -> tuple[int, int, int, str]:
     parts = name.split(".", 3)
     if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[2].isdigit():
         return 1, int(parts[2]), _ORDER.index(parts[3]) if parts[3] in _ORDER else len(_ORDER), name
-    first = {"model.embed_tokens.weight": 0, "model.norm.weight": 2}
-    return first.get(name, 3), 0, 0, name
+    return {EMBED: 0, NORM: 2}.get(name, 3), 0, 0, name
 
 
 def _float32(value: float) -> float:

@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, overload
 
-from baize_engine.checkpoint.base import Index, read_base
+from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
-from baize_engine.checkpoint.index import CheckpointIndex, read_index
-from baize_engine.errors import MismatchError, RequestError
-from baize_engine.recovery.expect import Expectation, check_carried
-from baize_engine.recovery.norms import norm_ratio, refuse_swapped
+from baize_engine.checkpoint.index import read_index
+from baize_engine.errors import RequestError
+from baize_engine.recovery.checks import check_roles
+from baize_engine.recovery.expect import Expectation
+from baize_engine.recovery.memory import MEMORY_MIB
+from baize_engine.recovery.options import RecoveryOptions
+from baize_engine.recovery.output import Output
 from baize_engine.recovery.output_name import all_tuned_beside
-from baize_engine.recovery.plan import DIFF, MatchOptions, Plan
 from baize_engine.recovery.published_sum import TOLERANCE
 from baize_engine.recovery.result import Result
-from baize_engine.recovery.run import Options, Wish, combine
-from baize_engine.recovery.stream import MEMORY_MIB
+from baize_engine.recovery.run import run
+from baize_engine.recovery.vocabulary_growth import mean_row
 
-FULL_MODEL = (
-    0.5  # mean |norm weight| over the base's: about 1 for a model, below 0.1 for every published diff we know of
-)
 AnyPath = str | os.PathLike[str]
 
 
@@ -87,86 +87,89 @@ def recover(
     expect_manifest: AnyPath | Sequence[AnyPath | None] | None = None,
     expect_sum_atol: float = TOLERANCE,
 ) -> Result | list[Result]:
-    """Writes base + diff to `path_tuned` and returns what was made.
+    """Writes base + diff to a new folder and returns what was made.
 
-    Every element is `float32(base) + float32(diff)`, rounded once to nearest even to `dtype` ("float16", "bfloat16" or
-    "float32"); every NaN is the canonical quiet NaN. Rotary buffers, and others that every reader recomputes, are left out.
-    Without `path_tuned` the result lies beside the diff, under a name made from its (`recovery/output_name.py`).
-    `path_raw` may hold Meta's original layout; inputs may be hub ids ("owner/name") where huggingface_hub is installed.
+    Every element is `float32(base) + float32(diff)`, rounded once to nearest even to `dtype`; every NaN becomes the canonical
+    quiet NaN. Rotary buffers, and others that every reader recomputes, are left out. The process stays below `memory_mib` MiB
+    whatever the model's size (on a GPU, torch's own memory comes on top).
 
-    `path_diff` and `path_tuned` may be lists of equal length: the base is then read once for all diffs, each result gets its
-    own folder with all that a single one has, and a list is returned. One diff that does not fit refuses all.
+    Arguments:
+        path_raw: folder of the base, in the layout of transformers or Meta's original one, or a hub id ("owner/name") where
+            huggingface_hub is installed.
+        path_diff: folder of the weight diff, or a hub id. A list of them reads the base once for all; each result then gets
+            its own folder with all that a single one has. One diff that does not fit refuses all.
+        path_tuned: folder to write, new or empty; with lists one for each diff. Without it the result lies beside the diff,
+            under a name made from the diff's (`recovery/output_name.py`).
+        dtype: type of the written weights: "float16", "bfloat16" or "float32".
+        device: "auto", "cpu" or "cuda[:n]".
+        resume: continue what a killed run of the same sources and options left in `path_tuned`. Tensors whose bytes still hash
+            to what that run noted are not made again.
+        progress: show a progress bar on a terminal.
+        force: continue where the two configs differ or the diff looks like a whole model. Shapes must agree all the same.
+        hash_sources: put a SHA-256 of each source file into the manifest.
+        memory_mib: MiB that the process may take at most.
+        new_rows: what vocabulary rows that only the diff has are added to. "mean": the mean row of the base, as weight_diff.py
+            of alpaca and open-instruct does. "zero": nothing, as FastChat's first apply_delta does (Vicuna v0, LLaVA). "auto":
+            what the diff's own manifest notes, else "zero" where the diff's rows are plainly whole ones
+            (`recovery/new_rows.py` explains how that is told), else "mean".
+        keep_extra: store tensors that the base lacks without a sum, rounded to `dtype` (LLaVA's projector, a reward model's
+            head).
+        drop_rows: leave out the base's last vocabulary rows where it has more than the diff.
+        follow_links: copy config, tokenizer and licence texts also where they are links out of their folder.
+        expect_sum: the sum of all weights that the authors published for weight_diff.py's check; with lists one for each diff.
+            A result whose sum is another, with and without rotary buffers, is refused at the end.
+        expect_manifest: a manifest, or a folder that has one, of the same result recovered elsewhere; with lists one for each
+            diff. Small tensors are compared before the long work, the others as each is finished.
+        expect_sum_atol: by how much `expect_sum` may be missed.
 
-    `new_rows` says what vocabulary rows that only the diff has are added to: "mean", the mean row of the base, as
-    weight_diff.py of alpaca and open-instruct does, or "zero", as FastChat's first apply_delta does (Vicuna v0, LLaVA).
-    "auto" is what the diff's own manifest notes, else "zero" where the diff's rows are plainly whole ones
-    (`recovery/new_rows.py` says how that is told), else "mean". `keep_extra` stores tensors that the base lacks without a sum,
-    rounded to `dtype` (LLaVA's projector, a reward model's head). `drop_rows` leaves out the base's last vocabulary rows where
-    it has more than the diff. `follow_links` copies config, tokenizer and licence texts also where they are links out of their
-    folder. What was done of these stands in the manifest.
+    Returns a Result, or a list of them where `path_diff` is a list. The manifest in the folder notes what was done of
+    `new_rows`, `keep_extra` and `drop_rows`.
 
-    `expect_sum` is the sum that the finetune's authors published for weight_diff.py's check; a result that misses it by more
-    than `expect_sum_atol`, with and without rotary buffers, is refused at the end. `expect_manifest` is a manifest, or a
-    folder that has one, of the same result recovered elsewhere: the small tensors are compared before the long work, the
-    others as each is done. A diff that `make_diff` wrote knows its base, and refuses another. With lists, these are lists
-    too, but for the tolerance.
-
-    `device` is "auto", "cpu" or "cuda[:n]". `resume` takes up what a killed run of the same sources and options left in
-    `path_tuned`: tensors whose bytes still hash to what that run noted are not redone. `force` goes on where the two
-    configs differ or the diff looks like a whole model; shapes must agree all the same. `hash_sources` puts a SHA-256 of
-    each source file into the manifest. The process stays below `memory_mib` MiB whatever the model's size (on a GPU torch's own
-    memory comes on top). Raises MismatchError, CheckpointError, ConfigError or OutputError before anything is written where the
-    files do not fit; an exception later removes what was written.
+    Raises RequestError, BackendError, MismatchError, CheckpointError, ConfigError or OutputError before anything is written
+    where arguments or files do not fit: a diff that `make_diff` wrote knows its base, and refuses another. An exception during
+    the run removes what was written.
     """
+    options = RecoveryOptions(
+        dtype=dtype,
+        device=device,
+        resume=resume,
+        progress=progress,
+        force=force,
+        hash_sources=hash_sources,
+        memory_mib=memory_mib,
+        new_rows=new_rows,
+        keep_extra=keep_extra,
+        drop_rows=drop_rows,
+        follow_links=follow_links,
+    )
     single = isinstance(path_diff, str | os.PathLike)
     diffs: list[AnyPath] = [path_diff] if isinstance(path_diff, str | os.PathLike) else list(path_diff)
     if path_tuned is None:
         path_tuned = all_tuned_beside(diffs)
-    outs: list[AnyPath] = [path_tuned] if isinstance(path_tuned, str | os.PathLike) else list(path_tuned)
-    if len(diffs) != len(outs) or not diffs:
-        raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(outs)} folder(s), wanted one each")
-    sums, manifests = _one_each("expect_sum", expect_sum, outs), _one_each("expect_manifest", expect_manifest, outs)
-    expectations = [
-        Expectation.of(total, manifest, expect_sum_atol) for total, manifest in zip(sums, manifests, strict=True)
-    ]
+    folders: list[AnyPath] = [path_tuned] if isinstance(path_tuned, str | os.PathLike) else list(path_tuned)
+    if len(diffs) != len(folders) or not diffs:
+        raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(folders)} folder(s), wanted one each")
+    sums = _one_each("expect_sum", expect_sum, len(folders))
+    manifests = _one_each("expect_manifest", expect_manifest, len(folders))
+    expectations = [Expectation.of(*each, expect_sum_atol) for each in zip(sums, manifests, strict=True)]
     base = read_base(folder_of(path_raw))
     indexes = [read_index(folder_of(path)) for path in diffs]
-    if not force:
-        for diff in indexes:
-            refuse_swapped(base.index, diff, DIFF)
-    wishes = [
-        Wish(diff, local_path(out), check_diff(base.index, diff, force), expect)
-        for diff, out, expect in zip(indexes, outs, expectations, strict=True)
+    for diff in indexes:
+        check_roles(base.index, diff, options)
+    base_mean = cache(mean_row)  # for all diffs
+    outputs = [
+        Output(base, diff, local_path(folder), options, expect, base_mean)
+        for diff, folder, expect in zip(indexes, folders, expectations, strict=True)
     ]
-    match = MatchOptions(new_rows, keep_extra, drop_rows, force)
-    results = combine(
-        base, wishes, Options(dtype, device, resume, progress, hash_sources, memory_mib, match, follow_links)
-    )
+    results = run(base, outputs, options)
     return results[0] if single else results
 
 
-def _one_each(name: str, given: Any, outs: list[AnyPath]) -> list[Any]:
-    """An expectation for each result."""
+def _one_each(name: str, given: Any, count: int) -> list[Any]:
+    """A given value, or list of values, as a list of one for each result."""
     if given is None:
-        return [None] * len(outs)
+        return [None] * count
     each = [given] if isinstance(given, float | int | str | os.PathLike) else list(given)
-    if len(each) != len(outs):
-        raise RequestError(f"{name} has {len(each)} value(s) for {len(outs)} result(s), wanted one each")
+    if len(each) != count:
+        raise RequestError(f"{name} has {len(each)} value(s) for {count} result(s), wanted one each")
     return each
-
-
-def check_diff(base: Index, diff: CheckpointIndex, force: bool) -> Callable[[Plan], None]:
-    """What may refuse the plan of a diff: that it looks like a whole model, or knows another base."""
-
-    def check(work: Plan) -> None:
-        if force:
-            return
-        ratio = norm_ratio(work)
-        if ratio >= FULL_MODEL:
-            raise MismatchError(
-                f"{diff.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
-                f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
-            )
-        check_carried(work, base, diff)
-
-    return check

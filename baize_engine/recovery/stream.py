@@ -1,49 +1,39 @@
-"""Runs the jobs of a plan through bounded buffers: read ranges, combine, hash, write at offset.
+"""Runs the jobs of plans through bounded buffers: read ranges, combine, hash, write at offset.
 
-Each worker thread carries one tensor of the base at a time from end to end, piece by piece, through all outputs that want
-it, so that hashes and sums are taken in order without a queue. Several workers keep the disk busy; reading from memory,
-adding and hashing go through `Processors`. Memory is `workers` x three buffers of one piece, whatever the model's size and the
-number of outputs; a fourth where the base's mean row takes part. Knows nothing of what a sink does with the bytes.
+Each worker thread carries one tensor of the base at a time from end to end, piece by piece, through all targets that want it,
+so that hashes and sums are taken in order without a queue. Several workers keep the disk busy; reading from memory, adding and
+hashing go through a `ComputePool`. Memory is `workers` x three buffers of one piece, whatever the model's size and the number
+of targets; a fourth where the base's mean row takes part. Knows nothing of what a target does with the bytes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isfinite, lcm
-from typing import Any, Protocol
+from typing import ParamSpec, Protocol, TypeVar
 
-from baize_engine.backend.adders import Adder, Stats
+from baize_engine.backend.adders import Adder, Operand, Stats
 from baize_engine.checkpoint.buffers import HUGE
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.checkpoint.os_errors import reading
-from baize_engine.checkpoint.tensor_reader import Place, TensorReader
-from baize_engine.errors import RequestError
+from baize_engine.checkpoint.tensor_reader import FileRange, TensorReader
 from baize_engine.interrupts import Check, in_threads
-from baize_engine.recovery.compute_pool import Processors
+from baize_engine.recovery.compute_pool import ComputePool
+from baize_engine.recovery.memory import PIECE, WORKERS
 from baize_engine.recovery.plan import Job, Plan
 from baize_engine.recovery.vocabulary_growth import BaseRows, whole_base
 
-WORKERS = 6  # of two cores and one disk 4 kept the disk busy for 86 % of a run, 6 for 90 (a plain copy: 95)
-PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536
-BUFFERS = 4  # of one piece that a worker may hold, the base's mean row included
-MEMORY_MIB = 256  # what a run may take
-REST_MIB = 64  # of it for the interpreter and the indexes: 28 MiB were measured on a tiny model
-FEWER = ((WORKERS, 8), (4, 8), (2, 4), (1, 1))  # workers, and the chunks of a piece below which fewer workers do better
-
-
-class Sink(Protocol):
-    """Takes the result: `CheckpointWriter` writes it to files."""
-
-    def write(self, name: str, offset: int, view: memoryview) -> None: ...
+Files = tuple[FileRange, FileRange]  # of the base's tensor and of the other side's
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Hash(Protocol):
-    """The part of a hashlib object that is used here, so that a measurement can leave hashing out."""
+    """The part of a hashlib object that is used here, so that hashing can be left out."""
 
     def update(self, data: memoryview, /) -> None: ...
     def hexdigest(self) -> str: ...
@@ -58,203 +48,47 @@ class NoHash:
         return ""
 
 
-@dataclass(frozen=True)
-class Output:
-    """One result of a pass over the base: its plan and where its bytes go.
+class Sink(Protocol):
+    """Takes the bytes of a result: `CheckpointWriter` writes them to files."""
 
-    `done`: tensors that are there already. `finished` is called with each tensor that is whole, from any worker.
+    def write(self, name: str, offset: int, view: memoryview) -> None:
+        """Takes `view` from byte `offset` of the tensor `name` on. Called in order for each tensor, from any worker."""
+
+
+class Nowhere:
+    """A sink for what is only to be hashed."""
+
+    def write(self, name: str, offset: int, view: memoryview) -> None: ...
+
+
+class Target:
+    """One result of a pass over the base: its plan, where its bytes go, and the records of its finished tensors by name.
+
+    What is in `records` before the pass is not made again.
     """
 
-    plan: Plan
-    sink: Sink
-    done: Mapping[str, TensorRecord] = field(default_factory=dict)
-    finished: Callable[[str, TensorRecord], None] = lambda name, record: None
+    def __init__(self, plan: Plan, sink: Sink) -> None:
+        self.plan, self.sink = plan, sink
+        self.records: dict[str, TensorRecord] = {}
 
-
-Places = tuple[Place, Place]  # where the base's tensor and the other side's lie
-Group = list[tuple[int, Job]]  # the jobs of one base tensor, each with the number of its output
-
-
-def groups_of(outputs: Sequence[Output], all_jobs: bool = False) -> list[Group]:
-    """What is left to do, base tensor by base tensor; `all_jobs`: what is done as well.
-
-    The largest first: at the end no worker goes on for long when the others have nothing left.
-    """
-    groups: dict[str, Group] = {}
-    for number, output in enumerate(outputs):
-        for job in output.plan.jobs:
-            group = groups.setdefault(job.name, [])
-            if all_jobs or job.name not in output.done:
-                group.append((number, job))
-    return sorted(filter(None, groups.values()), key=lambda group: -group[0][1].base.nbytes)
-
-
-def traffic(groups: list[Group]) -> int:
-    """Bytes that a pass over `groups` reads and writes: the base's once, whatever the number of outputs."""
-    return sum(group[0][1].base.nbytes + sum(job.traffic - job.base.nbytes for _, job in group) for group in groups)
-
-
-def stream(
-    plan: Plan,
-    sink: Sink,
-    make_adder: Callable[[], Adder],
-    *,
-    done: Mapping[str, TensorRecord] | None = None,
-    finished: Callable[[str, TensorRecord], None] = lambda name, record: None,
-    **settings: Any,
-) -> dict[str, TensorRecord]:
-    """`stream_all` for one output: the record of each tensor by name."""
-    (records,) = stream_all([Output(plan, sink, done or {}, finished)], make_adder, **settings)
-    return records
-
-
-def stream_all(
-    outputs: Sequence[Output],
-    make_adder: Callable[[], Adder],
-    *,
-    subtract: bool = False,
-    workers: int = WORKERS,
-    piece: int = PIECE,
-    progress: Callable[[int], None] = lambda nbytes: None,
-    make_hash: Callable[[], Hash] = hashlib.sha256,
-) -> list[dict[str, TensorRecord]]:
-    """Carries out the jobs of all outputs in one pass over the base, and returns for each the records by tensor name.
-
-    The plans share one base. `progress` is called with the bytes read and written since its last call, from any worker. The
-    first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised here when they have stopped.
-    """
-    from baize_engine import _C
-
-    records = [dict(output.done) for output in outputs]
-    pending = groups_of(outputs)
-    groups = iter(pending)
-    lock = threading.Lock()
-
-    def take() -> Group | None:
-        with lock:
-            return next(groups, None)
-
-    def work(_: int, check: Check) -> None:
-        worker = _Worker(outputs, make_adder(), subtract, piece, progress, make_hash, check, compute)
-        while (group := take()) is not None:
-            for number, name, record in worker.run(group):
-                records[number][name] = record
-                outputs[number].finished(name, record)
-
-    count = max(1, min(workers, len(pending)))
-    compute = Processors(count)
-    largest = max((max(job.base.numel, job.other.numel) for group in pending for _, job in group), default=0)
-    piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
-    in_threads(work, range(count), count, beside=compute)
-    return [
-        {job.name: found[job.name] for job in output.plan.jobs} for output, found in zip(outputs, records, strict=True)
-    ]
-
-
-class _Worker:
-    """The buffers of one worker, for one thread at a time, and the loop over one base tensor's pieces."""
-
-    def __init__(
-        self,
-        outputs: Sequence[Output],
-        adder: Adder,
-        subtract: bool,
-        piece: int,
-        progress: Callable[[int], None],
-        make_hash: Callable[[], Hash],
-        check: Check,
-        compute: Processors,
-    ) -> None:
-        self.outputs, self.adder, self.subtract, self.piece = outputs, adder, subtract, piece
-        self.progress, self.make_hash, self.check, self.compute = progress, make_hash, check, compute
-        # room for float32; pages that narrower types leave alone cost nothing
-        self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))
-        self.direct = adder.slack > 0 and piece * 4 >= HUGE
-
-    def run(self, group: Group) -> list[tuple[int, str, TensorRecord]]:
-        """The records of the finished tensors, each with the number of its output and its name."""
-        jobs = [job for _, job in group]
-        with ExitStack() as stack:
-            base = stack.enter_context(TensorReader(whole_base(jobs), self.direct))
-            lanes = [
-                _Lane(number, job, stack.enter_context(TensorReader(job.other, self.direct)), self.make_hash())
-                for number, job in group
-            ]
-            rows = BaseRows(jobs, base, self.base_buffer, self.subtract)
-            base_place, other_place = rows.place(), lanes[0].other.place()
-            places = (base_place, other_place) if base_place and other_place and len(lanes) == 1 else None
-            piece = piece_of(jobs[0], self.piece)
-            for begin, end in _pieces(max(lane.job.other.numel for lane in lanes), piece):
-                self.check()
-                base.prefetch(end, end + piece)
-                if places is None:
-                    self.progress(self._read(base, rows.read, begin, end))
-                for lane in lanes:
-                    lane.other.prefetch(end, end + piece)
-                    self._combine(lane, rows, places, begin, min(end, lane.job.other.numel))
-        return [(lane.number, lane.job.name, lane.record()) for lane in lanes]
-
-    def _read(self, reader: TensorReader, read: Callable[..., Any], *arguments: Any) -> Any:
-        """What the page cache has takes a processor's time, other reads wait for the disk."""
-        return self.compute(read, *arguments) if reader.cached else read(*arguments)
-
-    def _combine(self, lane: _Lane, rows: BaseRows, places: Places | None, begin: int, end: int) -> None:
-        """One piece of one output."""
-        if begin >= end:
-            return
-        job = lane.job
-        out = self.out_buffer[: (end - begin) * ITEMSIZE[job.dtype]]
-        if places is not None:
-            self.progress(self.compute(self._add_files, lane, rows, places, begin, end, out))
-        else:
-            other = self._read(lane.other, lane.other.read, begin, end, self.other_buffer)
-            self.compute(self._add, lane, rows, other, begin, end, out)
-        self.outputs[lane.number].sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
-        self.progress((end - begin) * ITEMSIZE[job.other.dtype] + len(out))
-
-    def _add(self, lane: _Lane, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
-        """Adds and hashes."""
-        job = lane.job
-        base, base_dtype = rows.side(begin, end, self.adder.buffer, job)
-        stats = self.adder.add(base, base_dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract)
-        lane.take(out, stats)
-
-    def _add_files(self, lane: _Lane, rows: BaseRows, places: Places, begin: int, end: int, out: memoryview) -> int:
-        """Reads, adds and hashes; returns the bytes read of the base."""
-        job = lane.job
-        base, other = (
-            (descriptor, offset + begin * ITEMSIZE[entry.dtype])
-            for (descriptor, offset), entry in zip(places, (job.base, job.other), strict=True)
-        )
-        try:
-            stats = self.adder.add_files(
-                base, job.base.dtype, other, job.other.dtype, out, job.dtype, subtract=self.subtract
-            )
-        except OSError as error:
-            reader, (_, byte) = (lane.other, other) if error.filename == "diff" else (rows.reader, base)
-            with reading(f"{reader.what}: byte {byte} or one after it"):
-                raise
-        if stats is None:
-            read = rows.read(begin, end)
-            self._add(lane, rows, lane.other.read(begin, end, self.other_buffer), begin, end, out)
-            return read
-        lane.take(out, stats)
-        return (end - begin) * ITEMSIZE[job.base.dtype]
+    def finish_tensor(self, name: str, record: TensorRecord) -> None:
+        """Called with each tensor that is whole, from any worker."""
+        self.records[name] = record
 
 
 @dataclass
-class _Lane:
-    """One output's side of a group: its reader, its hash, and what was counted so far."""
+class Tensor:
+    """One tensor of one target: its job, and while it is made its reader, its hash and what was counted so far."""
 
-    number: int
+    target: Target
     job: Job
-    other: TensorReader
     digest: Hash
+    reader: TensorReader = field(init=False)
     total: float = 0.0
     overflowed: int = 0
     nonfinite: int = 0
 
-    def take(self, out: memoryview, stats: Stats) -> None:
+    def count(self, out: memoryview, stats: Stats) -> None:
         """The next piece of the result."""
         self.digest.update(out)
         sums, overflowed, nonfinite = stats
@@ -263,29 +97,154 @@ class _Lane:
         self.overflowed += overflowed
         self.nonfinite += nonfinite
 
-    def record(self) -> TensorRecord:
-        total = self.total if isfinite(self.total) else None
-        shape = self.job.other.shape
-        return TensorRecord(self.job.dtype, shape, self.digest.hexdigest(), total, self.overflowed, self.nonfinite)
+    def finish(self) -> None:
+        """Hands the record to the target."""
+        job, total = self.job, self.total if isfinite(self.total) else None
+        record = TensorRecord(
+            job.dtype, job.other.shape, self.digest.hexdigest(), total, self.overflowed, self.nonfinite
+        )
+        self.target.finish_tensor(job.name, record)
 
 
-def fit(memory_mib: int) -> tuple[int, int]:
-    """(workers, elements of a piece) that keep a run on the CPU within `memory_mib` MiB, whatever the model's size.
+def stream(
+    targets: Sequence[Target],
+    make_adder: Callable[[], Adder],
+    *,
+    workers: int = WORKERS,
+    piece: int = PIECE,
+    progress: Callable[[int], None] = lambda nbytes: None,
+    make_hash: Callable[[], Hash] = hashlib.sha256,
+) -> None:
+    """Makes all tensors that the targets lack in one pass over the base, which their plans share.
 
-    RequestError where it is too little for one worker with the smallest piece.
+    `piece`: elements that are read at a time, a multiple of diff_add's chunk. `progress` is called with the bytes read and
+    written since its last call, from any worker. Records end up in the order of each plan. The first exception of a worker,
+    or Ctrl-C, stops the others at their next piece and is raised here when they have stopped.
     """
     from baize_engine import _C
 
-    least = REST_MIB + (BUFFERS * _C.CHUNK * 4 >> 20)
-    if isinstance(memory_mib, bool) or not isinstance(memory_mib, int) or memory_mib < least:
-        raise RequestError(f"memory_mib is {memory_mib!r}, wanted a number of MiB of at least {least}")
-    room = memory_mib - REST_MIB << 20
-    workers, piece = 1, _C.CHUNK
-    for workers, chunks in FEWER:
-        piece = min(PIECE, room // (workers * BUFFERS * 4) // _C.CHUNK * _C.CHUNK)
-        if piece >= chunks * _C.CHUNK:
-            break
-    return workers, piece
+    pending = _groups(targets, make_hash)
+    groups, lock = iter(pending), threading.Lock()
+    count = max(1, min(workers, len(pending)))
+    compute = ComputePool(count)
+    largest = max((max(each.job.base.numel, each.job.other.numel) for group in pending for each in group), default=0)
+    piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
+
+    def take() -> list[Tensor] | None:
+        with lock:
+            return next(groups, None)
+
+    def work(_: int, check: Check) -> None:
+        worker = _Worker(make_adder(), piece, progress, check, compute)
+        while (group := take()) is not None:
+            worker.make(group)
+
+    in_threads(work, range(count), count, beside=compute)
+    for target in targets:
+        target.records = {name: target.records[name] for name in target.plan.names}
+
+
+def _groups(targets: Iterable[Target], make_hash: Callable[[], Hash]) -> list[list[Tensor]]:
+    """What is left to do, base tensor by base tensor.
+
+    The largest first: at the end no worker goes on for long when the others have nothing left.
+    """
+    groups: dict[str, list[Tensor]] = {}
+    for target in targets:
+        for job in target.plan.jobs:
+            if job.name not in target.records:
+                groups.setdefault(job.name, []).append(Tensor(target, job, make_hash()))
+    return sorted(groups.values(), key=lambda group: -group[0].job.base.nbytes)
+
+
+def traffic(targets: Iterable[Target], *, left: bool = False) -> int:
+    """Bytes that a pass for `targets` reads and writes, or what of it is left: the base's once, however many targets."""
+    total, bases = 0, dict[str, int]()
+    for target in targets:
+        for job in target.plan.jobs:
+            if not (left and job.name in target.records):
+                total += job.traffic - job.base.nbytes
+                bases.setdefault(job.name, job.base.nbytes)
+    return total + sum(bases.values())
+
+
+class _Worker:
+    """The buffers of one worker, for one thread at a time, and the loop over one base tensor's pieces."""
+
+    def __init__(
+        self, adder: Adder, piece: int, progress: Callable[[int], None], check: Check, compute: ComputePool
+    ) -> None:
+        self.adder, self.piece, self.progress, self.check, self.compute = adder, piece, progress, check, compute
+        # room for float32; pages that narrower types leave alone cost nothing
+        self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))
+        self.direct = adder.slack > 0 and piece * 4 >= HUGE
+
+    def make(self, group: list[Tensor]) -> None:
+        """Makes all tensors of a group, which share a tensor of the base."""
+        jobs = [each.job for each in group]
+        with ExitStack() as stack:
+            base = stack.enter_context(TensorReader(whole_base(jobs), self.direct))
+            for each in group:
+                each.reader = stack.enter_context(TensorReader(each.job.other, self.direct))
+            rows = BaseRows(jobs, base, self.base_buffer, group[0].target.plan.subtract)
+            files = _files(rows, group)
+            piece = piece_of(jobs[0], self.piece)
+            for begin in range(0, max(job.other.numel for job in jobs), piece):
+                end = begin + piece
+                self.check()
+                base.prefetch(end, end + piece)
+                if files is None:
+                    self.progress(self._read(base, rows.read, begin, end))
+                for each in group:
+                    each.reader.prefetch(end, end + piece)
+                    self._combine(each, rows, files, begin, min(end, each.job.other.numel))
+        for each in group:
+            each.finish()
+
+    def _read(self, reader: TensorReader, read: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
+        """What the page cache has takes a processor's time, other reads wait for the disk."""
+        return self.compute.run(read, *arguments, **named) if reader.cached else read(*arguments, **named)
+
+    def _combine(self, tensor: Tensor, rows: BaseRows, files: Files | None, begin: int, end: int) -> None:
+        """Elements [begin, end) of one tensor."""
+        if begin >= end:
+            return
+        job = tensor.job
+        out = self.out_buffer[: (end - begin) * ITEMSIZE[job.dtype]]
+        if files is not None:
+            self.progress(self.compute.run(self._add_files, tensor, rows, files, begin, end, out))
+        else:
+            other = self._read(tensor.reader, tensor.reader.read, begin, end, self.other_buffer)
+            self.compute.run(self._add, tensor, rows, other, begin, end, out)
+        tensor.target.sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
+        self.progress((end - begin) * ITEMSIZE[job.other.dtype] + len(out))
+
+    def _add(self, tensor: Tensor, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
+        """Adds and hashes."""
+        job = tensor.job
+        base = rows.operand(begin, end, self.adder.buffer, job)
+        stats = self.adder.add(base, Operand(other, job.other.dtype), Operand(out, job.dtype), subtract=rows.subtract)
+        tensor.count(out, stats)
+
+    def _add_files(self, tensor: Tensor, rows: BaseRows, files: Files, begin: int, end: int, out: memoryview) -> int:
+        """Reads, adds and hashes; returns the bytes read of the base."""
+        job = tensor.job
+        base, other = (each.at(begin) for each in files)
+        stats = self.adder.add_files(base, other, Operand(out, job.dtype), subtract=rows.subtract)
+        if stats is None:
+            read = rows.read(begin, end)
+            self._add(tensor, rows, tensor.reader.read(begin, end, self.other_buffer), begin, end, out)
+            return read
+        tensor.count(out, stats)
+        return (end - begin) * ITEMSIZE[job.base.dtype]
+
+
+def _files(rows: BaseRows, group: list[Tensor]) -> Files | None:
+    """Where both sides of a group's only tensor lie in cached files, if they do, and nothing is to be done to the base's."""
+    if len(group) != 1 or rows.grows:
+        return None
+    base, other = rows.reader.file_range(), group[0].reader.file_range()
+    return None if base is None or other is None else (base, other)
 
 
 def piece_of(job: Job, most: int) -> int:
@@ -294,8 +253,3 @@ def piece_of(job: Job, most: int) -> int:
 
     step = lcm(_C.CHUNK, job.base.grain)
     return most // step * step or most
-
-
-def _pieces(total: int, piece: int) -> Iterator[tuple[int, int]]:
-    for begin in range(0, total, piece):
-        yield begin, min(begin + piece, total)

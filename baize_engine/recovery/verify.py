@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Callable, Iterable
-from contextlib import closing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint import side_files
-from baize_engine.checkpoint.buffers import HUGE, SLACK, aligned_buffer
-from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.norms import refuse_diff, why_diff
-from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.result_check import result_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
+from baize_engine.recovery.hashing import THREADS, hash_file, hash_range
 from baize_engine.recovery.journal import JOURNAL_NAME
-from baize_engine.recovery.plan import count_layers
-from baize_engine.recovery.wrapped_names import EMBED
 
-BLOCK = 4 << 20  # bytes hashed at a time
-THREADS = 2
 XOR, RECOVER = "xor", "recover"  # operations: XOR's manifests are of whole files
 
 
@@ -145,42 +138,3 @@ def _file_problems(
         return None
 
     return [problem for problem in in_threads(problem_of, manifest.files, THREADS) if problem]
-
-
-def hash_file(path: Path, check: Check = lambda: None, progress: Callable[[int], None] = lambda nbytes: None) -> str:
-    """SHA-256 of a whole file, read in blocks; `check` is called before each, then `progress` with its bytes."""
-    with reading(path):
-        size = path.stat().st_size
-    return hash_range(path, 0, size, progress, check)
-
-
-def hash_range(
-    path: Path,
-    offset: int,
-    nbytes: int,
-    progress: Callable[[int], None] = lambda nbytes: None,
-    check: Check = lambda: None,
-) -> str:
-    """SHA-256 of `nbytes` from byte `offset`, read in blocks; `check` is called before each, then `progress` with its bytes."""
-    return digests_of_range(path, offset, nbytes, ("sha256",), progress, check)["sha256"]
-
-
-def digests_of_range(
-    path: Path,
-    offset: int,
-    nbytes: int,
-    algorithms: Iterable[str],
-    progress: Callable[[int], None] = lambda nbytes: None,
-    check: Check = lambda: None,
-) -> dict[str, str]:
-    """As `hash_range`, for each of hashlib's algorithms that is named."""
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
-    buffer = aligned_buffer(min(BLOCK, nbytes) + SLACK)
-    with closing(InputFile(path, offset, offset + nbytes, str(path), nbytes >= HUGE)) as file:
-        for begin in range(0, nbytes, BLOCK):
-            check()
-            view = file.read(offset + begin, min(BLOCK, nbytes - begin), buffer)
-            for digest in digests.values():
-                digest.update(view)
-            progress(len(view))
-    return {name: digest.hexdigest() for name, digest in digests.items()}

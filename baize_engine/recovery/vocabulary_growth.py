@@ -1,4 +1,4 @@
-"""The base's side of a group of jobs, continued where another side has elements for which the base has none."""
+"""The base's side of jobs on one tensor, continued where another side has elements for which the base has none."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import struct
 from array import array
 from collections.abc import Callable
 
+from baize_engine.backend.adders import Operand
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.joined import Entry
-from baize_engine.checkpoint.tensor_reader import Place, TensorReader
+from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Fill, Job
 
 CONSTANTS = 1 << 14  # elements of a constant that are copied at a time
@@ -19,8 +20,8 @@ BLOCK = 1 << 21  # elements read at a time where only the mean is wanted
 class BaseRows:
     """The base's side of the jobs of one of its tensors, each continued by the job's `fill` where the job's base ends.
 
-    The jobs' bases begin alike: one may be without the last rows of another (`MatchOptions.drop_rows`). `reader` reads the
-    longest, `whole_base`, which is that of every job that grows by the mean row.
+    The jobs' bases begin alike: one may be without the last rows of another (`drop_rows`). `reader` reads the longest,
+    `whole_base`, which is that of every job that grows by the mean row.
 
     The mean of each column is summed in float64, in row order, while the rows stream past, and rounded once to float32,
     so that it is the same on every machine; torch's float32 mean depends on its order of summation. `subtract`: the base is
@@ -28,12 +29,10 @@ class BaseRows:
     """
 
     def __init__(self, jobs: list[Job], reader: TensorReader, buffer: memoryview, subtract: bool) -> None:
-        self.base, self.row, self.reader, self.buffer = whole_base(jobs), jobs[0].row, reader, buffer
-        averaged = any(job.grows and job.fill == "mean" for job in jobs)
-        self.columns = ColumnMean(self.row, self.base.dtype) if averaged else None
+        self.base, self.reader, self.buffer, self.subtract = whole_base(jobs), reader, buffer, subtract
         self.grows = any(job.grows for job in jobs)
-        # x + -0.0 and x - 0.0 are x for every x, -0.0 included
-        self.neutral = 0.0 if subtract else -0.0
+        averaged = any(job.grows and job.fill == "mean" for job in jobs)
+        self.columns = ColumnMean(jobs[0].row, self.base.dtype) if averaged else None
         self.view = buffer[:0]
         self.grown: memoryview | None = None
 
@@ -44,18 +43,14 @@ class BaseRows:
             self.columns.add(self.view)
         return len(self.view)
 
-    def place(self) -> Place | None:
-        """Where all of it lies, if that is one piece of a file, cached, and nothing is to be summed or added to it."""
-        return None if self.grows else self.reader.place()
-
-    def side(self, begin: int, end: int, make_buffer: Callable[[int], memoryview], job: Job) -> tuple[memoryview, str]:
-        """Elements [begin, end) of the base as `job` has it, of what was read from `begin` on, as (bytes, dtype).
+    def operand(self, begin: int, end: int, make_buffer: Callable[[int], memoryview], job: Job) -> Operand:
+        """Elements [begin, end) of the base as `job` has it, of what was read from `begin` on.
 
         They are the base's own bytes, or float32 once the job's `fill` takes part.
         """
         size, real = self.reader.size, job.base.numel
         if end <= real:
-            return self.view[: (end - begin) * size], self.base.dtype
+            return Operand(self.view[: (end - begin) * size], self.base.dtype)
         from baize_engine import _C
 
         self.grown = self.grown or make_buffer(len(self.buffer))
@@ -70,14 +65,16 @@ class BaseRows:
             count = min(length - first, end - position)
             out[(position - begin) * 4 : (position - begin + count) * 4] = period[first * 4 : (first + count) * 4]
             position += count
-        return out, "float32"
+        return Operand(out, "float32")
 
     def _period(self, fill: Fill) -> memoryview:
         """What follows the base's last element again and again, as float32 bytes."""
         if fill != "mean":
-            return memoryview(struct.pack("<f", 0.0 if fill == "zero" else self.neutral) * CONSTANTS)
+            # x + -0.0 and x - 0.0 are x for every x, -0.0 included
+            neutral = 0.0 if self.subtract else -0.0
+            return memoryview(struct.pack("<f", 0.0 if fill == "zero" else neutral) * CONSTANTS)
         if self.columns is None:
-            raise ValueError(f"{self.base.name} was not said to grow by its mean row")
+            raise ValueError(f"{self.base.name} grows by its mean row, which was not summed")
         return self.columns.mean_row(self.base.shape[0])
 
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.names import EMBED
 from baize_engine.errors import MismatchError
 
-EMBED = "model.embed_tokens.weight"
 # A reward model of AlpacaFarm; DistributedDataParallel and DeepSpeed; a PEFT model that was saved whole; torch.compile; FSDP.
 _WRAPPERS = re.compile(r"((backbone_model|module|base_model\.model|_orig_mod|_fsdp_wrapped_module)\.)+")
 

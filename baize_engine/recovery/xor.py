@@ -27,9 +27,10 @@ from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_o
 from baize_engine.errors import OutputError
 from baize_engine.interrupts import Check, deferred, in_threads
 from baize_engine.progress import Progress
+from baize_engine.recovery.hashing import digests_of_range
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, refuse_busy
 from baize_engine.recovery.sources import Sources
-from baize_engine.recovery.verify import XOR, digests_of_range, verify
+from baize_engine.recovery.verify import XOR, verify
 from baize_engine.recovery.xor_bytes import decoded
 from baize_engine.recovery.xor_checks import THREADS, XorChecks
 from baize_engine.recovery.xor_payload import WEIGHTS, Job, Payload, read_payload

@@ -13,7 +13,7 @@ from baize_engine.interrupts import Check, in_threads
 from baize_engine.printable import shown
 from baize_engine.progress import Progress
 from baize_engine.recovery.checksum_lists import Sums, algorithm, read_sums
-from baize_engine.recovery.verify import digests_of_range
+from baize_engine.recovery.hashing import digests_of_range
 from baize_engine.recovery.xor_beginnings import HEAD
 from baize_engine.recovery.xor_bytes import decoded
 from baize_engine.recovery.xor_kinds import WRONG_BASE, WRONG_KEY, check_head, check_whole, mismatch

@@ -12,6 +12,7 @@ import torch
 from diff_oracle import DTYPES, as_bytes, draw
 
 from baize_engine import _C
+from baize_engine.backend.adders import Operand
 from baize_engine.backend.cuda_adder import CHUNK, PART, SLOTS, CudaAdder, parts
 from baize_engine.kernels import diff_add, reference
 
@@ -61,7 +62,11 @@ def test_workers_that_begin_together_compile_one_after_the_other(monkeypatch: py
     def work(_: int) -> None:
         adder, out = CudaAdder("cpu"), bytearray(count * 2)
         for _ in range(2):
-            got = adder.add(memoryview(left), "float16", memoryview(right), "float32", memoryview(out), "float16")
+            got = adder.add(
+                Operand(memoryview(left), "float16"),
+                Operand(memoryview(right), "float32"),
+                Operand(memoryview(out), "float16"),
+            )
             assert (out, got) == (wanted, stats)
 
     with ThreadPoolExecutor(6) as pool:
@@ -83,5 +88,5 @@ def test_bits_and_sums_are_those_of_the_cpu(base: str, out: str, count: int) -> 
     stats = _C.diff_add(left, base, right, "float32", wanted, out, variant="scalar")
     views = [adder.buffer(len(content)) for content in (left, right, wanted)]
     views[0][:], views[1][:] = left, right
-    assert adder.add(views[0], base, views[1], "float32", views[2], out) == stats
+    assert adder.add(*map(Operand, views, (base, "float32", out))) == stats
     assert bytes(views[2]) == bytes(wanted)

@@ -68,8 +68,8 @@ def test_small_pieces_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     meta = tiny_meta.write_meta(tmp_path / "meta", cfg, files)
     diff = write_diff(tmp_path / "diff", cfg)
     whole = recover(meta, diff, tmp_path / "whole", device="cpu", progress=False)
-    run = streaming.stream_all
-    monkeypatch.setattr("baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "piece": 65536}))
+    run = streaming.stream
+    monkeypatch.setattr("baize_engine.recovery.run.stream", lambda *a, **k: run(*a, **{**k, "piece": 65536}))
     assert recover(meta, diff, tmp_path / "p", device="cpu", progress=False).manifest.tensors == whole.manifest.tensors
 
 

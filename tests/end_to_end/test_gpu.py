@@ -17,6 +17,7 @@ from triton.runtime.jit import JITFunction
 
 from baize_engine import Engine, SamplingParams, recover
 from baize_engine.backend import choose
+from baize_engine.backend.adders import Operand
 from baize_engine.backend.cuda_adder import CHUNK, PART, CudaAdder
 from baize_engine.kernels import quantized, reference
 from baize_engine.model import names
@@ -364,7 +365,7 @@ def test_a_diff_of_many_sizes_compiles_two_kernels(monkeypatch: pytest.MonkeyPat
     adder = CudaAdder("cuda")
     for count in (1, 15, 16, 1000, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, 16 * CHUNK + 48, 3 * PART + 77):
         views = [adder.buffer(2 * count), adder.buffer(4 * count), adder.buffer(2 * count)]
-        adder.add(views[0], "float16", views[1], "float32", views[2], "float16")
+        adder.add(*map(Operand, views, ("float16", "float32", "float16")))
     assert {name for name, _ in made} == {"_diff_add_kernel"}
     assert len(made) > 10
     assert len(set(made)) == 2

@@ -85,9 +85,9 @@ def content(folder: Path) -> dict[str, str]:
 
 def small_shards() -> None:
     from baize_engine.checkpoint.writer import lay_out
-    from baize_engine.recovery import run
+    from baize_engine.recovery import output
 
-    run.lay_out = functools.partial(lay_out, max_shard_bytes=SHARD)
+    output.lay_out = functools.partial(lay_out, max_shard_bytes=SHARD)
 
 
 def attempt(base: Path, diff: Path, out: Path, **settings: object) -> dict:

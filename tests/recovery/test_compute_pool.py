@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from baize_engine.recovery.compute_pool import Processors
+from baize_engine.recovery.compute_pool import ComputePool
 
 
 def have(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
@@ -29,8 +29,8 @@ def test_two_processors_make_two_calls_at_once_and_no_more(monkeypatch: pytest.M
             active -= 1
         return number, threading.current_thread().name
 
-    with Processors(6) as compute, ThreadPoolExecutor(6) as workers:
-        results = list(workers.map(lambda number: compute(call, number), range(24)))
+    with ComputePool(6) as compute, ThreadPoolExecutor(6) as workers:
+        results = list(workers.map(lambda number: compute.run(call, number), range(24)))
     assert [number for number, _ in results] == list(range(24))
     assert {name for _, name in results} == {"baize-compute_0", "baize-compute_1"}
     assert most == 2
@@ -40,27 +40,27 @@ def test_two_processors_make_two_calls_at_once_and_no_more(monkeypatch: pytest.M
 @pytest.mark.parametrize("cpus", [3, 64])
 def test_with_enough_processors_each_thread_makes_its_own(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
     have(monkeypatch, cpus)
-    with Processors(3) as compute:
-        assert compute(threading.get_ident) == threading.get_ident()
+    with ComputePool(3) as compute:
+        assert compute.run(threading.get_ident) == threading.get_ident()
 
 
 @pytest.mark.parametrize("cpus", [1, 4])
 def test_what_a_call_raises_comes_to_the_caller(monkeypatch: pytest.MonkeyPatch, cpus: int) -> None:
     have(monkeypatch, cpus)
-    with Processors(4) as compute:
+    with ComputePool(4) as compute:
         for error in (ValueError("no"), SystemExit(3)):
             with pytest.raises(type(error)) as caught:
-                compute(throw, error)
+                compute.run(throw, error)
             assert caught.value is error
-        assert compute(divmod, 7, 2) == (3, 1)
+        assert compute.run(divmod, 7, 2) == (3, 1)
 
 
 def test_calls_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 1)
-    with Processors(2) as compute:
+    with ComputePool(2) as compute:
         pass
     with pytest.raises(RuntimeError, match="nobody to make it"):
-        compute(divmod, 7, 2)
+        compute.run(divmod, 7, 2)
 
 
 @pytest.mark.parametrize("started", [False, True])
@@ -76,7 +76,7 @@ def test_threads_that_do_not_start(monkeypatch: pytest.MonkeyPatch, started: boo
             raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", failing)
-    with pytest.raises(RuntimeError, match="can't start"), Processors(4):
+    with pytest.raises(RuntimeError, match="can't start"), ComputePool(4):
         pass
     assert len(begun) == 2
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("baize-compute")]
@@ -89,8 +89,8 @@ def throw(error: BaseException) -> None:
 def test_a_call_after_the_main_thread_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     """As far as the system starts threads then: those of these calls are there before."""
     have(monkeypatch, 1)
-    with Processors(2) as compute, ThreadPoolExecutor(1) as pool:
+    with ComputePool(2) as compute, ThreadPoolExecutor(1) as pool:
         monkeypatch.setattr("concurrent.futures.thread._shutdown", True)  # what the main thread's end sets
-        assert compute(divmod, 7, 2) == (3, 1)
+        assert compute.run(divmod, 7, 2) == (3, 1)
         with pytest.raises(RuntimeError, match="after interpreter shutdown"):
             pool.submit(divmod, 7, 2)

@@ -113,7 +113,7 @@ def test_a_rotary_buffer_that_cannot_be_summed_is_named_before_the_long_work(
     diff = tiny.write_model(tmp_path / "odd", CONFIG, {**load(pair[1]), name: buffer})
     shutil.copy(pair[1] / "config.json", diff)
     recover(pair[0], diff, tmp_path / "without", **SETTINGS)  # it is left out: nobody needs it
-    monkeypatch.setattr("baize_engine.recovery.run.stream_all", None)
+    monkeypatch.setattr("baize_engine.recovery.run.stream", None)
     before = snapshot(tmp_path)
     with pytest.raises(
         CheckpointError, match=r"odd.*layers\.4\.self_attn.*inv_freq is .*wanted floats of shape \[64\]"

@@ -114,8 +114,8 @@ def test_each_diff_of_one_pass_has_its_own_rows(tmp_path: Path, monkeypatch: pyt
     diffs = []
     for number, diff in enumerate((zero, mean, none, extra)):
         diffs.append(write(tmp_path / str(number), base, diff)[1])
-    run, asked = streaming.stream_all, []
-    monkeypatch.setattr("baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "piece": 65536}))
+    run, asked = streaming.stream, []
+    monkeypatch.setattr("baize_engine.recovery.run.stream", lambda *a, **k: run(*a, **{**k, "piece": 65536}))
     usual = new_rows.likeness
     monkeypatch.setattr(new_rows, "likeness", lambda row, mean: asked.append(id(mean)) or usual(row, mean))
     outs = [tmp_path / f"out{n}" for n in range(4)]

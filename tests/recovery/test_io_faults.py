@@ -20,7 +20,7 @@ from baize_engine import recover, verify
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.errors import CheckpointError, OutputError
-from baize_engine.recovery.run import combine
+from baize_engine.recovery.output import Output
 
 
 @pytest.fixture
@@ -181,9 +181,9 @@ def test_a_source_that_changes_after_its_header_was_read(root: Path, monkeypatch
 
     def late(*arguments: object) -> object:
         overwrite_and_date_back(victim)
-        return combine(*arguments)
+        return Output(*arguments)
 
-    monkeypatch.setattr("baize_engine.recovery.recover.combine", late)
+    monkeypatch.setattr("baize_engine.recovery.recover.Output", late)
     with pytest.raises(CheckpointError, match=rf"{victim} changed while it was read"):
         recover(root / "base", root / "diff", root / "tuned", device="cpu", progress=False)
     assert not (root / "tuned").exists()

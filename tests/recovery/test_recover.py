@@ -18,7 +18,9 @@ from refusals import REFUSALS, smaller_base
 from baize_engine import recover
 from baize_engine.backend.adders import CppAdder
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.tensor_reader import FileRange
 from baize_engine.errors import CheckpointError, MismatchError, OutputError
+from baize_engine.recovery import memory
 from baize_engine.recovery import stream as streaming
 
 
@@ -55,13 +57,13 @@ def test_pieces_and_workers_change_nothing(
     cfg = tiny.config(vocab_size=5000, hidden_size=36, num_attention_heads=3, num_key_value_heads=3)
     base, diff = tiny.write_pair(tmp_path, cfg=cfg)
     whole = recover(base, diff, tmp_path / "whole", device="cpu", progress=False)
-    assert streaming.PIECE % 65536 == 0
+    assert memory.PIECE % 65536 == 0
     monkeypatch.setattr("baize_engine.checkpoint.file_io.is_cached", lambda *_: cached)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cpus)), raising=False)
     from_files = counted(monkeypatch, CppAdder, "add_files")
-    run = streaming.stream_all
+    run = streaming.stream
     monkeypatch.setattr(
-        "baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "piece": 65536, "workers": workers})
+        "baize_engine.recovery.run.stream", lambda *a, **k: run(*a, **{**k, "piece": 65536, "workers": workers})
     )
     pieces = recover(base, diff, tmp_path / "pieces", device="cpu", progress=False)
     assert pieces.manifest.tensors == whole.manifest.tensors
@@ -83,16 +85,16 @@ def counted(monkeypatch: pytest.MonkeyPatch, owner: type, name: str) -> list[str
 
 def test_a_cached_file_that_is_cut_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    add_files, run = CppAdder.add_files, streaming.stream_all
+    add_files, run = CppAdder.add_files, streaming.stream
 
     def cutting(*arguments: Any, **named: Any) -> Any:
-        descriptor, offset = arguments[3]
-        os.truncate(f"/proc/self/fd/{descriptor}", offset + 10)
+        other: FileRange = arguments[2]
+        os.truncate(f"/proc/self/fd/{other.descriptor}", other.offset + 10)
         return add_files(*arguments, **named)
 
     monkeypatch.setattr("baize_engine.checkpoint.file_io.is_cached", lambda *_: True)
     monkeypatch.setattr(CppAdder, "add_files", cutting)
-    monkeypatch.setattr("baize_engine.recovery.run.stream_all", lambda *a, **k: run(*a, **{**k, "workers": 1}))
+    monkeypatch.setattr("baize_engine.recovery.run.stream", lambda *a, **k: run(*a, **{**k, "workers": 1}))
     with pytest.raises(CheckpointError, match=rf"{diff}/\S+: model\.\S+: the file ends at byte \d+, wanted \d+ more"):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
     assert not (tmp_path / "tuned").exists()
@@ -258,7 +260,7 @@ def test_a_failure_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 
 def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    run = streaming.stream_all
+    run = streaming.stream
 
     def meddling(*args: object, **settings: object) -> object:
         records = run(*args, **settings)
@@ -266,7 +268,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch:
         victim.write_bytes(victim.read_bytes() + b"x")
         return records
 
-    monkeypatch.setattr("baize_engine.recovery.run.stream_all", meddling)
+    monkeypatch.setattr("baize_engine.recovery.run.stream", meddling)
     with pytest.raises(CheckpointError, match="changed while it was read"):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
     assert not (tmp_path / "tuned").exists()

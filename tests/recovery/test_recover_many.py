@@ -66,9 +66,8 @@ def test_the_base_is_read_once(tmp_path: Path, base: Path, monkeypatch: pytest.M
         read[self.entry.path.parent] = read.get(self.entry.path.parent, 0) + (end - begin) * self.size
         return done(self, begin, end, buffer)
 
-    monkeypatch.setattr("baize_engine.recovery.norms.norm_ratio", lambda work: 0.0)
-    monkeypatch.setattr("baize_engine.recovery.recover.norm_ratio", lambda work: 0.0)
-    monkeypatch.setattr("baize_engine.recovery.norms.why_diff", lambda index: None)
+    monkeypatch.setattr("baize_engine.recovery.checks.norm_ratio", lambda work: 0.0)
+    monkeypatch.setattr("baize_engine.recovery.checks.why_diff", lambda index: None)
     monkeypatch.setattr(TensorReader, "read", counting)
     recover(base, diffs, [tmp_path / f"o{n}" for n in range(3)], **SETTINGS, new_rows="mean")
     for folder in (base, *diffs):

@@ -15,7 +15,7 @@ from shapes import PRESETS, Shape
 
 from baize_engine import _C, make_diff, recover
 from baize_engine.errors import RequestError
-from baize_engine.recovery.stream import BUFFERS, PIECE, REST_MIB, WORKERS, fit
+from baize_engine.recovery.memory import BUFFERS, PIECE, REST_MIB, WORKERS, fit
 
 LLAMA_13B = PRESETS["13b"]
 LLAMA_65B = Shape(layers=80, heads=64, hidden=8192, intermediate=22016)

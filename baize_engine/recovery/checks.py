@@ -1,0 +1,147 @@
+"""What may refuse a plan before the long work, though every shape fits: the two sides look swapped, are of different
+models, or the diff was made from another base. `force` skips these checks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Mapping
+from statistics import median
+from typing import Any
+
+from baize_engine.checkpoint import config_file
+from baize_engine.checkpoint.base import Base, Index
+from baize_engine.checkpoint.index import CheckpointIndex
+from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
+from baize_engine.checkpoint.norms import SUFFIX, mean_magnitude, why_diff
+from baize_engine.checkpoint.os_errors import is_file
+from baize_engine.errors import MismatchError
+from baize_engine.recovery.new_rows import decide
+from baize_engine.recovery.options import RecoveryOptions
+from baize_engine.recovery.plan import Plan, plan, some
+from baize_engine.recovery.vocabulary_growth import mean_row
+from baize_engine.recovery.widened import widened
+
+# Mean |norm weight| over the base's: about 1 for a model, below 0.1 for every published diff we know of.
+FULL_MODEL = 0.5
+MUST_AGREE = (  # what shapes cannot tell: LLaMA-1 and Llama-2 of one size differ only here
+    "rms_norm_eps",
+    "max_position_embeddings",
+    "rope_theta",
+    "rope",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "intermediate_size",
+    "hidden_size",
+    "num_hidden_layers",
+)
+KINDS_OF_MODEL = ("model_type", "architectures")  # differ where a finetune built more around the base's model
+
+
+def check_roles(base: Index, other: Index, options: RecoveryOptions) -> None:
+    """MismatchError where the base is a weight diff. Done before shapes are compared, which would give a misleading message."""
+    if not options.force and why_diff(base):
+        swapped = (
+            ""
+            if why_diff(other)
+            else f", and {other.folder}, named as the {options.other_side}, a model: were the two swapped?"
+        )
+        raise MismatchError(
+            f"{base.folder}, named as the base, looks like a weight diff by its norm weights{swapped} (--force goes on)"
+        )
+
+
+def checked_plan(
+    base: Base,
+    other: CheckpointIndex,
+    options: RecoveryOptions,
+    mean_row: Callable[[Entry], array[float]] = mean_row,
+) -> Plan:
+    """The plan of `base` and `other`, once names, shapes, configs and norm weights agree, with its new rows decided.
+
+    `mean_row`: a cached `mean_row`, where several plans share a base. Errors as for `recover`.
+    """
+    config = config_file.read_normalised(other.folder)
+    work = plan(base.index, other, options, tied=config["tie_word_embeddings"])
+    if not options.force:
+        check_configs(base.config, config, str(base.config_path), str(other.folder / "config.json"), options.keep_extra)
+        _check_norms(work, other, options)
+        if not options.subtract:
+            _check_base_rows(work, base.index, other)
+    return decide(work, other, options, mean_row)
+
+
+def check_configs(
+    base: Mapping[str, Any], other: Mapping[str, Any], base_name: str, other_name: str, keep_extra: bool = False
+) -> None:
+    """MismatchError where two normalised configs describe models that differ though their shapes may agree.
+
+    A key that one of them lacks was not in its file, and is not compared. With `keep_extra` the kinds of model may differ:
+    what is kept is what the other one has more.
+    """
+    keys = MUST_AGREE if keep_extra else (*KINDS_OF_MODEL, *MUST_AGREE)
+    differing = [key for key in keys if None not in (found := (base.get(key), other.get(key))) and found[0] != found[1]]
+    if not differing:
+        return
+    if set(differing) <= set(KINDS_OF_MODEL):
+        remedy = "--keep_extra where the finetune holds the base's model and more, or --force"
+    else:
+        remedy = "--force goes on where the shapes agree"
+    told = "; ".join(f"{key} is {base[key]!r} in {base_name} and {other[key]!r} in {other_name}" for key in differing)
+    raise MismatchError(f"the configs describe different models: {told} ({remedy})")
+
+
+def norm_ratio(work: Plan) -> float:
+    """The median over all norm tensors of mean |other| / mean |base|; 0.0 where the base has none to compare with."""
+    ratios = []
+    for job in work.added:
+        if job.name.endswith(SUFFIX):
+            base = mean_magnitude(job.base)
+            if base > 0:
+                ratios.append(mean_magnitude(job.other) / base)
+    return median(ratios) if ratios else 0.0
+
+
+def _check_norms(work: Plan, other: Index, options: RecoveryOptions) -> None:
+    """MismatchError where recover is given a whole model, or make_diff a diff."""
+    ratio = norm_ratio(work)
+    if options.subtract and ratio < FULL_MODEL:
+        raise MismatchError(
+            f"{other.folder} looks like a weight diff already: its norm weights are {ratio:.2f} times as large as the "
+            f"base's, wanted at least {FULL_MODEL} (--force goes on)"
+        )
+    if not options.subtract and ratio >= FULL_MODEL:
+        raise MismatchError(
+            f"{other.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
+            f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
+        )
+
+
+def base_rows(work: Plan) -> dict[str, str]:
+    """SHA-256 of the first row of each of the base's tensors, widened to float32: some MB of any model."""
+    digests = {}
+    for job in work.added:
+        digest = hashlib.sha256()
+        for block in widened(job.base, job.row if len(job.base.shape) > 1 else job.base.numel):
+            digest.update(block)
+        digests[job.name] = digest.hexdigest()
+    return digests
+
+
+def _check_base_rows(work: Plan, base: Index, diff: Index) -> None:
+    """MismatchError where the diff's own manifest was made with a base whose first rows differ. Others carry no hashes."""
+    if not is_file(diff.folder / MANIFEST_NAME):
+        return
+    carried = read_manifest(diff.folder).base_rows
+    if not carried:
+        return
+    found = base_rows(work)
+    differing = [name for name in found if carried.get(name, found[name]) != found[name]]
+    if differing:
+        raise MismatchError(
+            f"{diff.folder} was made from another base than {base.folder}: {len(differing)} of {len(found)} tensors differ "
+            f"in their first row: {some(differing)} (--force goes on)"
+        )
