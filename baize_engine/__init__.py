@@ -17,7 +17,7 @@ _HOMES = {
     "recover": "baize_engine.recovery.recover",
     "make_diff": "baize_engine.recovery.make_diff",
     "verify": "baize_engine.recovery.verify",
-    "xor": "baize_engine.recovery.xor",
+    "xor": "baize_engine.recovery.xor.xor",
     "quantize": "baize_engine.model.quantize",
     "BaizeError": "baize_engine.errors",
 }
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from baize_engine.recovery.make_diff import make_diff
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.verify import verify
-    from baize_engine.recovery.xor import xor
+    from baize_engine.recovery.xor.xor import xor
 
 
 def __getattr__(name: str) -> Any:

@@ -42,7 +42,7 @@ def test_each_constructor_hands_every_field_on(monkeypatch: pytest.MonkeyPatch) 
     class Stopped(Exception):
         pass
 
-    def loader(*arguments: object) -> None:
+    def loader(*arguments: object, **_: object) -> None:
         seen.extend(each for each in arguments if isinstance(each, EngineOptions))
         raise Stopped
 

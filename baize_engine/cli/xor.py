@@ -106,7 +106,7 @@ def run_xor(options: argparse.Namespace) -> int:
     """Writes the finetune, and prints what tells that it is the published one."""
     from baize_engine.recovery.output_name import tuned_beside
     from baize_engine.recovery.result import FINISHED_BEFORE
-    from baize_engine.recovery.xor import xor
+    from baize_engine.recovery.xor.xor import xor
 
     _fill(options)
     if options.path_tuned is None:

@@ -1,6 +1,6 @@
 """`xor` whose file operations fail, or that is killed, at one call after another: a script that runs under `io_faults.c`.
 
-Prints a JSON object a run: facts only, which `test_xor_faults.py` judges. Its root holds base, payload and wanted.
+Prints a JSON object a run: facts only, which `recovery/xor/test_faults.py` judges. Its root holds base, payload and wanted.
 """
 
 from __future__ import annotations

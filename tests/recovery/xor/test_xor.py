@@ -22,8 +22,8 @@ from baize_engine import Engine, SamplingParams, verify, xor
 from baize_engine.checkpoint import hub
 from baize_engine.cli.main import main
 from baize_engine.errors import BaizeError, CheckpointError, MismatchError, OutputError
-from baize_engine.recovery import xor_bytes
-from baize_engine.recovery.xor import XorResult
+from baize_engine.recovery.xor import decode
+from baize_engine.recovery.xor.xor import XorResult
 
 EXTRA = {
     "tokenizer.model": b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02",
@@ -190,14 +190,14 @@ def test_damaged_gzip_data_are_read_as_the_library_reads_them_or_refused(tmp_pat
 def test_ctrl_c_leaves_nothing(base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     payload = publish_by_file(tuned, base, tmp_path / "payload")
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    plain = xor_bytes._plain
+    plain = decode._plain
 
     def pressed(job: object, piece: int, progress: object) -> object:
-        if piece == xor_bytes.PIECE:
+        if piece == decode.PIECE:
             os.kill(os.getpid(), signal.SIGINT)
         return plain(job, piece, progress)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(xor_bytes, "_plain", pressed)
+    monkeypatch.setattr(decode, "_plain", pressed)
     try:
         with pytest.raises(KeyboardInterrupt):
             run(base, payload, tmp_path / "new/out")
@@ -598,14 +598,14 @@ def test_a_source_that_changes_meanwhile(
     base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payload = publish_by_file(tuned, base, tmp_path / "payload")
-    plain = xor_bytes._plain
+    plain = decode._plain
 
     def touched(job: object, piece: int, progress: object) -> object:
-        if piece == xor_bytes.PIECE:
+        if piece == decode.PIECE:
             os.utime(base / "config.json", ns=(1, 1))
         return plain(job, piece, progress)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(xor_bytes, "_plain", touched)
+    monkeypatch.setattr(decode, "_plain", touched)
     with pytest.raises(CheckpointError, match=r"base/config.json changed while it was read"):
         run(base, payload, tmp_path / "out")
     assert not (tmp_path / "out").exists()

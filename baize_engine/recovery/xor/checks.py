@@ -1,4 +1,4 @@
-"""What tells whether base and payload belong together: beginnings, published sums, and the kinds of files that come out."""
+"""What tells whether base and payload belong together: heads of files, published sums, and the forms of the results."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.printable import shown
 from baize_engine.progress import Progress
-from baize_engine.recovery.checksum_lists import Sums, algorithm, read_sums
 from baize_engine.recovery.hashing import digests_of_range
-from baize_engine.recovery.xor_beginnings import HEAD
-from baize_engine.recovery.xor_bytes import decoded
-from baize_engine.recovery.xor_kinds import WRONG_BASE, WRONG_KEY, check_head, check_whole, mismatch
-from baize_engine.recovery.xor_payload import Job, Payload
+from baize_engine.recovery.xor.checksum_lists import Sums, algorithm, read_sums
+from baize_engine.recovery.xor.decode import decoded
+from baize_engine.recovery.xor.file_types import HEAD, check_head, check_whole
+from baize_engine.recovery.xor.job import WRONG_BASE, WRONG_KEY, Job
+from baize_engine.recovery.xor.payload import Payload
 
 THREADS = 2  # files at a time
 
@@ -37,12 +37,14 @@ class XorChecks:
                 f"{expect_md5} names none of the files of the result, such as {shown(min(self._results))}: wanted the list of "
                 "this finetune"
             )
-        self._inputs = self._named_inputs()
-        self._fit: set[str] = set()  # files of the result whose own CRC-32 told that they are right
+        self._inputs = self._known_inputs()
+        self._fit: set[str] = set()  # files of the result whose own CRC-32 is right
 
-    def _named_inputs(self) -> dict[Path, str]:
-        """Of the files that are read, those whose sum is published: with a key, it and the payload's; else the base's, also
-        such as the payload does not need."""
+    def _known_inputs(self) -> dict[Path, str]:
+        """The files that are read and whose sum is published, with that sum.
+
+        With a key these are it and the payload's; else the base's, even those that the payload does not need.
+        """
         if self.payload.keyed:
             paths = [self.payload.base, *(job.payload for job in self.payload.jobs)]
         else:
@@ -51,54 +53,62 @@ class XorChecks:
         wanted = ((path, self._sums.of_input(path.name, self._results)) for path in paths)
         return {path: digest for path, digest in wanted if digest is not None}
 
-    def heads(self) -> None:
-        """The first bytes of every file of the result."""
+    def check_heads(self) -> None:
+        """Checks the first bytes of every file of the result, before anything is written."""
         for job in self.payload.jobs:
             with closing(decoded(job, HEAD)) as pieces:
                 check_head(job, bytes(next(pieces, b"")))
 
-    def inputs(self, progress: bool) -> None:
-        """What is read, against the published sums."""
+    def check_inputs(self, progress: bool) -> None:
+        """Compares files that are read with their published sums."""
         sizes = {path: stat_of(path).st_size for path in self._inputs}
         payloads = {job.payload for job in self.payload.jobs}
 
-        def one(path: Path, check: Check) -> None:
+        def check_input(path: Path, check: Check) -> None:
             wanted = self._inputs[path]
             digests = digests_of_range(path, 0, sizes[path], {algorithm(wanted)}, bar.add, check)
             why = "download it again" if path in payloads else WRONG_KEY if self.payload.keyed else WRONG_BASE
             self._sums.check(path, wanted, digests, why)
 
         with Progress(sum(sizes.values()), "B", progress, "check") as bar:
-            in_threads(one, sorted(sizes, key=lambda path: sizes[path]), THREADS)
+            in_threads(check_input, sorted(sizes, key=lambda path: sizes[path]), THREADS)
 
     def algorithms(self, job: Job) -> set[str]:
-        """What is to be computed of a file of the result: SHA-256, which the manifest has, and what was published."""
+        """The digests that a file of the result needs: SHA-256, which the manifest has, and what was published."""
         wanted = self._sums.of_result(job.name)
         return {"sha256", algorithm(wanted)} if wanted else {"sha256"}
 
-    def digests(self, job: Job, path: Path, digests: dict[str, str]) -> None:
-        """A file of the result, by what its `algorithms` give."""
+    def check_digests(self, job: Job, path: Path, digests: dict[str, str]) -> None:
+        """Compares a file of the result with the sums that the payload or its authors state; `digests` by `algorithms`."""
         if job.sha256 not in (None, digests["sha256"]):
-            raise mismatch(job, f"has the SHA-256 {digests['sha256']}, not the {job.sha256} of its header")
-        wanted = self._sums.of_result(job.name)
-        if wanted:
-            why = "the payload is damaged" if job.base is None else WRONG_KEY if job.keyed else WRONG_BASE
-            self._sums.check(path, wanted, digests, why)
+            raise job.mismatch(f"has the SHA-256 {digests['sha256']}, not the {job.sha256} of its header")
+        if wanted := self._sums.of_result(job.name):
+            self._sums.check(path, wanted, digests, job.suspect)
 
-    def whole(self, job: Job, path: Path, check: Check) -> None:
-        """A file of the result, by its form; what no sum tells of also by its own CRC-32. `check` is called now and then."""
+    def check_form(self, job: Job, path: Path, check: Check) -> None:
+        """Checks the form of a file of the result; where no sum was published, its own CRC-32, too.
+
+        `check` is called before each block that is read.
+        """
         if check_whole(job, path, job.sha256 is None and job.name not in self._sums.found, check):
             self._fit.add(job.name)
 
-    def told(self) -> list[str]:
-        """What was held against what, and what was not, a line each."""
+    def check_file(self, job: Job, path: Path, check: Check) -> str:
+        """Reads a whole file of the result and makes all checks of it; returns its SHA-256."""
+        digests = digests_of_range(path, 0, stat_of(path).st_size, self.algorithms(job), check=check)
+        self.check_digests(job, path, digests)
+        self.check_form(job, path, check)
+        return digests["sha256"]
+
+    def report(self) -> list[str]:
+        """What was compared with what, and what was not, a line each."""
         lines, count = [], len(self.payload.jobs)
-        named = sum(job.sha256 is not None for job in self.payload.jobs)
+        with_header = sum(job.sha256 is not None for job in self.payload.jobs)
         unknown = [
             job for job in self.payload.jobs if job.sha256 is None and job.name not in {*self._sums.found, *self._fit}
         ]
-        if named:
-            lines.append(f"{named} file(s) have the SHA-256 that the payload says")
+        if with_header:
+            lines.append(f"{with_header} file(s) have the SHA-256 that the payload says")
         if self._sums.found:
             known = sum(name in self._sums.found for name in self._results)
             lines.append(

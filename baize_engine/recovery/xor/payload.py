@@ -41,7 +41,8 @@ from baize_engine.checkpoint.output_folder import PARTIAL
 from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewhere
 from baize_engine.errors import CheckpointError, MismatchError
 from baize_engine.printable import shown
-from baize_engine.recovery.xor_beginnings import are_swapped
+from baize_engine.recovery.xor.file_types import are_swapped
+from baize_engine.recovery.xor.job import Job
 
 KEY_NAME = "consolidated.00.pth"
 COPIED = "added_tokens.json"
@@ -54,27 +55,6 @@ _KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
 _OF_NOTHING = hashlib.sha256().hexdigest()
 SWAPPED = "were path_raw and path_payload swapped?"
 Look = Callable[..., tuple[int, bytes]]  # (path, any_link=False): size and first bytes of a file
-
-
-@dataclass(frozen=True)
-class Job:
-    """One file of the result: which payload from which byte on, XORed with which file of the base (None: copied)."""
-
-    name: str
-    payload: Path
-    payload_size: int  # bytes of the whole file
-    begin: int
-    base: Path | None
-    base_size: int
-    keyed: bool = False
-    packed: bool = False  # gzip data
-    sha256: str | None = None  # that the payload says the result has
-    beginning: bytes = field(default=b"", repr=False)  # of the payload as it lies there
-
-    @property
-    def nbytes(self) -> int | None:
-        """Of the result; None where only unpacking tells."""
-        return None if self.packed else self.payload_size - self.begin
 
 
 @dataclass(frozen=True)
@@ -227,7 +207,7 @@ def _same_name(path: Path, other: Path, look: Look) -> Job:
     if are_swapped(path.name, beginning, base_beginning):
         raise _swapped(path, other)
     packed = beginning.startswith(GZIP)
-    return Job(path.name, path, size, 0, other, base_size, packed=packed, beginning=beginning)
+    return Job(path.name, path, size, 0, other, base_size, packed=packed, head=beginning)
 
 
 def _keyed(path: Path, key: Path, look: Look) -> Job:

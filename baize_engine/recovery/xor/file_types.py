@@ -1,10 +1,11 @@
-"""What a file of a model looks like, by its name: the wrong base's bytes make something else."""
+"""How files of a model look, by their names: XOR files, and results of the wrong base, look otherwise."""
 
 from __future__ import annotations
 
 import json
 import os
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -14,32 +15,67 @@ from baize_engine.checkpoint.zip_directory import Member, ZipError, read_directo
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check
 from baize_engine.printable import shown
-from baize_engine.recovery.xor_beginnings import TORCH, why_not
-from baize_engine.recovery.xor_payload import Job
+from baize_engine.recovery.xor.job import Job
 
+HEAD = 4096  # bytes that are looked at before anything is written
+# what torch.save writes since 1.6. The older form is no excuse: a base in it makes a result that begins as it does
+ZIP = b"PK\x03\x04"
+TORCH = (".bin", ".pth", ".pt")
 BLOCK = 1 << 20  # bytes read at a time
 MAX_JSON = 8 << 20  # bytes of JSON that are parsed: as objects they are 20 times as much
 
-WRONG_BASE = (
-    "the base's bytes are not those that the payload was made with. Payloads of OASST and Pygmalion need, byte for byte, the "
-    "files that transformers at commit d04ec99bec8a0b432fc03ed60cea9a1a20ebaf3c with torch 1.13.1 wrote from Meta's weights "
-    "(convert_llama_weights_to_hf.py): compare the base with the MD5 in the model's card, which --expect_md5 does"
-)
-WRONG_KEY = (
-    "the key is not the file that the payload was made with, which is Meta's consolidated.00.pth of the same size as the "
-    "finetune (7B, 13B)"
+
+def why_not(name: str, head: bytes) -> str:
+    """Why a file that begins with `head`, all of it or some bytes, cannot be what `name` says; "" where it can."""
+    return next((look(head) for suffix, look in _HEADS if name.endswith(suffix)), "")
+
+
+def are_swapped(name: str, payload: bytes, base: bytes) -> bool:
+    """Whether the payload's file begins as one of a model does and the base's, which is not empty, does not.
+
+    Where both are what they should be the payload begins with zeros, or as gzip data do.
+    """
+    return bool(payload and base) and not why_not(name, payload) and why_not(name, base) != ""
+
+
+def _json(head: bytes) -> str:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip(b" \t\r\n")
+    if text[:1] not in (b"{", b"["):
+        return "which is not JSON"
+    control = next((at for at, byte in enumerate(head) if byte < 32 and byte not in b"\t\r\n"), None)
+    return "" if control is None else f"and its byte {control} is {head[control]}, which is not JSON"
+
+
+def _torch(head: bytes) -> str:
+    return "" if head.startswith(ZIP) else "wanted 'PK', as torch.save writes it"
+
+
+def _safetensors(head: bytes) -> str:
+    length = int.from_bytes(head[:8], "little")
+    return "" if head[8:9] == b"{" and 2 <= length < 1 << 27 else "which is no header of safetensors"
+
+
+def _sentencepiece(head: bytes) -> str:
+    return "" if head.startswith(b"\n") else "which is no sentencepiece model"
+
+
+_HEADS: tuple[tuple[str, Callable[[bytes], str]], ...] = (
+    (".json", _json),
+    *((suffix, _torch) for suffix in TORCH),
+    (".safetensors", _safetensors),
+    ("tokenizer.model", _sentencepiece),
 )
 
 
 def check_head(job: Job, head: bytes) -> None:
     """MismatchError where a result that begins with `head`, all of it or HEAD bytes, cannot be what its name says."""
     if wrong := why_not(job.name, head):
-        if job.beginning and not why_not(job.name, job.beginning):
+        if job.head and not why_not(job.name, job.head):
             raise MismatchError(
                 f"{job.payload} is a whole {job.name} and no XOR file: wanted the published XOR files (a diff that is to be "
                 "added is for baize recover)"
             )
-        raise mismatch(job, f"begins with {shown(repr(head[:12])[1:])}, {wrong}")
+        raise job.mismatch(f"begins with {shown(repr(head[:12])[1:])}, {wrong}")
 
 
 def check_whole(job: Job, path: Path, by_crc: bool, check: Check) -> bool:
@@ -54,13 +90,13 @@ def check_whole(job: Job, path: Path, by_crc: bool, check: Check) -> bool:
             try:
                 json.loads(file.read(size))
             except (ValueError, RecursionError) as error:
-                raise mismatch(job, f"is not JSON ({shown(str(error))})") from None
+                raise job.mismatch(f"is not JSON ({shown(str(error))})") from None
         elif job.name.endswith(TORCH):
             try:
                 members = read_directory(file, size).values()
                 return by_crc and all([_fits(member, file, check) for member in members])
             except ZipError as error:
-                raise mismatch(job, f"is not a whole archive of torch.save ({error})") from None
+                raise job.mismatch(f"is not a whole archive of torch.save ({error})") from None
     return False
 
 
@@ -82,12 +118,3 @@ def _fits(member: Member, file: BinaryIO, check: Check) -> bool:
             f"the CRC-32 of {shown(member.name.decode('utf-8', 'replace'))} is {found:08x}, not {member.crc:08x}"
         )
     return True
-
-
-def mismatch(job: Job, problem: str) -> MismatchError:
-    """What to tell of a result that is wrong."""
-    if job.base is None:
-        return MismatchError(f"{job.payload} {problem}: the payload is damaged")
-    return MismatchError(
-        f"{job.payload} with {job.base} makes a {job.name} that {problem}: {WRONG_KEY if job.keyed else WRONG_BASE}"
-    )

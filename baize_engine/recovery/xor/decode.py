@@ -12,7 +12,7 @@ import numpy
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.errors import CheckpointError
-from baize_engine.recovery.xor_payload import Job
+from baize_engine.recovery.xor.job import Job
 
 KEY_BLOCK = 10 << 20  # bytes by which encrypt.py walks through its key
 PIECE = 2 << 20  # bytes at a time: it divides a block of the key, and is a huge page
