@@ -24,12 +24,12 @@ SMALL = 1 << 18  # elements: norms are some thousand, the smallest matrix of a 7
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a result must be. `sum`: published by the authors; `manifest`: of the same result, recovered elsewhere."""
+    """What a result must be: the published sum of its weights, and the manifest of the same result recovered elsewhere."""
 
     sum: float | None = None
     manifest: Manifest | None = None
     manifest_path: Path | None = None
-    sum_atol: float = TOLERANCE  # by how much the sum may be missed
+    sum_atol: float = TOLERANCE  # how far the sum may be off
 
     @classmethod
     def of(

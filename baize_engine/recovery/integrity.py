@@ -1,9 +1,8 @@
 """The reference scripts' `check_integrity_naively`: the sum of all weights, and what it can honestly be compared with.
 
 weight_diff.py compares with one constant, alpaca-7B's, whatever model it recovers; its copies have constants of their own,
-or a file beside the diff. Here the file counts, where there is one; else the result is held against those constants whose
-model has its shape. To miss a constant says something only to those who know that they have that model, so it is told and
-is not an error.
+or a file beside the diff. Here the file counts, where there is one; else the result is compared with the constants of models
+of its shape. Missing a constant means something only to users who know that they have that model, so it is no error.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ LONGEST = 64  # bytes of a file that holds one number
 
 @dataclass(frozen=True)
 class Published:
-    """The sum of a published finetune: layers, and shape of the embedding, that a result of it has."""
+    """The sum of a published finetune, and the layers and embedding rows and columns that it has."""
 
     model: str
     sum: float
@@ -49,7 +48,7 @@ PUBLISHED = (  # as they stand in the scripts of each
 
 @dataclass(frozen=True)
 class Carried:
-    """The sum that a diff's own folder states, and how near a result must come to it."""
+    """The sum that a diff's own folder states, and how close a result must come to it."""
 
     path: Path
     sum: float
@@ -65,7 +64,7 @@ _FILES = {"checksum_psum.txt": 0.0, "model_sum.txt": 1e-5}
 
 
 def carried_sum(path_diff: str | Path) -> Carried | None:
-    """What the diff's folder says its result sums up to. CheckpointError where such a file holds no number."""
+    """The sum that the diff's folder states for its result. CheckpointError where such a file does not hold one number."""
     for name, rtol in _FILES.items():
         path = folder_of(path_diff) / name
         if not is_file(path):
@@ -85,7 +84,7 @@ def carried_sum(path_diff: str | Path) -> Carried | None:
 def check_naively(
     path_raw: str | Path, path_diff: str | Path, result: Result, carried: Carried | None
 ) -> tuple[bool, list[str]]:
-    """Whether `result` is what its diff's folder says (True where it says nothing), and what to tell, a line each."""
+    """Whether `result` has the sum that its diff's folder states (True where it states none), and a report, a line each."""
     base, diff, records = read_base(folder_of(path_raw)), read_index(folder_of(path_diff)), result.manifest.tensors
     sums = naive_sums(records, buffer_sums(base, diff, records))
     lines = [f"naive sum of {result.folder}: {found}" for found in sums]
@@ -100,16 +99,16 @@ def check_naively(
 def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
     embed = result.manifest.tensors.get(EMBED)
     layers = count_layers(result.manifest.tensors)
-    alike = [
+    same_shape = [
         each
         for each in PUBLISHED
         if embed is not None and (each.layers, each.rows, each.hidden) == (layers, *embed.shape)
     ]
-    for each in alike:
+    for each in same_shape:
         if abs(_nearest(sums, each.sum) - each.sum) <= TOLERANCE:
             return f"that is the sum published for {each.model}, {each.sum}"
-    if alike:
-        models = ", ".join(f"{each.sum} ({each.model})" for each in alike)
+    if same_shape:
+        models = ", ".join(f"{each.sum} ({each.model})" for each in same_shape)
         return (
             f"warning: none of the sums published for models of this shape, {models}: the base or the diff is wrong if it "
             "should be one of them; every other finetune has its own sum (--expect_sum compares with one)"
@@ -121,7 +120,7 @@ def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
 
 
 def _nearest(sums: Sequence[NaiveSum], wanted: float) -> float:
-    """The form of the sum that comes nearest; NaN where the weights have no finite sum."""
+    """The form of the sum that is nearest; NaN where the weights have no finite sum."""
     return min(
         (value for found in sums for value in (found.exact, found.running)), key=lambda value: abs(value - wanted)
     )

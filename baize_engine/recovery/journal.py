@@ -30,7 +30,7 @@ Record = TypeVar("Record", bound="DataclassInstance")  # a dataclass: of a tenso
 
 
 def refuse_busy(folder: Path) -> None:
-    """OutputError where a recovery is writing in `folder` now."""
+    """OutputError where another recovery is writing in `folder`."""
     path = folder / JOURNAL_NAME
     if path.exists():
         with writing(path, "be opened"):
@@ -100,7 +100,7 @@ class Journal(Generic[Record]):
         return records
 
     def add(self, name: str, record: Record) -> None:
-        """Notes that `name` is written."""
+        """Notes that `name` is finished."""
         self._append({"name": name, "record": asdict(record)})
 
     def _append(self, item: dict[str, object]) -> None:

@@ -1,4 +1,4 @@
-"""Where a result goes when nobody said where: a new folder beside the diff, the XOR files or the finetuned model."""
+"""The default folder of a result: beside the diff, the XOR files or the finetuned model."""
 
 from __future__ import annotations
 
@@ -16,24 +16,23 @@ _MARK = re.compile(
     r"(?i)(?:^|[-_.])(?:weight[-_]?diff|weight[-_]?delta|delta[-_]?weights?|wdiff|diff|delta"
     r"|xor[-_]encoded[-_]files|xors?|enc)(?=$|[-_.])"
 )
-_HUB_CACHE = re.compile(
-    r"models--[^/]+?--([^/]+)"
-)  # in huggingface_hub's cache a model's own folder is called by a hash
+# in huggingface_hub's cache a model's own folder is named by a hash
+_HUB_CACHE = re.compile(r"models--[^/]+?--([^/]+)")
 _HUB_ID = re.compile(r"[A-Za-z0-9][^/]*/[A-Za-z0-9][^/]*")
 
 
 def tuned_beside(path_diff: AnyPath) -> Path:
-    """The folder for what a diff recovers to: open-instruct-baize-13b-diff/ gives open-instruct-baize-13b-recovered/.
+    """The folder for the model that a diff gives: open-instruct-baize-13b-diff/ gives open-instruct-baize-13b-recovered/.
 
-    It lies beside the diff, or the payload of XOR files, and for a hub id, or a folder of huggingface_hub's cache, in the
-    current folder.
+    It lies beside the diff, or the payload of XOR files; for a hub id, or a folder of huggingface_hub's cache, in the current
+    folder. RequestError where the path has no name, such as "/".
     """
     folder = _place(path_diff)
     return folder.with_name(_short(folder.name) + "-recovered")
 
 
 def diff_beside(path_tuned: AnyPath) -> Path:
-    """The folder for the diff of a finetuned model: baize-13b/ gives baize-13b-diff/."""
+    """The folder for the diff of a finetuned model: baize-13b/ gives baize-13b-diff/. Errors as for `tuned_beside`."""
     folder = _place(path_tuned)
     return folder.with_name(folder.name + "-diff")
 
@@ -48,7 +47,7 @@ def all_tuned_beside(path_diffs: Sequence[AnyPath]) -> list[Path]:
 
 
 def _short(name: str) -> str:
-    """`name` without its last mark; whole where nothing else is left."""
+    """`name` without its last mark, or all of it where nothing else would be left."""
     marks = list(_MARK.finditer(name))
     if not marks:
         return name
@@ -57,7 +56,7 @@ def _short(name: str) -> str:
 
 
 def _place(path: AnyPath) -> Path:
-    """A path whose name and parent are those of the folder, links not followed; of a hub id its name alone."""
+    """A path with the name and parent of the folder, links not followed; for a hub id, its name alone."""
     text, folder = os.fspath(path), Path(path)
     whole = Path(os.path.abspath(folder))
     if not whole.name:

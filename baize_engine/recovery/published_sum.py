@@ -13,26 +13,11 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+from baize_engine.checkpoint import names
 from baize_engine.checkpoint.base import Base, Index
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.checkpoint.names import (
-    ATTENTION_NORM,
-    DOWN,
-    EMBED,
-    GATE,
-    LAYER,
-    MLP_NORM,
-    NORM,
-    UP,
-    WEIGHT,
-    K,
-    O,
-    Q,
-    V,
-    count_layers,
-)
 from baize_engine.checkpoint.recomputed import INV_FREQ
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.widened import floats
@@ -41,15 +26,15 @@ from baize_engine.recovery.wrapped_names import unwrapped
 TOLERANCE = 1e-2  # the scripts' own, absolute
 # The order of a state dict in transformers 4.28: it decides the roundings of the running sum.
 _ORDER = (
-    *(part + WEIGHT for part in (Q, K, V, O)),
+    *(part + names.WEIGHT for part in (names.Q, names.K, names.V, names.O)),
     f"self_attn{INV_FREQ}",
-    *(part + WEIGHT for part in (GATE, DOWN, UP, ATTENTION_NORM, MLP_NORM)),
+    *(part + names.WEIGHT for part in (names.GATE, names.DOWN, names.UP, names.ATTENTION_NORM, names.MLP_NORM)),
 )
 
 
 @dataclass(frozen=True)
 class NaiveSum:
-    """A sum over all tensors: exact (float64), and as a float32 that grew tensor by tensor."""
+    """A sum over all tensors: exact (float64), and as a float32 that grows tensor by tensor."""
 
     what: str
     exact: float
@@ -63,7 +48,7 @@ class NaiveSum:
 
 
 def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]) -> list[NaiveSum]:
-    """The sums of a result without and with its rotary buffers (`buffer_sums`). NaN where a tensor's sum is not finite."""
+    """The sums of a result without and with its rotary buffers (from `buffer_sums`). NaN where a tensor's sum is not finite."""
     weights = {name: float("nan") if record.sum is None else record.sum for name, record in records.items()}
     return [
         _sum("over the weights", weights),
@@ -71,8 +56,8 @@ def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]
     ]
 
 
-def buffer_sums(base: Base, other: Index, names: Collection[str]) -> dict[str, float]:
-    """For each layer of a result with tensors `names`, the sum of the rotary buffer that old versions of transformers held.
+def buffer_sums(base: Base, other: Index, tensors: Collection[str]) -> dict[str, float]:
+    """For each layer of a result with these `tensors`, the sum of the rotary buffer that old versions of transformers held.
 
     That is the base's buffer plus the diff's, as their files have them, added in float32; for a base without them, written by
     a newer converter, the buffer follows from its config. CheckpointError where a file's buffer is not half a head of floats.
@@ -81,7 +66,7 @@ def buffer_sums(base: Base, other: Index, names: Collection[str]) -> dict[str, f
     own = [_float32(1.0 / theta ** (even / size)) for even in range(0, size, 2)]
     sums = {}
     bases, others = (unwrapped(index.entries, str(index.folder)).entries for index in (base.index, other))
-    for name in (f"{LAYER}{number}.self_attn{INV_FREQ}" for number in range(count_layers(names))):
+    for name in (f"{names.LAYER}{number}.self_attn{INV_FREQ}" for number in range(names.count_layers(tensors))):
         left = _values(bases[name], len(own)) if name in bases else own
         right = _values(others[name], len(own)) if name in others else [0.0] * len(own)
         sums[name] = sum(_float32(a + b) for a, b in zip(left, right, strict=True))
@@ -106,11 +91,11 @@ def _sum(what: str, sums: Mapping[str, float]) -> NaiveSum:
 
 
 def _place(name: str) -> tuple[int, int, int, str]:
-    """Where `name` stands in the state dict: the embedding, the layers, the last norm, the head."""
+    """The place of `name` in the state dict: the embedding, the layers, the last norm, the head."""
     parts = name.split(".", 3)
     if len(parts) == 4 and parts[:2] == ["model", "layers"] and parts[2].isdigit():
         return 1, int(parts[2]), _ORDER.index(parts[3]) if parts[3] in _ORDER else len(_ORDER), name
-    return {EMBED: 0, NORM: 2}.get(name, 3), 0, 0, name
+    return {names.EMBED: 0, names.NORM: 2}.get(name, 3), 0, 0, name
 
 
 def _float32(value: float) -> float:

@@ -1,4 +1,4 @@
-"""What a run of `recover` or `make_diff` made, and how to tell it."""
+"""What a run of `recover` or `make_diff` made, and how to report it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FINISHED_BEFORE = "it was finished before: every byte is as it was written, and 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made: the folder, its manifest, and what a user should hear of."""
+    """What a run made, and what a user should hear of."""
 
     folder: Path
     manifest: Manifest
@@ -35,7 +35,7 @@ class Result:
 
 
 def describe(result: Result) -> list[str]:
-    """What to tell the user after a run, a line each."""
+    """A report for the user after a run, a line each; warnings begin with "warning"."""
     manifest = result.manifest
     total = manifest.sum
     lines = [

@@ -1,4 +1,4 @@
-"""The files that a run reads, held against what they were before their headers were read."""
+"""The files that a run reads, compared with their state before their headers were read."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from baize_engine.errors import CheckpointError
 
 
 class HasStats(Protocol):
-    """An index of a checkpoint, or a payload: what the system said of each file when it was first looked at."""
+    """An index of a checkpoint, or a payload: it knows the state of each of its files before it was first read."""
 
     @property
     def stats(self) -> Mapping[Path, os.stat_result]: ...
 
 
 class Sources:
-    """What each file of some indexes was at the beginning: its size and its times of change.
+    """The sizes and times of change that the files of some indexes had at the beginning.
 
-    The time of the inode's change, which no program can set, tells a content that was changed and dated back, and a new
-    file of the same name. The inode's number does not count: on some network filesystems it changes by itself.
+    The inode's time of change, which no program can set, reveals content that was changed and dated back, and a new file of
+    the same name. The inode's number does not count: on some network filesystems it changes by itself.
     """
 
     def __init__(self, indexes: Iterable[HasStats]) -> None:
         self._before = {path: stat for index in indexes for path, stat in index.stats.items()}
 
     def records(self, paths: Iterable[Path]) -> list[SourceFile]:
-        """Name, size and time of files that are among these, as they were, for the manifest."""
+        """Name, size and time of some of these files, as they were at the beginning, for the manifest."""
         return [SourceFile(path.name, self._before[path].st_size, self._before[path].st_mtime_ns) for path in paths]
 
     def check(self, paths: Iterable[Path] | None = None) -> None:
-        """CheckpointError if one of `paths`, or of all, has changed since."""
+        """CheckpointError if one of `paths`, or of all files, has changed since."""
         for path in self._before if paths is None else paths:
             before, now = self._before[path], stat_of(path)
             if _identity(before) != _identity(now):

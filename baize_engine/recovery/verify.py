@@ -19,19 +19,19 @@ from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.hashing import THREADS, hash_file, hash_range
 from baize_engine.recovery.journal import JOURNAL_NAME
 
-XOR, RECOVER = "xor", "recover"  # operations: XOR's manifests are of whole files
+XOR, RECOVER = "xor", "recover"  # operations; xor's manifests list whole files
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found: `problems` is empty for an unchanged folder."""
+    """What `verify` found. `problems` is empty for an unchanged folder."""
 
     folder: Path
     tensors: int
     bytes: int
     problems: tuple[str, ...]
-    warnings: tuple[str, ...] = ()  # what keeps the model from running or speaking, though nothing was changed
-    files: int = 0  # of a result of `xor`, which has no tensors of its own: they are files as published
+    warnings: tuple[str, ...] = ()  # why the model will not run or speak, though nothing was changed
+    files: int = 0  # of a result of `xor`, which is checked file by file
 
     @property
     def ok(self) -> bool:
@@ -39,7 +39,7 @@ class Report:
 
     @property
     def counted(self) -> str:
-        """How much was looked at, in words."""
+        """How much was compared, in words."""
         return f"{self.files} files" if self.files else f"{self.tensors} tensors"
 
 
@@ -49,12 +49,16 @@ def verify(
     *,
     expect_manifest: str | os.PathLike[str] | None = None,
 ) -> Report:
-    """Compares every tensor and every file beside the weights with the manifest that `recover` or `make_diff` wrote, or every
-    file with that of `xor`.
+    """Compares every tensor and every file beside the weights with the manifest in the folder. Reads the whole folder once.
 
-    `path` may be a hub id. `expect_manifest`: a manifest, or a folder that has one, to compare the tensors with in place of
-    the folder's own; the files beside are then left out. Reads the whole folder once; `problems` names each tensor that
-    differs. CheckpointError where there is no manifest or the weights cannot be indexed at all.
+    Arguments:
+        path: a folder that `recover`, `make_diff` or `xor` wrote, or a hub id.
+        progress: called with the bytes read since its last call, from any thread.
+        expect_manifest: a manifest, or a folder that has one, to compare the tensors with instead of the folder's own; the
+            files beside the weights are then left out.
+
+    Returns a Report whose `problems` name each tensor or file that differs. CheckpointError where there is no manifest, or
+    the weights cannot be indexed at all.
     """
     folder = folder_of(path)
     if expect_manifest is None:
@@ -83,7 +87,7 @@ def verify(
 
 
 def _warnings(folder: Path, index: CheckpointIndex, manifest: Manifest) -> tuple[str, ...]:
-    """What else is to be told of a folder whose bytes may well be as they were written."""
+    """What a user should know of a folder even if its bytes are as they were written."""
     if manifest.operation != RECOVER:
         diff = why_diff(index)
         return (diff,) if diff else ()
@@ -98,7 +102,7 @@ def _refuse_unfinished(folder: Path) -> None:
 
 
 def _refuse_diff_of_others(folder: Path) -> None:
-    """A diff that somebody published has no manifest: what it is helps more than that."""
+    """A published diff has no manifest: to say that it is a diff helps more than to say that."""
     if folder.is_dir() and not (folder / MANIFEST_NAME).exists():
         refuse_diff(read_index(folder))
 
@@ -116,7 +120,7 @@ def _tensor_problem(
 
 
 def _whole_files(folder: Path, manifest: Manifest, progress: Callable[[int], None]) -> Report:
-    """A result of `xor`: whole files, whatever they hold."""
+    """The report on a result of `xor`: whole files, whatever they hold."""
     problems = _file_problems(folder, manifest, progress)
     sizes = [path.stat().st_size for name in manifest.files if (path := folder / name).is_file()]
     return Report(folder, 0, sum(sizes), tuple(problems), files=len(sizes))

@@ -13,7 +13,7 @@ from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Fill, Job
 
-CONSTANTS = 1 << 14  # elements of a constant that are copied at a time
+CONSTANTS = 1 << 14  # elements of a constant copied at a time
 BLOCK = 1 << 21  # elements read at a time where only the mean is wanted
 
 
@@ -68,7 +68,7 @@ class BaseRows:
         return Operand(out, "float32")
 
     def _period(self, fill: Fill) -> memoryview:
-        """What follows the base's last element again and again, as float32 bytes."""
+        """What continues the base, repeated as often as needed, as float32 bytes."""
         if fill != "mean":
             # x + -0.0 and x - 0.0 are x for every x, -0.0 included
             neutral = 0.0 if self.subtract else -0.0
@@ -90,7 +90,7 @@ class ColumnMean:
         self.row, self.dtype = row, dtype
         self.row_bytes = row * ITEMSIZE[dtype]
         self.sums = memoryview(bytearray(row * 8)).cast("d")
-        self.tail = bytearray()  # the beginning of a row whose end is in the next piece
+        self.tail = bytearray()  # the beginning of a row that ends in the next piece
 
     def add(self, view: memoryview) -> None:
         from baize_engine import _C
@@ -116,7 +116,7 @@ class ColumnMean:
 
 
 def mean_row(entry: Entry) -> array[float]:
-    """The mean of a matrix's rows, as a recovery adds it to new rows; reads all of it."""
+    """The mean of a matrix's rows, just as a recovery adds it to new rows. Reads the whole matrix."""
     columns = ColumnMean(entry.shape[1], entry.dtype)
     step = max(1, BLOCK // entry.grain) * entry.grain
     buffer = aligned_buffer(min(step, entry.numel) * ITEMSIZE[entry.dtype] + SLACK)

@@ -1,4 +1,4 @@
-"""Names of tensors under the prefix of what a model was wrapped in while it was trained, and without it."""
+"""Names of tensors without the prefix of a wrapper in which the model was trained and saved."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _WRAPPERS = re.compile(r"((backbone_model|module|base_model\.model|_orig_mod|_fs
 
 @dataclass(frozen=True)
 class Unwrapped:
-    """Entries under the names of the model itself, and the `prefix` that was taken off; "" where there was none."""
+    """Entries by the names of the model itself, and the `prefix` that was removed; "" where there was none."""
 
     entries: Mapping[str, Entry]
     prefix: str
 
 
 def unwrapped(entries: Mapping[str, Entry], where: str) -> Unwrapped:
-    """Undoes a wrapper that is known, on every name that has it; other names stay, such as that of a reward model's own head.
+    """Removes the prefix of a known wrapper from every name that has it; others stay, such as that of a reward model's head.
 
-    MismatchError where two tensors of the folder `where` would then have one name.
+    MismatchError where two tensors of the folder `where` would then have the same name.
     """
     prefix = next((name[: -len(EMBED)] for name in entries if name.endswith(f".{EMBED}")), "")
     if EMBED in entries or not _WRAPPERS.fullmatch(prefix):

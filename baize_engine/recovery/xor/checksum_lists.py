@@ -1,6 +1,6 @@
-"""Lists of MD5 or SHA-256 as `md5sum`, `sha256sum` and `rhash` print them and models' cards show them.
+"""Lists of MD5 or SHA-256 sums, as `md5sum`, `sha256sum` and `rhash` print them and models' cards show them.
 
-A line of them is `HEX  NAME`, BSD's and openssl's `MD5 (NAME) = HEX`, or a table's `| NAME | HEX |` in either order.
+A line is `HEX  NAME`, BSD's and openssl's `MD5 (NAME) = HEX`, or a table's `| NAME | HEX |` in either order.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _BSD = re.compile(rf"\s*(?:MD5|SHA-?256|SHA2-256)\s?\((?P<name>.+)\)\s?=\s?(?P<h
 
 @dataclass(frozen=True)
 class Sums:
-    """For each file name the sums that stand behind one another in a text.
+    """The sums that a text lists for each file name, in their order.
 
-    A card lists the base first and the result last, with the same names: where a name stands twice or more, the last is the
-    result's and the one before it the base's. Where it stands once it is the result's, or of the base, key or payload if no
-    file of the result has that name.
+    A card lists the base first and the result last, with the same names: where a name is listed twice or more, the last sum is
+    the result's and the one before it the base's. A name that is listed once is the result's, or that of the base, key or
+    payload if no file of the result has it.
     """
 
     path: Path
@@ -37,14 +37,14 @@ class Sums:
         return self.found[name][-1] if name in self.found else None
 
     def of_input(self, name: str, results: set[str]) -> str | None:
-        """Of a file that is read, where the result has files called `results`."""
+        """The sum of a file that is read, where the result has files called `results`."""
         given = self.found.get(name, [])
         if name in results:
             return given[-2] if len(given) > 1 else None
         return given[-1] if given else None
 
     def check(self, path: Path, wanted: str, digests: dict[str, str], why: str) -> None:
-        """MismatchError unless the file's digest of that kind is the one wanted."""
+        """MismatchError, ending with `why`, unless the file's digest of the same kind is `wanted`."""
         kind = algorithm(wanted)
         if digests[kind] != wanted:
             raise MismatchError(f"{path}: {LABELS[kind]} is {digests[kind]}, {self.path} says {wanted}: {why}")
@@ -54,12 +54,12 @@ LABELS = {"md5": "MD5", "sha256": "SHA-256"}
 
 
 def algorithm(digest: str) -> str:
-    """hashlib's name of what makes hexadecimal digests so long."""
+    """hashlib's name of the algorithm that makes hexadecimal digests of this length."""
     return "md5" if len(digest) == 32 else "sha256"
 
 
 def read_sums(path: str | os.PathLike[str]) -> Sums:
-    """The sums in a text; other lines than theirs are passed over. CheckpointError where there are none."""
+    """The sums in a text; other lines are skipped. CheckpointError where there are none, or the text is too long."""
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
@@ -79,7 +79,7 @@ def read_sums(path: str | os.PathLike[str]) -> Sums:
 
 
 def _pair(line: str) -> tuple[str, str] | None:
-    """(digest, name) of a line that has them in one of the forms."""
+    """(digest, name) of a line in one of the forms, else None."""
     if parts := _LINE.fullmatch(line) or _BSD.fullmatch(line):
         return parts["hex"], parts["name"]
     cells = [cell.strip().strip("`").strip() for cell in line.strip().removeprefix("|").removesuffix("|").split("|")]

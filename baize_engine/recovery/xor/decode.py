@@ -1,4 +1,4 @@
-"""The bytes of one file of a result, a piece at a time: the payload's, unpacked if it is gzip data, XORed with the base's."""
+"""The bytes of one file of a result, piece by piece: the payload's, unpacked if they are gzip data, XORed with the base's."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.xor.job import Job
 
-KEY_BLOCK = 10 << 20  # bytes by which encrypt.py walks through its key
-PIECE = 2 << 20  # bytes at a time: it divides a block of the key, and is a huge page
+KEY_BLOCK = 10 << 20  # bytes in which encrypt.py walks through its key
+PIECE = 2 << 20  # bytes at a time: divides a block of the key, and is a huge page
 PACKED = 256 << 10  # bytes of gzip data at a time: what is not unpacked of them is copied each time
-LARGEST = 4  # times its base's size, and LEAST more: what gzip data may unpack to (float16 to float32 is twice)
-LEAST = 64 << 20
+# what gzip data may unpack to: so many times the base's size (float16 to float32 is twice), and so many bytes more
+MAX_GROWTH, MAX_EXTRA = 4, 64 << 20
 
 
 class Base:
-    """The file of the same name: its bytes, and none after its end."""
+    """The file of the same name: its bytes, and nothing after its end."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._size = size
         self._file = InputFile(path, 0, size, str(path), direct=True)
 
     def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
-        """As many of `nbytes` from byte `position` on as there are, somewhere in `buffer`."""
+        """Up to `nbytes` bytes from byte `position` on, somewhere in `buffer`."""
         count = min(nbytes, self._size - position)
         return self._file.read(position, count, buffer) if count > 0 else buffer[:0]
 
@@ -38,7 +38,7 @@ class Base:
 
 
 class Key:
-    """One file repeated, as `encrypt.py` does: by blocks of 10 MiB, the last of which is repeated to that length by itself."""
+    """One file repeated as by `encrypt.py`: in blocks of 10 MiB, the last of which is filled up by repeating itself."""
 
     def __init__(self, path: Path, size: int) -> None:
         self._file = InputFile(path, 0, size, str(path), direct=True)
@@ -46,7 +46,7 @@ class Key:
         self._last: numpy.ndarray | None = None
 
     def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
-        """The key of `nbytes` from byte `position` of the content on; both within one block of 10 MiB."""
+        """The key for `nbytes` bytes of the content from byte `position` on; both ends lie within one block of 10 MiB."""
         block, within = divmod(position, KEY_BLOCK)
         block %= self._whole + (self._rest > 0)
         if block < self._whole:
@@ -63,9 +63,10 @@ class Key:
 def decoded(
     job: Job, piece: int = PIECE, progress: Callable[[int], None] = lambda nbytes: None
 ) -> Generator[memoryview, None, None]:
-    """The result's bytes, `piece` at a time but for the last, each in the same memory; `progress` is called with bytes read.
+    """The result's bytes in pieces of `piece` bytes (the last may be shorter), which share one buffer.
 
-    CheckpointError where a file cannot be read, or unpacks to nonsense or to far more than the base has.
+    `progress` is called with the bytes read. CheckpointError where a file cannot be read, is not gzip data though it begins so,
+    or unpacks to far more than the base has.
     """
     out, other = aligned_buffer(piece), aligned_buffer(piece + SLACK)
     with ExitStack() as stack:
@@ -102,10 +103,10 @@ def _plain(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[m
 
 
 def _unpacked(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
-    """What the gzip data unpack to, in pieces of equal size: writes of whole pages go past the page cache."""
+    """What the gzip data unpack to, in pieces of equal size, so that whole pages can be written past the page cache."""
     buffer = aligned_buffer(piece)
     filled = total = 0
-    most = LARGEST * job.base_size + LEAST
+    most = MAX_GROWTH * job.base_size + MAX_EXTRA
     for data in _members(job, piece, progress):
         total += len(data)
         if total > most:
@@ -125,7 +126,7 @@ def _unpacked(job: Job, piece: int, progress: Callable[[int], None]) -> Generato
 
 
 def _members(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
-    """What each member unpacks to, at most `piece` bytes at a time. After the last there may be zeros, as tapes left them."""
+    """What each gzip member unpacks to, at most `piece` bytes at a time. Zeros after the last, as tapes left them, are allowed."""
     decoder = zlib.decompressobj(wbits=31)
     what = job.payload
     ended = False  # between members

@@ -18,7 +18,7 @@ from baize_engine.printable import shown
 from baize_engine.recovery.xor.job import Job
 
 HEAD = 4096  # bytes that are looked at before anything is written
-# what torch.save writes since 1.6. The older form is no excuse: a base in it makes a result that begins as it does
+# what torch.save has written since 1.6; a base in the older form gives a result that begins like it, which is refused
 ZIP = b"PK\x03\x04"
 TORCH = (".bin", ".pth", ".pt")
 BLOCK = 1 << 20  # bytes read at a time
@@ -26,14 +26,14 @@ MAX_JSON = 8 << 20  # bytes of JSON that are parsed: as objects they are 20 time
 
 
 def why_not(name: str, head: bytes) -> str:
-    """Why a file that begins with `head`, all of it or some bytes, cannot be what `name` says; "" where it can."""
+    """Why a file that begins with `head` cannot be what its name says; "" where it can."""
     return next((look(head) for suffix, look in _HEADS if name.endswith(suffix)), "")
 
 
 def are_swapped(name: str, payload: bytes, base: bytes) -> bool:
-    """Whether the payload's file begins as one of a model does and the base's, which is not empty, does not.
+    """Whether the payload's file begins like a model's and the base's, which is not empty, does not.
 
-    Where both are what they should be the payload begins with zeros, or as gzip data do.
+    Where both are what they should be, the payload begins with zeros, or like gzip data.
     """
     return bool(payload and base) and not why_not(name, payload) and why_not(name, base) != ""
 
@@ -68,7 +68,7 @@ _HEADS: tuple[tuple[str, Callable[[bytes], str]], ...] = (
 
 
 def check_head(job: Job, head: bytes) -> None:
-    """MismatchError where a result that begins with `head`, all of it or HEAD bytes, cannot be what its name says."""
+    """MismatchError where a result that begins with `head`, its first HEAD bytes, cannot be what its name says."""
     if wrong := why_not(job.name, head):
         if job.head and not why_not(job.name, job.head):
             raise MismatchError(
@@ -79,10 +79,10 @@ def check_head(job: Job, head: bytes) -> None:
 
 
 def check_whole(job: Job, path: Path, by_crc: bool, check: Check) -> bool:
-    """MismatchError where the whole result in `path` is not what its name says. True if CRC-32 of all its bytes told.
+    """MismatchError where the whole result in `path` is not what its name says. True if a CRC-32 of all its bytes was right.
 
-    torch.save notes a CRC-32 of each tensor's bytes, which tells a wrong base where no sum was published: `by_crc`. `check`
-    is called before each block that this reads.
+    torch.save notes a CRC-32 of each tensor's bytes, which reveals a wrong base where no sum was published; `by_crc` compares
+    them. `check` is called before each block that is read for that.
     """
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -101,7 +101,7 @@ def check_whole(job: Job, path: Path, by_crc: bool, check: Check) -> bool:
 
 
 def _fits(member: Member, file: BinaryIO, check: Check) -> bool:
-    """ZipError where a member has not the CRC-32 that the archive says; False where it says none."""
+    """ZipError where a member does not have the CRC-32 that the archive states; False where it states none."""
     if not member.crc and member.size:  # torch.serialization.set_crc32_options(False)
         return False
     file.seek(member.locate(file))

@@ -1,25 +1,25 @@
-"""Finetunes published as XOR of whole files: which files there are, and what each is made of. Reads names and beginnings only.
+"""Finetunes published as XOR of whole files: which files there are, and what each is made of. Reads names and heads only.
 
-Two kinds were published. What follows was read in their authors' scripts and cards.
+Two kinds were published. What follows comes from their authors' scripts and cards.
 
 **File by file** (`xor_codec.py`: OASST 30B SFT-6, SFT-7, RLHF-2; Pygmalion and Metharme 7B, 13B). Each file of the payload is
 XORed with the base's file of the same name; the base is a folder that `convert_llama_weights_to_hf.py` wrote.
 
-- The result has the payload's length: a shorter base counts as padded with zeros, a longer one is cut.
+- The result has the payload's length: a shorter base is padded with zeros, a longer one is cut.
 - Files that only the base has are not in the result (OASST: tokenizer.json). Of files that only the payload has,
-  added_tokens.json is copied as it is; others the script reports and leaves out, and the cards say that "something has gone
+  added_tokens.json is copied; the script reports others and leaves them out, and the cards say that "something has gone
   wrong" then: they are refused here.
-- With its option --compress a payload's files are gzip data under the same names (members one after another are one file).
-- The payload is a folder beside the script in its repository: that folder is found here, if it is the only one there.
-- The base's bytes must be those of torch 1.13.1 and transformers at d04ec99bec8a0b432fc03ed60cea9a1a20ebaf3c, as the cards
-  say, which print MD5 (Pygmalion 13B: SHA-256) of the result, OASST's of the base, too.
+- The script's option --compress makes gzip data under the same names (several members in one file are joined).
+- In its repository the payload is a folder beside the script: that folder is found here, if it is the only one there.
+- The base's bytes must be those of torch 1.13.1 and transformers at d04ec99bec8a0b432fc03ed60cea9a1a20ebaf3c. So say the
+  cards, which list the MD5 sums (Pygmalion 13B: SHA-256) of the result, and OASST's of the base, too.
 
 **With one key** (`encrypt.py` and `decrypt.py` of pointnetwork/point-alpaca, from which BELLE has its models/decrypt.py, and
 TechGPT its utils/decrypt.py). Each file NAME of the finetune is a file NAME.HEX.enc: 32 bytes, the SHA-256 of NAME's content,
 then the content XORed with Meta's consolidated.00.pth. HEX is the same SHA-256.
 
-- The key goes on from its beginning where it ends, but by blocks of 10 MiB: where its last block is shorter, that block's
-  bytes are repeated to 10 MiB before the key begins again.
+- The key is repeated in blocks of 10 MiB: where its last block is shorter, that block's bytes are repeated up to 10 MiB
+  before the key begins again.
 - TechGPT's files have no such 32 bytes, and HEX is the SHA-256 of nothing (e3b0c442...): only the card's MD5 can tell there.
 """
 
@@ -47,10 +47,10 @@ from baize_engine.recovery.xor.job import Job
 KEY_NAME = "consolidated.00.pth"
 COPIED = "added_tokens.json"
 MAX_FILES = 4096
-MAX_NAME = 200  # bytes: the suffix of unfinished files goes with it into the 255 that file systems take
+MAX_NAME = 200  # bytes: with the suffix of unfinished files it stays below the 255 that file systems take
 WEIGHTS = (".bin", ".pth", ".pt", ".safetensors")
 GZIP = b"\x1f\x8b\x08"
-DIGEST = 32  # bytes of the SHA-256 that a file with a key begins with
+DIGEST = 32  # bytes of the SHA-256 with which a file of the second kind begins
 _KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
 _OF_NOTHING = hashlib.sha256().hexdigest()
 SWAPPED = "were path_raw and path_payload swapped?"
@@ -59,12 +59,12 @@ Look = Callable[..., tuple[int, bytes]]  # (path, any_link=False): size and firs
 
 @dataclass(frozen=True)
 class Payload:
-    """What is to be done, and with which files as they were when it was planned."""
+    """All files of a result, and the state of their sources when they were listed."""
 
     folder: Path
     base: Path  # the folder, or the key
     jobs: tuple[Job, ...]
-    left_out: tuple[str, ...]  # files of the payload that are no part of it
+    left_out: tuple[str, ...]  # files in the folder that are no part of the payload
     stats: dict[Path, os.stat_result] = field(repr=False)
 
     @property
@@ -79,9 +79,10 @@ class Payload:
 def read_payload(
     path_raw: str | os.PathLike[str], path_payload: str | os.PathLike[str], follow_links: bool = False
 ) -> Payload:
-    """Lists the payload and finds the base's side of each file. Both may be hub ids, `path_raw` also the key itself.
+    """Lists the payload's files and finds the base's side of each.
 
-    CheckpointError where a file is not what it should be, MismatchError where the base lacks one.
+    Both paths may be hub ids; `path_raw` may also be the key itself. CheckpointError where a file is not what it should be,
+    MismatchError where the base lacks one.
     """
     folder, files, left_out = _files(path_payload)
     stats: dict[Path, os.stat_result] = {}
@@ -107,7 +108,7 @@ def read_payload(
 
 
 def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
-    """(the payload's folder, its files, names of documents and scripts beside them)."""
+    """(the payload's folder, its files, the names of documents and scripts beside them)."""
     folder = folder_of(path, ["*"])
     if folder.is_file():
         swapped = f" ({SWAPPED})" if folder.name.endswith(WEIGHTS) else ""
@@ -126,7 +127,7 @@ def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
 
 
 def _found(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
-    """A folder, or the only one in it beside documents, as the repositories hold it, and what `_listed` says of it."""
+    """A folder, or the only folder in it beside documents, as in the repositories, and what `_listed` finds in it."""
     files, folders, left_out = _listed(folder)
     if not files and len(folders) == 1 and not folders[0].is_symlink():
         folder = folders[0]
@@ -135,6 +136,7 @@ def _found(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
 
 
 def _listed(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """(files, folders, names of documents)."""
     with reading(folder):
         found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
         folders = [path for path in found if path.is_dir()]
@@ -144,7 +146,7 @@ def _listed(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
 
 
 def _is_document(name: str) -> bool:
-    """What repositories hold beside a payload: cards, licences, scripts."""
+    """Whether a file is what repositories hold beside a payload: a card, licence or script."""
     lower = name.lower()
     if lower.endswith(".enc"):
         return False
@@ -165,7 +167,7 @@ def _key(path_raw: str | os.PathLike[str]) -> Path:
 
 
 def _check_base(base: Path, files: list[Path], folder: Path) -> None:
-    """Every file has its other side; the first that has none says what is wrong."""
+    """MismatchError unless every file but COPIED has its other side."""
     with reading(base):
         there = {path.name for path in base.iterdir()}
     missing = [path.name for path in files if path.name not in there and path.name != COPIED]
@@ -183,7 +185,7 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
 
 
 def _refuse_swapped(base: Path, files: list[Path]) -> None:
-    """MismatchError where what was given as the base is plainly a payload, and `files` are of a model, or have its key."""
+    """MismatchError where the folder given as the base is plainly a payload, and `files` are a model's or hold its key."""
     others = {path.name: path for path in _found(base)[1]}
     for path in files:
         if path.name in others and are_swapped(
@@ -230,8 +232,10 @@ def _keyed(path: Path, key: Path, look: Look) -> Job:
 
 
 def _look(path: Path, stats: dict[Path, os.stat_result], any_link: bool) -> tuple[int, bytes]:
-    """Size and first bytes of a file, whose state is noted. Weights may be links to anywhere: they only count if they are
-    weights."""
+    """Size and first bytes of a file, whose state is noted in `stats`.
+
+    Weights may be links to anywhere: they only count if they are weights.
+    """
     name = _KEYED.sub(r"\g<name>", path.name)
     if not (any_link or name.endswith(WEIGHTS)):
         refuse_link_elsewhere(path)
@@ -243,7 +247,7 @@ def _look(path: Path, stats: dict[Path, os.stat_result], any_link: bool) -> tupl
 
 
 def _check_name(job: Job) -> None:
-    """The result's files keep names of a stranger's choice."""
+    """The result's files have names of a stranger's choice: CheckpointError where one could not be written."""
     name = job.name
     if name in (".", "..", MANIFEST_NAME) or name.endswith(PARTIAL) or "/" in name or name.startswith("."):
         raise CheckpointError(f"{job.payload.parent}: a file of the result would be called {shown(name)!r}")
