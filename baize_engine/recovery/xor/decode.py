@@ -126,7 +126,7 @@ def _unpacked(job: Job, piece: int, progress: Callable[[int], None]) -> Generato
 
 
 def _members(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
-    """What each gzip member unpacks to, at most `piece` bytes at a time. Zeros after the last, as tapes left them, are allowed."""
+    """What each gzip member unpacks to, at most `piece` bytes at a time. Zeros may follow the last, as on tapes."""
     decoder = zlib.decompressobj(wbits=31)
     what = job.payload
     ended = False  # between members

@@ -28,7 +28,6 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -54,7 +53,6 @@ DIGEST = 32  # bytes of the SHA-256 with which a file of the second kind begins
 _KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
 _OF_NOTHING = hashlib.sha256().hexdigest()
 SWAPPED = "were path_raw and path_payload swapped?"
-Look = Callable[..., tuple[int, bytes]]  # (path, any_link=False): size and first bytes of a file
 
 
 @dataclass(frozen=True)
@@ -76,6 +74,25 @@ class Payload:
         return sorted({job.base for job in self.jobs if job.base is not None})
 
 
+class _Heads:
+    """Reads the heads of files and notes the files' state. `follow_links`: also of links out of their folder."""
+
+    def __init__(self, follow_links: bool) -> None:
+        self.follow_links = follow_links
+        self.stats: dict[Path, os.stat_result] = {}
+
+    def read(self, path: Path, any_link: bool = False) -> tuple[int, bytes]:
+        """Size and first bytes of a file. Weights may be links to anywhere: they only count if they are weights."""
+        name = _KEYED.sub(r"\g<name>", path.name)
+        if not (self.follow_links or any_link or name.endswith(WEIGHTS)):
+            refuse_link_elsewhere(path)
+        with reading(path), os.fdopen(open_regular(path), "rb") as file:
+            self.stats[path] = os.fstat(file.fileno())
+            head = file.read(64)
+        refuse_pointer(path, head)
+        return self.stats[path].st_size, head
+
+
 def read_payload(
     path_raw: str | os.PathLike[str], path_payload: str | os.PathLike[str], follow_links: bool = False
 ) -> Payload:
@@ -85,26 +102,22 @@ def read_payload(
     MismatchError where the base lacks one.
     """
     folder, files, left_out = _files(path_payload)
-    stats: dict[Path, os.stat_result] = {}
-
-    def look(path: Path, any_link: bool = False) -> tuple[int, bytes]:
-        return _look(path, stats, follow_links or any_link)
-
+    heads = _Heads(follow_links)
     if any(path.name.endswith(".enc") for path in files):
         left_out += [path.name for path in files if not path.name.endswith(".enc")]
         files = [path for path in files if path.name.endswith(".enc")]
         base = _key(path_raw)
-        jobs = [_keyed(path, base, look) for path in files]
+        jobs = [_keyed(path, base, heads) for path in files]
     else:
         base = folder_of(path_raw, [path.name for path in files])
         _check_base(base, files, folder)
-        jobs = [_same_name(path, base / path.name, look) for path in files]
+        jobs = [_same_name(path, base / path.name, heads) for path in files]
     seen: dict[str, Job] = {}
     for job in jobs:
         _check_name(job)
         if seen.setdefault(job.name, job) is not job:
             raise CheckpointError(f"{seen[job.name].payload} and {job.payload} are both {job.name}: remove one of them")
-    return Payload(folder, base, tuple(jobs), tuple(left_out), stats)
+    return Payload(folder, base, tuple(jobs), tuple(left_out), heads.stats)
 
 
 def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
@@ -186,12 +199,11 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
 
 def _refuse_swapped(base: Path, files: list[Path]) -> None:
     """MismatchError where the folder given as the base is plainly a payload, and `files` are a model's or hold its key."""
-    others = {path.name: path for path in _found(base)[1]}
+    others, heads = {path.name: path for path in _found(base)[1]}, _Heads(follow_links=True)
     for path in files:
-        if path.name in others and are_swapped(
-            path.name, _look(path, {}, True)[1], _look(others[path.name], {}, True)[1]
-        ):
-            raise _swapped(path, others[path.name])
+        other = others.get(path.name)
+        if other is not None and are_swapped(path.name, heads.read(path)[1], heads.read(other)[1]):
+            raise _swapped(path, other)
     encrypted = next((other for name, other in others.items() if _KEYED.fullmatch(name)), None)
     if encrypted is not None:
         raise MismatchError(f"{encrypted} is a file of a payload, wanted {KEY_NAME} in {base}: {SWAPPED}")
@@ -201,49 +213,34 @@ def _swapped(path: Path, other: Path) -> MismatchError:
     return MismatchError(f"{path} is a whole {path.name}, and {other}, of the base, is none: {SWAPPED}")
 
 
-def _same_name(path: Path, other: Path, look: Look) -> Job:
-    size, beginning = look(path)
+def _same_name(path: Path, other: Path, heads: _Heads) -> Job:
+    size, head = heads.read(path)
     if path.name == COPIED and not other.exists():
         return Job(path.name, path, size, 0, None, 0)
-    base_size, base_beginning = look(other)
-    if are_swapped(path.name, beginning, base_beginning):
+    base_size, base_head = heads.read(other)
+    if are_swapped(path.name, head, base_head):
         raise _swapped(path, other)
-    packed = beginning.startswith(GZIP)
-    return Job(path.name, path, size, 0, other, base_size, packed=packed, head=beginning)
+    packed = head.startswith(GZIP)
+    return Job(path.name, path, size, 0, other, base_size, packed=packed, head=head)
 
 
-def _keyed(path: Path, key: Path, look: Look) -> Job:
+def _keyed(path: Path, key: Path, heads: _Heads) -> Job:
     parts = _KEYED.fullmatch(path.name)
     if parts is None:
         raise CheckpointError(f"{path.parent}: {shown(path.name)!r}, wanted a name NAME.<64 hexadecimal digits>.enc")
     name, named = parts["name"], parts["hex"].lower()
-    size, beginning = look(path)
-    key_size, _ = look(key, True)
+    size, head = heads.read(path)
+    key_size, _ = heads.read(key, any_link=True)
     if not key_size:
         raise CheckpointError(f"{key} is empty, wanted Meta's {KEY_NAME}")
-    if size >= DIGEST and beginning[:DIGEST].hex() == named:
+    if size >= DIGEST and head[:DIGEST].hex() == named:
         return Job(name, path, size, DIGEST, key, key_size, keyed=True, sha256=named)
     if named == _OF_NOTHING:  # TechGPT's
         return Job(name, path, size, 0, key, key_size, keyed=True)
     raise CheckpointError(
-        f"{path} does not begin with the SHA-256 that its name says, but with {beginning[:DIGEST].hex() or 'nothing'}: "
+        f"{path} does not begin with the SHA-256 that its name says, but with {head[:DIGEST].hex() or 'nothing'}: "
         "download it again"
     )
-
-
-def _look(path: Path, stats: dict[Path, os.stat_result], any_link: bool) -> tuple[int, bytes]:
-    """Size and first bytes of a file, whose state is noted in `stats`.
-
-    Weights may be links to anywhere: they only count if they are weights.
-    """
-    name = _KEYED.sub(r"\g<name>", path.name)
-    if not (any_link or name.endswith(WEIGHTS)):
-        refuse_link_elsewhere(path)
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
-        stats[path] = os.fstat(file.fileno())
-        beginning = file.read(64)
-    refuse_pointer(path, beginning)
-    return stats[path].st_size, beginning
 
 
 def _check_name(job: Job) -> None:
