@@ -15,6 +15,7 @@ from baize_engine.cli.streams import tell
 from baize_engine.generation.params import SamplingParams
 from baize_engine.options import EngineOptions
 from baize_engine.printable import shown
+from baize_engine.recovery.options import RecoveryOptions
 
 if TYPE_CHECKING:
     from baize_engine.engine import Engine
@@ -100,20 +101,8 @@ def model_options(parser: argparse.ArgumentParser) -> None:
 
 def row_options(parser: argparse.ArgumentParser) -> None:
     """What happens to vocabulary rows that a base and its diff do not share."""
-    flag(
-        parser,
-        "--new_rows",
-        choices=("auto", "mean", "zero"),
-        default="auto",
-        help="what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
-        "StableVicuna, Wombat, LLaVA, gisting), or auto: zero where they are plainly whole rows (default: %(default)s)",
-    )
-    flag(
-        parser,
-        "--drop_rows",
-        action="store_true",
-        help="leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand",
-    )
+    names = {field.name for field in fields(RecoveryOptions)}
+    field_flags(parser, RecoveryOptions, without=names - {"new_rows", "drop_rows"})
 
 
 def prompt_options(parser: argparse.ArgumentParser) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from baize_engine.cli.notes import MAKE_DIFF, RECOVER
-from baize_engine.cli.options import DTYPES, flag, path, row_options
+from baize_engine.cli.options import field_flags, field_values, flag, path
 from baize_engine.cli.signals import interrupted_once
 from baize_engine.cli.spelling import CommandParser
 from baize_engine.cli.trials import Trials
+from baize_engine.recovery.options import RecoveryOptions
 
 
 def recover_options(parser: CommandParser) -> None:
@@ -37,7 +38,7 @@ def recover_options(parser: CommandParser) -> None:
         "x-diff gives x-recovered)",
     )
     _paths(parser, "BASE DIFF OUT")
-    _combining_options(parser, "float16")
+    _combining_options(parser)
     flag(
         parser,
         "--expect_sum",
@@ -98,7 +99,7 @@ def make_diff_options(parser: CommandParser) -> None:
         help="folder to write; must be new or empty (default: beside the finetuned model, x gives x-diff)",
     )
     _paths(parser, "BASE TUNED OUT")
-    _combining_options(parser, "float32")
+    _combining_options(parser, dtype={"default": "float32"})
 
 
 def _paths(parser: CommandParser, order: str) -> None:
@@ -137,58 +138,23 @@ def quantize_options(parser: argparse.ArgumentParser) -> None:
         help="folder to write; must be new or empty",
     )
     flag(parser, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
-    _follow_links(parser)
-
-
-def _combining_options(parser: argparse.ArgumentParser, dtype: str) -> None:
-    flag(parser, "--dtype", choices=DTYPES, default=dtype, help="type of the written weights (default: %(default)s)")
-    flag(parser, "--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
-    flag(parser, "--resume", action="store_true", help="take up what a killed run with the same arguments left in OUT")
-    row_options(parser)
-    flag(
-        parser,
-        "--keep_extra",
-        action="store_true",
-        help="store tensors that the base lacks without a sum, rounded to --dtype (LLaVA's projector, a reward model's head)",
-    )
-    _follow_links(parser)
-    flag(parser, "--force", action="store_true", help="go on where configs or norm weights look wrong; shapes must fit")
-    flag(parser, "--hash_sources", action="store_true", help="record a SHA-256 of every source file in the manifest")
-    flag(
-        parser,
-        "--memory",
-        type=int,
-        default=256,
-        metavar="MIB",
-        help="most MiB that the run may take, at any model size (default: %(default)s; on a GPU without torch's own)",
-    )
-    flag(parser, "--quiet", action="store_true", help="no progress bar")
-
-
-def _follow_links(parser: argparse.ArgumentParser) -> None:
     flag(
         parser,
         "--follow_links",
         action="store_true",
-        help="copy config, tokenizer and licence texts also where they are links out of their folder",
+        help="also copy config, tokenizer and licence texts that are links to files outside their folder",
     )
 
 
-def _how(options: argparse.Namespace) -> dict[str, Any]:
-    """What `recover` and `make-diff` have in common to say how they run."""
-    return {
-        "dtype": options.dtype,
-        "device": options.device,
-        "resume": options.resume,
-        "progress": not options.quiet,
-        "force": options.force,
-        "hash_sources": options.hash_sources,
-        "memory_mib": options.memory,
-        "new_rows": options.new_rows,
-        "keep_extra": options.keep_extra,
-        "drop_rows": options.drop_rows,
-        "follow_links": options.follow_links,
-    }
+def _combining_options(parser: argparse.ArgumentParser, **changes: Mapping[str, Any]) -> None:
+    """A flag for each field of RecoveryOptions that has a help text; `changes` as in `field_flags`."""
+    field_flags(parser, RecoveryOptions, changes)
+    flag(parser, "--quiet", action="store_true", help="no progress bar")
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `_combining_options` hold, as arguments of `recover` and `make_diff`."""
+    return {**field_values(options, RecoveryOptions), "progress": not options.quiet}
 
 
 def _fill(options: argparse.Namespace, order: Sequence[str], lists: Sequence[str] = ()) -> None:
@@ -229,7 +195,7 @@ def run_recover(options: argparse.Namespace) -> int:
             options.path_raw,
             options.path_diff,
             options.path_tuned,
-            **_how(options),
+            **_settings(options),
             expect_sum=options.expect_sum,
             expect_manifest=options.expect_manifest,
             expect_sum_atol=options.expect_sum_atol,
@@ -255,12 +221,7 @@ def run_make_diff(options: argparse.Namespace) -> int:
         options.path_diff = str(diff_beside(options.path_tuned))
         _tell_outputs("--path_diff", [options.path_diff])
     with interrupted_once():
-        result = make_diff(
-            options.path_raw,
-            options.path_tuned,
-            options.path_diff,
-            **_how(options),
-        )
+        result = make_diff(options.path_raw, options.path_tuned, options.path_diff, **_settings(options))
     _print_lines(describe(result))
     return 0
 

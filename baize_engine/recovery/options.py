@@ -52,7 +52,7 @@ class RecoveryOptions:
     hash_sources: bool = _option(False, "record a SHA-256 of every source file in the manifest")
     memory_mib: int = _option(
         MEMORY_MIB,
-        "most MiB that the run may take, at any model size (on a GPU without torch's own)",
+        "most MiB that the run may take, at any model size; on a GPU torch's own memory comes on top",
         flag="--memory",
         metavar="MIB",
     )
