@@ -38,7 +38,7 @@ from baize_engine.recovery.checks import checked_plan
 from baize_engine.recovery.memory import WORKERS
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.sources import Sources
-from baize_engine.recovery.stream import NoHash, Target, stream
+from baize_engine.recovery.stream import Target, stream
 from baize_engine.text import special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -87,7 +87,7 @@ def load_diff(
     workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
     with Progress(work.traffic, "B", progress, "recover") as bar:
         adder = choose.diff_adder(options.device)
-        stream([target], adder, progress=bar.add, make_hash=NoHash, workers=workers)
+        stream([target], adder, progress=bar.add, hashing=False, workers=workers)
     sources.check()
     tell(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
     if options.device != "cpu":

@@ -6,7 +6,6 @@ Their starts are timed too, so that torch and transformers are imported by the m
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import sys
 import threading
@@ -45,13 +44,6 @@ class CopyAdder(NoFiles):
         return [], 0, 0
 
 
-class NoHash:
-    def update(self, data: memoryview, /) -> None: ...
-
-    def hexdigest(self) -> str:
-        return hashlib.sha256().hexdigest()
-
-
 def copy(base: Path, diff: Path, out: Path) -> None:
     """The same plan, workers, reads and writes as recover, and nothing else.
 
@@ -67,7 +59,7 @@ def copy(base: Path, diff: Path, out: Path) -> None:
     cut = {name: replace(entry, shape=left.entries[name].shape) for name, entry in right.entries.items()}
     work = plan(left, replace(right, entries=cut), RecoveryOptions(device="cpu"))
     with CheckpointWriter(out, lay_out(job.spec for job in work.jobs)) as writer:
-        stream([Target(work, writer)], CopyAdder, make_hash=NoHash)
+        stream([Target(work, writer)], CopyAdder, hashing=False)
         writer.finish({})
 
 

@@ -17,7 +17,7 @@ from baize_engine.checkpoint.manifest import Manifest, TensorRecord, read_manife
 from baize_engine.errors import MismatchError, RequestError
 from baize_engine.recovery.plan import WRONG_BASE, Plan, some
 from baize_engine.recovery.published_sum import TOLERANCE, buffer_sums, naive_sums
-from baize_engine.recovery.stream import Nowhere, Target, stream
+from baize_engine.recovery.stream import Target, stream
 
 SMALL = 1 << 18  # elements: norms are some thousand, the smallest matrix of a 7B is 16 million
 
@@ -63,7 +63,7 @@ class Expectation:
                 problems.append(f"{job.name} has shape {list(job.other.shape)}, wanted {list(wanted[job.name].shape)}")
         if problems:
             raise MismatchError(f"the result is not that of {self.manifest_path}: " + some(sorted(problems)))
-        small = Target(replace(work, jobs=tuple(job for job in work.jobs if job.other.numel <= SMALL)), Nowhere())
+        small = Target(replace(work, jobs=tuple(job for job in work.jobs if job.other.numel <= SMALL)))
         stream([small], make_adder, workers=1, piece=SMALL)
         differing = [name for name, record in small.records.items() if not _same(record, wanted[name])]
         if differing:

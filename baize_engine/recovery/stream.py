@@ -32,22 +32,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Hash(Protocol):
-    """The part of a hashlib object that is used here, so that hashing can be left out."""
-
-    def update(self, data: memoryview, /) -> None: ...
-    def hexdigest(self) -> str: ...
-
-
-class NoHash:
-    """For results that nobody will compare."""
-
-    def update(self, data: memoryview, /) -> None: ...
-
-    def hexdigest(self) -> str:
-        return ""
-
-
 class Sink(Protocol):
     """Takes the bytes of a result: `CheckpointWriter` writes them to files."""
 
@@ -55,19 +39,13 @@ class Sink(Protocol):
         """Takes `view` from byte `offset` of the tensor `name` on. Called in order for each tensor, from any worker."""
 
 
-class Nowhere:
-    """A sink for what is only to be hashed."""
-
-    def write(self, name: str, offset: int, view: memoryview) -> None: ...
-
-
 class Target:
     """One result of a pass over the base: its plan, where its bytes go, and the records of its finished tensors by name.
 
-    What is in `records` before the pass is not made again.
+    Without a sink tensors are only counted and hashed. What is in `records` before the pass is not made again.
     """
 
-    def __init__(self, plan: Plan, sink: Sink) -> None:
+    def __init__(self, plan: Plan, sink: Sink | None = None) -> None:
         self.plan, self.sink = plan, sink
         self.records: dict[str, TensorRecord] = {}
 
@@ -82,7 +60,7 @@ class Tensor:
 
     target: Target
     job: Job
-    digest: Hash
+    digest: hashlib._Hash | None  # None: records have no SHA-256
     reader: TensorReader = field(init=False)
     total: float = 0.0
     overflowed: int = 0
@@ -90,7 +68,8 @@ class Tensor:
 
     def count(self, out: memoryview, stats: Stats) -> None:
         """The next piece of the result."""
-        self.digest.update(out)
+        if self.digest is not None:
+            self.digest.update(out)
         sums, overflowed, nonfinite = stats
         for value in sums:
             self.total += value
@@ -100,9 +79,8 @@ class Tensor:
     def finish(self) -> None:
         """Hands the record to the target."""
         job, total = self.job, self.total if isfinite(self.total) else None
-        record = TensorRecord(
-            job.dtype, job.other.shape, self.digest.hexdigest(), total, self.overflowed, self.nonfinite
-        )
+        sha256 = "" if self.digest is None else self.digest.hexdigest()
+        record = TensorRecord(job.dtype, job.other.shape, sha256, total, self.overflowed, self.nonfinite)
         self.target.finish_tensor(job.name, record)
 
 
@@ -113,17 +91,18 @@ def stream(
     workers: int = WORKERS,
     piece: int = PIECE,
     progress: Callable[[int], None] = lambda nbytes: None,
-    make_hash: Callable[[], Hash] = hashlib.sha256,
+    hashing: bool = True,
 ) -> None:
     """Makes all tensors that the targets lack in one pass over the base, which their plans share.
 
     `piece`: elements that are read at a time, a multiple of diff_add's chunk. `progress` is called with the bytes read and
-    written since its last call, from any worker. Records end up in the order of each plan. The first exception of a worker,
-    or Ctrl-C, stops the others at their next piece and is raised here when they have stopped.
+    written since its last call, from any worker. `hashing`: whether records get a SHA-256. Records end up in the order of each
+    plan. The first exception of a worker, or Ctrl-C, stops the others at their next piece and is raised here when they have
+    stopped.
     """
     from baize_engine import _C
 
-    pending = _groups(targets, make_hash)
+    pending = _groups(targets, hashing)
     groups, lock = iter(pending), threading.Lock()
     count = max(1, min(workers, len(pending)))
     compute = ComputePool(count)
@@ -144,7 +123,7 @@ def stream(
         target.records = {name: target.records[name] for name in target.plan.names}
 
 
-def _groups(targets: Iterable[Target], make_hash: Callable[[], Hash]) -> list[list[Tensor]]:
+def _groups(targets: Iterable[Target], hashing: bool) -> list[list[Tensor]]:
     """What is left to do, base tensor by base tensor.
 
     The largest first: at the end no worker goes on for long when the others have nothing left.
@@ -153,7 +132,8 @@ def _groups(targets: Iterable[Target], make_hash: Callable[[], Hash]) -> list[li
     for target in targets:
         for job in target.plan.jobs:
             if job.name not in target.records:
-                groups.setdefault(job.name, []).append(Tensor(target, job, make_hash()))
+                digest = hashlib.sha256() if hashing else None
+                groups.setdefault(job.name, []).append(Tensor(target, job, digest))
     return sorted(groups.values(), key=lambda group: -group[0].job.base.nbytes)
 
 
@@ -216,7 +196,8 @@ class _Worker:
         else:
             other = self._read(tensor.reader, tensor.reader.read, begin, end, self.other_buffer)
             self.compute.run(self._add, tensor, rows, other, begin, end, out)
-        tensor.target.sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
+        if tensor.target.sink is not None:
+            tensor.target.sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
         self.progress((end - begin) * ITEMSIZE[job.other.dtype] + len(out))
 
     def _add(self, tensor: Tensor, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:

@@ -16,7 +16,7 @@ from baize_engine.checkpoint.index import read_index
 from baize_engine.recovery.checks import checked_plan
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.plan import Plan
-from baize_engine.recovery.stream import NoHash, Nowhere, Target, stream, traffic
+from baize_engine.recovery.stream import Target, stream, traffic
 
 
 class Memory:
@@ -73,14 +73,14 @@ def test_records_are_those_of_the_files(tmp_path: Path) -> None:
     base, diff = tiny.write_pair(tmp_path)
     wanted = recover(base, diff, tmp_path / "out", device="cpu", progress=False).manifest.tensors
     work = checked_plan(read_base(base), read_index(diff), RecoveryOptions(device="cpu"))
-    target = Target(work, Nowhere())
+    target = Target(work)
     stream([target], choose.diff_adder("cpu"))
     assert target.records == wanted
 
 
 def test_hashing_can_be_left_out(plan: Plan) -> None:
     target = Target(plan, Memory())
-    stream([target], choose.diff_adder("cpu"), make_hash=NoHash)
+    stream([target], choose.diff_adder("cpu"), hashing=False)
     assert {record.sha256 for record in target.records.values()} == {""}
     sizes = {job.name: job.other.numel * ITEMSIZE[job.dtype] for job in plan.jobs}
     assert {name: len(content) for name, content in target.sink.tensors.items()} == sizes  # type: ignore[attr-defined]
