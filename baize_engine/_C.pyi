@@ -41,9 +41,11 @@ def diff_add_files(
     base: int,
     base_offset: int,
     base_dtype: str,
+    base_name: str,
     diff: int,
     diff_offset: int,
     diff_dtype: str,
+    diff_name: str,
     out: Buffer,
     out_dtype: str,
     *,
@@ -54,8 +56,8 @@ def diff_add_files(
     byte `diff_offset` of the open file `diff` on.
 
     It reads and adds a chunk at a time, so that what it read is still in the processor's cache: for files that the page cache
-    has. Where it fails, `out` is filled in part: None where a file ends too early, OSError with "base" or "diff" as its
-    `filename` where the system does not read it.
+    has. Where it fails, `out` is filled in part: None where a file ends too early; where the system does not read one, OSError
+    with `base_name` or `diff_name` as its filename.
     """
 
 def add_rows(acc: Buffer, rows: Buffer, dtype: str) -> None:

@@ -119,11 +119,13 @@ py::tuple py_diff_add(const py::buffer& base, const std::string& base_dtype, con
     return py::make_tuple(sums, counts.overflowed, counts.nonfinite);
 }
 
-py::object py_diff_add_files(int base, int64_t base_offset, const std::string& base_dtype, int diff, int64_t diff_offset,
-                            const std::string& diff_dtype, const py::buffer& out, const std::string& out_dtype,
-                            const std::string& variant, bool subtract) {
+py::object py_diff_add_files(int base, int64_t base_offset, const std::string& base_dtype, const py::str& base_name,
+                            int diff, int64_t diff_offset, const std::string& diff_dtype, const py::str& diff_name,
+                            const py::buffer& out, const std::string& out_dtype, const std::string& variant,
+                            bool subtract) {
     const Dtype b = dtype_of(base_dtype, "base_dtype"), d = dtype_of(diff_dtype, "diff_dtype");
     const Dtype o = dtype_of(out_dtype, "out_dtype");
+    const FileOperand from{base, base_offset, b}, with{diff, diff_offset, d};
     const Bytes to(out, "out", true);
     const size_t count = elements(to, o, "out");
     const Variant& row = find_runnable(variant);
@@ -132,12 +134,12 @@ py::object py_diff_add_files(int base, int64_t base_offset, const std::string& b
     std::optional<Unread> unread;
     {
         py::gil_scoped_release release;
-        unread = diff_add_files(row, {"base", base, base_offset, b}, {"diff", diff, diff_offset, d}, {to.data(), o}, count,
-                                subtract, sums.data(), counts);
+        unread = diff_add_files(row, from, with, {to.data(), o}, count, subtract, sums.data(), counts);
     }
     if (unread && unread->error) {
         errno = unread->error;
-        PyErr_SetFromErrnoWithFilename(PyExc_OSError, unread->name);
+        const py::str& name = unread->operand == &from ? base_name : diff_name;
+        PyErr_SetFromErrnoWithFilenameObject(PyExc_OSError, name.ptr());
         throw py::error_already_set();
     }
     if (unread) return py::none();
@@ -318,8 +320,9 @@ PYBIND11_MODULE(_C, module) {
                py::arg("out"), py::arg("out_dtype"), py::kw_only(), py::arg("variant"), py::arg("threads") = 1,
                py::arg("subtract") = false);
     module.def("diff_add_files", &py_diff_add_files, py::arg("base"), py::arg("base_offset"), py::arg("base_dtype"),
-               py::arg("diff"), py::arg("diff_offset"), py::arg("diff_dtype"), py::arg("out"), py::arg("out_dtype"),
-               py::kw_only(), py::arg("variant"), py::arg("subtract") = false);
+               py::arg("base_name"), py::arg("diff"), py::arg("diff_offset"), py::arg("diff_dtype"),
+               py::arg("diff_name"), py::arg("out"), py::arg("out_dtype"), py::kw_only(), py::arg("variant"),
+               py::arg("subtract") = false);
     module.def("add_rows", &py_add_rows, py::arg("acc"), py::arg("rows"), py::arg("dtype"));
     module.def("widen", &py_widen, py::arg("src"), py::arg("dtype"), py::arg("out"), py::kw_only(),
                py::arg("variant") = py::none());

@@ -53,15 +53,14 @@ Counts diff_add(const Variant& variant, Operand base, Operand diff, Target out, 
                 double* chunk_sums);
 
 struct FileOperand {
-    const char* name;  // the argument's, for messages
     int fd;
     int64_t offset;
     Dtype dtype;
 };
 
-// The operand that could not be read, and the system's error number; 0 if its file ends too early.
+// The operand that could not be read, and the system's error number: 0 where its file ends too early.
 struct Unread {
-    const char* name;
+    const FileOperand* operand;
     int error;
 };
 

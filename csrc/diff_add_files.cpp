@@ -24,7 +24,7 @@ std::optional<Unread> read_all(const FileOperand& from, size_t first, size_t cou
     while (wanted > 0) {
         const ssize_t got = pread(from.fd, to, wanted, at);
         if (got < 0 && errno == EINTR) continue;
-        if (got <= 0) return Unread{from.name, got < 0 ? errno : 0};
+        if (got <= 0) return Unread{&from, got < 0 ? errno : 0};
         to += got;
         at += got;
         wanted -= size_t(got);

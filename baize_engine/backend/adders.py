@@ -69,13 +69,9 @@ class CppAdder:
         from baize_engine import _C
 
         try:
-            return _C.diff_add_files(
-                base.descriptor, base.offset, base.dtype, other.descriptor, other.offset, other.dtype, *out,
-                variant=self._variant, subtract=subtract,
-            )  # fmt: skip
+            return _C.diff_add_files(*base, *other, *out, variant=self._variant, subtract=subtract)
         except OSError as error:
-            unread = {"base": base, "diff": other}[error.filename]  # the argument's name
-            with reading(f"{unread.what}: byte {unread.offset} or one after it"):
+            with reading(error.filename):
                 raise
 
 

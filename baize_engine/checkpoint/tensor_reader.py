@@ -6,7 +6,7 @@ float64 is read as float32, each element rounded once to nearest even; values to
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import TensorEntry
@@ -16,18 +16,13 @@ from baize_engine.checkpoint.joined import Entry
 NARROWED = 1 << 15  # float64 elements that are read and rounded at a time: 256 KiB, which fit into caches
 
 
-@dataclass(frozen=True, slots=True)
-class FileRange:
-    """Elements of `dtype` that lie in one piece of an open file, from byte `offset` on. `what`: the tensor's name in errors."""
+class FileRange(NamedTuple):
+    """Elements of `dtype` that lie in one piece of an open file, from byte `offset` on. `name`: what errors call them."""
 
     descriptor: int
     offset: int
     dtype: str
-    what: str
-
-    def at(self, element: int) -> FileRange:
-        """The range from that element on."""
-        return replace(self, offset=self.offset + element * ITEMSIZE[self.dtype])
+    name: str
 
 
 class TensorReader:
@@ -83,12 +78,13 @@ class TensorReader:
                     file.read_scattered(targets, at)
         return view
 
-    def file_range(self) -> FileRange | None:
-        """Where the tensor's bytes lie, if they are one cached piece of a file that needs no conversion; else None."""
-        if self.cached and isinstance(self.entry, TensorEntry) and not self._narrowed:
-            what = f"{self.entry.path}: {self.entry.name}"
-            return FileRange(self._files[0].fileno(), self.entry.offset, self.entry.dtype, what)
-        return None
+    def file_range(self, begin: int) -> FileRange | None:
+        """Where elements from `begin` on lie, if the tensor is one cached piece of a file that needs no conversion; else None."""
+        if not self.cached or not isinstance(self.entry, TensorEntry) or self._narrowed:
+            return None
+        offset = self.entry.offset + begin * self.size
+        name = f"{self.entry.path}: {self.entry.name}: byte {offset} or one after it"
+        return FileRange(self._files[0].fileno(), offset, self.entry.dtype, name)
 
     def prefetch(self, begin: int, end: int) -> None:
         """Ask the system to start reading elements [begin, end), up to the end of the tensor."""

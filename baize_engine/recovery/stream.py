@@ -167,11 +167,11 @@ class _Worker:
             for each in group:
                 each.reader = stack.enter_context(TensorReader(each.job.other, self.direct))
             rows = BaseRows(jobs, base, self.base_buffer, group[0].target.plan.subtract)
-            files = _files(rows, group)
             piece = piece_of(jobs[0], self.piece)
             for begin in range(0, max(job.other.numel for job in jobs), piece):
                 end = begin + piece
                 self.check()
+                files = _files(rows, group, begin)
                 base.prefetch(end, end + piece)
                 if files is None:
                     self.progress(self._read(base, rows.read, begin, end))
@@ -210,8 +210,7 @@ class _Worker:
     def _add_files(self, tensor: Tensor, rows: BaseRows, files: Files, begin: int, end: int, out: memoryview) -> int:
         """Reads, adds and hashes; returns the bytes read of the base."""
         job = tensor.job
-        base, other = (each.at(begin) for each in files)
-        stats = self.adder.add_files(base, other, Operand(out, job.dtype), subtract=rows.subtract)
+        stats = self.adder.add_files(*files, Operand(out, job.dtype), subtract=rows.subtract)
         if stats is None:
             read = rows.read(begin, end)
             self._add(tensor, rows, tensor.reader.read(begin, end, self.other_buffer), begin, end, out)
@@ -220,11 +219,11 @@ class _Worker:
         return (end - begin) * ITEMSIZE[job.base.dtype]
 
 
-def _files(rows: BaseRows, group: list[Tensor]) -> Files | None:
+def _files(rows: BaseRows, group: list[Tensor], begin: int) -> Files | None:
     """Where both sides of a group's only tensor lie in cached files, if they do, and nothing is to be done to the base's."""
     if len(group) != 1 or rows.grows:
         return None
-    base, other = rows.reader.file_range(), group[0].reader.file_range()
+    base, other = rows.reader.file_range(begin), group[0].reader.file_range(begin)
     return None if base is None or other is None else (base, other)
 
 
