@@ -79,7 +79,7 @@ class TensorReader:
         return view
 
     def file_range(self, begin: int) -> FileRange | None:
-        """Where elements from `begin` on lie, if the tensor is one cached piece of a file that needs no conversion; else None."""
+        """Where elements from `begin` on lie, if the tensor is one cached piece of a file and needs no conversion."""
         if not self.cached or not isinstance(self.entry, TensorEntry) or self._narrowed:
             return None
         offset = self.entry.offset + begin * self.size
