@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from baize_engine import plain
+from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.completion import Completion, Run, Writer, in_order, pieces, pushed, texts
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import Sample, generate
@@ -125,6 +126,8 @@ class Engine:
         """
         from baize_engine.from_diff import load_diff
 
+        if dtype not in FLOATS:  # "auto", the type in the files, is none of a sum
+            raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
         options = EngineOptions(
             device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
         )

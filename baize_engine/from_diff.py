@@ -20,12 +20,12 @@ from torch import Tensor
 from baize_engine.backend import choose
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import read_base
-from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
+from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.result_check import tokenizer_problems
 from baize_engine.checkpoint.tokenizer_model import MODEL
-from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError, RequestError
+from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.loading import LoadedModel, assemble, cache_size, resolved
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
@@ -56,9 +56,7 @@ def load_diff(
     force: bool = False,
     progress: bool = False,
 ) -> LoadedModel:
-    """Recovers base + diff into memory; `Engine.from_diff` says what is refused. options.dtype is that of the sums."""
-    if options.dtype == "auto":
-        raise RequestError(f"dtype is 'auto', wanted {', '.join(FLOATS)}")
+    """Recovers base + diff into memory; `Engine.from_diff` says what is refused. options.dtype, not "auto": of the sums."""
     options = resolved(options)
     recovery = RecoveryOptions(
         dtype=options.dtype, device=options.device, new_rows=new_rows, drop_rows=drop_rows, force=force

@@ -132,6 +132,7 @@ def test_what_recover_refuses_is_refused(tmp_path: Path, case: str, monkeypatch:
     ("settings", "error", "message"),
     [
         ({"dtype": "auto"}, RequestError, "dtype is 'auto', wanted float32"),
+        ({"dtype": "int3"}, RequestError, "dtype is 'int3', wanted float32, float16, bfloat16$"),
         ({"quantize": "int3"}, RequestError, "quantize is 'int3'"),
         ({"max_model_len": 4000}, RequestError, "max_position_embeddings is 128"),
         ({"device": "tpu"}, BaizeError, "device 'tpu'"),

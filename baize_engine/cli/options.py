@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 256  # by default, of an answer that somebody waits for: the library's default is half as many
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 _ADD_BOS = {"auto": None, "yes": True, "no": False}
-DTYPES = ("float16", "bfloat16", "float32")
 
 
 def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:

@@ -5,21 +5,17 @@ The command line makes a flag of each field from its metadata (`cli/recover.py`)
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 from baize_engine.backend.devices import resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.errors import MismatchError, RequestError
+from baize_engine.fields import option
 from baize_engine.recovery.memory import MEMORY_MIB, check_memory
 
 NEW_ROWS = ("auto", "mean", "zero")
 Operation = Literal["recover", "make_diff"]
-
-
-def _option(default: Any, text: str, **flag: Any) -> Any:
-    """A field with its help text on the command line, and what else the flag needs."""
-    return field(default=default, metadata={"help": text, **flag})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,28 +25,28 @@ class RecoveryOptions:
     Raises RequestError, MismatchError (dtype) or BackendError (device) where a value is not one of those allowed.
     """
 
-    dtype: str = _option("float16", "type of the written weights", choices=("float16", "bfloat16", "float32"))
-    device: str = _option("auto", "auto, cpu, cuda or cuda:N")
-    resume: bool = _option(False, "continue what a killed run with the same arguments left in OUT")
-    new_rows: str = _option(
+    dtype: str = option("float16", "type of the written weights", choices=("float16", "bfloat16", "float32"))
+    device: str = option("auto", "auto, cpu, cuda or cuda:N")
+    resume: bool = option(False, "continue what a killed run with the same arguments left in OUT")
+    new_rows: str = option(
         "auto",
         "what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
         "StableVicuna, Wombat, LLaVA, gisting), or auto: zero where they are plainly whole rows",
         choices=NEW_ROWS,
     )
-    drop_rows: bool = _option(
+    drop_rows: bool = option(
         False, "leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand"
     )
-    keep_extra: bool = _option(
+    keep_extra: bool = option(
         False,
         "store tensors that the base lacks without a sum, rounded to --dtype (LLaVA's projector, a reward model's head)",
     )
-    follow_links: bool = _option(
+    follow_links: bool = option(
         False, "also copy config, tokenizer and licence texts that are links to files outside their folder"
     )
-    force: bool = _option(False, "continue where configs or norm weights look wrong; shapes must fit all the same")
-    hash_sources: bool = _option(False, "record a SHA-256 of every source file in the manifest")
-    memory_mib: int = _option(
+    force: bool = option(False, "continue where configs or norm weights look wrong; shapes must fit all the same")
+    hash_sources: bool = option(False, "record a SHA-256 of every source file in the manifest")
+    memory_mib: int = option(
         MEMORY_MIB,
         "most MiB that the run may take, at any model size; on a GPU torch's own memory comes on top",
         flag="--memory",
