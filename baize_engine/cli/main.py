@@ -17,20 +17,14 @@ from baize_engine.cli.demo import demo, demo_options
 from baize_engine.cli.exit_codes import INTERRUPTED, REFUSED
 from baize_engine.cli.generate import generate, generate_options
 from baize_engine.cli.info import info, info_options
+from baize_engine.cli.make_diff import make_diff_options, run_make_diff
 from baize_engine.cli.notes import COMMANDS
-from baize_engine.cli.recover import (
-    make_diff_options,
-    quantize_options,
-    recover_options,
-    run_make_diff,
-    run_quantize,
-    run_recover,
-    run_verify,
-    verify_options,
-)
+from baize_engine.cli.quantize import quantize_options, run_quantize
+from baize_engine.cli.recover import recover_options, run_recover
 from baize_engine.cli.signals import end_quietly, terminate_politely
 from baize_engine.cli.spelling import CommandParser, nearest
 from baize_engine.cli.streams import need_output, prepare, warnings_told
+from baize_engine.cli.verify import run_verify, verify_options
 from baize_engine.cli.xor import XOR_HELP, run_xor, xor_options
 from baize_engine.errors import BaizeError, error_chain
 

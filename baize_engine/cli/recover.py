@@ -1,4 +1,4 @@
-"""`baize recover`, `make_diff`, `verify` and `quantize`: what writes folders, and what checks them."""
+"""`baize recover`, and the arguments that it shares with `baize make_diff`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from baize_engine.cli.notes import MAKE_DIFF, RECOVER
+from baize_engine.cli.notes import RECOVER
 from baize_engine.cli.options import field_flags, field_values, flag, path
 from baize_engine.cli.signals import interrupted_once
 from baize_engine.cli.spelling import CommandParser
@@ -37,15 +37,15 @@ def recover_options(parser: CommandParser) -> None:
         help="folder to write, one for each --path_diff, in the same order; must be new or empty (default: beside the diff, "
         "x-diff gives x-recovered)",
     )
-    _paths(parser, "BASE DIFF OUT")
-    _combining_options(parser)
+    path_arguments(parser, "BASE DIFF OUT")
+    recovery_flags(parser)
     flag(
         parser,
         "--expect_sum",
         type=float,
         action="append",
         metavar="SUM",
-        help="sum of all weights that the authors published for weight_diff.py's check; once for each --path_diff",
+        help="sum of all weights that the authors published for weight_diff.py's check; one for each --path_diff",
     )
     flag(
         parser,
@@ -53,7 +53,7 @@ def recover_options(parser: CommandParser) -> None:
         type=float,
         default=0.01,
         metavar="X",
-        help="by how much --expect_sum may be missed (default: %(default)s, as alpaca's script; AlpacaFarm's sums: 0.5)",
+        help="how far the sum may be from --expect_sum (default: %(default)s, as alpaca's script; AlpacaFarm's sums: 0.5)",
     )
     flag(
         parser,
@@ -61,48 +61,33 @@ def recover_options(parser: CommandParser) -> None:
         type=path,
         action="append",
         metavar="FILE",
-        help="baize_manifest.json of the same result, recovered elsewhere; once for each --path_diff",
+        help="baize_manifest.json of the same result recovered elsewhere; one for each --path_diff",
     )
     flag(
         parser,
         "--check_integrity_naively",
         action="store_true",
         help="print weight_diff.py's sum of all weights, and compare it with the sum in the diff's folder or with "
-        "published ones of the same shape",
+        "the published ones for models of its shape",
     )
     flag(
         parser,
         "--test_inference",
         action="store_true",
         default=None,
-        help="load the result and let it answer one question",
+        help="load the result and ask it a question",
     )
     flag(
         parser,
         "--original_model",
         type=path,
         metavar="MODEL",
-        help="with --test_inference, which it implies: let this model answer, too; a folder or a hub id",
+        help="ask this model as well, a folder or a hub id; implies --test_inference",
     )
 
 
-def make_diff_options(parser: CommandParser) -> None:
-    """The options of `baize make_diff`."""
-    parser.notes = MAKE_DIFF
-    flag(parser, "--path_raw", type=path, metavar="BASE", help="folder of the base, as for recover")
-    flag(parser, "--path_tuned", type=path, metavar="TUNED", help="folder of the finetuned model")
-    flag(
-        parser,
-        "--path_diff",
-        type=path,
-        metavar="OUT",
-        help="folder to write; must be new or empty (default: beside the finetuned model, x gives x-diff)",
-    )
-    _paths(parser, "BASE TUNED OUT")
-    _combining_options(parser, dtype={"default": "float32"})
-
-
-def _paths(parser: CommandParser, order: str) -> None:
+def path_arguments(parser: CommandParser, order: str) -> None:
+    """The paths without the options' names, in this order, and how options may be spelt."""
     parser.add_argument(
         "paths", nargs="*", type=path, metavar="PATH", help=f"{order} without the options' names, in this order"
     )
@@ -112,53 +97,22 @@ def _paths(parser: CommandParser, order: str) -> None:
     )
 
 
-def verify_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `baize verify`."""
-    parser.add_argument(
-        "folder", type=path, metavar="OUT", help="folder written by recover, make_diff or xor, or a hub id"
-    )
-    flag(
-        parser,
-        "--expect_manifest",
-        type=path,
-        metavar="FILE",
-        help="another manifest to compare the tensors of OUT with",
-    )
-
-
-def quantize_options(parser: argparse.ArgumentParser) -> None:
-    """The options of `baize quantize`."""
-    flag(parser, "--path", required=True, type=path, metavar="MODEL", help="folder of the model, or a hub id")
-    flag(
-        parser,
-        "--path_quantized",
-        required=True,
-        type=path,
-        metavar="OUT",
-        help="folder to write; must be new or empty",
-    )
-    flag(parser, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
-    flag(
-        parser,
-        "--follow_links",
-        action="store_true",
-        help="also copy config, tokenizer and licence texts that are links to files outside their folder",
-    )
-
-
-def _combining_options(parser: argparse.ArgumentParser, **changes: Mapping[str, Any]) -> None:
+def recovery_flags(parser: argparse.ArgumentParser, **changes: Mapping[str, Any]) -> None:
     """A flag for each field of RecoveryOptions that has a help text; `changes` as in `field_flags`."""
     field_flags(parser, RecoveryOptions, changes)
     flag(parser, "--quiet", action="store_true", help="no progress bar")
 
 
-def _settings(options: argparse.Namespace) -> dict[str, Any]:
-    """What the flags of `_combining_options` hold, as arguments of `recover` and `make_diff`."""
+def recovery_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `recovery_flags` hold, as arguments of `recover` and `make_diff`."""
     return {**field_values(options, RecoveryOptions), "progress": not options.quiet}
 
 
-def _fill(options: argparse.Namespace, order: Sequence[str], lists: Sequence[str] = ()) -> None:
-    """Positional paths to the options that were not given, in the order of weight_diff.py's signature."""
+def fill_paths(options: argparse.Namespace, order: Sequence[str], lists: Sequence[str] = ()) -> None:
+    """Gives positional paths to the path options that were not given, in `order`: that of weight_diff.py's signature.
+
+    `lists`: options that take a list. A usage error where a path is left, or one of the first two options is missing.
+    """
     for given in options.paths:
         empty = [name for name in order if getattr(options, name) is None]
         if not empty:
@@ -172,15 +126,15 @@ def _fill(options: argparse.Namespace, order: Sequence[str], lists: Sequence[str
 
 
 def run_recover(options: argparse.Namespace) -> int:
-    """Writes each diff, added to the base, to its folder."""
+    """Writes the sum of base and diff, or of each diff, to its folder; 1 where a trial of the result fails."""
     from baize_engine.recovery.output_name import all_tuned_beside
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.result import describe
 
-    _fill(options, ("path_raw", "path_diff", "path_tuned"), lists=("path_diff", "path_tuned"))
+    fill_paths(options, ("path_raw", "path_diff", "path_tuned"), lists=("path_diff", "path_tuned"))
     if options.path_tuned is None:
         options.path_tuned = list(map(str, all_tuned_beside(options.path_diff)))
-        _tell_outputs("--path_tuned", options.path_tuned)
+        tell_outputs("--path_tuned", options.path_tuned)
     if len(options.path_diff) != len(options.path_tuned):
         options.usage_error(
             f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
@@ -195,65 +149,22 @@ def run_recover(options: argparse.Namespace) -> int:
             options.path_raw,
             options.path_diff,
             options.path_tuned,
-            **_settings(options),
+            **recovery_settings(options),
             expect_sum=options.expect_sum,
             expect_manifest=options.expect_manifest,
             expect_sum_atol=options.expect_sum_atol,
         )
     for result in results:
-        _print_lines(describe(result))
+        print_lines(describe(result))
     return trials.run(results)
 
 
-def _tell_outputs(name: str, folders: Sequence[str]) -> None:
-    """Before the long work: where its result will be."""
+def tell_outputs(name: str, folders: Sequence[str]) -> None:
+    """Tells before the long work where its result will be."""
     print(f"no {name} was given; the result goes to {', '.join(folders)}", flush=True)
 
 
-def run_make_diff(options: argparse.Namespace) -> int:
-    """Writes the difference of a finetuned model and its base."""
-    from baize_engine.recovery.make_diff import make_diff
-    from baize_engine.recovery.output_name import diff_beside
-    from baize_engine.recovery.result import describe
-
-    _fill(options, ("path_raw", "path_tuned", "path_diff"))
-    if options.path_diff is None:
-        options.path_diff = str(diff_beside(options.path_tuned))
-        _tell_outputs("--path_diff", [options.path_diff])
-    with interrupted_once():
-        result = make_diff(options.path_raw, options.path_tuned, options.path_diff, **_settings(options))
-    _print_lines(describe(result))
-    return 0
-
-
-def _print_lines(lines: list[str]) -> None:
+def print_lines(lines: list[str]) -> None:
+    """Prints a report; its warnings go to standard error."""
     for line in lines:
         print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
-
-
-def run_verify(options: argparse.Namespace) -> int:
-    """Compares a folder with its manifest; 1 where they differ."""
-    from baize_engine.recovery.verify import verify
-
-    report = verify(options.folder, expect_manifest=options.expect_manifest)
-    for problem in report.problems:
-        print(f"differs: {problem}")
-    for warning in report.warnings:
-        print(f"warning: {warning}", file=sys.stderr)
-    good = "as written" if options.expect_manifest is None else f"as {options.expect_manifest} says"
-    verdict = good if report.ok else f"{len(report.problems)} difference(s)"
-    print(f"{report.folder}: {report.counted}, {report.bytes / 1e9:.3f} GB: {verdict}")
-    return 0 if report.ok else 1
-
-
-def run_quantize(options: argparse.Namespace) -> int:
-    """Writes a model again with packed matrices."""
-    from baize_engine.model.quantize import quantize
-
-    with interrupted_once():
-        done = quantize(options.path, options.path_quantized, options.weights, follow_links=options.follow_links)
-    print(
-        f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB where the model had "
-        f"{done.bytes_before / 1e9:.3f} GB"
-    )
-    return 0

@@ -17,7 +17,7 @@ QUESTION = "Who are you?"
 
 
 class Trials:
-    """Made before the long work, so that what cannot be tried is refused before it."""
+    """The trials of one run. Made before the long work, so that what cannot be tried is refused early."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         from baize_engine.recovery.integrity import carried_sum
@@ -32,7 +32,7 @@ class Trials:
         self.carried = [carried_sum(path) for path in options.path_diff] if options.check_integrity_naively else []
 
     def run(self, results: Sequence[Result]) -> int:
-        """Prints what came of it; 1 where a result's sum is not the one that its diff's folder states."""
+        """Prints the outcome; returns 1 where a result's sum is not the one that its diff's folder states."""
         code = self._check_sums(results) if self.options.check_integrity_naively else 0
         if self.asks:
             self._ask(results)
@@ -67,7 +67,7 @@ class Trials:
                 print(f"the two answers are {same}")
 
     def _answer(self, model: str) -> str | None:
-        """None, and a warning, where a model cannot be asked: the result is there all the same."""
+        """The answer, or None and a warning where a model cannot be asked: the result is there all the same."""
         from baize_engine.engine import Engine
 
         try:

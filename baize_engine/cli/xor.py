@@ -1,4 +1,4 @@
-"""The command `xor`: a finetune that was published as XOR of whole files."""
+"""`baize xor`: a finetune that was published as XOR of whole files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def xor_options(parser: CommandParser) -> None:
         "--path_raw",
         type=path,
         metavar="BASE",
-        help="folder of the base with the very bytes that the payload was made with, or of the key, or a hub id",
+        help="folder of the base with exactly the bytes that the payload was made with, or of the key, or a hub id",
     )
     flag(
         parser,
@@ -53,10 +53,10 @@ def xor_options(parser: CommandParser) -> None:
         "--expect_md5",
         type=path,
         metavar="FILE",
-        help="lines of md5sum's or sha256sum's, such as the model's card: of a name that is there twice the last is the "
-        "result's, the one before the base's, which is checked before the work",
+        help="text with lines of md5sum's or sha256sum's, such as the model's card: of a name that is listed twice the last "
+        "is the result's, the one before the base's, which is checked before the work",
     )
-    flag(parser, "--resume", action="store_true", help="take up what a killed run of the same files left in OUT")
+    flag(parser, "--resume", action="store_true", help="continue what a killed run of the same files left in OUT")
     flag(
         parser,
         "--follow_links",
@@ -67,8 +67,11 @@ def xor_options(parser: CommandParser) -> None:
 
 
 def _fill(options: argparse.Namespace) -> None:
-    """Paths without names are taken in xor_codec.py's order, and only where no other order could be meant: recover's
-    begins with the base, decrypt.py's with the payload."""
+    """Takes paths without names in xor_codec.py's order, and only where no other order could be meant.
+
+    The order of recover begins with the base, that of decrypt.py with the payload. A usage error where a path is missing, or
+    the order is not clear.
+    """
     if options.paths:
         named = [name for name in ("path_raw", "path_payload", "path_tuned") if getattr(options, name) is not None]
         if named or len(options.paths) != 3 or not _in_order(*map(Path, options.paths)):
@@ -83,7 +86,7 @@ def _fill(options: argparse.Namespace) -> None:
 
 
 def _in_order(out: Path, payload: Path, base: Path) -> bool:
-    """Whether only the first can be what is to be written: it is new, empty or of an earlier run."""
+    """Whether only the first can be the output: it is new, empty or of an earlier run, and the others hold files."""
     from baize_engine.checkpoint.manifest import MANIFEST_NAME
     from baize_engine.recovery.journal import JOURNAL_NAME
 
@@ -93,7 +96,7 @@ def _in_order(out: Path, payload: Path, base: Path) -> bool:
 
 
 def _names(path: Path) -> set[str]:
-    """Of the files in a folder, or of the file itself; empty where nothing is."""
+    """The names of the files in a folder, or of the file itself; empty where there is nothing."""
     from baize_engine.checkpoint.os_errors import reading
 
     with reading(path):
@@ -103,7 +106,7 @@ def _names(path: Path) -> set[str]:
 
 
 def run_xor(options: argparse.Namespace) -> int:
-    """Writes the finetune, and prints what tells that it is the published one."""
+    """Writes the finetune, and prints what shows that it is the published one."""
     from baize_engine.recovery.output_name import tuned_beside
     from baize_engine.recovery.result import FINISHED_BEFORE
     from baize_engine.recovery.xor.xor import xor

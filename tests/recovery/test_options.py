@@ -12,7 +12,8 @@ import tiny
 
 from baize_engine import make_diff, recover
 from baize_engine.cli.main import main
-from baize_engine.cli.recover import make_diff_options, recover_options
+from baize_engine.cli.make_diff import make_diff_options
+from baize_engine.cli.recover import recover_options
 from baize_engine.cli.spelling import CommandParser
 from baize_engine.errors import BackendError, BaizeError, MismatchError, RequestError
 from baize_engine.recovery.options import RecoveryOptions
