@@ -1,29 +1,29 @@
-"""The one table of tensor names: transformers' LLaMA names, with their shapes by config."""
+"""The tensors of a model by transformers' LLaMA names (`checkpoint/names.py`), with their shapes by config."""
 
 from __future__ import annotations
 
+from baize_engine.checkpoint.names import (
+    ATTENTION_NORM,
+    DOWN,
+    EMBED,
+    GATE,
+    HEAD,
+    MLP_NORM,
+    NORM,
+    UP,
+    WEIGHT,
+    K,
+    O,
+    Q,
+    V,
+    layer,
+)
 from baize_engine.model.config import ModelConfig
 
-EMBED = "model.embed_tokens.weight"
-NORM = "model.norm.weight"
-HEAD = "lm_head.weight"
-
-ATTENTION_NORM = "input_layernorm"
-MLP_NORM = "post_attention_layernorm"
-Q, K, V, O = "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"  # noqa: E741
-GATE, UP, DOWN = "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"
-QKV, GATE_UP = (
-    "self_attn.qkv_proj",
-    "mlp.gate_up_proj",
-)  # rows joined, as one product reads them; never in a published file
+# rows joined, as one product reads them; never in a published file
+QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
 JOINED = {QKV: (Q, K, V), GATE_UP: (GATE, UP)}
-WEIGHT = ".weight"
 VALUES, SCALES = ".qweight", ".scales"  # in a saved quantised model, in place of .weight
-
-
-def layer(number: int, part: str) -> str:
-    """The name of a layer's weight, such as layer(3, Q)."""
-    return f"model.layers.{number}.{part}{WEIGHT}"
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
