@@ -37,6 +37,7 @@ from baize_engine.recovery.expect import Expectation
 from baize_engine.recovery.hashing import THREADS, hash_file
 from baize_engine.recovery.journal import JOURNAL_NAME, Journal, refuse_busy
 from baize_engine.recovery.options import RecoveryOptions
+from baize_engine.recovery.plan import Job
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import Target
@@ -63,7 +64,6 @@ class Output(Target):
     ) -> None:
         self.base, self.other, self.folder, self.options, self.expect = base, other, folder, options, expect
         plan = checked_plan(base, other, options, mean_row)
-        self.layout = lay_out(job.spec for job in plan.jobs)
         self.sources = Sources([base.index, other])
         self.source_files = {
             "base": self.sources.records(base.index.files),
@@ -78,8 +78,7 @@ class Output(Target):
         if not unfinished:
             self.manifest = finished_result(folder, plan, options, self.source_files, self.side_files)
         self.finished_before = self.manifest is not None
-        super().__init__(plan, CheckpointWriter(folder, self.layout, self.resume))
-        self._entries = {job.name: (job.base, job.other) for job in plan.jobs}
+        super().__init__(plan, CheckpointWriter(folder, lay_out(job.spec for job in plan.jobs), self.resume))
         self.resumed = len(plan.jobs) if self.finished_before else 0  # tensors that an earlier run had finished
         self.met: list[str] = []  # expectations that were met, a line each
         self._check_folder(unfinished)
@@ -111,7 +110,7 @@ class Output(Target):
         identity = {
             "operation": self.options.operation,
             "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in self.plan.jobs],
-            "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.layout],
+            "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.sink.shards],
             "sources": {role: [asdict(file) for file in files] for role, files in self.source_files.items()},
         }
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
@@ -149,12 +148,12 @@ class Output(Target):
         self.records = intact_tensors(self.journal.finished, self.sink, self.plan)
         self.resumed = len(self.records)
 
-    def finish_tensor(self, name: str, record: TensorRecord) -> None:
+    def finish_tensor(self, job: Job, record: TensorRecord) -> None:
         """Checks a tensor that is whole and notes it: a wrong base, or a source that is being changed, shows at once."""
-        self.expect.check_tensor(name, record)
-        self.sources.check({part.path for entry in self._entries[name] for part in entry.parts})
-        self.journal.add(name, record)
-        super().finish_tensor(name, record)
+        self.expect.check_tensor(job.name, record)
+        self.sources.check({part.path for entry in (job.base, job.other) for part in entry.parts})
+        self.journal.add(job.name, record)
+        super().finish_tensor(job, record)
 
     def check_records(self) -> None:
         """MismatchError where the finished tensors are not what is expected."""
@@ -196,13 +195,7 @@ class Output(Target):
     def result(self) -> Result:
         """What `recover` returns."""
         assert self.manifest is not None
-        plan = self.plan
+        skipped, extra_rows = self.plan.skipped, self.plan.extra_rows
         return Result(
-            self.folder,
-            self.manifest,
-            plan.skipped,
-            plan.extra_rows,
-            self.resumed,
-            tuple(self.met),
-            self.finished_before,
+            self.folder, self.manifest, skipped, extra_rows, self.resumed, tuple(self.met), self.finished_before
         )

@@ -49,14 +49,14 @@ class Target:
         self.plan, self.sink = plan, sink
         self.records: dict[str, TensorRecord] = {}
 
-    def finish_tensor(self, name: str, record: TensorRecord) -> None:
+    def finish_tensor(self, job: Job, record: TensorRecord) -> None:
         """Called with each tensor that is whole, from any worker."""
-        self.records[name] = record
+        self.records[job.name] = record
 
 
 @dataclass
-class Tensor:
-    """One tensor of one target: its job, and while it is made its reader, its hash and what was counted so far."""
+class Task:
+    """One tensor of one target to be made: its job, its reader, its hash and what was counted so far."""
 
     target: Target
     job: Job
@@ -81,7 +81,7 @@ class Tensor:
         job, total = self.job, self.total if isfinite(self.total) else None
         sha256 = "" if self.digest is None else self.digest.hexdigest()
         record = TensorRecord(job.dtype, job.other.shape, sha256, total, self.overflowed, self.nonfinite)
-        self.target.finish_tensor(job.name, record)
+        self.target.finish_tensor(job, record)
 
 
 def stream(
@@ -109,7 +109,7 @@ def stream(
     largest = max((max(each.job.base.numel, each.job.other.numel) for group in pending for each in group), default=0)
     piece = min(piece, max(1, -(-largest // _C.CHUNK)) * _C.CHUNK)  # no memory that nothing will fill
 
-    def take() -> list[Tensor] | None:
+    def take() -> list[Task] | None:
         with lock:
             return next(groups, None)
 
@@ -123,17 +123,17 @@ def stream(
         target.records = {name: target.records[name] for name in target.plan.names}
 
 
-def _groups(targets: Iterable[Target], hashing: bool) -> list[list[Tensor]]:
+def _groups(targets: Iterable[Target], hashing: bool) -> list[list[Task]]:
     """What is left to do, base tensor by base tensor.
 
     The largest first: at the end no worker goes on for long when the others have nothing left.
     """
-    groups: dict[str, list[Tensor]] = {}
+    groups: dict[str, list[Task]] = {}
     for target in targets:
         for job in target.plan.jobs:
             if job.name not in target.records:
                 digest = hashlib.sha256() if hashing else None
-                groups.setdefault(job.name, []).append(Tensor(target, job, digest))
+                groups.setdefault(job.name, []).append(Task(target, job, digest))
     return sorted(groups.values(), key=lambda group: -group[0].job.base.nbytes)
 
 
@@ -159,8 +159,8 @@ class _Worker:
         self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))
         self.direct = adder.slack > 0 and piece * 4 >= HUGE
 
-    def make(self, group: list[Tensor]) -> None:
-        """Makes all tensors of a group, which share a tensor of the base."""
+    def make(self, group: list[Task]) -> None:
+        """Makes all tensors of a group: they share a tensor of the base."""
         jobs = [each.job for each in group]
         with ExitStack() as stack:
             base = stack.enter_context(TensorReader(whole_base(jobs), self.direct))
@@ -185,41 +185,41 @@ class _Worker:
         """What the page cache has takes a processor's time, other reads wait for the disk."""
         return self.compute.run(read, *arguments, **named) if reader.cached else read(*arguments, **named)
 
-    def _combine(self, tensor: Tensor, rows: BaseRows, files: Files | None, begin: int, end: int) -> None:
+    def _combine(self, task: Task, rows: BaseRows, files: Files | None, begin: int, end: int) -> None:
         """Elements [begin, end) of one tensor."""
         if begin >= end:
             return
-        job = tensor.job
+        job = task.job
         out = self.out_buffer[: (end - begin) * ITEMSIZE[job.dtype]]
         if files is not None:
-            self.progress(self.compute.run(self._add_files, tensor, rows, files, begin, end, out))
+            self.progress(self.compute.run(self._add_files, task, rows, files, begin, end, out))
         else:
-            other = self._read(tensor.reader, tensor.reader.read, begin, end, self.other_buffer)
-            self.compute.run(self._add, tensor, rows, other, begin, end, out)
-        if tensor.target.sink is not None:
-            tensor.target.sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
+            other = self._read(task.reader, task.reader.read, begin, end, self.other_buffer)
+            self.compute.run(self._add, task, rows, other, begin, end, out)
+        if task.target.sink is not None:
+            task.target.sink.write(job.name, begin * ITEMSIZE[job.dtype], out)
         self.progress((end - begin) * ITEMSIZE[job.other.dtype] + len(out))
 
-    def _add(self, tensor: Tensor, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
+    def _add(self, task: Task, rows: BaseRows, other: memoryview, begin: int, end: int, out: memoryview) -> None:
         """Adds and hashes."""
-        job = tensor.job
+        job = task.job
         base = rows.operand(begin, end, self.adder.buffer, job)
         stats = self.adder.add(base, Operand(other, job.other.dtype), Operand(out, job.dtype), subtract=rows.subtract)
-        tensor.count(out, stats)
+        task.count(out, stats)
 
-    def _add_files(self, tensor: Tensor, rows: BaseRows, files: Files, begin: int, end: int, out: memoryview) -> int:
+    def _add_files(self, task: Task, rows: BaseRows, files: Files, begin: int, end: int, out: memoryview) -> int:
         """Reads, adds and hashes; returns the bytes read of the base."""
-        job = tensor.job
+        job = task.job
         stats = self.adder.add_files(*files, Operand(out, job.dtype), subtract=rows.subtract)
         if stats is None:
             read = rows.read(begin, end)
-            self._add(tensor, rows, tensor.reader.read(begin, end, self.other_buffer), begin, end, out)
+            self._add(task, rows, task.reader.read(begin, end, self.other_buffer), begin, end, out)
             return read
-        tensor.count(out, stats)
+        task.count(out, stats)
         return (end - begin) * ITEMSIZE[job.base.dtype]
 
 
-def _files(rows: BaseRows, group: list[Tensor], begin: int) -> Files | None:
+def _files(rows: BaseRows, group: list[Task], begin: int) -> Files | None:
     """Where both sides of a group's only tensor lie in cached files, if they do, and nothing is to be done to the base's."""
     if len(group) != 1 or rows.grows:
         return None
