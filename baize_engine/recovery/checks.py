@@ -58,11 +58,11 @@ def checked_plan(
     base: Base,
     other: CheckpointIndex,
     options: RecoveryOptions,
-    mean_row: Callable[[Entry], array[float]] = mean_row,
+    base_mean: Callable[[Entry], array[float]] = mean_row,
 ) -> Plan:
     """The plan of `base` and `other`, once names, shapes, configs and norm weights agree, with its new rows decided.
 
-    `mean_row`: a cached `mean_row`, where several plans share a base. Errors as for `recover`.
+    `base_mean`: `mean_row`, or a cached form of it where several plans share a base. Errors as for `recover`.
     """
     config = config_file.read_normalised(other.folder)
     work = plan(base.index, other, options, tied=config["tie_word_embeddings"])
@@ -71,7 +71,7 @@ def checked_plan(
         _check_norms(work, other, options)
         if not options.subtract:
             _check_base_rows(work, base.index, other)
-    return decide(work, other, options, mean_row)
+    return decide(work, other, options, base_mean)
 
 
 def check_configs(

@@ -25,7 +25,7 @@ class RecoveryOptions:
     Raises RequestError, MismatchError (dtype) or BackendError (device) where a value is not one of those allowed.
     """
 
-    dtype: str = option("float16", "type of the written weights", choices=("float16", "bfloat16", "float32"))
+    dtype: str = option("float16", "type of the written weights", choices=FLOATS)
     device: str = option("auto", "auto, cpu, cuda or cuda:N")
     resume: bool = option(False, "continue what a killed run with the same arguments left in OUT")
     new_rows: str = option(

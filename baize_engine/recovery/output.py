@@ -60,10 +60,10 @@ class Output(Target):
         folder: Path,
         options: RecoveryOptions,
         expect: Expectation,
-        mean_row: Callable[[Entry], array[float]],
+        base_mean: Callable[[Entry], array[float]],
     ) -> None:
         self.base, self.other, self.folder, self.options, self.expect = base, other, folder, options, expect
-        plan = checked_plan(base, other, options, mean_row)
+        plan = checked_plan(base, other, options, base_mean)
         self.sources = Sources([base.index, other])
         self.source_files = {
             "base": self.sources.records(base.index.files),
