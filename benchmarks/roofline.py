@@ -30,15 +30,15 @@ def ceilings(device: str, dtype: torch.dtype) -> dict[str, float]:
     return {"read_GB/s": gpu.COPIED / gpu.gpu_spread([source.sum], 30).median / 1e9, **gpu.ceilings(device)}
 
 
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """TFLOP/s of torch's product of two large square matrices: in `dtype` on a CPU, in float16 on a GPU.
+def matmul_peak(device: str, dtype: torch.dtype, runs: int = 5) -> float:
+    """TFLOP/s of torch's product of two large square matrices: in `dtype` on a CPU, the median of `runs`; in float16 on a GPU.
 
     Both half types have one peak there, and one number stands for it in all reports.
     """
     if device != "cpu":
         return gpu.ceilings(device)["matmul_TFLOP/s"]
     left, right = (torch.randn(SQUARE, SQUARE).to(dtype) for _ in range(2))
-    return 2e-12 * SQUARE**3 / measure(lambda: left @ right, 5).median
+    return 2e-12 * SQUARE**3 / measure(lambda: left @ right, runs).median
 
 
 def synchronize(device: str) -> None:

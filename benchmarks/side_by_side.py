@@ -196,7 +196,7 @@ def prefill_rows(report: Report, options: argparse.Namespace) -> None:
 
     def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> dict[str, str]:
         config, ours = ModelConfig.from_folder(store.ours(kind)), f"baize {kind}"
-        turns = Turns(children, lambda: matmul_peak("cpu", torch.float32) * 1e3)
+        turns = Turns(children, lambda: matmul_peak("cpu", torch.float32, 2) * 1e3)
         for tokens in options.tokens:
             prompt = random_prompt(tokens, config.vocab_size)
             flops = sum(op.flops for op in cost.prefill(config, tokens, kind, "float32"))

@@ -11,11 +11,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import bandwidth
+import bench_decode
+import bench_prefill
 import model_files
 import peers
 import pytest
+import roofline
 import side_by_side
 import torch
 from assets import REPO
@@ -39,19 +44,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def run(script: str, *arguments: object) -> dict[str, Any]:
-    command = [
-        sys.executable,
-        str(REPO / "benchmarks" / script),
-        "--device",
-        "cpu",
-        "--preset",
-        "tiny",
-        *map(str, arguments),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """Runs a script on the tiny preset, with ceilings that are measured on little memory and small matrices: its report."""
+    monkeypatch.setattr(bandwidth, "NBYTES", 16 << 20)
+    monkeypatch.setattr(roofline, "SQUARE", 256)
+
+    def call(script: ModuleType, *arguments: object) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [script.__file__, "--device", "cpu", "--preset", "tiny", *map(str, arguments)])
+        assert script.main() == 0
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    return call
 
 
 def expected(kind: str) -> tuple[set[str], set[str]]:
@@ -60,12 +64,12 @@ def expected(kind: str) -> tuple[set[str], set[str]]:
     return {f"baize {kind}", *(peer.name for peer in found)}, set(absent)
 
 
-def test_decode_beside_the_peers(folder: Path) -> None:
+def test_decode_beside_the_peers(folder: Path, run: Callable[..., dict[str, Any]]) -> None:
     kinds, short = (
         ("float16", "int8", "int4"),
         ["--contexts", 20, "--batches", 1, 3, "--steps", 3, "--runs", 2, "--rounds", 2],
     )
-    found = run("bench_decode.py", "--kinds", *kinds, "--peers", "--folder", folder, *short)
+    found = run(bench_decode, "--kinds", *kinds, "--peers", "--folder", folder, *short)
     rows = [row for row in found["rows"] if "ms/token" in row]
     measured, absent = (set.union(*sets) for sets in zip(*map(expected, kinds), strict=True))
     crashed = {row["engine"] for row in found["rows"] if "its process ended with -" in str(row["tok/s"])}
@@ -87,9 +91,9 @@ def test_decode_beside_the_peers(folder: Path) -> None:
             assert row["ratio"] == pytest.approx(ours["tok/s"] / row["tok/s"])
 
 
-def test_prefill_beside_the_peers(folder: Path) -> None:
+def test_prefill_beside_the_peers(folder: Path, run: Callable[..., dict[str, Any]]) -> None:
     found = run(
-        "bench_prefill.py", "--tokens", 20, "--runs", 2, "--peers", "--folder", folder, "--kinds", "float16", "bfloat16"
+        bench_prefill, "--tokens", 20, "--runs", 2, "--peers", "--folder", folder, "--kinds", "float16", "bfloat16"
     )
     assert {row["engine"] for row in found["rows"] if "ms" in row} == expected("float16")[0] | {"baize bfloat16"}
     flops = sum(op.flops for op in cost.prefill(config(folder), 20, "float16", "float32"))

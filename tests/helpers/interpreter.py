@@ -56,7 +56,7 @@ def _ready() -> None:
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("the child process does not interpret")
     _mend()
-    _patch_once()
+    patch_once()
 
 
 def _mend() -> None:
@@ -98,7 +98,7 @@ def _mend() -> None:
         setattr(InterpreterBuilder, name, lambda self, src, dst_type, *_: cast_impl(self, src, dst_type))
 
 
-def _patch_once() -> None:
+def patch_once() -> None:
     """triton.language stays patched. The interpreter patches all of it for each launch and for each call of a device function,
     which is half of its time; this process has no other use for it."""
     from types import SimpleNamespace
