@@ -52,3 +52,13 @@ def triton() -> Iterator[Interpreter]:
     """Triton's interpreter, in one process for all tests."""
     with interpreter() as running:
         yield running
+
+
+@pytest.fixture
+def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Benchmarks in this process measure the machine on little memory and small matrices."""
+    import bandwidth
+    import roofline
+
+    monkeypatch.setattr(bandwidth, "NBYTES", 16 << 20)
+    monkeypatch.setattr(roofline, "SQUARE", 256)

@@ -14,13 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import bandwidth
 import bench_decode
 import bench_prefill
 import model_files
 import peers
 import pytest
-import roofline
 import side_by_side
 import torch
 from assets import REPO
@@ -45,10 +43,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
-    """Runs a script on the tiny preset, with ceilings that are measured on little memory and small matrices: its report."""
-    monkeypatch.setattr(bandwidth, "NBYTES", 16 << 20)
-    monkeypatch.setattr(roofline, "SQUARE", 256)
+def run(
+    small_ceilings: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., dict[str, Any]]:
+    """Runs a script on the tiny preset and returns its report."""
 
     def call(script: ModuleType, *arguments: object) -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", [script.__file__, "--device", "cpu", "--preset", "tiny", *map(str, arguments)])
