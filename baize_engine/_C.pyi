@@ -102,15 +102,15 @@ class Plan:
     def qkv_rope_store(
         self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], cos: int, sin: int, positions: int,
         cache: str, keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
-        coarse: bool, turns: int, places: int,
+        int8_activations: bool, turns: int, places: int,
     ) -> None: ...  # fmt: skip
     def attention(
         self, q: int, cache: str, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
         table_stride: int, heads: int, kv_heads: int, dim: int, block: int, blocks: int, scale: float, out: int,
     ) -> None: ...  # fmt: skip
-    def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int, coarse: bool) -> None: ...
+    def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int, int8_activations: bool) -> None: ...
     def gate_up(
-        self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int, coarse: bool
+        self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int, int8_activations: bool
     ) -> None: ...
     def head(self, x: int, tokens: int, norm: int, eps: float, matrix: Matrix, out: int, best: int) -> None: ...
     def sample(

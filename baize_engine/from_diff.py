@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,6 +25,8 @@ from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.result_check import tokenizer_problems
 from baize_engine.checkpoint.tokenizer_model import MODEL
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
+from baize_engine.kernels.quantized import Weight
+from baize_engine.kernels.quantized import rows as rows_of
 from baize_engine.loading import LoadedModel, assemble, cache_size, resolved
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
@@ -97,7 +98,7 @@ def load_diff(
 class _Place:
     """Where a recovered tensor goes: all rows of `target`, a tensor or a quantised matrix of `columns` columns."""
 
-    target: Any
+    target: Weight
     columns: int
 
 
@@ -114,7 +115,7 @@ class WeightSink:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._size = ITEMSIZE[dtype]
         self._waiting: dict[str, bytearray] = {}
-        self.weights: dict[str, Any] = {}
+        self.weights: dict[str, Weight] = {}
         self._places: dict[str, _Place] = {}
         shapes = names.shapes(config)
         if device == "cpu" and quantize is None:  # as mapped files are used: each tensor by itself
@@ -154,20 +155,19 @@ class WeightSink:
 
     def _pack(self, name: str, place: _Place, first: int, view: memoryview) -> None:
         """Quantises whole rows, on the device."""
-        formats = choose.quantized()
         with torch.inference_mode():
             values = torch.frombuffer(view, dtype=self._dtype).view(-1, place.columns).to(self.device)
             try:
-                self._quantizer(values, self.quantize, out=formats.rows(place.target, first, first + len(values)))
+                self._quantizer(values, self.quantize, out=rows_of(place.target, first, first + len(values)))
             except ValueError as error:
                 raise CheckpointError(f"{name}, recovered: {error}") from None
 
 
-def _rows_of(name: str, target: Any, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
+def _rows_of(name: str, target: Weight, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
     """The rows of the packed weight `name` that each of its published tensors fills."""
     places, begin = {}, 0
     for part in names.parts(name):
         rows = shapes[part][0]
-        places[part] = _Place(choose.quantized().rows(target, begin, begin + rows), prod(shapes[part][1:]))
+        places[part] = _Place(rows_of(target, begin, begin + rows), prod(shapes[part][1:]))
         begin += rows
     return places

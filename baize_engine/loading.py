@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -22,10 +21,12 @@ from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.generation.sampling import SampleOp
+from baize_engine.kernels.quantized import Weight
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.runner import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
@@ -43,7 +44,7 @@ class LoadedModel:
     eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer.
     """
 
-    decoder: Llama
+    decoder: PromptRunner
     cache: KVCache
     steps: DecodeSteps
     sample: SampleOp
@@ -115,7 +116,7 @@ def cache_size(options: EngineOptions, config: ModelConfig, index: CheckpointInd
 
 def assemble(
     config: ModelConfig,
-    weights: Mapping[str, Any],
+    weights: Mapping[str, Weight],
     options: EngineOptions,
     cache_tokens: int,
     eos_token_ids: tuple[int, ...],
@@ -124,13 +125,13 @@ def assemble(
 ) -> LoadedModel:
     """A decoder over `weights` with a new cache of `cache_tokens` tokens, and what text is to it."""
     backend = ops(options.device)
-    decoder = Llama(config, weights, backend, options.device, exact_activations=options.exact_activations)
+    model = Llama(config, weights, backend, options.device, exact_activations=options.exact_activations)
     cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
-    cache = decoder.new_cache(cache_tokens, cache_dtype)
+    cache = new_cache(model, cache_tokens, cache_dtype)
     return LoadedModel(
-        decoder=decoder,
+        decoder=PromptRunner(model, cache),
         cache=cache,
-        steps=DecodeSteps(decoder, cache),
+        steps=DecodeSteps(model, cache),
         sample=backend.sample,
         vocab_size=config.vocab_size,
         max_model_len=options.context_length(config.max_position_embeddings),

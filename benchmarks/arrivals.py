@@ -12,11 +12,13 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+from models import Decoder
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.loading import LoadedModel
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptRunner
 from baize_engine.model.runner import DecodeSteps
 
 GREEDY = SamplingParams(ignore_eos=True)
@@ -45,10 +47,11 @@ class Numbers:
 
 
 def engine_of(model: Llama, cache: KVCache, steps: DecodeSteps | None = None, decoder: Any = None) -> Engine:
-    """The engine over a model of random weights, which ends no text; `decoder` runs the prompts, the model unless given."""
+    """The engine over a model of random weights, which ends no text; `decoder` runs prompts: a PromptRunner unless given."""
     numbers: Any = Numbers()
     loaded = LoadedModel(
-        decoder or model, cache, steps or DecodeSteps(model, cache), model.ops.sample, model.config.vocab_size,
+        decoder or PromptRunner(model, cache), cache, steps or DecodeSteps(model, cache), model.ops.sample,
+        model.config.vocab_size,
         max_model_len=model.config.max_position_embeddings, eos_token_ids=(), tokenizer=numbers,
     )  # fmt: skip
     return Engine(loaded)
@@ -94,7 +97,7 @@ class Rows:
     def __init__(self, model: Llama, cache: KVCache, steps: DecodeSteps, prompt: list[int], batch: int) -> None:
         self._cache, self._source = cache, cache.allocate()
         try:
-            self.logits = model.prefill(prompt, self._source, cache)
+            self.logits = Decoder(model, cache=cache).prefill(prompt, self._source)
         except BaseException:
             cache.free(self._source)  # those who come after need the room
             raise
@@ -108,11 +111,11 @@ class Rows:
         self._cache.free(self._source)
         self._cache.forget()  # what the prompts' names say of it is not so
 
-    def prefill(self, ids: list[int], sequence: Any, cache: KVCache) -> torch.Tensor:
+    def prefill(self, ids: list[int], sequence: Any) -> torch.Tensor:
         """What a decoder does with a prompt, here by copying."""
-        blocks = slice(sequence.length // cache.block_size, -(-(sequence.length + len(ids)) // cache.block_size))
+        blocks = slice(sequence.length // BLOCK_SIZE, -(-(sequence.length + len(ids)) // BLOCK_SIZE))
         for source, target in zip(self._source.blocks[blocks], sequence.blocks[blocks], strict=True):
-            cache.copy_block(source, target)
+            self._cache.copy_block(source, target)
         sequence.length += len(ids)
         return self.logits
 

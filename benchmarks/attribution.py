@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from trace_events import Event, Label
+
+from baize_engine.backend.plan_ops import PlanOp
 
 
 class Mismatch(ValueError):
@@ -37,12 +38,12 @@ class Launch:
     grid: tuple[int, ...]
 
 
-def places(plan: Iterable[partial[Any]]) -> list[Place]:
+def places(plan: Iterable[PlanOp]) -> list[Place]:
     """The place of each op of a step. A layer begins with qkv_rope_store and has two linear_add: o follows attention."""
     found: list[Place] = []
     layer, before = -1, ""
     for op in plan:
-        name = op.func.__name__
+        name = op.name
         if name == "qkv_rope_store":
             layer += 1
         label = f"linear_add {'o' if before == 'attention' else 'down'}" if name == "linear_add" else name

@@ -30,17 +30,18 @@ from baselines import compiled, decoded, theirs
 from cards import card_of
 from common import FIRST, GAP, Spread, device_name, latencies, parser
 from engines import CHOSEN
-from models import KINDS, let_go, random_model, transformers_model
+from models import KINDS, Decoder, let_go, random_model, transformers_model
 from reports import Report, table
 from shapes import PRESETS
 
 from baize_engine.backend import devices, memory
+from baize_engine.backend.choose import reference_ops
 from baize_engine.generation.loop import MAX_ROWS
-from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import new_cache
 from baize_engine.model.runner import DecodeSteps
 
 CHECKED, PROMPT = 8, 24  # tokens compared, greedy and drawn ones; of the prompt before them
@@ -58,7 +59,7 @@ class Ours:
     """The engine over a model and a cache of `tokens` tokens, which all that it is asked share."""
 
     def __init__(self, model: Llama, tokens: int) -> None:
-        self.model, self.cache = model, model.new_cache(tokens)
+        self.model, self.cache = model, new_cache(model, tokens)
         self.steps = DecodeSteps(model, self.cache)
         self.engine = engine_of(model, self.cache, self.steps)
 
@@ -82,11 +83,11 @@ def check_by_reference(model: Llama, vocabulary: int) -> None:
     """
     (prompt,) = prompts(1, PROMPT, vocabulary)
     ours = Ours(model, room(2, PROMPT, CHECKED))
-    other = Llama(model.config, model.weights, reference, model.device, model.dtype)
+    other = replace(model, ops=reference_ops(model.device))
     for params, best in ((GREEDY, 1), (SAMPLED, SAMPLED.top_k)):
         ids = arrivals(ours.engine, [prompt], [replace(params, seed=0, max_new_tokens=CHECKED)]).ids[0]
-        cache = other.new_cache(64)
-        rows = other.forward([prompt + ids[:-1]], [cache.allocate()], cache, all_logits=True)[PROMPT - 1 :]
+        decoder = Decoder(other, 64)
+        rows = decoder.forward([prompt + ids[:-1]], [decoder.sequence()], all_logits=True)[PROMPT - 1 :]
         for step, (row, chosen) in enumerate(zip(rows, ids, strict=True)):
             if not float(row.topk(best).values[-1] - row[chosen]) < HALF_MARGIN:
                 raise SystemExit(f"step {step}: the decoder chose {chosen}, the reference ops {int(row.argmax())}")

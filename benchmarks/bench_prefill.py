@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -20,16 +21,15 @@ import side_by_side
 import torch
 from cards import card_of
 from common import Spread, device_name, measure, parser
-from models import KINDS, let_go, random_model, transformers_model
+from models import KINDS, Decoder, let_go, random_model, transformers_model
 from reports import Report
 from roofline import matmul_peak, synchronize
 from shapes import PRESETS, Shape
 
 from baize_engine.backend import devices
+from baize_engine.backend.choose import reference_ops
 from baize_engine.backend.memory import free_bytes
-from baize_engine.kernels import reference
 from baize_engine.model import cost
-from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
 CHECKED, PIECE = 80, 16  # tokens of the checked prompt, more than the kernels for few rows take; of an oracle's call
@@ -43,29 +43,27 @@ def prompt(length: int, vocabulary: int) -> list[int]:
 
 def reference_model(model: Llama) -> Llama:
     """The same weights with the ops of kernels/reference.py."""
-    made = Llama(model.config, model.weights, reference, model.device)
-    made.runs_ahead = False  # they ask the device how long a context is, which no graph of a short prompt can
-    return made
+    return replace(model, ops=reference_ops(model.device))
 
 
 def check(name: str, logits: Callable[[list[int]], torch.Tensor], model: Llama) -> None:
     """SystemExit where the last logits of a short prompt are not those of the reference ops, which run it in pieces."""
     ids, oracle = prompt(CHECKED, model.config.vocab_size), reference_model(model)
-    sequence = (cache := oracle.new_cache(CHECKED)).allocate()
+    sequence = (decoder := Decoder(oracle, CHECKED)).sequence()
     for begin in range(0, len(ids), PIECE):
-        wanted = oracle.forward([ids[begin : begin + PIECE]], [sequence], cache)
+        wanted = decoder.forward([ids[begin : begin + PIECE]], [sequence])
     error = float((logits(ids).float() - wanted).norm() / wanted.norm())
     if not error <= BOUNDS[model.dtype]:  # also where it is not a number
         raise SystemExit(f"{name}: the last logits are {error:.3g} off the reference's, wanted {BOUNDS[model.dtype]:g}")
 
 
-def ours(model: Llama, cache: KVCache, ids: list[int]) -> torch.Tensor:
-    sequence = cache.allocate()
+def ours(decoder: Decoder, ids: list[int]) -> torch.Tensor:
+    sequence = decoder.sequence()
     try:
-        logits = model.prefill(ids, sequence, cache)
-        synchronize(model.device)
+        logits = decoder.prefill(ids, sequence)
+        synchronize(decoder.model.device)
     finally:
-        cache.free(sequence)
+        decoder.cache.free(sequence)
     return logits
 
 
@@ -100,14 +98,14 @@ def bench(report: Report, options: argparse.Namespace, kind: str, device: str) -
     """Ours, the reference ops and transformers in this process, for a GPU."""
     shape = PRESETS[options.preset]
     model = random_model(shape, kind, device)
-    cache = model.new_cache(max(*options.tokens, CHECKED))
-    check("baize", partial(ours, model, cache), model)
+    decoder = Decoder(model, max(*options.tokens, CHECKED))
+    check("baize", partial(ours, decoder), model)
     activation = str(model.dtype).removeprefix("torch.")
     card = card_of(device_name(device)) if model.dtype in (torch.float16, torch.bfloat16) else None
     report.facts["matmul_TFLOP/s"] = peak = matmul_peak(device, model.dtype)
-    engines: dict[str, Callable[[list[int]], torch.Tensor]] = {f"baize {kind}": partial(ours, model, cache)}
+    engines: dict[str, Callable[[list[int]], torch.Tensor]] = {f"baize {kind}": partial(ours, decoder)}
     if any(row.name != "torch" for row in model.ops.rows.values()):
-        engines[f"torch {kind}"] = partial(ours, reference_model(model), cache)
+        engines[f"torch {kind}"] = partial(ours, Decoder(reference_model(model), cache=decoder.cache))
     if options.baselines:
         with report.case(engine=f"transformers {activation}"):
             other, report.facts["transformers"] = baseline(model, shape)

@@ -34,7 +34,9 @@ from baize_engine import Engine, SamplingParams
 from baize_engine.backend import devices
 from baize_engine.loading import LoadedModel
 from baize_engine.model.blocks import BLOCK_SIZE, BlockPool
+from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.runner import DecodeSteps
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -97,37 +99,37 @@ def counted(many: list[list[int]], chunk: int, longest: int) -> int:
     return computed
 
 
+class Counting(PromptRunner):
+    """A runner that counts the tokens of prompts that it computes."""
+
+    computed = 0
+
+    def prefill(self, ids: list[int], sequence: CachedTokens) -> torch.Tensor:
+        self.computed += len(ids)
+        return super().prefill(ids, sequence)
+
+
 class Runner:
     """An engine over `model` that shares beginnings or not, and counts the tokens of prompts that it computes."""
 
     def __init__(self, model: Llama, shares: bool) -> None:
-        self.cache, self.shares = model.new_cache(2 * model.config.max_position_embeddings), shares
+        self.cache, self.shares = new_cache(model, 2 * model.config.max_position_embeddings), shares
+        self.prompts = Counting(model, self.cache)
         loaded = LoadedModel(
-            model, self.cache, DecodeSteps(model, self.cache), model.ops.sample, model.config.vocab_size,
+            self.prompts, self.cache, DecodeSteps(model, self.cache), model.ops.sample, model.config.vocab_size,
             max_model_len=model.config.max_position_embeddings, eos_token_ids=(),
         )  # fmt: skip
         self.engine = Engine(loaded)
-        self.model, self.seconds, self.computed = model, 0.0, 0
+        self.device, self.seconds = model.device, 0.0
 
     def __call__(self, many: list[list[int]]) -> list[int]:
         """The token after each prompt."""
-        prefill = self.model.prefill
-
-        def seen(ids: list[int], *rest: Any) -> torch.Tensor:
-            self.computed += len(ids)
-            return prefill(ids, *rest)
-
-        self.model.prefill = seen  # type: ignore[method-assign]
-        synchronize(self.model.device)
-        begin = time.perf_counter()
-        try:
-            done = []
-            for part in [many] if self.shares else [[ids] for ids in many]:
-                done += self.engine.generate(part, SamplingParams(max_new_tokens=1, ignore_eos=True))
-                if not self.shares:
-                    self.cache.forget()
-        finally:
-            del self.model.prefill
+        synchronize(self.device)
+        begin, done = time.perf_counter(), []
+        for part in [many] if self.shares else [[ids] for ids in many]:
+            done += self.engine.generate(part, SamplingParams(max_new_tokens=1, ignore_eos=True))
+            if not self.shares:
+                self.cache.forget()
         self.seconds += time.perf_counter() - begin
         return [each.token_ids[0] for each in done]
 
@@ -145,7 +147,7 @@ def measured(model: Llama, many: dict[str, list[list[int]]]) -> dict[str, Any]:
     warm = next(iter(many.values()))[:2]
     for runner in (plain, sharing):
         runner([[*warm[0][1:], 5], warm[0][1:]])  # other tokens at every place: nothing of it is shared later
-        runner.seconds, runner.computed = 0.0, 0
+        runner.seconds, runner.prompts.computed = 0.0, 0
     for subject, one in many.items():
         if (wanted := plain(one)) != (got := sharing(one)):
             number = next(n for n, (a, b) in enumerate(zip(wanted, got, strict=True)) if a != b)
@@ -153,9 +155,11 @@ def measured(model: Llama, many: dict[str, list[list[int]]]) -> dict[str, Any]:
                 f"{subject}, prompt {number}: {got[number]} with a shared beginning, {wanted[number]} without"
             )
     tokens = sum(len(ids) for one in many.values() for ids in one)
-    if plain.computed != tokens:
-        raise SystemExit(f"{plain.computed} tokens were computed without sharing, wanted all {tokens}")
-    made = row("measured", sum(map(len, many.values())), tokens, sharing.computed, sum(map(least, many.values())))
+    if plain.prompts.computed != tokens:
+        raise SystemExit(f"{plain.prompts.computed} tokens were computed without sharing, wanted all {tokens}")
+    made = row(
+        "measured", sum(map(len, many.values())), tokens, sharing.prompts.computed, sum(map(least, many.values()))
+    )
     made |= {"plain_s": plain.seconds, "sharing_s": sharing.seconds, "speedup": plain.seconds / sharing.seconds}
     return {**made, "share": made["speedup"] / made["tokens_ratio"]}
 
@@ -167,7 +171,7 @@ def bench(report: Report, chosen: argparse.Namespace, device: str) -> None:
     step = len(every) / min(chosen.subjects or len(every), len(every))
     names = [list(every)[int(n * step)] for n in range(round(len(every) / step))]
     model = random_model(shape, chosen.kind, device)
-    chunk = model.new_cache(BLOCK_SIZE).chunk
+    chunk = new_cache(model, BLOCK_SIZE).chunk
     report.facts |= {"subjects": len(names), "chunk": chunk}
     with report.case(what="measured"):
         check_by_reference(model, shape.vocabulary)

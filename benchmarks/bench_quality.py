@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from common import parser
+from models import Decoder
 from reports import Report
 
 from baize_engine import recover
 from baize_engine.backend import choose
-from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
@@ -34,7 +34,7 @@ def load(folder: Path, quantize: str | None) -> tuple[Llama, Llama, Llama]:
     weights = load_weights(folder, config, quantize=quantize)
     ops = choose.ops("cpu")
     return (
-        Llama(config, weights, reference),
+        Llama(config, weights, choose.reference_ops("cpu")),
         Llama(config, weights, ops, exact_activations=True),
         Llama(config, weights, ops),
     )
@@ -43,19 +43,19 @@ def load(folder: Path, quantize: str | None) -> tuple[Llama, Llama, Llama]:
 def speak(model: Llama, length: int, seed: int) -> list[int]:
     """Ids that the model draws from its own distribution after the begin token."""
     generator = torch.Generator().manual_seed(seed)
-    cache = model.new_cache(length)
-    sequence, ids = cache.allocate(), [1]  # LLaMA's begin token
-    logits = model.prefill(ids, sequence, cache)
+    decoder = Decoder(model, length)
+    sequence, ids = decoder.sequence(), [1]  # LLaMA's begin token
+    logits = decoder.prefill(ids, sequence)
     while len(ids) < length:
         ids.append(int(torch.multinomial(logits[0].softmax(-1), 1, generator=generator)))
         if len(ids) < length:
-            logits = model.forward([[ids[-1]]], [sequence], cache)
+            logits = decoder.forward([[ids[-1]]], [sequence])
     return ids
 
 
 def logits_of(model: Llama, ids: list[int]) -> torch.Tensor:
-    cache = model.new_cache(len(ids))
-    return model.forward([ids], [cache.allocate()], cache, all_logits=True, prompt=True)
+    decoder = Decoder(model, len(ids))
+    return decoder.forward([ids], [decoder.sequence()], all_logits=True, prompt=True)
 
 
 def divergence(exact: torch.Tensor, other: torch.Tensor) -> float:
@@ -91,14 +91,14 @@ def judged(
     name: str, kind: str | None, models: tuple[Llama, ...], many: list[list[int]], wanted: list[torch.Tensor]
 ) -> dict[str, Any]:
     """The row of weights of `kind`: what `models`, as `load` gives them, say of the texts."""
-    found, fine, coarse = ([logits_of(model, ids) for ids in many] for model in models)
+    found, fine, int8_activations = ([logits_of(model, ids) for ids in many] for model in models)
     agree = torch.cat([a.argmax(-1) == b.argmax(-1) for a, b in zip(wanted, found, strict=True)])
     losses = torch.tensor([loss(a, ids) for a, ids in zip(found, many, strict=True)])
     return {
         "model": name, "weights": kind or "as published",
         "MB": cost.weight_bytes(models[0].config, kind or "float16", kept="float16") / 1e6,
         "KL": mean_divergence(wanted, found), "added_by_exact_activations": mean_divergence(found, fine),
-        "added_in_a_prompt": mean_divergence(found, coarse), "perplexity": float(losses.mean().exp()),
+        "added_in_a_prompt": mean_divergence(found, int8_activations), "perplexity": float(losses.mean().exp()),
         "same_argmax": float(agree.float().mean()), "tokens": sum(map(len, many)),
     }  # fmt: skip
 

@@ -38,32 +38,38 @@ from baize_engine import SamplingParams
 from baize_engine.backend import devices
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.model import cost
+from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.runner import DecodeSteps
 
 CHECKED = 6, 8  # prompts, and tokens of each, that are compared before anything is timed
 AGREE = 0.9  # share of first ids in which a peer, which rounds elsewhere, must agree with ours
 
 
+class TimedPrompts(PromptRunner):
+    """A runner that takes the time of its prompts."""
+
+    seconds = 0.0
+
+    def prefill(self, ids: list[int], sequence: CachedTokens) -> torch.Tensor:
+        synchronize(self.model.device)
+        begin = time.perf_counter()
+        logits = super().prefill(ids, sequence)
+        synchronize(self.model.device)
+        self.seconds += time.perf_counter() - begin
+        return logits
+
+
 class Timed:
     """An engine over `model` whose time of prompts is taken apart."""
 
     def __init__(self, model: Llama, tokens: int) -> None:
-        self.model, self._run = model, model.prefill
-        self.prefill_s = 0.0
-        model.prefill = self._prefill  # type: ignore[method-assign]
-        self.cache = model.new_cache(tokens)
+        self.cache = new_cache(model, tokens)
         for part in (self.cache.keys, self.cache.values):  # a CPU's memory is there once it is written
             part.zero_()
-        self.engine = engine_of(model, self.cache)
-
-    def _prefill(self, *arguments: Any) -> torch.Tensor:
-        synchronize(self.model.device)
-        begin = time.perf_counter()
-        logits = self._run(*arguments)
-        synchronize(self.model.device)
-        self.prefill_s += time.perf_counter() - begin
-        return logits
+        self.prompts = TimedPrompts(model, self.cache)
+        self.engine = engine_of(model, self.cache, decoder=self.prompts)
 
     def together(self, work: Mix) -> Arrivals:
         return arrivals(self.engine, work.prompts, wanted(work))
@@ -79,9 +85,9 @@ class Timed:
     def row(self, name: str, work: Mix, run: Callable[[Mix], Arrivals]) -> tuple[Arrivals, dict[str, Any]]:
         """Runs it once: (what came when, a row of the report)."""
         self.cache.forget()  # all prompts are computed, whatever ran before
-        self.prefill_s, begin = 0.0, time.perf_counter()
+        self.prompts.seconds, begin = 0.0, time.perf_counter()
         found = run(work)
-        made = rates(name, work, time.perf_counter() - begin, self.prefill_s)
+        made = rates(name, work, time.perf_counter() - begin, self.prompts.seconds)
         for what, seconds in (("ttft", found.firsts), ("gap", found.gaps)):
             if seconds:  # there is no gap where each has one token
                 made |= {f"{what}_ms": quantile(seconds, 0.5) * 1e3, f"{what}_p99": quantile(seconds, 0.99) * 1e3}
@@ -205,7 +211,7 @@ def bench(report: Report, options: argparse.Namespace, device: str) -> None:
     model = random_model(shape, options.kind, device)
     check_by_reference(model, shape.vocabulary)
     report.facts |= (limits := ceilings(device, model.dtype))
-    aside = model.new_cache(room(options.rows, options.context, options.steps + 1))
+    aside = new_cache(model, room(options.rows, options.context, options.steps + 1))
     (prompt,) = prompts(1, options.context, shape.vocabulary)
     batch = Rows(model, aside, DecodeSteps(model, aside), prompt, options.rows)
     rates_of_batch: list[float] = []

@@ -131,14 +131,14 @@ def layers(
                     (
                         "attention",
                         (q, keys, values, table, starts, lens, dim**-0.5),
-                        {"out": mixed, "longest": context},
+                        {"out": mixed, "max_context": context},
                     ),
                     ("linear_add o", (mixed.flatten(1), mine["linear_add o"]), {"out": x}),
                     ("gate_up", (x, norms[2 * number + 1], eps, [mine["gate_up"]]), {"out": activated}),
                     ("linear_add down", (activated, mine["linear_add down"]), {"out": x}),
                 )
             ]
-        return [(n, call if n == "attention" else partial(call, each_row=True)) for n, call in found]
+        return [(n, call if n == "attention" else partial(call, batch_invariant=True)) for n, call in found]
 
     def rows_of(context: int) -> list[Tensor]:
         """What the steps write into the caches."""
@@ -181,7 +181,8 @@ def head(ops: Any, config: ModelConfig, kind: str, batch: int, device: str, touc
     best = torch.empty(batch, -(-shape[0] // reference.BEST_BLOCK), dtype=torch.int32, device=device)
     weights = [matrix(*shape, kind, device) for _ in range(count)]
     calls = [
-        ("head", partial(ops.head, x, norm, eps, weight, out=logits, each_row=True, best=best)) for weight in weights
+        ("head", partial(ops.head, x, norm, eps, weight, out=logits, batch_invariant=True, best=best))
+        for weight in weights
     ]
 
     def spoil(_: str) -> None:

@@ -10,7 +10,6 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,13 @@ from roofline import synchronize
 from torch.profiler import record_function
 from trace_events import Event, Label
 
+from baize_engine.backend.plan_ops import PlanOp
+from baize_engine.model.graphs import runs_ahead_on
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
-from baize_engine.model.runner import Batch, Row, StepState, context_bucket
+from baize_engine.model.prompt_runner import new_cache
+from baize_engine.model.runner import Batch, Row
+from baize_engine.model.step_state import StepState, context_bucket
 
 
 def nothing() -> None:
@@ -39,16 +42,15 @@ class DecodeStep:
     model: Llama
     state: StepState
     rows: list[Row]
-    bound: int  # of the context: `longest` of StepState.run
-    first_s: (
-        float  # seconds of the first step; on a GPU kernels are compiled or loaded, run once, captured and replayed
-    )
+    bound: int  # of the context: `max_context` of StepState.run
+    # seconds of the first step: on a GPU kernels are compiled or loaded, run once, captured and replayed
+    first_s: float
     second_s: float  # seconds of another state's first step: the same without compiling and loading
 
     @classmethod
     def of(cls, model: Llama, batch: int, context: int) -> DecodeStep:
         """A step of `batch` rows that attend to `context` tokens each."""
-        cache = model.new_cache(batch * -(-context // BLOCK_SIZE) * BLOCK_SIZE)
+        cache = new_cache(model, batch * -(-context // BLOCK_SIZE) * BLOCK_SIZE)
         cache.keys.normal_()
         cache.values.normal_()
         rows = []
@@ -75,13 +77,13 @@ class DecodeStep:
         """One step, queued on the device."""
         self.state.run(self.bound)
 
-    def ops(self) -> list[partial[Any]]:
+    def ops(self) -> list[PlanOp]:
         """The plan as it was made."""
         return self.state.ops(self.bound)
 
     def plan(self) -> list[Callable[[], Any]]:
         """The calls that the backend makes of each op by itself."""
-        return [call for op in self.ops() for call in self.model.compile([op])]
+        return [call for op in self.ops() for call in self.model.ops.compile([op])]
 
     def places(self) -> list[Place]:
         """Where each op stands."""
@@ -91,12 +93,12 @@ class DecodeStep:
         """What an op of the CPU is shown as: the backend's implementation stands for the kernel."""
         return Label(place.op, place.layer, self.model.ops.rows[place.op.split()[0]].name)
 
-    def consecutive(self, steps: int) -> Callable[[], None]:
+    def consecutive(self, steps: int, runs_ahead: bool | None = None) -> Callable[[], None]:
         """Steps as the engine's loop runs them: some ahead of the tokens that the host has read.
 
         The host's part of each is in the spans "launch" and "wait" (for its tokens).
         """
-        batch = Batch(self.model, self.state)
+        batch = Batch(self.state, runs_ahead_on(self.model.device) if runs_ahead is None else runs_ahead)
         self.state.set([])
         for row in self.rows:
             batch.add(row)

@@ -50,12 +50,13 @@ class Baize:
         from baize_engine.checkpoint.index import read_index
         from baize_engine.model.config import ModelConfig
         from baize_engine.model.llama import Llama
+        from baize_engine.model.prompt_runner import new_cache
         from baize_engine.model.runner import DecodeSteps
         from baize_engine.model.weights import load_weights
 
         config = ModelConfig.from_folder(path)
         self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), choose.ops("cpu"), "cpu")
-        self.loop, self.decode_steps = arrivals, DecodeSteps
+        self.loop, self.decode_steps, self.new_cache = arrivals, DecodeSteps, new_cache
         self._room(CACHED)
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
@@ -80,7 +81,7 @@ class Baize:
 
     def _room(self, tokens: int) -> None:
         """An empty cache for so many."""
-        self.cache = self.model.new_cache(tokens)
+        self.cache = self.new_cache(self.model, tokens)
         self.engine = self.loop.engine_of(self.model, self.cache)
 
 

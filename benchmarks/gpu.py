@@ -10,6 +10,8 @@ import torch
 from bandwidth import memory_bandwidth
 from common import Spread, measure
 
+from baize_engine.model import graphs
+
 LONG = 2e-3  # seconds that a replay should take: hundreds of times the gap between two replays
 ROUNDS = 64  # most repetitions of the calls in a graph
 COPIED = 1 << 30  # bytes of the copied tensor: many times any L2
@@ -22,15 +24,12 @@ def gpu_spread(calls: Sequence[Callable[[], object]], repeats: int) -> Spread:
     The calls stand for one piece of work on different memory: together they should touch more than the L2 holds. They must
     neither wait for the device nor depend on the host. In the graph each follows the one before as in a decode step.
     """
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):  # compiles, and lets libraries take their workspaces before the capture
-        for call in calls:
-            call()
+    device = torch.device("cuda", torch.cuda.current_device())
+    graphs.run_aside(calls, device)
     torch.cuda.synchronize()
-    once = min(_replays(_graph(calls, 1), 3))
+    once = min(_replays(graphs.capture(calls, device), 3))
     rounds = min(ROUNDS, max(1, ceil(LONG / once)))
-    seconds = _replays(_graph(calls, rounds), repeats)
+    seconds = _replays(graphs.capture([*calls] * rounds, device), repeats)
     return Spread.of(each / (rounds * len(calls)) for each in seconds)
 
 
@@ -53,15 +52,6 @@ def ceilings(device: str) -> dict[str, float]:
         target = torch.empty_like(source)
         copy = 2 * COPIED / gpu_spread([lambda: target.copy_(source)], 30).median / 1e9
     return {"copy_GB/s": copy, "matmul_TFLOP/s": 2 * side**3 / peak / 1e12}
-
-
-def _graph(calls: Sequence[Callable[[], object]], rounds: int) -> torch.cuda.CUDAGraph:
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=torch.cuda.Stream()):  # its own default is of the first device used
-        for _ in range(rounds):
-            for call in calls:
-                call()
-    return graph
 
 
 def _replays(graph: torch.cuda.CUDAGraph, count: int) -> list[float]:

@@ -213,7 +213,7 @@ def attending(m: Machine, config: ModelConfig, op: str, batch: int, queries: int
     whole = [
         [part[places].flatten(1, 2)[:, :context].transpose(1, 2).contiguous() for part in cache] for cache in caches
     ]
-    out, longest = torch.empty_like(q), context if queries == 1 else queries
+    out, max_context = torch.empty_like(q), context if queries == 1 else queries
 
     def theirs(k: Tensor, v: Tensor) -> list[Tensor]:
         rows = q.view(batch, queries, heads, dim).transpose(1, 2)
@@ -223,7 +223,7 @@ def attending(m: Machine, config: ModelConfig, op: str, batch: int, queries: int
     places_of = (table, starts, lens, scale)
     return Case(
         op, str(m.activation).removeprefix("torch."), batch * queries, context,
-        [partial(m.ops.attention, q, *cache, *places_of, out=out, longest=longest) for cache in caches], [out],
+        [partial(m.ops.attention, q, *cache, *places_of, out=out, max_context=max_context) for cache in caches], [out],
         [partial(theirs, *cache) for cache in whole], lambda: [reference.attention(q, *caches[0], *places_of)],
     )  # fmt: skip
 

@@ -12,7 +12,9 @@ from baize_engine.backend import choose
 from baize_engine.kernels import quantized
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.kv_cache import KVCache, Sequence
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
 
 KINDS = ("float16", "bfloat16", "float32", "int8", "int4")
 SPREAD = 0.02  # the standard deviation that LLaMA's initialisation has: logits of a few units, no overflow
@@ -36,6 +38,25 @@ def random_model(shape: Shape, kind: str, device: str, seed: int = 0) -> Llama:
         coded = kept != kind and name in names.quantized(config)
         weights[name] = quantized.quantize(drawn, kind) if coded else drawn
     return Llama(config, weights, choose.ops(device), device)
+
+
+class Decoder(PromptRunner):
+    """A runner over a new cache of `tokens` tokens, or a given one, in which sequences take the blocks that they need."""
+
+    def __init__(self, model: Llama, tokens: int = 0, cache: KVCache | None = None) -> None:
+        super().__init__(model, cache or new_cache(model, tokens))
+
+    def sequence(self) -> Sequence:
+        return self.cache.allocate()
+
+    def prefill(self, ids: list[int], sequence: Sequence) -> torch.Tensor:
+        self.cache.reserve(sequence, len(ids))
+        return super().prefill(ids, sequence)
+
+    def forward(self, token_ids: list[list[int]], sequences: list[Sequence], **how: bool) -> torch.Tensor:
+        for ids, sequence in zip(token_ids, sequences, strict=True):
+            self.cache.reserve(sequence, len(ids))
+        return super().forward(token_ids, sequences, **how)
 
 
 def let_go(device: str) -> None:

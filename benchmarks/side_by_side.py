@@ -19,12 +19,13 @@ import torch
 from bandwidth import ReadProbe
 from common import FIRST, GAP, Spread, latencies
 from model_files import Store
+from models import Decoder
 from peers import ENGINES, Child, Ended, Peer, installed
 from reports import Report
 from roofline import matmul_peak
 
+from baize_engine.backend.choose import reference_ops
 from baize_engine.checkpoint.index import read_index
-from baize_engine.kernels import reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
@@ -43,16 +44,16 @@ class Oracle:
     def __init__(self, path: Path) -> None:
         config = ModelConfig.from_folder(path)
         weights = load_weights(read_index(path), config, "auto", "cpu")
-        self.model = Llama(config, weights, reference, "cpu")
+        self.model = Llama(config, weights, reference_ops("cpu"), "cpu")
 
     def gap(self, prompt: list[int], rows: list[list[int]]) -> float:
         """The most that an id's logit is below the best after the prompt and the ids before it in its row.
 
         In standard deviations of the logits; rows are of one length.
         """
-        cache, many = self.model.new_cache(len(rows) * (len(prompt) + len(rows[0]) + 16)), len(rows)
+        decoder, many = Decoder(self.model, len(rows) * (len(prompt) + len(rows[0]) + 16)), len(rows)
         inputs = [prompt + ids[:-1] for ids in rows]
-        logits = self.model.forward(inputs, [cache.allocate() for _ in rows], cache, all_logits=True)
+        logits = decoder.forward(inputs, [decoder.sequence() for _ in rows], all_logits=True)
         logits = logits.unflatten(0, (many, -1))[:, len(prompt) - 1 :]
         chosen = logits.gather(2, torch.tensor(rows)[:, :, None])[:, :, 0]
         return float(((logits.amax(2) - chosen) / logits.std(2)).max())

@@ -254,11 +254,11 @@ void bind_decoder(py::module_& module) {
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
                 uintptr_t cos, uintptr_t sin, uintptr_t positions, const std::string& cache, uintptr_t keys, uintptr_t values,
                 uintptr_t slots,
-                size_t heads, size_t kv_heads, size_t dim, uintptr_t q, bool coarse, size_t turns, size_t places) {
+                size_t heads, size_t kv_heads, size_t dim, uintptr_t q, bool int8_activations, size_t turns, size_t places) {
                  plan.qkv_rope_store(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<const float>(cos),
                                      at<const float>(sin), at<const int64_t>(positions), float_kind(cache), at<uint8_t>(keys),
                                      at<uint8_t>(values),
-                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q), coarse, turns, places);
+                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q), int8_activations, turns, places);
              })
         .def("attention",
              [](Plan& plan, uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
@@ -269,13 +269,13 @@ void bind_decoder(py::module_& module) {
                                  sequences, table_stride, heads, kv_heads, dim, block, blocks, scale, at<float>(out), 0});
              })
         .def("linear_add",
-             [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out, bool coarse) {
-                 plan.linear_add(at<const float>(x), tokens, matrix, at<float>(out), coarse);
+             [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out, bool int8_activations) {
+                 plan.linear_add(at<const float>(x), tokens, matrix, at<float>(out), int8_activations);
              })
         .def("gate_up",
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
-                uintptr_t out, bool coarse) {
-                 plan.gate_up(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<float>(out), coarse);
+                uintptr_t out, bool int8_activations) {
+                 plan.gate_up(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<float>(out), int8_activations);
              })
         .def("head",
              [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const Matrix& matrix, uintptr_t out,

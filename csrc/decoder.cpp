@@ -83,7 +83,7 @@ void check_beside(const std::vector<Matrix>& matrices) {
 }
 
 // Whether activations are rounded to bytes.
-bool by_bytes(bool coarse, const Matrix& matrix) { return coarse && matrix.quantised(); }
+bool by_bytes(bool int8_activations, const Matrix& matrix) { return int8_activations && matrix.quantised(); }
 
 }  // namespace
 
@@ -149,9 +149,9 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool byt
 void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                           const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
                           uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
-                          bool coarse, size_t turns, size_t places) {
+                          bool int8_activations, size_t turns, size_t places) {
     const size_t width = (heads + 2 * kv_heads) * dim, half = dim / 2, row_bytes = kv_heads * dim * (cache == Kind::float32 ? 4 : 2);
-    const bool bytes = by_bytes(coarse, matrices[0]);
+    const bool bytes = by_bytes(int8_activations, matrices[0]);
     prepare(x, tokens, matrices[0], bytes, norm, eps);
     products(tokens, matrices, bytes, nullptr, width, false);
     scratch_ = std::max(scratch_, kv_heads * dim);
@@ -230,18 +230,18 @@ void Plan::attention(const Attention& what) {
     });
 }
 
-void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool coarse) {
-    const bool bytes = by_bytes(coarse, matrix);
+void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool int8_activations) {
+    const bool bytes = by_bytes(int8_activations, matrix);
     prepare(x, tokens, matrix, bytes);
     products(tokens, {matrix}, bytes, out, matrix.rows, true);
 }
 
 void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
-                   float* out, bool coarse) {
+                   float* out, bool int8_activations) {
     check_beside(matrices);
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
-    const bool bytes = by_bytes(coarse, matrices[0]);
+    const bool bytes = by_bytes(int8_activations, matrices[0]);
     prepare(x, tokens, matrices[0], bytes, norm, eps);
     // A task makes gates and ups of the same rows, which its thread's cache still has when they are joined.
     const size_t inner = width / 2, rows = kernels_.task_rows(matrices[0], tokens), own = kernels_.product_scratch();

@@ -150,16 +150,16 @@ class Plan {
     explicit Plan(const Kernels& kernels) : kernels_(kernels) {}
 
     void embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden, float* out);
-    // `coarse` rounds the activations that meet quantised matrices to bytes.
+    // `int8_activations` rounds the activations that meet quantised matrices to bytes.
     // rms_norm, then the products with `matrices` side by side, q and k rotated, k and v stored in a cache of `cache`
     void qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
                         const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
                         uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
-                        bool coarse, size_t turns, size_t places);  // rows of cos, and of keys
+                        bool int8_activations, size_t turns, size_t places);  // rows of cos, and of keys
     void attention(const Attention& what);  // `splits` is filled in
-    void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool coarse);
+    void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool int8_activations);
     void gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices, float* out,
-                 bool coarse);
+                 bool int8_activations);
     void head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
               int32_t* best);  // best may be null: the greatest of each kBestBlock logits, -1 where one is not finite
 

@@ -143,7 +143,7 @@ def _attention_join_kernel(
     s = tl.program_id(0)
     head = s.to(tl.int64) * HEADS + tl.program_id(1)
     d = tl.arange(0, PADDED_D)
-    used = tl.minimum(tl.cdiv(tl.load(lens_ptr + s), SPLIT), splits)  # a context over `longest` has no more parts
+    used = tl.minimum(tl.cdiv(tl.load(lens_ptr + s), SPLIT), splits)  # a context over `max_context` has no more parts
     top = float("-inf")
     total = 0.0
     acc = tl.zeros((PADDED_D,), dtype=tl.float32)
@@ -208,12 +208,12 @@ def _attention_prefill_kernel(
 def attention(
     q: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, block_tables: torch.Tensor,
     query_starts: torch.Tensor, context_lens: torch.Tensor, scale: float, *, out: torch.Tensor | None = None,
-    longest: int | None = None,
+    max_context: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.attention`. As many queries as sequences mean one each, a decode step.
 
-    `longest`: no context is longer, of a prompt no number of queries; a longer one is cut to whole splits of it. Without it the
-    GPU is asked, which waits for it.
+    `max_context`: no context is longer, of a prompt no number of queries; a longer one is cut to whole splits of it. Without
+    it the GPU is asked, which waits for it.
     """
     rows, heads, dim = q.shape
     block, kv_heads = k_cache.shape[1], k_cache.shape[2]
@@ -230,10 +230,10 @@ def attention(
     padded = max(16, triton.next_power_of_2(dim))
     options = {"D": dim, "PADDED_D": padded, "BLOCK": block}
     if rows == many:
-        longest = int(context_lens.max()) if longest is None else longest
+        max_context = int(context_lens.max()) if max_context is None else max_context
         how = tuned.attention(k_cache.element_size(), (heads, kv_heads, dim), rows, q.device)
         split, starts = SPLITS[k_cache.element_size()], pdl(q.device, how.trigger)
-        splits = triton.cdiv(longest, split)
+        splits = triton.cdiv(max_context, split)
         parts = torch.empty(rows, heads, splits, dim, dtype=torch.float32, device=q.device)
         stats = torch.empty(rows, heads, splits, 2, dtype=torch.float32, device=q.device)
         query_rows = max(16, triton.next_power_of_2(shared))
@@ -247,9 +247,9 @@ def attention(
             HEADS=heads, D=dim, PADDED_D=padded, SPLIT=split, JOINED=JOINED, num_warps=4, **starts,
         )  # fmt: skip
         return out
-    longest = int((query_starts[1:] - query_starts[:-1]).max()) if longest is None else longest
+    max_context = int((query_starts[1:] - query_starts[:-1]).max()) if max_context is None else max_context
     tile = prefill_tile(k_cache.element_size())
-    _attention_prefill_kernel[(triton.cdiv(longest, tile["BLOCK_M"]), heads, many)](
+    _attention_prefill_kernel[(triton.cdiv(max_context, tile["BLOCK_M"]), heads, many)](
         q, k_cache, v_cache, block_tables, query_starts, context_lens, out, block_tables.stride(0), scale * LOG2E,
         HEADS=heads, SHARED=shared, **options, **tile, **pdl(q.device),
     )  # fmt: skip

@@ -37,9 +37,8 @@ from .launch import (
 )
 from .norm import LANES, inverse_rms, rms_norm
 from .quantized import GROUP, Int4Weight, Int8Weight, Weight
-from .reference import BEST_BLOCK
 from .rope import rope_and_store
-from .settings import MAX_ROWS, NORM_TRIGGERS
+from .settings import BEST_BLOCK, MAX_ROWS, NORM_TRIGGERS
 from .silu import silu_mul
 
 EPILOGUES = {"linear": 0, "linear_add": 1, "gate_up": 2, "qkv_rope_store": 3, "head": 4}
@@ -231,18 +230,20 @@ def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor
     return values, None, 8 * values.element_size()
 
 
-def small(rows: int, each_row: bool) -> bool:
+def small(rows: int, batch_invariant: bool) -> bool:
     """Whether the kernel above serves: always where a row must not depend on the others, else up to its 64 rows.
 
     Longer prompts are bound by arithmetic, for which cuBLAS is better.
     """
-    return each_row or rows <= MAX_ROWS
+    return batch_invariant or rows <= MAX_ROWS
 
 
-def linear(x: torch.Tensor, weight: Weight, *, out: torch.Tensor | None = None, each_row: bool = False) -> torch.Tensor:
+def linear(
+    x: torch.Tensor, weight: Weight, *, out: torch.Tensor | None = None, batch_invariant: bool = False
+) -> torch.Tensor:
     """`reference.linear`."""
     out = x.new_empty(x.shape[0], weight.shape[0]) if out is None else out
-    if small(x.shape[0], each_row):
+    if small(x.shape[0], batch_invariant):
         check("out", out, (x.shape[0], weight.shape[0]), x.device)
         _launch("linear", x, None, 0.0, weight, out)
         return out
@@ -260,7 +261,7 @@ def linear(x: torch.Tensor, weight: Weight, *, out: torch.Tensor | None = None, 
 def qkv_rope_store(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight], cos: torch.Tensor, sin: torch.Tensor,
     positions: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor,
-    *, q: torch.Tensor, each_row: bool = False, coarse: bool = False,
+    *, q: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False,
 ) -> None:  # fmt: skip
     """`reference.qkv_rope_store` for one joined matrix."""
     weight = _joined(weights)
@@ -274,7 +275,7 @@ def qkv_rope_store(
         raise ValueError(
             f"weights have {weight.shape[0]} rows, wanted {(heads[0] + 2 * kv_heads) * dim} for q, k and v"
         )
-    if small(rows, each_row):
+    if small(rows, batch_invariant):
         _launch("qkv_rope_store", x, norm, eps, weight, q, (cos, sin, positions, slots, k_cache, v_cache), heads)
         return
     parts = linear(rms_norm(x, norm, eps), weight)
@@ -282,11 +283,11 @@ def qkv_rope_store(
 
 
 def linear_add(
-    x: torch.Tensor, weight: Weight, *, out: torch.Tensor, each_row: bool = False, coarse: bool = False
+    x: torch.Tensor, weight: Weight, *, out: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False
 ) -> torch.Tensor:
     """`reference.linear_add`."""
     check("out", out, (x.shape[0], weight.shape[0]), x.device)
-    if small(x.shape[0], each_row):
+    if small(x.shape[0], batch_invariant):
         _launch("linear_add", x, None, 0.0, weight, out)
         return out
     return out.add_(linear(x, weight))
@@ -294,12 +295,12 @@ def linear_add(
 
 def gate_up(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight],
-    *, out: torch.Tensor, each_row: bool = False, coarse: bool = False,
+    *, out: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.gate_up` for one joined matrix."""
     weight = _joined(weights)
     check("out", out, (x.shape[0], weight.shape[0] // 2), x.device)
-    if small(x.shape[0], each_row):
+    if small(x.shape[0], batch_invariant):
         _launch("gate_up", x, norm, eps, weight, out)
         return out
     return silu_mul(linear(rms_norm(x, norm, eps), weight), out=out)
@@ -307,12 +308,12 @@ def gate_up(
 
 def head(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weight: Weight,
-    *, out: torch.Tensor, each_row: bool = False, best: torch.Tensor | None = None,
+    *, out: torch.Tensor, batch_invariant: bool = False, best: torch.Tensor | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.head`."""
     rows, blocks = x.shape[0], triton.cdiv(weight.shape[0], BEST_BLOCK)
     check("out", out, (rows, weight.shape[0]), x.device)
-    if not small(rows, each_row) and best is None:
+    if not small(rows, batch_invariant) and best is None:
         return out.copy_(linear(rms_norm(x, norm, eps), weight))
     best = torch.empty(rows, blocks, dtype=torch.int32, device=x.device) if best is None else best
     check("best", best, (rows, blocks), x.device)

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .quantized import Int4Weight, Int8Weight, Weight, dequantize, quantize, rows  # noqa: F401 (part of the contract)
+from .settings import BEST_BLOCK
 
 # diff_add
 
@@ -90,10 +91,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
     return _into(out, normed * weight.to(x.dtype))
 
 
-def linear(x: Tensor, weight: Weight, *, out: Tensor | None = None, each_row: bool = False) -> Tensor:
+def linear(x: Tensor, weight: Weight, *, out: Tensor | None = None, batch_invariant: bool = False) -> Tensor:
     """x (T, K) times `weight` (N, K) transposed: (T, N) in x's type. Quantised weights are dequantised to x's type first.
 
-    `each_row` computes every row by itself, so that a row's bits do not depend on how many others there are: torch's
+    `batch_invariant` computes every row by itself, so that a row's bits do not depend on how many others there are: torch's
     library takes another order of summation for another T. Kernels with one order for all T ignore it.
     """
     if out is None:
@@ -103,7 +104,7 @@ def linear(x: Tensor, weight: Weight, *, out: Tensor | None = None, each_row: bo
     for begin in range(0, weight.shape[0], step):
         block = dequantize(rows(weight, begin, begin + step), x.dtype)
         part = out[:, begin : begin + step]
-        if each_row:
+        if batch_invariant:
             for t in range(x.shape[0]):  # fresh memory: the library's order of summation follows alignment
                 part[t] = torch.mv(block, x[t].clone())
         else:
@@ -155,13 +156,13 @@ def attention(
     scale: float,
     *,
     out: Tensor | None = None,
-    longest: int | None = None,
+    max_context: int | None = None,
 ) -> Tensor:
     """Causal attention of each sequence's new tokens over its cached ones, softmax in float32: (T, Hq, D).
 
     q: (T, Hq, D), sequence s holding rows query_starts[s] to query_starts[s + 1] ((S + 1,) int). Its cache is the first
     context_lens[s] rows of the blocks block_tables[s] ((S, max_blocks) int), its last query being the last of them. Query
-    head h reads key head h // (Hq / Hkv). Each sequence is computed by itself. `longest` bounds, for kernels that launch by
+    head h reads key head h // (Hq / Hkv). Each sequence is computed by itself. `max_context` bounds, for kernels that launch by
     it, the tokens of a context where each sequence has one query, else the queries of a sequence.
     """
     if out is None:
@@ -221,16 +222,17 @@ def qkv_rope_store(
     slots: Tensor,
     *,
     q: Tensor,
-    each_row: bool = False,
-    coarse: bool = False,
+    batch_invariant: bool = False,
+    int8_activations: bool = False,
 ) -> None:
     """rms_norm, the products with q, k and v, rope_and_store. x: (T, H); q: (T, Hq, D) is written.
 
-    `weights`: the three matrices, or one of their rows joined in this order. `coarse` allows a backend that is faster so to
-    round the activations that meet quantised weights to 8 bits, with a scale for some columns; here they stay as they are.
+    `weights`: the three matrices, or one of their rows joined in this order. `int8_activations` allows a backend that
+    is faster so to round the activations that meet quantised weights to 8 bits, with a scale for some columns; here they
+    stay as they are.
     """
     kv_heads, dim = k_cache.shape[2:]
-    parts = _products(rms_norm(x, norm, eps), weights, each_row)
+    parts = _products(rms_norm(x, norm, eps), weights, batch_invariant)
     k_begin = q.shape[1] * dim
     v_begin = k_begin + kv_heads * dim
     q.copy_(parts[:, :k_begin].view(q.shape))
@@ -238,9 +240,11 @@ def qkv_rope_store(
     rope_and_store(q, k, v, cos, sin, positions, k_cache, v_cache, slots)
 
 
-def linear_add(x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False, coarse: bool = False) -> Tensor:
-    """out (T, N) += linear(x (T, K), weight): a product and the residual. `coarse`: as in qkv_rope_store."""
-    return add(out, linear(x, weight, each_row=each_row), out=out)
+def linear_add(
+    x: Tensor, weight: Weight, *, out: Tensor, batch_invariant: bool = False, int8_activations: bool = False
+) -> Tensor:
+    """out (T, N) += linear(x (T, K), weight): a product and the residual. `int8_activations`: as in qkv_rope_store."""
+    return add(out, linear(x, weight, batch_invariant=batch_invariant), out=out)
 
 
 def gate_up(
@@ -250,19 +254,18 @@ def gate_up(
     weights: Sequence[Weight],
     *,
     out: Tensor,
-    each_row: bool = False,
-    coarse: bool = False,
+    batch_invariant: bool = False,
+    int8_activations: bool = False,
 ) -> Tensor:
     """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one of their rows joined.
 
-    `coarse`: as in qkv_rope_store.
+    `int8_activations`: as in qkv_rope_store.
     """
-    parts = _products(rms_norm(x, norm, eps), weights, each_row)
+    parts = _products(rms_norm(x, norm, eps), weights, batch_invariant)
     inner = out.shape[1]
     return silu_mul(parts[:, :inner], parts[:, inner:], out=out)
 
 
-BEST_BLOCK = 32  # logits of which `head` can leave the greatest for `sample`
 NO_TOKEN = -1  # what `sample` gives for a row with a logit that is not finite
 
 
@@ -273,7 +276,7 @@ def head(
     weight: Weight,
     *,
     out: Tensor,
-    each_row: bool = False,
+    batch_invariant: bool = False,
     best: Tensor | None = None,
 ) -> Tensor:
     """Logits (T, V) float32 of the hidden states x (T, H): rms_norm and the product with the output matrix.
@@ -281,7 +284,7 @@ def head(
     best: (T, ceil(V / BEST_BLOCK)) int32, receives the id of the greatest logit of each block, the first of equals, or
     NO_TOKEN if one of the block is not finite.
     """
-    out.copy_(linear(rms_norm(x, norm, eps), weight, each_row=each_row))
+    out.copy_(linear(rms_norm(x, norm, eps), weight, batch_invariant=batch_invariant))
     if best is not None:
         padded = F.pad(out, (0, -out.shape[1] % BEST_BLOCK), value=float("-inf")).unflatten(1, (-1, BEST_BLOCK))
         ids = padded.argmax(2) + torch.arange(padded.shape[1], device=x.device) * BEST_BLOCK
@@ -290,8 +293,8 @@ def head(
     return out
 
 
-def _products(x: Tensor, weights: Sequence[Weight], each_row: bool) -> Tensor:
-    return torch.cat([linear(x, weight, each_row=each_row) for weight in weights], dim=1)
+def _products(x: Tensor, weights: Sequence[Weight], batch_invariant: bool) -> Tensor:
+    return torch.cat([linear(x, weight, batch_invariant=batch_invariant) for weight in weights], dim=1)
 
 
 # Sampling

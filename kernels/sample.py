@@ -17,8 +17,7 @@ import triton.language as tl
 
 from . import tuned
 from .launch import check, check_device, pdl, wait_for_inputs
-from .reference import BEST_BLOCK
-from .settings import SampleSettings
+from .settings import BEST_BLOCK, SampleSettings
 
 BLOCK = 2048  # logits that a pass loads at a time
 PICKED = 64  # largest top_k for which only so many blocks are read instead of all

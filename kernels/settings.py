@@ -19,15 +19,13 @@ from typing import Any
 # before it reads any kernel's results, but what it does before that overlaps this kernel.
 # first: at once, before this kernel itself waits; early: when it has waited; late: after its loop over K.
 TRIGGERS = ("first", "early", "late")
-NORM_TRIGGERS = {
-    "early": "early",
-    "late": "first",
-}  # of a norm before a product, by the product's: what it fetches ahead,
-# it fetches while the norm runs, but not already while the product before that runs, which is what "late" avoids
+# The trigger of a norm before a product, by the product's: what the product fetches ahead, it fetches while the norm runs, but
+# not already while the product before the norm runs, which is what "late" avoids.
+NORM_TRIGGERS = {"early": "early", "late": "first"}
 BITS = (32, 16, 8, 4)
 WITH_NORM = ("qkv_rope_store", "gate_up", "head")  # products that begin with a norm
 PRODUCTS = (*WITH_NORM, "linear_add", "linear")
-BEST_BLOCK = 32  # logits of a block: `reference.BEST_BLOCK`
+BEST_BLOCK = 32  # logits of which `head` leaves the greatest for `sample`
 INT4_BLOCK_K = 256
 FUSED_NORM_ROWS = 8  # up to so many rows every program normalises them itself; for more, a separate kernel is cheaper
 MAX_ROWS = 64  # rows of x that one program of a product holds

@@ -12,7 +12,6 @@ from fakes import EOS, FIRST_BYTE, VOCAB, FakeCache, ScriptDecoder, TableDecoder
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.score import CHUNK, score_tokens
 
 
 def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
@@ -291,26 +290,14 @@ def test_score_sums_the_completions_log_probabilities() -> None:
 
 
 @pytest.mark.parametrize("start", [1, 2, 127, 128, 129, 130, 256, 299])
-def test_scoring_never_makes_logits_of_more_rows_than_a_chunk_has(start: int) -> None:
+def test_scoring_asks_for_no_logits_that_nobody_reads(start: int) -> None:
     decoder, cache = AllRows(VOCAB), FakeCache(200)
     engine = make(decoder, max_model_len=400)
     engine._cache = cache
     ids = [3 + i % 200 for i in range(300)]
     assert engine.score(ids[:start], [ids[start:]])[0] == pytest.approx(expected_score(decoder, ids, start), rel=1e-6)
-    assert max(decoder.logit_rows) <= CHUNK
-    # no more than the chunk in which they begin holds of rows that nobody asked for
-    assert sum(decoder.logit_rows) < len(ids) - start + CHUNK
+    assert sum(decoder.logit_rows) == len(ids) - start
     assert all_free(engine)
-
-
-def test_a_tokens_score_does_not_depend_on_where_the_prompt_ends() -> None:
-    """The chunks end at the same places."""
-    seen = []
-    for start in (130, 140, 200, 255):
-        decoder, cache = AllRows(VOCAB), FakeCache(200)
-        score_tokens(decoder, cache, [3] * 300, start)
-        seen.append(decoder.logit_rows)
-    assert seen == [[128, 43]] * 4
 
 
 def test_prompt_logprobs_are_those_of_each_token_after_the_others() -> None:
@@ -326,7 +313,6 @@ def test_prompt_logprobs_are_those_of_each_token_after_the_others() -> None:
             assert entry is not None
             assert entry.logprob == pytest.approx(float(row[ids[i]]), abs=1e-6)
             assert [token for token, _ in entry.top] == row.topk(2).indices.tolist()
-    assert max(decoder.logit_rows) <= CHUNK
     assert engine.prompt_logprobs([1, 5])[0][1].top == ()
     assert all_free(engine)
     with pytest.raises(RequestError, match="top is -1, wanted an integer of at least 0"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +18,11 @@ from baize_engine.backend import choose
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BackendError, CheckpointError, RequestError
 from baize_engine.generation.loop import Sample, generate
-from baize_engine.generation.score import CHUNK
 from baize_engine.loading import load
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import LOGIT_ROWS
 from baize_engine.model.weights import nbytes
 from baize_engine.options import EngineOptions
 
@@ -105,20 +107,20 @@ def test_the_head_of_a_long_text_is_never_run_for_more_rows_than_a_chunk(
     """Of the real decoder: rows of every tensor of logits that is made, and one token's number in two divisions."""
     with Engine.from_pretrained(model(tmp_path / "m", max_position_embeddings=700), device="cpu") as engine:
         rows: list[int] = []
-        head = engine._decoder.head_step
+        head = Llama.head_op
 
-        def noting(hidden: torch.Tensor, logits: torch.Tensor, **options: object) -> object:
+        def noting(self: Llama, hidden: torch.Tensor, logits: torch.Tensor, **options: Any) -> object:
             rows.append(logits.shape[0])
-            return head(hidden, logits, **options)
+            return head(self, hidden, logits, **options)
 
-        monkeypatch.setattr(engine._decoder, "head_step", noting)
+        monkeypatch.setattr(Llama, "head_op", noting)
         ids = [3 + i * 7 % 90 for i in range(600)]
         whole = engine.prompt_logprobs([ids])[0]
         (late,) = engine.score(ids[:590], [ids[590:]])
-        assert max(rows) <= CHUNK
+        assert max(rows) <= LOGIT_ROWS
         assert math.fsum(entry.logprob for entry in whole[590:] if entry) == late
         engine.next_token_logprobs([ids], [5])
-        assert max(rows) <= CHUNK
+        assert max(rows) <= LOGIT_ROWS
 
 
 def test_an_abandoned_stream_frees_the_real_cache(tmp_path: Path) -> None:
@@ -242,10 +244,10 @@ def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> Non
     logits = {}
     for exact in (False, True):
         loaded = load(folder, EngineOptions(device="cpu", quantize="int8", exact_activations=exact))
-        sequence = loaded.cache.allocate()
-        logits[exact] = loaded.decoder.prefill(ids, sequence, loaded.cache)
-        alone = loaded.decoder.forward([ids[:1]], [loaded.cache.allocate()], loaded.cache)
-        logits[exact, "one"] = alone
+        for key, run in ((exact, ids), ((exact, "one"), ids[:1])):
+            sequence = loaded.cache.allocate()
+            loaded.cache.reserve(sequence, len(run))
+            logits[key] = loaded.decoder.forward([run], [sequence], prompt=len(run) > 1)
     assert torch.equal(logits[False, "one"], logits[True, "one"])
     if choose.ops("cpu").rows["linear_add"].name.startswith("cpp"):
         error = float((logits[False] - logits[True]).norm() / logits[True].norm())

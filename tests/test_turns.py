@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import decoders
 import pytest
-from decoders import make, prompt
+from decoders import Decoder, make, prompt
 from fake_engine import TOKENIZER, all_free, engine_over
 from fakes import VOCAB, FakeCache, TableDecoder
 from tiny import config
@@ -44,9 +43,8 @@ class Bytes:
 
 
 def engine_of(tokens: int, ahead: bool = False) -> Engine:
-    model = make(config(max_position_embeddings=128))
-    model.runs_ahead = ahead
-    return decoders.engine_over(model, model.new_cache(tokens), max_model_len=120, tokenizer=Bytes())
+    decoder = Decoder(make(config(max_position_embeddings=128)), tokens, ahead=ahead)
+    return decoder.engine(max_model_len=120, tokenizer=Bytes())
 
 
 class Wanted:
@@ -185,10 +183,10 @@ class Pausing(TableDecoder):
         super().__init__(VOCAB)
         self.at_step: Callable[[], None] | None = None
 
-    def forward(self, token_ids, sequences, cache, **options):  # type: ignore[no-untyped-def]
+    def forward(self, token_ids, sequences):  # type: ignore[no-untyped-def]
         if self.at_step is not None:
             self.at_step()
-        return super().forward(token_ids, sequences, cache)
+        return super().forward(token_ids, sequences)
 
 
 def pausing(blocks: int = 64) -> tuple[Engine, Pausing]:

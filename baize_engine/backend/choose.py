@@ -7,7 +7,7 @@ A forced row that cannot run raises with its reason; nothing falls back silently
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,8 @@ from baize_engine.errors import BackendError
 
 if TYPE_CHECKING:
     from baize_engine.backend.adders import Adder
+    from baize_engine.backend.plan_ops import PlanOp
+    from baize_engine.kernels.quantized import Int4Weight, Int8Weight
 
 VARIABLE = "BAIZE_BACKEND"
 # op -> the file under kernels/ that has it for a GPU
@@ -25,6 +27,8 @@ DECODER_OPS = {
     "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
 }  # fmt: skip
 OPS = ("diff_add", "quantize", *DECODER_OPS)
+Function = Callable[..., Any]  # of kernels/reference.py
+Quantizer = Callable[..., "Int8Weight | Int4Weight"]  # `quantize` of kernels/quantized.py
 
 
 @dataclass(frozen=True)
@@ -37,47 +41,67 @@ class Implementation:
 
 
 class Ops:
-    """The decoder's ops, chosen for one device: attributes named as in `kernels/reference.py`."""
+    """The decoder's ops on one device. Each is an attribute, a function of its name and signature in kernels/reference.py.
 
-    def __init__(self, device: str) -> None:
-        from baize_engine.kernels.reference import BEST_BLOCK
+    `rows`: the implementation of each. `batch_invariant`: whether a row of activations has the same bits however many others
+    a call has, also where the call does not ask for that.
+    """
 
-        self.device = device
-        self.BEST_BLOCK = BEST_BLOCK
-        self.rows = {op: implementation(op, device) for op in DECODER_OPS}
-        for op, row in self.rows.items():
-            setattr(self, op, row.load(device))
-        # whether a row of activations comes out with the same bits however many others a call has
-        self.by_row = all(
-            row.name.startswith("cpp-") for op, row in self.rows.items() if op not in ("sample", "advance")
-        )
+    embed: Function
+    qkv_rope_store: Function
+    attention: Function
+    linear_add: Function
+    gate_up: Function
+    head: Function
+    sample: Function
+    advance: Function
 
-    def compile(self, plan: list[partial[Any]]) -> list[Callable[[], Any]]:
-        """The calls of a plan, made one where an implementation can run several together."""
+    def __init__(self, device: str, rows: Mapping[str, Implementation]) -> None:
+        self.device, self.rows = device, rows
+        for op in DECODER_OPS:
+            setattr(self, op, rows[op].load(device))
+        products = (row for op, row in rows.items() if op not in ("sample", "advance"))
+        self.batch_invariant = all(row.name.startswith("cpp-") for row in products)
+
+    def compile(self, plan: Sequence[PlanOp]) -> list[Callable[[], object]]:
+        """The calls that run `plan` in order. Neighbours in C++ of one instruction set are one call; it holds their tensors."""
         from baize_engine.backend import cpp_ops
 
-        return cpp_ops.joined(plan)
-
-    if TYPE_CHECKING:
-
-        def __getattr__(self, op: str) -> Callable[..., Any]: ...
+        calls: list[Callable[[], object]] = []
+        joined: cpp_ops.Joined | None = None
+        for op in plan:
+            function = getattr(self, op.name)
+            if not isinstance(function, cpp_ops.Op):
+                joined = None
+                calls.append(partial(function, **op.operands()))
+                continue
+            if joined is None or joined.variant != function.variant:
+                joined = cpp_ops.Joined(function.variant)
+                calls.append(joined)
+            joined.append(op)
+        return calls
 
 
 def ops(device: str) -> Ops:
     """The decoder's ops on `device` ("cpu" or "cuda[:n]")."""
-    return Ops(device)
+    return Ops(device, {op: implementation(op, device) for op in DECODER_OPS})
 
 
-def quantized() -> Any:
-    """The module that defines the quantised format, the same on every device (kernels/quantized.py)."""
-    from baize_engine.kernels import quantized
-
-    return quantized
+def reference_ops(device: str) -> Ops:
+    """The plain-torch ops: what tests and benchmarks hold others against. On a GPU no graph can capture them."""
+    return Ops(device, {op: _torch_row(op) for op in DECODER_OPS})
 
 
-def quantizer(device: str) -> Callable[..., Any]:
+def best_blocks(vocabulary: int) -> int:
+    """Blocks of a row of logits, of each of which `head` leaves the greatest for `sample`."""
+    from baize_engine.kernels.settings import BEST_BLOCK
+
+    return -(-vocabulary // BEST_BLOCK)
+
+
+def quantizer(device: str) -> Quantizer:
     """`quantize` of kernels/quantized.py for tensors on `device`; the same bits from every implementation."""
-    function: Callable[..., Any] = implementation("quantize", device).load(device)
+    function: Quantizer = implementation("quantize", device).load(device)
     return function
 
 
@@ -136,12 +160,12 @@ def table(op: str) -> tuple[Implementation, ...]:
     if op == "diff_add":
         return _diff_add_rows()
     if op == "quantize":
-        return (*_cpp_decoder_rows(op), Implementation("torch", _no_torch, lambda device: _reference(op)))
+        return (*_cpp_decoder_rows(op), _torch_row(op))
     if op in DECODER_OPS:
         return (
             Implementation("triton", _no_triton_decoder, lambda device: _triton(op, device)),
             *_cpp_decoder_rows(op),
-            Implementation("torch", _no_torch, lambda device: _reference(op)),
+            _torch_row(op),
         )
     raise BackendError(f"unknown op {op!r}, wanted one of {', '.join(OPS)}")
 
@@ -256,11 +280,14 @@ def _triton(op: str, device: str) -> Callable[..., Any]:
     return there
 
 
-def _reference(op: str) -> Callable[..., Any]:
-    from baize_engine.kernels import reference
+def _torch_row(op: str) -> Implementation:
+    def load(device: str) -> Function:
+        from baize_engine.kernels import reference
 
-    function: Callable[..., Any] = getattr(reference, op)
-    return function
+        function: Function = getattr(reference, op)
+        return function
+
+    return Implementation("torch", _no_torch, load)
 
 
 def _cpp_adder(variant: str) -> Callable[[], Adder]:

@@ -1,13 +1,13 @@
-"""The decoder's ops in C++ for CPU tensors, with the signatures of kernels/reference.py; a list of them runs as one call.
+"""The decoder's ops in C++ for CPU tensors: each op of a plan checked and handed to `_C.Plan`, which runs them as one call.
 
-An op checks what it is given and appends itself to a plan of `_C`; called by itself it makes a plan of one. Activations are
-float32, the cache any float type. An output's order of summation does not depend on the number of rows, so `each_row` has no
-meaning here.
+Activations are float32, the cache any float type. An output's order of summation does not depend on the number of rows, so
+`batch_invariant` has no meaning here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,6 +16,17 @@ from torch import Tensor
 
 from baize_engine import _C
 from baize_engine.backend import forks
+from baize_engine.backend.plan_ops import (
+    Advance,
+    Attention,
+    Embed,
+    GateUp,
+    Head,
+    LinearAdd,
+    PlanOp,
+    QkvRopeStore,
+    Sample,
+)
 from baize_engine.kernels.quantized import GROUP, Int4Weight, Int8Weight, Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
@@ -23,43 +34,34 @@ FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 
 
 class Op:
-    """An op of one instruction set: called as the reference's, or appended to a plan with the same arguments."""
+    """An op of one instruction set: a function with the signature of kernels/reference.py."""
 
     def __init__(self, name: str, variant: str) -> None:
-        self.__name__, self.variant, self._append = name, variant, _OPS[name]
-
-    def append(self, plan: _C.Plan, *arguments: Any, **options: Any) -> Any:
-        """Adds the op to `plan`; what it will have written."""
-        return self._append(plan, *arguments, **options)
+        self.__name__, self.variant, self._kind = name, variant, KINDS[name]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        plan = _C.Plan(self.variant)
-        out = self._append(plan, *arguments, **options)
-        plan.run(forks.check())
-        return out
+        operands = self._kind(*arguments, **options)
+        if isinstance(operands, Embed | Attention | Sample) and operands.out is None:
+            operands = replace(operands, out=_new_out(operands))
+        once = Joined(self.variant)
+        once.append(operands)
+        once()
+        return getattr(operands, "out", None)
 
 
-def joined(steps: Iterable[partial[Any]]) -> list[Callable[[], Any]]:
-    """The same steps with each run of ops of one instruction set as one call; it holds their tensors."""
-    done: list[Callable[[], Any]] = []
-    plan: _C.Plan | None = None
-    held: list[partial[Any]] = []
-    variant = ""
-    for step in steps:
-        if not isinstance(step.func, Op):
-            done.append(step)
-            plan = None
-            continue
-        if plan is None or step.func.variant != variant:
-            plan, held, variant = _C.Plan(step.func.variant), [], step.func.variant
-            done.append(partial(_run, plan, held))
-        step.func.append(plan, *step.args, **step.keywords)
-        held.append(step)  # its tensors' memory
-    return done
+class Joined:
+    """Ops of one instruction set as one call, which holds their tensors."""
 
+    def __init__(self, variant: str) -> None:
+        self.variant, self._plan, self._held = variant, _C.Plan(variant), list[PlanOp]()
 
-def _run(plan: _C.Plan, held: Sequence[Any]) -> None:
-    plan.run(forks.check())
+    def append(self, op: PlanOp) -> None:
+        """ValueError names an operand that has another shape, type or place than the op's."""
+        APPENDERS[type(op)](self._plan, op)
+        self._held.append(op)
+
+    def __call__(self) -> None:
+        self._plan.run(forks.check())
 
 
 def op(name: str, variant: str) -> Op:
@@ -87,8 +89,10 @@ def _quantize(
     return done
 
 
-def _address(name: str, tensor: Tensor, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
+def _address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
     """Where the tensor lies; ValueError unless it is a contiguous CPU tensor of `shape` and `dtype`."""
+    if tensor is None:
+        raise ValueError(f"{name} is None, wanted {dtype} of {tuple(shape)} on the CPU")
     if tensor.shape != tuple(shape) or tensor.dtype != dtype or tensor.device.type != "cpu":
         raise ValueError(
             f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, wanted {dtype} of "
@@ -129,143 +133,117 @@ def _check_sum(found: int, wanted: int) -> None:
         raise ValueError(f"the matrices have {found} rows together, wanted {wanted}")
 
 
-def _embed(plan: _C.Plan, ids: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
-    tokens, (rows, hidden) = ids.shape[0], weight.shape
-    out = torch.empty(tokens, hidden) if out is None else out
-    where = _address("weight", weight, (rows, hidden), weight.dtype)
+def _new_out(op: Embed | Attention | Sample) -> Tensor:
+    if isinstance(op, Embed):
+        return torch.empty(op.ids.shape[0], op.weight.shape[1])
+    return torch.empty_like(op.q) if isinstance(op, Attention) else torch.empty(op.logits.shape[0], dtype=torch.int64)
+
+
+def _embed(plan: _C.Plan, op: Embed) -> None:
+    tokens, (rows, hidden) = op.ids.shape[0], op.weight.shape
+    where = _address("weight", op.weight, (rows, hidden), op.weight.dtype)
     plan.embed(
-        _address("ids", ids, (tokens,), torch.int64), tokens, FLOATS[weight.dtype], where, rows, hidden,
-        _address("out", out, (tokens, hidden)),
+        _address("ids", op.ids, (tokens,), torch.int64), tokens, FLOATS[op.weight.dtype], where, rows, hidden,
+        _address("out", op.out, (tokens, hidden)),
     )  # fmt: skip
-    return out
 
 
-def _qkv_rope_store(
-    plan: _C.Plan, x: Tensor, norm: Tensor, eps: float, weights: Sequence[Weight], cos: Tensor, sin: Tensor,
-    positions: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor, *, q: Tensor, each_row: bool = False,
-    coarse: bool = False,
-) -> None:  # fmt: skip
-    (tokens, hidden), (_, heads, dim) = x.shape, q.shape
-    blocks, block, kv_heads, _ = k_cache.shape
+def _qkv_rope_store(plan: _C.Plan, op: QkvRopeStore) -> None:
+    (tokens, hidden), (_, heads, dim) = op.x.shape, op.q.shape
+    blocks, block, kv_heads, _ = op.k_cache.shape
     if dim % 2:
         raise ValueError(f"q has heads of {dim} columns, wanted an even number")
-    _check_sum(sum(w.shape[0] for w in weights), (heads + 2 * kv_heads) * dim)
-    half = (cos.shape[0], dim // 2)
+    _check_sum(sum(w.shape[0] for w in op.weights), (heads + 2 * kv_heads) * dim)
+    half = (op.cos.shape[0], dim // 2)
     cache = (blocks, block, kv_heads, dim)
-    kind = _cache_kind(k_cache)
+    kind = _cache_kind(op.k_cache)
     plan.qkv_rope_store(
-        _address("x", x, (tokens, hidden)), tokens, _address("norm", norm, (hidden,)), eps,
-        [_matrix(weight, hidden) for weight in weights], _address("cos", cos, half), _address("sin", sin, half),
-        _address("positions", positions, (tokens,), torch.int64), kind, _address("k_cache", k_cache, cache, k_cache.dtype),
-        _address("v_cache", v_cache, cache, k_cache.dtype), _address("slots", slots, (tokens,), torch.int64), heads, kv_heads,
-        dim, _address("q", q, (tokens, heads, dim)), coarse, cos.shape[0], blocks * block,
+        _address("x", op.x, (tokens, hidden)), tokens, _address("norm", op.norm, (hidden,)), op.eps,
+        [_matrix(weight, hidden) for weight in op.weights], _address("cos", op.cos, half), _address("sin", op.sin, half),
+        _address("positions", op.positions, (tokens,), torch.int64), kind,
+        _address("k_cache", op.k_cache, cache, op.k_cache.dtype), _address("v_cache", op.v_cache, cache, op.k_cache.dtype),
+        _address("slots", op.slots, (tokens,), torch.int64), heads, kv_heads, dim, _address("q", op.q, (tokens, heads, dim)),
+        op.int8_activations, op.cos.shape[0], blocks * block,
     )  # fmt: skip
 
 
-def _attention(
-    plan: _C.Plan, q: Tensor, k_cache: Tensor, v_cache: Tensor, block_tables: Tensor, query_starts: Tensor,
-    context_lens: Tensor, scale: float, *, out: Tensor | None = None, longest: int | None = None,
-) -> Tensor:  # fmt: skip
-    tokens, heads, dim = q.shape
-    blocks, block, kv_heads, _ = k_cache.shape
-    sequences = context_lens.shape[0]
+def _attention(plan: _C.Plan, op: Attention) -> None:
+    tokens, heads, dim = op.q.shape
+    blocks, block, kv_heads, _ = op.k_cache.shape
+    sequences, most = op.context_lens.shape[0], op.block_tables.shape[1]
     if heads % kv_heads:
         raise ValueError(f"q has {heads} heads, wanted a multiple of the cache's {kv_heads}")
-    out = torch.empty_like(q) if out is None else out
     whole, cache = (tokens, heads, dim), (blocks, block, kv_heads, dim)
     plan.attention(
-        _address("q", q, whole), _cache_kind(k_cache), _address("k_cache", k_cache, cache, k_cache.dtype),
-        _address("v_cache", v_cache, cache, k_cache.dtype),
-        _address("block_tables", block_tables, (sequences, block_tables.shape[1]), torch.int32),
-        _address("query_starts", query_starts, (sequences + 1,), torch.int32),
-        _address("context_lens", context_lens, (sequences,), torch.int32), tokens, sequences, block_tables.shape[1],
-        heads, kv_heads, dim, block, blocks, scale, _address("out", out, whole),
+        _address("q", op.q, whole), _cache_kind(op.k_cache), _address("k_cache", op.k_cache, cache, op.k_cache.dtype),
+        _address("v_cache", op.v_cache, cache, op.k_cache.dtype),
+        _address("block_tables", op.block_tables, (sequences, most), torch.int32),
+        _address("query_starts", op.query_starts, (sequences + 1,), torch.int32),
+        _address("context_lens", op.context_lens, (sequences,), torch.int32), tokens, sequences, most,
+        heads, kv_heads, dim, block, blocks, op.scale, _address("out", op.out, whole),
     )  # fmt: skip
-    return out
 
 
-def _linear_add(
-    plan: _C.Plan, x: Tensor, weight: Weight, *, out: Tensor, each_row: bool = False, coarse: bool = False
-) -> Tensor:
-    tokens, columns = x.shape
-    place = _address("out", out, (tokens, weight.shape[0]))
-    plan.linear_add(_address("x", x, (tokens, columns)), tokens, _matrix(weight, columns), place, coarse)
-    return out
+def _linear_add(plan: _C.Plan, op: LinearAdd) -> None:
+    tokens, columns = op.x.shape
+    out = _address("out", op.out, (tokens, op.weight.shape[0]))
+    plan.linear_add(
+        _address("x", op.x, (tokens, columns)), tokens, _matrix(op.weight, columns), out, op.int8_activations
+    )
 
 
-def _gate_up(
-    plan: _C.Plan,
-    x: Tensor,
-    norm: Tensor,
-    eps: float,
-    weights: Sequence[Weight],
-    *,
-    out: Tensor,
-    each_row: bool = False,
-    coarse: bool = False,
-) -> Tensor:
-    tokens, hidden = x.shape
-    _check_sum(sum(w.shape[0] for w in weights), 2 * out.shape[1])
+def _gate_up(plan: _C.Plan, op: GateUp) -> None:
+    (tokens, hidden), inner = op.x.shape, op.out.shape[1]
+    _check_sum(sum(w.shape[0] for w in op.weights), 2 * inner)
     plan.gate_up(
-        _address("x", x, (tokens, hidden)), tokens, _address("norm", norm, (hidden,)), eps,
-        [_matrix(weight, hidden) for weight in weights], _address("out", out, (tokens, out.shape[1])), coarse,
+        _address("x", op.x, (tokens, hidden)), tokens, _address("norm", op.norm, (hidden,)), op.eps,
+        [_matrix(weight, hidden) for weight in op.weights], _address("out", op.out, (tokens, inner)), op.int8_activations,
     )  # fmt: skip
-    return out
 
 
-def _head(
-    plan: _C.Plan, x: Tensor, norm: Tensor, eps: float, weight: Weight, *, out: Tensor, each_row: bool = False,
-    best: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    (tokens, hidden), vocabulary = x.shape, weight.shape[0]
-    place = _address("out", out, (tokens, vocabulary))
+def _head(plan: _C.Plan, op: Head) -> None:
+    (tokens, hidden), vocabulary = op.x.shape, op.weight.shape[0]
     blocks = (tokens, -(-vocabulary // BEST_BLOCK))
-    best_at = 0 if best is None else _address("best", best, blocks, torch.int32)
     plan.head(
-        _address("x", x, (tokens, hidden)), tokens, _address("norm", norm, (hidden,)), eps, _matrix(weight, hidden), place,
-        best_at,
+        _address("x", op.x, (tokens, hidden)), tokens, _address("norm", op.norm, (hidden,)), op.eps,
+        _matrix(op.weight, hidden), _address("out", op.out, (tokens, vocabulary)),
+        0 if op.best is None else _address("best", op.best, blocks, torch.int32),
     )  # fmt: skip
-    return out
 
 
-def _sample(
-    plan: _C.Plan, logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, seeds: Tensor,
-    sample_index: Tensor, positions: Tensor, *, out: Tensor | None = None, best: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    rows, vocabulary = logits.shape
+def _sample(plan: _C.Plan, op: Sample) -> None:
+    rows, vocabulary = op.logits.shape
     if not 0 < vocabulary <= MOST_LOGITS:
         raise ValueError(f"logits have {vocabulary} columns, wanted 1 to {MOST_LOGITS}")
-    out = torch.empty(rows, dtype=torch.int64) if out is None else out
     blocks = (rows, -(-vocabulary // BEST_BLOCK))
-    narrow = positions.dtype == torch.int32
+    narrow = op.positions.dtype == torch.int32
     plan.sample(
-        _address("logits", logits, (rows, vocabulary)),
-        0 if best is None else _address("best", best, blocks, torch.int32), rows, vocabulary,
-        _address("temperature", temperature, (rows,)), _address("top_k", top_k, (rows,), torch.int64),
-        _address("top_p", top_p, (rows,)), _address("min_p", min_p, (rows,)),
-        _address("seeds", seeds, (rows,), torch.int64), _address("sample_index", sample_index, (rows,), torch.int64),
-        _address("positions", positions, (rows,), torch.int32 if narrow else torch.int64), narrow,
-        _address("out", out, (rows,), torch.int64),
+        _address("logits", op.logits, (rows, vocabulary)),
+        0 if op.best is None else _address("best", op.best, blocks, torch.int32), rows, vocabulary,
+        _address("temperature", op.temperature, (rows,)), _address("top_k", op.top_k, (rows,), torch.int64),
+        _address("top_p", op.top_p, (rows,)), _address("min_p", op.min_p, (rows,)),
+        _address("seeds", op.seeds, (rows,), torch.int64), _address("sample_index", op.sample_index, (rows,), torch.int64),
+        _address("positions", op.positions, (rows,), torch.int32 if narrow else torch.int64), narrow,
+        _address("out", op.out, (rows,), torch.int64),
     )  # fmt: skip
-    return out
 
 
-def _advance(
-    plan: _C.Plan, tokens: Tensor, ids: Tensor, positions: Tensor, slots: Tensor, lens: Tensor, left: Tensor, stops: Tensor,
-    block_tables: Tensor, block: int,
-) -> None:  # fmt: skip
-    rows, wide = tokens.shape[0], torch.int64
-    table = (rows, block_tables.shape[1])
+def _advance(plan: _C.Plan, op: Advance) -> None:
+    rows, wide, narrow = op.tokens.shape[0], torch.int64, torch.int32
+    stops, most = op.stops.shape[1], op.block_tables.shape[1]
     plan.advance(
-        _address("tokens", tokens, (rows,), wide), rows, _address("ids", ids, (rows,), wide),
-        _address("positions", positions, (rows,), wide), _address("slots", slots, (rows,), wide),
-        _address("lens", lens, (rows,), torch.int32), _address("left", left, (rows,), torch.int32),
-        _address("stops", stops, (rows, stops.shape[1]), wide), stops.shape[1],
-        _address("block_tables", block_tables, table, torch.int32), block_tables.shape[1], block,
+        _address("tokens", op.tokens, (rows,), wide), rows, _address("ids", op.ids, (rows,), wide),
+        _address("positions", op.positions, (rows,), wide), _address("slots", op.slots, (rows,), wide),
+        _address("lens", op.lens, (rows,), narrow), _address("left", op.left, (rows,), narrow),
+        _address("stops", op.stops, (rows, stops), wide), stops,
+        _address("block_tables", op.block_tables, (rows, most), narrow), most, op.block,
     )  # fmt: skip
 
 
-_OPS: dict[str, Callable[..., Any]] = {
-    "embed": _embed, "qkv_rope_store": _qkv_rope_store, "attention": _attention, "linear_add": _linear_add,
-    "gate_up": _gate_up, "head": _head, "sample": _sample, "advance": _advance,
+KINDS: dict[str, type[PlanOp]] = {
+    kind.name: kind for kind in (Embed, QkvRopeStore, Attention, LinearAdd, GateUp, Head, Sample, Advance)
+}
+APPENDERS: dict[type[PlanOp], Callable[[_C.Plan, Any], None]] = {
+    Embed: _embed, QkvRopeStore: _qkv_rope_store, Attention: _attention, LinearAdd: _linear_add, GateUp: _gate_up,
+    Head: _head, Sample: _sample, Advance: _advance,
 }  # fmt: skip

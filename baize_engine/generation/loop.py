@@ -28,11 +28,11 @@ FinishReason = Literal["stop", "length"]
 
 
 class Decoder(Protocol):
-    """What the loop needs of a model: logits (1, V) fp32 of the last token, the cache filled on the way."""
+    """What the loop needs of a model: logits (1, V) float32 of the last token, the cache filled on the way."""
 
     prefill_chunk: int
 
-    def prefill(self, ids: list[int], sequence: Any, cache: Any) -> Tensor: ...
+    def prefill(self, ids: list[int], sequence: Any) -> Tensor: ...
 
 
 @dataclass(eq=False)
@@ -170,7 +170,8 @@ class _Loop:
     def _prefill(self, action: Prefill) -> None:
         request = action.request
         ids = list(request.prompt[action.begin : action.end])
-        logits = self._decoder.prefill(ids, request.cached, self._cache)
+        self._cache.reserve(request.cached, len(ids))
+        logits = self._decoder.prefill(ids, request.cached)
         ready = []
         for each, copy in self.scheduler.wrote(request):
             if copy is not None:

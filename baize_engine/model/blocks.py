@@ -155,11 +155,6 @@ class BlockPool:
         sequence.blocks = []
         sequence.length = 0
 
-    def slots(self, sequence: Sequence, begin: int, end: int) -> list[int]:
-        """The cache rows of the sequence's tokens [begin, end), counted through all blocks."""
-        size = self.block_size
-        return [sequence.blocks[n // size] * size + n % size for n in range(begin, end)]
-
     def _hold(self, blocks: list[int]) -> None:
         for block in blocks:
             self._holders[block] += 1

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baize_engine.backend import choose
 from baize_engine.checkpoint.config_file import normalise, read_config
 from baize_engine.checkpoint.runnable import check_runnable
 from baize_engine.errors import ConfigError
@@ -66,18 +65,21 @@ class ModelConfig:
 
 def quantization_config(kind: str) -> dict[str, Any]:
     """What config.json says of a model whose matrices are stored as `kind`."""
-    formats = choose.quantized()
-    group = {"group_size": formats.GROUP} if kind == "int4" else {}
-    return {"quant_method": "baize", "scheme": formats.SCHEME, "weights": kind, **group}
+    from baize_engine.kernels.quantized import GROUP, SCHEME
+
+    group = {"group_size": GROUP} if kind == "int4" else {}
+    return {"quant_method": "baize", "scheme": SCHEME, "weights": kind, **group}
 
 
 def _quantization(found: Mapping[str, Any] | None) -> str | None:
     if found is None:
         return None
+    from baize_engine.kernels.quantized import SCHEME
+
     kind = found.get("weights")
     if kind in ("int8", "int4") and dict(found) == quantization_config(kind):
         return str(kind)
     raise ConfigError(
         f"config: quantization_config is {dict(found)!r}, this decoder runs unquantised models and those written by "
-        f"`baize quantize` in scheme {choose.quantized().SCHEME!r}"
+        f"`baize quantize` in scheme {SCHEME!r}"
     )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-Plan = Sequence[Callable[[], Any]]
+Plan = Sequence[Callable[[], object]]
+
+
+def runs_ahead_on(device: str) -> bool:
+    """Whether plans on `device` are captured as graphs, which the host queues ahead of the tokens it has read."""
+    return torch.device(device).type == "cuda"
 
 
 def run_aside(plan: Plan, device: torch.device) -> None:

@@ -10,12 +10,8 @@ from torch import Tensor
 
 from baize_engine.errors import BaizeWarning
 
-RANGE = {
-    torch.float16: 0,
-    torch.bfloat16: 1,
-    torch.float32: 2,
-    torch.float64: 3,
-}  # in the order of their largest values
+# in the order of their largest values
+RANGE = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
 def overflowed(read: Tensor, made: Tensor) -> int:

@@ -6,11 +6,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from baize_engine.backend import choose
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
@@ -19,6 +17,7 @@ from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.side_files import collect
 from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, RequestError
+from baize_engine.kernels.quantized import SCHEME, Weight
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig, quantization_config
 from baize_engine.model.weight_loader import allocate, fill, packed_shapes, pieces_of
@@ -66,7 +65,7 @@ def quantize(
     files = collect(path, path, entries[names.EMBED].dtype, config.vocab_size, follow_links)
     described = {**json.loads(files["config.json"]), "quantization_config": quantization_config(weights)}
     files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
-    shards = lay_out(specs, metadata={"scheme": choose.quantized().SCHEME, "weights": weights})
+    shards = lay_out(specs, metadata={"scheme": SCHEME, "weights": weights})
     with CheckpointWriter(out, shards) as writer:
         for name in names.packed(config):
             matrix = allocate(name, entries, config, "auto", "cpu", weights)
@@ -77,7 +76,7 @@ def quantize(
     return Quantized(out, before, sum(spec.nbytes for spec in specs))
 
 
-def _write(writer: CheckpointWriter, name: str, matrix: Any) -> None:
+def _write(writer: CheckpointWriter, name: str, matrix: Weight) -> None:
     if isinstance(matrix, torch.Tensor):
         tensors = {name: matrix}
     else:

@@ -12,21 +12,18 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from baize_engine.errors import BaizeError
-from baize_engine.model import graphs, kv_cache
+from baize_engine.model import kv_cache
+from baize_engine.model.graphs import runs_ahead_on
 from baize_engine.model.kv_cache import CacheFull, KVCache
-from baize_engine.model.llama import Llama, aligned_rows
+from baize_engine.model.llama import Llama
+from baize_engine.model.step_state import StepState, context_bucket
 
 AHEAD = 2  # steps launched before the oldest one's tokens are read: enough that the device never waits for the host
-MAX_STOPS = 16  # stop ids a row has on the device; the host sees the rest, a few steps late
-NO_STOP = -2
-FEWEST_TOKENS = 256
 Choose = Callable[[Sequence["Row"], Tensor], list[int]]  # the host's choice: a token for each row of logits (S, V)
 
 
@@ -50,133 +47,6 @@ class Row:
     on_host: bool = False
 
 
-def context_bucket(longest: int, most: int) -> int:
-    """256, 512, 1024, ... up to `most` tokens: the bound of a step whose longest context is `longest`.
-
-    There is a graph for each, so that attention is not launched for thousands of tokens that are not there.
-    """
-    return min(max(FEWEST_TOKENS, 1 << (longest - 1).bit_length()), most)
-
-
-class StepState:
-    """The buffers of steps with up to `rows` rows over one cache; their plans, captured as graphs where there is a GPU."""
-
-    def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
-        self.rows, self.cache, self._model, device = rows, cache, model, model.device
-        most = -(-model.config.max_position_embeddings // cache.block_size)
-
-        def integers(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(*shape, dtype=dtype, device=device)
-
-        self.ids, self.positions, self.slots, self.tokens = aligned_rows(4, rows, torch.int64, device)
-        self.lens, self.left = aligned_rows(2, rows, torch.int32, device)
-        self.tables = integers(rows, most, dtype=torch.int32)
-        self.stops = integers(rows, MAX_STOPS)
-        self.top_k, self.seeds, self.sample_index = aligned_rows(3, rows, torch.int64, device)
-        self.temperature, self.top_p, self.min_p = aligned_rows(3, rows, torch.float32, device)
-        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        vocabulary = model.head.shape[0]
-        self.logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
-        self._best = integers(rows, -(-vocabulary // model.ops.BEST_BLOCK), dtype=torch.int32)
-        self._x, self._scratch = model.buffer(rows, model.config.hidden_size), model.scratch(rows)
-        self._plans: dict[tuple[int, int], list[Callable[[], Any]]] = {}
-        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
-        self.set([])
-
-    def ops(self, longest: int, rows: int | None = None) -> list[partial[Any]]:
-        """The ops of a step of the first `rows` rows (all) over contexts of at most `longest` tokens: attention is launched
-
-        for as many.
-        """
-        model, n = self._model, self.rows if rows is None else rows
-        places = (self.tables[:n], self._starts[: n + 1], self.lens[:n])
-        x, scratch = self._x[:n], tuple(buffer[:n] for buffer in self._scratch)
-        ids, positions, slots, tokens = self.ids[:n], self.positions[:n], self.slots[:n], self.tokens[:n]
-        logits, best = self.logits[:n], self._best[:n]
-        return [
-            partial(
-                model.ops.advance, tokens, ids, positions, slots, self.lens[:n], self.left[:n], self.stops[:n],
-                self.tables[:n], self.cache.block_size,
-            ),
-            *model.make_plan(x, scratch, ids, positions, slots, places, self.cache, True, longest),
-            model.head_step(x, logits, each_row=True, best=best),
-            partial(
-                model.ops.sample, logits, self.temperature[:n], self.top_k[:n], self.top_p[:n], self.min_p[:n],
-                self.seeds[:n], self.sample_index[:n], self.lens[:n], out=tokens, best=best,
-            ),
-        ]  # fmt: skip
-
-    def _plan(self, longest: int, rows: int) -> list[Callable[[], Any]]:
-        """`ops`, made once, as the calls that the backend makes of them."""
-        if (longest, rows) not in self._plans:
-            self._plans[longest, rows] = self._model.compile(self.ops(longest, rows))
-        return self._plans[longest, rows]
-
-    def set(self, rows: Sequence[Row]) -> None:
-        """The state from which the next step goes on; rows not given are padding."""
-        self.clear(slice(None))
-        for place, row in enumerate(rows):
-            self.put(place, row)
-
-    def put(self, place: int, row: Row) -> None:
-        """`row` goes on in this place at the next step."""
-        here = slice(place, place + 1)
-        self.clear(here)
-        for target, value in (
-            (self.tokens, row.token), (self.positions, row.sequence.length - 1),  # a step begins by going one place further
-            (self.left, row.left + 1), (self.temperature, row.temperature), (self.top_k, row.top_k),
-            (self.top_p, row.top_p), (self.min_p, row.min_p), (self.seeds, row.seed), (self.sample_index, row.sample_index),
-        ):  # fmt: skip
-            target[here].fill_(value)
-        for line, values in ((self.tables[place], row.sequence.blocks), (self.stops[place], row.stop_ids[:MAX_STOPS])):
-            pinned = line.device.type == "cuda"
-            line[: len(values)].copy_(torch.tensor(values, dtype=line.dtype, pin_memory=pinned), non_blocking=True)
-
-    def clear(self, places: slice) -> None:
-        """These places are padding from the next step on."""
-        scrap = self.cache.scrap_block
-        for target, value in (
-            (self.tokens, 0), (self.ids, 0), (self.positions, 0), (self.left, 0), (self.lens, 1), (self.tables, scrap),
-            (self.slots, scrap * self.cache.block_size), (self.stops, NO_STOP), (self.temperature, 0),
-        ):  # fmt: skip
-            target[places].fill_(value)
-
-    def move(self, source: int, place: int) -> None:
-        """The row at `source` goes on at `place`."""
-        for values in (
-            self.ids, self.positions, self.slots, self.tokens, self.lens, self.left, self.tables, self.stops, self.top_k,
-            self.seeds, self.sample_index, self.temperature, self.top_p, self.min_p,
-        ):  # fmt: skip
-            values[place : place + 1].copy_(values[source : source + 1])
-
-    def add_block(self, row: int, place: int, block: int) -> None:
-        """Block number `place` of a row's table, in the order of the device's work."""
-        self.tables[row, place : place + 1].fill_(block)
-
-    def run(self, longest: int, rows: int | None = None) -> None:
-        """One step of the first `rows` rows (all) over contexts of at most `longest` tokens, queued on the device."""
-        key = longest, self.rows if rows is None else rows
-        if self.ids.device.type != "cuda":
-            for op in self._plan(*key):
-                op()
-            return
-        with torch.cuda.device(self.ids.device):
-            if key not in self._graphs:
-                self._graphs[key] = self._capture(*key)
-            self._graphs[key].replay()
-
-    def _capture(self, longest: int, rows: int) -> torch.cuda.CUDAGraph:
-        """The plan as a graph. The state is as before: a first run, which compiles, is only made where all rows are padding."""
-        device = self.ids.device
-        if not any(captured == rows for _, captured in self._graphs):
-            held = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
-            self.set([])
-            graphs.run_aside(self._plan(longest, rows), device)
-            for name, value in held.items():
-                getattr(self, name).copy_(value)
-        return graphs.capture(self._plan(longest, rows), device)
-
-
 @dataclass(eq=False)
 class _Seat:
     """A row of a batch: the context it came with, the steps launched since, and its blocks that the device knows."""
@@ -193,8 +63,8 @@ class Batch:
     A row stops by itself after `left` tokens or at a stop id, but keeps its place, and `read` tells its last token again.
     """
 
-    def __init__(self, model: Llama, state: StepState, choose: Choose | None = None) -> None:
-        self._model, self._state, self._choose = model, state, choose
+    def __init__(self, state: StepState, runs_ahead: bool, choose: Choose | None = None) -> None:
+        self._state, self._runs_ahead, self._choose = state, runs_ahead, choose
         self._seats: list[_Seat] = []
         self._queued: deque[tuple[list[Row], Tensor, torch.cuda.Event | None]] = deque()
 
@@ -207,7 +77,7 @@ class Batch:
     def ahead(self) -> int:
         """How many of them there may be when another is launched."""
         waits = any(seat.row.on_host for seat in self._seats)
-        return AHEAD if self._model.runs_ahead and not waits else 0
+        return AHEAD if self._runs_ahead and not waits else 0
 
     @torch.inference_mode()
     def add(self, row: Row) -> None:
@@ -229,15 +99,16 @@ class Batch:
     @torch.inference_mode()
     def launch(self) -> None:
         """Queues a step of all rows."""
-        longest = 0
+        max_context = 0
         for place, seat in enumerate(self._seats):
             blocks = seat.row.sequence.blocks
             for number in range(seat.shown, len(blocks)):
                 self._state.add_block(place, number, blocks[number])
             seat.shown = len(blocks)
             seat.launched = min(seat.launched + 1, seat.row.left)
-            longest = max(longest, seat.begin + seat.launched)  # one that has ended attends to its own context still
-        bound = context_bucket(longest, self._model.config.max_position_embeddings)
+            # one that has ended attends to its own context still
+            max_context = max(max_context, seat.begin + seat.launched)
+        bound = context_bucket(max_context, self._state.model.config.max_position_embeddings)
         self._state.run(bound, self._bucket(len(self._seats)))
         self._queued.append(([seat.row for seat in self._seats], *_fetch(self._state.tokens[: len(self._seats)])))
 
@@ -256,7 +127,7 @@ class Batch:
 
     def _bucket(self, rows: int) -> int:
         """1, 2, 4, ... 64, 128, 192, ... rows, where each takes a graph of its own."""
-        return _bucket(rows) if self._model.runs_ahead else rows
+        return _bucket(rows) if self._runs_ahead else rows
 
 
 def _bucket(rows: int) -> int:
@@ -264,10 +135,14 @@ def _bucket(rows: int) -> int:
 
 
 class DecodeSteps:
-    """Makes and keeps the states of a model and its cache, for each batch bucket, and runs samples on them."""
+    """Makes and keeps the states of a model and its cache, for each batch bucket, and runs samples on them.
 
-    def __init__(self, model: Llama, cache: KVCache) -> None:
+    `runs_ahead`: whether the host launches steps before it has read the tokens of those before; on a GPU it does.
+    """
+
+    def __init__(self, model: Llama, cache: KVCache, *, runs_ahead: bool | None = None) -> None:
         self._model, self._cache = model, cache
+        self._runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
         self._idle: dict[int, list[StepState]] = {}  # batches that are open at the same time have a state each
 
     @contextmanager
@@ -278,7 +153,7 @@ class DecodeSteps:
             state = idle.pop() if idle else StepState(self._model, self._cache, _bucket(most))
             state.set([])
         try:
-            yield Batch(self._model, state, choose)
+            yield Batch(state, self._runs_ahead, choose)
         finally:
             idle.append(state)
 

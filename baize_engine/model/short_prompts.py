@@ -8,17 +8,15 @@ of their own in the cache's scrap block. Longer pieces are the library's product
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from baize_engine.model import graphs, names
-from baize_engine.model.kv_cache import KVCache, Sequence
-
-if TYPE_CHECKING:
-    from baize_engine.model.llama import Llama
+from baize_engine.backend.plan_ops import Embed, PlanOp
+from baize_engine.model import graphs
+from baize_engine.model.buffers import Activations, CachedTokens, Inputs, cache_slots
+from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.llama import Llama
 
 # tokens of a piece: a single one is a decode step's attention, more than 64 are the library's products
 FEWEST, MOST = 2, 64
@@ -27,29 +25,38 @@ ALIGNED = 4  # numbers between two parts of a buffer, for 16 bytes of int32
 
 
 class ShortPrompts:
-    """Buffers, plans and graphs of a model over one cache."""
+    """Buffers, plans and graphs of a model over one cache. `hidden`: the hidden states (MOST, H) of the piece run last."""
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self.cache, self._model = cache, model
-        self._device = model.weights[names.EMBED].device
+        self._device = torch.device(model.device)
         most = -(-max(model.config.max_position_embeddings, MOST) // cache.block_size)  # padding may be MOST rows
-        self._wide = torch.zeros(3 * MOST + ALIGNED, dtype=torch.int64, device=self._device)
-        self._narrow = torch.zeros(2 * ALIGNED + 2 * most, dtype=torch.int32, device=self._device)
-        self._tokens, self._positions, self._slots = self._wide[: 3 * MOST].view(3, MOST)
+        self._wide = torch.zeros(3 * MOST + ALIGNED, dtype=torch.int64, device=model.device)
+        self._narrow = torch.zeros(2 * ALIGNED + 2 * most, dtype=torch.int32, device=model.device)
         self._last = self._wide[3 * MOST : 3 * MOST + 1]
-        self._starts, self._lens = self._narrow[:3], self._narrow[ALIGNED : ALIGNED + 2]
-        self._tables = self._narrow[2 * ALIGNED :].view(2, most)
-        self._x, self._scratch = model.buffer(MOST, model.config.hidden_size), model.scratch(MOST)
-        self._hidden = model.buffer(1, model.config.hidden_size)
-        self._logits = torch.empty(1, model.head.shape[0], dtype=torch.float32, device=self._device)
-        self._plans: dict[int, list[Callable[[], Any]]] = {}
+        ids, positions, slots = self._wide[: 3 * MOST].view(3, MOST)
+        self._inputs = Inputs(
+            ids,
+            positions,
+            slots,
+            block_tables=self._narrow[2 * ALIGNED :].view(2, most),
+            query_starts=self._narrow[:3],
+            context_lens=self._narrow[ALIGNED : ALIGNED + 2],
+            max_context=MOST,
+        )
+        self._work = Activations.of(model.config, MOST, model.dtype, model.device)
+        self.hidden = self._work.x
+        self._last_hidden = torch.empty(1, model.config.hidden_size, dtype=model.dtype, device=model.device)
+        self._logits = torch.empty(1, model.head.shape[0], dtype=torch.float32, device=model.device)
+        self._plans: dict[int, list[Callable[[], object]]] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
-    def run(self, ids: list[int], sequence: Sequence) -> Tensor:
+    @torch.inference_mode()
+    def run(self, ids: list[int], sequence: CachedTokens) -> Tensor:
         """Logits (1, V) float32 of the last of `ids`, FEWEST to MOST tokens whose blocks the sequence has; it advances."""
         rows = max(SMALLEST, 1 << (len(ids) - 1).bit_length())
         if rows not in self._plans:
-            self._plans[rows] = self._model.compile(self._ops(rows))
+            self._plans[rows] = self._model.ops.compile(self._ops(rows))
         if self._device.type != "cuda":
             self._set(ids, sequence, rows)
             for op in self._plans[rows]:
@@ -65,25 +72,22 @@ class ShortPrompts:
         sequence.length += len(ids)
         return self._logits.clone()
 
-    def _ops(self, rows: int) -> list[partial[Any]]:
-        model = self._model
-        x, scratch = self._x[:rows], tuple(buffer[:rows] for buffer in self._scratch)
-        inputs = self._tokens[:rows], self._positions[:rows], self._slots[:rows]
-        places = self._tables, self._starts, self._lens
+    def _ops(self, rows: int) -> list[PlanOp]:
+        work, inputs = self._work.first(rows), self._inputs.first(rows, 2, rows)
         return [
-            *model.make_plan(x, scratch, *inputs, places, self.cache, True, prompt=True),
-            partial(torch.index_select, x, 0, self._last, out=self._hidden),
-            model.head_step(self._hidden, self._logits, each_row=True),
+            *self._model.hidden_ops(work, inputs, self.cache, batch_invariant=True, prompt=True),
+            Embed(self._last, work.x, out=self._last_hidden),  # a row of a matrix by its number
+            self._model.head_op(self._last_hidden, self._logits, batch_invariant=True),
         ]
 
-    def _set(self, ids: list[int], sequence: Sequence, rows: int) -> None:
+    def _set(self, ids: list[int], sequence: CachedTokens, rows: int) -> None:
         """The piece behind what the sequence has, and padding up to `rows`, in the order of the device's work."""
-        count, begin, scrap = len(ids), sequence.length, self.cache.scrap_block
-        rest, most = MOST - count, self._tables.shape[1]
-        positions, slots = range(begin, begin + count), self.cache.slots(sequence, begin, begin + count)
-        wide = [*ids, *[0] * rest, *positions, *[0] * rest, *slots, *[scrap * self.cache.block_size] * rest]
+        count, begin, scrap, size = len(ids), sequence.length, self.cache.scrap_block, self.cache.block_size
+        rest, most = MOST - count, self._inputs.block_tables.shape[1]
+        positions, slots = range(begin, begin + count), cache_slots(sequence.blocks, size, begin, begin + count)
+        wide = [*ids, *[0] * rest, *positions, *[0] * rest, *slots, *[scrap * size] * rest]
         wide.append(max(count - 1, 0))
-        padding = [scrap] * -(-MOST // self.cache.block_size)
+        padding = [scrap] * -(-MOST // size)
         blocks = [*sequence.blocks, *[scrap] * (most - len(sequence.blocks))]
         narrow = [0, count, rows, 0, max(begin + count, 1), max(rows - count, 1), 0, 0, *blocks, *padding]
         for target, values in ((self._wide, wide), (self._narrow, narrow)):

@@ -7,23 +7,24 @@ device converts or quantises them into their place. Peak memory is the packed we
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from baize_engine.backend import choose
+from baize_engine.backend.choose import Quantizer, quantizer
 from baize_engine.checkpoint.buffers import aligned_buffer
 from baize_engine.checkpoint.entry import TensorEntry
 from baize_engine.checkpoint.file_io import open_read, read_into
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
+from baize_engine.kernels.quantized import Int8Weight, Weight, empty, layout
+from baize_engine.kernels.quantized import rows as rows_of
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, tell
@@ -38,16 +39,15 @@ class Piece:
 
     entry: TensorEntry
     first: int
-    target: Any
+    target: Weight
 
 
 def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None, tuple[int, ...]]]:
     """The tensors of a model quantised as `kind` by the name each has in a file: (type, shape); None: any float type."""
-    formats = choose.quantized()
     shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
     for name, shape in names.packed(config).items():
         if name in names.quantized(config):
-            (values, scales) = formats.layout(kind, *shape)
+            (values, scales) = layout(kind, *shape)
             stem = name.removesuffix(names.WEIGHT)
             shapes[stem + names.VALUES], shapes[stem + names.SCALES] = values, scales
         else:
@@ -57,9 +57,9 @@ def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None,
 
 def pack(
     entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
-) -> dict[str, Any]:
+) -> dict[str, Weight]:
     """{name: tensor or quantised matrix} on `device`. `entries` were checked against the config."""
-    weights: dict[str, Any] = {}
+    weights: dict[str, Weight] = {}
     pieces: list[Piece] = []
     for name in names.packed(config):
         weights[name] = allocate(name, entries, config, dtype, device, quantize)
@@ -70,23 +70,24 @@ def pack(
 
 def allocate(
     name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
-) -> Any:
+) -> Weight:
     """Unfilled memory for the packed weight `name`."""
     shape = names.packed(config)[name]
     if quantize is not None and name in names.quantized(config):
-        return choose.quantized().empty(quantize, *shape, device)
+        rows, columns = shape
+        return empty(quantize, rows, columns, device)
     kinds = {entries[part].dtype for part in names.parts(name)} if dtype == "auto" else {dtype}
     if len(kinds) > 1:
         raise CheckpointError(f"{name} would join tensors of {' and '.join(sorted(kinds))}: choose a dtype")
     return torch.empty(shape, dtype=getattr(torch, kinds.pop()), device=device)
 
 
-def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, target: Any) -> Iterator[Piece]:
+def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, target: Weight) -> Iterator[Piece]:
     """The work that fills the packed weight `name`."""
     begin = 0
     for part in names.parts(name):
         rows = entries[part].shape[0]
-        yield from _cut(entries[part], choose.quantized().rows(target, begin, begin + rows))
+        yield from _cut(entries[part], rows_of(target, begin, begin + rows))
         begin += rows
 
 
@@ -100,18 +101,18 @@ def load(entries: Mapping[str, TensorEntry], kinds: Mapping[str, str], device: s
     return tensors
 
 
-def _cut(entry: TensorEntry, target: Any) -> Iterator[Piece]:
+def _cut(entry: TensorEntry, target: Weight) -> Iterator[Piece]:
     """All rows of `entry`, as many as `target` has."""
     rows = entry.shape[0]
     step = max(1, PIECE * rows // max(1, entry.nbytes))
     for first in range(0, rows, step):
-        yield Piece(entry, first, choose.quantized().rows(target, first, min(first + step, rows)))
+        yield Piece(entry, first, rows_of(target, first, min(first + step, rows)))
 
 
 def fill(pieces: list[Piece], device: str) -> None:
-    """Does the work. The first error of a worker is raised; then the weights are not to be used. A BaizeWarning counts
+    """Reads the pieces' rows into their targets. A BaizeWarning counts values that became infinite.
 
-    values that became infinite.
+    The first error of a worker is raised; the weights are not to be used then.
     """
     if not pieces:
         return
@@ -146,7 +147,7 @@ def _work(
     staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
     memory = staging.numpy().data if staging is not None else aligned_buffer(size)
     stream = torch.cuda.Stream(device) if on_gpu else None
-    quantize = choose.quantizer(device)
+    quantize = quantizer(device)
     with torch.cuda.stream(stream) if stream is not None else nullcontext(), torch.inference_mode():
         for piece in pieces:
             check()
@@ -172,8 +173,8 @@ def _work(
     return lost
 
 
-def _quantize(piece: Piece, read: Tensor, quantize: Callable[..., Any]) -> None:
-    kind = "int8" if isinstance(piece.target, choose.quantized().Int8Weight) else "int4"
+def _quantize(piece: Piece, read: Tensor, quantize: Quantizer) -> None:
+    kind = "int8" if isinstance(piece.target, Int8Weight) else "int4"
     try:
         quantize(read, kind, out=piece.target)
     except ValueError as error:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from baize_engine.backend import choose
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.errors import CheckpointError, RequestError
+from baize_engine.kernels.quantized import SCHEME, Weight
+from baize_engine.kernels.quantized import matrix as matrix_of
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, tell
@@ -32,7 +32,7 @@ def load_weights(
     dtype: str = "auto",
     device: str = "cpu",
     quantize: str | None = None,
-) -> dict[str, Any]:
+) -> Mapping[str, Weight]:
     """The weights by transformers' names, on `device`: tensors of `dtype` ("auto": as in the files), or quantised matrices.
 
     On the CPU, files' own types and saved quantised models are read-only views of mapped files: nothing is read before it
@@ -71,7 +71,7 @@ def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str)
             raise CheckpointError(f"{where}: {name} has shape {list(found[name])}, its config.json wants {list(shape)}")
 
 
-def _check_names(found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: set[str], where: str) -> None:
+def _check_names(found: Collection[str], wanted: Collection[str], allowed: set[str], where: str) -> None:
     missing = [name for name in wanted if name not in found]
     unused = [name for name in found if name not in allowed]
     for kind, listed in (("lacks", missing), ("holds a tensor that no part of the model uses:", unused)):
@@ -80,8 +80,9 @@ def _check_names(found: Mapping[str, Any], wanted: Mapping[str, Any], allowed: s
             raise CheckpointError(f"{where} {kind} {listed[0]}{more} (by its config.json)")
 
 
-def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtype: str, device: str) -> dict[str, Any]:
-    formats = choose.quantized()
+def _load_quantized(
+    index: CheckpointIndex, config: ModelConfig, kind: str, dtype: str, device: str
+) -> dict[str, Weight]:
     wanted = packed_shapes(config, kind)
     _check_names(index.entries, wanted, set(wanted), str(index.folder))
     for name, (stored, shape) in wanted.items():
@@ -89,7 +90,7 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtyp
         if entry.shape != shape or (stored is not None and entry.dtype != stored):
             raise CheckpointError(
                 f"{entry.path}: {name} is {entry.dtype} of shape {list(entry.shape)}, wanted {stored or 'a float'} of "
-                f"{list(shape)} for {kind} of scheme {formats.SCHEME}"
+                f"{list(shape)} for {kind} of scheme {SCHEME}"
             )
         if stored is None:
             _check_float(entry)
@@ -101,13 +102,13 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, kind: str, dtyp
             for name, (stored, _) in wanted.items()
         }
         tensors = load(index.entries, kinds, device)
-    weights: dict[str, Any] = {}
+    weights: dict[str, Weight] = {}
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((names.VALUES, names.SCALES))}
     weights |= plain if dtype == "auto" else _converted(plain, dtype)
     for name, tensor in tensors.items():
         if name.endswith(names.VALUES):
             matrix = name.removesuffix(names.VALUES)
-            weights[matrix + names.WEIGHT] = formats.matrix(
+            weights[matrix + names.WEIGHT] = matrix_of(
                 kind, tensor, tensors[matrix + names.SCALES], names.packed(config)[matrix + names.WEIGHT][1]
             )
     return weights
@@ -123,9 +124,8 @@ def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", qua
         )
     total = 0
     for name, (stored, shape) in packed_shapes(config, quantize).items():
-        own = (
-            index.entries[name].dtype if name in index.entries else "float32"
-        )  # a missing one is refused by name later
+        # a missing one is refused by name later
+        own = index.entries[name].dtype if name in index.entries else "float32"
         total += torch.Size(shape).numel() * ITEMSIZE[stored or (own if dtype == "auto" else dtype)]
     return total
 

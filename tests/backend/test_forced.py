@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import decoders
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from baize_engine import recover
-from baize_engine.kernels import reference
+from baize_engine.backend.choose import reference_ops
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.weights import load_weights
@@ -25,7 +26,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Llama:
     folder = tmp_path_factory.mktemp("demo") / "tuned"
     recover(pair / "base", pair / "diff", folder, device="cpu", progress=False)
     config = ModelConfig.from_folder(folder)
-    return Llama(config, load_weights(folder, config, "auto", "cpu", None), reference)
+    return Llama(config, load_weights(folder, config, "auto", "cpu", None), reference_ops("cpu"))
 
 
 def answers(model: Llama) -> list[forced.Answer]:
@@ -33,7 +34,7 @@ def answers(model: Llama) -> list[forced.Answer]:
 
 
 def test_a_float16_decoder_stays_within_the_bound(model: Llama) -> None:
-    half = Llama(model.config, model.weights, reference, "cpu", torch.float16)
+    half = replace(model, activation=torch.float16)
     found = answers(half)
     error = forced.half_error(model, found)
     assert 0 < error < 0.5  # of logits of up to 19

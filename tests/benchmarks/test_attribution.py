@@ -14,7 +14,8 @@ from trace_events import device_events, kernel_rows, op_times, span, steps
 from triton.runtime.jit import JITFunction
 
 from baize_engine.kernels import settings
-from baize_engine.model.runner import StepState
+from baize_engine.model.prompt_runner import new_cache
+from baize_engine.model.step_state import StepState
 
 
 @pytest.fixture(autouse=True)
@@ -122,5 +123,5 @@ def test_torchs_own_kernels_have_no_place() -> None:
 
 def test_places_follow_the_plan() -> None:
     made = fake_gpu.model("tiny")
-    plan = StepState(made, made.new_cache(256), 1).ops(256)
+    plan = StepState(made, new_cache(made, 256), 1).ops(256)
     assert [place.layer for place in attribution.places(plan)] == [None, None, *[0] * 5, *[1] * 5, None, None]

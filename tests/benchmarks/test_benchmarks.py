@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from arrivals import GREEDY, SAMPLED, Arrivals, Rows, arrivals, engine_of, room
 from assets import REPO
 from common import FIRST, GAP, Spread, cached_bytes, commit, drop_cache, latencies, measure, run_child
 from make_pair import make_pair
-from models import random_model
+from models import Decoder, random_model
 from reports import Report
 from shapes import PRESETS
 
@@ -35,8 +36,9 @@ from baize_engine import SamplingParams, recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
 from baize_engine.kernels import quantized, reference
-from baize_engine.model import cost
+from baize_engine.model import cost, names
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import new_cache
 from baize_engine.model.runner import DecodeSteps
 
 BENCHMARKS = REPO / "benchmarks"
@@ -262,7 +264,7 @@ def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SystemExit, match=r"two rows say .* by itself"):
         bench_decode.check_by_reference(model, shape.vocabulary)
     monkeypatch.undo()
-    model.head = model.head.roll(1, 0)  # every id off by one
+    model.weights[names.HEAD] = model.head.roll(1, 0)  # type: ignore[index]  # every id off by one
     with pytest.raises(SystemExit, match="the reference ops"):
         bench_decode.check_by_reference(model, shape.vocabulary)
 
@@ -343,7 +345,7 @@ def test_a_kind_that_fails_leaves_the_others_and_no_memory(monkeypatch: pytest.M
             raise torch.OutOfMemoryError("CUDA out of memory")
         model = random_model(shape, kind, device)
         if kind == "int8":
-            model.head = quantized.quantize(torch.randn(model.head.shape), "int8")
+            model.weights[names.HEAD] = quantized.quantize(torch.randn(model.head.shape), "int8")  # type: ignore[index]
         made[kind] = weakref.ref(model)
         return model
 
@@ -389,10 +391,10 @@ def test_the_gpu_form_of_bench_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = argparse.Namespace(preset="tiny", tokens=[8, 70], runs=2, baselines=bool(find_spec("transformers")))
     right, reference_model = bench_prefill.ours, bench_prefill.reference_model
 
-    def short(model: Llama, cache: Any, ids: list[int]) -> torch.Tensor:
+    def short(decoder: Decoder, ids: list[int]) -> torch.Tensor:
         if len(ids) == 70:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return right(model, cache, ids)
+        return right(decoder, ids)
 
     def another(model: Llama) -> Llama:
         return reference_model(random_model(PRESETS["tiny"], "float16", "cpu", seed=1))
@@ -418,10 +420,9 @@ def test_the_gpu_form_of_bench_prefill(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_row_of_a_step_has_its_own_blocks_and_seed(ahead: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """`ahead`: steps are launched before tokens are read, prompts are filled up to a bucket, as on a GPU."""
     model = random_model(PRESETS["tiny"], "float16", "cpu")
-    model.runs_ahead = ahead
-    cache = model.new_cache(room(3, 20, 5))
+    cache = new_cache(model, room(3, 20, 5))
     prompt = bench_decode.prompts(1, 20, 1000)[0]
-    with Rows(model, cache, DecodeSteps(model, cache), prompt, 3) as rows:
+    with Rows(model, cache, DecodeSteps(model, cache, runs_ahead=ahead), prompt, 3) as rows:
         alike, seconds = rows(5)
         drawn, _ = rows(5, SAMPLED)
         again, _ = rows(5, SAMPLED)
@@ -431,11 +432,11 @@ def test_each_row_of_a_step_has_its_own_blocks_and_seed(ahead: bool, monkeypatch
     assert len(set(zip(*drawn, strict=True))) == 3
     assert cache.free_blocks == cache.num_blocks
 
-    def full(ids: list[int], sequence: Any, cache: Any) -> None:
-        cache.reserve(sequence, len(ids))
+    def full(self: Decoder, ids: list[int], sequence: Any) -> None:
+        self.cache.reserve(sequence, len(ids))
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(model, "prefill", full)
+    monkeypatch.setattr(Decoder, "prefill", full)
     with pytest.raises(torch.OutOfMemoryError):
         Rows(model, cache, DecodeSteps(model, cache), prompt, 3)
     assert cache.free_blocks == cache.num_blocks
@@ -465,10 +466,10 @@ def test_bench_quality_notices_a_wrong_model(
     load = bench_quality.load
 
     def wrong(folder: Path, quantize: str | None) -> tuple[Llama, Llama, Llama]:
-        exact, fine, coarse = load(folder, quantize)
+        exact, fine, int8_activations = load(folder, quantize)
         if quantize is None:
-            fine.head = fine.head.roll(1, 0)
-        return exact, fine, coarse
+            fine = replace(fine, weights={**fine.weights, names.HEAD: fine.head.roll(1, 0)})
+        return exact, fine, int8_activations
 
     monkeypatch.setattr(bench_quality, "load", wrong)
     monkeypatch.setattr(sys, "argv", ["bench_quality.py", "--texts", "1", "--length", "8"])
@@ -492,7 +493,7 @@ def test_a_childs_peak_is_its_own() -> None:
 def test_arrivals_are_those_of_the_engine() -> None:
     """Times ascend, ids are `generate`'s, and neither depends on who else is asked for."""
     model = random_model(PRESETS["tiny"], "float16", "cpu")
-    engine = engine_of(model, model.new_cache(256))
+    engine = engine_of(model, new_cache(model, 256))
     many = [bench_decode.prompts(1, length, 1000)[0] for length in (5, 9, 17)]
     params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 4, 2)]
     found = arrivals(engine, many, params)

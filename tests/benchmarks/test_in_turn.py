@@ -80,7 +80,7 @@ class Uneven(Slow):
 
     def prepare(self, calls: Any) -> Any:
         run = super().prepare(calls)
-        if any(call.keywords.get("longest") == 64 for call in calls):
+        if any(call.keywords.get("max_context") == 64 for call in calls):
             self.us[run] = 1000.0
         return run
 

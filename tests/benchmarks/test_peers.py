@@ -24,6 +24,7 @@ import torch
 from assets import REPO
 from bandwidth import memory_bandwidth
 from model_files import Store, interleaved, write_gguf
+from models import Decoder
 from reports import Report
 from safetensors.torch import load_file, save_file
 from shapes import PRESETS
@@ -143,7 +144,7 @@ def test_llama_cpp_turns_as_we_do(folder: Path, tmp_path: Path, monkeypatch: pyt
     save_file(sharp, source / "model.safetensors")
     prompt = side_by_side.random_prompt(60, TINY.vocabulary)
     model = side_by_side.Oracle(source).model
-    wanted = model.prefill(prompt, (cache := model.new_cache(64)).allocate(), cache)[0]
+    wanted = (decoder := Decoder(model, 64)).prefill(prompt, decoder.sequence())[0]
 
     def error(name: str) -> float:
         write_gguf(source, TINY, tmp_path / name, "F16")

@@ -24,12 +24,13 @@ import torch
 from assets import REPO
 from common import Spread
 from decode_step import DecodeStep
-from models import KINDS, random_model, transformers_model
+from models import KINDS, Decoder, random_model, transformers_model
 from reports import Report
 from shapes import PRESETS
 from trace_events import device_events
 
-from baize_engine.kernels import quantized, reference
+from baize_engine.backend.choose import reference_ops
+from baize_engine.kernels import quantized
 from baize_engine.model import cost, names
 from baize_engine.model.llama import Llama
 
@@ -135,8 +136,7 @@ def test_consecutive_steps_run_ahead(rows: int, monkeypatch: pytest.MonkeyPatch)
     model = random_model(PRESETS["tiny"], "float16", "cpu")
     with torch.inference_mode():
         step = DecodeStep.of(model, rows, 40)
-        model.runs_ahead = True
-        step.consecutive(5)()
+        step.consecutive(5, runs_ahead=True)()
     launch, wait = "launch", "wait"
     assert said == [launch, launch, launch, wait, launch, wait, launch, wait, wait, wait]
     assert step.state.lens.tolist() == [40] * rows
@@ -163,12 +163,12 @@ def test_bench_prefill() -> None:
 
 def test_bench_prefill_notices_wrong_logits() -> None:
     model = random_model(PRESETS["tiny"], "float16", "cpu")
-    cache = model.new_cache(80)
-    bench_prefill.check("baize", lambda ids: bench_prefill.ours(model, cache, ids), model)
+    decoder = Decoder(model, 80)
+    bench_prefill.check("baize", lambda ids: bench_prefill.ours(decoder, ids), model)
     weights = {**model.weights, names.HEAD: model.weights[names.HEAD].roll(1, 0)}
-    wrong = Llama(model.config, weights, reference)
+    wrong = Decoder(Llama(model.config, weights, reference_ops("cpu")), 80)
     with pytest.raises(SystemExit, match="the last logits are"):
-        bench_prefill.check("baize", lambda ids: bench_prefill.ours(wrong, cache, ids), model)
+        bench_prefill.check("baize", lambda ids: bench_prefill.ours(wrong, ids), model)
     with pytest.raises(SystemExit, match="are nan off"):
         bench_prefill.check("baize", lambda ids: torch.full((1, 1000), float("nan")), model)
 

@@ -65,7 +65,7 @@ def test_a_row_is_the_same_alone_and_among_131(variant: str, kind: str, columns:
 
 
 def in_bytes(x: torch.Tensor, kind: str, variant: str) -> torch.Tensor:
-    """x (T, K) as a coarse product reads it: 127 levels each way, a scale for 128 (int8) or 64 (int4) columns.
+    """x (T, K) as a product with int8 activations reads it: 127 levels each way, a scale for 128 (int8) or 64 (int4) columns.
 
     With int8 weights 63 levels where pairs of products are summed in 16 bits.
     """
@@ -85,9 +85,9 @@ def test_coarse_products(variant: str, kind: str, rows: int, columns: int) -> No
     x, before = torch.randn(131, columns), torch.randn(131, rows)
     add = cpp_ops.op("linear_add", variant)
     for tokens in (1, 2, 8, 9, 12, 64, 131):
-        out = add(x[:tokens].clone(), weight, out=before[:tokens].clone(), coarse=True)
+        out = add(x[:tokens].clone(), weight, out=before[:tokens].clone(), int8_activations=True)
         assert error(out - before[:tokens], exact(in_bytes(x[:tokens], kind, variant), weight)) < 1e-4, tokens
-        assert torch.equal(out[:1], add(x[:1].clone(), weight, out=before[:1].clone(), coarse=True)), tokens
+        assert torch.equal(out[:1], add(x[:1].clone(), weight, out=before[:1].clone(), int8_activations=True)), tokens
     assert 1e-4 < error(out - before, exact(x, weight)) < 2e-2
 
 
@@ -99,7 +99,8 @@ def test_coarse_products_are_the_same_by_tiles_and_by_vectors(kind: str) -> None
             pytest.skip(f"{name}: {reason}")
     weight, x = matrix(kind, 75, 2300), torch.randn(700, 2300)
     tiles, vectors = (
-        cpp_ops.op("linear_add", name)(x, weight, out=torch.zeros(700, 75), coarse=True) for name in ("amx", "avx512")
+        cpp_ops.op("linear_add", name)(x, weight, out=torch.zeros(700, 75), int8_activations=True)
+        for name in ("amx", "avx512")
     )
     assert torch.equal(tiles, vectors)
     assert error(tiles, exact(in_bytes(x, kind, "amx"), weight)) < 1e-4
@@ -110,7 +111,7 @@ def test_coarse_products_of_the_greatest_codes(variant: str) -> None:
     for signs in (torch.ones(3, 256), -torch.ones(3, 256), torch.randn(3, 256).sign()):
         weight = quantized.Int8Weight((127 * signs).to(torch.int8), torch.ones(3))
         x = torch.cat([torch.ones(5, 256), -torch.ones(5, 256)])
-        found = cpp_ops.op("linear_add", variant)(x, weight, out=torch.zeros(10, 3), coarse=True)
+        found = cpp_ops.op("linear_add", variant)(x, weight, out=torch.zeros(10, 3), int8_activations=True)
         assert torch.allclose(found.double(), exact(x, weight), rtol=1e-6, atol=1e-2)
 
 
@@ -256,14 +257,14 @@ def test_fused_ops_of_prompts(variant: str, kind: str) -> None:
     q, keys, values = torch.zeros(tokens, heads, dim), *torch.zeros(2, 1, 16, heads, dim)
     where = torch.arange(tokens)
     cpp_ops.op("qkv_rope_store", variant)(
-        x, ones, 1e-5, parts, *still, where, keys, values, where, q=q, coarse=True
+        x, ones, 1e-5, parts, *still, where, keys, values, where, q=q, int8_activations=True
     )  # fmt: skip
     for found, weight in zip((q, keys[0, :tokens], values[0, :tokens]), parts, strict=True):
         assert (
             error(found.flatten(1), exact(in_bytes(normed, kind, variant), weight)) < 3e-3
         )  # a code may fall to the other side
     gates = [matrix(kind, inner, hidden) for _ in range(2)]
-    found = cpp_ops.op("gate_up", variant)(x, ones, 1e-5, gates, out=torch.empty(tokens, inner), coarse=True)
+    found = cpp_ops.op("gate_up", variant)(x, ones, 1e-5, gates, out=torch.empty(tokens, inner), int8_activations=True)
     gate, up = (exact(in_bytes(normed, kind, variant), weight) for weight in gates)
     assert error(found, torch.nn.functional.silu(gate) * up) < 3e-3
 
@@ -321,9 +322,9 @@ def test_values_that_are_not_finite_stay_so(variant: str, kind: str, bad: float)
     assert torch.isfinite(found[0]).all()
     assert not torch.isfinite(found[1]).any()
     many = torch.cat([torch.randn(9, 128), x])
-    coarse = cpp_ops.op("linear_add", variant)(many, weight, out=torch.zeros(11, 40), coarse=True)
-    assert torch.isfinite(coarse[:10]).all()
-    assert not torch.isfinite(coarse[10]).any()
+    int8_activations = cpp_ops.op("linear_add", variant)(many, weight, out=torch.zeros(11, 40), int8_activations=True)
+    assert torch.isfinite(int8_activations[:10]).all()
+    assert not torch.isfinite(int8_activations[10]).any()
     norm, best = torch.ones(128), torch.empty(2, 2, dtype=torch.int32)
     cpp_ops.op("head", variant)(x, norm, 1e-5, weight, out=torch.empty(2, 40), best=best)
     assert (best[0] >= 0).all()

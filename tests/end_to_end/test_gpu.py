@@ -21,10 +21,12 @@ from baize_engine.backend.adders import Operand
 from baize_engine.backend.cuda_adder import CHUNK, PART, CudaAdder
 from baize_engine.kernels import quantized, reference
 from baize_engine.model import names
+from baize_engine.model.buffers import cache_slots
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.quantize import quantize as save_quantized
-from baize_engine.model.runner import DecodeSteps, Row, StepState
+from baize_engine.model.runner import Row
+from baize_engine.model.step_state import StepState
 from baize_engine.model.weights import load_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -74,7 +76,7 @@ def test_gate_up(kind: str, rows: int) -> None:
     x, norm = normed(rows, kind)
     weight = matrix(2 * INNER, HIDDEN, kind)
     out = torch.full((rows, INNER), float("nan"), dtype=x.dtype, device="cuda")
-    got = ops().gate_up(x, norm, EPS, [weight], out=out, each_row=rows < PROMPT)
+    got = ops().gate_up(x, norm, EPS, [weight], out=out, batch_invariant=rows < PROMPT)
     parts = oracles.rms_norm(x, norm, EPS) @ wide(weight).T
     oracle = oracles.silu_mul(parts[:, :INNER], parts[:, INNER:])
     oracles.no_worse(got, reference.gate_up(x, norm, EPS, [weight], out=torch.empty_like(out)), oracle)
@@ -85,7 +87,7 @@ def test_gate_up(kind: str, rows: int) -> None:
 def test_linear_add(kind: str, rows: int) -> None:
     x = rand(rows, INNER, seed=rows, dtype=activation(kind))
     weight, before = matrix(HIDDEN, INNER, kind), rand(rows, HIDDEN, seed=9, dtype=activation(kind))
-    got = ops().linear_add(x, weight, out=before.clone(), each_row=rows < PROMPT)
+    got = ops().linear_add(x, weight, out=before.clone(), batch_invariant=rows < PROMPT)
     plain = reference.linear_add(x, weight, out=before.clone())
     oracles.no_worse(got, plain, before.double() + x.double() @ wide(weight).T)
 
@@ -95,7 +97,9 @@ def test_linear_add(kind: str, rows: int) -> None:
 def test_head(kind: str, rows: int) -> None:
     x, norm = normed(rows, kind)
     weight = matrix(VOCABULARY, HIDDEN, kind)
-    got = ops().head(x, norm, EPS, weight, out=torch.empty(rows, VOCABULARY, device="cuda"), each_row=rows < PROMPT)
+    got = ops().head(
+        x, norm, EPS, weight, out=torch.empty(rows, VOCABULARY, device="cuda"), batch_invariant=rows < PROMPT
+    )
     plain = reference.head(x, norm, EPS, weight, out=torch.empty_like(got))
     oracles.no_worse(got.to(x.dtype), plain.to(x.dtype), oracles.rms_norm(x, norm, EPS) @ wide(weight).T)
 
@@ -117,7 +121,9 @@ def test_qkv_rope_store(kind: str, rows: int) -> None:
     q = torch.empty(rows, HEADS, DIM, dtype=x.dtype, device="cuda")
     caches = [torch.zeros(64, 16, HEADS, DIM, dtype=x.dtype, device="cuda") for _ in range(4)]
     plain_q = torch.empty_like(q)
-    ops().qkv_rope_store(x, norm, EPS, [weight], cos, sin, positions, *caches[:2], slots, q=q, each_row=rows < PROMPT)
+    ops().qkv_rope_store(
+        x, norm, EPS, [weight], cos, sin, positions, *caches[:2], slots, q=q, batch_invariant=rows < PROMPT
+    )
     reference.qkv_rope_store(x, norm, EPS, [weight], cos, sin, positions, *caches[2:], slots, q=plain_q)
     parts = (oracles.rms_norm(x, norm, EPS) @ wide(weight).T).unflatten(1, (-1, DIM))
     turned = oracles.rope(parts[:, : 2 * HEADS], cos, sin, positions)
@@ -143,12 +149,16 @@ def test_a_row_does_not_depend_on_how_many_there_are(kind: str) -> None:
         q = x.new_empty(count, HEADS, DIM)
         caches = [x.new_zeros(8, 16, HEADS, DIM) for _ in range(2)]
         places = positions[begin:end].contiguous(), *caches, slots[begin:end].contiguous()
-        ops().qkv_rope_store(x[begin:end].contiguous(), norm, EPS, [qkv], *turns, *places, q=q, each_row=True)
+        ops().qkv_rope_store(x[begin:end].contiguous(), norm, EPS, [qkv], *turns, *places, q=q, batch_invariant=True)
         k, v = (cache.flatten(0, 1)[slots[begin:end]] for cache in caches)
-        gate = ops().gate_up(x[begin:end].contiguous(), norm, EPS, [up], out=x.new_empty(count, INNER), each_row=True)
-        total = ops().linear_add(inner[begin:end].contiguous(), down, out=x.new_zeros(count, HIDDEN), each_row=True)
+        gate = ops().gate_up(
+            x[begin:end].contiguous(), norm, EPS, [up], out=x.new_empty(count, INNER), batch_invariant=True
+        )
+        total = ops().linear_add(
+            inner[begin:end].contiguous(), down, out=x.new_zeros(count, HIDDEN), batch_invariant=True
+        )
         logits = torch.empty(count, VOCABULARY, device="cuda")
-        ops().head(x[begin:end].contiguous(), norm, EPS, head, out=logits, each_row=True, best=best[:count])
+        ops().head(x[begin:end].contiguous(), norm, EPS, head, out=logits, batch_invariant=True, best=best[:count])
         return [q, k, v, gate, total, logits]
 
     whole = run(0, 64)
@@ -201,7 +211,7 @@ def test_attention(lens: list[int], counts: list[int], kv_heads: int) -> None:
     got = ops().attention(*case, DIM**-0.5)
     oracles.no_worse(got, reference.attention(*case, DIM**-0.5), exact_attention(case, DIM**-0.5))
     if max(counts) == 1:
-        bounded = ops().attention(*case, DIM**-0.5, longest=2048)
+        bounded = ops().attention(*case, DIM**-0.5, max_context=2048)
         assert torch.equal(got, bounded)
 
 
@@ -226,7 +236,7 @@ def test_sample(top_k: int, top_p: float, min_p: float) -> None:
 # The decoder
 
 
-def model(quantize: str | None, ahead: bool = True, device: str = "cuda") -> Any:
+def model(quantize: str | None, device: str = "cuda") -> Llama:
     """Two layers, wide enough that every tile is whole and every split is used."""
     cfg = tiny.config(
         vocab_size=4000, hidden_size=1024, intermediate_size=2752, num_attention_heads=8, num_key_value_heads=4,
@@ -238,13 +248,11 @@ def model(quantize: str | None, ahead: bool = True, device: str = "cuda") -> Any
         float_ = name.endswith("norm.weight") or "embed" in name
         weight = weight.to(device)
         weights[name] = weight if float_ or not quantize else quantized.quantize(weight, quantize)
-    found = type(made)(made.config, weights, choose.ops(device), device)
-    found.runs_ahead = ahead
-    return found
+    return Llama(made.config, weights, choose.ops(device), device)
 
 
 def run(made: Any, prompts: list[list[int]], rows: list[dict]) -> list[list[int]]:
-    return decoders.decode(made, prompts, rows, tokens=4096, ahead=made.runs_ahead)[0]
+    return decoders.decode(made, prompts, rows, tokens=4096, ahead=True)[0]
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
@@ -258,12 +266,11 @@ def test_graphs_and_batches_change_no_token(quantize: str | None) -> None:
     for number in range(7):
         one = slice(number, number + 1)
         assert run(made, prompts[one], rows[one]) == together[one]
-    made.runs_ahead = False
-    cache = made.new_cache(1024)
-    sequence = cache.allocate()
-    ids = [int(made.prefill(prompts[2], sequence, cache).argmax())]
+    decoder = decoders.Decoder(made, 1024, ahead=False)
+    sequence = decoder.sequence()
+    ids = [int(decoder.prefill(prompts[2], sequence).argmax())]
     while len(ids) < 23:
-        ids.append(int(made.forward([[ids[-1]]], [sequence], cache).argmax()))
+        ids.append(int(decoder.forward([[ids[-1]]], [sequence]).argmax()))
     assert ids == together[2]
 
 
@@ -284,15 +291,15 @@ def test_many_rows_change_no_token(quantize: str | None) -> None:
 def test_short_prompts_in_one_launch_have_the_bits_of_op_by_op(quantize: str | None) -> None:
     """Captured, replayed for another length of the same bucket, and after other tokens of the sequence."""
     made = model(quantize)
-    cache = made.new_cache(2048)
+    by_launch = {ahead: decoders.Decoder(made, 2048, ahead=ahead) for ahead in (True, False)}
 
     def run(ahead: bool, before: int, count: int) -> list[torch.Tensor]:
-        made.runs_ahead = ahead
-        sequence = cache.allocate()
+        decoder, cache = by_launch[ahead], by_launch[ahead].cache
+        sequence = decoder.sequence()
         if before:
-            made.forward([decoders.prompt(before, 1)], [sequence], cache, prompt=True)
-        logits = made.prefill(decoders.prompt(count, count), sequence, cache)
-        rows = cache.slots(sequence, 0, sequence.length)
+            decoder.forward([decoders.prompt(before, 1)], [sequence], prompt=True)
+        logits = decoder.prefill(decoders.prompt(count, count), sequence)
+        rows = cache_slots(sequence.blocks, cache.block_size, 0, sequence.length)
         found = [logits, *(part.flatten(1, 2)[:, rows] for part in (cache.keys, cache.values))]
         cache.free(sequence)
         return found
@@ -304,18 +311,16 @@ def test_short_prompts_in_one_launch_have_the_bits_of_op_by_op(quantize: str | N
 
 
 def test_a_graph_is_captured_once_and_replayed() -> None:
-    made = model(None)
-    cache = made.new_cache(256)
-    steps = DecodeSteps(made, cache)
-    sequence = cache.allocate()
-    token = int(made.prefill(decoders.prompt(5), sequence, cache).argmax())
+    decoder = decoders.Decoder(model(None), 256)
+    cache, steps, sequence = decoder.cache, decoder.steps(), decoder.sequence()
+    token = int(decoder.prefill(decoders.prompt(5), sequence).argmax())
     first = [tokens[0] for tokens in steps.run([Row(sequence, token, 30)])]
     ((state,),) = steps._idle.values()
     assert isinstance(state, StepState)
     assert list(state._graphs) == [(256, 1)]
     cache.free(sequence)
     again = cache.allocate()
-    made.prefill(decoders.prompt(5), again, cache)
+    decoder.prefill(decoders.prompt(5), again)
     assert [tokens[0] for tokens in steps.run([Row(again, token, 30)])] == first
     assert steps._idle[1] == [state]
 

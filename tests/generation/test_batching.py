@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import decoders
 import pytest
@@ -37,16 +38,17 @@ BACKENDS = [
 
 
 def made(dtype: torch.dtype = torch.float16, quantize: str | None = None) -> Llama:
-    model = decoders.make(GROUPED, dtype, quantize)
-    model.prefill_chunk = 32  # several to a prompt
-    return model
+    return decoders.make(GROUPED, dtype, quantize)
+
+
+answers = partial(decoders.answers, chunk=32)  # several to a prompt
 
 
 def alone(model: Llama) -> list[tuple[list[int], str]]:
     """Each prompt by itself, its samples one after another, in a cache that knows no other."""
     found = []
     for ids, params in zip(PROMPTS, PARAMS, strict=True):
-        found += decoders.answers(model, [ids], [params], tokens=128)[0]
+        found += answers(model, [ids], [params], tokens=128)[0]
     return found
 
 
@@ -68,12 +70,12 @@ def test_results_do_not_depend_on_the_batch(
     model = made(quantize=quantize)
     wanted = alone(model)
     assert len({tuple(ids) for ids, _ in wanted}) == len(wanted) - 1  # the two greedy samples of one prompt
-    together, kinds = decoders.answers(model, PROMPTS, PARAMS)
+    together, kinds = answers(model, PROMPTS, PARAMS)
     assert together == wanted
     assert "TakeOut" not in kinds
     moved: list[str] = []
     for tokens in (128, 160, 256):  # barely room for one; for a few: samples make room for each other
-        tight, kinds = decoders.answers(model, PROMPTS, PARAMS, tokens)
+        tight, kinds = answers(model, PROMPTS, PARAMS, tokens)
         assert tight == wanted
         moved += kinds
     assert moved.count("TakeOut") == moved.count("PutBack") > 0
@@ -83,12 +85,11 @@ def test_results_do_not_depend_on_the_batch(
 def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
     """The same prompts again in one engine, whose cache knows them: fewer tokens are computed, all results are equal."""
     model = made()
-    model.runs_ahead = ahead
-    cache = model.new_cache(2048)
-    engine = decoders.engine_over(model, cache)
+    decoder = decoders.Decoder(model, 2048, ahead=ahead, chunk=32)
+    engine = decoder.engine()
     computed: list[int] = []
-    prefill = model.prefill
-    model.prefill = lambda ids, *rest: computed.append(len(ids)) or prefill(ids, *rest)  # type: ignore[method-assign]
+    prefill = decoder.prefill
+    decoder.prefill = lambda ids, *rest: computed.append(len(ids)) or prefill(ids, *rest)  # type: ignore[method-assign]
     params = SamplingParams(max_new_tokens=12, logprobs=3, ignore_eos=True, seed=0)
     first = engine.generate(PROMPTS, params)
     before, counted = len(computed), sum(computed)
@@ -102,14 +103,14 @@ def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
 def test_logits_of_a_prompt_are_the_same_however_it_is_cut(quantize: str | None) -> None:
     """What sharing by blocks rests on: any row's bits, in any company of rows of its prompt."""
     model = decoders.make(tiny.config(num_key_value_heads=2, max_position_embeddings=1024), torch.float16, quantize)
-    assert model.ops.by_row
+    assert model.ops.batch_invariant
     ids = decoders.prompt(600, 7)
     found = []
     for cuts in ([600], [256, 512, 600], [1, 17, 18, 300, 599, 600], [*range(16, 600, 16), 600]):
-        cache = model.new_cache(600)
-        sequence, begin = cache.allocate(), 0
+        decoder = decoders.Decoder(model, 600)
+        cache, sequence, begin = decoder.cache, decoder.sequence(), 0
         for end in cuts:
-            logits = model.forward([ids[begin:end]], [sequence], cache, prompt=True)
+            logits = decoder.forward([ids[begin:end]], [sequence], prompt=True)
             begin = end
         rows = [part[:, sequence.blocks].flatten(1, 2)[:, :600] for part in (cache.keys, cache.values)]
         found.append((logits, *rows))
@@ -123,12 +124,14 @@ def test_samples_share_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     ids = decoders.prompt(50, 3)
     one = SamplingParams(max_new_tokens=10, temperature=1.0, seed=9, n=20)
     lengths: list[int] = []
-    prefill = model.prefill
-    monkeypatch.setattr(model, "prefill", lambda ids, *rest: lengths.append(len(ids)) or prefill(ids, *rest))
-    together, _ = decoders.answers(model, [ids], [one])
+    prefill = decoders.Decoder.prefill
+    monkeypatch.setattr(
+        decoders.Decoder, "prefill", lambda self, ids, *rest: lengths.append(len(ids)) or prefill(self, ids, *rest)
+    )
+    together, _ = answers(model, [ids], [one])
     assert lengths == [32, 18]
     monkeypatch.setattr("baize_engine.generation.loop.generate.__kwdefaults__", {"max_rows": 1})
-    assert decoders.answers(model, [ids], [one])[0] == together
+    assert answers(model, [ids], [one])[0] == together
     assert len({tuple(ids) for ids, _ in together}) == 20
 
 
@@ -141,16 +144,16 @@ def test_the_host_may_run_ahead_of_a_batch_that_changes(ahead: bool) -> None:
         SamplingParams(max_new_tokens=5 + 3 * n % 17, temperature=1.0, seed=n, stop_token_ids=range(90, 70 + n, -1))
         for n in range(20)
     ]
-    wanted = [decoders.answers(model, [ids], [one])[0][0] for ids, one in zip(many, params, strict=True)]
+    wanted = [answers(model, [ids], [one])[0][0] for ids, one in zip(many, params, strict=True)]
     for tokens in (96, 4096):
-        assert decoders.answers(model, many, params, tokens, ahead=ahead)[0] == wanted
+        assert answers(model, many, params, tokens, ahead=ahead)[0] == wanted
     assert {reason for _, reason in wanted} == {"stop", "length"}
 
 
 def test_an_abandoned_batch_leaves_the_engine_usable() -> None:
     model = made()
-    cache = model.new_cache(1024)
-    engine = decoders.engine_over(model, cache)
+    decoder = decoders.Decoder(model, 1024, chunk=32)
+    engine, cache = decoder.engine(), decoder.cache
     wanted = engine.generate(PROMPTS[:3], GREEDY)
     run = engine._run(engine._writers(PROMPTS, PARAMS, AS_FILES_SAY))
     for _ in range(20):
@@ -163,8 +166,8 @@ def test_an_abandoned_batch_leaves_the_engine_usable() -> None:
 
 def test_two_batches_may_be_open_at_once() -> None:
     model = made()
-    cache = model.new_cache(1024)
-    engine = decoders.engine_over(model, cache)
+    decoder = decoders.Decoder(model, 1024, chunk=32)
+    engine = decoder.engine()
     wanted = [each.token_ids for each in engine.generate(PROMPTS, GREEDY)]
     runs = [engine._writers(PROMPTS[:4], GREEDY, AS_FILES_SAY), engine._writers(PROMPTS[4:], GREEDY, AS_FILES_SAY)]
     for _ in zip(engine._run(runs[0]), engine._run(runs[1]), strict=True):

@@ -29,11 +29,13 @@ def tiny(kind: str = "float16", ops: Any = reference, rows: int = 2, views: tupl
 def spoiled(wrong: Callable[[Any], Exception | float | None]) -> Any:
     """The reference ops, whose gate_up does by its settings what `wrong` says: raise, or add to its results."""
 
-    def gate_up(x: Any, norm: Any, eps: float, weights: Any, *, out: torch.Tensor, each_row: bool) -> torch.Tensor:
+    def gate_up(
+        x: Any, norm: Any, eps: float, weights: Any, *, out: torch.Tensor, batch_invariant: bool
+    ) -> torch.Tensor:
         how = tuned.product("gate_up", 16, tuple(weights[0].shape), x.shape[0], CPU)
         if isinstance(what := wrong(how), Exception):
             raise what
-        reference.gate_up(x, norm, eps, weights, out=out, each_row=each_row)
+        reference.gate_up(x, norm, eps, weights, out=out, batch_invariant=batch_invariant)
         return out.add_(what or 0.0)
 
     return SimpleNamespace(**{**vars(reference), "gate_up": gate_up})

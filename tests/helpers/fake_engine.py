@@ -7,6 +7,7 @@ from fakes import EOS, VOCAB, ByteTokenizer, FakeCache, FakeSteps, ScriptDecoder
 
 from baize_engine.engine import Engine
 from baize_engine.loading import LoadedModel
+from baize_engine.model.prompt_runner import LOGIT_ROWS
 from baize_engine.text.tokenizer import Tokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -31,17 +32,19 @@ def all_free(engine: Engine) -> bool:
 
 
 class AllRows(TableDecoder):
-    """A TableDecoder that gives the logits of every token when asked, and notes of how many rows at a time."""
+    """A TableDecoder that gives the logits of a range when asked, and notes of how many rows at a time."""
 
     def __init__(self, vocab: int) -> None:
         super().__init__(vocab)
         self.logit_rows: list[int] = []
 
-    def forward(self, token_ids, sequences, cache, all_logits=False, prompt=False):  # type: ignore[no-untyped-def]
-        if not all_logits:
-            return super().forward(token_ids, sequences, cache)
-        self.logit_rows.append(len(token_ids[0]))
-        return torch.cat([super(AllRows, self).forward([[i]], sequences, cache) for i in token_ids[0]])
+    def prefill_logits(self, ids, sequence, first, take):  # type: ignore[no-untyped-def]
+        begin = sequence.length
+        rows = torch.cat([self.forward([[i]], [sequence]) for i in ids])
+        for row in range(first - begin, len(ids), LOGIT_ROWS):
+            part = rows[row : row + LOGIT_ROWS]
+            self.logit_rows.append(len(part))
+            take(begin + row, part)
 
 
 def engine_of(tokenizer: Tokenizer, vocab: int) -> Engine:

@@ -28,7 +28,8 @@ from baize_engine.kernels.quantized import quantize
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
-from baize_engine.model.runner import StepState
+from baize_engine.model.prompt_runner import new_cache
+from baize_engine.model.step_state import StepState
 
 
 class Properties:
@@ -50,15 +51,12 @@ def without_launches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def triton_ops() -> Any:
     """A GPU's ops, of which `advance` also does its work, so that a step's context is as it should be."""
-    ops = choose.Ops.__new__(choose.Ops)
-    ops.BEST_BLOCK = reference.BEST_BLOCK
-    for op in choose.DECODER_OPS:
-        setattr(ops, op, choose._triton(op, "cuda"))
+    ops = choose.Ops("cuda", {op: choose.table(op)[0] for op in choose.DECODER_OPS})
 
-    def advance(*arguments: Any) -> None:
-        if arguments[0].device.type != "meta":
-            reference.advance(*arguments)
-        sample.advance(*arguments)
+    def advance(tokens: torch.Tensor, *rest: Any, **more: Any) -> None:
+        if tokens.device.type != "meta":
+            reference.advance(tokens, *rest, **more)
+        sample.advance(tokens, *rest, **more)
 
     ops.advance = advance
     return ops
@@ -76,11 +74,11 @@ def model(preset: str, kind: str = "float16", device: str = "meta") -> Llama:
     return Llama(config, weights, triton_ops(), device, getattr(torch, kept))
 
 
-def launches(preset: str, rows: int, kind: str = "float16", longest: int = 256) -> list[Launch]:
+def launches(preset: str, rows: int, kind: str = "float16", max_context: int = 256) -> list[Launch]:
     """What a step launches; `without_launches` must hold."""
     made = model(preset, kind, "meta" if kind == "float16" else "cpu")  # values are needed to quantise them
-    plan = StepState(made, made.new_cache(rows * longest), rows).ops(longest)
-    return attribution.launches(plan, attribution.places(plan))
+    plan = StepState(made, new_cache(made, rows * max_context), rows).ops(max_context)
+    return attribution.launches([call for op in plan for call in made.ops.compile([op])], attribution.places(plan))
 
 
 def trace(

@@ -60,9 +60,7 @@ class FakeBatch:
 
     def launch(self) -> None:
         before = [row.sequence.length for row in self.rows]
-        logits = self.decoder.forward(
-            [[self.tokens[row]] for row in self.rows], [row.sequence for row in self.rows], self.cache
-        )
+        logits = self.decoder.forward([[self.tokens[row]] for row in self.rows], [row.sequence for row in self.rows])
         for row, length in zip(self.rows, before, strict=True):
             row.sequence.length = length  # it grows when the token is read
         self.step = list(self.rows), logits
@@ -75,7 +73,7 @@ class FakeBatch:
 
 
 class FakeSteps:
-    """What DecodeSteps is to a Llama."""
+    """What DecodeSteps is to a PromptRunner."""
 
     def __init__(self, decoder: TableDecoder, cache: FakeCache) -> None:
         self.decoder, self.cache = decoder, cache
@@ -96,13 +94,12 @@ class TableDecoder:
         self.fail_at: int | None = None  # a position whose logits get a NaN
         self.calls: list[int] = []  # tokens fed by each call, and for each row of a step
 
-    def prefill(self, ids: list[int], sequence: Sequence, cache: FakeCache) -> torch.Tensor:
-        return self.forward([ids], [sequence], cache)
+    def prefill(self, ids: list[int], sequence: Sequence) -> torch.Tensor:
+        return self.forward([ids], [sequence])
 
-    def forward(self, token_ids: list[list[int]], sequences: list[Sequence], cache: FakeCache) -> torch.Tensor:
+    def forward(self, token_ids: list[list[int]], sequences: list[Sequence]) -> torch.Tensor:
         rows = []
         for ids, sequence in zip(token_ids, sequences, strict=True):
-            cache.reserve(sequence, len(ids))
             sequence.length += len(ids)
             self.calls.append(len(ids))
             rows.append(self.logits(sequence.length, ids[-1]))

@@ -5,10 +5,13 @@ Ids that run freely cannot be compared: after a near tie that turned, all that f
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import decoders
 import torch
 from torch import Tensor
 
-from baize_engine.kernels import reference
+from baize_engine.backend.choose import reference_ops
 from baize_engine.model.llama import Llama
 
 Answer = tuple[list[int], list[int]]  # a prompt, and the ids chosen after it
@@ -17,13 +20,13 @@ Answer = tuple[list[int], list[int]]  # a prompt, and the ids chosen after it
 def logits(model: Llama, answer: Answer) -> Tensor:
     """Those that each id is chosen from, all in one call."""
     prompt, ids = answer
-    cache = model.new_cache(len(prompt) + len(ids))
-    return model.forward([prompt + ids[:-1]], [cache.allocate()], cache, all_logits=True)[len(prompt) - 1 :]
+    decoder = decoders.Decoder(model, len(prompt) + len(ids))
+    return decoder.forward([prompt + ids[:-1]], [decoder.sequence()], all_logits=True)[len(prompt) - 1 :]
 
 
 def half_error(model: Llama, answers: list[Answer]) -> float:
     """How far logits move where the reference ops have float16 activations, at the most: what any float16 decoder is due."""
-    half = Llama(model.config, model.weights, reference, model.device, torch.float16)
+    half = replace(model, ops=reference_ops(model.device), activation=torch.float16)
     return max(float((logits(half, each) - logits(model, each)).abs().max()) for each in answers)
 
 

@@ -6,6 +6,7 @@ import decoders
 import tiny
 import torch
 
+from baize_engine.model.buffers import cache_slots
 from baize_engine.model.llama import Llama
 
 CONFIG = tiny.config(num_key_value_heads=2)
@@ -15,20 +16,20 @@ def both_ways(model: Llama, before: int, count: int) -> list[tuple[torch.Tensor,
     """(logits, keys, values, length) of `count` tokens after `before`, in one launch and op by op, beside another sequence."""
     found = []
     for ahead in (True, False):
-        model.runs_ahead = ahead
-        cache = model.new_cache(512)
+        decoder = decoders.Decoder(model, 512, ahead=ahead)
+        cache = decoder.cache
         cache.keys.fill_(0.5)
         cache.values.fill_(0.5)
         other, own = cache.allocate(), cache.allocate()
-        model.prefill(decoders.prompt(20, 9), other, cache)
+        decoder.prefill(decoders.prompt(20, 9), other)
         if before:
-            model.forward([decoders.prompt(before, 1)], [own], cache, prompt=True)
-        logits = model.prefill(decoders.prompt(count, 2), own, cache)
+            decoder.forward([decoders.prompt(before, 1)], [own], prompt=True)
+        logits = decoder.prefill(decoders.prompt(count, 2), own)
         own_blocks = [*other.blocks, *own.blocks]
         rest = [block for block in range(cache.num_blocks) if block not in own_blocks]
         assert bool((cache.keys[:, rest] == 0.5).all())
         assert bool((cache.values[:, rest] == 0.5).all())
-        rows = cache.slots(own, 0, own.length)
+        rows = cache_slots(own.blocks, cache.block_size, 0, own.length)
         parts = [part[:, : cache.num_blocks].flatten(1, 2)[:, rows] for part in (cache.keys, cache.values)]
         found.append((logits, *parts, torch.tensor(own.length)))
     return found

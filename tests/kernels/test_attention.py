@@ -67,14 +67,14 @@ def test_a_bound_on_the_context_changes_nothing(triton: Interpreter) -> None:
     """Captured graphs launch for the longest context there may be."""
     case = paged([1, 1], [270, 40], 4, 2, 16, torch.float16)
     exact, _ = triton.call("attention", "attention", *case, 0.25)
-    bounded, _ = triton.call("attention", "attention", *case, 0.25, longest=2048)
+    bounded, _ = triton.call("attention", "attention", *case, 0.25, max_context=2048)
     assert torch.equal(exact, bounded)
 
 
 def test_a_context_over_the_bound_is_cut_and_reads_nothing_of_others(triton: Interpreter) -> None:
     """No part beyond those that were launched: the row in bounds is as ever, the others as if cut to the two splits."""
     q, k, v, tables, starts, lens = paged([1, 1, 1], [700, 40, 400], 4, 2, 16, torch.float16)
-    bounded, _ = triton.call("attention", "attention", q, k, v, tables, starts, lens, 0.25, longest=256)
+    bounded, _ = triton.call("attention", "attention", q, k, v, tables, starts, lens, 0.25, max_context=256)
     cut, _ = triton.call("attention", "attention", q, k, v, tables, starts, lens.clamp(max=256), 0.25)
     assert torch.equal(bounded, cut)
 

@@ -59,11 +59,18 @@ def test_gate_up(triton: Interpreter, rows: int, hidden: int, inner: int, activa
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize(
-    ("rows", "heads", "kv_heads", "dim", "each_row"),
+    ("rows", "heads", "kv_heads", "dim", "batch_invariant"),
     [(1, 4, 4, 8, True), (5, 4, 2, 16, True), (12, 6, 1, 24, True), (70, 4, 2, 16, False)],
 )
 def test_qkv_rope_store(
-    triton: Interpreter, rows: int, heads: int, kv_heads: int, dim: int, each_row: bool, activation: str, kind: str
+    triton: Interpreter,
+    rows: int,
+    heads: int,
+    kv_heads: int,
+    dim: int,
+    batch_invariant: bool,
+    activation: str,
+    kind: str,
 ) -> None:
     """Also 70 rows of a prompt, which take the library's product and the kernels of norm and rope."""
     dtype, hidden = ACTIVATIONS[activation], 72
@@ -76,7 +83,9 @@ def test_qkv_rope_store(
     q = torch.full((rows, heads, dim), float("nan"), dtype=dtype)
     k_cache, v_cache = (torch.full((6, 16, kv_heads, dim), 7.0, dtype=dtype) for _ in range(2))
     state = (cos, sin, positions, k_cache, v_cache, slots)
-    _, after = triton.call("product", "qkv_rope_store", x, norm, EPS, [weight], *state, q=q, each_row=each_row)
+    _, after = triton.call(
+        "product", "qkv_rope_store", x, norm, EPS, [weight], *state, q=q, batch_invariant=batch_invariant
+    )
     plain_q, plain_k, plain_v = q.clone(), k_cache.clone(), v_cache.clone()
     reference.qkv_rope_store(x, norm, EPS, [weight], cos, sin, positions, plain_k, plain_v, slots, q=plain_q)
     parts = (oracles.rms_norm(x, norm, EPS) @ wide(weight).T).unflatten(1, (-1, dim))
@@ -128,13 +137,13 @@ def test_rows_do_not_depend_on_each_other(triton: Interpreter, kind: str) -> Non
     weight = matrix(2 * 48, 200, kind, torch.float16)
     alone = [
         triton.call(
-            "product", "gate_up", x[t : t + 1], norm, EPS, [weight], out=torch.zeros(1, 48).half(), each_row=True
+            "product", "gate_up", x[t : t + 1], norm, EPS, [weight], out=torch.zeros(1, 48).half(), batch_invariant=True
         )[0]
         for t in (0, 3, 8)
     ]
     for rows in (9, 40):
         out = torch.zeros(rows, 48).half()
-        together, _ = triton.call("product", "gate_up", x[:rows], norm, EPS, [weight], out=out, each_row=True)
+        together, _ = triton.call("product", "gate_up", x[:rows], norm, EPS, [weight], out=out, batch_invariant=True)
         for t, row in zip((0, 3, 8), alone, strict=True):
             assert torch.equal(together[t : t + 1], row)
 
@@ -144,8 +153,8 @@ def test_many_rows_that_must_not_depend(triton: Interpreter, kind: str) -> None:
     """More rows than a program holds: a second program along the rows."""
     x, _ = case(66, 64, torch.float16)
     weight = matrix(40, 64, kind, torch.float16)
-    got, _ = triton.call("product", "linear", x, weight, each_row=True)
-    last, _ = triton.call("product", "linear", x[65:], weight, each_row=True)
+    got, _ = triton.call("product", "linear", x, weight, batch_invariant=True)
+    last, _ = triton.call("product", "linear", x[65:], weight, batch_invariant=True)
     assert torch.equal(got[65:], last)
 
 

@@ -202,18 +202,18 @@ def test_generation_runs_on_quantised_weights(tmp_path: Path, kind: str) -> None
     """And its logits stay nearer to the float model's for int8 than the other way round would be luck."""
     model = folder(tmp_path / "m")
     config = ModelConfig.from_folder(model)
-    exact, coarse = (
+    exact, int8_activations = (
         Llama(config, load_weights(model, config, quantize=quantize_), choose.ops("cpu"), exact_activations=True)
         for quantize_ in (None, kind)
     )
     ids = prompt(12)
     _, wanted = greedy_logits(exact, ids, 1)
-    _, got = greedy_logits(coarse, ids, 1)
+    _, got = greedy_logits(int8_activations, ids, 1)
     error = float((got - wanted).norm() / wanted.norm())
     assert 0 < error < (0.02 if kind == "int8" else 0.35)
     with Engine.from_pretrained(model, device="cpu", quantize=kind) as engine:
         tokens = engine.generate(ids, SamplingParams(max_new_tokens=3, ignore_eos=True))[0].token_ids
-    assert tokens == greedy_logits(coarse, ids, 3)[0]
+    assert tokens == greedy_logits(int8_activations, ids, 3)[0]
 
 
 def test_a_weight_that_is_not_finite_is_named(tmp_path: Path) -> None:

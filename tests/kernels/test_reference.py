@@ -49,10 +49,10 @@ def test_linear_and_its_rows(dtype: str) -> None:
     x, weight = rand(5, 96), rand(70, 96, seed=1).to(DTYPES[dtype])
     wanted = x.double() @ weight.double().T
     close(reference.linear(x, weight), wanted)
-    rows = reference.linear(x, weight, each_row=True)
+    rows = reference.linear(x, weight, batch_invariant=True)
     close(rows, wanted)
     for t in range(5):
-        assert torch.equal(reference.linear(x[t : t + 1], weight, each_row=True), rows[t : t + 1])
+        assert torch.equal(reference.linear(x[t : t + 1], weight, batch_invariant=True), rows[t : t + 1])
 
 
 def test_linear_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import random
 import pytest
 
 from baize_engine.model.blocks import BlockPool, CacheFull, Sequence
+from baize_engine.model.buffers import cache_slots
 
 
 def written(pool: BlockPool, prompt: list[int]) -> Sequence:
@@ -49,7 +50,7 @@ def test_slots_follow_the_table() -> None:
     pool.reserve(other, 4)
     pool.reserve(sequence, 6)
     first, second = sequence.blocks
-    assert pool.slots(sequence, 2, 6) == [first * 4 + 2, first * 4 + 3, second * 4, second * 4 + 1]
+    assert cache_slots(sequence.blocks, 4, 2, 6) == [first * 4 + 2, first * 4 + 3, second * 4, second * 4 + 1]
 
 
 def test_a_sequence_is_freed_once_and_by_its_own_pool() -> None:

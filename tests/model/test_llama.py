@@ -8,11 +8,11 @@ import pytest
 import tiny
 import torch
 from assets import shared
-from tolerances import GREEDY_MARGIN, LOGITS_FLOAT32, PREFILL_SHAPE
+from decoders import Decoder
+from tolerances import GREEDY_MARGIN, LOGITS_FLOAT32
 
 from baize_engine.backend import choose
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.llama import Llama
 from baize_engine.model.weights import load_weights
 
@@ -43,12 +43,12 @@ def prompt(length: int, seed: int = 0) -> list[int]:
 
 
 def greedy(model: Llama, ids: list[int], steps: int) -> tuple[list[int], list[torch.Tensor]]:
-    cache = model.new_cache(len(ids) + steps)
-    sequence = cache.allocate()
-    logits = [model.prefill(ids, sequence, cache)[0]]
+    decoder = Decoder(model, len(ids) + steps)
+    sequence = decoder.sequence()
+    logits = [decoder.prefill(ids, sequence)[0]]
     out = [int(logits[0].argmax())]
     while len(out) < steps:
-        logits.append(model.forward([[out[-1]]], [sequence], cache)[0])
+        logits.append(decoder.forward([[out[-1]]], [sequence])[0])
         out.append(int(logits[-1].argmax()))
     return out, logits
 
@@ -91,62 +91,15 @@ def test_a_decode_step_does_not_depend_on_its_neighbours() -> None:
     model, _ = make(tiny.config(num_key_value_heads=2), torch.float16)
     prompts = [prompt(length, length) for length in (3, 17, 40, 1)]
     alone = [greedy(model, ids, 12) for ids in prompts]
-    cache = model.new_cache(4 * 64)
-    sequences = [cache.allocate() for _ in prompts]
-    logits = torch.cat([model.prefill(ids, s, cache) for ids, s in zip(prompts, sequences, strict=True)])
+    decoder = Decoder(model, 4 * 64)
+    sequences = [decoder.sequence() for _ in prompts]
+    logits = torch.cat([decoder.prefill(ids, s) for ids, s in zip(prompts, sequences, strict=True)])
     for step in range(12):
         for row, (ids, rows) in enumerate(alone):
             assert torch.equal(logits[row], rows[step])
             assert int(logits[row].argmax()) == ids[step]
         if step < 11:
-            logits = model.forward([[int(row.argmax())] for row in logits], sequences, cache)
-
-
-def test_prefill_in_chunks_is_prefill_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, _ = make(tiny.config())
-    ids = prompt(50)
-    whole, _ = greedy(model, ids, 1)
-    cache = model.new_cache(200)
-    at_once = model.prefill(ids, cache.allocate(), cache)
-    monkeypatch.setattr(model, "prefill_chunk", 16)
-    sizes = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda t, s, c, **_: sizes.append(len(t[0])) or forward(t, s, c))
-    chunked = model.prefill(ids, cache.allocate(), cache)
-    assert sizes == [16, 16, 16, 2]
-    assert (chunked - at_once).abs().max() < PREFILL_SHAPE
-    one_by_one = cache.allocate()
-    for token in ids:
-        last = forward([[token]], [one_by_one], cache)
-    assert (last - at_once).abs().max() < PREFILL_SHAPE
-    assert whole == [int(at_once.argmax())]
-
-
-def test_chunks_end_at_absolute_multiples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A sequence that already has tokens is cut where a fresh one would be."""
-    model, _ = make(tiny.config())
-    monkeypatch.setattr(model, "prefill_chunk", 16)
-    cache = model.new_cache(100)
-    sequence = cache.allocate()
-    model.prefill(prompt(5), sequence, cache)
-    sizes = []
-    forward = model.forward
-    monkeypatch.setattr(model, "forward", lambda t, s, c, **_: sizes.append(len(t[0])) or forward(t, s, c))
-    model.prefill(prompt(30), sequence, cache)
-    assert sizes == [11, 16, 3]
-    assert sequence.length == 35
-
-
-def test_all_logits_of_several_sequences() -> None:
-    model, _ = make(tiny.config())
-    cache = model.new_cache(200)
-    prompts = [prompt(7, 1), prompt(12, 2)]
-    both = model.forward(prompts, [cache.allocate(), cache.allocate()], cache, all_logits=True)
-    assert both.shape == (19, 96)
-    single = torch.cat([model.forward([ids], [cache.allocate()], cache, all_logits=True) for ids in prompts])
-    assert (both - single).abs().max() < PREFILL_SHAPE
-    last = model.forward(prompts, [cache.allocate(), cache.allocate()], cache)
-    assert (last - both[[6, 18]]).abs().max() < PREFILL_SHAPE
+            logits = decoder.forward([[int(row.argmax())] for row in logits], sequences)
 
 
 def test_a_second_cache_is_not_mistaken_for_the_first() -> None:
@@ -154,22 +107,3 @@ def test_a_second_cache_is_not_mistaken_for_the_first() -> None:
     first, _ = greedy(model, prompt(9), 8)
     second, _ = greedy(model, prompt(9), 8)
     assert first == second
-
-
-def test_a_full_cache_leaves_the_sequence_as_it_was() -> None:
-    model, _ = make(tiny.config())
-    cache = model.new_cache(32)
-    sequence = cache.allocate()
-    model.prefill(prompt(20), sequence, cache)
-    with pytest.raises(CacheFull, match="wanted 1 more for 33 tokens"):
-        model.forward([prompt(13)], [sequence], cache)
-    assert (sequence.length, len(sequence.blocks), cache.free_blocks) == (20, 2, 0)
-    model.forward([prompt(12)], [sequence], cache)
-
-
-@pytest.mark.parametrize(("ids", "count"), [([], 0), ([[]], 1), ([[1], [2]], 1), ([[1] * 129], 1)])
-def test_wrong_calls_are_refused(ids: list[list[int]], count: int) -> None:
-    model, _ = make(tiny.config())
-    cache = model.new_cache(300)
-    with pytest.raises(ValueError, match=r"wanted one each|the model has 128"):
-        model.forward(ids, [cache.allocate() for _ in range(count)], cache)

@@ -16,7 +16,9 @@ from baize_engine import Engine, SamplingParams
 from baize_engine.errors import BaizeError
 from baize_engine.loading import load
 from baize_engine.model.kv_cache import CacheFull
-from baize_engine.model.runner import MAX_STOPS, DecodeSteps, Row, StepState
+from baize_engine.model.prompt_runner import PromptRunner
+from baize_engine.model.runner import DecodeSteps, Row
+from baize_engine.model.step_state import MAX_STOPS, StepState
 from baize_engine.options import EngineOptions
 
 GROUPED = tiny.config(num_key_value_heads=2)
@@ -60,12 +62,9 @@ def test_sampled_rows_do_not_depend_on_each_other() -> None:
 
 
 def test_an_abandoned_run_leaves_the_cache_usable() -> None:
-    model = decoders.make(GROUPED)
-    model.runs_ahead = True
-    cache = model.new_cache(200)
-    steps = DecodeSteps(model, cache)
-    sequence = cache.allocate()
-    token = int(model.prefill(decoders.prompt(5), sequence, cache).argmax())
+    decoder = decoders.Decoder(decoders.make(GROUPED), 200, ahead=True)
+    cache, steps, sequence = decoder.cache, decoder.steps(), decoder.sequence()
+    token = int(decoder.prefill(decoders.prompt(5), sequence).argmax())
     run = steps.run([Row(sequence, token, 50)])
     seen = [next(run)[0], next(run)[0]]
     run.close()
@@ -73,7 +72,7 @@ def test_an_abandoned_run_leaves_the_cache_usable() -> None:
     cache.free(sequence)
     assert cache.free_blocks == cache.num_blocks
     again = cache.allocate()
-    assert int(model.prefill(decoders.prompt(5), again, cache).argmax()) == token
+    assert int(decoder.prefill(decoders.prompt(5), again).argmax()) == token
     assert [tokens[0] for tokens in steps.run([Row(again, token, 2)])] == seen
 
 
@@ -82,25 +81,24 @@ def test_a_full_cache_is_raised_only_for_tokens_that_are_wanted() -> None:
     model = decoders.make(GROUPED)
     got, (free, total) = decoders.decode(model, [decoders.prompt(20)], [{"left": 12}], tokens=32, ahead=True)
     assert (len(got[0]), free, total) == (13, 2, 2)
-    model.runs_ahead = True
-    cache = model.new_cache(32)
-    sequence = cache.allocate()
-    token = int(model.prefill(decoders.prompt(20), sequence, cache).argmax())
+    decoder = decoders.Decoder(model, 32, ahead=True)
+    sequence = decoder.sequence()
+    token = int(decoder.prefill(decoders.prompt(20), sequence).argmax())
     seen = []
     with pytest.raises(CacheFull, match="raise cache_tokens"):
-        for tokens in DecodeSteps(model, cache).run([Row(sequence, token, 13)]):
+        for tokens in decoder.steps().run([Row(sequence, token, 13)]):
             seen += tokens
     assert [token, *seen] == got[0]
 
 
 def test_a_logit_that_is_not_finite_is_raised_with_its_place() -> None:
     model = decoders.make(GROUPED)
-    cache = model.new_cache(64)
-    sequence = cache.allocate()
-    token = int(model.prefill(decoders.prompt(5), sequence, cache).argmax())
+    decoder = decoders.Decoder(model, 64)
+    sequence = decoder.sequence()
+    token = int(decoder.prefill(decoders.prompt(5), sequence).argmax())
     model.weights["model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
     with pytest.raises(BaizeError, match=r"step 1 \(position 6\) of row 0: a logit is not finite"):
-        list(DecodeSteps(model, cache).run([Row(sequence, token, 5)]))
+        list(decoder.steps().run([Row(sequence, token, 5)]))
 
 
 def test_more_stop_ids_than_the_device_takes() -> None:
@@ -119,20 +117,20 @@ def test_no_row_attends_to_more_than_a_step_is_launched_for(ahead: bool, monkeyp
     seen: list[tuple[int, int]] = []
     run = StepState.run
 
-    def recorded(self: StepState, longest: int, rows: int) -> None:
-        run(self, longest, rows)
-        seen.append((longest, int(self.lens[:rows].max())))
+    def recorded(self: StepState, max_context: int, rows: int) -> None:
+        run(self, max_context, rows)
+        seen.append((max_context, int(self.lens[:rows].max())))
 
     model = decoders.make(GROUPED)
     stop = decoders.decode(model, [decoders.prompt(60)], [{"left": 20}])[0][0][3]
     monkeypatch.setattr(StepState, "run", recorded)
-    monkeypatch.setattr("baize_engine.model.runner.FEWEST_TOKENS", 1)
+    monkeypatch.setattr("baize_engine.model.step_state.FEWEST_TOKENS", 1)
     late = (*range(1000, 1000 + MAX_STOPS), stop)
     for row in ({"left": 2}, {"left": 30, "stop_ids": (stop,)}, {"left": 30, "stop_ids": late}):
         seen.clear()
         decoders.decode(model, [decoders.prompt(60), decoders.prompt(3)], [row, {"left": 25}], ahead=ahead)
         assert len(seen) >= 25
-        assert all(lens <= longest for longest, lens in seen), row
+        assert all(lens <= max_context for max_context, lens in seen), row
         assert seen[-1][1] > 60  # it is the ended row's context that the last step is launched for
 
 
@@ -140,11 +138,9 @@ def test_two_runs_may_be_open_at_once() -> None:
     model = decoders.make(GROUPED)
     prompts = [decoders.prompt(5, 1), decoders.prompt(9, 2)]
     wanted = [decoders.decode(model, [ids], [{"left": 8}])[0][0] for ids in prompts]
-    model.runs_ahead = True
-    cache = model.new_cache(100)
-    steps = DecodeSteps(model, cache)
-    sequences = [cache.allocate() for _ in prompts]
-    firsts = [int(model.prefill(ids, s, cache).argmax()) for ids, s in zip(prompts, sequences, strict=True)]
+    decoder = decoders.Decoder(model, 100, ahead=True)
+    steps, sequences = decoder.steps(), [decoder.sequence() for _ in prompts]
+    firsts = [int(decoder.prefill(ids, s).argmax()) for ids, s in zip(prompts, sequences, strict=True)]
     runs = [steps.run([Row(s, first, 8)]) for s, first in zip(sequences, firsts, strict=True)]
     made = list(zip(*runs, strict=True))
     for number in range(2):
@@ -167,8 +163,8 @@ def test_greedy_ids_of_the_triton_decoder_are_the_cpus(triton: Interpreter, vari
     (ids, logits), _ = triton.run("decoders", "run_greedy", cfg, torch.float32, quantize, 21, 6)
     model = decoders.make(cfg, torch.float32, quantize)
     prompt = decoders.prompt(21)
-    cache = model.new_cache(64)
-    oracle = model.forward([prompt + ids[:-1]], [cache.allocate()], cache, all_logits=True)[20:]
+    decoder = decoders.Decoder(model, 64)
+    oracle = decoder.forward([prompt + ids[:-1]], [decoder.sequence()], all_logits=True)[20:]
     assert (logits - oracle).abs().max() < 1e-3
     for step, row in enumerate(oracle):
         best, second = row.topk(2).values
@@ -186,8 +182,8 @@ def test_16_bit_activations_stay_near_the_cpus(
     exact, plain = decoders.make(GROUPED, dtype), decoders.make(GROUPED, dtype, joined=True)
     rows = []
     for model in (exact, plain):
-        cache = model.new_cache(64)
-        rows.append(model.forward([whole], [cache.allocate()], cache, all_logits=True)[20:])
+        decoder = decoders.Decoder(model, 64)
+        rows.append(decoder.forward([whole], [decoder.sequence()], all_logits=True)[20:])
     step = torch.finfo(dtype).eps * float(rows[0].abs().max())
     assert (logits - rows[0]).abs().max() <= 2 * (rows[1] - rows[0]).abs().max() + step
 
@@ -219,46 +215,9 @@ def test_an_engine_on_device_steps_gives_the_same_completions(tmp_path: Path, ah
     ids = [decoders.prompt(9)] * len(many)
     loaded = replace(load(folder, EngineOptions(device="cpu")), eos_token_ids=(2,), tokenizer=None)
     wanted = Engine(loaded).generate(ids, many)
-    loaded.decoder.runs_ahead = ahead
-    engine = Engine(replace(loaded, steps=DecodeSteps(loaded.decoder, loaded.cache)))
+    model, cache = loaded.decoder.model, loaded.cache
+    decoder, steps = PromptRunner(model, cache, runs_ahead=ahead), DecodeSteps(model, cache, runs_ahead=ahead)
+    engine = Engine(replace(loaded, decoder=decoder, steps=steps))
     assert engine.generate(ids, many) == wanted
     assert loaded.cache.free_blocks == loaded.cache.num_blocks
     assert {one.finish_reason for one in wanted} == {"stop", "length"}
-
-
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 64])
-def test_what_kernels_read_of_each_row_is_aligned(rows: int) -> None:
-    """Where a pointer is a multiple of 16 bytes in one bucket of rows and not in another, each has kernels of its own."""
-    model = decoders.make(GROUPED)
-    state = StepState(model, model.new_cache(256), rows)
-    for name, value in vars(state).items():
-        if isinstance(value, torch.Tensor):
-            assert value.data_ptr() % 16 == 0, name
-    model.prefill(decoders.prompt(rows), (cache := model.new_cache(256)).allocate(), cache)
-    assert [index.data_ptr() % 16 for index in model._index[:, :rows]] == [0, 0, 0]
-
-
-def test_a_graph_is_captured_on_a_stream_of_the_states_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's own default is one stream for the process, on the device that captured first."""
-    from contextlib import nullcontext
-    from types import SimpleNamespace
-
-    model = decoders.make(GROUPED)
-    state = StepState(model, model.new_cache(256), 1)
-    asked: list[object] = []
-
-    def stream(device: object) -> object:
-        return SimpleNamespace(device=device, wait_stream=lambda other: None)
-
-    def capture(graph: object, **options: object) -> object:
-        asked.append(options["stream"].device)  # type: ignore[attr-defined]
-        return nullcontext()
-
-    for name, fake in (
-        ("Stream", stream), ("current_stream", stream), ("stream", lambda given: nullcontext()), ("CUDAGraph", object),
-        ("graph", capture),
-    ):  # fmt: skip
-        monkeypatch.setattr(torch.cuda, name, fake)
-    with torch.inference_mode():
-        state._capture(256, 1)
-    assert asked == [state.ids.device]

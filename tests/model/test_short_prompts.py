@@ -12,10 +12,10 @@ import torch
 from interpreter import Interpreter
 from short_prompt_runs import CONFIG, both_ways
 
-from baize_engine.kernels import reference
+from baize_engine.backend.choose import reference_ops
 from baize_engine.model import graphs, short_prompts
-from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptRunner
 
 LENGTHS = (2, 3, 7, 8, 9, 16, 31, 33, 63, 64)
 
@@ -35,8 +35,7 @@ def test_the_gpus_kernels_give_the_bits_of_the_piece_by_itself(triton: Interpret
 
 
 def test_single_tokens_and_long_pieces_go_op_by_op(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = decoders.make(tiny.config(max_position_embeddings=256))
-    model.runs_ahead = True
+    decoder = decoders.Decoder(decoders.make(tiny.config(max_position_embeddings=256)), 512, ahead=True)
     sizes: list[int] = []
     run = short_prompts.ShortPrompts.run
 
@@ -45,40 +44,33 @@ def test_single_tokens_and_long_pieces_go_op_by_op(monkeypatch: pytest.MonkeyPat
         return run(self, ids, sequence)  # type: ignore[arg-type]
 
     monkeypatch.setattr(short_prompts.ShortPrompts, "run", counted)
-    cache = model.new_cache(512)
     for count in (1, 2, 64, 65):
-        model.prefill(decoders.prompt(count), cache.allocate(), cache)
+        decoder.prefill(decoders.prompt(count), decoder.sequence())
     assert sizes == [2, 64]
 
 
-def test_a_full_cache_leaves_the_sequence_as_it_was() -> None:
-    model = decoders.make(CONFIG)
-    model.runs_ahead = True
-    cache = model.new_cache(32)
-    sequence = cache.allocate()
-    with pytest.raises(CacheFull):
-        model.prefill(decoders.prompt(40), sequence, cache)
-    assert (sequence.length, cache.free_blocks) == (0, 2)
+def test_a_sequence_without_blocks_stays_as_it_was() -> None:
+    decoder = decoders.Decoder(decoders.make(CONFIG), 32, ahead=True)
+    sequence = decoder.sequence()
+    with pytest.raises(ValueError, match="would have 40 tokens, its blocks have room for 0"):
+        PromptRunner.prefill(decoder, decoders.prompt(40), sequence)
+    assert (sequence.length, decoder.cache.free_blocks) == (0, 2)
 
 
-def test_a_prompt_beyond_the_positions_is_refused_before_it_takes_blocks() -> None:
-    model = decoders.make(tiny.config(max_position_embeddings=48))
-    model.runs_ahead = True
-    cache = model.new_cache(128)
-    sequence = cache.allocate()
+def test_a_prompt_beyond_the_positions_is_refused() -> None:
+    decoder = decoders.Decoder(decoders.make(tiny.config(max_position_embeddings=48)), 128, ahead=True)
+    sequence = decoder.sequence()
     with pytest.raises(ValueError, match="a sequence would have 50 tokens, the model has 48"):
-        model.prefill(decoders.prompt(50), sequence, cache)
-    assert (sequence.length, cache.free_blocks) == (0, 8)
-    assert model.prefill(decoders.prompt(48), sequence, cache).shape == (1, 96)
+        decoder.prefill(decoders.prompt(50), sequence)
+    assert sequence.length == 0
+    assert decoder.prefill(decoders.prompt(48), sequence).shape == (1, 96)
 
 
 def test_another_cache_gets_buffers_of_its_own() -> None:
-    model = decoders.make(CONFIG)
-    model.runs_ahead = True
-    logits = []
+    model, logits = decoders.make(CONFIG), []
     for _ in range(2):
-        cache = model.new_cache(128)
-        logits.append(model.prefill(decoders.prompt(12), cache.allocate(), cache))
+        decoder = decoders.Decoder(model, 128, ahead=True)
+        logits.append(decoder.prefill(decoders.prompt(12), decoder.sequence()))
     assert torch.equal(*logits)
 
 
@@ -87,17 +79,16 @@ def test_a_graph_is_made_for_each_bucket_once(positions: int, monkeypatch: pytes
     """As on a GPU, with graphs that run their plan: the first run, which compiles, touches nobody's blocks; it is of a whole
     bucket, also where that is more than the model's positions."""
     made = decoders.make(tiny.config(num_key_value_heads=2, max_position_embeddings=positions))
-    model = Llama(made.config, made.weights, reference)
-    model.runs_ahead = True
-    cache = model.new_cache(256)
-    captured: list[int] = []
+    model = Llama(made.config, made.weights, reference_ops("cpu"))
+    decoder = decoders.Decoder(model, 256, ahead=False)
+    cache, captured = decoder.cache, list[int]()
 
     def run(plan: list, device: object = None) -> None:
         for op in plan:
             op()
 
     def capture(plan: list, device: object) -> SimpleNamespace:
-        captured.append(plan[0].args[0].shape[0])
+        captured.append(plan[0].keywords["ids"].shape[0])
         return SimpleNamespace(replay=lambda: run(plan))
 
     def aside(plan: list, device: object) -> None:
@@ -116,7 +107,7 @@ def test_a_graph_is_made_for_each_bucket_once(positions: int, monkeypatch: pytes
             cache.reserve(sequence, count)
             got = short.run(ids, sequence)
             other = cache.allocate()
-            wanted = model.forward([ids], [other], cache, prompt=True)
+            wanted = decoder.forward([ids], [other], prompt=True)
             assert (got - wanted).abs().max() < 1e-4
             cache.free(sequence)
             cache.free(other)

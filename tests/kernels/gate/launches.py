@@ -21,7 +21,7 @@ from baize_engine.backend import choose
 from baize_engine.kernels import attention, dequantize, diff_add, launch, product
 from baize_engine.kernels.reference import CHUNK
 from baize_engine.model.llama import Llama
-from baize_engine.model.runner import StepState
+from baize_engine.model.step_state import StepState
 
 
 class Driver:
@@ -80,18 +80,15 @@ def main() -> None:
         num_hidden_layers=1, max_position_embeddings=512,
     )  # fmt: skip
     made = decoders.make(cfg, dtype, quantize, joined=True)
-    ops = choose.Ops.__new__(choose.Ops)
-    ops.BEST_BLOCK = 32
-    for op in choose.DECODER_OPS:
-        setattr(ops, op, choose._triton(op, "cuda"))
+    ops = choose.Ops("cuda", {op: choose.table(op)[0] for op in choose.DECODER_OPS})
     model = Llama(made.config, made.weights, ops, "cpu", dtype)
-    cache = model.new_cache(1024)
+    decoder = decoders.Decoder(model, 1024)
     for rows in (1, 8, 16, 32, 64):
-        for op in StepState(model, cache, rows).ops(512):
-            op()
+        for call in ops.compile(StepState(model, decoder.cache, rows).ops(512)):
+            call()
     with torch.inference_mode():
-        model.prefill(decoders.prompt(100), cache.allocate(), cache)
-        model.prefill(decoders.prompt(5), cache.allocate(), cache)
+        decoder.prefill(decoders.prompt(100), decoder.sequence())
+        decoder.prefill(decoders.prompt(5), decoder.sequence())
         one = torch.ones(1)
         ops.sample(torch.zeros(1, 1000), one, one.long(), one, one, one.long(), one.long(), one.int())
         add_all_sizes()

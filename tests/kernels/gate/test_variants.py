@@ -64,7 +64,7 @@ def test_linear_add_has_the_same_bits(triton: Interpreter, rows: int, kind: str)
     weight, before = matrix(72, 328, kind, torch.float16), rand(rows, 72, seed=9, dtype=torch.float16)
 
     def run(how: ProductSettings) -> torch.Tensor:
-        options = {"out": before.clone(), "each_row": True}
+        options = {"out": before.clone(), "batch_invariant": True}
         return triton.run("tuned_calls", "call", "linear_add", how, "product", "linear_add", x, weight, **options)[0][0]
 
     wanted = run(settings.product("linear_add", BITS[kind], rows))
@@ -86,7 +86,7 @@ def test_qkv_rope_store_has_the_same_bits(
     def run(how: ProductSettings) -> list[torch.Tensor]:
         caches = [torch.full((6, 16, kv_heads, dim), 7.0, dtype=torch.float16) for _ in range(2)]
         given = (x, norm, EPS, [weight], angle.cos(), angle.sin(), places, *caches, places)
-        options = {"q": torch.zeros(rows, heads, dim, dtype=torch.float16), "each_row": True}
+        options = {"q": torch.zeros(rows, heads, dim, dtype=torch.float16), "batch_invariant": True}
         op = "qkv_rope_store"
         _, after = triton.run("tuned_calls", "call", op, how, "product", op, *given, **options)[0]
         return [after[7], after[8], after[10]]

@@ -1,0 +1,70 @@
+"""What a plan's ops read and write, beside weights and cache: the inputs of a run and its activations. Knows no model code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from baize_engine.model.config import ModelConfig
+
+
+def aligned_rows(count: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
+    """Zeros (count, length) whose rows begin at multiples of 16 bytes: otherwise Triton compiles each kernel anew."""
+    return torch.zeros(count, -(-length // 4) * 4, dtype=dtype, device=device)[:, :length]
+
+
+class CachedTokens(Protocol):
+    """What a run needs of a sequence: its first `length` tokens are in the cache, in `blocks`, in order. A run adds to them."""
+
+    blocks: list[int]
+    length: int
+
+
+def cache_slots(blocks: Sequence[int], block_size: int, begin: int, end: int) -> list[int]:
+    """The cache rows of a sequence's tokens [begin, end), counted through all blocks of the cache."""
+    return [blocks[n // block_size] * block_size + n % block_size for n in range(begin, end)]
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """The T new tokens of S sequences, and where each stands. `max_context` bounds the contexts, or the queries of a prompt."""
+
+    ids: Tensor  # (T,) int64
+    positions: Tensor  # (T,) int64
+    slots: Tensor  # (T,) int64, rows of the cache
+    block_tables: Tensor  # (S, max_blocks) int32
+    query_starts: Tensor  # (S + 1,) int32
+    context_lens: Tensor  # (S,) int32
+    max_context: int
+
+    def first(self, tokens: int, sequences: int, max_context: int) -> Inputs:
+        """Views of the first `tokens` tokens and `sequences` sequences."""
+        return Inputs(
+            self.ids[:tokens], self.positions[:tokens], self.slots[:tokens], self.block_tables[:sequences],
+            self.query_starts[: sequences + 1], self.context_lens[:sequences], max_context,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, eq=False)
+class Activations:
+    """What the layers compute for T tokens, in the model's activation type."""
+
+    x: Tensor  # (T, H), the residual stream
+    q: Tensor  # (T, Hq, D)
+    mixed: Tensor  # (T, Hq, D), attention's output
+    inner: Tensor  # (T, I), the MLP's inner values
+
+    @classmethod
+    def of(cls, config: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> Activations:
+        """Unfilled memory for `tokens` tokens."""
+        heads = (tokens, config.num_heads, config.head_dim)
+        shapes = ((tokens, config.hidden_size), heads, heads, (tokens, config.intermediate_size))
+        return cls(*(torch.empty(shape, dtype=dtype, device=device) for shape in shapes))
+
+    def first(self, tokens: int) -> Activations:
+        """Views of the first `tokens` tokens."""
+        return Activations(self.x[:tokens], self.q[:tokens], self.mixed[:tokens], self.inner[:tokens])

@@ -1,0 +1,155 @@
+"""The buffers of decode steps: tokens, positions, stop flags and random counters of each row, which live on the device.
+
+A step is one launch (on a GPU one CUDA graph): it makes the tokens that were chosen last the input, runs the decoder's plan for
+one token of each row, and samples. Rows that fill up a bucket write to the cache's scrap block. Knows token ids and blocks; not
+whose they are, nor when a row leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from baize_engine.backend.choose import best_blocks
+from baize_engine.backend.plan_ops import Advance, PlanOp, Sample
+from baize_engine.model import graphs
+from baize_engine.model.buffers import Activations, Inputs, aligned_rows
+from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.llama import Llama
+
+if TYPE_CHECKING:
+    from baize_engine.model.runner import Row
+
+MAX_STOPS = 16  # stop ids a row has on the device; the host sees the rest, a few steps late
+NO_STOP = -2
+FEWEST_TOKENS = 256
+
+
+def context_bucket(context: int, most: int) -> int:
+    """256, 512, 1024, ... up to `most` tokens: the bound of a step whose longest context is `context`.
+
+    There is a graph for each, so that attention is not launched for thousands of tokens that are not there.
+    """
+    return min(max(FEWEST_TOKENS, 1 << (context - 1).bit_length()), most)
+
+
+class StepState:
+    """The buffers of steps with up to `rows` rows over one cache; their plans, captured as graphs where there is a GPU."""
+
+    def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
+        self.rows, self.cache, self.model, device = rows, cache, model, model.device
+        blocks = -(-model.config.max_position_embeddings // cache.block_size)
+        self.ids, self.positions, self.slots, self.tokens = aligned_rows(4, rows, torch.int64, device)
+        self.lens, self.left = aligned_rows(2, rows, torch.int32, device)
+        self.tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
+        self.stops = torch.zeros(rows, MAX_STOPS, dtype=torch.int64, device=device)
+        self.top_k, self.seeds, self.sample_index = aligned_rows(3, rows, torch.int64, device)
+        self.temperature, self.top_p, self.min_p = aligned_rows(3, rows, torch.float32, device)
+        self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
+        vocabulary = model.head.shape[0]
+        self.logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
+        self._best = torch.zeros(rows, best_blocks(vocabulary), dtype=torch.int32, device=device)
+        self._work = Activations.of(model.config, rows, model.dtype, device)
+        self._inputs = Inputs(
+            self.ids,
+            self.positions,
+            self.slots,
+            self.tables,
+            self._starts,
+            self.lens,
+            model.config.max_position_embeddings,
+        )
+        self._plans: dict[tuple[int, int], list[Callable[[], object]]] = {}
+        self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self.set([])
+
+    def ops(self, max_context: int, rows: int | None = None) -> list[PlanOp]:
+        """The ops of a step of the first `rows` rows (all), with attention launched for contexts of `max_context` tokens."""
+        model, n = self.model, self.rows if rows is None else rows
+        work, inputs = self._work.first(n), self._inputs.first(n, n, max_context)
+        tokens, logits, best = self.tokens[:n], self.logits[:n], self._best[:n]
+        return [
+            Advance(
+                tokens, inputs.ids, inputs.positions, inputs.slots, inputs.context_lens, self.left[:n], self.stops[:n],
+                inputs.block_tables, self.cache.block_size,
+            ),
+            *model.hidden_ops(work, inputs, self.cache, batch_invariant=True),
+            model.head_op(work.x, logits, batch_invariant=True, best=best),
+            Sample(
+                logits, self.temperature[:n], self.top_k[:n], self.top_p[:n], self.min_p[:n], self.seeds[:n],
+                self.sample_index[:n], inputs.context_lens, out=tokens, best=best,
+            ),
+        ]  # fmt: skip
+
+    def _plan(self, max_context: int, rows: int) -> list[Callable[[], object]]:
+        """`ops`, made once, as the calls that the backend makes of them."""
+        if (max_context, rows) not in self._plans:
+            self._plans[max_context, rows] = self.model.ops.compile(self.ops(max_context, rows))
+        return self._plans[max_context, rows]
+
+    def set(self, rows: Sequence[Row]) -> None:
+        """The state from which the next step goes on; rows not given are padding."""
+        self.clear(slice(None))
+        for place, row in enumerate(rows):
+            self.put(place, row)
+
+    def put(self, place: int, row: Row) -> None:
+        """`row` goes on in this place at the next step."""
+        here = slice(place, place + 1)
+        self.clear(here)
+        for target, value in (
+            (self.tokens, row.token), (self.positions, row.sequence.length - 1),  # a step begins by going one place further
+            (self.left, row.left + 1), (self.temperature, row.temperature), (self.top_k, row.top_k),
+            (self.top_p, row.top_p), (self.min_p, row.min_p), (self.seeds, row.seed), (self.sample_index, row.sample_index),
+        ):  # fmt: skip
+            target[here].fill_(value)
+        for line, values in ((self.tables[place], row.sequence.blocks), (self.stops[place], row.stop_ids[:MAX_STOPS])):
+            pinned = line.device.type == "cuda"
+            line[: len(values)].copy_(torch.tensor(values, dtype=line.dtype, pin_memory=pinned), non_blocking=True)
+
+    def clear(self, places: slice) -> None:
+        """These places are padding from the next step on."""
+        scrap = self.cache.scrap_block
+        for target, value in (
+            (self.tokens, 0), (self.ids, 0), (self.positions, 0), (self.left, 0), (self.lens, 1), (self.tables, scrap),
+            (self.slots, scrap * self.cache.block_size), (self.stops, NO_STOP), (self.temperature, 0),
+        ):  # fmt: skip
+            target[places].fill_(value)
+
+    def move(self, source: int, place: int) -> None:
+        """The row at `source` goes on at `place`."""
+        for values in (
+            self.ids, self.positions, self.slots, self.tokens, self.lens, self.left, self.tables, self.stops, self.top_k,
+            self.seeds, self.sample_index, self.temperature, self.top_p, self.min_p,
+        ):  # fmt: skip
+            values[place : place + 1].copy_(values[source : source + 1])
+
+    def add_block(self, row: int, place: int, block: int) -> None:
+        """Block number `place` of a row's table, in the order of the device's work."""
+        self.tables[row, place : place + 1].fill_(block)
+
+    def run(self, max_context: int, rows: int | None = None) -> None:
+        """One step of the first `rows` rows (all) over contexts of at most `max_context` tokens, queued on the device."""
+        key = max_context, self.rows if rows is None else rows
+        if self.ids.device.type != "cuda":
+            for op in self._plan(*key):
+                op()
+            return
+        with torch.cuda.device(self.ids.device):
+            if key not in self._graphs:
+                self._graphs[key] = self._capture(*key)
+            self._graphs[key].replay()
+
+    def _capture(self, max_context: int, rows: int) -> torch.cuda.CUDAGraph:
+        """The plan as a graph. The state is as before: a first run, which compiles, is only made where all rows are padding."""
+        device = self.ids.device
+        if not any(captured == rows for _, captured in self._graphs):
+            held = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}
+            self.set([])
+            graphs.run_aside(self._plan(max_context, rows), device)
+            for name, value in held.items():
+                getattr(self, name).copy_(value)
+        return graphs.capture(self._plan(max_context, rows), device)
