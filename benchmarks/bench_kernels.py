@@ -32,6 +32,7 @@ from shapes import PRESETS
 from torch import Tensor
 
 from baize_engine.backend import devices
+from baize_engine.backend.plan_ops import PlanOp
 from baize_engine.kernels.launch import interpreting
 from baize_engine.model.config import ModelConfig
 
@@ -77,10 +78,10 @@ def check(name: str, got: Sequence[Tensor], wanted: Sequence[Tensor], bound: flo
 
 
 def cpu_spread(
-    calls: Sequence[Callable[[], object]], joined: Callable[..., list[Callable[[], object]]], spent: float
+    work: Sequence[PlanOp | Callable[[], object]], joined: Callable[..., list[Callable[[], object]]], spent: float
 ) -> Spread:
-    """Seconds of one call: PASSES passes in `spent` seconds, each over as many of `calls` as that allows, made one call where
-    `joined` can."""
+    """Seconds of one piece of `work`: PASSES passes in `spent` seconds, each over as many as that allows, made calls by
+    `joined`."""
 
     def seconds(steps: Sequence[Callable[[], object]]) -> float:
         begin = time.perf_counter()
@@ -88,10 +89,10 @@ def cpu_spread(
             step()
         return time.perf_counter() - begin
 
-    first = joined(calls[:1])
+    first = joined(work[:1])
     seconds(first)
-    many = max(1, min(len(calls), int(spent / PASSES / max(seconds(first), 1e-9))))
-    steps, found, end = joined(calls[:many]), [], time.perf_counter() + spent
+    many = max(1, min(len(work), int(spent / PASSES / max(seconds(first), 1e-9))))
+    steps, found, end = joined(work[:many]), [], time.perf_counter() + spent
     seconds(steps)
     while len(found) < 3 or time.perf_counter() < end:
         found.append(seconds(steps) / many)
@@ -99,15 +100,15 @@ def cpu_spread(
 
 
 def measured(m: Machine, case: Case, config: ModelConfig, peak: float, speed: Callable[[], float],
-             spread: Callable[[Sequence[Callable[[], object]], bool], Spread]) -> dict[str, Any]:  # fmt: skip
+             spread: Callable[[Sequence[PlanOp | Callable[[], object]]], Spread]) -> dict[str, Any]:  # fmt: skip
     wanted = case.wanted()
     name = f"{case.op} {case.kind} x{case.rows}"
-    case.mine[0]()
+    m.calls(case.mine[:1])[0]()
     check(name, case.results, wanted, case.bound)
     check(f"{name} in torch", case.theirs[0](), wanted, case.bound)
     del wanted
-    before, mine, after = speed(), spread(case.mine, True), speed()
-    bandwidth, theirs = max(before, after), spread(case.theirs, False)
+    before, mine, after = speed(), spread(case.mine), speed()
+    bandwidth, theirs = max(before, after), spread(case.theirs)
     kind = case.kind if case.kind in KINDS else "float16"
     activation = str(m.activation).removeprefix("torch.")
     flops, nbytes = work(config, kind, case.rows, case.context, "prefill" in case.op, activation)[case.op]
@@ -189,10 +190,14 @@ def bench(report: Report, options: argparse.Namespace, config: ModelConfig, devi
         report.facts["threads"] = torch.get_num_threads()
     report.facts["ceilings"] = limits
 
-    def spread(calls: Sequence[Callable[[], object]], mine: bool) -> Spread:
-        if device != "cpu":
-            return gpu_spread(calls, options.repeats)
-        return cpu_spread(calls, m.ops.compile if mine and not on_gpu else list, options.seconds)
+    def joined(work: Sequence[PlanOp | Callable[[], object]]) -> list[Callable[[], object]]:
+        """Ops of the CPU's C++ as one call, as a step has them."""
+        return m.ops.compile(work) if not on_gpu and isinstance(work[0], PlanOp) else m.calls(work)
+
+    def spread(work: Sequence[PlanOp | Callable[[], object]]) -> Spread:
+        return (
+            gpu_spread(m.calls(work), options.repeats) if device != "cpu" else cpu_spread(work, joined, options.seconds)
+        )
 
     print(", ".join(f"{name} {value:.4g}" for name, value in limits.items()), flush=True)
     torch.manual_seed(0)

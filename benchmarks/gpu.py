@@ -24,12 +24,11 @@ def gpu_spread(calls: Sequence[Callable[[], object]], repeats: int) -> Spread:
     The calls stand for one piece of work on different memory: together they should touch more than the L2 holds. They must
     neither wait for the device nor depend on the host. In the graph each follows the one before as in a decode step.
     """
-    device = torch.device("cuda", torch.cuda.current_device())
-    graphs.run_aside(calls, device)
+    graphs.run_aside(calls)
     torch.cuda.synchronize()
-    once = min(_replays(graphs.capture(calls, device), 3))
+    once = min(_replays(graphs.capture(calls), 3))
     rounds = min(ROUNDS, max(1, ceil(LONG / once)))
-    seconds = _replays(graphs.capture([*calls] * rounds, device), repeats)
+    seconds = _replays(graphs.capture([*calls] * rounds), repeats)
     return Spread.of(each / (rounds * len(calls)) for each in seconds)
 
 

@@ -18,6 +18,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from baize_engine.backend import choose
+from baize_engine.backend.plan_ops import (
+    Advance,
+    Attention,
+    Embed,
+    GateUp,
+    Head,
+    LinearAdd,
+    PlanOp,
+    QkvRopeStore,
+    Sample,
+)
 from baize_engine.kernels import quantized, reference
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
@@ -41,7 +52,7 @@ class Case:
     kind: str
     rows: int
     context: int
-    mine: list[partial[Any]]
+    mine: list[PlanOp | Call]
     results: list[Tensor]
     theirs: list[Call]
     wanted: Call
@@ -60,6 +71,10 @@ class Machine:
     def is_gpu(self) -> bool:
         """Whether the ops are the GPU's, be it through the interpreter."""
         return self.activation == torch.float16
+
+    def calls(self, mine: Sequence[PlanOp | Call]) -> list[Call]:
+        """Each op, or call, as a call by itself."""
+        return [partial(getattr(self.ops, op.name), **op.operands()) if isinstance(op, PlanOp) else op for op in mine]
 
     def values(self, *shape: int, scale: float = 1.0) -> Tensor:
         """Random activations."""
@@ -131,7 +146,7 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
     hidden, inner, eps = config.hidden_size, config.intermediate_size, config.rms_norm_eps
     heads, kv, dim = config.num_heads, config.num_kv_heads, config.head_dim
     gain, (cos, sin) = m.gains(hidden), tables(config, config.max_position_embeddings, str(torch.get_default_device()))
-    Made = tuple[list[partial[Any]], list[Tensor], list[Call], Call]
+    Made = tuple[list[PlanOp | Call], list[Tensor], list[Call], Call]
 
     def qkv(weights: list[Any], wide: list[Any], rows: int) -> Made:
         x, slots = m.values(rows, hidden), torch.randperm(rows * BLOCK)[:rows]
@@ -140,8 +155,8 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
         def state() -> list[Tensor]:
             return [m.cache(rows, heads, dim), *m.cache(2, rows, BLOCK, kv, dim)]
 
-        def fused(run: Any, out: list[Tensor], weight: Any) -> partial[Any]:
-            return partial(run, x, gain, eps, [weight], cos, sin, positions, out[1], out[2], slots, q=out[0])
+        def fused(out: list[Tensor], weight: Any) -> QkvRopeStore:
+            return QkvRopeStore(x, gain, eps, [weight], cos, sin, positions, out[1], out[2], slots, q=out[0])
 
         def plain(out: list[Tensor], weight: Tensor) -> list[Tensor]:
             parts = F.linear(F.rms_norm(x, (hidden,), gain, eps), weight).unflatten(1, (-1, dim))
@@ -150,19 +165,19 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
             return [q, *out[1:]]
 
         def right() -> list[Tensor]:
-            fused(reference.qkv_rope_store, out := state(), weights[0])()
+            reference.qkv_rope_store(**fused(out := state(), weights[0]).operands())
             return out
 
         mine, theirs = state(), state()
         return (
-            [fused(m.ops.qkv_rope_store, mine, w) for w in weights], mine, [partial(plain, theirs, w) for w in wide], right
+            [fused(mine, w) for w in weights], mine, [partial(plain, theirs, w) for w in wide], right
         )  # fmt: skip
 
     def add(weights: list[Any], wide: list[Any], rows: int) -> Made:
         x, before = m.values(rows, weights[0].shape[1], scale=0.25), m.values(rows, hidden, scale=0.3)  # stays finite
         mine, theirs = before.clone(), before.clone()
         return (
-            [partial(m.ops.linear_add, x, w, out=mine) for w in weights], [mine],
+            [LinearAdd(x, w, out=mine) for w in weights], [mine],
             [lambda w=w: [theirs.addmm_(x, w.t())] for w in wide], lambda: [reference.linear_add(x, weights[0], out=before)],
         )  # fmt: skip
 
@@ -174,7 +189,7 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
             return [F.silu(gate) * up]
 
         return (
-            [partial(m.ops.gate_up, x, gain, eps, [w], out=out) for w in weights], [out], [partial(plain, w) for w in wide],
+            [GateUp(x, gain, eps, [w], out=out) for w in weights], [out], [partial(plain, w) for w in wide],
             lambda: [reference.gate_up(x, gain, eps, weights[:1], out=torch.empty_like(out))],
         )  # fmt: skip
 
@@ -182,7 +197,7 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
         x, out = m.values(rows, hidden), torch.empty(rows, config.vocab_size)
         best = torch.empty(rows, -(-config.vocab_size // reference.BEST_BLOCK), dtype=torch.int32)
         return (
-            [partial(m.ops.head, x, gain, eps, w, out=out, best=best) for w in weights], [out],
+            [Head(x, gain, eps, w, out=out, best=best) for w in weights], [out],
             [lambda w=w: [F.linear(F.rms_norm(x, (hidden,), gain, eps), w).float()] for w in wide],
             lambda: [reference.head(x, gain, eps, weights[0], out=torch.empty_like(out))],
         )  # fmt: skip
@@ -223,7 +238,7 @@ def attending(m: Machine, config: ModelConfig, op: str, batch: int, queries: int
     places_of = (table, starts, lens, scale)
     return Case(
         op, str(m.activation).removeprefix("torch."), batch * queries, context,
-        [partial(m.ops.attention, q, *cache, *places_of, out=out, max_context=max_context) for cache in caches], [out],
+        [Attention(q, *cache, *places_of, out=out, max_context=max_context) for cache in caches], [out],
         [partial(theirs, *cache) for cache in whole], lambda: [reference.attention(q, *caches[0], *places_of)],
     )  # fmt: skip
 
@@ -234,7 +249,7 @@ def choosing(m: Machine, config: ModelConfig, rows: int) -> Iterator[Case]:
     many = m.copies(rows * hidden * 2)
     weight, ids = torch.randn(vocab, hidden).half(), [torch.randint(vocab, (rows,)) for _ in range(many)]
     out = m.values(rows, hidden)
-    yield Case("embed", "float16", rows, 0, [partial(m.ops.embed, i, weight, out=out) for i in ids], [out],
+    yield Case("embed", "float16", rows, 0, [Embed(i, weight, out=out) for i in ids], [out],
                [lambda i=i: [F.embedding(i, weight)] for i in ids],
                lambda: [reference.embed(ids[0], weight)], bound=0.0)  # fmt: skip
     logits = torch.randn(rows, vocab) * 3
@@ -249,7 +264,7 @@ def choosing(m: Machine, config: ModelConfig, rows: int) -> Iterator[Case]:
         chosen = torch.zeros(rows, dtype=torch.int64)
         theirs: Call = partial(drawn, logits, *values, keys) if values[0] else lambda: [logits.argmax(-1)]
         yield Case(
-            op, "float32", rows, 0, [partial(m.ops.sample, logits, *settings, *keys, out=chosen, best=given)], [chosen],
+            op, "float32", rows, 0, [Sample(logits, *settings, *keys, out=chosen, best=given)], [chosen],
             [theirs], lambda s=settings: [reference.sample(logits, *s, *keys)], bound=DRAWN if values[0] else 0.0,
         )  # fmt: skip
     wide = 1 << 40  # tokens of a block, so that no run of steps leaves the first
@@ -264,7 +279,7 @@ def choosing(m: Machine, config: ModelConfig, rows: int) -> Iterator[Case]:
 
     tokens, stops = torch.randint(vocab, (rows,)), torch.full((rows, STOPS), -7)
     table, mine = torch.zeros(rows, 1, dtype=torch.int32), state()
-    yield Case("advance", "int64", rows, 0, [partial(m.ops.advance, tokens, *mine, stops, table, wide)], mine,
+    yield Case("advance", "int64", rows, 0, [Advance(tokens, *mine, stops, table, wide)], mine,
                [partial(step, state())], partial(step, state()), bound=0.0)  # fmt: skip
 
 

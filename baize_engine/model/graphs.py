@@ -1,4 +1,7 @@
-"""CUDA graphs: the ops of a plan launched as one, on the device where their tensors lie. Knows no model."""
+"""CUDA graphs: the calls of a plan launched as one, on the device where their tensors lie. Knows no model.
+
+`device`: the current one unless given.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ def runs_ahead_on(device: str) -> bool:
     return torch.device(device).type == "cuda"
 
 
-def run_aside(plan: Plan, device: torch.device) -> None:
+def run_aside(plan: Plan, device: torch.device | None = None) -> None:
     """Runs the plan once on a stream of its own: kernels are compiled, libraries take their workspaces before a capture."""
     here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     aside.wait_stream(here)
@@ -24,7 +27,7 @@ def run_aside(plan: Plan, device: torch.device) -> None:
     here.wait_stream(aside)
 
 
-def capture(plan: Plan, device: torch.device) -> torch.cuda.CUDAGraph:
+def capture(plan: Plan, device: torch.device | None = None) -> torch.cuda.CUDAGraph:
     """The plan as a graph; nothing of it runs. The stream is of `device`: torch's own is of the first device captured on."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):

@@ -35,7 +35,7 @@ from shapes import PRESETS
 from baize_engine import SamplingParams, recover
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
-from baize_engine.kernels import quantized, reference
+from baize_engine.kernels import reference
 from baize_engine.model import cost, names
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import new_cache
@@ -264,9 +264,14 @@ def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SystemExit, match=r"two rows say .* by itself"):
         bench_decode.check_by_reference(model, shape.vocabulary)
     monkeypatch.undo()
-    model.weights[names.HEAD] = model.head.roll(1, 0)  # type: ignore[index]  # every id off by one
+    monkeypatch.setattr(model.ops, "head", head_of(lambda weight: weight.roll(1, 0)))  # every id off by one
     with pytest.raises(SystemExit, match="the reference ops"):
         bench_decode.check_by_reference(model, shape.vocabulary)
+
+
+def head_of(wrong: Callable[[Any], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The op `head` over another matrix."""
+    return lambda x, norm, eps, weight, **how: reference.head(x, norm, eps, wrong(weight), **how)
 
 
 def least(logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
@@ -277,10 +282,10 @@ def least(logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
 def shifted(prefill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Keys and values that are not the prompt's."""
 
-    def run(rows: Rows, ids: list[int], sequence: Any, cache: Any) -> torch.Tensor:
-        logits = prefill(rows, ids, sequence, cache)
-        cache.keys[:, sequence.blocks] = 0
-        cache.values[:, sequence.blocks] = 9
+    def run(rows: Rows, ids: list[int], sequence: Any) -> torch.Tensor:
+        logits = prefill(rows, ids, sequence)
+        rows._cache.keys[:, sequence.blocks] = 0
+        rows._cache.values[:, sequence.blocks] = 9
         return logits
 
     return run
@@ -345,7 +350,7 @@ def test_a_kind_that_fails_leaves_the_others_and_no_memory(monkeypatch: pytest.M
             raise torch.OutOfMemoryError("CUDA out of memory")
         model = random_model(shape, kind, device)
         if kind == "int8":
-            model.weights[names.HEAD] = quantized.quantize(torch.randn(model.head.shape), "int8")  # type: ignore[index]
+            model.ops.head = head_of(lambda weight: torch.randn(weight.shape))
         made[kind] = weakref.ref(model)
         return model
 

@@ -64,7 +64,8 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     made = Device()
     stream = type("Stream", (), {"wait_stream": lambda self, other: None})
     fakes: dict[str, Callable[..., Any]] = {
-        "Stream": stream, "current_stream": stream, "stream": lambda stream: nullcontext(), "graph": made.graph,
+        "Stream": lambda device: stream(), "current_stream": lambda device: stream(),
+        "stream": lambda stream: nullcontext(), "graph": made.graph,
         "synchronize": made.synchronize, "CUDAGraph": lambda: Graph(made), "Event": lambda enable_timing: Event(made),
     }  # fmt: skip
     for name, fake in fakes.items():

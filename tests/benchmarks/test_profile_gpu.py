@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def profiled(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> 
 
     def on_the_gpu(*arguments: Any) -> DecodeStep:
         step = made(*arguments)
-        step.model.device = "cuda"
+        step = replace(step, model=replace(step.model, device="cuda"))
         run_plan = step.state.run
 
         def run_graph(*bounds: int) -> None:
@@ -259,7 +260,7 @@ def test_seconds_of_a_step_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """By events around each of the steps, the first one not counted, while something else looks at the machine."""
     clock = fake_gpu.install(monkeypatch)
     step = DecodeStep.of(fake_gpu.model("tiny", device="cpu"), 2, 40)
-    step.model.device = "cuda"
+    step = replace(step, model=replace(step.model, device="cuda"))
     runs: list[float] = []
 
     def run(bound: int) -> None:
