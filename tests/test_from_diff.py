@@ -61,7 +61,7 @@ def both(base: Path, diff: Path, out: Path, device: str, dtype: str, quantize: s
 def test_the_bits_are_those_of_the_detour(tmp_path: Path, dtype: str, quantize: str | None) -> None:
     direct, detour = both(*write_pair(tmp_path), tmp_path / "tuned", "cpu", dtype, quantize)
     same_weights(direct.decoder.model.weights, detour.decoder.model.weights)
-    assert (direct.decoder.config, direct.max_model_len) == (detour.decoder.config, detour.max_model_len)
+    assert (direct.decoder.model.config, direct.max_model_len) == (detour.decoder.model.config, detour.max_model_len)
 
 
 @pytest.mark.gpu
