@@ -1,15 +1,13 @@
-"""What a request gets: a Completion, the writer that fills it token by token, and views of a run. Here ids become text."""
+"""Completion, what a request gets, and the text of an answer as it grows. Here ids become text."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Sequence
-from contextlib import closing
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from itertools import groupby
 
-from baize_engine.generation.loop import Sample, Step
+from baize_engine.errors import BaizeError
 from baize_engine.generation.sampling import TokenLogprobs
+from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.stop import StopScanner
 from baize_engine.text.incremental import IncrementalDecoder
 from baize_engine.text.tokenizer import Tokenizer
@@ -23,6 +21,7 @@ class Completion:
     cut before the stop id or stop string; "" without a tokenizer. finish_reason: "stop" or "length". stop_reason: the
     id or the string that stopped it. logprobs: one entry per token, if asked for. seed: the one that was used; given
     again, it brings all n samples of this prompt back. None: it was greedy and none was given, so that none was used.
+    error: why it could not be finished; finish_reason is "error" then. Only `completions(..., raise_errors=False)` gives such.
     """
 
     prompt_index: int
@@ -33,78 +32,50 @@ class Completion:
     stop_reason: int | str | None = None
     logprobs: list[TokenLogprobs] | None = None
     seed: int | None = None
+    error: BaizeError | None = None
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> Completion:
+        """That of a sequence that has finished."""
+        params = sequence.params
+        return cls(
+            sequence.prompt_index,
+            sequence.index,
+            sequence.token_ids,
+            "" if sequence.text is None else sequence.text.text,
+            sequence.finish_reason,
+            sequence.stop_reason,
+            sequence.logprobs,
+            sequence.seed if params.temperature or params.seed is not None else None,
+            sequence.error,
+        )
 
 
-class Writer:
-    """Fills the completion of one sample from its steps, and tells each piece of text as it becomes certain."""
+class AnswerText:
+    """The text of an answer, token by token, up to a stop string: the TextSink of a Sequence.
 
-    def __init__(self, sample: Sample, tokenizer: Tokenizer | None) -> None:
-        params = sample.params
-        seed = sample.seed if params.temperature or params.seed is not None else None
-        self.done = Completion(sample.prompt_index, sample.index, seed=seed)
-        self.done.logprobs = None if params.logprobs is None else []
-        self._sample = sample
-        self._text = None if tokenizer is None else IncrementalDecoder(tokenizer, context=sample.prompt_ids)
-        self._scanner = StopScanner(params.stop)
+    stops: not looked for in the first `min_tokens` - 1 tokens. context: the prompt, which the text continues.
+    """
 
-    def push(self, step: Step) -> str:
-        """The text that the step makes certain; "" often. A stop string that is complete stops the sample."""
-        done, text, scanner = self.done, self._text, self._scanner
-        done.token_ids.append(step.token_id)
-        if done.logprobs is not None and step.logprobs is not None:
-            done.logprobs.append(step.logprobs)
-        done.finish_reason = step.finish_reason
-        done.stop_reason = step.token_id if step.finish_reason == "stop" else None
-        piece = "" if text is None or step.finish_reason == "stop" else text.push(step.token_id)
-        if step.finish_reason is not None and text is not None:
-            piece += text.flush()
-        shown = scanner.push(piece, ends=len(done.token_ids) >= self._sample.params.min_new_tokens)
-        if scanner.matched is not None:
-            done.finish_reason, done.stop_reason = "stop", scanner.matched
-            self._sample.stopped = True
-        elif step.finish_reason is not None:
-            shown += scanner.flush()
-        done.text += shown
+    def __init__(self, tokenizer: Tokenizer, context: Iterable[int], stops: Iterable[str], min_tokens: int) -> None:
+        self.text = ""
+        self._decoder = IncrementalDecoder(tokenizer, context)
+        self._scanner = StopScanner(tuple(stops))
+        self._left = min_tokens
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string that ended the text."""
+        return self._scanner.matched
+
+    def push(self, token_id: int | None, last: bool) -> str:
+        """The text that has become certain; "" often. None: the token is a stop id, which has no text."""
+        self._left -= 1
+        piece = "" if token_id is None else self._decoder.push(token_id)
+        if last:
+            piece += self._decoder.flush()
+        shown = self._scanner.push(piece, ends=self._left <= 0)
+        if last and self._scanner.matched is None:
+            shown += self._scanner.flush()
+        self.text += shown
         return shown
-
-
-Steps = Generator[tuple[Sample, Step], None, None]
-# at each token its sample's writer, and the text that has become certain
-Run = Generator[tuple[Writer, str], None, None]
-
-
-def pushed(writers: Sequence[tuple[Sample, Writer]], steps: Steps, check: Callable[[], None]) -> Run:
-    """Each step of a generation to the writer of its sample. `check` raises where the generation is to end before."""
-    writer_of = {id(sample): writer for sample, writer in writers}
-    with closing(steps):
-        for sample, step in steps:
-            check()
-            writer = writer_of[id(sample)]
-            yield writer, writer.push(step)
-
-
-def in_order(writers: Sequence[tuple[Sample, Writer]], run: Run) -> Generator[list[Completion], None, None]:
-    """The completions of each prompt as soon as they and those of all prompts before are whole."""
-    left = deque(
-        [writer.done for _, writer in group] for _, group in groupby(writers, lambda pair: pair[0].prompt_index)
-    )
-    with closing(run):
-        for writer, _ in run:
-            if writer.done.finish_reason is not None:
-                while left and all(done.finish_reason is not None for done in left[0]):
-                    yield left.popleft()
-
-
-def pieces(run: Run) -> Generator[tuple[int, int, str], None, None]:
-    """(prompt index, sample index, text) wherever some has become certain."""
-    with closing(run):
-        for writer, piece in run:
-            if piece:
-                yield writer.done.prompt_index, writer.done.index, piece
-
-
-def texts(run: Run) -> Generator[str, None, None]:
-    """The pieces of a single sample."""
-    with closing(pieces(run)) as found:
-        for _, _, piece in found:
-            yield piece

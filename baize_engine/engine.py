@@ -5,51 +5,50 @@ Many prompts run together, and still a result depends on its prompt, its paramet
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import closing
+from collections import abc, deque
+from contextlib import aclosing, closing
+from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from baize_engine import plain
 from baize_engine.checkpoint.dtypes import FLOATS
-from baize_engine.completion import Completion, Run, Writer, in_order, pieces, pushed, texts
-from baize_engine.errors import RequestError
-from baize_engine.generation.loop import Sample, generate
+from baize_engine.completion import Completion
+from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.sampling import TokenLogprobs
-from baize_engine.generation.score import next_token_logprobs, prompt_logprobs, score_tokens
+from baize_engine.generation.scoring import GivenTokens, NextToken
+from baize_engine.generation.sequence import Scoring, Sequence
+from baize_engine.generation.serving import Serving
 from baize_engine.loading import LoadedModel, load
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
-from baize_engine.requests import Intake, Prompt
+from baize_engine.requests import Prompt, Requests
 from baize_engine.text import chat
 from baize_engine.text.options import TextOptions
-from baize_engine.turns import Turns
 
 if TYPE_CHECKING:
     from types import TracebackType
-
-Item = TypeVar("Item")
 
 
 class Engine:
     """A loaded model, ready for requests. A context manager; close() frees the weights and the cache.
 
-    from_pretrained and from_diff load one. Any number of threads may call an engine: calls take turns, and an iterator takes
-    a turn for each of its steps. What an iterator holds in the cache is copied out where another call needs the room, and
-    back in later. A process made by fork cannot use it.
+    from_pretrained and from_diff load one. Any number of threads and coroutines may call an engine: their requests run in one
+    batch, which they join as they come and leave as they end. What has to make room in the cache for older requests is copied
+    out of it, and back in later. A process made by fork cannot use it.
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        self._decoder, self._cache, self._steps, self._sample = model.decoder, model.cache, model.steps, model.sample
-        self._turns = Turns()
+        self._serving = Serving(model.loop)
         self.tokenizer = model.tokenizer
         self.vocab_size = model.vocab_size
         self.max_model_len = model.max_model_len
         # what closes a reply in the chat format ends it, whoever gave the ids
         own = () if self.tokenizer is None or self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         self.eos_token_ids = tuple(dict.fromkeys((*model.eos_token_ids, *own)))
-        self._intake = Intake(
+        self._requests = Requests(
             self.vocab_size, self.max_model_len, self.eos_token_ids, self.tokenizer, model.why_no_text
         )
 
@@ -146,17 +145,14 @@ class Engine:
 
     def close(self) -> None:
         """Frees weights and cache. Later requests are refused with RequestError, and so is the rest of those under way."""
-        self._turns.close(self._let_go)
-
-    def _let_go(self) -> None:
-        self._decoder = self._cache = self._steps = None  # type: ignore[assignment]
+        self._serving.close()
 
     # Requests. Each is checked whole before the first token is computed.
 
     def generate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | abc.Sequence[Prompt],
+        params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
         *,
         progress: bool = False,
         parse_special: bool = False,
@@ -170,27 +166,47 @@ class Engine:
         could end a turn or begin one. add_bos: whether a text gets a begin token in front; None: as the tokenizer's files say.
         RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
         """
-        writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
+        sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         with (
-            self._turns.turn(),
-            Progress(len(writers), "sample", progress, "generate") as bar,
-            closing(self._run(writers)) as run,
+            Progress(len(sequences), "sample", progress, "generate") as bar,
+            closing(self._serving.run(sequences)) as outputs,
         ):
-            for writer, _ in run:
-                bar.add(int(writer.done.finish_reason is not None), tokens=1)
-        return [writer.done for _, writer in writers]
+            for sequence, _, last in outputs:
+                bar.add(int(last), tokens=1)
+                _raise_error(sequence)
+        return [Completion.of(sequence) for sequence in sequences]
 
-    def completions(
+    async def agenerate(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompts: Prompt | abc.Sequence[Prompt],
+        params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
         *,
         parse_special: bool = False,
         add_bos: bool | None = None,
-    ) -> Generator[list[Completion], None, None]:
-        """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole."""
-        writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
-        return in_order(writers, self._turns.each(self._run(writers)))
+    ) -> list[Completion]:
+        """`generate` for a coroutine, which may be cancelled: what runs for it then ends."""
+        sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
+        async with aclosing(self._serving.arun(sequences)) as outputs:
+            async for sequence, _, _ in outputs:
+                _raise_error(sequence)
+        return [Completion.of(sequence) for sequence in sequences]
+
+    def completions(
+        self,
+        prompts: Prompt | abc.Sequence[Prompt],
+        params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
+        *,
+        parse_special: bool = False,
+        add_bos: bool | None = None,
+        raise_errors: bool = True,
+    ) -> abc.Generator[list[Completion], None, None]:
+        """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole.
+
+        raise_errors=False: where a sample cannot be finished, for logits that are not finite say, its completion has the
+        error, and the others go on. Arguments that cannot be served are refused before anything runs all the same.
+        """
+        sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
+        return self._in_order(sequences, raise_errors)
 
     def stream(
         self,
@@ -199,32 +215,38 @@ class Engine:
         *,
         parse_special: bool = False,
         add_bos: bool | None = None,
-    ) -> Generator[str, None, None]:
+    ) -> abc.Generator[str, None, None]:
         """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
 
         Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
         """
-        self._intake.need_tokenizer("a stream")
-        writers = self._writers([prompt], params, TextOptions(parse_special, add_bos))
-        if len(writers) != 1:
-            raise RequestError(f"SamplingParams.n is {len(writers)}, and a stream has one sample")
-        return texts(self._turns.each(self._run(writers)))
+        return self._texts(self._one(prompt, params, TextOptions(parse_special, add_bos)))
 
-    def stream_many(
+    def astream(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
         *,
         parse_special: bool = False,
         add_bos: bool | None = None,
-    ) -> Generator[tuple[int, int, str], None, None]:
+    ) -> abc.AsyncGenerator[str, None]:
+        """`stream` for a coroutine: `async for piece in engine.astream(...)`. A task that is cancelled frees what it holds."""
+        return self._atexts(self._one(prompt, params, TextOptions(parse_special, add_bos)))
+
+    def stream_many(
+        self,
+        prompts: Prompt | abc.Sequence[Prompt],
+        params: SamplingParams | abc.Sequence[SamplingParams] | None = None,
+        *,
+        parse_special: bool = False,
+        add_bos: bool | None = None,
+    ) -> abc.Generator[tuple[int, int, str], None, None]:
         """(prompt index, sample index, piece) of many samples as their texts come; arguments as generate's, pieces as stream's.
 
         The pieces of one sample are in order; those of different samples mix as they become certain.
         """
-        self._intake.need_tokenizer("a stream")
-        writers = self._writers(prompts, params, TextOptions(parse_special, add_bos))
-        return pieces(self._turns.each(self._run(writers)))
+        self._requests.need_tokenizer("a stream")
+        return self._pieces(self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos)))
 
     def encode(
         self,
@@ -235,34 +257,37 @@ class Engine:
         add_bos: bool | None = None,
     ) -> list[int]:
         """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
-        asked = self._open
+        asked = self._checked
         asked.params(params, 1)
         return asked.prompt(prompt, "the prompt", TextOptions(parse_special, add_bos))
 
-    def chat_ids(self, messages: Sequence[chat.Message]) -> list[int]:
+    def chat_ids(self, messages: abc.Sequence[chat.Message]) -> list[int]:
         """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
-        return chat.render(messages, self._intake.need_tokenizer("a conversation"))
+        return chat.render(messages, self._requests.need_tokenizer("a conversation"))
 
-    def chat(self, messages: Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
+    def chat(self, messages: abc.Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation, [{"role": "user", "content": "…"}, …]: one sample."""
-        (one,) = self._intake.params(params, 1)
+        (one,) = self._requests.params(params, 1)
         if one.n != 1:
             raise RequestError(f"SamplingParams.n is {one.n}, and a chat has one reply")
         return self.generate(self.chat_ids(messages), one)[0]
 
-    def score(self, prompt: Prompt, completions: Sequence[Prompt], *, add_bos: bool | None = None) -> list[float]:
+    def score(self, prompt: Prompt, completions: abc.Sequence[Prompt], *, add_bos: bool | None = None) -> list[float]:
         """Each completion's log-probability after `prompt`: the sum over its tokens; 0.0 for an empty one.
 
         Two texts are encoded as one, and the tokens scored are those that differ from the prompt's own encoding. A
         text after ids gets no dummy space: write the space that the completion begins with, if it has one. add_bos: of the
         prompt, as generate's.
         """
-        pairs = self._open.continued(prompt, completions, add_bos)
-        with self._turns.turn():
-            return [score_tokens(self._decoder, self._cache, ids, start) for ids, start in self._while_open(pairs)]
+        # the first token of a text has nothing before it to be predicted from
+        pairs = [(ids, max(start, 1)) for ids, start in self._checked.continued(prompt, completions, add_bos)]
+        scores = [GivenTokens(ids, start) for ids, start in pairs]
+        asked = [number for number, (ids, start) in enumerate(pairs) if start < len(ids)]
+        self._score([_scored(pairs[number][0][:-1], scores[number], number) for number in asked], "completion")
+        return [score.total() for score in scores]
 
     def prompt_logprobs(
-        self, prompts: Prompt | Sequence[Prompt], top: int = 0, *, add_bos: bool | None = None
+        self, prompts: Prompt | abc.Sequence[Prompt], top: int = 0, *, add_bos: bool | None = None
     ) -> list[list[TokenLogprobs | None]]:
         """For each prompt the log-probability of each of its tokens given those before, and of the `top` likeliest there.
 
@@ -271,48 +296,86 @@ class Engine:
         count = plain.integer(top)
         if count is None or count < 0:
             raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
-        many = self._open.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
-        with self._turns.turn():
-            return [[None, *prompt_logprobs(self._decoder, self._cache, ids, count)] for ids in self._while_open(many)]
+        many = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
+        scores = [GivenTokens(ids, 1, count) for ids in many]
+        asked = [number for number, ids in enumerate(many) if len(ids) > 1]
+        self._score([_scored(many[number][:-1], scores[number], number) for number in asked])
+        return [[None, *score.logprobs] for score in scores]
 
     def next_token_logprobs(
-        self, prompts: Prompt | Sequence[Prompt], candidate_token_ids: Sequence[int], *, add_bos: bool | None = None
+        self,
+        prompts: Prompt | abc.Sequence[Prompt],
+        candidate_token_ids: abc.Sequence[int],
+        *,
+        add_bos: bool | None = None,
     ) -> list[list[float]]:
         """For each prompt the log-probabilities of the candidates as its next token, in the order given."""
-        many = self._open.prompts(prompts, TextOptions(add_bos=add_bos))
-        candidates = self._intake.ids(candidate_token_ids, "candidate_token_ids")
-        with self._turns.turn():
-            each = self._while_open(many)
-            return [next_token_logprobs(self._decoder, self._cache, ids, candidates) for ids in each]
-
-    def _while_open(self, items: Sequence[Item]) -> Iterator[Item]:
-        """Each of `items`; RequestError once the engine is closed."""
-        for item in items:
-            self._turns.check()
-            yield item
+        many = self._checked.prompts(prompts, TextOptions(add_bos=add_bos))
+        candidates = self._requests.ids(candidate_token_ids, "candidate_token_ids")
+        scores = [NextToken(len(ids), candidates) for ids in many]
+        self._score([_scored(ids, scores[number], number) for number, ids in enumerate(many)])
+        return [score.logprobs for score in scores]
 
     @property
-    def _open(self) -> Intake:
+    def _checked(self) -> Requests:
         """What can be asked; RequestError once the engine is closed."""
-        self._turns.check()
-        return self._intake
+        self._serving.check()
+        return self._requests
 
-    def _writers(
-        self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        text: TextOptions,
-    ) -> list[tuple[Sample, Writer]]:
-        """One for each sample, all arguments checked."""
-        samples = self._open.samples(prompts, params, text)
-        return [(sample, Writer(sample, self.tokenizer)) for sample in samples]
+    def _one(self, prompt: Prompt, params: SamplingParams | None, text: TextOptions) -> list[Sequence]:
+        """The one sample of a stream."""
+        self._requests.need_tokenizer("a stream")
+        sequences = self._checked.sequences([prompt], params, text)
+        if len(sequences) != 1:
+            raise RequestError(f"SamplingParams.n is {len(sequences)}, and a stream has one sample")
+        return sequences
 
-    def _run(self, writers: Sequence[tuple[Sample, Writer]]) -> Run:
-        """Runs the samples together; yields at each of their tokens the text that has become certain, "" mostly.
+    def _in_order(self, sequences: list[Sequence], raise_errors: bool) -> abc.Generator[list[Completion], None, None]:
+        left = deque([list(group) for _, group in groupby(sequences, attrgetter("prompt_index"))])
+        with closing(self._serving.run(sequences)) as outputs:
+            for sequence, _, last in outputs:
+                if raise_errors:
+                    _raise_error(sequence)
+                while last and left and all(one.finished for one in left[0]):
+                    if raise_errors:
+                        for one in left[0]:
+                            _raise_error(one)
+                    yield [Completion.of(one) for one in left.popleft()]
 
-        To be run in turns.
-        """
-        samples = [sample for sample, _ in writers]
-        parts = (self._decoder, self._cache, self._steps)
-        steps = generate(*parts, samples, max_length=self.max_model_len, sample=self._sample)
-        yield from pushed(writers, steps, self._turns.check)
+    def _pieces(self, sequences: list[Sequence]) -> abc.Generator[tuple[int, int, str], None, None]:
+        with closing(self._serving.run(sequences)) as outputs:
+            for sequence, piece, _ in outputs:
+                _raise_error(sequence)
+                if piece:
+                    yield sequence.prompt_index, sequence.index, piece
+
+    def _texts(self, sequences: list[Sequence]) -> abc.Generator[str, None, None]:
+        with closing(self._pieces(sequences)) as pieces:
+            for _, _, piece in pieces:
+                yield piece
+
+    async def _atexts(self, sequences: list[Sequence]) -> abc.AsyncGenerator[str, None]:
+        async with aclosing(self._serving.arun(sequences)) as outputs:
+            async for sequence, piece, _ in outputs:
+                _raise_error(sequence)
+                if piece:
+                    yield piece
+
+    def _score(self, sequences: list[Sequence], what: str = "prompt") -> None:
+        """Runs sequences that are scored, all together."""
+        with closing(self._serving.run(sequences)) as outputs:
+            for sequence, _, _ in outputs:
+                _raise_error(sequence, what)
+
+
+def _scored(prompt_ids: list[int], scoring: Scoring, number: int) -> Sequence:
+    """A sequence of which nothing is wanted but its scoring."""
+    return Sequence(prompt_ids, SamplingParams(), 0, prompt_index=number, scoring=scoring)
+
+
+def _raise_error(sequence: Sequence, what: str = "prompt") -> None:
+    """Raises the error that ended the sequence, with the index of its prompt where the model is to blame."""
+    if isinstance(sequence.error, RequestError):
+        raise sequence.error
+    if sequence.error is not None:
+        raise BaizeError(f"{what} {sequence.prompt_index}, {sequence.error}") from sequence.error

@@ -19,15 +19,13 @@ from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.errors import RequestError
-from baize_engine.generation.loop import MAX_ROWS
-from baize_engine.generation.sampling import SampleOp
+from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.kernels.quantized import Weight
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
-from baize_engine.model.runner import DecodeSteps
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
 from baize_engine.text import special_ids
@@ -39,15 +37,12 @@ DEFAULT_TOKENS_PER_SEQUENCE = 512
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """All that an Engine runs: the decoder and its cache, and what text is to it.
+    """All that an Engine runs: the loop over the model and its cache, and what text is to it.
 
     eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer.
     """
 
-    decoder: PromptRunner
-    cache: KVCache
-    steps: DecodeSteps
-    sample: SampleOp
+    loop: Loop
     vocab_size: int
     max_model_len: int
     eos_token_ids: tuple[int, ...]
@@ -129,10 +124,7 @@ def assemble(
     cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
     cache = new_cache(model, cache_tokens, cache_dtype)
     return LoadedModel(
-        decoder=PromptRunner(model, cache),
-        cache=cache,
-        steps=DecodeSteps(model, cache),
-        sample=backend.sample,
+        loop=Loop(PromptRunner(model, cache), cache, backend.sample),
         vocab_size=config.vocab_size,
         max_model_len=options.context_length(config.max_position_embeddings),
         eos_token_ids=eos_token_ids,

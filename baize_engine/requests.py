@@ -1,4 +1,4 @@
-"""What is asked of an engine, checked and as token ids: prompts, parameters, and the samples that they stand for.
+"""What is asked of an engine, checked and as token ids: prompts, parameters, and the sequences that they stand for.
 
 Knows the tokenizer and the model's limits; no decoder.
 """
@@ -6,25 +6,26 @@ Knows the tokenizer and the model's limits; no decoder.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass
 from typing import Any
 
 from baize_engine import plain
+from baize_engine.completion import AnswerText
 from baize_engine.errors import RequestError, ValueRefused
-from baize_engine.generation.loop import Sample
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import stop_token_ids
 from baize_engine.text.options import AS_FILES_SAY, TextOptions
 from baize_engine.text.tokenizer import Tokenizer
 
 DRAWN_SEEDS = 2**32  # short enough to be typed again, and exact in JSON for whoever reads its numbers as doubles
-Prompt = str | Sequence[int]  # or an array of ids, of numpy or torch
+Prompt = str | abc.Sequence[int]  # or an array of ids, of numpy or torch
 
 
 @dataclass(frozen=True)
-class Intake:
+class Requests:
     """What a model can be asked. Without a tokenizer, for the reason `why_no_text`, prompts are ids.
 
     All methods raise RequestError, which names the prompt by its index, or the field of the parameters.
@@ -36,32 +37,37 @@ class Intake:
     tokenizer: Tokenizer | None
     why_no_text: str
 
-    def samples(
+    def sequences(
         self,
-        prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
+        prompts: Prompt | abc.Sequence[Prompt],
+        params: SamplingParams | abc.Sequence[SamplingParams] | None,
         text: TextOptions = AS_FILES_SAY,
-    ) -> list[Sample]:
+    ) -> list[Sequence]:
         """params.n for each prompt, in their order."""
         many = self.prompts(prompts, text)
         found = []
-        for i, (ids, one) in enumerate(zip(many, self.params(params, len(many)), strict=True)):
+        for number, (ids, one) in enumerate(zip(many, self.params(params, len(many)), strict=True)):
             seed = one.seed
             if seed is None:
                 seed = secrets.randbelow(DRAWN_SEEDS) if one.temperature else 0  # which greedy samples do not use
             stops = stop_token_ids(one, self.eos_token_ids)
-            found += [Sample(i, index, ids, one, seed, stops) for index in range(one.n)]
+            most = min(one.max_new_tokens, self.max_model_len - len(ids))
+            for index in range(one.n):
+                sequence = Sequence(ids, one, most, seed, index, number, stops)
+                if self.tokenizer is not None:
+                    sequence.text = AnswerText(self.tokenizer, ids, one.stop, one.min_new_tokens)
+                found.append(sequence)
         return found
 
     def prompts(
-        self, prompts: Prompt | Sequence[Prompt], text: TextOptions = AS_FILES_SAY, answered: bool = True
+        self, prompts: Prompt | abc.Sequence[Prompt], text: TextOptions = AS_FILES_SAY, answered: bool = True
     ) -> list[list[int]]:
         """One prompt or several, as ids: see `prompt`."""
         found = plain.items(prompts)
         if found is None:
             raise RequestError(f"prompts is {prompts!r}, wanted a text, a list of token ids, or a list of these")
         single = isinstance(found, str) or (len(found) > 0 and all(_is_number(item) for item in found))
-        many: Sequence[Any] = [found] if single else found
+        many: abc.Sequence[Any] = [found] if single else found
         return [self.prompt(prompt, f"prompt {i}", text, answered) for i, prompt in enumerate(many)]
 
     def prompt(self, prompt: Any, name: str, text: TextOptions = AS_FILES_SAY, answered: bool = True) -> list[int]:
@@ -77,7 +83,7 @@ class Intake:
         return ids
 
     def continued(
-        self, prompt: Prompt, completions: Sequence[Prompt], add_bos: bool | None = None
+        self, prompt: Prompt, completions: abc.Sequence[Prompt], add_bos: bool | None = None
     ) -> list[tuple[list[int], int]]:
         """For each completion the ids of prompt and completion together, and where the completion's begin."""
         text = TextOptions(add_bos=add_bos, add_eos=False)
@@ -87,10 +93,10 @@ class Intake:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
         return [self._joined(prompt, context, completion, text, i) for i, completion in enumerate(many)]
 
-    def params(self, params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    def params(self, params: SamplingParams | abc.Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         """One for each of `count` prompts, which this model can serve."""
         one = SamplingParams() if params is None else params
-        if not isinstance(one, (SamplingParams, Sequence)):
+        if not isinstance(one, (SamplingParams, abc.Sequence)):
             raise RequestError(f"params is {one!r}, wanted SamplingParams or a list of them")
         each = [one] * count if isinstance(one, SamplingParams) else list(one)
         if len(each) != count:

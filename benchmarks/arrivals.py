@@ -1,25 +1,27 @@
 """When tokens arrive: prompts through `Engine.stream_many`, the loop that users run, by the host's clock.
 
-Knows a decoder, its cache and its steps; no benchmark, no files and no peers.
+Knows a model and its cache; no benchmark, no files and no peers.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 import torch
-from models import Decoder
 
 from baize_engine import Engine, SamplingParams
+from baize_engine.generation.loop import Loop
+from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import LoadedModel
+from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner
-from baize_engine.model.runner import DecodeSteps
+from baize_engine.model.runner import Batch
 
 GREEDY = SamplingParams(ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, ignore_eos=True)  # as people use it
@@ -46,15 +48,16 @@ class Numbers:
         return f"{token_id} "
 
 
-def engine_of(model: Llama, cache: KVCache, steps: DecodeSteps | None = None, decoder: Any = None) -> Engine:
-    """The engine over a model of random weights, which ends no text; `decoder` runs prompts: a PromptRunner unless given."""
+def loop_of(model: Llama, cache: KVCache, steps: Batch[Sequence] | None = None, prompts: Any = None) -> Loop:
+    """The loop over a model; `steps` runs its steps and `prompts`, a PromptRunner, its prompts."""
+    return Loop(prompts or PromptRunner(model, cache), cache, model.ops.sample, batch=steps)
+
+
+def engine_of(loop: Loop) -> Engine:
+    """The engine over the loop of a model of random weights, which ends no text."""
     numbers: Any = Numbers()
-    loaded = LoadedModel(
-        decoder or PromptRunner(model, cache), cache, steps or DecodeSteps(model, cache), model.ops.sample,
-        model.config.vocab_size,
-        max_model_len=model.config.max_position_embeddings, eos_token_ids=(), tokenizer=numbers,
-    )  # fmt: skip
-    return Engine(loaded)
+    config = loop.decoder.model.config
+    return Engine(LoadedModel(loop, config.vocab_size, config.max_position_embeddings, (), numbers))
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Arrivals:
         return [after - before for times in self.seconds for before, after in pairwise(times)]
 
 
-def arrivals(engine: Engine, prompts: Sequence[list[int]], params: Sequence[SamplingParams]) -> Arrivals:
+def arrivals(engine: Engine, prompts: abc.Sequence[list[int]], params: abc.Sequence[SamplingParams]) -> Arrivals:
     """All prompts asked for at once."""
     found = Arrivals([[] for _ in prompts], [[] for _ in prompts])
     begin = time.perf_counter()
@@ -85,39 +88,42 @@ def arrivals(engine: Engine, prompts: Sequence[list[int]], params: Sequence[Samp
     return found
 
 
+class CopiedPrompt(PromptRunner):
+    """A runner whose prompts have all been computed already, as one: its keys and values are copied.
+
+    Prompts of the same length differ in the first id, by name only, and so share nothing.
+    """
+
+    def __init__(self, model: Llama, cache: KVCache) -> None:
+        super().__init__(model, cache, prefill_chunk=1 << 30)  # the loop fills all rows before the first step
+        self.source: list[int] = []  # blocks
+        self.logits = torch.empty(0)
+
+    def prefill(self, ids: list[int], sequence: CachedTokens) -> torch.Tensor:
+        begin, end = sequence.num_cached, sequence.num_cached + len(ids)
+        blocks = slice(begin // BLOCK_SIZE, -(-end // BLOCK_SIZE))
+        for source, target in zip(self.source[blocks], sequence.block_table[blocks], strict=True):
+            self.cache.copy_block(source, target)
+        sequence.num_cached = end
+        return self.logits
+
+
 class Rows:
     """`batch` samples that step together after prompts of one length, so that steps are all there is to time.
 
-    One prompt is computed; the others have their own blocks, into which its keys and values are copied. They differ in the
-    first id, by name only, and so share nothing. A context manager: it holds blocks of the cache.
+    One prompt is computed; the others have their own blocks, into which its keys and values are copied. While it is used the
+    whole cache is its own.
     """
 
-    prefill_chunk = 1 << 30  # tokens: the loop fills all rows before the first step
-
-    def __init__(self, model: Llama, cache: KVCache, steps: DecodeSteps, prompt: list[int], batch: int) -> None:
-        self._cache, self._source = cache, cache.allocate()
-        try:
-            self.logits = Decoder(model, cache=cache).prefill(prompt, self._source)
-        except BaseException:
-            cache.free(self._source)  # those who come after need the room
-            raise
+    def __init__(self, model: Llama, cache: KVCache, steps: Batch[Sequence], prompt: list[int], batch: int) -> None:
+        copied = CopiedPrompt(model, cache)
+        self.loop = loop_of(model, cache, steps, copied)
+        source = Sequence(prompt, GREEDY, 0)
+        self.loop.pool.reserve(source, len(prompt))
+        copied.logits = PromptRunner(model, cache).prefill(prompt, source)
+        copied.source = source.block_table
         self._prompts = [[first, *prompt[1:]] for first in range(batch)]
-        self._engine = engine_of(model, cache, steps, self)
-
-    def __enter__(self) -> Rows:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cache.free(self._source)
-        self._cache.forget()  # what the prompts' names say of it is not so
-
-    def prefill(self, ids: list[int], sequence: Any) -> torch.Tensor:
-        """What a decoder does with a prompt, here by copying."""
-        blocks = slice(sequence.length // BLOCK_SIZE, -(-(sequence.length + len(ids)) // BLOCK_SIZE))
-        for source, target in zip(self._source.blocks[blocks], sequence.blocks[blocks], strict=True):
-            self._cache.copy_block(source, target)
-        sequence.length += len(ids)
-        return self.logits
+        self._engine = engine_of(self.loop)
 
     def __call__(self, count: int, params: SamplingParams = GREEDY) -> tuple[list[list[int]], list[float]]:
         """Ids, one for each row, of each of `count` steps after the first token, and the seconds that each step took.

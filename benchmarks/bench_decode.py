@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections import abc
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -25,7 +25,7 @@ from typing import Any
 import launch_table
 import side_by_side
 import torch
-from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, room
+from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, loop_of, room
 from baselines import compiled, decoded, theirs
 from cards import card_of
 from common import FIRST, GAP, Spread, device_name, latencies, parser
@@ -37,12 +37,13 @@ from shapes import PRESETS
 from baize_engine.backend import devices, memory
 from baize_engine.backend.choose import reference_ops
 from baize_engine.generation.loop import MAX_ROWS
+from baize_engine.generation.sequence import Sequence
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import new_cache
-from baize_engine.model.runner import DecodeSteps
+from baize_engine.model.runner import Batch
 
 CHECKED, PROMPT = 8, 24  # tokens compared, greedy and drawn ones; of the prompt before them
 HALF_MARGIN = 5e-2  # logits closer than this may swap places between two orders of summation
@@ -60,14 +61,15 @@ class Ours:
 
     def __init__(self, model: Llama, tokens: int) -> None:
         self.model, self.cache = model, new_cache(model, tokens)
-        self.steps = DecodeSteps(model, self.cache)
-        self.engine = engine_of(model, self.cache, self.steps)
+        self.steps: Batch[Sequence] = Batch(model, self.cache, MAX_ROWS)
+        self.loop = loop_of(model, self.cache, self.steps)
+        self.engine = engine_of(self.loop)
 
     def firsts(self, prompt: list[int], runs: int) -> list[float]:
         """Seconds to the first token of a prompt by itself; a run before is not counted."""
         found = []
         for _ in range(runs + 1):
-            self.cache.forget()
+            self.loop.pool.forget()
             found += arrivals(self.engine, [prompt], [greedy(1)]).firsts
         return found[1:]
 
@@ -92,8 +94,7 @@ def check_by_reference(model: Llama, vocabulary: int) -> None:
             if not float(row.topk(best).values[-1] - row[chosen]) < HALF_MARGIN:
                 raise SystemExit(f"step {step}: the decoder chose {chosen}, the reference ops {int(row.argmax())}")
         if best == 1:
-            with ours.rows(prompt, 2) as two:
-                together = two(CHECKED - 1)[0]
+            together = ours.rows(prompt, 2)(CHECKED - 1)[0]
             if together != [[token, token] for token in ids[1:]]:
                 raise SystemExit(f"two rows say {together} after copies of a prompt that says {ids[1:]} by itself")
 
@@ -143,12 +144,12 @@ class Bench:
             with report.case(engine=name, **place):
                 if context not in firsts:
                     firsts[context] = ours.firsts(many[0], options.runs)
-                with ours.rows(many[0], batch) as rows:
-                    rows(options.steps + 1)  # compiles, and captures a graph for each bound of contexts
-                    for engine, params in ((name, GREEDY), (f"{name} sampled", SAMPLED)):
-                        with report.case(engine=engine, **place):
-                            _, seconds = rows(options.steps + 1, params)
-                            self._show(engine, kind, model, place, firsts[context], seconds[1:])
+                rows = ours.rows(many[0], batch)
+                rows(options.steps + 1)  # compiles, and captures a graph for each bound of contexts
+                for engine, params in ((name, GREEDY), (f"{name} sampled", SAMPLED)):
+                    with report.case(engine=engine, **place):
+                        _, seconds = rows(options.steps + 1, params)
+                        self._show(engine, kind, model, place, firsts[context], seconds[1:])
             if other is not None:
                 activation = str(model.dtype).removeprefix("torch.")
                 for engine, run in (
@@ -165,8 +166,8 @@ class Bench:
         kind: str,
         model: Llama,
         place: dict[str, int],
-        firsts: Sequence[float],
-        gaps: Sequence[float],
+        firsts: abc.Sequence[float],
+        gaps: abc.Sequence[float],
     ) -> None:
         activation, step = str(model.dtype).removeprefix("torch."), Spread.of(gaps).median
         middle = place["context"] + self.options.steps // 2  # what a step attends to on the average
@@ -205,7 +206,7 @@ def does_not_fit(model: Llama, batch: int, context: int, steps: int, caches: int
     return f"does not fit ({(held + cache + SPARE) / 1e9:.0f} of {(held + free) / 1e9:.0f} GB)"
 
 
-def grids(rows: Sequence[dict[str, Any]]) -> list[str]:
+def grids(rows: abc.Sequence[dict[str, Any]]) -> list[str]:
     """Tables of tok/s, contexts across and batches down, of each engine that has more than one row of them."""
     found: list[str] = []
     measured = [row for row in rows if isinstance(row.get("tok/s"), float)]

@@ -63,7 +63,7 @@ def ours(decoder: Decoder, ids: list[int]) -> torch.Tensor:
         logits = decoder.prefill(ids, sequence)
         synchronize(decoder.model.device)
     finally:
-        decoder.cache.free(sequence)
+        decoder.pool.free(sequence)
     return logits
 
 

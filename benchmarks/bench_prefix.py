@@ -1,7 +1,8 @@
 """Few-shot evaluation: the 5-shot prompts of MMLU, every subject's questions after its five examples, with and without sharing.
 
-A model of random weights runs the first questions of each subject and chooses one token after each, once in a cache that
-shares equal beginnings of prompts and once in one that does not, subject by subject in turns; the tokens must be the same.
+A model of random weights runs the first questions of each subject and chooses one token after each ("generated"), or gives the
+log-probabilities of four candidates ("scored"), once in a cache that shares equal beginnings of prompts and once in one that
+does not, subject by subject in turns; what it says must be the same, to the bit.
 `tokens_ratio` is prompt tokens over those that were computed, counted; `speedup` is the ratio of the times, `share` how much
 of the tokens' ratio it is. `best_ratio`: what sharing by single tokens, not by blocks, would leave to compute. The last row
 counts all questions of all subjects through the block pool alone.
@@ -18,6 +19,7 @@ import os
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -32,17 +34,21 @@ from shapes import PRESETS
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.backend import devices
+from baize_engine.generation.block_pool import BlockPool
+from baize_engine.generation.loop import Loop
+from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import LoadedModel
-from baize_engine.model.blocks import BLOCK_SIZE, BlockPool
 from baize_engine.model.buffers import CachedTokens
+from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
-from baize_engine.model.runner import DecodeSteps
 from baize_engine.text.tokenizer import Tokenizer
 
 SHARED = Path(os.environ.get("BAIZE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 DATA, TOKENIZER = "assets/eval/mmlu_csv.tar.gz", "assets/tokenizer_32000.model"
 SHOTS = 5
+ONE_TOKEN = SamplingParams(max_new_tokens=1, ignore_eos=True)
+CANDIDATES = [5, 29, 319, 350]  # ids that are scored, as those of the four letters are
 
 
 def question(line: list[str], answer: bool) -> str:
@@ -90,11 +96,12 @@ def counted(many: list[list[int]], chunk: int, longest: int) -> int:
     """Tokens that are computed where the pool shares by `chunk`, one prompt after another."""
     pool, computed = BlockPool(2 * -(-longest // BLOCK_SIZE), BLOCK_SIZE, chunk), 0
     for ids in many:
-        sequence = pool.begin(ids)
-        computed += len(ids) - sequence.length
-        pool.reserve(sequence, len(ids) - sequence.length)
-        sequence.length = len(ids)
-        pool.remember(sequence, ids)
+        sequence = Sequence(ids, ONE_TOKEN, 1)
+        pool.begin(sequence)
+        computed += len(ids) - sequence.num_cached
+        pool.reserve(sequence, len(ids) - sequence.num_cached)
+        sequence.num_cached = len(ids)
+        pool.remember(sequence)
         pool.free(sequence)
     return computed
 
@@ -108,30 +115,40 @@ class Counting(PromptRunner):
         self.computed += len(ids)
         return super().prefill(ids, sequence)
 
+    def prefill_logits(
+        self, ids: list[int], sequence: CachedTokens, first: int, take: Callable[[int, torch.Tensor], None]
+    ) -> None:
+        self.computed += len(ids)
+        super().prefill_logits(ids, sequence, first, take)
+
 
 class Runner:
-    """An engine over `model` that shares beginnings or not, and counts the tokens of prompts that it computes."""
+    """An engine over `model` that shares beginnings or not, and counts the tokens of prompts that it computes.
 
-    def __init__(self, model: Llama, shares: bool) -> None:
-        self.cache, self.shares = new_cache(model, 2 * model.config.max_position_embeddings), shares
-        self.prompts = Counting(model, self.cache)
-        loaded = LoadedModel(
-            self.prompts, self.cache, DecodeSteps(model, self.cache), model.ops.sample, model.config.vocab_size,
-            max_model_len=model.config.max_position_embeddings, eos_token_ids=(),
-        )  # fmt: skip
-        self.engine = Engine(loaded)
+    `scores`: it gives the log-probabilities of CANDIDATES after each prompt, and else one token.
+    """
+
+    def __init__(self, model: Llama, shares: bool, scores: bool) -> None:
+        cache = new_cache(model, 2 * model.config.max_position_embeddings)
+        self.shares, self.scores, self.prompts = shares, scores, Counting(model, cache)
+        self.loop = Loop(self.prompts, cache, model.ops.sample)
+        config = model.config
+        self.engine = Engine(LoadedModel(self.loop, config.vocab_size, config.max_position_embeddings, ()))
         self.device, self.seconds = model.device, 0.0
 
-    def __call__(self, many: list[list[int]]) -> list[int]:
-        """The token after each prompt."""
+    def __call__(self, many: list[list[int]]) -> list[Any]:
+        """What is said after each prompt."""
         synchronize(self.device)
         begin, done = time.perf_counter(), []
         for part in [many] if self.shares else [[ids] for ids in many]:
-            done += self.engine.generate(part, SamplingParams(max_new_tokens=1, ignore_eos=True))
+            if self.scores:
+                done += self.engine.next_token_logprobs(part, CANDIDATES)
+            else:
+                done += [each.token_ids for each in self.engine.generate(part, ONE_TOKEN)]
             if not self.shares:
-                self.cache.forget()
+                self.loop.pool.forget()
         self.seconds += time.perf_counter() - begin
-        return [each.token_ids[0] for each in done]
+        return done
 
 
 def row(what: str, prompts_: int, tokens: int, computed: int, best: int) -> dict[str, Any]:
@@ -141,9 +158,9 @@ def row(what: str, prompts_: int, tokens: int, computed: int, best: int) -> dict
     }  # fmt: skip
 
 
-def measured(model: Llama, many: dict[str, list[list[int]]]) -> dict[str, Any]:
+def measured(model: Llama, many: dict[str, list[list[int]]], scores: bool) -> dict[str, Any]:
     """The row of the prompts that were run."""
-    plain, sharing = Runner(model, False), Runner(model, True)
+    plain, sharing = Runner(model, False, scores), Runner(model, True, scores)
     warm = next(iter(many.values()))[:2]
     for runner in (plain, sharing):
         runner([[*warm[0][1:], 5], warm[0][1:]])  # other tokens at every place: nothing of it is shared later
@@ -158,7 +175,11 @@ def measured(model: Llama, many: dict[str, list[list[int]]]) -> dict[str, Any]:
     if plain.prompts.computed != tokens:
         raise SystemExit(f"{plain.prompts.computed} tokens were computed without sharing, wanted all {tokens}")
     made = row(
-        "measured", sum(map(len, many.values())), tokens, sharing.prompts.computed, sum(map(least, many.values()))
+        "scored" if scores else "generated",
+        sum(map(len, many.values())),
+        tokens,
+        sharing.prompts.computed,
+        sum(map(least, many.values())),
     )
     made |= {"plain_s": plain.seconds, "sharing_s": sharing.seconds, "speedup": plain.seconds / sharing.seconds}
     return {**made, "share": made["speedup"] / made["tokens_ratio"]}
@@ -173,9 +194,11 @@ def bench(report: Report, chosen: argparse.Namespace, device: str) -> None:
     model = random_model(shape, chosen.kind, device)
     chunk = new_cache(model, BLOCK_SIZE).chunk
     report.facts |= {"subjects": len(names), "chunk": chunk}
-    with report.case(what="measured"):
+    with report.case(what="check"):
         check_by_reference(model, shape.vocabulary)
-        report.row(measured(model, {name: every[name][: chosen.questions] for name in names}))
+    for what, scores in (("generated", False), ("scored", True)):
+        with report.case(what=what):
+            report.row(measured(model, {name: every[name][: chosen.questions] for name in names}, scores))
     with report.case(what="counted, all"):
         whole = row(
             "counted, all", sum(map(len, every.values())), sum(len(ids) for one in every.values() for ids in one),

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections import abc
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,12 +23,14 @@ from roofline import synchronize
 from torch.profiler import record_function
 from trace_events import Event, Label
 
+from baize_engine import SamplingParams
 from baize_engine.backend.plan_ops import PlanOp
-from baize_engine.model.graphs import runs_ahead_on
+from baize_engine.generation.block_pool import BlockPool
+from baize_engine.generation.sequence import Sequence
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import new_cache
-from baize_engine.model.runner import Batch, Row
+from baize_engine.model.runner import Batch
 from baize_engine.model.step_state import StepState, context_bucket
 
 
@@ -41,7 +44,7 @@ class DecodeStep:
 
     model: Llama
     state: StepState
-    rows: list[Row]
+    rows: list[Sequence]
     bound: int  # of the context: `max_context` of StepState.run
     # seconds of the first step: on a GPU kernels are compiled or loaded, run once, captured and replayed
     first_s: float
@@ -53,12 +56,12 @@ class DecodeStep:
         cache = new_cache(model, batch * -(-context // BLOCK_SIZE) * BLOCK_SIZE)
         cache.keys.normal_()
         cache.values.normal_()
-        rows = []
+        rows, pool = [], BlockPool(cache.num_blocks)
         for _ in range(batch):
-            sequence = cache.allocate()
-            cache.reserve(sequence, context)
-            sequence.length = context - 1
-            rows.append(Row(sequence, token=3, left=1))
+            sequence = Sequence([], SamplingParams(), max_tokens=2, token_ids=[3])
+            pool.reserve(sequence, context)
+            sequence.num_cached = context - 1
+            rows.append(sequence)
         bound = context_bucket(context, model.config.max_position_embeddings)
         seconds = []
         for _ in range(2):
@@ -98,10 +101,11 @@ class DecodeStep:
 
         The host's part of each is in the spans "launch" and "wait" (for its tokens).
         """
-        batch = Batch(self.state, runs_ahead_on(self.model.device) if runs_ahead is None else runs_ahead)
-        self.state.set([])
+        batch: Batch[Sequence] = Batch(self.model, self.state.cache, len(self.rows), runs_ahead=runs_ahead)
         for row in self.rows:
+            row.num_in_flight = 0
             batch.add(row)
+            row.num_in_flight = 1  # for ever: it ends with the first step
         batch.launch()
         batch.read()
 
@@ -148,7 +152,7 @@ class DecodeStep:
         return Spread.of(one.elapsed_time(two) / 1e3 for one, two in pairwise(marks[1:]))
 
 
-def host_events(plan: Sequence[Callable[[], Any]], labels: Sequence[Label]) -> list[tuple[Label, Event]]:
+def host_events(plan: abc.Sequence[Callable[[], Any]], labels: abc.Sequence[Label]) -> list[tuple[Label, Event]]:
     """The ops of one step, run one after the other by the host."""
     found = []
     for label, op in zip(labels, plan, strict=True):
@@ -159,7 +163,7 @@ def host_events(plan: Sequence[Callable[[], Any]], labels: Sequence[Label]) -> l
 
 
 def times_on_cpu(
-    plan: Sequence[Callable[[], Any]], labels: Sequence[Label], repeats: int
+    plan: abc.Sequence[Callable[[], Any]], labels: abc.Sequence[Label], repeats: int
 ) -> tuple[dict[str, Spread], list[list[tuple[Label, Event]]]]:
     """Seconds of all calls of each op in a step, over whole steps, and the steps."""
     steps = [host_events(plan, labels) for _ in range(repeats)]
@@ -173,7 +177,7 @@ def times_on_cpu(
     return {name: Spread.of(many) for name, many in found.items()}, steps
 
 
-def time_on_gpu(calls: Sequence[Callable[[], Any]], repeats: int) -> Spread:
+def time_on_gpu(calls: abc.Sequence[Callable[[], Any]], repeats: int) -> Spread:
     """Seconds of one op's calls in all layers, captured in a graph of their own and replayed without the host.
 
     Where all matrices of an op fit into the GPU's cache, it looks faster than it is in a step.

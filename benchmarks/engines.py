@@ -51,25 +51,26 @@ class Baize:
         from baize_engine.model.config import ModelConfig
         from baize_engine.model.llama import Llama
         from baize_engine.model.prompt_runner import new_cache
-        from baize_engine.model.runner import DecodeSteps
+        from baize_engine.model.runner import Batch
         from baize_engine.model.weights import load_weights
 
         config = ModelConfig.from_folder(path)
         self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), choose.ops("cpu"), "cpu")
-        self.loop, self.decode_steps, self.new_cache = arrivals, DecodeSteps, new_cache
+        self.arrivals, self.batch, self.new_cache = arrivals, Batch, new_cache
         self._room(CACHED)
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
-        if self.cache.free_blocks * self.cache.block_size < len(prompt) + 1:
+        if self.cache.num_blocks * self.cache.block_size < len(prompt) + 1:
             self._room(len(prompt) + 1)
-        self.cache.forget()
-        found = self.loop.arrivals(self.engine, [prompt], [self.loop.greedy(1)])
+        self.loop.pool.forget()
+        found = self.arrivals.arrivals(self.engine, [prompt], [self.arrivals.greedy(1)])
         return found.ids[0][0], found.firsts[0]
 
     def start(self, prompt: list[int], batch: int) -> tuple[int, float]:
-        self._room(self.loop.room(batch, len(prompt), CHOSEN))
+        self._room(self.arrivals.room(batch, len(prompt), CHOSEN))
         token, seconds = self.prefill(prompt)
-        self.rows = self.loop.Rows(self.model, self.cache, self.decode_steps(self.model, self.cache), prompt, batch)
+        steps = self.batch(self.model, self.cache, batch)
+        self.rows = self.arrivals.Rows(self.model, self.cache, steps, prompt, batch)
         return token, seconds
 
     def steps(self, count: int) -> Steps:
@@ -77,12 +78,13 @@ class Baize:
 
     def sampled(self, count: int) -> Steps:
         """The same with temperature, top_k and top_p."""
-        return self.rows(count, self.loop.SAMPLED)
+        return self.rows(count, self.arrivals.SAMPLED)
 
     def _room(self, tokens: int) -> None:
         """An empty cache for so many."""
         self.cache = self.new_cache(self.model, tokens)
-        self.engine = self.loop.engine_of(self.model, self.cache)
+        self.loop = self.arrivals.loop_of(self.model, self.cache)
+        self.engine = self.arrivals.engine_of(self.loop)
 
 
 class LlamaCpp:

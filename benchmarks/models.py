@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from shapes import Shape
 
+from baize_engine import SamplingParams
 from baize_engine.backend import choose
+from baize_engine.generation.block_pool import BlockPool
+from baize_engine.generation.sequence import Sequence
 from baize_engine.kernels import quantized
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.kv_cache import KVCache, Sequence
+from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
 
@@ -45,17 +48,18 @@ class Decoder(PromptRunner):
 
     def __init__(self, model: Llama, tokens: int = 0, cache: KVCache | None = None) -> None:
         super().__init__(model, cache or new_cache(model, tokens))
+        self.pool = BlockPool(self.cache.num_blocks)
 
     def sequence(self) -> Sequence:
-        return self.cache.allocate()
+        return Sequence([], SamplingParams(), 0)
 
     def prefill(self, ids: list[int], sequence: Sequence) -> torch.Tensor:
-        self.cache.reserve(sequence, len(ids))
+        self.pool.reserve(sequence, len(ids))
         return super().prefill(ids, sequence)
 
     def forward(self, token_ids: list[list[int]], sequences: list[Sequence], **how: bool) -> torch.Tensor:
         for ids, sequence in zip(token_ids, sequences, strict=True):
-            self.cache.reserve(sequence, len(ids))
+            self.pool.reserve(sequence, len(ids))
         return super().forward(token_ids, sequences, **how)
 
 

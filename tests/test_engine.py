@@ -6,8 +6,8 @@ import gc
 import io
 
 import pytest
-from fake_engine import TOKENIZER, AllRows, all_free, make
-from fakes import EOS, FIRST_BYTE, VOCAB, FakeCache, ScriptDecoder, TableDecoder
+from fake_engine import TOKENIZER, all_free, make
+from fakes import EOS, FIRST_BYTE, VOCAB, ScriptDecoder, TableDecoder
 
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import RequestError
@@ -189,7 +189,7 @@ def test_many_prompts_in_a_small_cache_are_all_answered_in_order() -> None:
     assert [each.token_ids for each in done] == [
         make(TableDecoder(VOCAB), None).generate(ids, params)[0].token_ids for ids in many
     ]
-    assert {"out", "back"} <= set(engine._cache.moved)
+    assert {"out", "in"} <= set(engine._serving.loop.cache.moved)
     assert all_free(engine)
 
 
@@ -250,7 +250,7 @@ def test_an_abandoned_stream_frees_its_blocks(leave: str) -> None:
 
 def test_a_failing_decoder_frees_its_blocks() -> None:
     engine = make(TableDecoder(VOCAB))
-    engine._decoder.fail_at = 4
+    engine._serving.loop.decoder.fail_at = 4
     with pytest.raises(Exception, match="step 2"):
         engine.generate([1, 5], SamplingParams(ignore_eos=True))
     assert all_free(engine)
@@ -272,9 +272,8 @@ def expected_score(decoder: TableDecoder, ids: list[int], start: int) -> float:
 
 
 def test_score_sums_the_completions_log_probabilities() -> None:
-    decoder = AllRows(VOCAB)
-    engine = make(decoder, max_model_len=400)
-    engine._cache = FakeCache(200)
+    decoder = TableDecoder(VOCAB)
+    engine = make(decoder, max_model_len=400, blocks=200)
     long = [3 + i % 200 for i in range(300)]  # several chunks
     context = [1, 5, 9]
     scores = engine.score(context, [[7, 8], [], long, "ab"])
@@ -291,19 +290,18 @@ def test_score_sums_the_completions_log_probabilities() -> None:
 
 @pytest.mark.parametrize("start", [1, 2, 127, 128, 129, 130, 256, 299])
 def test_scoring_asks_for_no_logits_that_nobody_reads(start: int) -> None:
-    decoder, cache = AllRows(VOCAB), FakeCache(200)
-    engine = make(decoder, max_model_len=400)
-    engine._cache = cache
+    decoder = TableDecoder(VOCAB)
+    engine = make(decoder, max_model_len=400, blocks=200)
     ids = [3 + i % 200 for i in range(300)]
     assert engine.score(ids[:start], [ids[start:]])[0] == pytest.approx(expected_score(decoder, ids, start), rel=1e-6)
-    assert sum(decoder.logit_rows) == len(ids) - start
+    assert decoder.taken == len(ids) - start
+    assert sum(decoder.calls) == len(ids) - 1
     assert all_free(engine)
 
 
 def test_prompt_logprobs_are_those_of_each_token_after_the_others() -> None:
-    decoder = AllRows(VOCAB)
-    engine = make(decoder, None, max_model_len=400)
-    engine._cache = FakeCache(200)
+    decoder = TableDecoder(VOCAB)
+    engine = make(decoder, None, max_model_len=400, blocks=200)
     prompts = [[1, 5, 9, 4], [1], [3 + i % 200 for i in range(300)]]
     for ids, (first, *rest) in zip(prompts, engine.prompt_logprobs(prompts, top=2), strict=True):
         assert first is None

@@ -60,8 +60,11 @@ def both(base: Path, diff: Path, out: Path, device: str, dtype: str, quantize: s
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
 def test_the_bits_are_those_of_the_detour(tmp_path: Path, dtype: str, quantize: str | None) -> None:
     direct, detour = both(*write_pair(tmp_path), tmp_path / "tuned", "cpu", dtype, quantize)
-    same_weights(direct.decoder.model.weights, detour.decoder.model.weights)
-    assert (direct.decoder.model.config, direct.max_model_len) == (detour.decoder.model.config, detour.max_model_len)
+    same_weights(direct.loop.decoder.model.weights, detour.loop.decoder.model.weights)
+    assert (direct.loop.decoder.model.config, direct.max_model_len) == (
+        detour.loop.decoder.model.config,
+        detour.max_model_len,
+    )
 
 
 @pytest.mark.gpu
@@ -72,7 +75,7 @@ def test_the_bits_on_a_gpu(tmp_path: Path, dtype: str, quantize: str | None) -> 
         pytest.skip("no GPU")
     pair = write_pair(tmp_path, hidden_size=128, intermediate_size=256, num_attention_heads=2, num_key_value_heads=2)
     direct, detour = both(*pair, tmp_path / "tuned", "cuda", dtype, quantize)
-    same_weights(direct.decoder.model.weights, detour.decoder.model.weights)
+    same_weights(direct.loop.decoder.model.weights, detour.loop.decoder.model.weights)
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
@@ -84,8 +87,8 @@ def test_a_base_in_metas_layout_and_a_tied_head(tmp_path: Path, quantize: str | 
         tmp_path / "diff", {**cfg, "tie_word_embeddings": True}, delta
     )  # its head is stored all the same
     direct, detour = both(meta, diff, tmp_path / "tuned", "cpu", "float16", quantize)
-    assert names.HEAD not in direct.decoder.model.weights
-    same_weights(direct.decoder.model.weights, detour.decoder.model.weights)
+    assert names.HEAD not in direct.loop.decoder.model.weights
+    same_weights(direct.loop.decoder.model.weights, detour.loop.decoder.model.weights)
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
@@ -204,7 +207,7 @@ quantized.quantize(torch.ones(64, 64), "int4")
 Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
 before = memory("VmRSS")
 engine = Engine.from_diff(sys.argv[1], sys.argv[2], device="cpu", quantize=sys.argv[3] or None, max_model_len=16)
-size = sum(t.numel() * t.element_size() for w in engine._decoder.model.weights.values()
+size = sum(t.numel() * t.element_size() for w in engine._serving.loop.decoder.model.weights.values()
            for t in ([w] if isinstance(w, torch.Tensor) else [w.values, w.scales]))
 print(memory("VmHWM") - before, size)
 """

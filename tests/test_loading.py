@@ -17,7 +17,7 @@ from baize_engine import Engine, SamplingParams, loading
 from baize_engine.backend import choose
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import BackendError, CheckpointError, RequestError
-from baize_engine.generation.loop import Sample, generate
+from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import load
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
@@ -127,23 +127,23 @@ def test_an_abandoned_stream_frees_the_real_cache(tmp_path: Path) -> None:
     folder = model(tmp_path / "m", vocab_size=400)
     (folder / "tokenizer.model").write_bytes(small_model())
     with Engine.from_pretrained(folder, device="cpu", max_model_len=40) as engine:
-        free = engine._cache.free_blocks
+        pool = engine._serving.loop.pool
         stream = engine.stream("the cat sat")
         next(stream)
-        assert engine._cache.free_blocks < free
+        assert pool.free_blocks < pool.num_blocks
         stream.close()
-        assert engine._cache.free_blocks == free
+        assert pool.free_blocks == pool.num_blocks
 
 
 def test_a_full_cache_is_refused_and_freed(tmp_path: Path) -> None:
     with Engine.from_pretrained(model(tmp_path / "m"), device="cpu", cache_tokens=32) as engine:
         assert engine.max_model_len == 32
-        held = engine._cache.allocate()
-        engine._cache.reserve(held, 20)  # as another request would
+        held, pool = Sequence([], SamplingParams(), 0), engine._serving.loop.pool
+        pool.reserve(held, 20)  # as another request would
         with pytest.raises(RequestError, match="raise cache_tokens"):
             engine.generate([1, 5] * 10)
-        engine._cache.free(held)
-        assert engine._cache.free_blocks == 2
+        pool.free(held)
+        assert pool.free_blocks == 2
         assert len(engine.generate([1, 5] * 10, SamplingParams(ignore_eos=True))[0].token_ids) == 12
 
 
@@ -164,7 +164,8 @@ def test_the_cache_has_room_for_a_full_batch_unless_memory_is_short(
     def tokens(folder: Path, free: int | None, **asked: int) -> int:
         monkeypatch.setattr(loading, "free_bytes", lambda device: free)
         with Engine.from_pretrained(folder, device="cpu", **asked) as engine:
-            return int(engine._cache.num_blocks * engine._cache.block_size)
+            pool = engine._serving.loop.pool
+            return pool.num_blocks * pool.block_size
 
     assert tokens(long, 10**12) == 64 * 512
     assert tokens(short, 10**12) == 64 * 128
@@ -232,9 +233,11 @@ def test_a_broken_tokenizer_is_not_passed_over(tmp_path: Path) -> None:
 def test_the_loop_alone_needs_only_the_parts(tmp_path: Path) -> None:
     loaded = load(model(tmp_path / "m"), EngineOptions(device="cpu", dtype="float16", max_model_len=32))
     params = SamplingParams(max_new_tokens=4, ignore_eos=True)
-    samples = [Sample(0, 0, [1, 5], params, seed=0, stop_ids=())]
-    steps = generate(loaded.decoder, loaded.cache, loaded.steps, samples, max_length=32, sample=loaded.sample)
-    assert len([step.token_id for _, step in steps]) == 4
+    loop, sequence = loaded.loop, Sequence([1, 5], params, 4)
+    loop.add([sequence])
+    while not sequence.finished:
+        loop.step()
+    assert len(sequence.token_ids) == 4
     assert loaded.tokenizer is None
 
 
@@ -245,9 +248,9 @@ def test_activations_of_prompts_are_exact_where_asked_for(tmp_path: Path) -> Non
     for exact in (False, True):
         loaded = load(folder, EngineOptions(device="cpu", quantize="int8", exact_activations=exact))
         for key, run in ((exact, ids), ((exact, "one"), ids[:1])):
-            sequence = loaded.cache.allocate()
-            loaded.cache.reserve(sequence, len(run))
-            logits[key] = loaded.decoder.forward([run], [sequence], prompt=len(run) > 1)
+            sequence = Sequence([], SamplingParams(), 0)
+            loaded.loop.pool.reserve(sequence, len(run))
+            logits[key] = loaded.loop.decoder.forward([run], [sequence], prompt=len(run) > 1)
     assert torch.equal(logits[False, "one"], logits[True, "one"])
     if choose.ops("cpu").rows["linear_add"].name.startswith("cpp"):
         error = float((logits[False] - logits[True]).norm() / logits[True].norm())

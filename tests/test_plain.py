@@ -7,7 +7,7 @@ import array
 import numpy as np
 import pytest
 import torch
-from fake_engine import AllRows, make
+from fake_engine import make
 from fakes import EOS, VOCAB, TableDecoder
 
 from baize_engine import SamplingParams, plain
@@ -33,7 +33,7 @@ FEW = SamplingParams(max_new_tokens=5, ignore_eos=True)
 
 @pytest.mark.parametrize("ids", ARRAYS, ids=lambda ids: type(ids).__name__)
 def test_arrays_are_lists_of_ids(ids: object) -> None:
-    engine = make(AllRows(VOCAB))
+    engine = make(TableDecoder(VOCAB))
     wanted = engine.generate(IDS, FEW)
     assert engine.generate(ids, FEW) == wanted  # type: ignore[arg-type]
     both = engine.generate([ids, IDS], FEW)  # type: ignore[list-item]
@@ -77,7 +77,7 @@ def test_counts_and_numbers_become_pythons_own() -> None:
     "wrong", [True, np.True_, torch.tensor(True), 5.0, np.float64(5), torch.tensor(5.0), "5", None]
 )
 def test_what_is_no_integer_is_refused(wrong: object) -> None:
-    engine = make(AllRows(VOCAB))
+    engine = make(TableDecoder(VOCAB))
     assert plain.integer(wrong) is None
     for call in (
         lambda: engine.generate([[1, wrong]]),
@@ -110,7 +110,7 @@ def test_arrays_that_are_no_ids_are_refused(wrong: object) -> None:
 
 def test_a_prompt_as_long_as_the_context_is_scored() -> None:
     """As `score` takes it; an answer would have no room."""
-    engine = make(AllRows(VOCAB), max_model_len=20)
+    engine = make(TableDecoder(VOCAB), max_model_len=20)
     ids = [3 + n for n in range(20)]
     (found,) = engine.prompt_logprobs([ids])
     assert len(found) == 20

@@ -73,9 +73,14 @@ def _answers(engine: Engine, batch: Sequence[Record], options: BatchOptions) -> 
         except BaizeError as error:
             found.append(error)
     good = [request for request in found if not isinstance(request, BaizeError)]
-    made = _completions(engine, good)
+    prompts, params = [ids for ids, _ in good], [one for _, one in good]
+    made = engine.completions(prompts, params, raise_errors=False) if good else iter(())
     for each in found:
-        yield each if isinstance(each, BaizeError) else next(made)
+        if isinstance(each, BaizeError):
+            yield each
+        else:
+            completions = next(made)
+            yield next((one.error for one in completions if one.error is not None), completions)
 
 
 def _request(engine: Engine, record: Record, options: BatchOptions) -> Request:
@@ -83,24 +88,6 @@ def _request(engine: Engine, record: Record, options: BatchOptions) -> Request:
     text = record.text_options(options.text)
     prompt = engine.chat_ids(value) if kind == "messages" else value
     return engine.encode(prompt, params, parse_special=text.parse_special, add_bos=text.add_bos), params
-
-
-def _completions(engine: Engine, requests: Sequence[Request]) -> Iterator[list[Completion] | BaizeError]:
-    done = 0
-    try:
-        for found in engine.completions([ids for ids, _ in requests], [params for _, params in requests]):
-            yield found
-            done += 1
-        return
-    except BaizeError as error:
-        if len(requests) == 1:
-            yield error
-            return
-    # one of them is to blame, and which one is seen when fewer run together, which changes no result
-    left = requests[done:]
-    middle = len(left) // 2
-    yield from _completions(engine, left[:middle])
-    yield from _completions(engine, left[middle:])
 
 
 def _line(record: Record, found: list[Completion] | BaizeError, keep: bool) -> dict[str, Any]:

@@ -1,259 +1,214 @@
-"""The decode loop of many samples: carries out what the scheduler says, chooses tokens, ends samples. Token ids only; no text.
+"""The loop: schedule, run, postprocess. One serves an engine, for all sequences of all calls. Token ids only.
 
-The samples share the cache and the steps, and none of that shows in what they say. Blocks come back however the loop ends:
-finished, abandoned by its reader, or interrupted.
+Sequences share the cache and the steps, and none of that shows in what they say. Knows no threads: its caller sees to it that
+no two calls are made at the same time (serving.py).
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from baize_engine.errors import BaizeError, RequestError
-from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.sampling import Draw, SampleOp, TokenLogprobs, choose_tokens, token_logprobs
-from baize_engine.generation.scheduler import Launch, Prefill, PutBack, Request, Scheduler, TakeOut
+from baize_engine.errors import BaizeError
+from baize_engine.generation.block_pool import BlockPool
+from baize_engine.generation.sampling import SampleOp, choose_tokens, token_logprobs
+from baize_engine.generation.scheduler import Action, Fail, Launch, Prefill, Read, Scheduler, SwapIn, SwapOut
+from baize_engine.generation.sequence import FinishReason, Sequence
 from baize_engine.generation.shaping import shaping
-from baize_engine.model.kv_cache import CacheFull
-from baize_engine.model.runner import Row, not_finite
+from baize_engine.model.buffers import CachedTokens
+from baize_engine.model.runner import Batch
 
-MAX_ROWS = 64  # samples at a time: up to as many rows a GPU's products have one order of summation
+MAX_ROWS = 64  # sequences at a time: up to as many rows a GPU's products have one order of summation
+NO_TOKEN = (
+    -1
+)  # what the device chooses where logits are not finite, and what comes of a sequence that ends without a token
 
-FinishReason = Literal["stop", "length"]
+Output = tuple[
+    Sequence, str, bool
+]  # after a token: its sequence, the text that has become certain, whether it was the last
 
 
 class Decoder(Protocol):
-    """What the loop needs of a model: logits (1, V) float32 of the last token, the cache filled on the way."""
+    """What the loop needs to run prompts, in pieces for which the sequence has the blocks (model/prompt_runner.py)."""
 
     prefill_chunk: int
 
-    def prefill(self, ids: list[int], sequence: Any) -> Tensor: ...
+    def prefill(self, ids: list[int], sequence: CachedTokens) -> Tensor:
+        """Runs `ids` and advances the sequence; logits (1, V) float32 of the last."""
 
-
-@dataclass(eq=False)
-class Sample:
-    """One sample to be made: number `index` of prompt number `prompt_index`.
-
-    Samples of one prompt stand next to each other. `stopped`: its reader wants no more of it; to be set when a Step came.
-    """
-
-    prompt_index: int
-    index: int
-    prompt_ids: Sequence[int]
-    params: SamplingParams
-    seed: int
-    stop_ids: Collection[int]
-    stopped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One generated token. `finish_reason` is None but for the last; "stop" then means that this id is a stop id."""
-
-    token_id: int
-    finish_reason: FinishReason | None
-    logprobs: TokenLogprobs | None
-
-
-def generate(
-    decoder: Decoder,
-    cache: Any,
-    steps: Any,
-    samples: Sequence[Sample],
-    *,
-    max_length: int,
-    sample: SampleOp,
-    max_rows: int = MAX_ROWS,
-) -> Generator[tuple[Sample, Step], None, None]:
-    """Yields the tokens that follow each sample's prompt as they come, in the order of each sample, the stop id included.
-
-    A sample ends with a stop id ("stop"), after params.max_new_tokens or at `max_length` tokens with its prompt ("length").
-    RequestError: an empty prompt, one that leaves no room, or a cache too small for one sample (CacheFull). BaizeError:
-    logits that are not finite, by sample and step. `cache` is a KVCache, `steps` the DecodeSteps over it.
-    Between two of its steps the model and the cache may serve others, and what it has in the cache may be taken out
-    (`BlockPool.make_room`), to be put back when it goes on; two calls must not run at the same time.
-    """
-    for one in samples:
-        if not 0 < len(one.prompt_ids) < max_length:
-            wanted = f"wanted 1 to {max_length - 1} (max_model_len - 1)"
-            raise RequestError(f"the prompt has {len(one.prompt_ids)} tokens, {wanted}")
-    if not samples:
-        return
-    loop = _Loop(decoder, cache, samples, max_length, sample, max_rows)
-    with steps.batch(min(len(samples), max_rows), loop.choose) as batch:
-        cache.tenants.append(loop)
-        try:
-            yield from loop.run(batch)
-        finally:
-            cache.tenants.remove(loop)
-            loop.scheduler.close()
-
-
-class _Life:
-    """A sample under way: its ids so far and how its next is chosen. `request` has not been in a step yet."""
-
-    def __init__(self, sample: Sample, request: Request) -> None:
-        params, prompt = sample.params, sample.prompt_ids
-        self.sample, self.request, self.history = sample, request, list(prompt)
-        self.most = 1 + request.left  # tokens
-        shaped = shaping(params, len(prompt), sample.stop_ids)
-        self.draw = Draw(params, self.history, sample.seed, sample.index, shaped)
-        self.on_host = params.logprobs is not None or shaped is not None
-        self.logprobs: TokenLogprobs | None = None  # of the token that was chosen last
-        self.row: Row | None = None
-        self.saved: tuple[Tensor, Tensor] | None = None
-
-    def name(self) -> str:
-        sample, made = self.sample, len(self.history) - len(self.sample.prompt_ids)
-        where = f"prompt {sample.prompt_index}, sample {sample.index}"
-        return f"{where}, step {made} (position {len(self.history)})"
-
-
-class _Loop:
-    def __init__(
-        self, decoder: Decoder, cache: Any, samples: Sequence[Sample], max_length: int, sample: SampleOp, max_rows: int
+    def prefill_logits(
+        self, ids: list[int], sequence: CachedTokens, first: int, take: Callable[[int, Tensor], None]
     ) -> None:
-        self._decoder, self._cache, self._sample = decoder, cache, sample
-        self._samples: dict[Request, Sample] = {}
-        for one in samples:
-            most = min(one.params.max_new_tokens, max_length - len(one.prompt_ids))
-            self._samples[Request(one.prompt_ids, one.prompt_index, most - 1)] = one
-        # from the first token to the last: tables as long as the vocabulary hang there
-        self._lives: dict[Request, _Life] = {}
-        self._of_row: dict[Row, _Life] = {}  # those in the batch
-        self._arrived: deque[tuple[_Life, int]] = deque()  # tokens that were chosen, and not told yet
-        self.scheduler = Scheduler(cache, self._samples, max_rows, decoder.prefill_chunk)
+        """The same with take(position, logits (n, V) float32) for the positions from `first` on, n of them at a time."""
 
-    def run(self, batch: Any) -> Generator[tuple[Sample, Step], None, None]:
-        self._batch = batch
-        while True:
-            while self._arrived:
-                yield from self._made(*self._arrived.popleft())
-            if batch.in_flight > batch.ahead:
-                self._read()
-                continue
-            try:
-                action = self.scheduler.next(batch.in_flight > 0)
-            except CacheFull:
-                if not self._cache.make_room(self):
-                    raise
-                continue
-            if action is None:
-                return
-            if isinstance(action, Prefill):
-                self._prefill(action)
-            elif isinstance(action, Launch):
-                batch.launch()
-            elif isinstance(action, TakeOut):
-                self._take_out(action)
-            elif isinstance(action, PutBack):
-                self._put_back(self._lives[action.request], action.kept)
-            else:
-                self._read()
 
-    def give_way(self) -> None:
-        """Takes out of the cache all that it has there, between two steps of `run`, which puts it back."""
-        while self._batch.in_flight:
-            self._read()
-        for action in self.scheduler.give_way():
-            self._take_out(action)
+class Loop:
+    """The sequences under way over one model and its cache, at most `max_rows` in a step.
 
-    def choose(self, rows: Sequence[Row], logits: Tensor) -> list[int]:
-        """The tokens of rows in the batch whose parameters ask for the host, from their logits (S, V)."""
-        return self._choose([self._of_row[row] for row in rows], logits)
+    `sample`: the backend's op. `batch`: what runs the steps, unless it is to be made of the model.
+    """
 
-    def _prefill(self, action: Prefill) -> None:
-        request = action.request
-        ids = list(request.prompt[action.begin : action.end])
-        self._cache.reserve(request.cached, len(ids))
-        logits = self._decoder.prefill(ids, request.cached)
-        ready = []
-        for each, copy in self.scheduler.wrote(request):
-            if copy is not None:
-                self._cache.copy_block(*copy)
-            self._lives[each] = life = _Life(self._samples[each], each)
-            ready.append(life)
-        if ready:
-            self._arrived += zip(ready, self._choose(ready, logits.repeat(len(ready), 1)), strict=True)
+    def __init__(
+        self, decoder: Any, cache: Any, sample: SampleOp, max_rows: int = MAX_ROWS, batch: Batch[Sequence] | None = None
+    ) -> None:
+        self.decoder, self.cache, self._sample = decoder, cache, sample
+        self.pool = BlockPool(cache.num_blocks, cache.block_size, cache.chunk)
+        self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk)
+        self._batch = batch or Batch(decoder.model, cache, max_rows, runs_ahead=decoder.runs_ahead)
 
-    def _read(self) -> None:
-        """The oldest step's tokens; those of samples that left while it was on its way are nobody's."""
-        for row, token in self._batch.read():
-            life = self._of_row.get(row)
-            if life is not None:
-                self.scheduler.read(life.request)
-                self._arrived.append((life, token))
+    def add(self, sequences: Iterable[Sequence]) -> None:
+        """These begin as soon as there is room. Each ends in an output that says so, whatever becomes of it."""
+        self._scheduler.add(sequences)
 
-    def _choose(self, lives: Sequence[_Life], logits: Tensor) -> list[int]:
-        """The one place where the host sees logits (S, V): a token for each row, with its log-probabilities if asked for."""
-        for life, bad in zip(lives, (~torch.isfinite(logits)).sum(1).tolist(), strict=True):
-            if bad:
-                raise BaizeError(
-                    f"{life.name()}: {bad} of {logits.shape[1]} logits are not finite; "
+    def abort(self, sequence: Sequence) -> None:
+        """Nobody wants any more of it; there is no output of it from now on."""
+        if not sequence.finished:
+            self._end(sequence, "abort")
+
+    def fail(self) -> list[Sequence]:
+        """Aborts and gives all that is under way, when `step` has raised what is no sequence's own error."""
+        self._batch.reset()
+        sequences = self._scheduler.sequences
+        for sequence in sequences:
+            self._end(sequence, "abort")
+        return sequences
+
+    def step(self) -> list[Output]:
+        """Does the next thing, a piece of a prompt or a step, and gives the outputs that came of it, if any."""
+        in_flight = self._batch.in_flight
+        action = Read() if in_flight > self._batch.ahead else self._scheduler.schedule(in_flight > 0)
+        return [] if action is None else self._postprocess(self._run(action))
+
+    def _run(self, action: Action) -> list[tuple[Sequence, int]]:
+        """Carries the action out; the tokens that came of it."""
+        if isinstance(action, Launch):
+            self._batch.launch()
+            return self._read() if self._batch.in_flight > self._batch.ahead else []
+        if isinstance(action, Read):
+            return self._read()
+        if isinstance(action, Prefill):
+            return self._prefill(action)
+        if isinstance(action, SwapOut):
+            self._batch.drop(action.sequence)
+            action.sequence.saved = self.cache.swap_out(action.blocks)
+        elif isinstance(action, SwapIn):
+            self._swap_in(action.sequence, action.kept)
+        elif isinstance(action, Fail):
+            action.sequence.error = action.error
+            return [(action.sequence, NO_TOKEN)]
+        return []
+
+    def _prefill(self, action: Prefill) -> list[tuple[Sequence, int]]:
+        sequence, scoring = action.sequence, action.sequence.scoring
+        ids = sequence.prompt_ids[action.begin : action.end]
+        if scoring is not None:
+            self.decoder.prefill_logits(ids, sequence, scoring.first, scoring.take)
+            if not scoring.finite:
+                sequence.error = BaizeError(
+                    f"a logit of its first {sequence.num_cached} tokens is not finite; "
                     "the weights are damaged or their values leave this dtype's range"
                 )
-        tokens = choose_tokens(logits, [life.draw for life in lives], self._sample)
-        for row, life, token in zip(logits, lives, tokens, strict=True):
-            asked = life.sample.params.logprobs
-            life.logprobs = None if asked is None else token_logprobs(row, token, asked)
+                return [(sequence, NO_TOKEN)]
+            return [(ready, NO_TOKEN) for ready, _ in self._scheduler.prefilled(sequence)]
+        logits = self.decoder.prefill(ids, sequence)
+        starting = []
+        for each, copy in self._scheduler.prefilled(sequence):
+            if copy is not None:
+                self.cache.copy_block(*copy)
+            each.shaping = shaping(each.params, each.prompt_ids, each.stop_ids)
+            starting.append(each)
+        if not starting:
+            return []
+        return list(zip(starting, self._choose(starting, logits.repeat(len(starting), 1)), strict=True))
+
+    def _swap_in(self, sequence: Sequence, kept: int) -> None:
+        if sequence.saved is None:
+            raise ValueError("nothing of this sequence was swapped out")
+        keys, values = sequence.saved
+        blocks = sequence.block_table[kept : keys.shape[1]]
+        self.cache.swap_in((keys[:, kept:], values[:, kept:]), blocks)
+        sequence.saved = None
+        self._batch.add(sequence)
+
+    def _read(self) -> list[tuple[Sequence, int]]:
+        """The oldest step's tokens, but for sequences that ended while it was on its way."""
+        made = [(sequence, token) for sequence, token in self._batch.read() if not sequence.finished]
+        for sequence, _ in made:
+            self._scheduler.arrived(sequence)
+        on_host = [sequence for sequence, _ in made if sequence.on_host]
+        if not on_host:
+            return made
+        chosen = self._choose(on_host, self._batch.logits(on_host))
+        for sequence, token in zip(on_host, chosen, strict=True):
+            self._batch.set_token(sequence, token)
+        in_order = iter(chosen)
+        return [(sequence, next(in_order) if sequence.on_host else token) for sequence, token in made]
+
+    def _choose(self, sequences: list[Sequence], logits: Tensor) -> list[int]:
+        """The one place where the host sees logits (S, V) of answers: a token for each row, or NO_TOKEN with the error."""
+        tokens = [NO_TOKEN] * len(sequences)
+        rows = []
+        for row, bad in enumerate((~torch.isfinite(logits)).sum(1).tolist()):
+            if bad:
+                sequences[row].error = _not_finite(sequences[row], f"{bad} of {logits.shape[1]} logits are")
+            else:
+                rows.append(row)
+        if not rows:
+            return tokens
+        if len(rows) < len(sequences):
+            logits = logits[rows]
+        chosen = choose_tokens(logits, [sequences[row] for row in rows], self._sample)
+        for row, row_logits, token in zip(rows, logits, chosen, strict=True):
+            tokens[row] = token
+            asked, found = sequences[row].params.logprobs, sequences[row].logprobs
+            if asked is not None and found is not None:
+                found.append(token_logprobs(row_logits, token, asked))
         return tokens
 
-    def _made(self, life: _Life, token: int) -> Generator[tuple[Sample, Step], None, None]:
-        """A sample's next token, and its end if that is one; with its first it joins the steps."""
-        if life.request not in self._lives:
-            return  # a token of a step that was launched before its end was read
-        if token < 0:
-            raise not_finite(life.name())
-        life.history.append(token)
+    def _postprocess(self, made: Iterable[tuple[Sequence, int]]) -> list[Output]:
+        """Appends tokens. A sequence that goes on after its first joins the steps."""
+        outputs = []
+        for sequence, token in made:
+            piece = self._append(sequence, token)
+            outputs.append((sequence, piece, sequence.finished))
+            if sequence.row < 0 and not sequence.finished:
+                self._batch.add(sequence)
+        return outputs
+
+    def _append(self, sequence: Sequence, token: int) -> str:
+        """The one place where a sequence ends by itself: an error, a stop id, its length, a stop string."""
+        if token == NO_TOKEN:
+            if sequence.scoring is None and sequence.error is None:
+                sequence.error = _not_finite(sequence, "a logit is")
+            self._end(sequence, "length" if sequence.error is None else "error")
+            return ""
+        sequence.token_ids.append(token)
         reason: FinishReason | None = None
-        if token in life.sample.stop_ids:
-            reason = "stop"
-        elif len(life.history) - len(life.sample.prompt_ids) == life.most:
+        if token in sequence.stop_ids:
+            reason, sequence.stop_reason = "stop", token
+        elif len(sequence.token_ids) == sequence.max_tokens:
             reason = "length"
+        piece, text = "", sequence.text
+        if text is not None:
+            piece = text.push(None if reason == "stop" else token, reason is not None)
+            if text.matched is not None:
+                reason, sequence.stop_reason = "stop", text.matched
         if reason is not None:
-            self._end(life)
-        yield life.sample, Step(token, reason, life.logprobs)
-        if reason is None and life.sample.stopped:
-            self._end(life)
-        elif reason is None and life.row is None and life.request.sequence is not None:
-            self._join(life)
+            self._end(sequence, reason)
+        return piece
 
-    def _end(self, life: _Life) -> None:
-        self._leave(life)
-        del self._lives[life.request]
-        self.scheduler.finish(life.request)
+    def _end(self, sequence: Sequence, reason: FinishReason) -> None:
+        if sequence.row >= 0:
+            self._batch.drop(sequence)
+        self._scheduler.finish(sequence)
+        sequence.finish_reason = reason
+        sequence.shaping = sequence.saved = None
 
-    def _join(self, life: _Life) -> None:
-        """The sample takes part in the steps from now on."""
-        params, sample = life.sample.params, life.sample
-        life.row = Row(
-            life.request.cached, life.history[-1], life.request.left, tuple(sample.stop_ids), params.temperature,
-            params.top_k, params.top_p, params.min_p, sample.seed, sample.index, life.on_host,
-        )  # fmt: skip
-        self._of_row[life.row] = life
-        self._batch.add(life.row)
 
-    def _leave(self, life: _Life) -> None:
-        if life.row is not None:
-            self._batch.drop(life.row)
-            del self._of_row[life.row]
-            life.row = None
-
-    def _take_out(self, action: TakeOut) -> None:
-        life = self._lives[action.request]
-        self._leave(life)
-        life.saved = self._cache.take_out(action.blocks)
-
-    def _put_back(self, life: _Life, kept: int) -> None:
-        if life.saved is None:
-            raise ValueError("nothing was taken out of this request")
-        keys, values = life.saved
-        blocks = life.request.cached.blocks[kept : keys.shape[1]]
-        self._cache.put_back((keys[:, kept:], values[:, kept:]), blocks)
-        life.saved = None
-        self._join(life)
+def _not_finite(sequence: Sequence, what: str) -> BaizeError:
+    return BaizeError(
+        f"{sequence.where}: {what} not finite; the weights are damaged or their values leave this dtype's range"
+    )

@@ -6,14 +6,15 @@ the token to be drawn. Neighbours in a batch, the time and the order of requests
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.shaping import Shaping
+if TYPE_CHECKING:
+    from baize_engine.generation.sequence import Sequence
 
 SampleOp = Callable[..., Tensor]  # `sample` of kernels/reference.py, as the backend has chosen it
 
@@ -29,41 +30,27 @@ class TokenLogprobs:
     top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Draw:
-    """What choosing a token takes beside its logits, made once for a sample.
-
-    `history`: all ids so far, the prompt's included; the list that grows with the sample. The token's position is its
-    length. `shaping`: of shaping.shaping().
-    """
-
-    params: SamplingParams
-    history: Sequence[int]
-    seed: int
-    sample_index: int
-    shaping: Shaping | None = None
-
-
-def choose_tokens(logits: Tensor, draws: Sequence[Draw], sample: SampleOp) -> list[int]:
-    """One id for each row of `logits` (S, V) float32, which stay as they are."""
-    if any(draw.shaping is not None for draw in draws):
+def choose_tokens(logits: Tensor, sequences: list[Sequence], sample: SampleOp) -> list[int]:
+    """The next id of each sequence from its row of `logits` (S, V) float32, which stay as they are."""
+    if any(sequence.shaping is not None for sequence in sequences):
         logits = logits.clone()
-        for row, draw in enumerate(draws):
-            if draw.shaping is not None:
-                logits[row] = draw.shaping.shape(logits[row], draw.history)
+        for row, sequence in enumerate(sequences):
+            if sequence.shaping is not None:
+                logits[row] = sequence.shaping.shape(logits[row], sequence.token_ids)
 
     def column(values: list[float] | list[int], dtype: torch.dtype) -> Tensor:
         return torch.tensor(values, dtype=dtype, device=logits.device)
 
     drawn = sample(
         logits,
-        column([draw.params.temperature for draw in draws], torch.float32),
-        column([draw.params.top_k for draw in draws], torch.int64),
-        column([draw.params.top_p for draw in draws], torch.float32),
-        column([draw.params.min_p for draw in draws], torch.float32),
-        column([draw.seed for draw in draws], torch.int64),
-        column([draw.sample_index for draw in draws], torch.int64),
-        column([len(draw.history) for draw in draws], torch.int32),  # as the lengths of a step: one kernel serves both
+        column([sequence.params.temperature for sequence in sequences], torch.float32),
+        column([sequence.params.top_k for sequence in sequences], torch.int64),
+        column([sequence.params.top_p for sequence in sequences], torch.float32),
+        column([sequence.params.min_p for sequence in sequences], torch.float32),
+        column([sequence.seed for sequence in sequences], torch.int64),
+        column([sequence.index for sequence in sequences], torch.int64),
+        # int32 as the lengths of a step: one kernel serves both
+        column([sequence.num_tokens for sequence in sequences], torch.int32),
     )
     ids: list[int] = drawn.tolist()
     return ids

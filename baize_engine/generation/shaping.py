@@ -25,27 +25,28 @@ FORBIDDEN = -(2.0**101)  # below all of them, at the highest temperature (1e6) b
 
 
 class Shaping:
-    """The changes that `params` asks for, for one sample: its prompt has `prompt_length` tokens, `stop_ids` end it.
+    """The changes that `params` asks for, for one sample after `prompt_ids`, which ends with one of `stop_ids`.
 
-    `shape` is a function of the logits and the history. What depends on neither is kept, and so are the counts of a history
-    that only grows, as a sample's does: counting 2000 ids anew for each token took 3 ms.
+    `shape` is a function of the logits and the answer so far. What depends on neither is kept, and so are the counts of an
+    answer that only grows, as a sample's does: counting 2000 ids anew for each token took 3 ms.
     """
 
-    def __init__(self, params: SamplingParams, prompt_length: int, stop_ids: Collection[int]) -> None:
-        self._params, self._prompt_length, self._stop_ids = params, prompt_length, stop_ids
+    def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int]) -> None:
+        self._params, self._prompt_ids, self._stop_ids = params, prompt_ids, stop_ids
         self._fixed: tuple[Tensor, Tensor, Tensor] | None = None
-        self._counted = 0  # ids of the history that stand in _counts
+        self._counts: tuple[Tensor, Tensor] | None = None
+        self._counted = 0  # ids of the answer that stand in _counts
 
     @torch.inference_mode()  # so that the counts are of one kind, whoever calls
-    def shape(self, logits: Tensor, history: Sequence[int]) -> Tensor:
-        """The changed copy of `logits` (V,) float32. `history`: all ids so far, the prompt's included."""
+    def shape(self, logits: Tensor, token_ids: Sequence[int]) -> Tensor:
+        """The changed copy of `logits` (V,) float32. token_ids: the answer so far."""
         params = self._params
         bias, never, ends = self._tables(logits)
         shaped = logits + bias
         if params.repetition_penalty != 1.0 or params.presence_penalty or params.frequency_penalty:
-            shaped = self._penalise(shaped, *self._count(history, logits))
+            shaped = self._penalise(shaped, *self._count(token_ids, logits))
         shaped = shaped.clamp_(-LIMIT, LIMIT).masked_fill_(never, FORBIDDEN)
-        if len(history) - self._prompt_length < params.min_new_tokens:
+        if len(token_ids) < params.min_new_tokens:
             shaped[ends] = FORBIDDEN
         return shaped
 
@@ -74,33 +75,42 @@ class Shaping:
             self._fixed = bias, never, _indices([i for i in self._stop_ids if i < len(logits)], logits)
         return self._fixed
 
-    def _count(self, history: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor]:
+    def _count(self, token_ids: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor]:
         """How often each id came, in all and in the answer, (V,) float32 both."""
-        if not self._counted or self._counted > len(history):
-            self._counts, self._counted = torch.zeros(2, len(logits), device=logits.device), 0
-        for row, begin in zip(self._counts, (0, self._prompt_length), strict=True):
-            new = _indices(history[max(self._counted, begin) :], logits)
-            row.index_add_(0, new, torch.ones_like(new, dtype=torch.float32))
-        self._counted = len(history)
-        return self._counts[0], self._counts[1]
+        if self._counts is None or self._counted > len(token_ids):
+            answer = torch.zeros(len(logits), device=logits.device)
+            self._counts, self._counted = (_add_counts(answer.clone(), self._prompt_ids), answer), 0
+        for counts in self._counts:
+            _add_counts(counts, token_ids[self._counted :])
+        self._counted = len(token_ids)
+        return self._counts
+
+
+def _add_counts(counts: Tensor, ids: Iterable[int]) -> Tensor:
+    new = _indices(ids, counts)
+    return counts.index_add_(0, new, torch.ones_like(new, dtype=torch.float32))
 
 
 def _indices(ids: Iterable[int], logits: Tensor) -> Tensor:
     return torch.tensor(list(ids), dtype=torch.int64, device=logits.device)
 
 
-def shaping(params: SamplingParams, prompt_length: int, stop_ids: Collection[int]) -> Shaping | None:
-    """The changes to make, or None where `params` asks for none."""
-    nothing = (
-        not params.logit_bias
-        and params.repetition_penalty == 1.0
-        and not params.presence_penalty
-        and not params.frequency_penalty
-        and params.allowed_token_ids is None
-        and not params.banned_token_ids
-        and not (params.min_new_tokens and stop_ids)
+def is_shaped(params: SamplingParams, stop_ids: Collection[int]) -> bool:
+    """Whether `params` asks for any change."""
+    return bool(
+        params.logit_bias
+        or params.repetition_penalty != 1.0
+        or params.presence_penalty
+        or params.frequency_penalty
+        or params.allowed_token_ids is not None
+        or params.banned_token_ids
+        or (params.min_new_tokens and stop_ids)
     )
-    return None if nothing else Shaping(params, prompt_length, stop_ids)
+
+
+def shaping(params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int]) -> Shaping | None:
+    """The changes to make, or None where `params` asks for none."""
+    return Shaping(params, prompt_ids, stop_ids) if is_shaped(params, stop_ids) else None
 
 
 def check_choice(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:

@@ -18,10 +18,13 @@ def aligned_rows(count: int, length: int, dtype: torch.dtype, device: str) -> Te
 
 
 class CachedTokens(Protocol):
-    """What a run needs of a sequence: its first `length` tokens are in the cache, in `blocks`, in order. A run adds to them."""
+    """What a run needs of a sequence: its first `num_cached` tokens are in the cache, in the blocks of `block_table`, in order.
 
-    blocks: list[int]
-    length: int
+    A run adds to them.
+    """
+
+    block_table: list[int]
+    num_cached: int
 
 
 def cache_slots(blocks: Sequence[int], block_size: int, begin: int, end: int) -> list[int]:

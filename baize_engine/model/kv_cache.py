@@ -1,24 +1,27 @@
-"""The paged KV cache: the memory of a pool of blocks, for every layer. One block number means the same rows in every layer."""
+"""The paged KV cache: memory in blocks, for every layer. One block number means the same rows in every layer.
+
+Whose block is whose, the block pool knows (generation/block_pool.py).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence as Numbers
+from collections.abc import Sequence
 
 import numpy
 import torch
 from torch import Tensor
 
-from baize_engine.model.blocks import BLOCK_SIZE, BlockPool, CacheFull, Sequence
 from baize_engine.model.config import ModelConfig
 
-__all__ = ["BLOCK_SIZE", "CacheFull", "KVCache", "Sequence"]
+BLOCK_SIZE = 16  # tokens a block: wastes at most 15 a sequence, and a block of 13B is still 160 KiB of keys a layer
 
 
-class KVCache(BlockPool):
-    """A BlockPool with its keys and values, each (layers, blocks + 1, block, kv heads, head_dim).
+class KVCache:
+    """Keys and values, each (layers, blocks + 1, block, kv heads, head_dim).
 
-    The block after the last, `scrap_block`, belongs to nobody: rows that only fill up a batch write there.
+    chunk: tokens by which equal beginnings of prompts may share blocks without a change of any bit. The block after the
+    last, `scrap_block`, belongs to nobody: rows that only fill up a batch write there.
     """
 
     def __init__(
@@ -30,7 +33,7 @@ class KVCache(BlockPool):
         device: str = "cpu",
         chunk: int | None = None,
     ) -> None:
-        super().__init__(num_blocks, block_size, chunk)
+        self.num_blocks, self.block_size, self.chunk = num_blocks, block_size, chunk or block_size
         shape = (config.num_layers, num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
         self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         self.scrap_block = num_blocks
@@ -48,17 +51,17 @@ class KVCache(BlockPool):
         return (memory // scrap - 1) * block_size
 
     def copy_block(self, source: int, target: int) -> None:
-        """The rows of one block into another, in every layer."""
+        """Copies the rows of one block into another, in every layer."""
         for part in (self.keys, self.values):
             part[:, target].copy_(part[:, source])
 
-    def take_out(self, blocks: Numbers[int]) -> tuple[Tensor, Tensor]:
+    def swap_out(self, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Copies of the blocks' keys and values in the host's memory, (layers, blocks, block, kv heads, head_dim)."""
         keys, values = (part[:, list(blocks)].to("cpu") for part in (self.keys, self.values))
         return keys, values
 
-    def put_back(self, saved: tuple[Tensor, Tensor], blocks: Numbers[int]) -> None:
-        """Writes what `take_out` gave to other blocks."""
+    def swap_in(self, saved: tuple[Tensor, Tensor], blocks: Sequence[int]) -> None:
+        """Writes what `swap_out` gave to other blocks."""
         for part, rows in zip((self.keys, self.values), saved, strict=True):
             part[:, list(blocks)] = rows.to(part.device)
 

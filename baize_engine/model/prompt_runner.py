@@ -78,7 +78,7 @@ class PromptRunner:
         the bits that `prefill` gives. `take` may keep its tensor.
         """
         for piece in self._pieces(ids, sequence):
-            begin, short = sequence.length, self._short_for(piece)
+            begin, short = sequence.num_cached, self._short_for(piece)
             if short:
                 short.run(piece, sequence)
                 hidden = short.hidden[: len(piece)]
@@ -114,7 +114,7 @@ class PromptRunner:
         """`ids` cut where pieces end, each to be run before the next is asked for."""
         begin = 0
         while begin < len(ids):
-            here, chunk = sequence.length, self.cache.chunk
+            here, chunk = sequence.num_cached, self.cache.chunk
             end = min(len(ids), begin + (here + self.prefill_chunk) // chunk * chunk - here)
             self._check([ids[begin:end]], [sequence])
             yield ids[begin:end]
@@ -137,7 +137,7 @@ class PromptRunner:
             )
         most = self.model.config.max_position_embeddings
         for ids, sequence in zip(token_ids, sequences, strict=True):
-            end, room = sequence.length + len(ids), len(sequence.blocks) * self.cache.block_size
+            end, room = sequence.num_cached + len(ids), len(sequence.block_table) * self.cache.block_size
             if end > most:
                 raise ValueError(f"a sequence would have {end} tokens, the model has {most}")
             if end > room:
@@ -152,7 +152,7 @@ class PromptRunner:
         for op in self._plan(sum(counts), len(counts), max(counts) == 1, prompt):
             op()
         for sequence, count in zip(sequences, counts, strict=True):
-            sequence.length += count
+            sequence.num_cached += count
 
     def _logits(self, hidden: Tensor, batch_invariant: bool) -> Tensor:
         """Logits (T, V) float32 of hidden states (T, H)."""
@@ -190,12 +190,14 @@ class PromptRunner:
         slots: list[int] = []
         starts, lens, inputs = [0], [], self._inputs
         for number, (ids, sequence) in enumerate(zip(token_ids, sequences, strict=True)):
-            begin, end = sequence.length, sequence.length + len(ids)
+            begin, end = sequence.num_cached, sequence.num_cached + len(ids)
             positions += range(begin, end)
-            slots += cache_slots(sequence.blocks, self.cache.block_size, begin, end)
+            slots += cache_slots(sequence.block_table, self.cache.block_size, begin, end)
             starts.append(starts[-1] + len(ids))
             lens.append(end)
-            inputs.block_tables[number, : len(sequence.blocks)] = torch.tensor(sequence.blocks, dtype=torch.int32)
+            inputs.block_tables[number, : len(sequence.block_table)] = torch.tensor(
+                sequence.block_table, dtype=torch.int32
+            )
         tokens = [token for ids in token_ids for token in ids]
         self._index[:, : len(tokens)] = torch.tensor([tokens, positions, slots])
         inputs.query_starts[: len(starts)] = torch.tensor(starts, dtype=torch.int32)

@@ -69,7 +69,7 @@ class ShortPrompts:
                     self._graphs[rows] = graphs.capture(self._plans[rows], self._device)
                 self._set(ids, sequence, rows)
                 self._graphs[rows].replay()
-        sequence.length += len(ids)
+        sequence.num_cached += len(ids)
         return self._logits.clone()
 
     def _ops(self, rows: int) -> list[PlanOp]:
@@ -82,13 +82,13 @@ class ShortPrompts:
 
     def _set(self, ids: list[int], sequence: CachedTokens, rows: int) -> None:
         """The piece behind what the sequence has, and padding up to `rows`, in the order of the device's work."""
-        count, begin, scrap, size = len(ids), sequence.length, self.cache.scrap_block, self.cache.block_size
+        count, begin, scrap, size = len(ids), sequence.num_cached, self.cache.scrap_block, self.cache.block_size
         rest, most = MOST - count, self._inputs.block_tables.shape[1]
-        positions, slots = range(begin, begin + count), cache_slots(sequence.blocks, size, begin, begin + count)
+        positions, slots = range(begin, begin + count), cache_slots(sequence.block_table, size, begin, begin + count)
         wide = [*ids, *[0] * rest, *positions, *[0] * rest, *slots, *[scrap * size] * rest]
         wide.append(max(count - 1, 0))
         padding = [scrap] * -(-MOST // size)
-        blocks = [*sequence.blocks, *[scrap] * (most - len(sequence.blocks))]
+        blocks = [*sequence.block_table, *[scrap] * (most - len(sequence.block_table))]
         narrow = [0, count, rows, 0, max(begin + count, 1), max(rows - count, 1), 0, 0, *blocks, *padding]
         for target, values in ((self._wide, wide), (self._narrow, narrow)):
             staged = torch.tensor(values, dtype=target.dtype, pin_memory=target.device.type == "cuda")

@@ -7,8 +7,9 @@ whose they are, nor when a row leaves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Sequence
+from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,16 +17,45 @@ from torch import Tensor
 from baize_engine.backend.choose import best_blocks
 from baize_engine.backend.plan_ops import Advance, PlanOp, Sample
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, Inputs, aligned_rows
+from baize_engine.model.buffers import Activations, CachedTokens, Inputs, aligned_rows
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
-
-if TYPE_CHECKING:
-    from baize_engine.model.runner import Row
 
 MAX_STOPS = 16  # stop ids a row has on the device; the host sees the rest, a few steps late
 NO_STOP = -2
 FEWEST_TOKENS = 256
+
+
+class Sampling(Protocol):
+    """How a token is drawn."""
+
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def top_k(self) -> int: ...
+    @property
+    def top_p(self) -> float: ...
+    @property
+    def min_p(self) -> float: ...
+
+
+class Stepping(CachedTokens, Protocol):
+    """A sequence in a batch of steps. `num_cached` leaves out the tokens in flight; `row` and `num_blocks_sent` are ours."""
+
+    seed: int
+    index: int
+    num_in_flight: int
+    on_host: bool  # the host chooses its tokens, and what the device chooses does not count
+    row: int
+    num_blocks_sent: int
+    token_ids: list[int]
+
+    @property
+    def params(self) -> Sampling: ...
+    @property
+    def stop_ids(self) -> Collection[int]: ...
+    @property
+    def num_left(self) -> int: ...
 
 
 def context_bucket(context: int, most: int) -> int:
@@ -90,23 +120,26 @@ class StepState:
             self._plans[max_context, rows] = self.model.ops.compile(self.ops(max_context, rows))
         return self._plans[max_context, rows]
 
-    def set(self, rows: Sequence[Row]) -> None:
+    def set(self, sequences: Sequence[Stepping]) -> None:
         """The state from which the next step goes on; rows not given are padding."""
         self.clear(slice(None))
-        for place, row in enumerate(rows):
-            self.put(place, row)
+        for place, sequence in enumerate(sequences):
+            self.put(place, sequence)
 
-    def put(self, place: int, row: Row) -> None:
-        """`row` goes on in this place at the next step."""
-        here = slice(place, place + 1)
+    def put(self, place: int, sequence: Stepping) -> None:
+        """The sequence goes on in this row at the next step. None of its tokens are in flight."""
+        here, params = slice(place, place + 1), sequence.params
         self.clear(here)
+        # A step begins by going one place further, and by counting one token less.
         for target, value in (
-            (self.tokens, row.token), (self.positions, row.sequence.length - 1),  # a step begins by going one place further
-            (self.left, row.left + 1), (self.temperature, row.temperature), (self.top_k, row.top_k),
-            (self.top_p, row.top_p), (self.min_p, row.min_p), (self.seeds, row.seed), (self.sample_index, row.sample_index),
+            (self.tokens, sequence.token_ids[-1]), (self.positions, sequence.num_cached - 1),
+            (self.left, sequence.num_left + 1), (self.temperature, params.temperature), (self.top_k, params.top_k),
+            (self.top_p, params.top_p), (self.min_p, params.min_p), (self.seeds, sequence.seed),
+            (self.sample_index, sequence.index),
         ):  # fmt: skip
             target[here].fill_(value)
-        for line, values in ((self.tables[place], row.sequence.blocks), (self.stops[place], row.stop_ids[:MAX_STOPS])):
+        stops = list(islice(sequence.stop_ids, MAX_STOPS))
+        for line, values in ((self.tables[place], sequence.block_table), (self.stops[place], stops)):
             pinned = line.device.type == "cuda"
             line[: len(values)].copy_(torch.tensor(values, dtype=line.dtype, pin_memory=pinned), non_blocking=True)
 

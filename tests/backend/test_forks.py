@@ -68,7 +68,7 @@ def test_a_fork_in_the_middle_of_a_call_is_told() -> None:
     code = """
 import os
 from baize_engine.errors import BaizeError
-from baize_engine.turns import Turns
+from baize_engine.generation.turns import Turns
 
 turns = Turns()
 with turns.turn():
@@ -96,7 +96,7 @@ os.waitpid(child, 0)
 
 THREADS_OF_A_CHILD = """
 import os, sys, threading
-from baize_engine.turns import Turns
+from baize_engine.generation.turns import Turns
 sys.setswitchinterval(1e-6)
 turns = Turns()
 for _ in range(40):

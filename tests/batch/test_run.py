@@ -43,11 +43,11 @@ def make(fail_at: int | None = None) -> Engine:
     engine, calls = fake_engine.make(decoder), []
     usual = engine.completions
 
-    def noting(prompts: list, params: object = None) -> Generator[list[Completion], None, None]:
+    def noting(prompts: list, params: object = None, **how: bool) -> Generator[list[Completion], None, None]:
         calls.append(len(prompts))
-        return usual(prompts, params)
+        return usual(prompts, params, **how)
 
-    engine.calls, engine.completions = calls, noting
+    engine.calls, engine.completions, engine.decoder = calls, noting, decoder
     return engine
 
 
@@ -114,11 +114,12 @@ def test_a_prompt_that_breaks_the_model_is_its_own_error_alone(tmp_path: Path) -
     assert ["error" in each for each in found] == [False, True, False]
     assert "not finite" in found[1]["error"]
     fine, _ = run(make(), file_of(tmp_path, lines), tmp_path / "fine.jsonl", 64)
-    engine = make(fail_at=8)  # what was whole before is not made again, and the good ones run together
+    engine = make(fail_at=8)  # nothing is made twice
     many = [{"token_ids": [1, 5], "max_new_tokens": 1}, *[{"token_ids": [1, 6, 7]}] * 6, lines[1]]
     found_in_many, _ = run(engine, file_of(tmp_path, many), tmp_path / "many.jsonl", 64)
     assert ["error" in each for each in found_in_many] == [False] * 7 + [True]
-    assert engine.calls == [8, 3, 4, 2, 2, 1, 1]
+    assert engine.calls == [8]
+    assert sum(engine.decoder.calls) == (2 + 0) + 6 * (3 + 3) + (6 + 2)  # prompts, and steps after their first tokens
     assert [{**each, "completions": 0} for each in found[::2]] == [{**each, "completions": 0} for each in fine[::2]]
     assert [c["token_ids"] for each in found[::2] for c in each["completions"]] == [
         c["token_ids"] for each in fine[::2] for c in each["completions"]
@@ -134,8 +135,8 @@ def test_a_stopped_run_is_taken_up_where_it_was(tmp_path: Path, window: int, mon
     engine, made = make(), []
     usual = engine.completions
 
-    def stops(prompts, params=None):  # type: ignore[no-untyped-def]
-        for found in usual(prompts, params):
+    def stops(prompts, params=None, **how):  # type: ignore[no-untyped-def]
+        for found in usual(prompts, params, **how):
             if len(made) == 4:
                 raise KeyboardInterrupt
             made.append(found)
@@ -155,7 +156,7 @@ def test_a_stopped_run_is_taken_up_where_it_was(tmp_path: Path, window: int, mon
 def test_an_error_that_is_not_the_requests_is_passed_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     engine = make()
 
-    def broken(prompts, params=None):  # type: ignore[no-untyped-def]
+    def broken(prompts, params=None, **how):  # type: ignore[no-untyped-def]
         raise MemoryError
 
     monkeypatch.setattr(engine, "completions", broken)

@@ -24,7 +24,7 @@ import bench_throughput
 import pytest
 import recover_methods
 import torch
-from arrivals import GREEDY, SAMPLED, Arrivals, Rows, arrivals, engine_of, room
+from arrivals import GREEDY, SAMPLED, Arrivals, CopiedPrompt, Rows, arrivals, engine_of, loop_of, room
 from assets import REPO
 from common import FIRST, GAP, Spread, cached_bytes, commit, drop_cache, latencies, measure, run_child
 from make_pair import make_pair
@@ -39,7 +39,7 @@ from baize_engine.kernels import reference
 from baize_engine.model import cost, names
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import new_cache
-from baize_engine.model.runner import DecodeSteps
+from baize_engine.model.runner import Batch
 
 BENCHMARKS = REPO / "benchmarks"
 
@@ -260,7 +260,7 @@ def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SystemExit, match="the decoder chose"):
         bench_decode.check_by_reference(model, shape.vocabulary)
     monkeypatch.setattr(model.ops, "sample", sample)
-    monkeypatch.setattr(Rows, "prefill", shifted(Rows.prefill))
+    monkeypatch.setattr(CopiedPrompt, "prefill", shifted(CopiedPrompt.prefill))
     with pytest.raises(SystemExit, match=r"two rows say .* by itself"):
         bench_decode.check_by_reference(model, shape.vocabulary)
     monkeypatch.undo()
@@ -282,10 +282,10 @@ def least(logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
 def shifted(prefill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """Keys and values that are not the prompt's."""
 
-    def run(rows: Rows, ids: list[int], sequence: Any) -> torch.Tensor:
-        logits = prefill(rows, ids, sequence)
-        rows._cache.keys[:, sequence.blocks] = 0
-        rows._cache.values[:, sequence.blocks] = 9
+    def run(prompts: CopiedPrompt, ids: list[int], sequence: Any) -> torch.Tensor:
+        logits = prefill(prompts, ids, sequence)
+        prompts.cache.keys[:, sequence.block_table] = 0
+        prompts.cache.values[:, sequence.block_table] = 9
         return logits
 
     return run
@@ -427,24 +427,15 @@ def test_each_row_of_a_step_has_its_own_blocks_and_seed(ahead: bool, monkeypatch
     model = random_model(PRESETS["tiny"], "float16", "cpu")
     cache = new_cache(model, room(3, 20, 5))
     prompt = bench_decode.prompts(1, 20, 1000)[0]
-    with Rows(model, cache, DecodeSteps(model, cache, runs_ahead=ahead), prompt, 3) as rows:
-        alike, seconds = rows(5)
-        drawn, _ = rows(5, SAMPLED)
-        again, _ = rows(5, SAMPLED)
+    rows = Rows(model, cache, Batch(model, cache, 3, runs_ahead=ahead), prompt, 3)
+    alike, seconds = rows(5)
+    drawn, _ = rows(5, SAMPLED)
+    again, _ = rows(5, SAMPLED)
     assert len(alike) == len(seconds) == 5
     assert all(len(set(step)) == 1 for step in alike)
     assert drawn == again
     assert len(set(zip(*drawn, strict=True))) == 3
-    assert cache.free_blocks == cache.num_blocks
-
-    def full(self: Decoder, ids: list[int], sequence: Any) -> None:
-        self.cache.reserve(sequence, len(ids))
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    monkeypatch.setattr(Decoder, "prefill", full)
-    with pytest.raises(torch.OutOfMemoryError):
-        Rows(model, cache, DecodeSteps(model, cache), prompt, 3)
-    assert cache.free_blocks == cache.num_blocks
+    assert rows.loop.pool.free_blocks == cache.num_blocks - 2  # those of the prompt that was computed
 
 
 def test_bench_decode_says_what_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -498,7 +489,7 @@ def test_a_childs_peak_is_its_own() -> None:
 def test_arrivals_are_those_of_the_engine() -> None:
     """Times ascend, ids are `generate`'s, and neither depends on who else is asked for."""
     model = random_model(PRESETS["tiny"], "float16", "cpu")
-    engine = engine_of(model, new_cache(model, 256))
+    engine = engine_of(loop_of(model, new_cache(model, 256)))
     many = [bench_decode.prompts(1, length, 1000)[0] for length in (5, 9, 17)]
     params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 4, 2)]
     found = arrivals(engine, many, params)

@@ -11,9 +11,9 @@ import tiny
 import torch
 from interpreter import Interpreter
 
-from baize_engine import _C, SamplingParams
+from baize_engine import _C, Engine, SamplingParams
+from baize_engine.generation.loop import Loop
 from baize_engine.model.llama import Llama
-from baize_engine.text.options import AS_FILES_SAY
 
 GROUPED = tiny.config(num_key_value_heads=2)
 STEM = decoders.prompt(40, 99)
@@ -44,6 +44,10 @@ def made(dtype: torch.dtype = torch.float16, quantize: str | None = None) -> Lla
 answers = partial(decoders.answers, chunk=32)  # several to a prompt
 
 
+def engine_of(model: Llama, tokens: int = 4096) -> Engine:
+    return decoders.Decoder(model, tokens, chunk=32).engine()
+
+
 def alone(model: Llama) -> list[tuple[list[int], str]]:
     """Each prompt by itself, its samples one after another, in a cache that knows no other."""
     found = []
@@ -72,13 +76,13 @@ def test_results_do_not_depend_on_the_batch(
     assert len({tuple(ids) for ids, _ in wanted}) == len(wanted) - 1  # the two greedy samples of one prompt
     together, kinds = answers(model, PROMPTS, PARAMS)
     assert together == wanted
-    assert "TakeOut" not in kinds
+    assert "SwapOut" not in kinds
     moved: list[str] = []
     for tokens in (128, 160, 256):  # barely room for one; for a few: samples make room for each other
         tight, kinds = answers(model, PROMPTS, PARAMS, tokens)
         assert tight == wanted
         moved += kinds
-    assert moved.count("TakeOut") == moved.count("PutBack") > 0
+    assert moved.count("SwapOut") == moved.count("SwapIn") > 0
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -112,7 +116,7 @@ def test_logits_of_a_prompt_are_the_same_however_it_is_cut(quantize: str | None)
         for end in cuts:
             logits = decoder.forward([ids[begin:end]], [sequence], prompt=True)
             begin = end
-        rows = [part[:, sequence.blocks].flatten(1, 2)[:, :600] for part in (cache.keys, cache.values)]
+        rows = [part[:, sequence.block_table].flatten(1, 2)[:, :600] for part in (cache.keys, cache.values)]
         found.append((logits, *rows))
     for other in found[1:]:
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
@@ -130,7 +134,7 @@ def test_samples_share_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     together, _ = answers(model, [ids], [one])
     assert lengths == [32, 18]
-    monkeypatch.setattr("baize_engine.generation.loop.generate.__kwdefaults__", {"max_rows": 1})
+    monkeypatch.setattr(decoders, "Loop", partial(Loop, max_rows=1))
     assert answers(model, [ids], [one])[0] == together
     assert len({tuple(ids) for ids, _ in together}) == 20
 
@@ -151,28 +155,88 @@ def test_the_host_may_run_ahead_of_a_batch_that_changes(ahead: bool) -> None:
 
 
 def test_an_abandoned_batch_leaves_the_engine_usable() -> None:
-    model = made()
-    decoder = decoders.Decoder(model, 1024, chunk=32)
-    engine, cache = decoder.engine(), decoder.cache
+    engine = engine_of(made(), 1024)
     wanted = engine.generate(PROMPTS[:3], GREEDY)
-    run = engine._run(engine._writers(PROMPTS, PARAMS, AS_FILES_SAY))
-    for _ in range(20):
-        next(run)
-    assert cache.free_blocks < cache.num_blocks
+    run = engine.completions(PROMPTS, [SamplingParams(max_new_tokens=9, ignore_eos=True), *PARAMS[1:]])
+    next(run)
+    assert not decoders.all_free(engine)
     run.close()
-    assert cache.free_blocks == cache.num_blocks
+    assert decoders.all_free(engine)
     assert [each.token_ids for each in engine.generate(PROMPTS[:3], GREEDY)] == [each.token_ids for each in wanted]
 
 
-def test_two_batches_may_be_open_at_once() -> None:
-    model = made()
-    decoder = decoders.Decoder(model, 1024, chunk=32)
-    engine = decoder.engine()
+def test_calls_that_are_open_at_once_share_the_steps() -> None:
+    engine = engine_of(made(), 2048)
     wanted = [each.token_ids for each in engine.generate(PROMPTS, GREEDY)]
-    runs = [engine._writers(PROMPTS[:4], GREEDY, AS_FILES_SAY), engine._writers(PROMPTS[4:], GREEDY, AS_FILES_SAY)]
-    for _ in zip(engine._run(runs[0]), engine._run(runs[1]), strict=True):
-        pass
-    assert [writer.done.token_ids for run in runs for _, writer in run] == wanted
+    with decoders.actions() as alone:
+        engine.generate(PROMPTS, GREEDY)
+    with decoders.actions() as kinds:
+        calls = [engine._checked.sequences(prompts, GREEDY) for prompts in (PROMPTS[:4], PROMPTS[4:])]
+        for _ in zip(*(engine._serving.run(call) for call in calls), strict=True):
+            pass
+    assert kinds.count("Launch") <= alone.count("Launch") + 2
+    assert [one.token_ids for call in calls for one in call] == wanted
+
+
+# Scores: the same numbers alone, among others, after a prefix hit, and in a cache too small for all.
+
+SCORED = [[*STEM, 5, 6, 7, 8], [*STEM, 7, 9], [*STEM[:33], 9, 3, 3], decoders.prompt(50, 3), decoders.prompt(2, 8)]
+
+
+def scores(engine: Engine) -> list[object]:
+    """Of all kinds, each asked for by itself."""
+    found: list[object] = [engine.prompt_logprobs([ids], top=2) for ids in SCORED]
+    found += [engine.score(STEM, [ids[len(STEM) :]]) for ids in SCORED[:2]]
+    return [*found, *(engine.next_token_logprobs([ids], [5, 9, 60]) for ids in SCORED)]
+
+
+def scores_together(engine: Engine) -> list[object]:
+    """The same in one call of each kind, while a stream's answer is being made."""
+    running = engine.completions(PROMPTS[:3], PARAMS[:3])
+    next(running)
+    found: list[object] = [[one] for one in engine.prompt_logprobs(SCORED, top=2)]
+    next(running)
+    found += [[one] for one in engine.score(STEM, [ids[len(STEM) :] for ids in SCORED[:2]])]
+    found += [[one] for one in engine.next_token_logprobs(SCORED, [5, 9, 60])]
+    assert len(list(running)) == 1
+    return found
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_scores_do_not_depend_on_the_batch(backend: str, quantize: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BAIZE_BACKEND", backend)
+    monkeypatch.setattr("baize_engine.model.prompt_runner.LOGIT_ROWS", 16)
+    model = made(quantize=quantize)
+    wanted: list[object] = []
+    for number in range(len(scores(engine_of(model)))):
+        wanted.append(scores(engine_of(model))[number])  # nothing was known of any prompt before
+    engine = engine_of(model)
+    assert scores(engine) == wanted
+    assert scores(engine) == wanted  # all beginnings are known
+    assert scores_together(engine_of(model)) == wanted
+    for tokens in (128, 160):
+        engine = engine_of(model, tokens)
+        assert scores_together(engine) == wanted
+        assert decoders.all_free(engine)
+
+
+def test_a_shared_beginning_is_scored_once() -> None:
+    """Of questions after the same examples; what is wanted from a position on shares what comes before."""
+    model = made()
+    decoder = decoders.Decoder(model, chunk=32)
+    engine, computed = decoder.engine(), []
+    run = decoder.prefill_logits
+    decoder.prefill_logits = lambda ids, *rest: computed.append(len(ids)) or run(ids, *rest)  # type: ignore[method-assign]
+    questions = [[*STEM, *decoders.prompt(9, n)] for n in range(6)]
+    engine.next_token_logprobs(questions, [5, 9])
+    assert sum(computed) == 49 + 5 * (49 - 32)  # blocks of 16: the CPU's ops share by them
+    computed.clear()
+    engine.score(STEM, [decoders.prompt(9, n) for n in range(6, 12)])
+    assert sum(computed) == 6 * (48 - 32)
+    computed.clear()
+    engine.prompt_logprobs(questions[:2])
+    assert sum(computed) == 2 * 48  # the logits of all positions are wanted
 
 
 # Triton's kernels in the interpreter, float16 activations as on a GPU, int8 weights; the host runs ahead.

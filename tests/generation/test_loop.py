@@ -3,42 +3,94 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Generator, Iterable
+from collections.abc import Collection, Generator, Iterable
 from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from fakes import EOS, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
+from fakes import EOS, FakeBatch, FakeCache, ScriptDecoder, TableDecoder
 
-from baize_engine.errors import BaizeError, RequestError
-from baize_engine.generation.loop import Sample, Step, generate
+from baize_engine.errors import BaizeError
+from baize_engine.generation.block_pool import CacheFull
+from baize_engine.generation.loop import Loop
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.sampling import TokenLogprobs
+from baize_engine.generation.scoring import GivenTokens, NextToken
+from baize_engine.generation.sequence import Sequence, Status
 from baize_engine.generation.shaping import Shaping
-from baize_engine.model.blocks import CacheFull
 
 
 def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
     return logits.argmax(dim=-1)
 
 
-def run(decoder: TableDecoder, cache: FakeCache, prompt: list[int], **changes: object) -> Generator[Step, None, None]:
-    """The steps of one sample."""
-    params = changes.pop("params", SamplingParams())
-    index, seed, stops = (
-        changes.pop(name, other) for name, other in (("sample_index", 0), ("seed", 0), ("stop_ids", {EOS}))
-    )
-    steps = many(decoder, cache, [Sample(0, index, prompt, params, seed, stops)], **changes)
+@dataclass
+class Step:
+    """A token, and whether it was the last."""
+
+    token_id: int
+    finish_reason: str | None
+    logprobs: TokenLogprobs | None
+
+
+def made(decoder: TableDecoder, cache: FakeCache, max_rows: int = 64, sample: Any = greedy) -> Loop:
+    batch: Any = FakeBatch(decoder, cache)
+    return Loop(decoder, cache, sample, max_rows, batch)
+
+
+def run(
+    decoder: TableDecoder,
+    cache: FakeCache,
+    prompt: list[int],
+    params: SamplingParams | None = None,
+    max_length: int = 50,
+    seed: int = 0,
+    sample_index: int = 0,
+    stop_ids: Collection[int] = (EOS,),
+    sample: Any = greedy,
+) -> Generator[Step, None, None]:
+    """The steps of one sequence; raises its error."""
+    params = params or SamplingParams()
+    most = min(params.max_new_tokens, max_length - len(prompt))
+    one = Sequence(prompt, params, most, seed, sample_index, stop_ids=stop_ids)
+    steps = many(made(decoder, cache, sample=sample), [one])
     with closing(steps):
         for _, step in steps:
             yield step
 
 
-def many(
-    decoder: TableDecoder, cache: FakeCache, samples: list[Sample], **changes: object
-) -> Generator[tuple[Sample, Step], None, None]:
-    options = {"max_length": 50, "sample": greedy, **changes}
-    return generate(decoder, cache, FakeSteps(decoder, cache), samples, **options)
+def many(loop: Loop, sequences: list[Sequence]) -> Generator[tuple[Sequence, Step], None, None]:
+    """All tokens as they come; raises a sequence's error, and aborts what is left. All blocks must be free then."""
+    loop.add(sequences)
+    left, told = len(sequences), dict.fromkeys(sequences, 0)
+    try:
+        while left:
+            for sequence, _, last in loop.step():
+                left -= last
+                if sequence.error is not None:
+                    raise sequence.error
+                token = sequence.token_ids[told[sequence]]
+                logprobs = None if sequence.logprobs is None else sequence.logprobs[told[sequence]]
+                told[sequence] += 1
+                yield sequence, Step(token, sequence.finish_reason if last else None, logprobs)
+    except BaseException:
+        loop.fail()
+        raise
+    finally:
+        assert loop.pool.free_blocks == loop.pool.num_blocks
+        assert loop.step() == []
+        assert all(sequence.finished and not sequence.block_table for sequence in sequences)
+
+
+def finish(loop: Loop, sequences: Collection[Sequence]) -> list[Sequence]:
+    """Steps until all of them have finished; of whom the outputs were. All blocks must be free then."""
+    told = []
+    while not all(one.finished for one in sequences):
+        told += [sequence for sequence, _, _ in loop.step()]
+    assert loop.pool.free_blocks == loop.pool.num_blocks
+    return told
 
 
 def ids(steps: Iterable[Step]) -> list[int]:
@@ -50,7 +102,6 @@ def test_the_end_token_stops_and_is_yielded() -> None:
     steps = list(run(ScriptDecoder([7, 8, 9], 2), cache, [1, 5]))
     assert [step.token_id for step in steps] == [7, 8, 9, EOS]
     assert [step.finish_reason for step in steps] == [None, None, None, "stop"]
-    assert cache.free_blocks == cache.num_blocks
 
 
 def test_an_end_token_that_is_not_in_the_stop_ids_is_a_token() -> None:
@@ -71,29 +122,28 @@ def test_length_limits(max_new: int, max_length: int, count: int) -> None:
     steps = list(run(ScriptDecoder([7] * 60, 3), cache, [1, 5, 6], params=params, max_length=max_length))
     assert len(steps) == count
     assert [step.finish_reason for step in steps] == [None] * (count - 1) + ["length"]
-    assert cache.free_blocks == cache.num_blocks
 
 
-@pytest.mark.parametrize("length", [0, 50, 51])
-def test_refuses_a_prompt_without_room(length: int) -> None:
-    with pytest.raises(RequestError, match=f"has {length} tokens, wanted 1 to 49"):
-        next(run(TableDecoder(), FakeCache(), [3] * length))
-
-
-def test_an_abandoned_sample_gives_its_blocks_back() -> None:
-    cache = FakeCache()
-    steps = run(ScriptDecoder([7] * 60, 9), cache, [1] * 9)
-    next(steps)
-    assert cache.free_blocks < cache.num_blocks
-    steps.close()
-    assert cache.free_blocks == cache.num_blocks
+@pytest.mark.parametrize("status", [Status.RUNNING, Status.PREFILL, Status.SWAPPED, Status.WAITING])
+def test_an_aborted_sequence_gives_its_blocks_back_wherever_it_is(status: Status) -> None:
+    loop = made(TableDecoder(), FakeCache(num_blocks=8), max_rows=2)
+    sequences = [
+        Sequence([1 + n] * length, SamplingParams(), most) for n, length, most in ((0, 2, 19), (1, 2, 19), (2, 20, 9))
+    ]
+    loop.add(sequences)
+    while not (victims := [one for one in sequences[1:] if one.status is status]):
+        loop.step()
+    loop.abort(victims[0])
+    assert (victims[0].finished, victims[0].finish_reason, victims[0].block_table) == (True, "abort", [])
+    assert victims[0].saved is None
+    assert victims[0] not in finish(loop, sequences)
+    assert [one.finish_reason for one in sequences if one is not victims[0]] == ["length"] * 2
 
 
 def test_an_error_in_the_decoder_gives_its_blocks_back() -> None:
     cache = FakeCache(num_blocks=2)  # room for 8 positions
     with pytest.raises(CacheFull, match="raise cache_tokens"):
         list(run(ScriptDecoder([7] * 60, 3), cache, [1, 5, 6]))
-    assert cache.free_blocks == cache.num_blocks
 
 
 def test_an_interrupt_gives_its_blocks_back() -> None:
@@ -104,7 +154,6 @@ def test_an_interrupt_gives_its_blocks_back() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         list(run(TableDecoder(), cache, [1, 5, 6], sample=interrupted))
-    assert cache.free_blocks == cache.num_blocks
 
 
 def test_logits_that_are_not_finite_name_the_step() -> None:
@@ -112,7 +161,6 @@ def test_logits_that_are_not_finite_name_the_step() -> None:
     decoder.fail_at = 5
     with pytest.raises(BaizeError, match=r"step 2 \(position 5\): 1 of 40 logits are not finite"):
         list(run(decoder, cache, [1, 5, 6], stop_ids=()))
-    assert cache.free_blocks == cache.num_blocks
 
 
 def test_logprobs_are_the_models_own() -> None:
@@ -149,67 +197,176 @@ def test_draws_get_absolute_positions_and_one_seed() -> None:
     assert seen == [[9, 4, 2], [9, 4, 3], [9, 4, 4]]
 
 
-def samples(count: int, **changes: object) -> list[Sample]:
+def samples(count: int, **changes: object) -> list[Sequence]:
     params = SamplingParams(max_new_tokens=6, **changes)
-    return [Sample(n, 0, [1, 5 + n], params, n, ()) for n in range(count)]
+    return [Sequence([1, 5 + n], params, 6, n, prompt_index=n) for n in range(count)]
 
 
 def test_samples_take_turns_and_each_has_its_own_order() -> None:
     cache = FakeCache()
     found: dict[int, list[Step]] = {}
     order = []
-    for sample, step in many(TableDecoder(), cache, samples(5), max_rows=3):
+    for sample, step in many(made(TableDecoder(), cache, 3), samples(5)):
         found.setdefault(sample.prompt_index, []).append(step)
         order.append(sample.prompt_index)
     for n, one in enumerate(samples(5)):
-        assert found[n] == list(run(TableDecoder(), FakeCache(), list(one.prompt_ids), params=one.params, stop_ids=()))
+        assert found[n] == list(run(TableDecoder(), FakeCache(), one.prompt_ids, one.params, stop_ids=()))
     assert order[:6] == [0, 1, 2, 0, 1, 2]
-    assert cache.free_blocks == cache.num_blocks
 
 
 def test_what_hangs_on_a_sample_goes_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables as long as the vocabulary: of those that run, not of all thousands that were asked for."""
-    made: list[weakref.ref[Shaping]] = []
+    shapings: list[weakref.ref[Shaping]] = []
 
     def noting(*arguments: Any) -> Shaping:
         shaped = Shaping(*arguments)
-        made.append(weakref.ref(shaped))
+        shapings.append(weakref.ref(shaped))
         return shaped
 
     monkeypatch.setattr("baize_engine.generation.loop.shaping", noting)
     most = 0
-    for _ in many(TableDecoder(), FakeCache(), samples(20, repetition_penalty=1.2), max_rows=3):
-        most = max(most, sum(one() is not None for one in made))
-    assert len(made) == 20
-    assert 3 <= most <= 4  # the last to end is still at hand when the next begins
+    for _ in many(made(TableDecoder(), FakeCache(), 3), samples(20, repetition_penalty=1.2)):
+        most = max(most, sum(one() is not None for one in shapings))
+    assert len(shapings) == 20
+    assert most == 3
 
 
-def test_a_sample_that_its_reader_stops_leaves_the_others_alone() -> None:
-    cache, made = FakeCache(), [0] * 3
-    for sample, _ in many(TableDecoder(), cache, samples(3)):
-        made[sample.prompt_index] += 1
-        sample.stopped = sample.prompt_index == 1 and made[1] == 2
-    assert made == [6, 2, 6]
-    assert cache.free_blocks == cache.num_blocks
+class Stopper:
+    """A text that a stop string ends with the second token."""
+
+    text = ""
+    matched: str | None = None
+
+    def push(self, token_id: int | None, last: bool) -> str:
+        self.text += "x"
+        self.matched = "xx" if len(self.text) == 2 else None
+        return "x"
+
+
+def test_a_sequence_that_its_text_stops_leaves_the_others_alone() -> None:
+    cache, sequences = FakeCache(), samples(3)
+    sequences[1].text = Stopper()
+    assert len(list(many(made(TableDecoder(), cache), sequences))) == 6 + 2 + 6
+    assert [len(one.token_ids) for one in sequences] == [6, 2, 6]
+    assert [(one.finish_reason, one.stop_reason) for one in sequences] == [
+        ("length", None),
+        ("stop", "xx"),
+        ("length", None),
+    ]
 
 
 def test_samples_of_a_prompt_get_their_first_tokens_from_one_prefill() -> None:
     decoder, cache = TableDecoder(), FakeCache()
     params = SamplingParams(max_new_tokens=3)
-    group = [Sample(0, index, [1, 5, 6], params, 0, ()) for index in range(4)]
-    assert len(list(many(decoder, cache, group))) == 12
+    prompt = [1, 5, 6]
+    group = [Sequence(prompt, params, 3, index=index) for index in range(4)]
+    assert len(list(many(made(decoder, cache), group))) == 12
     assert decoder.calls == [3] + [1] * 4 * 2
     assert cache.moved == ["copied"] * 3
 
 
-def test_an_error_names_the_sample() -> None:
+def test_an_error_names_the_sample_and_ends_no_other() -> None:
     decoder, cache = TableDecoder(), FakeCache()
     decoder.fail_at = 5
-    prompts = [Sample(n, 1, [1] * (1 + 4 * n), SamplingParams(max_new_tokens=2), 0, ()) for n in range(2)]
-    with pytest.raises(BaizeError, match=r"prompt 1, sample 1, step 0 \(position 5\)"):
-        list(many(decoder, cache, prompts))
-    assert cache.free_blocks == cache.num_blocks
+    params = SamplingParams(max_new_tokens=2)
+    sequences = [Sequence([1] * (1 + 4 * n), params, 2, index=1, prompt_index=n) for n in range(2)]
+    loop = made(decoder, cache)
+    loop.add(sequences)
+    finish(loop, sequences)
+    assert (sequences[0].error, len(sequences[0].token_ids)) == (None, 2)
+    assert (sequences[1].finish_reason, sequences[1].token_ids) == ("error", [])
+    assert str(sequences[1].error).startswith("sample 1, step 0 (position 5): 1 of 40 logits are not finite")
+
+
+def test_a_step_with_a_bad_row_goes_on_with_the_others() -> None:
+    decoder = TableDecoder()
+    wanted = samples(4)
+    list(many(made(decoder, FakeCache()), wanted))
+    decoder.fail_at = 8
+    sequences = [*samples(2), Sequence([1, 9, 9, 9, 9], SamplingParams(max_new_tokens=6), 6), *samples(4)[2:]]
+    loop = made(decoder, FakeCache())
+    loop.add(sequences)
+    finish(loop, sequences)
+    assert "step 3 (position 8)" in str(sequences.pop(2).error)
+    assert [one.token_ids[:5] for one in sequences] == [one.token_ids[:5] for one in wanted]
+    assert [one.finish_reason for one in sequences] == ["length"] * 4
+
+
+def test_a_prompt_too_large_for_the_cache_is_its_own_error() -> None:
+    loop = made(TableDecoder(), FakeCache(num_blocks=3))
+    sequences = [
+        Sequence([1, 5], SamplingParams(), 2),
+        Sequence([1] * 12, SamplingParams(), 2),
+        Sequence([1, 6], SamplingParams(), 2),
+    ]
+    loop.add(sequences)
+    finish(loop, sequences)
+    assert [one.finish_reason for one in sequences] == ["length", "error", "length"]
+    assert isinstance(sequences[1].error, CacheFull)
+
+
+def test_sequences_join_a_batch_that_runs() -> None:
+    decoder = TableDecoder()
+    alone = samples(3)
+    for one in alone:
+        list(many(made(decoder, FakeCache()), [one]))
+    loop, late = made(decoder, FakeCache()), samples(3)
+    loop.add(late[:1])
+    while len(late[0].token_ids) < 3:
+        loop.step()
+    decoder.calls.clear()
+    loop.add(late[1:])
+    finish(loop, late)
+    assert [one.token_ids for one in late] == [one.token_ids for one in alone]
+    assert decoder.calls.count(2) == 2  # the prompts; all else are single tokens of steps
+    assert len(decoder.calls) == 2 + 3 + 2 * 5
+
+
+def test_sequences_to_be_scored_run_among_others_and_share_beginnings() -> None:
+    decoder = TableDecoder()
+    stem = [1 + n % 30 for n in range(40)]
+    generated, scores = (
+        samples(2),
+        [NextToken(42, [7, 9]), GivenTokens([*stem, 5, 8], 41), GivenTokens([*stem, 5, 8], 38)],
+    )
+    scored = [
+        Sequence([*stem, 3, 4], SamplingParams(), 0, scoring=scores[0]),
+        Sequence([*stem, 5], SamplingParams(), 0, scoring=scores[1]),
+        Sequence([*stem, 5], SamplingParams(), 0, scoring=scores[2]),
+    ]
+    loop = made(decoder, FakeCache())
+    loop.add([generated[0], *scored, generated[1]])
+    finish(loop, [*generated, *scored])
+    assert [one.finish_reason for one in scored] == ["length"] * 3
+    wanted = decoder.table[42 % 7, 4].log_softmax(dim=-1)
+    assert scores[0].logprobs == pytest.approx([float(wanted[7]), float(wanted[9])])
+    assert [len(score.logprobs) for score in scores[1:]] == [1, 4]
+    assert scores[1].logprobs == scores[2].logprobs[-1:]
+    # the stem once; a prompt whose logits are wanted from position 37 on shares its first 36 tokens alone
+    assert sum(calls for calls in decoder.calls) == 42 + 1 + 5 + sum(2 + 5 for _ in generated)
+    assert [one.token_ids for one in generated] == [one.token_ids for one in alone(decoder, samples(2))]
+
+
+def alone(decoder: TableDecoder, sequences: list[Sequence]) -> list[Sequence]:
+    for one in sequences:
+        list(many(made(decoder, FakeCache()), [one]))
+    return sequences
+
+
+def test_a_score_of_logits_that_are_not_finite_is_its_own_error() -> None:
+    decoder = TableDecoder()
+    decoder.fail_at = 5
+    scores = [GivenTokens([1, 2, 3, 4, 5, 6, 7, 8], 3), GivenTokens([1, 2, 3, 4], 1)]
+    scored = [
+        Sequence(given, SamplingParams(), 0, scoring=one)
+        for given, one in zip(([1, 2, 3, 4, 5, 6, 7], [1, 2, 3]), scores, strict=True)
+    ]
+    loop = made(decoder, FakeCache())
+    loop.add(scored)
+    finish(loop, scored)
+    assert "a logit of its first 7 tokens is not finite" in str(scored[0].error)
+    assert (scored[1].error, len(scores[1].logprobs)) == (None, 3)
 
 
 def test_no_samples_are_no_steps() -> None:
-    assert list(many(TableDecoder(), FakeCache(), [])) == []
+    assert list(many(made(TableDecoder(), FakeCache()), [])) == []

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.sampling import Draw, choose_tokens, token_logprobs
+from baize_engine.generation.sampling import choose_tokens, token_logprobs
+from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.shaping import shaping
 from baize_engine.kernels.reference import sample
 
@@ -17,7 +18,7 @@ LOGITS = torch.randn(1, V, generator=torch.Generator().manual_seed(3)) * 1.5
 
 
 def draws(params: SamplingParams, count: int, seed: int = 11, sample_index: int = 0) -> list[int]:
-    many = [Draw(params, [1] * position, seed, sample_index) for position in range(count)]
+    many = [Sequence([1] * position, params, 1, seed, sample_index) for position in range(count)]
     return choose_tokens(LOGITS.expand(count, V), many, sample)
 
 
@@ -95,10 +96,13 @@ def test_rows_of_a_batch_are_chosen_as_alone_and_logits_stay() -> None:
     many = []
     for row, one in enumerate(asked):
         params = SamplingParams(**one)
-        many.append(Draw(params, [1, 5, row, row], 7, row, shaping(params, 2, {int(logits[5].argmax())})))
+        stops = {int(logits[5].argmax())}
+        sequence = Sequence([1, 5], params, 9, 7, row, stop_ids=stops, token_ids=[row, row])
+        sequence.shaping = shaping(params, sequence.prompt_ids, stops)
+        many.append(sequence)
     ids = choose_tokens(logits, many, sample)
     assert torch.equal(logits, before)
-    assert ids == [choose_tokens(logits[row : row + 1], [draw], sample)[0] for row, draw in enumerate(many)]
+    assert ids == [choose_tokens(logits[row : row + 1], [one], sample)[0] for row, one in enumerate(many)]
     assert ids[0] == int(logits[0].argmax())
     assert ids[3] == 3
     assert ids[5] != int(logits[5].argmax())

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from baize_engine.generation.scheduler import Launch, Prefill, PutBack, Read, Request, Scheduler, TakeOut
-from baize_engine.model.blocks import BlockPool, CacheFull
+from baize_engine.generation.block_pool import BlockPool, CacheFull
+from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.scheduler import Fail, Launch, Prefill, Read, Scheduler, SwapIn, SwapOut
+from baize_engine.generation.scoring import GivenTokens
+from baize_engine.generation.sequence import Sequence, Status
 
 STOP = 0
 
@@ -21,21 +23,19 @@ def token_after(history: list[int], seed: int) -> int:
     return STOP if value % 11 == 0 else value
 
 
-@dataclass
-class Sample:
-    """What a device and its host know of a request."""
+class Sample(Sequence):
+    """A sequence, and what a device knows of it."""
 
-    request: Request
-    seed: int
-    most: int
-    made: list[int] = field(default_factory=list)  # read by the host
-    history: list[int] = field(default_factory=list)  # on the device, with the token that comes next
-    saved: list[object] = field(default_factory=list)
-    finished: int = 0
-    ended: bool = False
+    def __init__(self, prompt: list[int], most: int, seed: int, scored_from: int | None = None) -> None:
+        scoring = None if scored_from is None else GivenTokens([*prompt, 1], scored_from)
+        super().__init__(prompt, SamplingParams(), most, seed, scoring=scoring)
+        self.history: list[int] = []  # on the device, with the token that comes next
+        self.rows: list[object] = []  # swapped out
+        self.ends = 0
+        self.ended = False
 
     def over(self) -> bool:
-        return bool(self.made) and (self.made[-1] == STOP or len(self.made) == self.most)
+        return bool(self.token_ids) and (self.token_ids[-1] == STOP or len(self.token_ids) == self.max_tokens)
 
 
 class FakeMachine:
@@ -49,11 +49,11 @@ class FakeMachine:
         self.samples: list[Sample] = []
         for group, (prompt, most, n) in enumerate(prompts):
             for index in range(n):
-                self.samples.append(Sample(Request(prompt, group, most - 1), group * 100 + index, most))
-        self.of = {id(sample.request): sample for sample in self.samples}
+                self.samples.append(Sample(prompt, most, group * 100 + index))
         self.steps: deque[list[tuple[Sample, int]]] = deque()
         self.order: list[int] = []
         self.actions: list[object] = []
+        self.computed_for: dict[Sequence, int] = {}
 
     @staticmethod
     def would_make(prompt: list[int], most: int, seed: int) -> int:
@@ -63,56 +63,80 @@ class FakeMachine:
             history.append(token_after(history, seed))
         return len(history) - len(prompt)
 
-    def run(self, max_rows: int, chunk: int) -> None:
-        self.scheduler = Scheduler(self.pool, [sample.request for sample in self.samples], max_rows, chunk)
-        while action := self.scheduler.next(bool(self.steps)):
+    def run(self, max_rows: int, chunk: int, late: int = 0, aborted: tuple[int, ...] = ()) -> None:
+        """All samples; the last `late` are added one by one while others run, and `aborted` after some actions."""
+        self.scheduler = Scheduler(self.pool, max_rows, chunk)
+        first = len(self.samples) - late
+        self.scheduler.add(self.samples[:first])
+        coming, leaving = deque(self.samples[first:]), deque(aborted)
+        while (action := self.scheduler.schedule(bool(self.steps))) or coming:
+            if coming and (action is None or len(self.actions) % 3 == 0):
+                self.scheduler.add([coming.popleft()])
+            if action is None:
+                continue
             self.actions.append(action)
             self.check_blocks(max_rows)
-            if isinstance(action, Prefill):
-                self.prefill(action)
-            elif isinstance(action, Launch):
-                self.launch(action)
-            elif isinstance(action, TakeOut):
-                assert not self.steps, "a request was taken out while its tokens were on their way"
-                self.of[id(action.request)].saved = [
-                    self.memory.get(self.slot(action.blocks, n)) for n in range(action.request.taken_out)
-                ]
-            elif isinstance(action, PutBack):
-                sample, sequence = self.of[id(action.request)], action.request.cached
-                for n in range(action.kept * self.pool.block_size, len(sample.saved)):
-                    self.memory[self.slot(sequence.blocks, n)] = sample.saved[n]
-                self.check_rows(sample)
+            self.carry_out(action)
             if isinstance(action, Read) or len(self.steps) > self.ahead:
                 self.read()
+            if leaving and len(self.actions) % 4 == 0:
+                victim = self.samples[leaving.popleft()]
+                if not victim.finished:
+                    self.scheduler.finish(victim)
 
-    def slot(self, blocks: object, n: int) -> int:
-        return blocks[n // self.pool.block_size] * self.pool.block_size + n % self.pool.block_size  # type: ignore[index]
+    def carry_out(self, action: object) -> None:
+        if isinstance(action, Prefill):
+            self.prefill(action)
+        elif isinstance(action, Launch):
+            self.launch(action)
+        elif isinstance(action, SwapOut):
+            assert not self.steps, "a sequence was swapped out while its tokens were on their way"
+            action.sequence.rows = [
+                self.memory.get(self.slot(action.blocks, n)) for n in range(action.sequence.num_tokens - 1)
+            ]
+        elif isinstance(action, SwapIn):
+            sample = action.sequence
+            for n in range(action.kept * self.pool.block_size, len(sample.rows)):
+                self.memory[self.slot(sample.block_table, n)] = sample.rows[n]
+            self.check_rows(sample)
+        elif isinstance(action, Fail):
+            raise action.error
+
+    def slot(self, blocks: list[int], n: int) -> int:
+        return blocks[n // self.pool.block_size] * self.pool.block_size + n % self.pool.block_size
 
     def prefill(self, action: Prefill) -> None:
-        request, sample = action.request, self.of[id(action.request)]
-        assert request.cached.length == action.begin < action.end
+        sample = action.sequence
+        assert sample.num_cached == action.begin < action.end
+        assert sample.status is Status.PREFILL
         self.check_rows(sample)
         for n in range(action.begin, action.end):
-            self.memory[self.slot(request.cached.blocks, n)] = (tuple(request.prompt[: n + 1]), "prefill")
-        request.cached.length = action.end
+            self.memory[self.slot(sample.block_table, n)] = (tuple(sample.prompt_ids[: n + 1]), "prefill")
+        sample.num_cached = action.end
         self.computed += action.end - action.begin
-        for twin, copy in self.scheduler.wrote(request):
+        if sample.scoring is not None and sample not in self.computed_for:
+            self.computed_for[sample] = action.begin
+        for twin, copy in self.scheduler.prefilled(sample):
             size = self.pool.block_size
             for n in range(size if copy else 0):
                 self.memory[copy[1] * size + n] = self.memory.get(copy[0] * size + n)  # type: ignore[index]
-            other = self.of[id(twin)]
-            assert twin.prompt == request.prompt
-            other.history = [*twin.prompt, token_after(list(twin.prompt), other.seed)]
-            other.ended = other.history[-1] == STOP
-            self.deliver(other, other.history[-1])
+            assert twin.prompt_ids == sample.prompt_ids
+            assert twin.status is Status.RUNNING
+            if twin.scoring is not None:
+                self.finish(twin)
+                continue
+            twin.history = [*twin.prompt_ids, token_after(twin.prompt_ids, twin.seed)]
+            twin.ended = twin.history[-1] == STOP
+            self.deliver(twin, twin.history[-1])
 
     def launch(self, action: Launch) -> None:
         step = []
-        for request in action.requests:
-            sample = self.of[id(request)]
+        for sample in action.sequences:
+            assert sample.status is Status.RUNNING
+            assert sample.num_in_flight <= self.ahead + 1
             if not sample.ended:  # else the device knows already
                 n = len(sample.history) - 1
-                self.memory[self.slot(request.cached.blocks, n)] = (tuple(sample.history), "step")
+                self.memory[self.slot(sample.block_table, n)] = (tuple(sample.history), "step")
                 self.check_rows(sample, n + 1)
                 sample.history.append(token_after(sample.history, sample.seed))
                 sample.ended = sample.history[-1] == STOP
@@ -122,36 +146,43 @@ class FakeMachine:
     def read(self) -> None:
         for sample, token in self.steps.popleft():
             if not sample.finished:
-                self.scheduler.read(sample.request)
+                self.scheduler.arrived(sample)
                 self.deliver(sample, token)
 
     def deliver(self, sample: Sample, token: int) -> None:
-        sample.made.append(token)
+        sample.token_ids.append(token)
         if sample.over():
-            self.scheduler.finish(sample.request)
-            sample.finished += 1
-            self.order.append(self.samples.index(sample))
+            self.finish(sample)
+
+    def finish(self, sample: Sample) -> None:
+        self.scheduler.finish(sample)
+        sample.ends += 1
+        self.order.append(self.samples.index(sample))
 
     def check_rows(self, sample: Sample, length: int | None = None) -> None:
-        """All that the request reads is its own history, and each row was written the way it always is."""
-        ids = sample.history or list(sample.request.prompt)
-        for n in range(sample.request.cached.length if length is None else length):
-            how = "prefill" if n < len(sample.request.prompt) else "step"
-            assert self.memory[self.slot(sample.request.cached.blocks, n)] == (tuple(ids[: n + 1]), how)
+        """All that the sequence reads is its own history, and each row was written the way it always is."""
+        ids = sample.history or sample.prompt_ids
+        for n in range(sample.num_cached if length is None else length):
+            how = "prefill" if n < len(sample.prompt_ids) else "step"
+            assert self.memory[self.slot(sample.block_table, n)] == (tuple(ids[: n + 1]), how)
 
     def check_blocks(self, max_rows: int) -> None:
-        held = [sample.request.cached for sample in self.samples if sample.request.sequence]
+        under_way = (Status.PREFILL, Status.RUNNING)
+        held = [sample for sample in self.samples if sample.status in under_way]
         assert len(held) <= max_rows
-        assert len({block for sequence in held for block in sequence.blocks}) + self.pool.free_blocks == (
+        assert not any(sample.block_table for sample in self.samples if sample.status not in under_way)
+        assert len({block for sample in held for block in sample.block_table}) + self.pool.free_blocks == (
             self.pool.num_blocks
         )
 
-    def check_done(self) -> None:
-        assert [sample.finished for sample in self.samples] == [1] * len(self.samples)
+    def check_done(self, aborted: tuple[int, ...] = ()) -> None:
+        assert all(sample.finished for sample in self.samples)
+        assert all(sample.ends == 1 for n, sample in enumerate(self.samples) if n not in aborted)
+        assert self.scheduler.sequences == []
         assert self.pool.free_blocks == self.pool.num_blocks
         for sample in self.samples:
-            history = list(sample.request.prompt)
-            for token in sample.made:
+            history = list(sample.prompt_ids)
+            for token in sample.token_ids:
                 assert token == token_after(history, sample.seed)
                 history.append(token)
 
@@ -169,21 +200,32 @@ def prompts(draw: st.DrawFn) -> list[tuple[list[int], int, int]]:
 
 @settings(max_examples=300, deadline=None)
 @given(prompts(), st.integers(0, 20), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 9),
-       st.sampled_from([1, 2, 5]), st.integers(0, 2))  # fmt: skip
-@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2)
-def test_every_request_finishes_once_with_its_own_tokens(
+       st.sampled_from([1, 2, 5]), st.integers(0, 2), st.integers(0, 5), st.lists(st.integers(0, 7), max_size=3),
+       st.lists(st.integers(1, 30), max_size=3))  # fmt: skip
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [])
+def test_every_sequence_finishes_once_with_its_own_tokens(
     many: list[tuple[list[int], int, int]], spare: int, size: int, blocks_a_chunk: int, max_rows: int, pieces: int,
-    ahead: int,
+    ahead: int, late: int, aborted: list[int], scored: list[int],
 ) -> None:  # fmt: skip
-    """Whatever the pool's size, as long as the longest request fits: nothing leaks, nothing is shared by mistake."""
+    """Whatever the pool's size, as long as the longest sequence fits: nothing leaks, nothing is shared by mistake.
+
+    Some come late, some are aborted, and some are scored.
+    """
     share = size * blocks_a_chunk
     least = max(-(-(len(ids) + most) // size) for ids, most, _ in many)
     machine = FakeMachine(many, least + spare, size, share, ahead)
-    machine.run(max_rows, share * pieces)
-    machine.check_done()
+    for n, start in enumerate(scored):
+        prompt = many[n % len(many)][0]
+        machine.samples.insert(n * 3 % (len(machine.samples) + 1), Sample(prompt, 0, 0, min(start, len(prompt))))
+    leaving = tuple(n for n in aborted if n < len(machine.samples))
+    machine.run(max_rows, share * pieces, min(late, len(machine.samples)), leaving)
+    machine.check_done(leaving)
+    for sample, begin in machine.computed_for.items():
+        assert sample.scoring is not None
+        assert begin <= sample.scoring.first
 
 
-def test_requests_of_equal_length_finish_in_their_order() -> None:
+def test_sequences_of_equal_length_finish_in_their_order() -> None:
     many = [([1, 2, 3, number], 1, 1) for number in range(4, 20)]
     machine = FakeMachine(many, 20, 4, 4, 0)
     machine.run(3, 4)
@@ -207,7 +249,7 @@ def test_samples_of_a_prompt_compute_it_once_and_share_its_blocks() -> None:
     assert machine.computed == 10
 
 
-def test_a_request_that_never_fits_is_refused_and_leaves_nothing() -> None:
+def test_a_sequence_that_never_fits_is_refused_and_leaves_nothing() -> None:
     machine = FakeMachine([([1] * 30, 5, 1)], 4, 4, 4, 0)
     with pytest.raises(CacheFull, match="raise cache_tokens"):
         machine.run(4, 16)
@@ -229,12 +271,12 @@ def test_the_youngest_makes_room_and_comes_back() -> None:
     many = [([1, 2, 3, 4], 20, 1), ([5, 6, 7, 8], 20, 1)]
     machine = FakeMachine(many, 8, 4, 4, 0)
     for sample in machine.samples:
-        prompt = list(sample.request.prompt)
+        prompt = sample.prompt_ids
         sample.seed = next(seed for seed in range(1000) if machine.would_make(prompt, 20, seed) == 20)
     machine.run(2, 4)
     machine.check_done()
-    moved = [action for action in machine.actions if isinstance(action, TakeOut | PutBack)]
-    assert [type(action) for action in moved] == [TakeOut, PutBack]
-    assert {action.request for action in moved} == {machine.samples[1].request}
+    moved = [action for action in machine.actions if isinstance(action, SwapOut | SwapIn)]
+    assert [type(action) for action in moved] == [SwapOut, SwapIn]
+    assert {action.sequence for action in moved} == {machine.samples[1]}
     assert moved[1].kept == 0  # its last token is always computed: a chunk is known only where more follows
     assert machine.order == [0, 1]

@@ -9,7 +9,8 @@ import torch
 
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
-from baize_engine.generation.sampling import Draw, choose_tokens
+from baize_engine.generation.sampling import choose_tokens
+from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.shaping import FORBIDDEN, LIMIT, check_choice, shaping
 from baize_engine.kernels.reference import sample
 
@@ -23,18 +24,18 @@ def shaped(
     logits: torch.Tensor, history: list[int], prompt: int = 0, stops: tuple = (), **asked: object
 ) -> list[float]:
     """By a Shaping, which leaves its input as it was."""
-    before, change = logits.clone(), shaping(SamplingParams(**asked), prompt, stops)
+    before, change = logits.clone(), shaping(SamplingParams(**asked), history[:prompt], stops)
     assert change is not None
-    found = change.shape(logits, history)
+    found = change.shape(logits, history[prompt:])
     assert torch.equal(logits, before)
-    assert torch.equal(change.shape(logits, history), found)
+    assert torch.equal(change.shape(logits, history[prompt:]), found)
     return found.tolist()
 
 
 @pytest.mark.parametrize("asked", [{}, {"temperature": 0.7, "top_k": 3}, {"stop_token_ids": [3]}, {"logprobs": 2}])
 def test_what_changes_no_logits_needs_no_shaping(asked: dict) -> None:
-    assert shaping(SamplingParams(**asked), 3, {2}) is None
-    assert shaping(SamplingParams(min_new_tokens=2, ignore_eos=True), 3, ()) is None
+    assert shaping(SamplingParams(**asked), PROMPT, {2}) is None
+    assert shaping(SamplingParams(min_new_tokens=2, ignore_eos=True), PROMPT, ()) is None
 
 
 def test_the_repetition_penalty_counts_each_id_of_prompt_and_answer_once() -> None:
@@ -52,20 +53,20 @@ def test_presence_and_frequency_count_the_answer_alone() -> None:
 
 def test_a_history_that_grows_is_counted_as_one_that_is_given_at_once() -> None:
     params = SamplingParams(repetition_penalty=1.7, presence_penalty=0.3, frequency_penalty=0.2)
-    kept, history = shaping(params, 3, ()), list(PROMPT)
+    kept, answer = shaping(params, PROMPT, ()), []
     assert kept is not None
     for token_id in (7, 7, 1, 4, 7):
-        fresh = shaping(params, 3, ())
+        fresh = shaping(params, PROMPT, ())
         assert fresh is not None
-        assert torch.equal(kept.shape(LOGITS, history), fresh.shape(LOGITS, history))
-        history.append(token_id)
+        assert torch.equal(kept.shape(LOGITS, answer), fresh.shape(LOGITS, answer))
+        answer.append(token_id)
     with torch.inference_mode():
-        inside = kept.shape(LOGITS.clone(), history)
-    history.append(2)
-    assert not torch.equal(kept.shape(LOGITS, history), inside)
-    fresh = shaping(params, 3, ())
+        inside = kept.shape(LOGITS.clone(), answer)
+    answer.append(2)
+    assert not torch.equal(kept.shape(LOGITS, answer), inside)
+    fresh = shaping(params, PROMPT, ())
     assert fresh is not None
-    assert torch.equal(kept.shape(LOGITS, PROMPT), fresh.shape(LOGITS, PROMPT))  # a shorter one is counted anew
+    assert torch.equal(kept.shape(LOGITS, []), fresh.shape(LOGITS, []))  # a shorter one is counted anew
 
 
 def test_bias_comes_before_the_penalties() -> None:
@@ -125,13 +126,13 @@ EXTREMES = [
 )
 def test_what_is_forbidden_never_comes_and_extremes_stay_finite(asked: dict, drawn: dict) -> None:
     params = SamplingParams(**asked, **drawn)
-    change = shaping(params, 1, ())
+    change = shaping(params, [1], ())
     assert change is not None
     for logits in (LOGITS, LOGITS * 1e30):
-        row = change.shape(logits, [1, 5, 5])
+        row = change.shape(logits, [5, 5])
         assert bool(torch.isfinite(row).all())
         assert float(row[5]) >= -LIMIT
-        draws = [Draw(params, [1, 5, 5], seed, 0, change) for seed in range(50)]
+        draws = [Sequence([1], params, 9, seed, token_ids=[5, 5], shaping=change) for seed in range(50)]
         assert set(choose_tokens(logits.expand(50, V), draws, sample)) == {5}
 
 

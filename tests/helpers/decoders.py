@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import tiny
 import torch
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.backend import choose
+from baize_engine.generation.block_pool import BlockPool
+from baize_engine.generation.loop import Loop
 from baize_engine.generation.scheduler import Scheduler
+from baize_engine.generation.sequence import Sequence
 from baize_engine.kernels import quantized
 from baize_engine.loading import LoadedModel
 from baize_engine.model import names
-from baize_engine.model.blocks import Sequence
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
-from baize_engine.model.runner import DecodeSteps, Row
 
 
 def make(cfg: dict, dtype: torch.dtype = torch.float32, quantize: str | None = None, joined: bool = False) -> Llama:
@@ -44,48 +46,85 @@ class Decoder(PromptRunner):
     ) -> None:  # fmt: skip
         cache = new_cache(model, tokens, cache_dtype, chunk)
         super().__init__(model, cache, prefill_chunk=chunk, runs_ahead=ahead)
+        self.pool = BlockPool(cache.num_blocks, cache.block_size, cache.chunk)
+        self._own: set[Sequence] = set()
 
-    def sequence(self) -> Sequence:
-        return self.cache.allocate()
+    def sequence(self, tokens: int = 0) -> Sequence:
+        """An empty one, which has room for so many tokens already."""
+        self._own.add(sequence := Sequence([], SamplingParams(), 0))
+        self.pool.reserve(sequence, tokens)
+        return sequence
 
     def prefill(self, ids: list[int], sequence: Sequence) -> torch.Tensor:
-        self.cache.reserve(sequence, len(ids))
+        self._reserve([ids], [sequence])
         return super().prefill(ids, sequence)
 
     def forward(self, token_ids: list[list[int]], sequences: list[Sequence], *rest: bool, **how: bool) -> torch.Tensor:
-        for ids, sequence in zip(token_ids, sequences, strict=False):
-            self.cache.reserve(sequence, len(ids))
+        self._reserve(token_ids, sequences)
         return super().forward(token_ids, sequences, *rest, **how)
 
-    def engine(self, max_model_len: int = 128, **text: Any) -> Engine:
-        """An engine over it, without a tokenizer unless one is given; id 2 ends an answer."""
-        vocab_size, sample = self.model.config.vocab_size, self.model.ops.sample
-        return Engine(LoadedModel(self, self.cache, self.steps(), sample, vocab_size, max_model_len, (2,), **text))
+    def _reserve(self, token_ids: list[list[int]], sequences: list[Sequence]) -> None:
+        for ids, sequence in zip(token_ids, sequences, strict=False):
+            if sequence in self._own:  # a loop reserves for its own
+                self.pool.reserve(sequence, len(ids))
 
-    def steps(self) -> DecodeSteps:
-        return DecodeSteps(self.model, self.cache, runs_ahead=self.runs_ahead)
+    def loop(self) -> Loop:
+        return Loop(self, self.cache, self.model.ops.sample)
+
+    def engine(self, **options: object) -> Engine:
+        """The engine over it, whose texts are ids."""
+        fields = {"vocab_size": self.model.config.vocab_size, "eos_token_ids": (2,), "max_model_len": 128, **options}
+        return Engine(LoadedModel(self.loop(), **fields))  # type: ignore[arg-type]
 
 
 def prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, 96, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
 
 
+def asked(ids: list[int], left: int, **row: object) -> Sequence:
+    """A sequence that makes `left` tokens after its first; `row`: parameters, seed, index and stop_ids."""
+    own = {name: row.pop(name) for name in ("seed", "index", "stop_ids") if name in row}
+    return Sequence(ids, SamplingParams(**row), left + 1, **own)
+
+
+def finish(loop: Loop, many: list[Sequence]) -> None:
+    """Steps until all of them have finished."""
+    while not all(one.finished for one in many):
+        loop.step()
+
+
 def decode(
     model: Llama, prompts: list[list[int]], rows: list[dict], tokens: int = 512, ahead: bool = False
 ) -> tuple[list[list[int]], list[int]]:
-    """Prefill, greedy first tokens, then DecodeSteps: ({tokens of each row, the first included}, free blocks at the end)."""
-    decoder = Decoder(model, tokens, ahead=ahead)
-    cache = decoder.cache
-    sequences = [cache.allocate() for _ in prompts]
-    made = [[int(decoder.prefill(ids, s).argmax())] for ids, s in zip(prompts, sequences, strict=True)]
-    many = [Row(s, ids[0], **row) for s, ids, row in zip(sequences, made, rows, strict=True)]
-    for step in decoder.steps().run(many):
-        for ids, row, token in zip(made, many, step, strict=True):
-            if len(ids) <= row.left and ids[-1] not in row.stop_ids:
-                ids.append(token)
-    for sequence in sequences:
-        cache.free(sequence)
-    return made, [cache.free_blocks, cache.num_blocks]
+    """A loop over these prompts: ({tokens of each, the first included}, free blocks at the end and all)."""
+    loop = Decoder(model, tokens, ahead=ahead).loop()
+    many = [asked(ids, **row) for ids, row in zip(prompts, rows, strict=True)]
+    loop.add(many)
+    finish(loop, many)
+    return [one.token_ids for one in many], [loop.pool.free_blocks, loop.pool.num_blocks]
+
+
+def all_free(engine: Engine) -> bool:
+    pool = engine._serving.loop.pool
+    return pool.free_blocks == pool.num_blocks
+
+
+@contextmanager
+def actions() -> Iterator[list[str]]:
+    """Names of what schedulers say meanwhile."""
+    kinds: list[str] = []
+    following = Scheduler.schedule
+
+    def recorded(self: Scheduler, in_flight: bool) -> object:
+        action = following(self, in_flight)
+        kinds.append(type(action).__name__)
+        return action
+
+    Scheduler.schedule = recorded  # type: ignore[method-assign]
+    try:
+        yield kinds
+    finally:
+        Scheduler.schedule = following  # type: ignore[method-assign]
 
 
 def answers(
@@ -93,21 +132,10 @@ def answers(
     chunk: int | None = None,
 ) -> tuple[list[tuple[list[int], str]], list[str]]:  # fmt: skip
     """An engine's ({ids, why they ended} of each sample, names of the scheduler's actions), its cache checked."""
-    decoder, kinds = Decoder(model, tokens, ahead=ahead, chunk=chunk), []
-    engine, cache = decoder.engine(), decoder.cache
-    following = Scheduler.next
-
-    def recorded(self: Scheduler, in_flight: bool) -> object:
-        action = following(self, in_flight)
-        kinds.append(type(action).__name__)
-        return action
-
-    Scheduler.next = recorded  # type: ignore[method-assign]
-    try:
+    engine = Decoder(model, tokens, ahead=ahead, chunk=chunk).engine()
+    with actions() as kinds:
         done = engine.generate(prompts, params)
-    finally:
-        Scheduler.next = following  # type: ignore[method-assign]
-    assert cache.free_blocks == cache.num_blocks
+    assert all_free(engine)
     return [(each.token_ids, str(each.finish_reason)) for each in done], kinds
 
 

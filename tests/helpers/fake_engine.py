@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from fakes import EOS, VOCAB, ByteTokenizer, FakeCache, FakeSteps, ScriptDecoder, TableDecoder
+from fakes import EOS, VOCAB, ByteTokenizer, FakeBatch, FakeCache, ScriptDecoder, TableDecoder
 
 from baize_engine.engine import Engine
+from baize_engine.generation.loop import Loop
 from baize_engine.loading import LoadedModel
-from baize_engine.model.prompt_runner import LOGIT_ROWS
 from baize_engine.text.tokenizer import Tokenizer
 
 TOKENIZER = ByteTokenizer()
@@ -19,8 +21,9 @@ def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 
 def engine_over(decoder: TableDecoder, cache: FakeCache, **changes: object) -> Engine:
     """A greedy engine over the fakes; `changes` are fields of its LoadedModel."""
-    fields = {"sample": greedy, "vocab_size": VOCAB, "max_model_len": 60, "eos_token_ids": (EOS,), **changes}
-    return Engine(LoadedModel(decoder, cache, FakeSteps(decoder, cache), **fields))  # type: ignore[arg-type]
+    fields = {"vocab_size": VOCAB, "max_model_len": 60, "eos_token_ids": (EOS,), **changes}
+    batch: Any = FakeBatch(decoder, cache)
+    return Engine(LoadedModel(Loop(decoder, cache, greedy, batch=batch), **fields))  # type: ignore[arg-type]
 
 
 def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:
@@ -28,23 +31,8 @@ def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **c
 
 
 def all_free(engine: Engine) -> bool:
-    return engine._cache.free_blocks == engine._cache.num_blocks
-
-
-class AllRows(TableDecoder):
-    """A TableDecoder that gives the logits of a range when asked, and notes of how many rows at a time."""
-
-    def __init__(self, vocab: int) -> None:
-        super().__init__(vocab)
-        self.logit_rows: list[int] = []
-
-    def prefill_logits(self, ids, sequence, first, take):  # type: ignore[no-untyped-def]
-        begin = sequence.length
-        rows = torch.cat([self.forward([[i]], [sequence]) for i in ids])
-        for row in range(first - begin, len(ids), LOGIT_ROWS):
-            part = rows[row : row + LOGIT_ROWS]
-            self.logit_rows.append(len(part))
-            take(begin + row, part)
+    pool = engine._serving.loop.pool
+    return pool.free_blocks == pool.num_blocks
 
 
 def engine_of(tokenizer: Tokenizer, vocab: int) -> Engine:

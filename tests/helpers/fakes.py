@@ -4,83 +4,87 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from functools import cache
 
 import sentencepiece
 import torch
 
-from baize_engine.model.blocks import BlockPool, Sequence
+from baize_engine.generation.sequence import Sequence
 
 EOS = 2
 FIRST_BYTE = 3  # ids below it: unknown, begin, end
 VOCAB = FIRST_BYTE + 256
 
 
-class FakeCache(BlockPool):
+class FakeCache:
     """Blocks of 4 positions without memory: the fake decoders know a sequence by its length and its last token."""
 
+    block_size = chunk = 4
+
     def __init__(self, num_blocks: int = 64) -> None:
-        super().__init__(num_blocks, 4)
+        self.num_blocks = num_blocks
         self.moved: list[str] = []
 
     def copy_block(self, source: int, target: int) -> None:
         self.moved.append("copied")
 
-    def take_out(self, blocks: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def swap_out(self, blocks: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
         self.moved.append("out")
         return torch.zeros(1, len(list(blocks))), torch.zeros(1, 0)
 
-    def put_back(self, saved: object, blocks: Iterable[int]) -> None:
-        self.moved.append("back")
+    def swap_in(self, saved: object, blocks: Iterable[int]) -> None:
+        self.moved.append("in")
 
 
 class FakeBatch:
-    """Rows that step together through a decoder's `forward`; the host chooses all tokens."""
+    """Sequences that step together through a decoder's `forward`; the host chooses all tokens."""
 
     ahead = 0
 
-    def __init__(self, decoder: TableDecoder, cache: FakeCache, choose: Callable) -> None:
-        self.decoder, self.cache, self.choose = decoder, cache, choose
-        self.rows: list = []
-        self.tokens: dict = {}
-        self.step: tuple[list, torch.Tensor] | None = None
+    def __init__(self, decoder: TableDecoder, cache: FakeCache) -> None:
+        self.decoder, self.cache = decoder, cache
+        self.sequences: list[Sequence] = []
+        self.tokens: dict[Sequence, int] = {}
+        self.step: tuple[list[Sequence], torch.Tensor] | None = None
+        self.found = torch.empty(0)
 
     @property
     def in_flight(self) -> int:
         return int(self.step is not None)
 
-    def add(self, row) -> None:  # type: ignore[no-untyped-def]
-        self.rows.append(row)
-        self.tokens[row] = row.token
+    def add(self, sequence: Sequence) -> None:
+        sequence.row, sequence.on_host = 0, True
+        self.sequences.append(sequence)
+        self.tokens[sequence] = sequence.token_ids[-1]
 
-    def drop(self, row) -> None:  # type: ignore[no-untyped-def]
-        self.rows.remove(row)
+    def drop(self, sequence: Sequence) -> None:
+        self.sequences.remove(sequence)
+        sequence.row = -1
+
+    def reset(self) -> None:
+        for sequence in self.sequences:
+            sequence.row = -1
+        self.sequences, self.step = [], None
 
     def launch(self) -> None:
-        before = [row.sequence.length for row in self.rows]
-        logits = self.decoder.forward([[self.tokens[row]] for row in self.rows], [row.sequence for row in self.rows])
-        for row, length in zip(self.rows, before, strict=True):
-            row.sequence.length = length  # it grows when the token is read
-        self.step = list(self.rows), logits
+        before = [sequence.num_cached for sequence in self.sequences]
+        logits = self.decoder.forward([[self.tokens[one]] for one in self.sequences], self.sequences)
+        for sequence, length in zip(self.sequences, before, strict=True):
+            sequence.num_cached = length  # it grows when the token is read
+        self.step = list(self.sequences), logits
 
-    def read(self) -> list:
-        rows, logits = self.step or ([], None)
-        self.step = None
-        self.tokens |= zip(rows, self.choose(rows, logits), strict=True)
-        return [(row, self.tokens[row]) for row in rows]
+    def read(self) -> list[tuple[Sequence, int]]:
+        assert self.step is not None
+        (sequences, self.found), self.step = self.step, None
+        return [(sequence, -1) for sequence in sequences]
 
+    def logits(self, sequences: list[Sequence]) -> torch.Tensor:
+        assert sequences == self.sequences
+        return self.found
 
-class FakeSteps:
-    """What DecodeSteps is to a PromptRunner."""
-
-    def __init__(self, decoder: TableDecoder, cache: FakeCache) -> None:
-        self.decoder, self.cache = decoder, cache
-
-    @contextmanager
-    def batch(self, most: int, choose: Callable) -> Iterator[FakeBatch]:
-        yield FakeBatch(self.decoder, self.cache, choose)
+    def set_token(self, sequence: Sequence, token: int) -> None:
+        self.tokens[sequence] = token
 
 
 class TableDecoder:
@@ -93,16 +97,28 @@ class TableDecoder:
         self.table = torch.randn(7, vocab, vocab, generator=generator) * 2
         self.fail_at: int | None = None  # a position whose logits get a NaN
         self.calls: list[int] = []  # tokens fed by each call, and for each row of a step
+        self.taken = 0  # positions whose logits were asked for
 
     def prefill(self, ids: list[int], sequence: Sequence) -> torch.Tensor:
         return self.forward([ids], [sequence])
 
+    def prefill_logits(
+        self, ids: list[int], sequence: Sequence, first: int, take: Callable[[int, torch.Tensor], None]
+    ) -> None:
+        begin = sequence.num_cached
+        for position, token in enumerate(ids, begin):
+            logits = self.forward([[token]], [sequence])
+            if position >= first:
+                self.taken += 1
+                take(position, logits)
+
     def forward(self, token_ids: list[list[int]], sequences: list[Sequence]) -> torch.Tensor:
         rows = []
         for ids, sequence in zip(token_ids, sequences, strict=True):
-            sequence.length += len(ids)
+            sequence.num_cached += len(ids)
+            assert len(sequence.block_table) * FakeCache.block_size >= sequence.num_cached
             self.calls.append(len(ids))
-            rows.append(self.logits(sequence.length, ids[-1]))
+            rows.append(self.logits(sequence.num_cached, ids[-1]))
         return torch.stack(rows)
 
     def logits(self, length: int, token: int) -> torch.Tensor:
@@ -118,7 +134,7 @@ class ScriptDecoder(TableDecoder):
 
     def __init__(self, script: list[int], prompt_length: int, vocab: int = VOCAB) -> None:
         self.script, self.prompt_length, self.vocab = script, prompt_length, vocab
-        self.calls = []
+        self.calls, self.taken = [], 0
 
     def logits(self, length: int, token: int) -> torch.Tensor:
         row, step = torch.zeros(self.vocab), length - self.prompt_length

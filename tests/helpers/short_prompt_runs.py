@@ -20,18 +20,18 @@ def both_ways(model: Llama, before: int, count: int) -> list[tuple[torch.Tensor,
         cache = decoder.cache
         cache.keys.fill_(0.5)
         cache.values.fill_(0.5)
-        other, own = cache.allocate(), cache.allocate()
+        other, own = decoder.sequence(), decoder.sequence()
         decoder.prefill(decoders.prompt(20, 9), other)
         if before:
             decoder.forward([decoders.prompt(before, 1)], [own], prompt=True)
         logits = decoder.prefill(decoders.prompt(count, 2), own)
-        own_blocks = [*other.blocks, *own.blocks]
+        own_blocks = [*other.block_table, *own.block_table]
         rest = [block for block in range(cache.num_blocks) if block not in own_blocks]
         assert bool((cache.keys[:, rest] == 0.5).all())
         assert bool((cache.values[:, rest] == 0.5).all())
-        rows = cache_slots(own.blocks, cache.block_size, 0, own.length)
+        rows = cache_slots(own.block_table, cache.block_size, 0, own.num_cached)
         parts = [part[:, : cache.num_blocks].flatten(1, 2)[:, rows] for part in (cache.keys, cache.values)]
-        found.append((logits, *parts, torch.tensor(own.length)))
+        found.append((logits, *parts, torch.tensor(own.num_cached)))
     return found
 
 

@@ -11,6 +11,7 @@ from tiny import PROMPTS, model
 from baize_engine import Engine, SamplingParams, loading
 from baize_engine.cli.main import main
 from baize_engine.errors import RequestError
+from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import load
 from baize_engine.options import EngineOptions
 
@@ -22,14 +23,15 @@ def test_a_cache_of_half_the_bytes(tmp_path: Path, kind: str) -> None:
     """Logits over a rounded cache are those over float32 but for the roundings; the rest of the run is the same."""
     folder = model(tmp_path / "m", num_key_value_heads=2)
     wide, half = (load(folder, EngineOptions(device="cpu", cache_dtype=dtype)) for dtype in ("auto", kind))
-    assert wide.cache.keys.dtype == torch.float32
-    assert half.cache.keys.dtype == half.cache.values.dtype == getattr(torch, kind)
-    assert half.cache.keys.nbytes * 2 == wide.cache.keys.nbytes
+    wide_cache, half_cache = wide.loop.cache, half.loop.cache
+    assert wide_cache.keys.dtype == torch.float32
+    assert half_cache.keys.dtype == half_cache.values.dtype == getattr(torch, kind)
+    assert half_cache.keys.nbytes * 2 == wide_cache.keys.nbytes
     found = []
-    for parts in (wide, half):
-        sequence = parts.cache.allocate()
-        parts.cache.reserve(sequence, len(PROMPTS[2]))
-        found.append(parts.decoder.prefill(PROMPTS[2], sequence))
+    for loop in (wide.loop, half.loop):
+        sequence = Sequence([], SamplingParams(), 0)
+        loop.pool.reserve(sequence, len(PROMPTS[2]))
+        found.append(loop.decoder.prefill(PROMPTS[2], sequence))
     error = float((found[0] - found[1]).norm() / found[0].norm())
     assert 0 < error < 4 * 2.0 ** -BITS[kind]
 
@@ -59,7 +61,7 @@ def test_the_memory_check_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(loading, "check_fits", lambda weights, cache, free, where: seen.append(cache))
     for kind in ("auto", "float16"):
         load(tmp_path / "m", EngineOptions(device="cpu", cache_dtype=kind))
-    assert seen == [2 * loaded.cache.keys.nbytes, loaded.cache.keys.nbytes]
+    assert seen == [2 * loaded.loop.cache.keys.nbytes, loaded.loop.cache.keys.nbytes]
 
 
 def test_the_flag_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,4 +1,4 @@
-"""The cache's memory: its size, and blocks that move. The pool of blocks has tests of its own (test_blocks.py)."""
+"""The cache's memory: its size, and blocks that move. Whose they are: generation/test_block_pool.py."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import pytest
 import tiny
 import torch
 
+from baize_engine.model.buffers import cache_slots
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 
@@ -35,14 +36,18 @@ def test_a_copied_block_is_the_block_in_every_layer() -> None:
     assert torch.equal(cache.values, values)
 
 
+def test_slots_follow_the_table() -> None:
+    assert cache_slots([5, 3], 4, 2, 6) == [5 * 4 + 2, 5 * 4 + 3, 3 * 4, 3 * 4 + 1]
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-def test_blocks_that_were_taken_out_come_back_to_other_places(dtype: torch.dtype) -> None:
+def test_blocks_that_were_swapped_out_come_back_to_other_places(dtype: torch.dtype) -> None:
     cache = filled(dtype)
     keys, values = cache.keys[:, [6, 1]].clone(), cache.values[:, [6, 1]].clone()
-    saved = cache.take_out([6, 1])
+    saved = cache.swap_out([6, 1])
     cache.keys.zero_()
     cache.values.zero_()
-    cache.put_back(saved, [0, 3])
+    cache.swap_in(saved, [0, 3])
     assert torch.equal(cache.keys[:, [0, 3]], keys)
     assert torch.equal(cache.values[:, [0, 3]], values)
     assert not cache.keys[:, [1, 2, 4, 5, 6, 7, 8]].any()

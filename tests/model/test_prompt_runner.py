@@ -46,7 +46,7 @@ def test_pieces_end_at_absolute_multiples(monkeypatch: pytest.MonkeyPatch) -> No
     sizes = counted(decoder, monkeypatch)
     decoder.prefill(prompt(30), sequence)
     assert sizes == [11, 16, 3]
-    assert sequence.length == 35
+    assert sequence.num_cached == 35
 
 
 def test_all_logits_of_several_sequences() -> None:
@@ -69,12 +69,11 @@ def taken(decoder: Decoder, ids: list[int], first: int, cuts: list[int]) -> tupl
         positions.extend(range(position, position + len(logits)))
         sizes.append(len(logits))
 
-    sequence = decoder.sequence()
-    decoder.cache.reserve(sequence, len(ids))
+    sequence = decoder.sequence(len(ids))
     for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
         decoder.prefill_logits(ids[begin:end], sequence, first, take)
-    assert sequence.length == len(ids)
-    decoder.cache.free(sequence)
+    assert sequence.num_cached == len(ids)
+    decoder.pool.free(sequence)
     return torch.cat(rows), positions, sizes
 
 
@@ -116,7 +115,7 @@ def test_a_sequence_without_blocks_is_refused_and_stays_as_it_was() -> None:
     decoder.prefill(prompt(20), sequence)
     with pytest.raises(ValueError, match="a sequence would have 33 tokens, its blocks have room for 32"):
         PromptRunner.forward(decoder, [prompt(13)], [sequence])
-    assert (sequence.length, len(sequence.blocks), decoder.cache.free_blocks) == (20, 2, 0)
+    assert (sequence.num_cached, len(sequence.block_table), decoder.pool.free_blocks) == (20, 2, 0)
     decoder.forward([prompt(12)], [sequence])
 
 

@@ -13,11 +13,12 @@ from interpreter import Interpreter
 from tolerances import GREEDY_MARGIN
 
 from baize_engine import Engine, SamplingParams
-from baize_engine.errors import BaizeError
+from baize_engine.generation.block_pool import CacheFull
+from baize_engine.generation.loop import Loop
+from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import load
-from baize_engine.model.kv_cache import CacheFull
 from baize_engine.model.prompt_runner import PromptRunner
-from baize_engine.model.runner import DecodeSteps, Row
+from baize_engine.model.runner import Batch
 from baize_engine.model.step_state import MAX_STOPS, StepState
 from baize_engine.options import EngineOptions
 
@@ -51,9 +52,7 @@ def test_a_stop_id_ends_its_row_alone() -> None:
 def test_sampled_rows_do_not_depend_on_each_other() -> None:
     model = decoders.make(GROUPED)
     prompts = [decoders.prompt(n, n) for n in (3, 9, 17)]
-    rows = [
-        {"left": 12, "temperature": 1.3, "seed": 5, "sample_index": n, "top_k": 30, "top_p": 0.95} for n in range(3)
-    ]
+    rows = [{"left": 12, "temperature": 1.3, "seed": 5, "index": n, "top_k": 30, "top_p": 0.95} for n in range(3)]
     together, _ = decoders.decode(model, prompts, rows)
     for number in range(3):
         alone, _ = decoders.decode(model, prompts[number : number + 1], rows[number : number + 1], ahead=True)
@@ -61,44 +60,55 @@ def test_sampled_rows_do_not_depend_on_each_other() -> None:
     assert len({tuple(ids[1:]) for ids in together}) == 3
 
 
-def test_an_abandoned_run_leaves_the_cache_usable() -> None:
-    decoder = decoders.Decoder(decoders.make(GROUPED), 200, ahead=True)
-    cache, steps, sequence = decoder.cache, decoder.steps(), decoder.sequence()
-    token = int(decoder.prefill(decoders.prompt(5), sequence).argmax())
-    run = steps.run([Row(sequence, token, 50)])
-    seen = [next(run)[0], next(run)[0]]
-    run.close()
-    assert sequence.length == 5 + 2
-    cache.free(sequence)
-    assert cache.free_blocks == cache.num_blocks
-    again = cache.allocate()
-    assert int(decoder.prefill(decoders.prompt(5), again).argmax()) == token
-    assert [tokens[0] for tokens in steps.run([Row(again, token, 2)])] == seen
+def test_an_aborted_sequence_leaves_the_cache_usable() -> None:
+    """Steps that were launched for it are still on their way."""
+    loop = decoders.Decoder(decoders.make(GROUPED), 200, ahead=True).loop()
+    prompt = decoders.prompt(5)
+    sequence = decoders.asked(prompt, 50)
+    loop.add([sequence])
+    while len(sequence.token_ids) < 3:
+        loop.step()
+    assert sequence.num_cached == 5 + 2
+    assert sequence.num_in_flight == 2
+    loop.abort(sequence)
+    assert loop.pool.free_blocks == loop.pool.num_blocks
+    again = decoders.asked(prompt, 2)
+    loop.add([again])
+    decoders.finish(loop, [again])
+    assert again.token_ids == sequence.token_ids
 
 
-def test_a_full_cache_is_raised_only_for_tokens_that_are_wanted() -> None:
-    """The pool has room for 32 tokens: a row that ends at 32 runs, though the host looks ahead; one more raises."""
+def test_a_full_cache_is_an_error_only_for_tokens_that_are_wanted() -> None:
+    """The pool has room for 32 tokens: a row that ends at 32 runs, though the host looks ahead; one more cannot."""
     model = decoders.make(GROUPED)
     got, (free, total) = decoders.decode(model, [decoders.prompt(20)], [{"left": 12}], tokens=32, ahead=True)
     assert (len(got[0]), free, total) == (13, 2, 2)
-    decoder = decoders.Decoder(model, 32, ahead=True)
-    sequence = decoder.sequence()
-    token = int(decoder.prefill(decoders.prompt(20), sequence).argmax())
-    seen = []
-    with pytest.raises(CacheFull, match="raise cache_tokens"):
-        for tokens in decoder.steps().run([Row(sequence, token, 13)]):
-            seen += tokens
-    assert [token, *seen] == got[0]
+    loop, sequence = decoders.Decoder(model, 32, ahead=True).loop(), decoders.asked(decoders.prompt(20), 13)
+    loop.add([sequence])
+    decoders.finish(loop, [sequence])
+    assert isinstance(sequence.error, CacheFull)
+    assert "raise cache_tokens" in str(sequence.error)
+    assert sequence.token_ids == got[0]
+    assert loop.pool.free_blocks == 2
 
 
-def test_a_logit_that_is_not_finite_is_raised_with_its_place() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_logits_that_are_not_finite_are_the_error_of_their_sequence_alone(ahead: bool) -> None:
+    """The embedding of one token is damaged: whoever makes it ends, with the place."""
     model = decoders.make(GROUPED)
-    decoder = decoders.Decoder(model, 64)
-    sequence = decoder.sequence()
-    token = int(decoder.prefill(decoders.prompt(5), sequence).argmax())
-    model.weights["model.layers.1.mlp.down_proj.weight"][3, 4] = float("nan")
-    with pytest.raises(BaizeError, match=r"step 1 \(position 6\) of row 0: a logit is not finite"):
-        list(decoder.steps().run([Row(sequence, token, 5)]))
+    prompts = [decoders.prompt(5), decoders.prompt(9), decoders.prompt(17)]
+    wanted = decoders.decode(model, prompts, [{"left": 12}] * 3)[0]
+    bad = next(token for token in wanted[0][1:] if token not in wanted[1] + wanted[2])
+    place = wanted[0].index(bad)
+    model.weights["model.embed_tokens.weight"][bad] = float("nan")
+    loop = decoders.Decoder(model, 512, ahead=ahead).loop()
+    many = [decoders.asked(ids, 12) for ids in prompts]
+    loop.add(many)
+    decoders.finish(loop, many)
+    assert str(many[0].error).startswith(f"sample 0, step {place + 1} (position {place + 6}): a logit is not finite")
+    assert many[0].finish_reason == "error"
+    assert [one.token_ids for one in many] == [wanted[0][: place + 1], *wanted[1:]]
+    assert loop.pool.free_blocks == loop.pool.num_blocks
 
 
 def test_more_stop_ids_than_the_device_takes() -> None:
@@ -131,20 +141,54 @@ def test_no_row_attends_to_more_than_a_step_is_launched_for(ahead: bool, monkeyp
         decoders.decode(model, [decoders.prompt(60), decoders.prompt(3)], [row, {"left": 25}], ahead=ahead)
         assert len(seen) >= 25
         assert all(lens <= max_context for max_context, lens in seen), row
-        assert seen[-1][1] > 60  # it is the ended row's context that the last step is launched for
+        assert seen[-1][1] == 3 + 25  # those that have ended are gone
 
 
-def test_two_runs_may_be_open_at_once() -> None:
+def test_a_row_that_has_ended_keeps_its_context_until_it_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+    run = StepState.run
+
+    def recorded(self: StepState, max_context: int, rows: int) -> None:
+        run(self, max_context, rows)
+        seen.append((max_context, int(self.lens[:rows].max())))
+
+    monkeypatch.setattr(StepState, "run", recorded)
+    monkeypatch.setattr("baize_engine.model.step_state.FEWEST_TOKENS", 1)
+    decoder = decoders.Decoder(decoders.make(GROUPED))
+    batch: Batch[Sequence] = Batch(decoder.model, decoder.cache, 2)
+    many = []
+    for length, left in ((60, 2), (3, 25)):
+        sequence = decoder.sequence(length + left + 1)
+        sequence.token_ids = [int(decoder.prefill(decoders.prompt(length), sequence).argmax())]
+        sequence.max_tokens = 1 + left
+        batch.add(sequence)
+        many.append(sequence)
+    for _ in range(25):
+        for sequence in many:
+            sequence.num_in_flight += sequence.num_left > 0
+        batch.launch()
+        made = dict(batch.read())
+        for sequence in many:
+            if sequence.num_in_flight:
+                sequence.token_ids.append(made[sequence])
+                sequence.num_in_flight, sequence.num_cached = 0, sequence.num_cached + 1
+    assert [len(one.token_ids) for one in many] == [3, 26]
+    assert all(lens <= max_context for max_context, lens in seen)
+    assert seen[-1] == (64, 62)
+
+
+def test_a_sequence_may_come_while_others_run() -> None:
     model = decoders.make(GROUPED)
     prompts = [decoders.prompt(5, 1), decoders.prompt(9, 2)]
     wanted = [decoders.decode(model, [ids], [{"left": 8}])[0][0] for ids in prompts]
-    decoder = decoders.Decoder(model, 100, ahead=True)
-    steps, sequences = decoder.steps(), [decoder.sequence() for _ in prompts]
-    firsts = [int(decoder.prefill(ids, s).argmax()) for ids, s in zip(prompts, sequences, strict=True)]
-    runs = [steps.run([Row(s, first, 8)]) for s, first in zip(sequences, firsts, strict=True)]
-    made = list(zip(*runs, strict=True))
-    for number in range(2):
-        assert [firsts[number], *(both[number][0] for both in made)] == wanted[number]
+    loop = decoders.Decoder(model, 100, ahead=True).loop()
+    many = [decoders.asked(ids, 8) for ids in prompts]
+    loop.add(many[:1])
+    while len(many[0].token_ids) < 4:
+        loop.step()
+    loop.add(many[1:])
+    decoders.finish(loop, many)
+    assert [one.token_ids for one in many] == wanted
 
 
 # Triton's kernels in the interpreter, the activations in the weights' type as on a GPU.
@@ -215,9 +259,9 @@ def test_an_engine_on_device_steps_gives_the_same_completions(tmp_path: Path, ah
     ids = [decoders.prompt(9)] * len(many)
     loaded = replace(load(folder, EngineOptions(device="cpu")), eos_token_ids=(2,), tokenizer=None)
     wanted = Engine(loaded).generate(ids, many)
-    model, cache = loaded.decoder.model, loaded.cache
-    decoder, steps = PromptRunner(model, cache, runs_ahead=ahead), DecodeSteps(model, cache, runs_ahead=ahead)
-    engine = Engine(replace(loaded, decoder=decoder, steps=steps))
+    model, cache = loaded.loop.decoder.model, loaded.loop.cache
+    decoder = PromptRunner(model, cache, runs_ahead=ahead)
+    engine = Engine(replace(loaded, loop=Loop(decoder, cache, model.ops.sample)))
     assert engine.generate(ids, many) == wanted
-    assert loaded.cache.free_blocks == loaded.cache.num_blocks
+    assert decoders.all_free(engine)
     assert {one.finish_reason for one in wanted} == {"stop", "length"}

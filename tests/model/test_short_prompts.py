@@ -54,7 +54,7 @@ def test_a_sequence_without_blocks_stays_as_it_was() -> None:
     sequence = decoder.sequence()
     with pytest.raises(ValueError, match="would have 40 tokens, its blocks have room for 0"):
         PromptRunner.prefill(decoder, decoders.prompt(40), sequence)
-    assert (sequence.length, decoder.cache.free_blocks) == (0, 2)
+    assert (sequence.num_cached, decoder.pool.free_blocks) == (0, 2)
 
 
 def test_a_prompt_beyond_the_positions_is_refused() -> None:
@@ -62,7 +62,7 @@ def test_a_prompt_beyond_the_positions_is_refused() -> None:
     sequence = decoder.sequence()
     with pytest.raises(ValueError, match="a sequence would have 50 tokens, the model has 48"):
         decoder.prefill(decoders.prompt(50), sequence)
-    assert sequence.length == 0
+    assert sequence.num_cached == 0
     assert decoder.prefill(decoders.prompt(48), sequence).shape == (1, 96)
 
 
@@ -103,12 +103,11 @@ def test_a_graph_is_made_for_each_bucket_once(positions: int, monkeypatch: pytes
         short = short_prompts.ShortPrompts(model, cache)
         short._device = SimpleNamespace(type="cuda")  # type: ignore[assignment]
         for count in (5, 8, 12, 3, 16, 40):
-            ids, sequence = decoders.prompt(count, count), cache.allocate()
-            cache.reserve(sequence, count)
+            ids, sequence = decoders.prompt(count, count), decoder.sequence(count)
             got = short.run(ids, sequence)
-            other = cache.allocate()
+            other = decoder.sequence()
             wanted = decoder.forward([ids], [other], prompt=True)
             assert (got - wanted).abs().max() < 1e-4
-            cache.free(sequence)
-            cache.free(other)
+            decoder.pool.free(sequence)
+            decoder.pool.free(other)
     assert captured == [8, 16, 64]

@@ -1,8 +1,8 @@
-"""Who may use an engine's parts now: one call at a time, of whatever thread. Knows nothing of what the calls do.
+"""Turns: which thread may use an engine's loop now. Knows nothing of what is done with it.
 
-A decoder's buffers, a cache's lists and a scheduler's plans are written by every step, so that two steps must never mix.
-Between steps an iterator that is read slowly may wait for hours, and holds no turn then. What an iterator that nobody reads any
-more held is freed in a turn, too: the garbage collector may find it in any thread, in the middle of another call.
+A step writes to the decoder's buffers, the block pool and the scheduler's lists, so that two steps must never mix. Whoever
+waits for output takes a turn for each step. What a call held that nobody reads any more is freed in a turn, too: the garbage
+collector may find it in any thread, in the middle of another call.
 """
 
 from __future__ import annotations
@@ -11,15 +11,12 @@ import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 from baize_engine.backend import forks
 from baize_engine.errors import BackendError, RequestError
 from baize_engine.interrupts import deferred
-
-Item = TypeVar("Item")
 
 
 class Turns:
@@ -30,7 +27,6 @@ class Turns:
         self._closed = False
         self._child_of_a_call = False  # made by fork while a call was under way
         self._forked = False
-        self._under_way: set[Generator[Any, None, None]] = set()  # held, so that only `_end` ends them
         self._ends: deque[Callable[[], None]] = deque()
         _ALL.add(self)
 
@@ -61,33 +57,18 @@ class Turns:
         finally:
             self._end_those()
 
-    def each(self, run: Generator[Item, None, None]) -> Generator[Item, None, None]:
-        """What `run` yields, each made in a turn of its own. Leaving this iterator closes `run`."""
-        end = object()
-        try:
-            while True:
-                with self.turn():
-                    self._under_way.add(run)
-                    item = next(run, end)
-                if item is end:
-                    return
-                yield item  # type: ignore[misc]
-        finally:
-            self._later(lambda: self._end(run))
-
     def close(self, let_go: Callable[[], None]) -> None:
-        """Ends all that is under way, in other threads at the next step, and calls `let_go`; waits for that if it can."""
+        """Refuses all turns from now on and calls `let_go`, after the turn that is under way; waits for that if it can."""
         self._closed = True
-
-        def end() -> None:
-            for run in list(self._under_way):
-                self._end(run)
-            let_go()
-
-        self._ends.append(end)
+        self._ends.append(let_go)
         if threading.get_ident() not in self._inside and not self._child_of_a_call:
             with self._hold():
                 self._call_ends()
+
+    def later(self, end: Callable[[], None]) -> None:
+        """Calls `end` in a turn: now if nobody has one, else after that. Waits for nobody: it runs in finalisers."""
+        self._ends.append(end)
+        self._end_those()
 
     @contextmanager
     def _hold(self, wait: bool = True) -> Iterator[bool]:
@@ -112,17 +93,6 @@ class Turns:
                 pass  # it was not taken: Ctrl-C came while this waited, or it was not free
             finally:
                 self._inside.discard(me)
-
-    def _end(self, run: Generator[Any, None, None]) -> None:
-        try:
-            run.close()
-        finally:
-            self._under_way.discard(run)
-
-    def _later(self, end: Callable[[], None]) -> None:
-        """Calls `end` in a turn: now if nobody has one, else after that. Waits for nobody: it runs in finalisers."""
-        self._ends.append(end)
-        self._end_those()
 
     def _end_those(self) -> None:
         # Once more after each release: what came while the lock was taken has left it to who had it.

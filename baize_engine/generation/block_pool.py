@@ -7,37 +7,13 @@ sequence reads is to the bit what it would have computed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Ids
-from dataclasses import dataclass, field
-from typing import Protocol
-
 from baize_engine.errors import RequestError
-
-BLOCK_SIZE = 16  # tokens a block: wastes at most 15 a sequence, and a block of 13B is still 160 KiB of keys a layer
+from baize_engine.generation.sequence import Sequence
+from baize_engine.model.kv_cache import BLOCK_SIZE
 
 
 class CacheFull(RequestError):
     """The pool has no blocks left for what was asked."""
-
-
-@dataclass
-class Sequence:
-    """The cached tokens of one sequence: `length` rows in `blocks`, in order. Made by a pool.
-
-    `chunks`: chunks of its prompt that the pool knows, the last of them by the name `chunk`.
-    """
-
-    blocks: list[int] = field(default_factory=list)
-    length: int = 0
-    chunks: int = 0
-    chunk: int = 0
-
-
-class Tenant(Protocol):
-    """One who holds blocks between calls, and can do without them until its own next call."""
-
-    def give_way(self) -> None:
-        """Frees them all."""
 
 
 class BlockPool:
@@ -50,110 +26,96 @@ class BlockPool:
         self.num_blocks, self.block_size, self.chunk = num_blocks, block_size, chunk
         self._free = list(range(num_blocks - 1, -1, -1))
         self._holders = [0] * num_blocks
-        self._live: set[int] = set()  # by id(): sequences that the pool made and free() has not taken back
+        self._sequences: set[Sequence] = set()  # those that hold blocks, or may
         # A chunk's key is the name of the chunk before it and its ids themselves: equal keys are equal prompts so far.
         self._known: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}  # key -> (name, blocks)
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}  # block -> the key of its chunk
         self._kept: dict[int, None] = {}  # blocks of known chunks that nobody holds, the longest unused first
         self._names = 0
-        self.tenants: list[Tenant] = []
 
     @property
     def free_blocks(self) -> int:
         """Blocks that nobody holds, the kept ones included."""
         return len(self._free) + len(self._kept)
 
-    def allocate(self) -> Sequence:
-        """A new, empty sequence."""
-        sequence = Sequence()
-        self._live.add(id(sequence))
-        return sequence
-
-    def begin(self, prompt: Ids[int]) -> Sequence:
-        """A new sequence with the longest known beginning of `prompt` that leaves at least one token to compute."""
-        sequence = self.allocate()
-        while (end := sequence.length + self.chunk) < len(prompt):
-            found = self._known.get((sequence.chunk, tuple(prompt[sequence.length : end])))
+    def begin(self, sequence: Sequence) -> None:
+        """Gives an empty sequence the longest known beginning of its prompt, at most `num_shareable` tokens."""
+        self._sequences.add(sequence)
+        prompt, most = sequence.prompt_ids, sequence.num_shareable
+        while (end := sequence.num_cached + self.chunk) <= most:
+            found = self._known.get((sequence.chunk_name, tuple(prompt[sequence.num_cached : end])))
             if found is None:
                 break
-            sequence.chunk, blocks = found
+            sequence.chunk_name, blocks = found
             self._hold(blocks)
-            sequence.blocks += blocks
-            sequence.chunks, sequence.length = sequence.chunks + 1, end
-        return sequence
+            sequence.block_table += blocks
+            sequence.num_chunks, sequence.num_cached = sequence.num_chunks + 1, end
 
-    def remember(self, sequence: Sequence, prompt: Ids[int]) -> None:
-        """Makes the whole chunks of `prompt` known that prefill has written to `sequence` by now."""
+    def remember(self, sequence: Sequence) -> None:
+        """Makes the whole chunks of its prompt known that prefill has written by now."""
         self._check(sequence)
-        while (end := (sequence.chunks + 1) * self.chunk) <= min(len(prompt), sequence.length):
-            key = (sequence.chunk, tuple(prompt[end - self.chunk : end]))
+        prompt, table = sequence.prompt_ids, sequence.block_table
+        while (end := (sequence.num_chunks + 1) * self.chunk) <= min(len(prompt), sequence.num_cached):
+            key = (sequence.chunk_name, tuple(prompt[end - self.chunk : end]))
             if key not in self._known:
                 self._names += 1
-                blocks = sequence.blocks[(end - self.chunk) // self.block_size : end // self.block_size]
+                blocks = table[(end - self.chunk) // self.block_size : end // self.block_size]
                 self._known[key] = self._names, blocks
                 self._key_of.update(dict.fromkeys(blocks, key))
-            sequence.chunk, sequence.chunks = self._known[key][0], sequence.chunks + 1
+            sequence.chunk_name, sequence.num_chunks = self._known[key][0], sequence.num_chunks + 1
 
     def forget(self) -> None:
         """Knows no prompt any more; sequences keep what they have."""
         self._free += self._kept
         self._kept, self._known, self._key_of = {}, {}, {}
 
-    def fork(self, sequence: Sequence) -> tuple[Sequence, tuple[int, int] | None]:
-        """A second sequence with the same tokens. It shares whole blocks; of a block that is not whole it needs a copy:
+    def fork(self, sequence: Sequence, twin: Sequence) -> tuple[int, int] | None:
+        """Gives the empty `twin` the tokens of `sequence`: whole blocks are shared, one that is not whole is the twin's own.
 
-        (from, to), which the caller makes before either grows. CacheFull, and nothing changed, where none is free.
+        Its rows must be copied (from, to) before either grows. None: all blocks are whole. CacheFull, and nothing
+        changed, where no block is free.
         """
         self._check(sequence)
-        whole = sequence.length // self.block_size
-        shared, copy = sequence.blocks[:whole], None
-        if sequence.length % self.block_size:
+        whole = sequence.num_cached // self.block_size
+        shared, copy = sequence.block_table[:whole], None
+        if sequence.num_cached % self.block_size:
             if self.free_blocks == 0:
                 raise CacheFull(f"the cache has none of {self.num_blocks} blocks free (raise cache_tokens)")
-            copy = sequence.blocks[whole], self._take()
-        twin = self.allocate()
+            copy = sequence.block_table[whole], self._take()
+        self._sequences.add(twin)
         self._hold(shared)
-        twin.blocks = [*shared, copy[1]] if copy else shared
-        twin.length, twin.chunks, twin.chunk = sequence.length, sequence.chunks, sequence.chunk
-        return twin, copy
+        twin.block_table = [*shared, copy[1]] if copy else shared
+        twin.num_cached, twin.num_chunks = sequence.num_cached, sequence.num_chunks
+        twin.chunk_name = sequence.chunk_name
+        return copy
 
     def needed(self, sequence: Sequence, new_tokens: int) -> int:
         """Blocks that `reserve` would take."""
-        return max(0, -(-(sequence.length + new_tokens) // self.block_size) - len(sequence.blocks))
+        return max(0, -(-(sequence.num_cached + new_tokens) // self.block_size) - len(sequence.block_table))
 
     def reserve(self, sequence: Sequence, new_tokens: int) -> None:
         """Makes room for `new_tokens` more tokens; CacheFull, and nothing changed, where the pool has too few blocks."""
-        self._check(sequence)
+        self._sequences.add(sequence)
         needed = self.needed(sequence, new_tokens)
         if needed > self.free_blocks:
             raise CacheFull(
                 f"the cache has {self.free_blocks} of {self.num_blocks} blocks free, wanted {needed} more for "
-                f"{sequence.length + new_tokens} tokens (raise cache_tokens)"
+                f"{sequence.num_cached + new_tokens} tokens (raise cache_tokens)"
             )
-        sequence.blocks += [self._take() for _ in range(needed)]
-
-    def make_room(self, asking: Tenant | None = None) -> bool:
-        """Asks the youngest tenant beside `asking` that holds any blocks to free them; whether that brought some."""
-        for tenant in reversed(self.tenants):
-            before = self.free_blocks
-            if tenant is not asking:
-                tenant.give_way()
-            if self.free_blocks > before:
-                return True
-        return False
+        sequence.block_table += [self._take() for _ in range(needed)]
 
     def free(self, sequence: Sequence) -> None:
-        """Gives the blocks back; their rows stay as they are until somebody else takes them. It must not be used again."""
+        """Gives the blocks back, which leaves the sequence empty; their rows stay until somebody else takes them."""
         self._check(sequence)
-        self._live.discard(id(sequence))
-        for block in reversed(sequence.blocks):  # the end of a prompt is forgotten before its beginning
+        self._sequences.discard(sequence)
+        for block in reversed(sequence.block_table):  # the end of a prompt is forgotten before its beginning
             self._holders[block] -= 1
             if self._holders[block] == 0 and block in self._key_of:
                 self._kept[block] = None
             elif self._holders[block] == 0:
                 self._free.append(block)
-        sequence.blocks = []
-        sequence.length = 0
+        sequence.block_table, sequence.num_cached = [], 0
+        sequence.num_chunks = sequence.chunk_name = 0
 
     def _hold(self, blocks: list[int]) -> None:
         for block in blocks:
@@ -175,5 +137,5 @@ class BlockPool:
         return block
 
     def _check(self, sequence: Sequence) -> None:
-        if id(sequence) not in self._live:
-            raise ValueError("this sequence is not of this cache, or was freed already")
+        if sequence not in self._sequences:
+            raise ValueError("this sequence has nothing in this cache, or was freed already")

@@ -6,23 +6,21 @@ import asyncio
 import gc
 import itertools
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from decoders import Decoder, make, prompt
+from events import until
 from fake_engine import TOKENIZER, all_free, engine_over
 from fakes import VOCAB, FakeCache, TableDecoder
 from tiny import config
 
-from baize_engine import Engine, SamplingParams
-from baize_engine.errors import RequestError
+from baize_engine import Completion, Engine, SamplingParams
+from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.loop import MAX_ROWS
-from baize_engine.turns import Turns
 
 THREADS = 8
 PROMPTS = [prompt(length, length) for length in (3, 17, 40, 5, 33, 64)]
@@ -102,7 +100,7 @@ def test_eight_threads_get_the_tokens_that_one_gets(wanted: Wanted, tokens: int,
 
     in_threads(calls)
     gc.collect()
-    assert engine._cache.free_blocks == engine._cache.num_blocks
+    assert all_free(engine)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -122,7 +120,7 @@ def test_streams_of_one_thread_that_are_read_in_turn_with_other_calls(wanted: Wa
     for number, stream in enumerate(streams):
         texts[number] += "".join(stream)
     assert texts == wanted.texts
-    assert engine._cache.free_blocks == engine._cache.num_blocks
+    assert all_free(engine)
 
 
 @pytest.mark.parametrize("ahead", [False, True])
@@ -151,7 +149,7 @@ def test_a_sample_stopped_by_its_reader_while_it_was_copied_out(wanted: Wanted) 
         texts[index] += piece
         assert wanted.ask(engine, (5, 0)) == wanted.tokens[5, 0]  # needs nearly all of the cache
     assert texts == [wanted.texts[2].partition(stop)[0], wanted.texts[1]]
-    assert engine._cache.free_blocks == engine._cache.num_blocks
+    assert all_free(engine)
 
 
 def test_calls_in_asyncios_threads(wanted: Wanted) -> None:
@@ -183,15 +181,23 @@ class Pausing(TableDecoder):
         super().__init__(VOCAB)
         self.at_step: Callable[[], None] | None = None
 
+        self.steps: list[list[list[int]]] = []
+
     def forward(self, token_ids, sequences):  # type: ignore[no-untyped-def]
         if self.at_step is not None:
             self.at_step()
+        self.steps.append(token_ids)
         return super().forward(token_ids, sequences)
 
 
 def pausing(blocks: int = 64) -> tuple[Engine, Pausing]:
     decoder, cache = Pausing(), FakeCache(blocks)
     return engine_over(decoder, cache, tokenizer=TOKENIZER), decoder
+
+
+def held_blocks(engine: Engine) -> int:
+    pool = engine._serving.loop.pool
+    return pool.num_blocks - pool.free_blocks
 
 
 LONG = SamplingParams(ignore_eos=True, max_new_tokens=40)
@@ -205,7 +211,7 @@ def test_a_stream_left_in_the_middle_of_another_call_is_freed_after_it(where: st
     streams = [engine.stream([1, 7 + n], LONG) for n in range(3)]
     for number in range(3):
         next(streams[number])
-    held = engine._cache.num_blocks - engine._cache.free_blocks
+    held = held_blocks(engine)
     seen = []
 
     def leave() -> None:
@@ -216,13 +222,12 @@ def test_a_stream_left_in_the_middle_of_another_call_is_freed_after_it(where: st
             other = threading.Thread(target=streams.clear)
             other.start()
             other.join()  # which does not wait for this call
-        seen.append(engine._cache.num_blocks - engine._cache.free_blocks)
+        seen.append(held_blocks(engine))
 
     decoder.at_step = leave
     assert engine.generate([1, 5], LONG) == wanted
     assert seen[0] >= held > 0  # not freed under the feet of who was at work
     assert all_free(engine)
-    assert engine._cache.tenants == []
 
 
 def test_close_ends_streams_and_refuses_calls() -> None:
@@ -230,10 +235,10 @@ def test_close_ends_streams_and_refuses_calls() -> None:
     streams = [engine.stream([1, 5], LONG), engine.completions([[1, 5]], LONG), engine.stream_many([[1, 5]], LONG)]
     next(streams[0])
     next(streams[2])
-    cache = engine._cache
+    pool = engine._serving.loop.pool
     engine.close()
-    assert cache.free_blocks == cache.num_blocks
-    assert (engine._decoder, engine._cache, engine._steps) == (None, None, None)
+    assert pool.free_blocks == pool.num_blocks
+    assert engine._serving._loop is None
     for stream in streams:
         with pytest.raises(RequestError, match="this engine is closed"):
             next(stream)
@@ -253,7 +258,7 @@ def test_close_ends_streams_and_refuses_calls() -> None:
 
 def test_close_in_another_thread_ends_what_is_under_way_and_what_waits() -> None:
     engine, decoder = pausing()
-    cache, at_work, go_on = engine._cache, threading.Event(), threading.Event()
+    blocks, at_work, go_on = engine._serving.loop.pool, threading.Event(), threading.Event()
 
     def wait() -> None:
         at_work.set()
@@ -264,16 +269,16 @@ def test_close_in_another_thread_ends_what_is_under_way_and_what_waits() -> None
         working = pool.submit(engine.generate, [1, 5], LONG)
         assert at_work.wait(60)
         waiting = pool.submit(engine.generate, [1, 6], LONG)
-        until(lambda: engine._turns._door.locked())
+        until(lambda: engine._serving._turns._door.locked())
         closing = pool.submit(engine.close)
-        until(lambda: engine._turns._closed)
+        until(lambda: engine._serving._turns._closed)
         go_on.set()
         closing.result(60)
-        assert engine._cache is None
+        assert engine._serving._loop is None
         for ended in (working, waiting):
             with pytest.raises(RequestError, match="this engine is closed"):
                 ended.result(60)
-    assert cache.free_blocks == cache.num_blocks
+    assert blocks.free_blocks == blocks.num_blocks
 
 
 def test_a_call_from_within_a_call_is_refused_and_does_not_wait_for_ever() -> None:
@@ -292,7 +297,7 @@ def test_a_call_from_within_a_call_is_refused_and_does_not_wait_for_ever() -> No
     decoder.at_step = engine.close
     with pytest.raises(RequestError, match="this engine is closed"):
         engine.generate([1, 5], LONG)
-    assert engine._cache is None
+    assert engine._serving._loop is None
 
 
 def test_an_error_or_ctrl_c_in_a_turn_ends_the_turn() -> None:
@@ -312,44 +317,6 @@ def test_an_error_or_ctrl_c_in_a_turn_ends_the_turn() -> None:
             assert pool.submit(engine.generate, [1, 5], LONG).result(60) == wanted
 
 
-def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
-def test_who_waits_is_next_and_not_who_has_just_been() -> None:
-    turns, order = Turns(), []
-
-    def other() -> None:
-        with turns.turn():
-            order.append("other")
-
-    with turns.turn():
-        order.append("first")
-        thread = threading.Thread(target=other)
-        thread.start()
-        until(turns._door.locked)
-    with turns.turn():
-        order.append("first again")
-    thread.join()
-    assert order == ["first", "other", "first again"]
-
-
-def test_an_iterator_that_was_never_begun_holds_nothing() -> None:
-    turns, begun = Turns(), []
-
-    def run():  # type: ignore[no-untyped-def]
-        begun.append(1)
-        yield 1
-
-    turns.each(run())
-    gc.collect()
-    assert begun == []
-    assert not turns._under_way
-
-
 def test_more_rows_than_run_at_a_time_in_threads() -> None:
     engine, _ = pausing(40)
     prompts = [[1, 5 + n % 90] for n in range(MAX_ROWS + 9)]
@@ -366,99 +333,273 @@ def test_more_rows_than_run_at_a_time_in_threads() -> None:
     assert all_free(engine)
 
 
-@pytest.mark.parametrize("number", range(40))
-def test_ctrl_c_leaves_no_turn_taken(number: int) -> None:
-    """Raised as the so manieth function of Python begins, or a generator goes on: where CPython looks for signals."""
-    turns, left = Turns(), [number]
-
-    def interrupt(frame: Any, event: str, _: object) -> None:
-        if event == "call":
-            left[0] -= 1
-            if left[0] == -1:
-                raise KeyboardInterrupt
-
-    def use() -> None:
-        for _ in range(3):
-            with turns.turn():
-                turns._later(lambda: None)
-
-    sys.settrace(interrupt)
-    try:
-        use()
-    except KeyboardInterrupt:
-        sys.settrace(None)
-    finally:
-        sys.settrace(None)
+def test_an_iterator_that_was_never_begun_holds_nothing() -> None:
+    engine, decoder = pausing()
+    engine.stream([1, 5], LONG)
+    engine.completions([[1, 5]], LONG)
     gc.collect()
-    had: list[bool] = []
-    other = threading.Thread(target=lambda: had.append(_takes(turns)), daemon=True)
-    other.start()
-    other.join(30)
-    assert had == [True]
-    assert _takes(turns)  # nor is this thread taken for one in the middle of a call
-
-
-def _takes(turns: Turns) -> bool:
-    with turns.turn():
-        return True
-
-
-@pytest.mark.parametrize("asked", ["close", "turn"])
-def test_a_handler_that_comes_while_its_thread_waits_for_a_turn(asked: str) -> None:
-    turns, begun, told = Turns(), threading.Event(), []
-    leave = threading.Event()
-
-    def hold() -> None:
-        with turns.turn():
-            begun.set()
-            leave.wait(60)
-
-    def handler(*_: object) -> None:
-        if asked == "close":
-            turns.close(lambda: told.append("let go"))
-        else:
-            with pytest.raises(RequestError, match="in the middle of another call"):
-                _takes(turns)
-            told.append("refused")
-        leave.set()
-
-    worker = threading.Thread(target=hold, daemon=True)
-    worker.start()
-    assert begun.wait(60)
-    before = signal.signal(signal.SIGUSR1, handler)
-    me = threading.get_ident()
-
-    def send() -> None:
-        until(lambda: turns._door.locked())
-        signal.pthread_kill(me, signal.SIGUSR1)
-
-    sender = threading.Thread(target=send, daemon=True)
-    sender.start()
-    try:
-        if asked == "close":
-            with pytest.raises(RequestError, match="this engine is closed"):
-                _takes(turns)
-        else:
-            assert _takes(turns)
-    finally:
-        signal.signal(signal.SIGUSR1, before)
-    worker.join(60)
-    sender.join(60)
-    assert told == ["let go" if asked == "close" else "refused"]
+    assert not engine._serving._arriving
+    assert decoder.calls == []
+    assert len(engine.generate([1, 6], LONG)) == 1
+    assert all_free(engine)
 
 
 def test_close_ends_scores_that_are_under_way() -> None:
     engine, decoder = pausing()
-    decoder.at_step = None
     done = []
 
-    def pairs() -> Iterator[list[int]]:
-        for number in range(5):
-            done.append(number)
-            if number == 2:
-                engine.close()
-            yield [5]
+    def close_at_the_third() -> None:
+        done.append(len(done))
+        if len(done) == 3:
+            engine.close()
 
+    decoder.at_step = close_at_the_third
     with pytest.raises(RequestError, match="this engine is closed"):
-        list(engine._while_open(pairs()))
+        engine.next_token_logprobs([[5 + n] for n in range(5)], [5])
     assert done == [0, 1, 2]
+
+
+def test_calls_of_several_threads_share_the_steps() -> None:
+    """Whoever comes while a step runs joins the next; all are told what they would be told alone."""
+    engine, decoder = pausing()
+    wanted = [engine.generate([1, 5 + n], LONG)[0].token_ids for n in range(4)]
+    decoder.calls.clear()
+    first, go_on = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        first.set()
+        assert go_on.wait(60)
+
+    decoder.at_step = hold
+    with ThreadPoolExecutor(4) as pool:
+        runs = [pool.submit(engine.generate, [1, 5], LONG)]
+        assert first.wait(60)
+        runs += [pool.submit(engine.generate, [1, 5 + n], LONG) for n in (1, 2, 3)]
+        until(lambda: len(engine._serving._arriving) == 3)
+        decoder.at_step = None
+        go_on.set()
+        assert [run.result(60)[0].token_ids for run in runs] == wanted
+    steps = [len(step) for step in decoder.steps]
+    assert max(steps) == 4
+    assert len([rows for rows in steps if rows == 4]) >= 35  # of 39 steps each
+
+
+def test_a_stream_whose_reader_is_idle_blocks_nobody_and_goes_on() -> None:
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 5], LONG)[0].text
+    stream = engine.stream([1, 5], LONG)
+    text = next(stream)
+    before = len(decoder.calls)
+    engine.generate([1, 6], LONG)
+    made = len(decoder.calls)
+    assert made - before > 39 + 30  # its tokens were made meanwhile, and wait
+    assert text + "".join(stream) == wanted
+    assert len(decoder.calls) <= made + 2
+    assert all_free(engine)
+
+
+def test_nothing_runs_where_nobody_reads() -> None:
+    engine, decoder = pausing()
+    stream = engine.stream([1, 5], LONG)
+    next(stream)
+    before = list(decoder.calls)
+    assert decoder.calls == before
+    assert threading.active_count() == 1 or all("baize" not in one.name for one in threading.enumerate())
+    stream.close()
+
+
+def test_an_error_of_one_sample_leaves_other_calls_alone() -> None:
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 6], SamplingParams(ignore_eos=True, max_new_tokens=20))
+    stream = engine.stream([1, 6], SamplingParams(ignore_eos=True, max_new_tokens=20))
+    text = next(stream)
+    decoder.fail_at = 30
+    with pytest.raises(BaizeError, match=r"prompt 1, sample 0, step 0 \(position 30\): 1 of 259 logits are not finite"):
+        engine.generate([[1, 9], [1] * 30], LONG)
+    assert text + "".join(stream) == wanted[0].text
+    assert all_free(engine)
+    assert engine.generate([1, 6], SamplingParams(ignore_eos=True, max_new_tokens=20)) == wanted
+
+
+def test_completions_may_carry_their_errors() -> None:
+    engine, decoder = pausing()
+    params = SamplingParams(ignore_eos=True, max_new_tokens=8, n=2)
+    wanted = engine.generate([[1, 5], [1, 6]], params)
+    decoder.fail_at = 30
+    decoder.calls.clear()
+    found = list(engine.completions([[1, 5], [1] * 28, [1, 6]], params, raise_errors=False))
+    assert [*found[0], *found[2]][0].token_ids == wanted[0].token_ids
+    assert [one.text for one in [*found[0], *found[2]]] == [one.text for one in wanted]
+    assert [one.finish_reason for one in found[1]] == ["error"] * 2
+    assert [len(one.token_ids) for one in found[1]] == [2, 2]
+    assert "sample 1, step 2 (position 30)" in str(found[1][1].error)
+    assert sum(count for count in decoder.calls if count > 1) == 2 + 28 + 2  # each prompt once
+    assert all_free(engine)
+
+
+def test_an_unexpected_error_ends_all_that_was_under_way_and_no_more() -> None:
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 5], LONG)
+    stream, other = engine.stream([1, 5], LONG), engine.stream([1, 6], LONG)
+    next(stream)
+
+    def fail() -> None:
+        decoder.at_step = None
+        raise MemoryError("no room")
+
+    decoder.at_step = fail
+    with pytest.raises(MemoryError, match="no room"):
+        engine.generate([1, 7], LONG)
+    with pytest.raises(MemoryError, match="no room"):
+        list(stream)
+    assert len(list(other)) > 0  # it had not begun
+    assert engine.generate([1, 5], LONG) == wanted
+    assert all_free(engine)
+
+
+def test_ctrl_c_in_a_step_waits_for_its_end_and_leaves_other_calls_alone() -> None:
+    """As the terminal sends it: the handler runs in the middle of a step."""
+    engine, decoder = pausing()
+    few = SamplingParams(ignore_eos=True, max_new_tokens=20)
+    wanted = "".join(engine.stream([1, 6], few))
+    stream = engine.stream([1, 6], few)
+    text, ended = next(stream), []
+
+    def interrupt() -> None:
+        decoder.at_step = None
+        signal.raise_signal(signal.SIGINT)
+        ended.append(True)
+
+    decoder.at_step = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        engine.generate([1, 5], LONG)
+    assert ended == [True]
+    assert text + "".join(stream) == wanted
+    assert all_free(engine)
+
+
+# Coroutines.
+
+
+def test_a_hundred_streams_of_coroutines_share_a_batch() -> None:
+    engine, decoder = pausing(blocks=400)
+    few = SamplingParams(ignore_eos=True, max_new_tokens=12)
+    wanted = [engine.generate([1, 5 + n], few)[0] for n in range(100)]
+    decoder.steps.clear()
+
+    async def read(number: int) -> str:
+        return "".join([piece async for piece in engine.astream([1, 5 + number], few)])
+
+    async def all_of_them() -> tuple[list[str], list[Completion]]:
+        reading = asyncio.gather(*(read(number) for number in range(100)))
+        return await reading, await engine.agenerate([[1, 5], [1, 6]], few)
+
+    texts, made = asyncio.run(all_of_them())
+    assert texts == [one.text for one in wanted]
+    assert [one.token_ids for one in made] == [one.token_ids for one in wanted[:2]]
+    steps = [step for step in decoder.steps if len(step[0]) == 1]  # the others are prompts
+    assert max(len(step) for step in steps) == MAX_ROWS
+    assert len(steps) < 5 * 12
+    assert all_free(engine)
+    join_driver()
+    assert asyncio.run(all_of_them())[0] == texts  # in another event loop
+    join_driver()
+
+
+def join_driver() -> None:
+    """The thread that steps for coroutines ends when none is left."""
+    for thread in threading.enumerate():
+        if thread.name == "baize-async":
+            thread.join(60)
+            assert not thread.is_alive()
+
+
+def test_a_cancelled_coroutine_frees_what_it_held() -> None:
+    engine, decoder = pausing()
+    begun, go_on = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    async def cancelled() -> str:
+        few = SamplingParams(ignore_eos=True, max_new_tokens=9)
+        first = asyncio.create_task(engine.agenerate([1, 5], LONG))
+        second = asyncio.create_task(engine.agenerate([1, 6], few))
+        decoder.at_step = wait
+        await asyncio.to_thread(begun.wait, 60)
+        first.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await first
+        decoder.at_step = None
+        go_on.set()
+        pieces = [piece async for piece in engine.astream([1, 7], few)]
+        assert pieces
+        return (await second)[0].text
+
+    assert (
+        asyncio.run(cancelled()) == engine.generate([1, 6], SamplingParams(ignore_eos=True, max_new_tokens=9))[0].text
+    )
+    join_driver()
+    assert all_free(engine)
+
+
+def test_a_coroutine_that_leaves_its_stream_frees_it() -> None:
+    engine, _ = pausing()
+
+    async def leave() -> None:
+        async for _ in engine.astream([1, 5], LONG):
+            break
+        stream = engine.astream([1, 6], LONG)
+        await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(leave())
+    join_driver()
+    gc.collect()
+    assert all_free(engine)
+
+
+def test_coroutines_and_threads_share_a_batch_and_learn_of_errors_and_of_close() -> None:
+    engine, decoder = pausing()
+
+    async def both() -> None:
+        wanted = engine.generate([1, 5], LONG)[0].text
+        text = "".join([piece async for piece in engine.astream([1, 5], LONG)])
+        assert text == wanted == (await asyncio.to_thread(engine.generate, [1, 5], LONG))[0].text
+        with pytest.raises(RequestError, match="prompt 0 has 0 tokens"):
+            engine.astream([], LONG)
+        decoder.fail_at = 20
+        with pytest.raises(BaizeError, match="position 20"):
+            await engine.agenerate([1, 5], LONG)
+        decoder.fail_at = None
+
+        def fail() -> None:
+            decoder.at_step = None
+            raise MemoryError("no room")
+
+        decoder.at_step = fail
+        with pytest.raises(MemoryError):
+            await engine.agenerate([1, 5], LONG)
+        assert (await engine.agenerate([1, 5], LONG))[0].text == wanted
+        stream = engine.astream([1, 5], LONG)
+        await anext(stream)
+        engine.close()
+        with pytest.raises(RequestError, match="this engine is closed"):
+            [piece async for piece in stream]
+        with pytest.raises(RequestError, match="this engine is closed"):
+            await engine.agenerate([1, 5], LONG)
+
+    asyncio.run(both())
+    join_driver()
+
+
+def test_an_event_loop_that_is_gone_leaves_nothing_behind() -> None:
+    engine, _ = pausing()
+    event_loop = asyncio.new_event_loop()
+    stream = engine.astream([1, 5], LONG)
+    event_loop.run_until_complete(anext(stream))
+    event_loop.close()
+    assert len(engine.generate([1, 6], LONG)) == 1
+    join_driver()
+    assert all_free(engine)

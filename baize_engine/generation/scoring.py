@@ -1,0 +1,55 @@
+"""What scoring takes from the logits of a prompt: log-probabilities of its own tokens, or of candidates for the next one.
+
+Each is the `scoring` of a Sequence that generates nothing. Logits come in slices of a few positions, in order.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from baize_engine.generation.sampling import TokenLogprobs
+
+
+class GivenTokens:
+    """Log-probabilities of ids[start:], each given all ids before it, with the `top` most likely ids there.
+
+    start: at least 1, for the first token of a text has nothing before it to be predicted from. The sequence's prompt is
+    ids[:-1]: the last id needs no logits.
+    """
+
+    def __init__(self, ids: list[int], start: int, top: int = 0) -> None:
+        self.first, self.finite = start - 1, True
+        self.logprobs: list[TokenLogprobs] = []
+        self._ids, self._top = ids, top
+
+    def take(self, position: int, logits: Tensor) -> None:
+        """Takes the logits (n, V) float32 of the positions from `position` on."""
+        self.finite = self.finite and bool(torch.isfinite(logits).all())
+        wanted = torch.tensor(self._ids[position + 1 : position + 1 + len(logits)], device=logits.device)
+        logprobs = torch.log_softmax(logits, dim=-1)
+        found = logprobs.gather(1, wanted[:, None])[:, 0].tolist()
+        values, ids = torch.topk(logprobs, min(self._top, logprobs.shape[1]))
+        for one, top_ids, top_values in zip(found, ids.tolist(), values.tolist(), strict=True):
+            self.logprobs.append(TokenLogprobs(one, tuple(zip(top_ids, top_values, strict=True))))
+
+    def total(self) -> float:
+        """The sum of the tokens' log-probabilities."""
+        return math.fsum(one.logprob for one in self.logprobs)
+
+
+class NextToken:
+    """Log-probabilities of `candidates` as the token after a prompt of `length` tokens, in their order."""
+
+    def __init__(self, length: int, candidates: list[int]) -> None:
+        self.first, self.finite = length - 1, True
+        self.logprobs: list[float] = []
+        self._candidates = candidates
+
+    def take(self, position: int, logits: Tensor) -> None:
+        """Takes the logits (1, V) float32 of the last position."""
+        self.finite = bool(torch.isfinite(logits).all())
+        wanted = torch.tensor(self._candidates, dtype=torch.int64, device=logits.device)
+        self.logprobs = torch.log_softmax(logits[0], dim=-1)[wanted].tolist()
