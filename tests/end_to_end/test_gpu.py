@@ -25,8 +25,6 @@ from baize_engine.model.buffers import cache_slots
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.quantize import quantize as save_quantized
-from baize_engine.model.runner import Row
-from baize_engine.model.step_state import StepState
 from baize_engine.model.weights import load_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -299,9 +297,9 @@ def test_short_prompts_in_one_launch_have_the_bits_of_op_by_op(quantize: str | N
         if before:
             decoder.forward([decoders.prompt(before, 1)], [sequence], prompt=True)
         logits = decoder.prefill(decoders.prompt(count, count), sequence)
-        rows = cache_slots(sequence.blocks, cache.block_size, 0, sequence.length)
+        rows = cache_slots(sequence.block_table, cache.block_size, 0, sequence.num_cached)
         found = [logits, *(part.flatten(1, 2)[:, rows] for part in (cache.keys, cache.values))]
-        cache.free(sequence)
+        decoder.pool.free(sequence)
         return found
 
     for before in (0, 5, 300):
@@ -311,18 +309,37 @@ def test_short_prompts_in_one_launch_have_the_bits_of_op_by_op(quantize: str | N
 
 
 def test_a_graph_is_captured_once_and_replayed() -> None:
-    decoder = decoders.Decoder(model(None), 256)
-    cache, steps, sequence = decoder.cache, decoder.steps(), decoder.sequence()
-    token = int(decoder.prefill(decoders.prompt(5), sequence).argmax())
-    first = [tokens[0] for tokens in steps.run([Row(sequence, token, 30)])]
-    ((state,),) = steps._idle.values()
-    assert isinstance(state, StepState)
-    assert list(state._graphs) == [(256, 1)]
-    cache.free(sequence)
-    again = cache.allocate()
-    decoder.prefill(decoders.prompt(5), again)
-    assert [tokens[0] for tokens in steps.run([Row(again, token, 30)])] == first
-    assert steps._idle[1] == [state]
+    loop = decoders.Decoder(model(None), 256).loop()
+    found = []
+    for _ in range(2):
+        sequence = decoders.asked(decoders.prompt(5), 30)
+        loop.add([sequence])
+        decoders.finish(loop, [sequence])
+        found.append((sequence.token_ids, list(loop._batch.state._graphs)))
+    assert found[0] == found[1]
+    assert found[0][1] == [(256, 1)]
+
+
+@pytest.mark.parametrize("quantize", [None, "int8"])
+def test_scores_do_not_depend_on_the_batch(quantize: str | None) -> None:
+    """Long prompts, in pieces, alone and while others are answered and scored, with beginnings that are known."""
+    made = model(quantize)
+    stem = decoders.prompt(600, 1)
+    prompts = [[*stem, 5, 6, 7], [*stem[:560], 9], decoders.prompt(300, 2), decoders.prompt(40, 3)]
+
+    def scores(engine: Engine, many: list[list[int]]) -> list[object]:
+        return [*engine.prompt_logprobs(many, top=2), *engine.next_token_logprobs(many, [5, 9])]
+
+    def engine() -> Engine:
+        return decoders.Decoder(made, 8192, chunk=256).engine(max_model_len=1000)
+
+    wanted = [scores(engine(), [ids]) for ids in prompts]
+    together = engine()
+    running = together.completions(prompts, SamplingParams(max_new_tokens=20, ignore_eos=True))
+    next(running)
+    found = scores(together, prompts)
+    assert [[found[n], found[n + 4]] for n in range(4)] == wanted
+    assert len(list(running)) == 3
 
 
 @pytest.mark.parametrize("batch", [1, 16])
