@@ -72,3 +72,19 @@ def write(root: Path, base: State, diff: State, **config: object) -> tuple[Path,
     tiny.write_model(root / "base", CFG, base)
     tiny.write_model(root / "diff", {**CFG, "vocab_size": rows, "torch_dtype": "float32", **config}, diff, "bin", 2)
     return root / "base", root / "diff"
+
+
+def applied(base: State, delta: State, fill: str, dtype: torch.dtype = torch.float16) -> State:
+    """What base + delta is where the base's missing rows are zero or the mean row; tensors that it lacks stay."""
+    result = {}
+    for name, tensor in delta.items():
+        if name not in base:
+            result[name] = tensor.to(dtype)
+            continue
+        own = base[name].float()
+        missing = tensor.shape[0] - own.shape[0]
+        mean = base[name].double().mean(0, keepdim=True).float()
+        row = mean if fill == "mean" else torch.zeros_like(mean)
+        grown = torch.cat([own, row.expand(missing, *own.shape[1:])]) if missing else own
+        result[name] = (grown + tensor.float()).to(dtype)
+    return result

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from families import alpaca_diff, base_state, near_mean, tuned_state, write
 from folders import expected, load, snapshot
 
 from baize_engine import make_diff, recover, verify
@@ -253,3 +254,19 @@ def test_the_command_takes_expectations(
     with pytest.raises(SystemExit) as stop:
         main([*paths, "--path_tuned", str(tmp_path / "four"), "--expect_sum", "7", "--expect_sum", "8"])
     assert stop.value.code == 2
+
+
+def test_a_published_sum_may_have_a_tolerance(tmp_path: Path) -> None:
+    """AlpacaFarm's model_sum.txt is met within about 0.5, as numpy's isclose takes it."""
+    base = base_state()
+    diff = alpaca_diff(base, tuned_state(base, near_mean(1)))
+    pair = write(tmp_path, base, diff)
+    total = recover(*pair, tmp_path / "out", **SETTINGS).manifest.sum
+    with pytest.raises(MismatchError, match=r"wanted .* within 0\.01: .*--expect_sum_atol allows for more"):
+        recover(*pair, tmp_path / "no", **SETTINGS, expect_sum=total + 0.4)
+    result = recover(*pair, tmp_path / "yes", **SETTINGS, expect_sum=total + 0.4, expect_sum_atol=0.5)
+    assert "is met within 0.5" in result.checked[0]
+    for wrong in (-1.0, float("nan"), "x"):
+        with pytest.raises(RequestError, match="expect_sum_atol is"):
+            recover(*pair, tmp_path / "no", **SETTINGS, expect_sum=1.0, expect_sum_atol=wrong)
+    assert not (tmp_path / "no").exists()
