@@ -9,9 +9,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from baize_engine.checkpoint.buffers import PAGE, aligned_buffer
-from baize_engine.checkpoint.output_file import OutputFile
-from baize_engine.checkpoint.output_folder import check_output
+from baize_engine.checkpoint.buffers import PAGE
 from baize_engine.checkpoint.writer import INDEX_NAME, CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import OutputError
 
@@ -92,39 +90,3 @@ def test_an_unfinished_writer_leaves_nothing(tmp_path: Path) -> None:
     with CheckpointWriter(tmp_path / "out", lay_out(SPECS)) as writer:
         fill(writer, SPECS)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"), [("notes.txt", "is not empty"), ("model.safetensors.partial", "unfinished")]
-)
-def test_a_folder_with_content_is_refused_untouched(tmp_path: Path, entry: str, message: str) -> None:
-    (tmp_path / entry).write_text("mine")
-    with pytest.raises(OutputError, match=message), CheckpointWriter(tmp_path, lay_out(SPECS)):
-        pass
-    assert (tmp_path / entry).read_text() == "mine"
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_a_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(OutputError, match="not a folder"):
-        check_output(tmp_path / "out", 1)
-
-
-def test_too_little_space_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match=r"1000000000\.00 GB are needed"):
-        check_output(tmp_path / "out", 10**18)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize(("offset", "length"), [(0, 3 * PAGE), (PAGE, 2 * PAGE + 17), (5, PAGE), (2 * PAGE, 9)])
-def test_direct_and_buffered_writes_meet(tmp_path: Path, offset: int, length: int) -> None:
-    total = 6 * PAGE
-    file = OutputFile(tmp_path / "f", total)
-    view = aligned_buffer(length)
-    view[:] = os.urandom(length)
-    file.write_at(offset, view)
-    file.sync()
-    file.close()
-    content = (tmp_path / "f").read_bytes()
-    assert content == bytes(offset) + bytes(view) + bytes(total - offset - length)
