@@ -1,0 +1,78 @@
+"""Every module has a file of tests by its name, in the folder that mirrors its own; the others stand in a table here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from assets import REPO
+
+TESTS = REPO / "tests"
+SHORT = 60  # lines of a module that may be tested with its callers alone
+
+# Modules that no user and no other code calls by themselves: tests of the whole that they are parts of fail with them.
+TESTED_WITH = {
+    "backend/test_cuda_adder.py": ["backend/adders"],
+    "backend/test_forced.py": ["backend/plan_ops"],
+    "checkpoint/test_index.py": ["checkpoint/config_file"],
+    "checkpoint/test_meta_layout.py": ["checkpoint/joined"],
+    "checkpoint/test_odd_folders.py": ["checkpoint/os_errors", "checkpoint/side_files"],
+    "checkpoint/test_safetensors_file.py": ["checkpoint/entry"],
+    "checkpoint/test_tensor_reader.py": ["checkpoint/file_io", "checkpoint/page_cache"],
+    "checkpoint/test_torch_file.py": ["checkpoint/pickle_values", "checkpoint/wrapped_state"],
+    "cli/test_chat.py": ["cli/line_editing"],
+    "cli/test_main.py": ["cli/info"],
+    "cli/test_streams.py": ["cli/notes", "cli/signals"],
+    "cli/test_trials.py": ["recovery/integrity"],
+    "csrc/test_decoder.py": ["backend/cpp_ops"],
+    "end_to_end/test_demo_pair.py": ["cli/demo", "cli/recover"],
+    "kernels/gate/test_launches.py": ["kernels/launch"],
+    "kernels/test_product.py": ["kernels/dequantize", "kernels/norm", "kernels/rope"],
+    "model/test_quantize.py": ["model/names", "model/weight_loader"],
+    "model/test_runner.py": ["model/buffers"],
+    "recovery/test_expect.py": ["recovery/published_sum"],
+    "recovery/test_families.py": ["recovery/new_rows", "recovery/vocabulary_growth"],
+    "recovery/test_recover.py": ["recovery/plan", "recovery/run"],
+    "recovery/test_resume.py": ["recovery/earlier_run", "recovery/journal"],
+    "recovery/test_io_faults.py": ["recovery/output"],
+    "recovery/test_result.py": ["checkpoint/norms", "checkpoint/result_check"],
+    "recovery/test_stream.py": ["recovery/checks"],
+    "recovery/test_tokenizer_along.py": ["checkpoint/tokenizer_model"],
+    "recovery/xor/test_xor.py": [f"recovery/xor/{name}" for name in
+        ("checks", "checksum_lists", "decode", "file_types", "output", "payload")],
+    "test_engine.py": ["completion", "generation/score", "requests"],
+    "text/test_special_ids.py": ["checkpoint/tokenizer_files"],
+}  # fmt: skip
+ELSEWHERE = {module: file for file, modules in TESTED_WITH.items() for module in modules}
+
+
+def modules() -> dict[str, Path]:
+    """Every module as "folder/name", with its file."""
+    package = REPO / "baize_engine"
+    found = {str(path.relative_to(package).with_suffix("")): path for path in sorted(package.rglob("*.py"))}
+    found = {name: path for name, path in found.items() if not name.startswith("kernels/")}
+    found |= {f"kernels/{path.stem}": path for path in sorted((REPO / "kernels").glob("*.py"))}
+    return {name: path for name, path in found.items() if not path.name.startswith("__")}
+
+
+def test_every_module_has_its_file_of_tests() -> None:
+    missing = []
+    for name, path in modules().items():
+        folder, _, stem = name.rpartition("/")
+        own = TESTS / folder / f"test_{stem}.py"
+        assert not (own.exists() and name in ELSEWHERE), f"{name} has {own.name}: it does not belong into TESTED_WITH"
+        if not own.exists() and name not in ELSEWHERE and len(path.read_text().splitlines()) > SHORT:
+            missing.append(name)
+    assert missing == []
+
+
+def test_the_table_names_what_exists() -> None:
+    assert set(ELSEWHERE) <= set(modules())
+    assert [file for file in TESTED_WITH if not (TESTS / file).exists()] == []
+
+
+@pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
+def test_no_file_of_tests_imports_another(path: Path) -> None:
+    """What they share is in tests/helpers/ or in conftest.py."""
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    assert [line for line in lines if line.startswith(("import test_", "from test_", "from tests"))] == []
