@@ -90,37 +90,82 @@ def quantize(variant: str, weight: int, dtype: str, out: Matrix) -> None:
     finite; `out` then holds some rows.
     """
 
+# The ops of a plan. They follow the functions of these names in kernels/reference.py; an operand that is a tensor there is its
+# address here, and the sizes are their own arguments. Float operands are float32, keys and values of type `cache`, ids,
+# positions and slots int64, tables, starts and lens int32 (`narrow` positions too). `best` may be 0: none.
+
+class Embed:
+    def __init__(self, *, ids: int, tokens: int, kind: str, weight: int, rows: int, hidden: int, out: int) -> None: ...
+
+class QkvRopeStore:
+    def __init__(
+        self,
+        *,
+        x: int,
+        tokens: int,
+        norm: int,
+        eps: float,
+        weights: list[Matrix],
+        cos: int,
+        sin: int,
+        turns: int,
+        positions: int,
+        cache: str,
+        keys: int,
+        values: int,
+        places: int,
+        slots: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        q: int,
+        int8_activations: bool,
+    ) -> None:
+        """`turns`: rows of cos and sin; `places`: rows of keys and values."""  # fmt: skip
+
+class Attention:
+    def __init__(
+        self, *, q: int, cache: str, keys: int, values: int, block_tables: int, query_starts: int, context_lens: int,
+        tokens: int, sequences: int, table_stride: int, heads: int, kv_heads: int, dim: int, block: int, blocks: int,
+        scale: float, out: int,
+    ) -> None: ...  # fmt: skip
+
+class LinearAdd:
+    def __init__(self, *, x: int, tokens: int, weight: Matrix, out: int, int8_activations: bool) -> None: ...
+
+class GateUp:
+    def __init__(
+        self, *, x: int, tokens: int, norm: int, eps: float, weights: list[Matrix], out: int, int8_activations: bool
+    ) -> None: ...
+
+class Head:
+    def __init__(self, *, x: int, tokens: int, norm: int, eps: float, weight: Matrix, out: int, best: int) -> None: ...
+
+class Sample:
+    def __init__(
+        self, *, logits: int, best: int, rows: int, vocabulary: int, temperature: int, top_k: int, top_p: int, min_p: int,
+        seeds: int, sample_index: int, positions: int, narrow: bool, out: int,
+    ) -> None: ...  # fmt: skip
+
+class Advance:
+    def __init__(
+        self, *, tokens: int, rows: int, ids: int, positions: int, slots: int, lens: int, left: int, stops: int,
+        stops_of_row: int, block_tables: int, table_stride: int, block: int,
+    ) -> None: ...  # fmt: skip
+
+PlanOp = Embed | QkvRopeStore | Attention | LinearAdd | GateUp | Head | Sample | Advance
+
 class Plan:
-    """Ops of the decoder over memory at fixed addresses, run in order by one call. The caller has checked shapes and types
-    (backend/cpp_ops.py) and keeps the memory alive. Float arguments are float32, keys and values of type `cache`, ids,
-    positions and slots int64, tables, starts and lens int32 (`narrow` positions too); ops are those of
-    kernels/reference.py, whose names and arguments these follow.
+    """Ops of the decoder over memory at fixed addresses, run in order by one call.
+
+    The caller has checked shapes and types (backend/cpp_ops.py) and keeps the memory alive.
     """
 
     def __init__(self, variant: str) -> None: ...
-    def embed(self, ids: int, tokens: int, kind: str, weight: int, rows: int, hidden: int, out: int) -> None: ...
-    def qkv_rope_store(
-        self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], cos: int, sin: int, positions: int,
-        cache: str, keys: int, values: int, slots: int, heads: int, kv_heads: int, dim: int, q: int,
-        int8_activations: bool, turns: int, places: int,
-    ) -> None: ...  # fmt: skip
-    def attention(
-        self, q: int, cache: str, keys: int, values: int, tables: int, starts: int, lens: int, tokens: int, sequences: int,
-        table_stride: int, heads: int, kv_heads: int, dim: int, block: int, blocks: int, scale: float, out: int,
-    ) -> None: ...  # fmt: skip
-    def linear_add(self, x: int, tokens: int, matrix: Matrix, out: int, int8_activations: bool) -> None: ...
-    def gate_up(
-        self, x: int, tokens: int, norm: int, eps: float, matrices: list[Matrix], out: int, int8_activations: bool
-    ) -> None: ...
-    def head(self, x: int, tokens: int, norm: int, eps: float, matrix: Matrix, out: int, best: int) -> None: ...
-    def sample(
-        self, logits: int, best: int, rows: int, vocabulary: int, temperature: int, top_k: int, top_p: int, min_p: int,
-        seeds: int, sample_index: int, positions: int, narrow: bool, out: int,
-    ) -> None: ...  # fmt: skip
-    def advance(
-        self, tokens: int, rows: int, ids: int, positions: int, slots: int, lens: int, left: int, stops: int,
-        stops_of_row: int, tables: int, table_stride: int, block: int,
-    ) -> None: ...  # fmt: skip
+    def append(self, op: PlanOp) -> None: ...
     def run(self, threads: int) -> None:
-        """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped. RuntimeError where another thread runs them
-        already; IndexError where a token id, position, slot or context has no row."""
+        """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped.
+
+        RuntimeError where another thread runs them already; IndexError where a token id, position, slot or context has no
+        row.
+        """

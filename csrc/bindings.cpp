@@ -232,6 +232,86 @@ void py_quantize(const std::string& variant, uintptr_t weight, const std::string
     if (!finite) throw py::value_error("weight holds values that are not finite, which have no code");
 }
 
+// The ops of a plan, by keyword; their operands are those of kernels/reference.py.
+void bind_ops(py::module_& module) {
+    using A = py::arg;
+    const py::kw_only by_name;
+    py::class_<Embed>(module, "Embed")
+        .def(py::init([](uintptr_t ids, size_t tokens, const std::string& kind, uintptr_t weight, size_t rows, size_t hidden,
+                         uintptr_t out) {
+                 return Embed{at<const int64_t>(ids), tokens, float_kind(kind), at<const uint8_t>(weight), rows, hidden,
+                              at<float>(out)};
+             }),
+             by_name, A("ids"), A("tokens"), A("kind"), A("weight"), A("rows"), A("hidden"), A("out"));
+    py::class_<QkvRopeStore>(module, "QkvRopeStore")
+        .def(py::init([](uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& weights,
+                         uintptr_t cos, uintptr_t sin, size_t turns, uintptr_t positions, const std::string& cache,
+                         uintptr_t keys, uintptr_t values, size_t places, uintptr_t slots, size_t heads, size_t kv_heads,
+                         size_t dim, uintptr_t q, bool int8_activations) {
+                 return QkvRopeStore{at<const float>(x), tokens, at<const float>(norm), eps, weights, at<const float>(cos),
+                                     at<const float>(sin), turns, at<const int64_t>(positions), float_kind(cache),
+                                     at<uint8_t>(keys), at<uint8_t>(values), places, at<const int64_t>(slots), heads,
+                                     kv_heads, dim, at<float>(q), int8_activations};
+             }),
+             by_name, A("x"), A("tokens"), A("norm"), A("eps"), A("weights"), A("cos"), A("sin"), A("turns"),
+             A("positions"), A("cache"), A("keys"), A("values"), A("places"), A("slots"), A("heads"), A("kv_heads"),
+             A("dim"), A("q"), A("int8_activations"));
+    py::class_<Attention>(module, "Attention")
+        .def(py::init([](uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t block_tables,
+                         uintptr_t query_starts, uintptr_t context_lens, size_t tokens, size_t sequences,
+                         size_t table_stride, size_t heads, size_t kv_heads, size_t dim, size_t block, size_t blocks,
+                         float scale, uintptr_t out) {
+                 return Attention{at<const float>(q), at<const uint8_t>(keys), at<const uint8_t>(values), float_kind(cache),
+                                  at<const int32_t>(block_tables), at<const int32_t>(query_starts),
+                                  at<const int32_t>(context_lens), tokens, sequences, table_stride, heads, kv_heads, dim,
+                                  block, blocks, scale, at<float>(out), 0};
+             }),
+             by_name, A("q"), A("cache"), A("keys"), A("values"), A("block_tables"), A("query_starts"), A("context_lens"),
+             A("tokens"), A("sequences"), A("table_stride"), A("heads"), A("kv_heads"), A("dim"), A("block"), A("blocks"),
+             A("scale"), A("out"));
+    py::class_<LinearAdd>(module, "LinearAdd")
+        .def(py::init([](uintptr_t x, size_t tokens, const Matrix& weight, uintptr_t out, bool int8_activations) {
+                 return LinearAdd{at<const float>(x), tokens, weight, at<float>(out), int8_activations};
+             }),
+             by_name, A("x"), A("tokens"), A("weight"), A("out"), A("int8_activations"));
+    py::class_<GateUp>(module, "GateUp")
+        .def(py::init([](uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& weights,
+                         uintptr_t out, bool int8_activations) {
+                 return GateUp{at<const float>(x), tokens, at<const float>(norm), eps, weights, at<float>(out),
+                               int8_activations};
+             }),
+             by_name, A("x"), A("tokens"), A("norm"), A("eps"), A("weights"), A("out"), A("int8_activations"));
+    py::class_<Head>(module, "Head")
+        .def(py::init([](uintptr_t x, size_t tokens, uintptr_t norm, float eps, const Matrix& weight, uintptr_t out,
+                         uintptr_t best) {
+                 return Head{at<const float>(x), tokens, at<const float>(norm), eps, weight, at<float>(out),
+                             at<int32_t>(best)};
+             }),
+             by_name, A("x"), A("tokens"), A("norm"), A("eps"), A("weight"), A("out"), A("best"));
+    py::class_<Sample>(module, "Sample")
+        .def(py::init([](uintptr_t logits, uintptr_t best, size_t rows, size_t vocabulary, uintptr_t temperature,
+                         uintptr_t top_k, uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, uintptr_t sample_index,
+                         uintptr_t positions, bool narrow, uintptr_t out) {
+                 return Sample{at<const float>(logits), at<const int32_t>(best), rows, vocabulary,
+                               at<const float>(temperature), at<const int64_t>(top_k), at<const float>(top_p),
+                               at<const float>(min_p), at<const int64_t>(seeds), at<const int64_t>(sample_index),
+                               narrow ? nullptr : at<const int64_t>(positions),
+                               narrow ? at<const int32_t>(positions) : nullptr, at<int64_t>(out)};
+             }),
+             by_name, A("logits"), A("best"), A("rows"), A("vocabulary"), A("temperature"), A("top_k"), A("top_p"),
+             A("min_p"), A("seeds"), A("sample_index"), A("positions"), A("narrow"), A("out"));
+    py::class_<Advance>(module, "Advance")
+        .def(py::init([](uintptr_t tokens, size_t rows, uintptr_t ids, uintptr_t positions, uintptr_t slots, uintptr_t lens,
+                         uintptr_t left, uintptr_t stops, size_t stops_of_row, uintptr_t block_tables, size_t table_stride,
+                         int64_t block) {
+                 return Advance{at<const int64_t>(tokens), rows, at<int64_t>(ids), at<int64_t>(positions),
+                                at<int64_t>(slots), at<int32_t>(lens), at<int32_t>(left), at<const int64_t>(stops),
+                                stops_of_row, at<const int32_t>(block_tables), table_stride, block};
+             }),
+             by_name, A("tokens"), A("rows"), A("ids"), A("positions"), A("slots"), A("lens"), A("left"), A("stops"),
+             A("stops_of_row"), A("block_tables"), A("table_stride"), A("block"));
+}
+
 void bind_decoder(py::module_& module) {
     module.def("decoder_variants", [] {
         std::vector<std::string> names;
@@ -242,63 +322,17 @@ void bind_decoder(py::module_& module) {
     py::class_<Matrix>(module, "Matrix")
         .def(py::init(&matrix), py::arg("kind"), py::arg("values"), py::arg("scales"), py::arg("rows"), py::arg("columns"));
     module.def("quantize", &py_quantize, py::arg("variant"), py::arg("weight"), py::arg("dtype"), py::arg("out"));
+    bind_ops(module);
     py::class_<Plan>(module, "Plan")
         .def(py::init([](const std::string& variant) { return new Plan(kernels_of(variant)); }), py::arg("variant"))
-        .def("embed",
-             [](Plan& plan, uintptr_t ids, size_t tokens, const std::string& kind, uintptr_t weight, size_t rows,
-                size_t hidden, uintptr_t out) {
-                 plan.embed(at<const int64_t>(ids), tokens, float_kind(kind), at<const uint8_t>(weight), rows, hidden,
-                            at<float>(out));
-             })
-        .def("qkv_rope_store",
-             [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
-                uintptr_t cos, uintptr_t sin, uintptr_t positions, const std::string& cache, uintptr_t keys, uintptr_t values,
-                uintptr_t slots,
-                size_t heads, size_t kv_heads, size_t dim, uintptr_t q, bool int8_activations, size_t turns, size_t places) {
-                 plan.qkv_rope_store(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<const float>(cos),
-                                     at<const float>(sin), at<const int64_t>(positions), float_kind(cache), at<uint8_t>(keys),
-                                     at<uint8_t>(values),
-                                     at<const int64_t>(slots), heads, kv_heads, dim, at<float>(q), int8_activations, turns, places);
-             })
-        .def("attention",
-             [](Plan& plan, uintptr_t q, const std::string& cache, uintptr_t keys, uintptr_t values, uintptr_t tables, uintptr_t starts,
-                uintptr_t lens, size_t tokens, size_t sequences, size_t table_stride, size_t heads, size_t kv_heads,
-                size_t dim, size_t block, size_t blocks, float scale, uintptr_t out) {
-                 plan.attention({at<const float>(q), at<const uint8_t>(keys), at<const uint8_t>(values), float_kind(cache),
-                                 at<const int32_t>(tables), at<const int32_t>(starts), at<const int32_t>(lens), tokens,
-                                 sequences, table_stride, heads, kv_heads, dim, block, blocks, scale, at<float>(out), 0});
-             })
-        .def("linear_add",
-             [](Plan& plan, uintptr_t x, size_t tokens, const Matrix& matrix, uintptr_t out, bool int8_activations) {
-                 plan.linear_add(at<const float>(x), tokens, matrix, at<float>(out), int8_activations);
-             })
-        .def("gate_up",
-             [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const std::vector<Matrix>& matrices,
-                uintptr_t out, bool int8_activations) {
-                 plan.gate_up(at<const float>(x), tokens, at<const float>(norm), eps, matrices, at<float>(out), int8_activations);
-             })
-        .def("head",
-             [](Plan& plan, uintptr_t x, size_t tokens, uintptr_t norm, float eps, const Matrix& matrix, uintptr_t out,
-                uintptr_t best) {
-                 plan.head(at<const float>(x), tokens, at<const float>(norm), eps, matrix, at<float>(out), at<int32_t>(best));
-             })
-        .def("sample",
-             [](Plan& plan, uintptr_t logits, uintptr_t best, size_t rows, size_t vocabulary, uintptr_t temperature,
-                uintptr_t top_k, uintptr_t top_p, uintptr_t min_p, uintptr_t seeds, uintptr_t sample_index,
-                uintptr_t positions, bool narrow, uintptr_t out) {
-                 plan.sample({at<const float>(logits), at<const int32_t>(best), rows, vocabulary, at<const float>(temperature),
-                              at<const int64_t>(top_k), at<const float>(top_p), at<const float>(min_p),
-                              at<const int64_t>(seeds), at<const int64_t>(sample_index),
-                              narrow ? nullptr : at<const int64_t>(positions), narrow ? at<const int32_t>(positions) : nullptr,
-                              at<int64_t>(out)});
-             })
-        .def("advance",
-             [](Plan& plan, uintptr_t tokens, size_t rows, uintptr_t ids, uintptr_t positions, uintptr_t slots, uintptr_t lens,
-                uintptr_t left, uintptr_t stops, size_t stops_of_row, uintptr_t tables, size_t table_stride, int64_t block) {
-                 plan.advance({at<const int64_t>(tokens), rows, at<int64_t>(ids), at<int64_t>(positions), at<int64_t>(slots),
-                               at<int32_t>(lens), at<int32_t>(left), at<const int64_t>(stops), stops_of_row,
-                               at<const int32_t>(tables), table_stride, block});
-             })
+        .def("append", py::overload_cast<const Embed&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const QkvRopeStore&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const Attention&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const LinearAdd&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const GateUp&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const Head&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const Sample&>(&Plan::append), py::arg("op"))
+        .def("append", py::overload_cast<const Advance&>(&Plan::append), py::arg("op"))
         .def("run", [](Plan& plan, int threads) {
             if (threads < 1 || threads > kMaxThreads)
                 throw py::value_error("threads is " + std::to_string(threads) + ", wanted 1 to " +

@@ -59,13 +59,13 @@ size_t threads() {
 
 void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
 
-void Plan::embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden,
-                 float* out) {
-    const size_t row_bytes = hidden * (kind == Kind::float32 ? 4 : 2);
-    add(tokens, [=](Arena&, size_t t, float*) {
-        if (ids[t] < 0 || size_t(ids[t]) >= rows)
-            throw std::out_of_range("token id " + std::to_string(ids[t]) + ", wanted 0 to " + std::to_string(rows - 1));
-        kernels_.widen(kind, weight + size_t(ids[t]) * row_bytes, hidden, out + t * hidden);
+void Plan::append(const Embed& op) {
+    const size_t row_bytes = op.hidden * (op.kind == Kind::float32 ? 4 : 2);
+    add(op.tokens, [=](Arena&, size_t t, float*) {
+        const int64_t id = op.ids[t];
+        if (id < 0 || size_t(id) >= op.rows)
+            throw std::out_of_range("token id " + std::to_string(id) + ", wanted 0 to " + std::to_string(op.rows - 1));
+        kernels_.widen(op.kind, op.weight + size_t(id) * row_bytes, op.hidden, op.out + t * op.hidden);
     });
 }
 
@@ -146,30 +146,30 @@ void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool byt
     });
 }
 
-void Plan::qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
-                          const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
-                          uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
-                          bool int8_activations, size_t turns, size_t places) {
-    const size_t width = (heads + 2 * kv_heads) * dim, half = dim / 2, row_bytes = kv_heads * dim * (cache == Kind::float32 ? 4 : 2);
-    const bool bytes = by_bytes(int8_activations, matrices[0]);
-    prepare(x, tokens, matrices[0], bytes, norm, eps);
-    products(tokens, matrices, bytes, nullptr, width, false);
-    scratch_ = std::max(scratch_, kv_heads * dim);
-    add(tokens, [=](Arena& arena, size_t t, float* turned) {
-        check_place("position", positions[t], turns);
-        check_place("slot", slots[t], places);
+void Plan::append(const QkvRopeStore& op) {
+    const size_t width = (op.heads + 2 * op.kv_heads) * op.dim, half = op.dim / 2;
+    const size_t row_bytes = op.kv_heads * op.dim * (op.cache == Kind::float32 ? 4 : 2);
+    const bool bytes = by_bytes(op.int8_activations, op.matrices[0]);
+    prepare(op.x, op.tokens, op.matrices[0], bytes, op.norm, op.eps);
+    products(op.tokens, op.matrices, bytes, nullptr, width, false);
+    scratch_ = std::max(scratch_, op.kv_heads * op.dim);
+    add(op.tokens, [=](Arena& arena, size_t t, float* turned) {
+        check_place("position", op.positions[t], op.turns);
+        check_place("slot", op.slots[t], op.places);
+        const size_t position = size_t(op.positions[t]), slot = size_t(op.slots[t]);
         const float* row = arena.parts.data() + t * width;
-        const float *c = cos + size_t(positions[t]) * half, *s = sin + size_t(positions[t]) * half;
-        for (size_t head = 0; head < heads + kv_heads; ++head) {
-            const float* from = row + head * dim;
-            float* to = head < heads ? q + (t * heads + head) * dim : turned + (head - heads) * dim;
+        const float *c = op.cos + position * half, *s = op.sin + position * half;
+        for (size_t head = 0; head < op.heads + op.kv_heads; ++head) {
+            const float* from = row + head * op.dim;
+            float* to = head < op.heads ? op.q + (t * op.heads + head) * op.dim : turned + (head - op.heads) * op.dim;
             for (size_t d = 0; d < half; ++d) {
                 to[d] = from[d] * c[d] - from[half + d] * s[d];
                 to[half + d] = from[half + d] * c[d] + from[d] * s[d];
             }
         }
-        kernels_.narrow(cache, turned, kv_heads * dim, keys + size_t(slots[t]) * row_bytes);
-        kernels_.narrow(cache, row + (heads + kv_heads) * dim, kv_heads * dim, values + size_t(slots[t]) * row_bytes);
+        const float* value = row + (op.heads + op.kv_heads) * op.dim;
+        kernels_.narrow(op.cache, turned, op.kv_heads * op.dim, op.keys + slot * row_bytes);
+        kernels_.narrow(op.cache, value, op.kv_heads * op.dim, op.values + slot * row_bytes);
     });
 }
 
@@ -192,9 +192,9 @@ void check_sequence(const Attention& a, size_t n, size_t first, size_t last, siz
 
 }  // namespace
 
-void Plan::attention(const Attention& what) {
-    if (what.tokens == 0) return;
-    Attention a = what;
+void Plan::append(const Attention& op) {
+    if (op.tokens == 0) return;
+    Attention a = op;
     a.splits = (a.table_stride * a.block + kSplit - 1) / kSplit;
     const size_t group = a.heads / a.kv_heads;
     if (a.sequences == a.tokens) {  // one query each: the splits of a context are tasks of their own
@@ -230,54 +230,53 @@ void Plan::attention(const Attention& what) {
     });
 }
 
-void Plan::linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool int8_activations) {
-    const bool bytes = by_bytes(int8_activations, matrix);
-    prepare(x, tokens, matrix, bytes);
-    products(tokens, {matrix}, bytes, out, matrix.rows, true);
+void Plan::append(const LinearAdd& op) {
+    const bool bytes = by_bytes(op.int8_activations, op.matrix);
+    prepare(op.x, op.tokens, op.matrix, bytes);
+    products(op.tokens, {op.matrix}, bytes, op.out, op.matrix.rows, true);
 }
 
-void Plan::gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
-                   float* out, bool int8_activations) {
+void Plan::append(const GateUp& op) {
+    const std::vector<Matrix>& matrices = op.matrices;
     check_beside(matrices);
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
-    const bool bytes = by_bytes(int8_activations, matrices[0]);
-    prepare(x, tokens, matrices[0], bytes, norm, eps);
+    const bool bytes = by_bytes(op.int8_activations, matrices[0]);
+    prepare(op.x, op.tokens, matrices[0], bytes, op.norm, op.eps);
     // A task makes gates and ups of the same rows, which its thread's cache still has when they are joined.
-    const size_t inner = width / 2, rows = kernels_.task_rows(matrices[0], tokens), own = kernels_.product_scratch();
-    scratch_ = std::max(scratch_, own + 2 * rows * tokens);
+    const size_t inner = width / 2, rows = kernels_.task_rows(matrices[0], op.tokens), own = kernels_.product_scratch();
+    scratch_ = std::max(scratch_, own + 2 * rows * op.tokens);
     add((inner + rows - 1) / rows, [=](Arena& arena, size_t task, float* scratch) {
         const size_t begin = task * rows, count = std::min(rows, inner - begin);
         float* both = scratch + own;  // (tokens, 2, count)
         for (size_t half = 0; half < 2; ++half) {
             const size_t first = half * inner + begin, last = first + count;  // of all rows
             size_t before = 0;
-            for (const Matrix& matrix : matrices) {
+            for (const Matrix& matrix : op.matrices) {
                 const size_t from = std::max(first, before), to = std::min(last, before + matrix.rows);
                 if (from < to) {
-                    const Product what{matrix.part(from - before, to - before), arena.activations(bytes), tokens,
+                    const Product what{matrix.part(from - before, to - before), arena.activations(bytes), op.tokens,
                                        both + half * count + (from - first), 2 * count, false};
                     kernels_.product(what, 0, to - from, scratch);
                 }
                 before += matrix.rows;
             }
         }
-        for (size_t t = 0; t < tokens; ++t)
-            kernels_.silu_mul(both + 2 * count * t, both + 2 * count * t + count, count, out + t * inner + begin);
+        for (size_t t = 0; t < op.tokens; ++t)
+            kernels_.silu_mul(both + 2 * count * t, both + 2 * count * t + count, count, op.out + t * inner + begin);
     });
 }
 
-void Plan::head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
-                int32_t* best) {
-    const size_t vocabulary = matrix.rows, blocks = (vocabulary + kBestBlock - 1) / kBestBlock;
-    prepare(x, tokens, matrix, false, norm, eps);
-    products(tokens, {matrix}, false, out, vocabulary, false);
-    if (!best) return;
+void Plan::append(const Head& op) {
+    const size_t vocabulary = op.matrix.rows, blocks = (vocabulary + kBestBlock - 1) / kBestBlock;
+    prepare(op.x, op.tokens, op.matrix, false, op.norm, op.eps);
+    products(op.tokens, {op.matrix}, false, op.out, vocabulary, false);
+    if (!op.best) return;
     constexpr size_t piece = 128;  // blocks of a task
     const size_t pieces = (blocks + piece - 1) / piece;
-    add(tokens * pieces, [=](Arena&, size_t task, float*) {
+    add(op.tokens * pieces, [=, logits = op.out, best = op.best](Arena&, size_t task, float*) {
         const size_t t = task / pieces, first = task % pieces * piece;
-        const float* row = out + t * vocabulary;
+        const float* row = logits + t * vocabulary;
         for (size_t b = first; b < std::min(first + piece, blocks); ++b) {
             const size_t begin = b * kBestBlock, end = std::min(begin + kBestBlock, vocabulary);
             size_t found = begin;
@@ -291,15 +290,15 @@ void Plan::head(const float* x, size_t tokens, const float* norm, float eps, con
     });
 }
 
-void Plan::sample(const Sample& what) {
-    scratch_ = std::max(scratch_, sample_scratch(what));
-    add(what.rows, [=, &loops = sample_loops(kernels_.name)](Arena&, size_t row, float* scratch) {
-        baize::sample(what, loops, row, scratch);
+void Plan::append(const Sample& op) {
+    scratch_ = std::max(scratch_, sample_scratch(op));
+    add(op.rows, [=, &loops = sample_loops(kernels_.name)](Arena&, size_t row, float* scratch) {
+        baize::sample(op, loops, row, scratch);
     });
 }
 
-void Plan::advance(const Advance& what) {
-    add(what.rows, [=](Arena&, size_t row, float*) { baize::advance(what, row); });
+void Plan::append(const Advance& op) {
+    add(op.rows, [=](Arena&, size_t row, float*) { baize::advance(op, row); });
 }
 
 void Plan::run(int threads) {

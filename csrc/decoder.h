@@ -82,6 +82,64 @@ struct Product {
     bool add;
 };
 
+// The ops of a plan: the operands of the functions of these names in kernels/reference.py, by address and size.
+
+struct Embed {
+    const int64_t* ids;
+    size_t tokens;
+    Kind kind;  // of weight (rows, hidden)
+    const uint8_t* weight;
+    size_t rows, hidden;
+    float* out;
+};
+
+// rms_norm, the products with `matrices` side by side, q and k rotated, k and v stored in a cache of type `cache`.
+struct QkvRopeStore {
+    const float* x;  // (tokens, hidden)
+    size_t tokens;
+    const float* norm;
+    float eps;
+    std::vector<Matrix> matrices;
+    const float *cos, *sin;  // (turns, dim / 2)
+    size_t turns;
+    const int64_t* positions;
+    Kind cache;
+    uint8_t *keys, *values;  // (places, kv_heads, dim)
+    size_t places;
+    const int64_t* slots;
+    size_t heads, kv_heads, dim;
+    float* q;               // (tokens, heads, dim)
+    bool int8_activations;  // those that meet quantised matrices are rounded to bytes
+};
+
+struct LinearAdd {
+    const float* x;
+    size_t tokens;
+    Matrix matrix;
+    float* out;
+    bool int8_activations;
+};
+
+struct GateUp {
+    const float* x;
+    size_t tokens;
+    const float* norm;
+    float eps;
+    std::vector<Matrix> matrices;
+    float* out;
+    bool int8_activations;
+};
+
+struct Head {
+    const float* x;
+    size_t tokens;
+    const float* norm;
+    float eps;
+    Matrix matrix;
+    float* out;
+    int32_t* best;  // or null: the greatest of each kBestBlock logits, -1 where one is not finite
+};
+
 // Queries (T, heads, dim) of sequences whose keys and values lie in a cache of blocks (block, kv_heads, dim) of `kind`. Where
 // there are as many sequences as queries each has one.
 struct Attention {
@@ -149,22 +207,14 @@ class Plan {
    public:
     explicit Plan(const Kernels& kernels) : kernels_(kernels) {}
 
-    void embed(const int64_t* ids, size_t tokens, Kind kind, const uint8_t* weight, size_t rows, size_t hidden, float* out);
-    // `int8_activations` rounds the activations that meet quantised matrices to bytes.
-    // rms_norm, then the products with `matrices` side by side, q and k rotated, k and v stored in a cache of `cache`
-    void qkv_rope_store(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices,
-                        const float* cos, const float* sin, const int64_t* positions, Kind cache, uint8_t* keys,
-                        uint8_t* values, const int64_t* slots, size_t heads, size_t kv_heads, size_t dim, float* q,
-                        bool int8_activations, size_t turns, size_t places);  // rows of cos, and of keys
-    void attention(const Attention& what);  // `splits` is filled in
-    void linear_add(const float* x, size_t tokens, const Matrix& matrix, float* out, bool int8_activations);
-    void gate_up(const float* x, size_t tokens, const float* norm, float eps, const std::vector<Matrix>& matrices, float* out,
-                 bool int8_activations);
-    void head(const float* x, size_t tokens, const float* norm, float eps, const Matrix& matrix, float* out,
-              int32_t* best);  // best may be null: the greatest of each kBestBlock logits, -1 where one is not finite
-
-    void sample(const Sample& what);
-    void advance(const Advance& what);
+    void append(const Embed& op);
+    void append(const QkvRopeStore& op);
+    void append(const Attention& op);  // `splits` is filled in
+    void append(const LinearAdd& op);
+    void append(const GateUp& op);
+    void append(const Head& op);
+    void append(const Sample& op);
+    void append(const Advance& op);
 
     void run(int threads);
 

@@ -163,10 +163,10 @@ struct Vec {
         __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(codes), "v"(signed_codes));
         return total;
     }
-    BAIZE_TARGET static void lifted8(const uint8_t* from, uint8_t* to) {  // int8 with 128 added
+    BAIZE_TARGET static void biased8(const uint8_t* from, uint8_t* to) {  // int8 with 128 added
         _mm512_storeu_si512(to, _mm512_xor_si512(load_bytes(from), _mm512_set1_epi8(-128)));
     }
-    BAIZE_TARGET static void lifted4(const uint8_t* group, uint8_t* to) {  // a group of int4, columns in order, with 8 added
+    BAIZE_TARGET static void biased4(const uint8_t* group, uint8_t* to) {  // a group of int4, columns in order, with 8 added
         const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)), mask = _mm256_set1_epi8(15);
         const __m256i low = _mm256_and_si256(packed, mask), high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
         _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));

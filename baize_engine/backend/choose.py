@@ -27,6 +27,7 @@ DECODER_OPS = {
     "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
 }  # fmt: skip
 OPS = ("diff_add", "quantize", *DECODER_OPS)
+WAITS_FOR_DEVICE = ("attention", "sample")  # of kernels/reference.py: lengths, and whether rows are greedy
 Function = Callable[..., Any]  # of kernels/reference.py
 Quantizer = Callable[..., "Int8Weight | Int4Weight"]  # `quantize` of kernels/quantized.py
 
@@ -287,7 +288,12 @@ def _torch_row(op: str) -> Implementation:
         function: Function = getattr(reference, op)
         return function
 
-    return Implementation("torch", _no_torch, load)
+    def why_not(device: str) -> str | None:
+        if device != "cpu" and op in WAITS_FOR_DEVICE:
+            return "it reads values back from the device, which a CUDA graph cannot capture"
+        return _no_torch(device)
+
+    return Implementation("torch", why_not, load)
 
 
 def _cpp_adder(variant: str) -> Callable[[], Adder]:

@@ -57,7 +57,7 @@ class Joined:
 
     def append(self, op: PlanOp) -> None:
         """ValueError names an operand that has another shape, type or place than the op's."""
-        APPENDERS[type(op)](self._plan, op)
+        self._plan.append(STRUCTS[type(op)](op))
         self._held.append(op)
 
     def __call__(self) -> None:
@@ -139,111 +139,163 @@ def _new_out(op: Embed | Attention | Sample) -> Tensor:
     return torch.empty_like(op.q) if isinstance(op, Attention) else torch.empty(op.logits.shape[0], dtype=torch.int64)
 
 
-def _embed(plan: _C.Plan, op: Embed) -> None:
+def _embed(op: Embed) -> _C.Embed:
     tokens, (rows, hidden) = op.ids.shape[0], op.weight.shape
-    where = _address("weight", op.weight, (rows, hidden), op.weight.dtype)
-    plan.embed(
-        _address("ids", op.ids, (tokens,), torch.int64), tokens, FLOATS[op.weight.dtype], where, rows, hidden,
-        _address("out", op.out, (tokens, hidden)),
-    )  # fmt: skip
-
-
-def _qkv_rope_store(plan: _C.Plan, op: QkvRopeStore) -> None:
-    (tokens, hidden), (_, heads, dim) = op.x.shape, op.q.shape
-    blocks, block, kv_heads, _ = op.k_cache.shape
-    if dim % 2:
-        raise ValueError(f"q has heads of {dim} columns, wanted an even number")
-    _check_sum(sum(w.shape[0] for w in op.weights), (heads + 2 * kv_heads) * dim)
-    half = (op.cos.shape[0], dim // 2)
-    cache = (blocks, block, kv_heads, dim)
-    kind = _cache_kind(op.k_cache)
-    plan.qkv_rope_store(
-        _address("x", op.x, (tokens, hidden)), tokens, _address("norm", op.norm, (hidden,)), op.eps,
-        [_matrix(weight, hidden) for weight in op.weights], _address("cos", op.cos, half), _address("sin", op.sin, half),
-        _address("positions", op.positions, (tokens,), torch.int64), kind,
-        _address("k_cache", op.k_cache, cache, op.k_cache.dtype), _address("v_cache", op.v_cache, cache, op.k_cache.dtype),
-        _address("slots", op.slots, (tokens,), torch.int64), heads, kv_heads, dim, _address("q", op.q, (tokens, heads, dim)),
-        op.int8_activations, op.cos.shape[0], blocks * block,
-    )  # fmt: skip
-
-
-def _attention(plan: _C.Plan, op: Attention) -> None:
-    tokens, heads, dim = op.q.shape
-    blocks, block, kv_heads, _ = op.k_cache.shape
-    sequences, most = op.context_lens.shape[0], op.block_tables.shape[1]
-    if heads % kv_heads:
-        raise ValueError(f"q has {heads} heads, wanted a multiple of the cache's {kv_heads}")
-    whole, cache = (tokens, heads, dim), (blocks, block, kv_heads, dim)
-    plan.attention(
-        _address("q", op.q, whole), _cache_kind(op.k_cache), _address("k_cache", op.k_cache, cache, op.k_cache.dtype),
-        _address("v_cache", op.v_cache, cache, op.k_cache.dtype),
-        _address("block_tables", op.block_tables, (sequences, most), torch.int32),
-        _address("query_starts", op.query_starts, (sequences + 1,), torch.int32),
-        _address("context_lens", op.context_lens, (sequences,), torch.int32), tokens, sequences, most,
-        heads, kv_heads, dim, block, blocks, op.scale, _address("out", op.out, whole),
-    )  # fmt: skip
-
-
-def _linear_add(plan: _C.Plan, op: LinearAdd) -> None:
-    tokens, columns = op.x.shape
-    out = _address("out", op.out, (tokens, op.weight.shape[0]))
-    plan.linear_add(
-        _address("x", op.x, (tokens, columns)), tokens, _matrix(op.weight, columns), out, op.int8_activations
+    return _C.Embed(
+        ids=_address("ids", op.ids, (tokens,), torch.int64),
+        tokens=tokens,
+        kind=FLOATS[op.weight.dtype],
+        weight=_address("weight", op.weight, (rows, hidden), op.weight.dtype),
+        rows=rows,
+        hidden=hidden,
+        out=_address("out", op.out, (tokens, hidden)),
     )
 
 
-def _gate_up(plan: _C.Plan, op: GateUp) -> None:
+def _qkv_rope_store(op: QkvRopeStore) -> _C.QkvRopeStore:
+    (tokens, hidden), (_, heads, dim) = op.x.shape, op.q.shape
+    cache, cache_kind = op.k_cache.shape, _cache_kind(op.k_cache)
+    blocks, block, kv_heads, _ = cache
+    if dim % 2:
+        raise ValueError(f"q has heads of {dim} columns, wanted an even number")
+    _check_sum(sum(w.shape[0] for w in op.weights), (heads + 2 * kv_heads) * dim)
+    turns = op.cos.shape[0]
+    return _C.QkvRopeStore(
+        x=_address("x", op.x, (tokens, hidden)),
+        tokens=tokens,
+        norm=_address("norm", op.norm, (hidden,)),
+        eps=op.eps,
+        weights=[_matrix(weight, hidden) for weight in op.weights],
+        cos=_address("cos", op.cos, (turns, dim // 2)),
+        sin=_address("sin", op.sin, (turns, dim // 2)),
+        turns=turns,
+        positions=_address("positions", op.positions, (tokens,), torch.int64),
+        cache=cache_kind,
+        keys=_address("k_cache", op.k_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        values=_address("v_cache", op.v_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        places=blocks * block,
+        slots=_address("slots", op.slots, (tokens,), torch.int64),
+        heads=heads,
+        kv_heads=kv_heads,
+        dim=dim,
+        q=_address("q", op.q, (tokens, heads, dim)),
+        int8_activations=op.int8_activations,
+    )
+
+
+def _attention(op: Attention) -> _C.Attention:
+    (tokens, heads, dim), (blocks, block, kv_heads, _) = op.q.shape, op.k_cache.shape
+    sequences, most = op.context_lens.shape[0], op.block_tables.shape[1]
+    if heads % kv_heads:
+        raise ValueError(f"q has {heads} heads, wanted a multiple of the cache's {kv_heads}")
+    return _C.Attention(
+        q=_address("q", op.q, (tokens, heads, dim)),
+        cache=_cache_kind(op.k_cache),
+        keys=_address("k_cache", op.k_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        values=_address("v_cache", op.v_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        block_tables=_address("block_tables", op.block_tables, (sequences, most), torch.int32),
+        query_starts=_address("query_starts", op.query_starts, (sequences + 1,), torch.int32),
+        context_lens=_address("context_lens", op.context_lens, (sequences,), torch.int32),
+        tokens=tokens,
+        sequences=sequences,
+        table_stride=most,
+        heads=heads,
+        kv_heads=kv_heads,
+        dim=dim,
+        block=block,
+        blocks=blocks,
+        scale=op.scale,
+        out=_address("out", op.out, (tokens, heads, dim)),
+    )
+
+
+def _linear_add(op: LinearAdd) -> _C.LinearAdd:
+    tokens, columns = op.x.shape
+    return _C.LinearAdd(
+        out=_address("out", op.out, (tokens, op.weight.shape[0])),
+        x=_address("x", op.x, (tokens, columns)),
+        tokens=tokens,
+        weight=_matrix(op.weight, columns),
+        int8_activations=op.int8_activations,
+    )
+
+
+def _gate_up(op: GateUp) -> _C.GateUp:
     (tokens, hidden), inner = op.x.shape, op.out.shape[1]
     _check_sum(sum(w.shape[0] for w in op.weights), 2 * inner)
-    plan.gate_up(
-        _address("x", op.x, (tokens, hidden)), tokens, _address("norm", op.norm, (hidden,)), op.eps,
-        [_matrix(weight, hidden) for weight in op.weights], _address("out", op.out, (tokens, inner)), op.int8_activations,
-    )  # fmt: skip
+    return _C.GateUp(
+        x=_address("x", op.x, (tokens, hidden)),
+        tokens=tokens,
+        norm=_address("norm", op.norm, (hidden,)),
+        eps=op.eps,
+        weights=[_matrix(weight, hidden) for weight in op.weights],
+        out=_address("out", op.out, (tokens, inner)),
+        int8_activations=op.int8_activations,
+    )
 
 
-def _head(plan: _C.Plan, op: Head) -> None:
+def _head(op: Head) -> _C.Head:
     (tokens, hidden), vocabulary = op.x.shape, op.weight.shape[0]
-    blocks = (tokens, -(-vocabulary // BEST_BLOCK))
-    plan.head(
-        _address("x", op.x, (tokens, hidden)), tokens, _address("norm", op.norm, (hidden,)), op.eps,
-        _matrix(op.weight, hidden), _address("out", op.out, (tokens, vocabulary)),
-        0 if op.best is None else _address("best", op.best, blocks, torch.int32),
-    )  # fmt: skip
+    return _C.Head(
+        out=_address("out", op.out, (tokens, vocabulary)),
+        best=_best(op.best, tokens, vocabulary),
+        x=_address("x", op.x, (tokens, hidden)),
+        tokens=tokens,
+        norm=_address("norm", op.norm, (hidden,)),
+        eps=op.eps,
+        weight=_matrix(op.weight, hidden),
+    )
 
 
-def _sample(plan: _C.Plan, op: Sample) -> None:
+def _sample(op: Sample) -> _C.Sample:
     rows, vocabulary = op.logits.shape
     if not 0 < vocabulary <= MOST_LOGITS:
         raise ValueError(f"logits have {vocabulary} columns, wanted 1 to {MOST_LOGITS}")
-    blocks = (rows, -(-vocabulary // BEST_BLOCK))
     narrow = op.positions.dtype == torch.int32
-    plan.sample(
-        _address("logits", op.logits, (rows, vocabulary)),
-        0 if op.best is None else _address("best", op.best, blocks, torch.int32), rows, vocabulary,
-        _address("temperature", op.temperature, (rows,)), _address("top_k", op.top_k, (rows,), torch.int64),
-        _address("top_p", op.top_p, (rows,)), _address("min_p", op.min_p, (rows,)),
-        _address("seeds", op.seeds, (rows,), torch.int64), _address("sample_index", op.sample_index, (rows,), torch.int64),
-        _address("positions", op.positions, (rows,), torch.int32 if narrow else torch.int64), narrow,
-        _address("out", op.out, (rows,), torch.int64),
-    )  # fmt: skip
+    return _C.Sample(
+        logits=_address("logits", op.logits, (rows, vocabulary)),
+        best=_best(op.best, rows, vocabulary),
+        rows=rows,
+        vocabulary=vocabulary,
+        temperature=_address("temperature", op.temperature, (rows,)),
+        top_k=_address("top_k", op.top_k, (rows,), torch.int64),
+        top_p=_address("top_p", op.top_p, (rows,)),
+        min_p=_address("min_p", op.min_p, (rows,)),
+        seeds=_address("seeds", op.seeds, (rows,), torch.int64),
+        sample_index=_address("sample_index", op.sample_index, (rows,), torch.int64),
+        positions=_address("positions", op.positions, (rows,), torch.int32 if narrow else torch.int64),
+        narrow=narrow,
+        out=_address("out", op.out, (rows,), torch.int64),
+    )
 
 
-def _advance(plan: _C.Plan, op: Advance) -> None:
-    rows, wide, narrow = op.tokens.shape[0], torch.int64, torch.int32
-    stops, most = op.stops.shape[1], op.block_tables.shape[1]
-    plan.advance(
-        _address("tokens", op.tokens, (rows,), wide), rows, _address("ids", op.ids, (rows,), wide),
-        _address("positions", op.positions, (rows,), wide), _address("slots", op.slots, (rows,), wide),
-        _address("lens", op.lens, (rows,), narrow), _address("left", op.left, (rows,), narrow),
-        _address("stops", op.stops, (rows, stops), wide), stops,
-        _address("block_tables", op.block_tables, (rows, most), narrow), most, op.block,
-    )  # fmt: skip
+def _advance(op: Advance) -> _C.Advance:
+    rows, stops, most = op.tokens.shape[0], op.stops.shape[1], op.block_tables.shape[1]
+    return _C.Advance(
+        tokens=_address("tokens", op.tokens, (rows,), torch.int64),
+        rows=rows,
+        ids=_address("ids", op.ids, (rows,), torch.int64),
+        positions=_address("positions", op.positions, (rows,), torch.int64),
+        slots=_address("slots", op.slots, (rows,), torch.int64),
+        lens=_address("lens", op.lens, (rows,), torch.int32),
+        left=_address("left", op.left, (rows,), torch.int32),
+        stops=_address("stops", op.stops, (rows, stops), torch.int64),
+        stops_of_row=stops,
+        block_tables=_address("block_tables", op.block_tables, (rows, most), torch.int32),
+        table_stride=most,
+        block=op.block,
+    )
+
+
+def _best(best: Tensor | None, rows: int, vocabulary: int) -> int:
+    """Where the greatest logits of blocks lie, or 0."""
+    return 0 if best is None else _address("best", best, (rows, -(-vocabulary // BEST_BLOCK)), torch.int32)
 
 
 KINDS: dict[str, type[PlanOp]] = {
     kind.name: kind for kind in (Embed, QkvRopeStore, Attention, LinearAdd, GateUp, Head, Sample, Advance)
 }
-APPENDERS: dict[type[PlanOp], Callable[[_C.Plan, Any], None]] = {
+STRUCTS: dict[type[PlanOp], Callable[[Any], _C.PlanOp]] = {
     Embed: _embed, QkvRopeStore: _qkv_rope_store, Attention: _attention, LinearAdd: _linear_add, GateUp: _gate_up,
     Head: _head, Sample: _sample, Advance: _advance,
 }  # fmt: skip

@@ -67,3 +67,14 @@ def test_a_gpu_is_chosen_by_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
         BackendError, match=r"device cuda:2 cannot be used: this machine has 2 GPU\(s\), numbered from 0"
     ):
         devices.resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize("op", ["attention", "sample"])
+def test_torch_ops_that_no_graph_can_capture_are_refused_on_a_gpu(op: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(choose.VARIABLE, "torch")
+    assert choose.implementation(op, "cpu").name == "torch"
+    assert choose.implementation("linear_add", "cuda").name == "torch"
+    refused = f"asks for torch for {op} on cuda, which cannot run: it reads values .* a CUDA graph cannot capture"
+    with pytest.raises(BackendError, match=refused):
+        choose.implementation(op, "cuda")
+    assert choose.reference_ops("cuda").rows[op].name == "torch"  # what graphs are held against
