@@ -255,3 +255,11 @@ def test_the_triton_decoder_does_not_depend_on_the_batch(triton: Interpreter) ->
         (found, _), _ = triton.run("decoders", "run_answers", *settings, [ids], [one], 128, True)
         wanted += found
     assert together == wanted
+
+
+def test_scores_of_the_triton_decoder_do_not_depend_on_the_batch(triton: Interpreter) -> None:
+    prompts = [[*STEM[:36], 5, 6], [*STEM[:34], 7], decoders.prompt(5, 3)]
+    settings = (GROUPED, torch.float16, "int8", 16)
+    together, _ = triton.run("decoders", "run_scores", *settings, [prompts, prompts[:1]], 512)
+    wanted = [triton.run("decoders", "run_scores", *settings, [[ids]], 512)[0][0][0] for ids in prompts]
+    assert together == [wanted, wanted[:1]]

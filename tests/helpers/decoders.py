@@ -143,6 +143,22 @@ def run_answers(cfg: dict, dtype: torch.dtype, quantize: str | None, chunk: int,
     return answers(make(cfg, dtype, quantize, joined=True), *rest, chunk=chunk)  # type: ignore[arg-type]
 
 
+def run_scores(
+    cfg: dict, dtype: torch.dtype, quantize: str | None, chunk: int, calls: list[list[list[int]]], tokens: int
+) -> list[list[tuple]]:
+    """Scores of the prompts of each call, one call after another, while a completion is being made."""
+    engine = Decoder(make(cfg, dtype, quantize, joined=True), tokens, ahead=True, chunk=chunk).engine()
+    running = engine.completions([[5, 6], [5, 7]], [SamplingParams(max_new_tokens=1), SamplingParams(max_new_tokens=4)])
+    next(running)
+    found = []
+    for prompts in calls:
+        given, last = engine.prompt_logprobs(prompts, top=1), engine.next_token_logprobs(prompts, [5, 9])
+        found.append(
+            [([(one.logprob, one.top) for one in row if one], each) for row, each in zip(given, last, strict=True)]
+        )
+    return found
+
+
 def greedy_logits(model: Llama, ids: list[int], steps: int) -> tuple[list[int], torch.Tensor]:
     """Greedy ids through forward(), and the logits (steps, V) they came from."""
     decoder = Decoder(model, len(ids) + steps)
