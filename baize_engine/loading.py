@@ -124,7 +124,7 @@ def assemble(
     cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
     cache = new_cache(model, cache_tokens, cache_dtype)
     return LoadedModel(
-        loop=Loop(PromptRunner(model, cache), cache, backend.sample),
+        loop=Loop(PromptRunner(model, cache)),
         vocab_size=config.vocab_size,
         max_model_len=options.context_length(config.max_position_embeddings),
         eos_token_ids=eos_token_ids,

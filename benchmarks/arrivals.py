@@ -20,7 +20,7 @@ from baize_engine.loading import LoadedModel
 from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import PromptRunner
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.runner import Batch
 
 GREEDY = SamplingParams(ignore_eos=True)
@@ -48,9 +48,9 @@ class Numbers:
         return f"{token_id} "
 
 
-def loop_of(model: Llama, cache: KVCache, steps: Batch[Sequence] | None = None, prompts: Any = None) -> Loop:
-    """The loop over a model; `steps` runs its steps and `prompts`, a PromptRunner, its prompts."""
-    return Loop(prompts or PromptRunner(model, cache), cache, model.ops.sample, batch=steps)
+def loop_of(model: Llama, tokens: int) -> Loop:
+    """The loop over a model and a new cache of so many tokens."""
+    return Loop(PromptRunner(model, new_cache(model, tokens)))
 
 
 def engine_of(loop: Loop) -> Engine:
@@ -112,12 +112,14 @@ class Rows:
     """`batch` samples that step together after prompts of one length, so that steps are all there is to time.
 
     One prompt is computed; the others have their own blocks, into which its keys and values are copied. While it is used the
-    whole cache is its own.
+    whole cache is its own. steps: the batch to run them in, whose plans and graphs are kept.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, steps: Batch[Sequence], prompt: list[int], batch: int) -> None:
+    def __init__(
+        self, model: Llama, cache: KVCache, prompt: list[int], batch: int, steps: Batch[Sequence] | None = None
+    ) -> None:
         copied = CopiedPrompt(model, cache)
-        self.loop = loop_of(model, cache, steps, copied)
+        self.loop = Loop(copied, batch=steps)
         source = Sequence(prompt, GREEDY, 0)
         self.loop.pool.reserve(source, len(prompt))
         copied.logits = PromptRunner(model, cache).prefill(prompt, source)

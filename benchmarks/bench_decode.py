@@ -25,7 +25,7 @@ from typing import Any
 import launch_table
 import side_by_side
 import torch
-from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, loop_of, room
+from arrivals import GREEDY, SAMPLED, Rows, arrivals, engine_of, greedy, room
 from baselines import compiled, decoded, theirs
 from cards import card_of
 from common import FIRST, GAP, Spread, device_name, latencies, parser
@@ -36,13 +36,13 @@ from shapes import PRESETS
 
 from baize_engine.backend import devices, memory
 from baize_engine.backend.choose import reference_ops
-from baize_engine.generation.loop import MAX_ROWS
+from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.generation.sequence import Sequence
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import new_cache
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.runner import Batch
 
 CHECKED, PROMPT = 8, 24  # tokens compared, greedy and drawn ones; of the prompt before them
@@ -62,7 +62,7 @@ class Ours:
     def __init__(self, model: Llama, tokens: int) -> None:
         self.model, self.cache = model, new_cache(model, tokens)
         self.steps: Batch[Sequence] = Batch(model, self.cache, MAX_ROWS)
-        self.loop = loop_of(model, self.cache, self.steps)
+        self.loop = Loop(PromptRunner(model, self.cache), batch=self.steps)
         self.engine = engine_of(self.loop)
 
     def firsts(self, prompt: list[int], runs: int) -> list[float]:
@@ -74,7 +74,7 @@ class Ours:
         return found[1:]
 
     def rows(self, prompt: list[int], batch: int) -> Rows:
-        return Rows(self.model, self.cache, self.steps, prompt, batch)
+        return Rows(self.model, self.cache, prompt, batch, self.steps)
 
 
 def check_by_reference(model: Llama, vocabulary: int) -> None:

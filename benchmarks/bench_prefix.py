@@ -131,7 +131,7 @@ class Runner:
     def __init__(self, model: Llama, shares: bool, scores: bool) -> None:
         cache = new_cache(model, 2 * model.config.max_position_embeddings)
         self.shares, self.scores, self.prompts = shares, scores, Counting(model, cache)
-        self.loop = Loop(self.prompts, cache, model.ops.sample)
+        self.loop = Loop(self.prompts)
         config = model.config
         self.engine = Engine(LoadedModel(self.loop, config.vocab_size, config.max_position_embeddings, ()))
         self.device, self.seconds = model.device, 0.0

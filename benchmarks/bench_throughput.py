@@ -25,7 +25,7 @@ from typing import Any
 
 import launch_table
 import torch
-from arrivals import Arrivals, Rows, arrivals, engine_of, loop_of, room
+from arrivals import Arrivals, Rows, arrivals, engine_of, room
 from bench_decode import check_by_reference, free_bytes, prompts
 from common import parser, quantile
 from mix import Mix, mix
@@ -36,12 +36,11 @@ from shapes import PRESETS
 
 from baize_engine import SamplingParams
 from baize_engine.backend import devices
-from baize_engine.generation.loop import MAX_ROWS
+from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.model import cost
 from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
-from baize_engine.model.runner import Batch
 
 CHECKED = 6, 8  # prompts, and tokens of each, that are compared before anything is timed
 AGREE = 0.9  # share of first ids in which a peer, which rounds elsewhere, must agree with ours
@@ -69,7 +68,7 @@ class Timed:
         for part in (self.cache.keys, self.cache.values):  # a CPU's memory is there once it is written
             part.zero_()
         self.prompts = TimedPrompts(model, self.cache)
-        self.loop = loop_of(model, self.cache, prompts=self.prompts)
+        self.loop = Loop(self.prompts)
         self.engine = engine_of(self.loop)
 
     def together(self, work: Mix) -> Arrivals:
@@ -214,7 +213,7 @@ def bench(report: Report, options: argparse.Namespace, device: str) -> None:
     report.facts |= (limits := ceilings(device, model.dtype))
     aside = new_cache(model, room(options.rows, options.context, options.steps + 1))
     (prompt,) = prompts(1, options.context, shape.vocabulary)
-    batch = Rows(model, aside, Batch(model, aside, options.rows), prompt, options.rows)
+    batch = Rows(model, aside, prompt, options.rows)
     rates_of_batch: list[float] = []
 
     def again() -> None:

@@ -50,17 +50,15 @@ class Baize:
         from baize_engine.checkpoint.index import read_index
         from baize_engine.model.config import ModelConfig
         from baize_engine.model.llama import Llama
-        from baize_engine.model.prompt_runner import new_cache
-        from baize_engine.model.runner import Batch
         from baize_engine.model.weights import load_weights
 
         config = ModelConfig.from_folder(path)
         self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), choose.ops("cpu"), "cpu")
-        self.arrivals, self.batch, self.new_cache = arrivals, Batch, new_cache
+        self.arrivals = arrivals
         self._room(CACHED)
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
-        if self.cache.num_blocks * self.cache.block_size < len(prompt) + 1:
+        if self.loop.cache.num_blocks * self.loop.cache.block_size < len(prompt) + 1:
             self._room(len(prompt) + 1)
         self.loop.pool.forget()
         found = self.arrivals.arrivals(self.engine, [prompt], [self.arrivals.greedy(1)])
@@ -69,8 +67,7 @@ class Baize:
     def start(self, prompt: list[int], batch: int) -> tuple[int, float]:
         self._room(self.arrivals.room(batch, len(prompt), CHOSEN))
         token, seconds = self.prefill(prompt)
-        steps = self.batch(self.model, self.cache, batch)
-        self.rows = self.arrivals.Rows(self.model, self.cache, steps, prompt, batch)
+        self.rows = self.arrivals.Rows(self.model, self.loop.cache, prompt, batch)
         return token, seconds
 
     def steps(self, count: int) -> Steps:
@@ -82,8 +79,7 @@ class Baize:
 
     def _room(self, tokens: int) -> None:
         """An empty cache for so many."""
-        self.cache = self.new_cache(self.model, tokens)
-        self.loop = self.arrivals.loop_of(self.model, self.cache)
+        self.loop = self.arrivals.loop_of(self.model, tokens)
         self.engine = self.arrivals.engine_of(self.loop)
 
 

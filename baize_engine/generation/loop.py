@@ -6,8 +6,7 @@ no two calls are made at the same time (serving.py).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from baize_engine.generation.sampling import SampleOp, choose_tokens, token_logp
 from baize_engine.generation.scheduler import Action, Fail, Launch, Prefill, Read, Scheduler, SwapIn, SwapOut
 from baize_engine.generation.sequence import FinishReason, Sequence
 from baize_engine.generation.shaping import shaping
-from baize_engine.model.buffers import CachedTokens
+from baize_engine.model.prompt_runner import PromptRunner
 from baize_engine.model.runner import Batch
 
 MAX_ROWS = 64  # sequences at a time: up to as many rows a GPU's products have one order of summation
@@ -31,33 +30,26 @@ Output = tuple[
 ]  # after a token: its sequence, the text that has become certain, whether it was the last
 
 
-class Decoder(Protocol):
-    """What the loop needs to run prompts, in pieces for which the sequence has the blocks (model/prompt_runner.py)."""
-
-    prefill_chunk: int
-
-    def prefill(self, ids: list[int], sequence: CachedTokens) -> Tensor:
-        """Runs `ids` and advances the sequence; logits (1, V) float32 of the last."""
-
-    def prefill_logits(
-        self, ids: list[int], sequence: CachedTokens, first: int, take: Callable[[int, Tensor], None]
-    ) -> None:
-        """The same with take(position, logits (n, V) float32) for the positions from `first` on, n of them at a time."""
-
-
 class Loop:
     """The sequences under way over one model and its cache, at most `max_rows` in a step.
 
-    `sample`: the backend's op. `batch`: what runs the steps, unless it is to be made of the model.
+    decoder: runs the prompts. batch, sample: what runs the steps and the op that draws tokens, made of the decoder's model
+    unless given.
     """
 
     def __init__(
-        self, decoder: Any, cache: Any, sample: SampleOp, max_rows: int = MAX_ROWS, batch: Batch[Sequence] | None = None
+        self,
+        decoder: PromptRunner,
+        max_rows: int = MAX_ROWS,
+        *,
+        batch: Batch[Sequence] | None = None,
+        sample: SampleOp | None = None,
     ) -> None:
-        self.decoder, self.cache, self._sample = decoder, cache, sample
-        self.pool = BlockPool(cache.num_blocks, cache.block_size, cache.chunk)
+        self.decoder, self.cache = decoder, decoder.cache
+        self.pool = BlockPool(self.cache.num_blocks, self.cache.block_size, self.cache.chunk)
+        self._sample = sample or decoder.model.ops.sample
         self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk)
-        self._batch = batch or Batch(decoder.model, cache, max_rows, runs_ahead=decoder.runs_ahead)
+        self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
 
     def add(self, sequences: Iterable[Sequence]) -> None:
         """These begin as soon as there is room. Each ends in an output that says so, whatever becomes of it."""

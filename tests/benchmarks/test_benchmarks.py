@@ -427,7 +427,7 @@ def test_each_row_of_a_step_has_its_own_blocks_and_seed(ahead: bool, monkeypatch
     model = random_model(PRESETS["tiny"], "float16", "cpu")
     cache = new_cache(model, room(3, 20, 5))
     prompt = bench_decode.prompts(1, 20, 1000)[0]
-    rows = Rows(model, cache, Batch(model, cache, 3, runs_ahead=ahead), prompt, 3)
+    rows = Rows(model, cache, prompt, 3, Batch(model, cache, 3, runs_ahead=ahead))
     alike, seconds = rows(5)
     drawn, _ = rows(5, SAMPLED)
     again, _ = rows(5, SAMPLED)
@@ -489,7 +489,7 @@ def test_a_childs_peak_is_its_own() -> None:
 def test_arrivals_are_those_of_the_engine() -> None:
     """Times ascend, ids are `generate`'s, and neither depends on who else is asked for."""
     model = random_model(PRESETS["tiny"], "float16", "cpu")
-    engine = engine_of(loop_of(model, new_cache(model, 256)))
+    engine = engine_of(loop_of(model, 256))
     many = [bench_decode.prompts(1, length, 1000)[0] for length in (5, 9, 17)]
     params = [SamplingParams(max_new_tokens=count, ignore_eos=True) for count in (1, 4, 2)]
     found = arrivals(engine, many, params)

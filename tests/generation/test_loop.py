@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from fakes import EOS, FakeBatch, FakeCache, ScriptDecoder, TableDecoder
+from fake_engine import greedy, loop_over
+from fakes import EOS, FakeCache, ScriptDecoder, TableDecoder
 
 from baize_engine.errors import BaizeError
 from baize_engine.generation.block_pool import CacheFull
@@ -22,10 +23,6 @@ from baize_engine.generation.sequence import Sequence, Status
 from baize_engine.generation.shaping import Shaping
 
 
-def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
-    return logits.argmax(dim=-1)
-
-
 @dataclass
 class Step:
     """A token, and whether it was the last."""
@@ -33,11 +30,6 @@ class Step:
     token_id: int
     finish_reason: str | None
     logprobs: TokenLogprobs | None
-
-
-def made(decoder: TableDecoder, cache: FakeCache, max_rows: int = 64, sample: Any = greedy) -> Loop:
-    batch: Any = FakeBatch(decoder, cache)
-    return Loop(decoder, cache, sample, max_rows, batch)
 
 
 def run(
@@ -55,7 +47,7 @@ def run(
     params = params or SamplingParams()
     most = min(params.max_new_tokens, max_length - len(prompt))
     one = Sequence(prompt, params, most, seed, sample_index, stop_ids=stop_ids)
-    steps = many(made(decoder, cache, sample=sample), [one])
+    steps = many(loop_over(decoder, cache, sample=sample), [one])
     with closing(steps):
         for _, step in steps:
             yield step
@@ -126,7 +118,7 @@ def test_length_limits(max_new: int, max_length: int, count: int) -> None:
 
 @pytest.mark.parametrize("status", [Status.RUNNING, Status.PREFILL, Status.SWAPPED, Status.WAITING])
 def test_an_aborted_sequence_gives_its_blocks_back_wherever_it_is(status: Status) -> None:
-    loop = made(TableDecoder(), FakeCache(num_blocks=8), max_rows=2)
+    loop = loop_over(TableDecoder(), FakeCache(num_blocks=8), max_rows=2)
     sequences = [
         Sequence([1 + n] * length, SamplingParams(), most) for n, length, most in ((0, 2, 19), (1, 2, 19), (2, 20, 9))
     ]
@@ -206,7 +198,7 @@ def test_samples_take_turns_and_each_has_its_own_order() -> None:
     cache = FakeCache()
     found: dict[int, list[Step]] = {}
     order = []
-    for sample, step in many(made(TableDecoder(), cache, 3), samples(5)):
+    for sample, step in many(loop_over(TableDecoder(), cache, 3), samples(5)):
         found.setdefault(sample.prompt_index, []).append(step)
         order.append(sample.prompt_index)
     for n, one in enumerate(samples(5)):
@@ -225,7 +217,7 @@ def test_what_hangs_on_a_sample_goes_with_it(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr("baize_engine.generation.loop.shaping", noting)
     most = 0
-    for _ in many(made(TableDecoder(), FakeCache(), 3), samples(20, repetition_penalty=1.2)):
+    for _ in many(loop_over(TableDecoder(), FakeCache(), 3), samples(20, repetition_penalty=1.2)):
         most = max(most, sum(one() is not None for one in shapings))
     assert len(shapings) == 20
     assert most == 3
@@ -246,7 +238,7 @@ class Stopper:
 def test_a_sequence_that_its_text_stops_leaves_the_others_alone() -> None:
     cache, sequences = FakeCache(), samples(3)
     sequences[1].text = Stopper()
-    assert len(list(many(made(TableDecoder(), cache), sequences))) == 6 + 2 + 6
+    assert len(list(many(loop_over(TableDecoder(), cache), sequences))) == 6 + 2 + 6
     assert [len(one.token_ids) for one in sequences] == [6, 2, 6]
     assert [(one.finish_reason, one.stop_reason) for one in sequences] == [
         ("length", None),
@@ -260,7 +252,7 @@ def test_samples_of_a_prompt_get_their_first_tokens_from_one_prefill() -> None:
     params = SamplingParams(max_new_tokens=3)
     prompt = [1, 5, 6]
     group = [Sequence(prompt, params, 3, index=index) for index in range(4)]
-    assert len(list(many(made(decoder, cache), group))) == 12
+    assert len(list(many(loop_over(decoder, cache), group))) == 12
     assert decoder.calls == [3] + [1] * 4 * 2
     assert cache.moved == ["copied"] * 3
 
@@ -270,7 +262,7 @@ def test_an_error_names_the_sample_and_ends_no_other() -> None:
     decoder.fail_at = 5
     params = SamplingParams(max_new_tokens=2)
     sequences = [Sequence([1] * (1 + 4 * n), params, 2, index=1, prompt_index=n) for n in range(2)]
-    loop = made(decoder, cache)
+    loop = loop_over(decoder, cache)
     loop.add(sequences)
     finish(loop, sequences)
     assert (sequences[0].error, len(sequences[0].token_ids)) == (None, 2)
@@ -281,10 +273,10 @@ def test_an_error_names_the_sample_and_ends_no_other() -> None:
 def test_a_step_with_a_bad_row_goes_on_with_the_others() -> None:
     decoder = TableDecoder()
     wanted = samples(4)
-    list(many(made(decoder, FakeCache()), wanted))
+    list(many(loop_over(decoder, FakeCache()), wanted))
     decoder.fail_at = 8
     sequences = [*samples(2), Sequence([1, 9, 9, 9, 9], SamplingParams(max_new_tokens=6), 6), *samples(4)[2:]]
-    loop = made(decoder, FakeCache())
+    loop = loop_over(decoder, FakeCache())
     loop.add(sequences)
     finish(loop, sequences)
     assert "step 3 (position 8)" in str(sequences.pop(2).error)
@@ -293,7 +285,7 @@ def test_a_step_with_a_bad_row_goes_on_with_the_others() -> None:
 
 
 def test_a_prompt_too_large_for_the_cache_is_its_own_error() -> None:
-    loop = made(TableDecoder(), FakeCache(num_blocks=3))
+    loop = loop_over(TableDecoder(), FakeCache(num_blocks=3))
     sequences = [
         Sequence([1, 5], SamplingParams(), 2),
         Sequence([1] * 12, SamplingParams(), 2),
@@ -309,8 +301,8 @@ def test_sequences_join_a_batch_that_runs() -> None:
     decoder = TableDecoder()
     alone = samples(3)
     for one in alone:
-        list(many(made(decoder, FakeCache()), [one]))
-    loop, late = made(decoder, FakeCache()), samples(3)
+        list(many(loop_over(decoder, FakeCache()), [one]))
+    loop, late = loop_over(decoder, FakeCache()), samples(3)
     loop.add(late[:1])
     while len(late[0].token_ids) < 3:
         loop.step()
@@ -334,7 +326,7 @@ def test_sequences_to_be_scored_run_among_others_and_share_beginnings() -> None:
         Sequence([*stem, 5], SamplingParams(), 0, scoring=scores[1]),
         Sequence([*stem, 5], SamplingParams(), 0, scoring=scores[2]),
     ]
-    loop = made(decoder, FakeCache())
+    loop = loop_over(decoder, FakeCache())
     loop.add([generated[0], *scored, generated[1]])
     finish(loop, [*generated, *scored])
     assert [one.finish_reason for one in scored] == ["length"] * 3
@@ -349,7 +341,7 @@ def test_sequences_to_be_scored_run_among_others_and_share_beginnings() -> None:
 
 def alone(decoder: TableDecoder, sequences: list[Sequence]) -> list[Sequence]:
     for one in sequences:
-        list(many(made(decoder, FakeCache()), [one]))
+        list(many(loop_over(decoder, FakeCache()), [one]))
     return sequences
 
 
@@ -361,7 +353,7 @@ def test_a_score_of_logits_that_are_not_finite_is_its_own_error() -> None:
         Sequence(given, SamplingParams(), 0, scoring=one)
         for given, one in zip(([1, 2, 3, 4, 5, 6, 7], [1, 2, 3]), scores, strict=True)
     ]
-    loop = made(decoder, FakeCache())
+    loop = loop_over(decoder, FakeCache())
     loop.add(scored)
     finish(loop, scored)
     assert "a logit of its first 7 tokens is not finite" in str(scored[0].error)
@@ -369,4 +361,4 @@ def test_a_score_of_logits_that_are_not_finite_is_its_own_error() -> None:
 
 
 def test_no_samples_are_no_steps() -> None:
-    assert list(many(made(TableDecoder(), FakeCache()), [])) == []
+    assert list(many(loop_over(TableDecoder(), FakeCache()), [])) == []

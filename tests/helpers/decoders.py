@@ -69,7 +69,7 @@ class Decoder(PromptRunner):
                 self.pool.reserve(sequence, len(ids))
 
     def loop(self) -> Loop:
-        return Loop(self, self.cache, self.model.ops.sample)
+        return Loop(self)
 
     def engine(self, **options: object) -> Engine:
         """The engine over it, whose texts are ids."""

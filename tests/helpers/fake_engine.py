@@ -8,7 +8,8 @@ import torch
 from fakes import EOS, VOCAB, ByteTokenizer, FakeBatch, FakeCache, ScriptDecoder, TableDecoder
 
 from baize_engine.engine import Engine
-from baize_engine.generation.loop import Loop
+from baize_engine.generation.loop import MAX_ROWS, Loop
+from baize_engine.generation.sampling import SampleOp
 from baize_engine.loading import LoadedModel
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -22,8 +23,13 @@ def greedy(logits: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
 def engine_over(decoder: TableDecoder, cache: FakeCache, **changes: object) -> Engine:
     """A greedy engine over the fakes; `changes` are fields of its LoadedModel."""
     fields = {"vocab_size": VOCAB, "max_model_len": 60, "eos_token_ids": (EOS,), **changes}
-    batch: Any = FakeBatch(decoder, cache)
-    return Engine(LoadedModel(Loop(decoder, cache, greedy, batch=batch), **fields))  # type: ignore[arg-type]
+    return Engine(LoadedModel(loop_over(decoder, cache), **fields))  # type: ignore[arg-type]
+
+
+def loop_over(decoder: Any, cache: Any, max_rows: int = MAX_ROWS, sample: SampleOp = greedy) -> Loop:
+    """The loop over the fakes."""
+    decoder.cache, batch = cache, FakeBatch(decoder, cache)
+    return Loop(decoder, max_rows, batch=batch, sample=sample)  # type: ignore[arg-type]
 
 
 def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **changes: object) -> Engine:

@@ -261,7 +261,7 @@ def test_an_engine_on_device_steps_gives_the_same_completions(tmp_path: Path, ah
     wanted = Engine(loaded).generate(ids, many)
     model, cache = loaded.loop.decoder.model, loaded.loop.cache
     decoder = PromptRunner(model, cache, runs_ahead=ahead)
-    engine = Engine(replace(loaded, loop=Loop(decoder, cache, model.ops.sample)))
+    engine = Engine(replace(loaded, loop=Loop(decoder)))
     assert engine.generate(ids, many) == wanted
     assert decoders.all_free(engine)
     assert {one.finish_reason for one in wanted} == {"stop", "length"}
