@@ -1,8 +1,8 @@
 """Turns: which thread may use an engine's loop now. Knows nothing of what is done with it.
 
-A step writes to the decoder's buffers, the block pool and the scheduler's lists, so that two steps must never mix. Whoever
-waits for output takes a turn for each step. What a call held that nobody reads any more is freed in a turn, too: the garbage
-collector may find it in any thread, in the middle of another call.
+A step writes to the decoder's buffers, the block pool and the scheduler's lists, so two steps must never overlap. A thread
+takes a turn for each step. What an abandoned call held is freed in a turn, too: the garbage collector may find the call in any
+thread, in the middle of another one.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from baize_engine.interrupts import deferred
 
 
 class Turns:
-    """Calls take turns about in the order in which they come. After `close` there are no more."""
+    """Threads take turns, roughly in the order in which they ask. After `close` there are no more."""
 
     def __init__(self) -> None:
         self._renew()
         self._closed = False
         self._child_of_a_call = False  # made by fork while a call was under way
         self._forked = False
-        self._ends: deque[Callable[[], None]] = deque()
+        self._pending: deque[Callable[[], None]] = deque()  # to be called in a turn
         _ALL.add(self)
 
     def _renew(self) -> None:
-        self._door = threading.Lock()  # held by the one who is next, so that who has just had a turn gets behind it
-        self._taken = threading.RLock()  # held by who has the turn
+        self._door = threading.Lock()  # held by the thread that is next: one that has just had a turn queues behind it
+        self._taken = threading.RLock()  # held by the thread that has the turn
         self._inside: set[int] = set()  # threads that have a turn, or wait for one
 
     def check(self) -> None:
-        """RequestError once it is closed."""
+        """Raises RequestError once this is closed."""
         if self._closed:
             raise RequestError("this engine is closed")
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Waits for a turn, and has it.
+        """Waits for a turn and holds it.
 
-        RequestError where this engine is closed by then, or this thread has a turn, or waits for one, already.
+        RequestError if this is closed by then, or if this thread has a turn or waits for one already.
         """
         self._check_process()
         self.check()
@@ -55,24 +55,24 @@ class Turns:
                 self.check()
                 yield
         finally:
-            self._end_those()
+            self._run_pending()
 
     def close(self, let_go: Callable[[], None]) -> None:
-        """Refuses all turns from now on and calls `let_go`, after the turn that is under way; waits for that if it can."""
+        """Refuses all turns from now on and calls `let_go` after the current one. Waits for that unless this thread has it."""
         self._closed = True
-        self._ends.append(let_go)
+        self._pending.append(let_go)
         if threading.get_ident() not in self._inside and not self._child_of_a_call:
             with self._hold():
-                self._call_ends()
+                self._call_pending()
 
     def later(self, end: Callable[[], None]) -> None:
-        """Calls `end` in a turn: now if nobody has one, else after that. Waits for nobody: it runs in finalisers."""
-        self._ends.append(end)
-        self._end_those()
+        """Calls `end` in a turn: now if no thread has one, else after the current one. Never waits: finalisers use it."""
+        self._pending.append(end)
+        self._run_pending()
 
     @contextmanager
     def _hold(self, wait: bool = True) -> Iterator[bool]:
-        """The turn, or without `wait` whether it was free. Not within another.
+        """Takes the lock, or tries to without `wait`, and gives whether it has it. Not reentrant.
 
         Ctrl-C may come between any two steps of Python, but not between the end of this block and the first call of
         `finally`, which is the lock's own: nothing may come before it.
@@ -87,25 +87,25 @@ class Turns:
             else:
                 yield self._taken.acquire(blocking=False)
         finally:
-            try:  # contextlib's way begins with calls of Python
+            try:  # contextlib.suppress would begin with calls of Python
                 self._taken.release()
             except RuntimeError:
-                pass  # it was not taken: Ctrl-C came while this waited, or it was not free
+                pass  # not taken: Ctrl-C came while this waited, or another thread has it
             finally:
                 self._inside.discard(me)
 
-    def _end_those(self) -> None:
-        # Once more after each release: what came while the lock was taken has left it to who had it.
-        while self._ends and threading.get_ident() not in self._inside:
+    def _run_pending(self) -> None:
+        # Once more after each release: what came while the lock was taken was left to the thread that had it.
+        while self._pending and threading.get_ident() not in self._inside:
             with self._hold(wait=False) as free:
                 if not free:
                     return
-                self._call_ends()
+                self._call_pending()
 
-    def _call_ends(self) -> None:
+    def _call_pending(self) -> None:
         with deferred():  # what is half cleaned up would stay so
-            while self._ends:
-                self._ends.popleft()()
+            while self._pending:
+                self._pending.popleft()()
 
     def _check_process(self) -> None:
         if not self._forked:
@@ -118,7 +118,7 @@ class Turns:
             )
 
 
-_ALL: weakref.WeakSet[Turns] = weakref.WeakSet()  # those whose locks a forked child has to make anew
+_ALL: weakref.WeakSet[Turns] = weakref.WeakSet()  # a forked child must make their locks anew
 
 
 def _in_child() -> None:
