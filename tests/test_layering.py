@@ -24,7 +24,7 @@ LAYERS = (
     ("backend",),
     ("model", "recovery"),
     ("generation",),
-    ("completion", "engine", "from_diff", "loading", "options", "requests", "turns"),
+    ("completion", "engine", "from_diff", "loading", "options", "requests"),
     ("batch", "evaluation"),
     ("__main__", "cli"),
 )

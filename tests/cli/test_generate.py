@@ -132,9 +132,9 @@ def test_records_that_vanish_while_they_are_answered_are_missed(
     path, out = write(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
     usual = Engine.completions
 
-    def shortens(engine: Engine, *arguments: object) -> object:
+    def shortens(engine: Engine, *arguments: object, **how: bool) -> object:
         write(path, lines[:2])
-        return usual(engine, *arguments)  # type: ignore[arg-type]
+        return usual(engine, *arguments, **how)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Engine, "completions", shortens)
     assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--window", 2) == 1
