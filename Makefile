@@ -16,7 +16,7 @@ demo: $(STAMP)
 
 # passive: threads that wait for each other sleep, where spinning would take the other workers' processors
 test: $(STAMP)
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) -m "not gpu and not slow" $(TESTS)
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m "not gpu and not slow" $(TESTS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

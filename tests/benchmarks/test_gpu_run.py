@@ -15,6 +15,7 @@ import pytest
 from assets import REPO
 from gpu_plan import Step
 from gpu_run import outcomes, parted, run
+from processes import ends
 
 XDIST_LINES = """
 [gw0] [ 25%] PASSED tests/end_to_end/test_gpu.py::test_head[int4-64]
@@ -92,18 +93,7 @@ def test_what_a_step_that_ran_out_of_time_had_started_is_ended(tmp_path: Path, m
     found = run(python(code, is_benchmark=False), 2.5)
     pid, heard = found["output"].split()[:2]
     assert heard == r"b'deaf\n'"
-    end = time.monotonic() + 10
-    while time.monotonic() < end and alive(int(pid)):
-        time.sleep(0.05)
-    assert not alive(int(pid))
-
-
-def alive(pid: int) -> bool:
-    """Whether it runs: one that has ended, but whose new parent has not looked, does not."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+    assert ends(int(pid))
 
 
 @pytest.mark.parametrize("processes", [0, 2])

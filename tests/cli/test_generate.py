@@ -5,14 +5,12 @@ from __future__ import annotations
 import io
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import slow_baize
-from commands import generate, read, write
+from commands import baize, generate, read, write
 
 from baize_engine import Engine, SamplingParams
 
@@ -88,23 +86,20 @@ def test_an_output_that_exists_or_is_of_other_settings_is_refused(
     assert out.read_bytes() == before
 
 
-def start(program: list[str], folder: Path, path: Path, out: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, *program, "generate", str(folder), "--input", str(path), "--output", str(out)]
+def command(folder: Path, path: Path, out: Path) -> list[str]:
     # one thread: two that wait for each other crawl on a machine that has other work
-    command += ["--device", "cpu", "--threads", "1", "--window", "1", "--max_new_tokens", "60", "--ignore_eos", *more]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    few = ["--device", "cpu", "--threads", "1", "--window", "1", "--max_new_tokens", "60", "--ignore_eos"]
+    return ["generate", str(folder), "--input", str(path), "--output", str(out), *few]
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path: Path, sent: signal.Signals) -> None:
     path, out = write(tmp_path / "in.jsonl", PROMPTS * 3), tmp_path / "out.jsonl"
-    child = start([slow_baize.__file__, "0.3"], folder, path, out)  # some ten seconds in which to be killed
-    deadline = time.monotonic() + 120
-    while not (out.exists() and out.read_bytes().count(b"\n") >= 2) and time.monotonic() < deadline:
-        assert child.poll() is None
-        time.sleep(0.001)
+    child, told = slow_baize.start(0.3, *command(folder, path, out))  # some ten seconds in which to be killed
+    slow_baize.wait_for(told, 2)
     os.kill(child.pid, sent)
     _, err = child.communicate(timeout=120)
+    os.close(told)
     kept = out.read_bytes()
     done = kept.count(b"\n")
     assert 2 <= done < 36
@@ -113,10 +108,9 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path:
         assert f"of 36 records are in {out}, --resume goes on" in err
         assert "Traceback" not in err
     out.write_bytes(kept + b'{"index": ' + str(done).encode())  # a line that was torn in the middle
-    again = start(["-m", "baize_engine"], folder, path, out, "--resume")
-    told, err = again.communicate(timeout=120)
-    assert (again.returncode, told) == (0, f"{out}: 36 records, 0 of them errors\n")
-    assert "an unfinished line at the end was cut off" in err
+    again = baize(*command(folder, path, out), "--resume")
+    assert (again.returncode, again.stdout) == (0, f"{out}: 36 records, 0 of them errors\n")
+    assert "an unfinished line at the end was cut off" in again.stderr
     assert out.read_bytes().startswith(kept)
     lines = read(out)
     assert [line["index"] for line in lines] == list(range(36))

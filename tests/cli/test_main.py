@@ -6,8 +6,7 @@ import os
 import re
 import signal
 import subprocess
-import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -128,17 +127,17 @@ def test_interruption_leaves_nothing(
     pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals, impatient: bool
 ) -> None:
     out = tmp_path / "new" / "tuned"
-    command = [sys.executable, slow_baize.__file__, "0.5", "recover", "--device", "cpu"]
-    command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
-    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.001)
+    paths = ["--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out]
+    child, told = slow_baize.start(0.5, "recover", "--device", "cpu", *paths)
+    slow_baize.wait_for(told, 1)
+    assert list(out.glob("*.partial"))
     os.kill(child.pid, sent)
-    while impatient and list(out.glob("*.partial")) and child.poll() is None and time.monotonic() < deadline:
+    while impatient and list(out.glob("*.partial")) and child.poll() is None:
         os.kill(child.pid, sent)  # more of them, while it cleans up
-        time.sleep(0.05)
+        with suppress(subprocess.TimeoutExpired):
+            child.wait(0.05)
     _, err = child.communicate(timeout=60)
+    os.close(told)
     assert child.returncode == 130, err
     assert "interrupted" in err
     assert "Traceback" not in err
