@@ -96,7 +96,7 @@ def command(folder: Path, path: Path, out: Path) -> list[str]:
 def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path: Path, sent: signal.Signals) -> None:
     path, out = write(tmp_path / "in.jsonl", PROMPTS * 3), tmp_path / "out.jsonl"
     child, told = slow_baize.start(0.3, *command(folder, path, out))  # some ten seconds in which to be killed
-    slow_baize.wait_for(told, 2)
+    slow_baize.wait_for(told, slow_baize.WRITTEN, 2)
     os.kill(child.pid, sent)
     _, err = child.communicate(timeout=120)
     os.close(told)

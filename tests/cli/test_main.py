@@ -129,7 +129,7 @@ def test_interruption_leaves_nothing(
     out = tmp_path / "new" / "tuned"
     paths = ["--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out]
     child, told = slow_baize.start(0.5, "recover", "--device", "cpu", *paths)
-    slow_baize.wait_for(told, 1)
+    slow_baize.wait_for(told, slow_baize.BEGUN, 1)
     assert list(out.glob("*.partial"))
     os.kill(child.pid, sent)
     while impatient and list(out.glob("*.partial")) and child.poll() is None:

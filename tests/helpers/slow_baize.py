@@ -1,7 +1,7 @@
 """`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
 
-`start` runs it, with a pipe that has a byte for each write of a tensor's piece, before it, and for each line of the output,
-after it.
+`start` runs it, with a pipe in which it tells of each BEGUN write of a tensor's piece, each tensor NOTED in a journal and each
+line of answers WRITTEN.
 
 python slow_baize.py SECONDS recover --path_raw ...        sleeps that long before each write of a tensor's piece, and before
                                                             a file is removed
@@ -21,12 +21,14 @@ from typing import Any
 from baize_engine.batch.output import AnswerFile, Head
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.cli.main import main
+from baize_engine.recovery.journal import Journal
 
+BEGUN, NOTED, WRITTEN = b"b", b"n", b"w"
 TELLING = "SLOW_BAIZE_TELLING"  # the pipe's end, in the environment
 
 
 def start(seconds: float, *arguments: object) -> tuple[subprocess.Popen[str], int]:
-    """The process and its pipe, which tells of writes and ends with the process."""
+    """The process and the pipe, which ends with the process."""
     told, telling = os.pipe()
     command = [sys.executable, __file__, str(seconds), *map(str, arguments)]
     child = subprocess.Popen(
@@ -37,22 +39,24 @@ def start(seconds: float, *arguments: object) -> tuple[subprocess.Popen[str], in
     return child, told
 
 
-def wait_for(told: int, many: int) -> None:
-    """Returns after that many writes; AssertionError if the process ends before."""
-    for _ in range(many):
-        assert os.read(told, 1), "the process ended"
+def wait_for(told: int, what: bytes, many: int) -> None:
+    """Returns when so many have been told of; AssertionError if the process ends before."""
+    while many:
+        found = os.read(told, 1)
+        assert found, "the process ended"
+        many -= found == what
 
 
 def slow_down(seconds: float) -> None:
     write = CheckpointWriter.write
     telling = os.environ.get(TELLING)
 
-    def tell() -> None:
+    def tell(what: bytes) -> None:
         if telling:
-            os.write(int(telling), b".")
+            os.write(int(telling), what)
 
     def slow(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
-        tell()
+        tell(BEGUN)
         time.sleep(seconds)
         write(self, name, offset, view)
 
@@ -62,9 +66,16 @@ def slow_down(seconds: float) -> None:
     def slow_append(self: AnswerFile, head: Head, rest: dict[str, Any]) -> None:
         time.sleep(seconds)
         append(self, head, rest)
-        tell()
+        tell(WRITTEN)
 
     AnswerFile.append = slow_append  # type: ignore[method-assign]
+    add = Journal.add
+
+    def told_add(self: Journal[Any], name: str, record: Any) -> None:
+        add(self, name, record)
+        tell(NOTED)
+
+    Journal.add = told_add  # type: ignore[method-assign]
     unlink = Path.unlink
 
     def slow_unlink(self: Path, missing_ok: bool = False) -> None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -32,16 +30,13 @@ def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 
 def kill_after(pair: tuple[Path, Path], out: Path, lines: int) -> int:
     """Starts a recovery and kills it (SIGKILL) once its journal has `lines` lines; the tensors it had noted."""
-    command = [sys.executable, slow_baize.__file__, "0.02", "recover", "--device", "cpu"]
-    command += ["--path_raw", str(pair[0]), "--path_diff", str(pair[1]), "--path_tuned", str(out)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    journal = out / JOURNAL_NAME
-    deadline = time.monotonic() + 60
-    while child.poll() is None and time.monotonic() < deadline:
-        if journal.exists() and journal.read_bytes().count(b'"name"') >= lines:
-            break
+    paths = ["--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out]
+    child, told = slow_baize.start(0.02, "recover", "--device", "cpu", *paths)
+    slow_baize.wait_for(told, slow_baize.NOTED if lines else slow_baize.BEGUN, max(lines, 1))
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.communicate()
+    os.close(told)
+    journal = out / JOURNAL_NAME
     return journal.read_bytes().count(b'"name"') if journal.exists() else -1
 
 

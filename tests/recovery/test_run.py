@@ -5,9 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -166,15 +163,12 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     cfg = tiny.config(hidden_size=128, num_hidden_layers=6)
     base, _ = tiny.write_pair(tmp_path, cfg=cfg)
     diffs, outs = write_diffs(tmp_path, cfg), [tmp_path / f"o{n}" for n in range(3)]
-    child = subprocess.Popen([sys.executable, slow_baize.__file__, "0.02", *command(base, diffs, outs)])
-    deadline = time.monotonic() + 60
-    journals = [out / JOURNAL_NAME for out in outs]
-    while child.poll() is None and time.monotonic() < deadline:
-        if all(path.exists() and path.read_bytes().count(b'"name"') >= 10 for path in journals):
-            break
-        time.sleep(0.005)
+    child, told = slow_baize.start(0.02, *command(base, diffs, outs))
+    slow_baize.wait_for(told, slow_baize.NOTED, 10 * len(outs))
     child.send_signal(signal.SIGKILL)
-    child.wait()
+    child.communicate()
+    os.close(told)
+    journals = [out / JOURNAL_NAME for out in outs]
     assert all(path.exists() for path in journals), "the run ended before it could be killed"
     resumed = recover(base, diffs, outs, **SETTINGS, resume=True)
     for number, (diff, result) in enumerate(zip(diffs, resumed, strict=True)):
