@@ -37,7 +37,7 @@ TESTED_WITH = {
     "recovery/test_tokenizer_along.py": ["checkpoint/tokenizer_model"],
     "recovery/xor/test_xor.py": [f"recovery/xor/{name}" for name in
         ("checks", "checksum_lists", "decode", "file_types", "output", "payload")],
-    "test_engine.py": ["completion", "generation/scoring", "requests"],
+    "test_engine.py": ["completion", "requests"],
     "text/test_special_ids.py": ["checkpoint/tokenizer_files"],
 }  # fmt: skip
 ELSEWHERE = {module: file for file, modules in TESTED_WITH.items() for module in modules}

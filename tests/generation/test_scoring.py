@@ -1,0 +1,70 @@
+"""What is taken from logits: the same numbers however they are cut, and whether all are finite."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from baize_engine.generation.scoring import GivenTokens, NextToken
+
+V = 31
+IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
+LOGITS = torch.randn(len(IDS) - 1, V, generator=torch.Generator().manual_seed(1)) * 5
+
+
+def given(start: int, cuts: list[int], top: int = 0) -> GivenTokens:
+    """Taken in slices that begin at `cuts`, from the first position that is wanted."""
+    score = GivenTokens(IDS, start, top)
+    places = [score.first, *(cut for cut in cuts if cut > score.first), len(LOGITS)]
+    for begin, end in pairwise(places):
+        score.take(begin, LOGITS[begin:end])
+    return score
+
+
+@pytest.mark.parametrize("start", [1, 2, 5, 10])
+def test_given_tokens_are_those_after_each_position(start: int) -> None:
+    wanted = LOGITS.log_softmax(-1)
+    score = given(start, [], top=3)
+    assert [one.logprob for one in score.logprobs] == [float(wanted[n - 1, IDS[n]]) for n in range(start, len(IDS))]
+    for n, one in enumerate(score.logprobs, start):
+        values, ids = wanted[n - 1].topk(3)
+        assert one.top == tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    assert score.total() == math.fsum(one.logprob for one in score.logprobs)
+    assert given(start, []).logprobs[0].top == ()
+
+
+@pytest.mark.parametrize("cuts", [[1], [4, 5, 9], list(range(10))])
+def test_slices_change_no_bit(cuts: list[int]) -> None:
+    assert given(1, cuts, top=2).logprobs == given(1, [], top=2).logprobs
+    assert given(4, cuts, top=2).logprobs == given(1, [], top=2).logprobs[3:]
+
+
+def test_more_of_the_likeliest_than_there_are_tokens_are_all() -> None:
+    assert len(given(10, [], top=V + 5).logprobs[0].top) == V
+
+
+def test_candidates_in_the_order_given() -> None:
+    score = NextToken(8, [9, 4, 9])
+    assert score.first == 7
+    score.take(7, LOGITS[:1])
+    wanted = LOGITS[0].log_softmax(-1)
+    assert score.logprobs == [float(wanted[9]), float(wanted[4]), float(wanted[9])]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_logit_that_is_not_finite_is_noted(value: float) -> None:
+    bad = LOGITS.clone()
+    bad[4, 0] = value
+    score = GivenTokens(IDS, 1)
+    score.take(0, bad[:4])
+    assert score.finite
+    score.take(4, bad[4:6])
+    assert not score.finite
+    score.take(6, bad[6:])
+    assert not score.finite
+    last = NextToken(5, [3])
+    last.take(4, bad[4:5])
+    assert not last.finite
