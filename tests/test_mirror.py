@@ -24,7 +24,6 @@ TESTED_WITH = {
     "cli/test_trials.py": ["recovery/integrity"],
     "csrc/test_decoder.py": ["backend/cpp_ops"],
     "end_to_end/test_demo_pair.py": ["cli/demo"],
-    "generation/test_scheduler.py": ["generation/sequence"],
     "kernels/gate/test_launches.py": ["kernels/launch"],
     "kernels/test_product.py": ["kernels/dequantize", "kernels/norm", "kernels/rope"],
     "model/test_quantize.py": ["model/names", "model/weight_loader"],
