@@ -2,30 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from baize_engine.checkpoint import config_file
-from baize_engine.checkpoint.index import holds_model, read_index
-from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.index import Index, holds_model, read_index
 from baize_engine.checkpoint.meta_layout import PARAMS, is_meta, read_meta
 from baize_engine.checkpoint.os_errors import reading
-
-
-class Index(Protocol):
-    """What recovery needs from an index. `CheckpointIndex` and `MetaIndex` implement it."""
-
-    @property
-    def folder(self) -> Path: ...
-    @property
-    def entries(self) -> Mapping[str, Entry]: ...
-    @property
-    def files(self) -> tuple[Path, ...]: ...
-    @property
-    def stats(self) -> Mapping[Path, os.stat_result]: ...
 
 
 @dataclass(frozen=True)
@@ -42,6 +27,5 @@ def read_base(folder: Path) -> Base:
     with reading(folder):
         meta = is_meta(folder) and not holds_model(folder)
     if meta:
-        meta_index = read_meta(folder)
-        return Base(meta_index, meta_index.config, folder / PARAMS)
+        return Base(*read_meta(folder), folder / PARAMS)
     return Base(read_index(folder), config_file.read_normalised(folder), folder / "config.json")

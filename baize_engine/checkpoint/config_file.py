@@ -1,4 +1,4 @@
-"""config.json, as transformers 4 or 5 writes it, read into one set of keys. Does not judge the model."""
+"""config.json, as transformers 4 or 5 writes it, read into one set of keys, and which models the decoder runs."""
 
 from __future__ import annotations
 
@@ -32,9 +32,27 @@ _KEYS: dict[str, tuple[tuple[type, ...], Any]] = {
     "sliding_window": ((int,), None),
     "quantization_config": ((dict,), None),
 }
+_WORDS: dict[type, str] = {
+    bool: "true or false", dict: "an object", float: "a number", int: "an integer", list: "a list", str: "a string",
+}  # fmt: skip
 _POSITIVE = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
              "num_key_value_heads", "head_dim", "max_position_embeddings")  # fmt: skip
 DEFAULT_THETA = 10000.0
+# parameters of the kinds of rope that the decoder runs
+ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+# and values that it wants
+_WANTED: tuple[tuple[str, Any], ...] = (
+    ("model_type", "llama"),
+    ("architectures", ["LlamaForCausalLM"]),
+    ("hidden_act", "silu"),
+    ("attention_bias", False),
+    ("mlp_bias", False),
+    ("sliding_window", None),
+)
 # converters of March 2023 wrote this, before transformers had the model
 _ALIASES = {"LLaMAForCausalLM": "LlamaForCausalLM"}
 MAX_INTEGER = (1 << 63) - 1  # the largest size of a tensor
@@ -76,11 +94,6 @@ def normalise(raw: Mapping[str, Any]) -> dict[str, Any]:
     return config
 
 
-_WORDS: dict[type, str] = {
-    bool: "true or false", dict: "an object", float: "a number", int: "an integer", list: "a list", str: "a string",
-}  # fmt: skip
-
-
 def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: Any) -> Any:
     """The value of `key`, or `default` if it is null or absent. ConfigError if it is not of one of `types`."""
     value = raw.get(key)
@@ -88,14 +101,14 @@ def _typed(raw: Mapping[str, Any], key: str, types: tuple[type, ...], default: A
         return default
     if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
         raise ConfigError(f"config: {key} is {brief(value)}, wanted {' or '.join(_WORDS[kind] for kind in types)}")
-    if isinstance(value, int | float) and not is_usable(value):
+    if type(value) in (int, float) and not is_usable(value):
         raise ConfigError(f"config: {key} is {brief(value)}, wanted a finite number of at most {MAX_INTEGER}")
     return value
 
 
-def is_usable(value: float) -> bool:
-    """Whether a number from a settings file, which may hold inf, nan and integers of 4300 digits, fits into 64 bits."""
-    return isfinite(value) if isinstance(value, float) else abs(value) <= MAX_INTEGER
+def is_usable(value: Any) -> bool:
+    """Whether a value of a settings file, which may hold inf, nan and integers of 4300 digits, is a number of 64 bits."""
+    return isfinite(value) if isinstance(value, float) else type(value) is int and abs(value) <= MAX_INTEGER
 
 
 def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
@@ -114,3 +127,27 @@ def _rope(raw: Mapping[str, Any]) -> tuple[float, dict[str, Any]]:
     if theta <= 0:
         raise ConfigError(f"config: rope_theta is {theta}, wanted a positive number")
     return float(theta), {"rope_type": kind, **{key: value for key, value in parameters.items() if value is not None}}
+
+
+def check_runnable(config: Mapping[str, Any]) -> None:
+    """Raise ConfigError if the decoder cannot run a model of this `config`, normalised."""
+    for key, value in _WANTED:
+        silent = config[key] is None and key in ("model_type", "architectures")
+        if config[key] != value and not silent:
+            raise ConfigError(f"config: {key} is {brief(config[key])}, this decoder runs {value!r} only")
+    quantization = config["quantization_config"]
+    if quantization is not None and quantization.get("quant_method") != "baize":
+        runs = "unquantised models and those written by `baize quantize`"
+        raise ConfigError(f"config: quantization_config is {brief(quantization)}, this decoder runs {runs}")
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    if heads % kv_heads:
+        raise ConfigError(f"config: {heads} heads do not divide among {kv_heads} key/value heads")
+    if config["head_dim"] % 2:
+        raise ConfigError(f"config: head_dim is {config['head_dim']}, wanted an even number for rotary embeddings")
+    kind = config["rope"]["rope_type"]
+    if kind not in ROPE_PARAMETERS:
+        raise ConfigError(f"config: rope_type is {brief(kind)}, supported are {', '.join(ROPE_PARAMETERS)}")
+    for name in ROPE_PARAMETERS[kind]:
+        value = config["rope"].get(name)
+        if not is_usable(value) or value <= 0:
+            raise ConfigError(f"config: rope {kind} has {name} = {brief(value)}, wanted a positive number")

@@ -1,4 +1,4 @@
-"""One tensor of a checkpoint: its name, type and shape, and where its bytes lie."""
+"""One tensor of a checkpoint: its name, type and shape, and where its bytes lie. Arithmetic only; `tensor_reader.py` reads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from baize_engine.printable import shown
 
 MAX_NAME = 512  # characters
 MAX_TENSORS = 1 << 14  # in a checkpoint: LLaMA 405B has 1138, and each takes 1 to 2 KB of memory in a run
+BAND = 1024  # rows in one run of columns: the pieces that one preadv fills; also bounds the memory of a run
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +30,31 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
-class TensorEntry:
-    """A tensor of `shape` elements of `dtype`, row-major, from byte `offset` of the file `path`.
+class TensorSpec:
+    """A tensor's name, type (one of `dtypes.ITEMSIZE`) and shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return self.numel * ITEMSIZE[self.dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry(TensorSpec):
+    """A tensor that lies row-major from byte `offset` of the file `path`.
 
     `narrowed`: the file has float64, which is rounded to float32 (the `dtype`) while it is read. Check this before reading
     bytes at `offset` without `TensorReader`.
     """
 
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
     path: Path
     offset: int
     narrowed: bool = False
@@ -61,15 +77,6 @@ class TensorEntry:
         return self.numel * ITEMSIZE[self.stored_dtype]
 
     @property
-    def numel(self) -> int:
-        return prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes in memory, once read."""
-        return self.numel * ITEMSIZE[self.dtype]
-
-    @property
     def parts(self) -> tuple[TensorEntry, ...]:
         """The stored tensors that make up this one; see `JoinedEntry`."""
         return (self,)
@@ -84,10 +91,77 @@ class TensorEntry:
         yield Run(0, begin, [(0, end - begin)])
 
 
-def refuse_pointer(path: Path, beginning: bytes) -> None:
-    """Raise CheckpointError if `beginning`, the first bytes of `path`, are those of a Git-LFS pointer."""
-    if beginning.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository")
+@dataclass(frozen=True, slots=True)
+class JoinedEntry(TensorSpec):
+    """A tensor made of `parts` of equal shape in several files, joined along `axis` (0 or 1), as Meta's layout has them.
+
+    `head`: rows of an attention head if each head's even rows are to come before its odd ones (parts then hold whole heads);
+    0 if rows keep their order. Not a TensorEntry, because it has no single offset to read from.
+    """
+
+    parts: tuple[TensorEntry, ...]
+    axis: int
+    head: int = 0
+
+    @property
+    def path(self) -> Path:
+        """The file of the first part, for messages."""
+        return self.parts[0].path
+
+    @property
+    def grain(self) -> int:
+        """Elements: ranges that begin and end at multiples of it are read without reading anything else."""
+        return self.head * self.shape[1] if self.head else 1
+
+    def runs(self, begin: int, end: int) -> Iterator[Run]:
+        """Where elements [begin, end) lie."""
+        if self.head:
+            yield from self._head_runs(begin, end)
+        elif self.axis == 0:
+            for number, part in enumerate(self.parts):
+                at = number * part.numel
+                low, high = max(begin, at), min(end, at + part.numel)
+                if low < high:
+                    yield Run(number, low - at, [(low - begin, high - low)])
+        else:
+            yield from self._column_runs(begin, end)
+
+    def _column_runs(self, begin: int, end: int) -> Iterator[Run]:
+        """Runs if each part holds some columns of every row: consecutive rows of a part are a full row apart in the result."""
+        width, own = self.shape[1], self.parts[0].shape[1]
+        below = (end - 1) // width + 1
+        for top in range(begin // width, below, BAND):
+            for number in range(len(self.parts)):
+                first = 0
+                places: list[tuple[int | None, int]] = []
+                for row in range(top, min(top + BAND, below)):
+                    at = row * width + number * own
+                    low, high = max(begin, at), min(end, at + own)
+                    if low < high:
+                        first = first if places else row * own + low - at
+                        places.append((low - begin, high - low))
+                if places:
+                    yield Run(number, first, places)
+
+    def _head_runs(self, begin: int, end: int) -> Iterator[Run]:
+        """Runs if heads are reordered: one for each, whole. Row r of a head is stored at 2r (first half) or 2(r - half) + 1."""
+        width, half = self.shape[1], self.head // 2
+        heads_per_part = self.parts[0].shape[0] // self.head
+        block = self.head * width
+        for head in range(begin // block, (end - 1) // block + 1):
+            places: list[tuple[int | None, int]] = []
+            for stored in range(self.head):
+                at = head * block + (stored % 2 * half + stored // 2) * width
+                low, high = min(max(begin, at), at + width), max(min(end, at + width), at)
+                if low < high:
+                    places += [(None, low - at), (low - begin, high - low), (None, at + width - high)]
+                else:
+                    places.append((None, width))
+            part, number = divmod(head, heads_per_part)
+            yield Run(part, number * block, [place for place in places if place[1]])
+
+
+Entry = TensorEntry | JoinedEntry
 
 
 def check_count(path: Path, count: int, most: int = MAX_TENSORS) -> None:

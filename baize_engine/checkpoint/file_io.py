@@ -8,11 +8,12 @@ from __future__ import annotations
 import mmap
 import os
 import stat
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from baize_engine.checkpoint.buffers import NOT_DIRECT, PAGE, huge_pages
-from baize_engine.checkpoint.entry import refuse_pointer
 from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.page_cache import forget, is_cached, prefetch
 from baize_engine.errors import CheckpointError
@@ -33,17 +34,34 @@ def open_regular(path: str | os.PathLike[str]) -> int:
         return fd
 
 
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """`path`, open for reading in the block, whose OSErrors become CheckpointErrors. Errors as for `open_regular`.
+
+    Raises CheckpointError as well if the file is a Git-LFS pointer.
+    """
+    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+        refuse_pointer(path, file.read(64))
+        file.seek(0)
+        yield file
+
+
+def refuse_pointer(path: Path, beginning: bytes) -> None:
+    """Raise CheckpointError if `beginning`, the first bytes of `path`, are those of a Git-LFS pointer."""
+    if beginning.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path} is a Git-LFS pointer, not the file itself: run `git lfs pull` in its repository")
+
+
 def read_whole(path: Path, most: int, kind: str = "") -> bytes:
     """The content of a file of at most `most` bytes.
 
     kind: added to the message after "bytes", such as " of JSON". Raises CheckpointError if the file has more bytes, or is a
     Git-LFS pointer.
     """
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+    with opened(path) as file:
         content = file.read(most + 1)
     if len(content) > most:
         raise CheckpointError(f"{path}: more than {most} bytes{kind}")
-    refuse_pointer(path, content)
     return content
 
 
@@ -148,9 +166,8 @@ class InputFile:
             return view
         view = buffer[head : head + nbytes]
         done = self._read_direct(buffer[:whole], head + nbytes, offset - head) - head
-        forget(
-            self._fd, offset - head, whole
-        )  # some filesystems accept O_DIRECT and read through the cache all the same
+        # some filesystems accept O_DIRECT and read through the cache all the same
+        forget(self._fd, offset - head, whole)
         if done < nbytes:
             done = max(0, done)
             self.read_scattered([view[done:]], offset + done)

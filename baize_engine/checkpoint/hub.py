@@ -17,15 +17,16 @@ from baize_engine.errors import CheckpointError, RequestError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 SIDE_FILES = ["*.json", "tokenizer.model", "*.jinja", "*.txt", "*LICENSE*", "*NOTICE*", "*USE_POLICY*"]
-# (index or single file, what to fetch if it is there), in the order in which a folder is read.
+# (file that shows that they are there, what to fetch), in the order in which a folder is read
 WEIGHTS = (
     ("model.safetensors.index.json", "model-*.safetensors"),
     ("model.safetensors", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model-*.bin"),
     ("pytorch_model.bin", "pytorch_model.bin"),
     ("params.json", "consolidated.*.pth"),
+    ("model-*-of-*.safetensors", "model-*-of-*.safetensors"),  # shards without an index
+    ("pytorch_model-*-of-*.bin", "pytorch_model-*-of-*.bin"),
 )
-SHARDS_ALONE = ("model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")  # without an index
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
@@ -45,17 +46,12 @@ def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = Non
     Raises CheckpointError, with the remedy, if the files cannot be fetched or hold no weights.
     """
     folder = local_path(path)
-    if (
-        not isinstance(path, str)
-        or os.path.lexists(folder)
-        or not _ID.fullmatch(path)
-        or os.path.lexists(folder.parent)
-    ):
+    there = os.path.lexists(folder) or os.path.lexists(folder.parent)
+    if there or not isinstance(path, str) or not _ID.fullmatch(path):
         return folder
     if find_spec("huggingface_hub") is None:
-        raise CheckpointError(
-            f"{path} does not exist; if it is a hub id, install huggingface_hub (pip install 'baize-engine[hub]')"
-        )
+        remedy = "if it is a hub id, install huggingface_hub (pip install 'baize-engine[hub]')"
+        raise CheckpointError(f"{path} does not exist; {remedy}")
     import huggingface_hub
 
     return _fetch(huggingface_hub, path) if patterns is None else _snapshot(huggingface_hub, path, list(patterns))
@@ -68,11 +64,7 @@ def _fetch(hub: ModuleType, name: str) -> Path:
         if marker.endswith(".json") and not (folder / marker).exists():  # it would have come with the side files
             continue
         folder = _snapshot(hub, name, [*SIDE_FILES, pattern])
-        if (folder / marker).exists():
-            return folder
-    for pattern in SHARDS_ALONE:
-        folder = _snapshot(hub, name, [*SIDE_FILES, pattern])
-        if next(folder.glob(pattern), None) is not None:
+        if next(folder.glob(marker), None) is not None:
             return folder
     raise CheckpointError(f"{name}, in {folder}, holds no weights: looked for {', '.join(m for m, _ in WEIGHTS)}")
 
@@ -80,11 +72,6 @@ def _fetch(hub: ModuleType, name: str) -> Path:
 def _snapshot(hub: ModuleType, name: str, patterns: list[str]) -> Path:
     try:
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # huggingface_hub's own errors are of these: HTTP, not in the cache, a bad name
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"{name} is no folder here, and huggingface_hub could not fetch it: {reason or type(error).__name__}"
-        ) from error
+    except (OSError, ValueError) as error:  # also huggingface_hub's own errors: HTTP, not in the cache, a bad name
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{name} is no folder here, and huggingface_hub could not fetch it: {reason}") from error

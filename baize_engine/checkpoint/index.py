@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.entry import TensorEntry, check_count
+from baize_engine.checkpoint.entry import Entry, TensorEntry, check_count
+from baize_engine.checkpoint.names import is_recomputed
 from baize_engine.checkpoint.os_errors import broken_link, reading, stat_of
 from baize_engine.checkpoint.other_layouts import hint_of_other_layouts
-from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.safetensors_file import read_safetensors
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError
@@ -31,16 +31,33 @@ MOST_FOLDERS = 64  # inner folders that are searched for weights, for a message
 
 
 @dataclass(frozen=True)
-class CheckpointIndex:
+class Index:
     """The tensors of a folder by name. `stats`: the files that hold them, as they were before their headers were read."""
 
     folder: Path
-    entries: dict[str, TensorEntry]
-    stats: dict[Path, os.stat_result]
+    entries: Mapping[str, Entry]
+    stats: Mapping[Path, os.stat_result]
 
     @property
     def files(self) -> tuple[Path, ...]:
         return tuple(self.stats)
+
+
+@dataclass(frozen=True)
+class CheckpointIndex(Index):
+    """The index of a folder in transformers' layout, which stores every tensor in one piece."""
+
+    entries: Mapping[str, TensorEntry]
+
+
+@dataclass(frozen=True)
+class _Found:
+    """The files of weights of a folder: its `index` or else its only file or its `shards`. `fault`: why they are no model."""
+
+    reader: Reader
+    index: Path | None = None
+    shards: tuple[Path, ...] = ()
+    fault: str | None = None
 
 
 def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
@@ -51,78 +68,65 @@ def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
 
 def _read_index(folder: Path) -> CheckpointIndex:
     _refuse_other_things(folder)
-    for single, reader in KINDS:
-        index = folder / f"{single}.index.json"
-        if os.path.lexists(index):
-            weight_map = _weight_map(index)
-            check_count(index, len(weight_map))
-            needed = {file for name, file in weight_map.items() if not is_recomputed(name)}
-            files = tuple(folder / name for name in sorted(set(weight_map.values())))
-            _check_present(index, tuple(file for file in files if file.name in needed))
-            checkpoint = _read_files(folder, tuple(file for file in files if file.exists()), reader)
-            _check_map(index, weight_map, checkpoint.entries)
-            return checkpoint
-        if os.path.lexists(folder / single):
-            return _read_files(folder, (folder / single,), reader)
-    for single, reader in KINDS:
-        shards = _shards_by_name(folder, single)
-        if shards and not _why_incomplete(shards, single):
-            return _read_files(folder, tuple(shards), reader)
-    for single, _ in KINDS:  # only now, so that an abandoned download does not hide a complete model
-        if reason := _why_incomplete(_shards_by_name(folder, single), single):
-            raise CheckpointError(f"{folder} has {reason}")
-    wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
-    raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
+    found = _find(folder)
+    if found is None:
+        wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
+        raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
+    if found.fault:
+        raise CheckpointError(f"{folder} has {found.fault}")
+    if found.index is None:
+        return _read_files(folder, found.shards, found.reader)
+    weight_map = _weight_map(found.index)
+    check_count(found.index, len(weight_map))
+    needed = {file for name, file in weight_map.items() if not is_recomputed(name)}
+    _check_present(found.index, [folder / name for name in sorted(needed)])
+    files = [folder / name for name in sorted(set(weight_map.values()))]
+    checkpoint = _read_files(folder, [file for file in files if file.exists()], found.reader)
+    _check_map(found.index, weight_map, checkpoint.entries)
+    return checkpoint
 
 
-def _read_files(folder: Path, files: tuple[Path, ...], reader: Reader) -> CheckpointIndex:
+def _read_files(folder: Path, files: Sequence[Path], reader: Reader) -> CheckpointIndex:
     stats = {file: stat_of(file) for file in files}
     return CheckpointIndex(folder, _merge(entry for file in files for entry in reader(file)), stats)
 
 
 def holds_model(folder: Path) -> bool:
     """Whether `read_index` would find weights in `folder`, right or wrong."""
-    for single, _ in KINDS:
-        shards = _shards_by_name(folder, single)
-        named = any(os.path.lexists(folder / name) for name in (single, f"{single}.index.json"))
-        if named or (shards and not _why_incomplete(shards, single)):
-            return True
-    return False
+    found = _find(folder)
+    return found is not None and found.fault is None
 
 
-def _shards_by_name(folder: Path, single: str) -> dict[Path, tuple[int, int]]:
-    """Shards of `folder` -> (number, count) by their names: model-00001-of-00002.safetensors -> (1, 2)."""
+def _find(folder: Path) -> _Found | None:
+    """The files of weights in `folder`. Incomplete shards come last: an abandoned download must not hide a complete model."""
+    for single, reader in KINDS:
+        index = folder / f"{single}.index.json"
+        if os.path.lexists(index):
+            return _Found(reader, index)
+        if os.path.lexists(folder / single):
+            return _Found(reader, shards=(folder / single,))
+    alone = [_shards_by_name(folder, single, reader) for single, reader in KINDS]
+    return min((found for found in alone if found.shards), key=lambda found: found.fault is not None, default=None)
+
+
+def _shards_by_name(folder: Path, single: str, reader: Reader) -> _Found:
+    """The shards of `folder` by their names, model-00001-of-00002.safetensors, as no index lists them."""
     stem, suffix = os.path.splitext(single)
     shard = re.compile(rf"{re.escape(stem)}-(\d{{1,6}})-of-(\d{{1,6}}){re.escape(suffix)}", re.ASCII)
-    return {
-        path: (int(match[1]), int(match[2]))
-        for path in sorted(folder.iterdir())
-        if (match := shard.fullmatch(path.name))
-    }
-
-
-def _why_incomplete(shards: Mapping[Path, tuple[int, int]], single: str) -> str | None:
-    """What is wrong with shards that no index lists; None if by their names all are there, or if there are none."""
-    names = {count: path.name for path, (_, count) in shards.items()}
+    shards = {path: match for path in sorted(folder.iterdir()) if (match := shard.fullmatch(path.name))}
+    names = {int(match[2]): path.name for path, match in shards.items()}  # an example of each count
+    fault = None
     if len(names) > 1:
-        return (
-            f"shards of different sets, {' and '.join(list(names.values())[:3])}, and no {single}.index.json that says which "
-            "are the model: remove those that are not"
-        )
-    for count, name in names.items():
-        numbers = {number for number, _ in shards.values()}
+        which = " and ".join(list(names.values())[:3])
+        fault = f"shards of different sets, {which}, and no {single}.index.json that says which are meant: remove the others"
+    for count, name in names.items() if not fault else ():
+        numbers = {int(match[1]) for match in shards.values()}
         missing = next((number for number in range(1, count + 1) if number not in numbers), None)
         if missing is not None:
-            return (
-                f"{len(shards)} shard(s) such as {name}, and shard {missing} of {count} is missing (nor is there a "
-                f"{single}.index.json)"
-            )
-        if len(shards) != count:
-            return (
-                f"{len(shards)} shards such as {name}, and {count} are wanted (nor is there a {single}.index.json that says "
-                "which)"
-            )
-    return None
+            fault = f"{len(shards)} shard(s) such as {name}, and shard {missing} of {count} is missing (no {single}.index.json)"
+        elif len(shards) != count:
+            fault = f"{len(shards)} shards such as {name}, and {count} are wanted (no {single}.index.json says which)"
+    return _Found(reader, shards=tuple(shards), fault=fault)
 
 
 def _refuse_other_things(folder: Path) -> None:
@@ -140,22 +144,18 @@ def _refuse_other_things(folder: Path) -> None:
 def _hint(folder: Path) -> str:
     """The end of a message about `folder`, which has no weights: what it has, and a remedy if one is known."""
     if any(folder.glob("consolidated.*.pth")):
-        return (
-            "; its consolidated.*.pth are Meta's original layout, which recover and make_diff take as a base; "
-            "for anything else convert it with transformers' convert_llama_weights_to_hf.py"
-        )
+        hint = "its consolidated.*.pth are Meta's original layout, which recover and make_diff take as a base; "
+        return f"; {hint}for anything else convert it with transformers' convert_llama_weights_to_hf.py"
     inside = _folders_with_weights(folder)
     if inside:
         holds = "holds" if len(inside) == 1 else "hold"
         return f"; {' and '.join(map(str, inside[:2]))} inside it {holds} some: name that folder instead"
-    if hint := hint_of_other_layouts(folder):
-        return f"; {hint}"
+    known = hint_of_other_layouts(folder)
+    if known:
+        return f"; {known}"
     names = sorted(path.name for path in folder.iterdir())
-    return (
-        f"; it has {', '.join(map(shown, names[:5]))}{' and more' if len(names) > 5 else ''}"
-        if names
-        else "; it is empty"
-    )
+    more = " and more" if len(names) > 5 else ""
+    return f"; it has {', '.join(map(shown, names[:5]))}{more}" if names else "; it is empty"
 
 
 def _folders_with_weights(folder: Path) -> list[Path]:
@@ -180,13 +180,12 @@ def _weight_map(index: Path) -> dict[str, str]:
     for name, file in weight_map.items():
         plain = isinstance(file, str) and file == os.path.basename(file) and file not in ("", ".", "..")
         if not plain or "\\" in file or not file.isprintable() or len(file.encode()) > MAX_FILE_NAME:
-            raise CheckpointError(
-                f"{index}: {shown(name)} is said to be in {brief(file)}, wanted the name of a file in this folder"
-            )
+            where = f"{index}: {shown(name)} is said to be in {brief(file)}"
+            raise CheckpointError(f"{where}, wanted the name of a file in this folder")
     return weight_map
 
 
-def _check_present(index: Path, files: tuple[Path, ...]) -> None:
+def _check_present(index: Path, files: Sequence[Path]) -> None:
     missing = [file for file in files if not file.exists()]
     if not missing:
         return
@@ -195,12 +194,10 @@ def _check_present(index: Path, files: tuple[Path, ...]) -> None:
     reason = f"{len(missing)} of {len(files)} shards are missing: {', '.join(file.name for file in missing[:5])}"
     if len(missing) == len(files):
         reason = f"{index.name} is there, and none of its {len(files)} shards: {missing[0].name} and so on"
-        others = sorted(
-            shown(path.name) for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"
-        )
-        if others:
-            more = " and more" if len(others) > 2 else ""
-            reason += f"; {', '.join(others[:2])}{more} would be read without that index"
+        there = [path.name for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"]
+        if there:
+            more = " and more" if len(there) > 2 else ""
+            reason += f"; {', '.join(map(shown, sorted(there)[:2]))}{more} would be read without that index"
     raise CheckpointError(f"{index.parent}: {reason}")
 
 
@@ -214,20 +211,16 @@ def _merge(entries: Iterable[TensorEntry]) -> dict[str, TensorEntry]:
     return merged
 
 
-def _check_map(index: Path, weight_map: dict[str, str], entries: dict[str, TensorEntry]) -> None:
-    """Raise CheckpointError unless each tensor is in the file that the index names, and the index names each tensor."""
+def _check_map(index: Path, weight_map: Mapping[str, str], entries: Mapping[str, TensorEntry]) -> None:
+    """Raise CheckpointError unless each tensor is in the file that the index names, and the index names each tensor.
+
+    Recomputed tensors are not read, wherever they are.
+    """
     for name, file in weight_map.items():
-        if is_recomputed(name):
-            continue  # not read, wherever it is
-        if name not in entries:
-            raise CheckpointError(f"{index}: {shown(name)} is said to be in {file}, and no shard has it")
-        if entries[name].path.name != file:
-            raise CheckpointError(
-                f"{index}: {shown(name)} is said to be in {file}, and is in {entries[name].path.name}"
-            )
-    extra = [entry for name, entry in entries.items() if name not in weight_map and not is_recomputed(name)]
-    if extra:
-        raise CheckpointError(f"{index}: {extra[0].path.name} holds {extra[0].name}, which the index does not name")
-
-
-__all__ = ["CheckpointIndex", "TensorEntry", "read_index"]
+        there = entries[name].path.name if name in entries else None
+        if there != file and not is_recomputed(name):
+            found = f"is in {there}" if there else "no shard has it"
+            raise CheckpointError(f"{index}: {shown(name)} is said to be in {file}, and {found}")
+    for name, entry in entries.items():
+        if name not in weight_map and not is_recomputed(name):
+            raise CheckpointError(f"{index}: {entry.path.name} holds {name}, which the index does not name")

@@ -6,17 +6,16 @@ while it reads. Each file holds some rows or some columns of every matrix, and a
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from baize_engine.checkpoint import names, strict_json
 from baize_engine.checkpoint.config_file import DEFAULT_THETA, MAX_HEAD, is_usable
-from baize_engine.checkpoint.entry import TensorEntry, check_count
-from baize_engine.checkpoint.joined import Entry, JoinedEntry
+from baize_engine.checkpoint.entry import Entry, JoinedEntry, TensorEntry, check_count
+from baize_engine.checkpoint.index import Index
 from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.checkpoint.torch_file import read_torch
 from baize_engine.errors import CheckpointError, ConfigError
@@ -26,7 +25,7 @@ SHARDS = "consolidated.*.pth"
 PARAMS = "params.json"
 MAX_PARTS = 1 << 16  # tensors in all files together: LLaMA 405B has about 18 000 in 16 files
 SKIPPED = "rope.freqs"  # computed from params.json
-_LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
+_LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)\.weight")
 _WHOLE = {"tok_embeddings.weight": names.EMBED, "norm.weight": names.NORM, "output.weight": names.HEAD}
 _PARTS = {
     "attention.wq": names.Q, "attention.wk": names.K, "attention.wv": names.V, "attention.wo": names.O,
@@ -38,29 +37,16 @@ _BY_COLUMNS = ("attention.wo", "feed_forward.w2")  # others are split by rows, t
 _INTERLEAVED = ("attention.wq", "attention.wk")
 
 
-@dataclass(frozen=True)
-class MetaIndex:
-    """The tensors of a folder under transformers' names, its files, and params.json in config.json's keys."""
-
-    folder: Path
-    entries: dict[str, Entry]
-    stats: dict[Path, os.stat_result]  # the files, as they were before their headers were read
-    config: dict[str, Any]
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return tuple(self.stats)
-
-
 def is_meta(folder: Path) -> bool:
     """Whether `folder` holds this layout's files."""
     return next(folder.glob(SHARDS), None) is not None
 
 
-def read_meta(folder: Path) -> MetaIndex:
-    """Read the index of `folder`. CheckpointError or ConfigError names the file and tensor, what was found and wanted.
+def read_meta(folder: Path) -> tuple[Index, dict[str, Any]]:
+    """Read the index of `folder`, under transformers' names, and params.json in the normalised keys of config.json.
 
-    The config lacks max_position_embeddings, which params.json does not give.
+    The config lacks max_position_embeddings, which params.json does not give. CheckpointError or ConfigError names the file and
+    tensor, what was found and wanted.
     """
     params = _Params(folder / PARAMS)
     files = _files(folder)
@@ -78,7 +64,7 @@ def read_meta(folder: Path) -> MetaIndex:
             entry = _entry(name, [shard[name] for shard in shards], params)
             entries[entry.name] = entry
     _check_vocabulary(entries, params)
-    return MetaIndex(folder, entries, stats, _config(entries, params))
+    return Index(folder, entries, stats), _config(entries, params)
 
 
 class _Params:
@@ -106,8 +92,8 @@ class _Params:
         return value
 
     def _number(self, key: str, default: float | None) -> float:
-        value = self.raw.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not is_usable(value):
+        value: Any = self.raw.get(key, default)
+        if not is_usable(value):
             raise ConfigError(f"{self.path}: {key} is {brief(value)}, wanted a number")
         return float(value)
 
@@ -127,29 +113,25 @@ def _entry(name: str, parts: list[TensorEntry], params: _Params) -> Entry:
     first = parts[0]
     where = f"{first.path}: {name}"
     match = _LAYER.fullmatch(name)
-    part = match[2].removesuffix(".weight") if match and match[2].endswith(".weight") else None
-    if name in _WHOLE:
-        target = _WHOLE[name]
-    elif match and part in _PARTS:
-        target = names.layer(int(match[1]), _PARTS[part])
-    else:
+    part = match[2] if match else None
+    target = names.layer(int(match[1]), _PARTS[part]) if match and part in _PARTS else _WHOLE.get(name)
+    if target is None:
         raise CheckpointError(f"{where}: not a tensor of a LLaMA in Meta's layout")
     for other in parts:
         if (other.shape, other.dtype) != (first.shape, first.dtype):
-            raise CheckpointError(
-                f"{other.path}: {name} is {other.dtype} {list(other.shape)}, and {first.dtype} {list(first.shape)} in "
-                f"{first.path.name}: wanted equal parts"
-            )
+            found = f"{other.dtype} {list(other.shape)}, and {first.dtype} {list(first.shape)} in {first.path.name}"
+            raise CheckpointError(f"{other.path}: {name} is {found}: wanted equal parts")
     if len(first.shape) == 1:
         return replace(first, name=target)
     if len(first.shape) != 2:
         raise CheckpointError(f"{where} has shape {list(first.shape)}, wanted a vector or a matrix")
     axis = 1 if part in _BY_COLUMNS or (name == "tok_embeddings.weight" and first.shape[1] != params.dim) else 0
-    shape = (first.shape[0] * (len(parts) if axis == 0 else 1), first.shape[1] * (len(parts) if axis == 1 else 1))
+    rows, columns = first.shape
+    shape = (rows, columns * len(parts)) if axis else (rows * len(parts), columns)
     _check_shape(where, target, shape, len(parts), params)
     head = params.head if part in _INTERLEAVED else 0
-    if head and first.shape[0] % head:
-        raise CheckpointError(f"{where} has {first.shape[0]} rows, wanted whole heads of {head}")
+    if head and rows % head:
+        raise CheckpointError(f"{where} has {rows} rows, wanted whole heads of {head}")
     if len(parts) == 1 and not head:
         return replace(first, name=target)
     return JoinedEntry(target, first.dtype, shape, tuple(parts), axis, head)
@@ -162,10 +144,8 @@ def _check_shape(where: str, target: str, shape: tuple[int, ...], count: int, pa
     module = target.split(".")[-2]
     wanted = [rows.get(module, shape[0]), shape[1] if module == "down_proj" else params.dim]
     if wanted != list(shape):
-        raise CheckpointError(
-            f"{where}: {count} file(s) make a matrix of {list(shape)}, wanted {wanted} by {params.path.name}: "
-            "are all consolidated.*.pth here?"
-        )
+        found = f"{where}: {count} file(s) make a matrix of {list(shape)}"
+        raise CheckpointError(f"{found}, wanted {wanted} by {params.path.name}: are all consolidated.*.pth here?")
 
 
 def _check_vocabulary(entries: Mapping[str, Entry], params: _Params) -> None:
@@ -176,10 +156,8 @@ def _check_vocabulary(entries: Mapping[str, Entry], params: _Params) -> None:
         raise CheckpointError(f"{params.path.parent}: no tok_embeddings.weight or output.weight, wanted a LLaMA")
     rows = table.shape[0]
     if head.shape[0] != rows or (vocab_size != -1 and vocab_size != rows):
-        raise CheckpointError(
-            f"{params.path.parent}: tok_embeddings.weight has {rows} rows, output.weight {head.shape[0]}, and params.json "
-            f"says vocab_size {brief(vocab_size)}"
-        )
+        found = f"tok_embeddings.weight has {rows} rows, output.weight {head.shape[0]}"
+        raise CheckpointError(f"{params.path.parent}: {found}, and params.json says vocab_size {brief(vocab_size)}")
 
 
 def _config(entries: Mapping[str, Entry], params: _Params) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tensor names of transformers' LLaMA, which published checkpoints and this project's results use. Knows no shapes."""
+"""Tensor names of transformers' LLaMA, which published checkpoints and this project's results use, and of what is no weight."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ ATTENTION_NORM, MLP_NORM = "input_layernorm", "post_attention_layernorm"
 LAYER = "model.layers."
 WEIGHT = ".weight"
 
+# not weights: buffers that every reader computes from the config
+INV_FREQ = ".rotary_emb.inv_freq"  # in a diff about zero; transformers stored it until 4.31
+_RECOMPUTED = (INV_FREQ, ".rotary_emb.cos_cached", ".rotary_emb.sin_cached", ".position_ids", ".masked_bias",
+               ".causal_mask", ".attention_mask", ".attn_mask")  # fmt: skip
+
 
 def layer(number: int, part: str) -> str:
     """The name of a layer's weight, such as layer(3, Q)."""
@@ -25,3 +30,8 @@ def layer(number: int, part: str) -> str:
 def count_layers(names: Iterable[str]) -> int:
     """The number of layers of a model with tensors of these names."""
     return sum(name.endswith(f".{ATTENTION_NORM}{WEIGHT}") for name in names)
+
+
+def is_recomputed(name: str) -> bool:
+    """Whether the tensor `name` is a recomputed buffer, whatever its prefix. Its copy in a file is not read."""
+    return f".{name}".endswith(_RECOMPUTED)

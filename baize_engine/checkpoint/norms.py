@@ -10,7 +10,7 @@ from array import array
 
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.dtypes import FLOATS
-from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.config_file import normalise
-from baize_engine.checkpoint.runnable import check_runnable
+from baize_engine.checkpoint.config_file import check_runnable, normalise
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, pieces
 from baize_engine.errors import BaizeError, CheckpointError
@@ -26,18 +25,16 @@ def result_problems(
     """
     reasons = tokenizer_problems(contents, rows, folder)
     try:
-        config = normalise(strict_json.parse_settings(contents.get(CONFIG, b"{}"), str(folder / CONFIG)))
+        config = normalise(strict_json.parse(contents.get(CONFIG, b"{}"), str(folder / CONFIG), strict=False))
         check_runnable(config)
         if config["num_hidden_layers"] != layers:
-            reasons.append(
-                f"{folder}: its config says {config['num_hidden_layers']} layers, and the weights have {layers}: this engine "
-                "will not run it"
-            )
+            found = f"its config says {config['num_hidden_layers']} layers, and the weights have {layers}"
+            reasons.append(f"{folder}: {found}: this engine will not run it")
         elif stored:
             more = " and others" if len(stored) > 1 else ""
             reasons.append(f"{folder}: this engine has no use for {stored[0]}{more}, and will not run it")
         if GENERATION in contents:
-            strict_json.parse_settings(contents[GENERATION], str(folder / GENERATION))
+            strict_json.parse(contents[GENERATION], str(folder / GENERATION), strict=False)
     except BaizeError as error:
         reasons.append(f"{folder}: this engine will not run it; {error}")
     return reasons
@@ -49,12 +46,10 @@ def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -
     contents, folder: as in `result_problems`.
     """
     if MODEL not in contents:
+        found, wanted = "no tokenizer", f"its {MODEL}"
         if FAST in contents:
-            return [
-                f"{folder} has {FAST} without {MODEL}, so the model takes token ids only: put the {MODEL} of the same "
-                "vocabulary beside it"
-            ]
-        return [f"{folder} has no tokenizer, so the model takes token ids only: put its {MODEL} beside it"]
+            found, wanted = f"{FAST} without {MODEL}", f"the {MODEL} of the same vocabulary"
+        return [f"{folder} has {found}, so the model takes token ids only: put {wanted} beside it"]
     try:
         known = len(pieces(contents[MODEL], str(folder / MODEL)))
         added = TokenizerFiles.of(contents, folder).added(known, None)
@@ -64,17 +59,13 @@ def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -
     beyond = sorted(text for text, (token_id, _) in added.items() if token_id >= rows)
     problems = []
     if known > rows:
-        problems.append(
-            f"{folder / MODEL} has {known} pieces, and the model {rows} rows: it is another model's tokenizer"
-        )
+        found = f"{known} pieces, and the model {rows} rows"
+        problems.append(f"{folder / MODEL} has {found}: it is another model's tokenizer")
     elif beyond:
-        problems.append(
-            f"{folder}: {len(beyond)} added token(s), such as {beyond[0]!r}, have ids beyond the model's {rows} rows, and are "
-            "read as plain text"
-        )
-    missing = rows - known - len([token_id for token_id in ids if token_id < rows])
+        found = f"{len(beyond)} added token(s), such as {beyond[0]!r}, have ids beyond the model's {rows} rows"
+        problems.append(f"{folder}: {found}, and are read as plain text")
+    missing = rows - known - sum(token_id < rows for token_id in ids)
     if missing > 0:
-        problems.append(
-            f"{folder}: the model has {rows} rows and its tokenizer {rows - missing} tokens: {missing} row(s) stand for no text"
-        )
+        found = f"the model has {rows} rows and its tokenizer {rows - missing} tokens"
+        problems.append(f"{folder}: {found}: {missing} row(s) stand for no text")
     return problems

@@ -6,17 +6,14 @@ Format: the header's length (8 bytes, little-endian), the header (a JSON object)
 from __future__ import annotations
 
 import json
-import os
 import struct
 from collections.abc import Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.dtypes import ITEMSIZE, SAFETENSORS, TO_SAFETENSORS
-from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, refuse_pointer
-from baize_engine.checkpoint.file_io import open_regular
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.dtypes import SAFETENSORS, TO_SAFETENSORS
+from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name
+from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.strict_json import parse
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import brief, kind, shown
@@ -28,23 +25,18 @@ MAX_DIMENSIONS = 16  # more than any model has; keeps messages and products smal
 
 def read_safetensors(path: Path) -> list[TensorEntry]:
     """Read the tensors of a file, in the order of its header. CheckpointError names file, tensor, found and wanted."""
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+    with opened(path) as file:
         size = file.seek(0, 2)
-        file.seek(0)
-        refuse_pointer(path, file.read(64))
         file.seek(0)
         if size < 8:
             raise CheckpointError(f"{path}: {size} bytes, wanted a safetensors file of at least 8")
         (length,) = struct.unpack("<Q", file.read(8))
         if length > size - 8:
-            raise CheckpointError(
-                f"{path}: its header claims {length} bytes, wanted at most {size - 8} "
-                f"(the file has {size}): cut short, or not safetensors"
-            )
+            wanted = f"at most {size - 8} (the file has {size}): cut short, or not safetensors"
+            raise CheckpointError(f"{path}: its header claims {length} bytes, wanted {wanted}")
         if length > MAX_HEADER:
-            raise CheckpointError(
-                f"{path}: its header has {length} bytes, wanted at most {MAX_HEADER}: more than any LLaMA needs"
-            )
+            wanted = f"at most {MAX_HEADER}: more than any LLaMA needs"
+            raise CheckpointError(f"{path}: its header has {length} bytes, wanted {wanted}")
         header = parse(file.read(length), f"{path}: header")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict):
@@ -66,17 +58,14 @@ def _entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
     if not isinstance(dtype, str) or dtype not in SAFETENSORS:
         raise CheckpointError(f"{where}: dtype {brief(dtype)} is not one of {', '.join(SAFETENSORS)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(
-            f"{where}: shape {brief(shape)} is not a list of at most {MAX_DIMENSIONS} natural numbers"
-        )
+        raise CheckpointError(f"{where}: shape {brief(shape)} is not at most {MAX_DIMENSIONS} natural numbers")
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets {brief(offsets)} are not a begin and an end")
-    wanted = prod(shape) * ITEMSIZE[SAFETENSORS[dtype]]
-    if offsets[1] - offsets[0] != wanted:
-        raise CheckpointError(
-            f"{where}: {offsets[1] - offsets[0]} bytes of data, wanted {wanted} for shape {shape} of {dtype}"
-        )
-    return TensorEntry.stored(name, SAFETENSORS[dtype], tuple(shape), path, begin + offsets[0])
+    entry = TensorEntry.stored(name, SAFETENSORS[dtype], tuple(shape), path, begin + offsets[0])
+    found, wanted = offsets[1] - offsets[0], entry.stored_nbytes
+    if found != wanted:
+        raise CheckpointError(f"{where}: {found} bytes of data, wanted {wanted} for shape {shape} of {dtype}")
+    return entry
 
 
 def _naturals(value: Any) -> bool:

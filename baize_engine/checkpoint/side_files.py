@@ -4,29 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import read_config
-from baize_engine.checkpoint.entry import refuse_pointer
-from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.os_errors import is_file, reading
-from baize_engine.checkpoint.tokenizer_files import ADDED, MAP, TOKENIZER_CONFIG
+from baize_engine.checkpoint.tokenizer_files import ADDED, SETTINGS, TOKENIZER_CONFIG
 from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import shown
 
-TOKENIZER_FILES = (
-    "tokenizer.model",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-SETTINGS = (TOKENIZER_CONFIG, MAP, ADDED)  # tokenizer files that a finetune may have without the others
+# a finetune may have the settings without the others
+TOKENIZER_FILES = (MODEL, FAST, *SETTINGS, "chat_template.jinja", "chat_template.json")
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
 MAX_BYTES = 64 << 20  # of all side files, held in memory until the result is complete; a tokenizer.json has a few MB
 MAX_LICENCE_NAME = 200  # bytes: leaves room for "base_" and the writer's suffix in the 255 of file systems
@@ -48,9 +39,16 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     if not follow_links:
         refuse_link_elsewhere(tuned_like / "config.json")
     files = {"config.json": _config(tuned_like, dtype, vocab_size)}
-    if is_file(tuned_like / "generation_config.json"):
-        files["generation_config.json"] = _read(tuned_like / "generation_config.json", files, follow_links)
-    files |= _tokenizer_files(tuned_like, base, files, follow_links)
+    _add(files, tuned_like / "generation_config.json", follow_links)
+    source = tokenizer_folder(tuned_like, base)
+    own = any(is_file(tuned_like / name) for name in SETTINGS)  # take precedence over the base's
+    for name in TOKENIZER_FILES:
+        _add(files, (tuned_like if own and name in SETTINGS else source) / name, follow_links)
+    model = model_for(source, [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source])
+    if model is not None and MODEL not in files:
+        _add(files, model, follow_links)
+        if not {ADDED, TOKENIZER_CONFIG} & files.keys():  # otherwise only tokenizer.json could list added tokens
+            _add(files, model.parent / ADDED, follow_links)
     for folder, prefix in ((tuned_like, ""), (base, "base_")):
         with reading(folder):
             paths = sorted(folder.iterdir())
@@ -63,45 +61,25 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     return files
 
 
-def _tokenizer_files(tuned_like: Path, base: Path, others: Mapping[str, bytes], follow_links: bool) -> dict[str, bytes]:
-    """The tokenizer files of a result. A finetune's own settings take precedence over its base's."""
-    source = tokenizer_folder(tuned_like, base)
-    files = _read_named(source, TOKENIZER_FILES, others, follow_links)
-    if source != tuned_like:
-        own = _read_named(tuned_like, SETTINGS, {**others, **files}, follow_links)
-        if own:
-            files = {name: content for name, content in files.items() if name not in SETTINGS} | own
-    model = model_for(source, [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source])
-    if model is not None and model.name not in files:
-        files[model.name] = _read(model, {**others, **files}, follow_links)
-        if not {ADDED, TOKENIZER_CONFIG} & files.keys():  # otherwise only tokenizer.json could list added tokens
-            files |= _read_named(model.parent, (ADDED,), {**others, **files}, follow_links)
-    return files
-
-
 def read_beside(folder: Path) -> dict[str, bytes]:
     """Read the config and tokenizer files of a model in `folder` as {name: content}."""
-    return _read_named(folder, ("config.json", "generation_config.json", *TOKENIZER_FILES), {}, follow_links=True)
-
-
-def _read_named(
-    folder: Path, names: Sequence[str], others: Mapping[str, bytes], follow_links: bool
-) -> dict[str, bytes]:
-    """Read those of `names` that exist as {name: content}. CheckpointError if they and `others` exceed MAX_BYTES."""
     files: dict[str, bytes] = {}
-    for path in (folder / name for name in names):
-        if is_file(path):
-            files[path.name] = _read(path, {**others, **files}, follow_links)
+    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+        _add(files, folder / name, follow_links=True)
     return files
+
+
+def _add(files: dict[str, bytes], path: Path, follow_links: bool) -> None:
+    """Add the content of `path`, if it exists, to `files`. Errors as for `_read`."""
+    if is_file(path):
+        files[path.name] = _read(path, files, follow_links)
 
 
 def _check_licence_name(path: Path) -> None:
     """Raise CheckpointError unless the name is short and printable: licence texts keep the names that strangers chose."""
     if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():
-        raise CheckpointError(
-            f"{path.parent}: a licence text is called {shown(path.name)!r}, wanted at most {MAX_LICENCE_NAME} bytes of "
-            "printable characters"
-        )
+        wanted = f"at most {MAX_LICENCE_NAME} bytes of printable characters"
+        raise CheckpointError(f"{path.parent}: a licence text is called {shown(path.name)!r}, wanted {wanted}")
 
 
 def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
@@ -131,9 +109,8 @@ def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
     for piece in json.JSONEncoder(indent=2).iterencode(config):
         size += len(piece)  # indents can make hostile nested lists a thousand times as large as the file
         if size > strict_json.MAX_BYTES:
-            raise CheckpointError(
-                f"{folder / 'config.json'}: more than {strict_json.MAX_BYTES} bytes when written with its indents"
-            )
+            where = folder / "config.json"
+            raise CheckpointError(f"{where}: more than {strict_json.MAX_BYTES} bytes when written with its indents")
         text.append(piece)
     return ("".join(text) + "\n").encode()
 
@@ -143,15 +120,12 @@ def _read(path: Path, others: Mapping[str, bytes], follow_links: bool) -> bytes:
     if not follow_links:
         refuse_link_elsewhere(path)
     room = MAX_BYTES - sum(map(len, others.values()))
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
+    with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         if size > room:
-            raise CheckpointError(
-                f"{path}: {size} bytes, wanted at most {MAX_BYTES} for all files beside the weights ({room} are left)"
-            )
-        content = file.read(room)
-    refuse_pointer(path, content)
-    return content
+            wanted = f"at most {MAX_BYTES} for all files beside the weights ({room} are left)"
+            raise CheckpointError(f"{path}: {size} bytes, wanted {wanted}")
+        return file.read(room)
 
 
 def refuse_link_elsewhere(path: Path) -> None:
@@ -165,7 +139,6 @@ def refuse_link_elsewhere(path: Path) -> None:
         folder, target = path.parent.resolve(), path.resolve()
     cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
-        raise CheckpointError(
-            f"{path} is a link to {shown(str(target))}, outside its folder: if you want that file in the result, replace the "
-            "link by a copy (or use --follow_links, for all such links)"
-        )
+        remedy = "replace the link by a copy (or use --follow_links, for all such links)"
+        where = f"{path} is a link to {shown(str(target))}, outside its folder"
+        raise CheckpointError(f"{where}: if you want that file in the result, {remedy}")

@@ -2,7 +2,8 @@
 
 Files that say where bytes lie (headers of safetensors, indexes of shards, manifests) must have one meaning: `read` and `parse`
 refuse duplicate keys and numbers that are not finite. Settings (config.json and the files beside a tokenizer) are mostly
-written by others, and `read_settings` reads them as Python's json, and so transformers, does.
+written by others: with `strict` unset, they are read as Python's json, and so transformers, does. Of duplicate keys the last
+counts, and numbers may be inf or nan: check a number before you use it.
 """
 
 from __future__ import annotations
@@ -20,52 +21,35 @@ MAX_BYTES = 8 << 20  # the index of a 65B model has about 100 KB; as Python obje
 MAX_DIGITS = 4300  # of an integer, Python's own default; published files have up to 31 (model_max_length int(1e30))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """Read the object in a file of at most MAX_BYTES, strictly, as `parse` does."""
-    return parse(_content(path), str(path))
+def read(path: Path, strict: bool = True) -> dict[str, Any]:
+    """Read the object in a file of at most MAX_BYTES, as `parse` does."""
+    return parse(read_whole(path, MAX_BYTES, " of JSON"), str(path), strict)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read the object in a settings file of at most MAX_BYTES. Of duplicate keys the last counts.
-
-    Numbers may be inf or nan: check a number before you use it.
-    """
-    return parse_settings(_content(path), str(path))
+    """Read the object in a settings file of at most MAX_BYTES, not strictly."""
+    return read(path, strict=False)
 
 
-def parse_settings(content: bytes, what: str) -> dict[str, Any]:
-    """Parse the object in `content` as `read_settings` does. CheckpointError names `what`."""
-    return _parse(content, what)
-
-
-def parse(content: bytes, what: str) -> dict[str, Any]:
-    """Parse the object in `content`. CheckpointError names `what`, also for duplicate keys and numbers that are not finite."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in found:
-                raise CheckpointError(f"{what}: the key {brief(key)} appears twice")
-            found[key] = value
-        return found
-
-    return _parse(content, what, object_pairs_hook=unique, parse_float=_finite, parse_constant=_finite)
-
-
-def _content(path: Path) -> bytes:
-    return read_whole(path, MAX_BYTES, " of JSON")
-
-
-def _parse(content: bytes, what: str, **hooks: Any) -> dict[str, Any]:
+def parse(content: bytes, what: str, strict: bool = True) -> dict[str, Any]:
+    """Parse the object in `content`. CheckpointError names `what`; with `strict`, also for duplicate keys and inf or nan."""
+    hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_float": _finite, "parse_constant": _finite}
     try:
-        value = json.loads(content.decode("utf-8-sig"), parse_int=_integer, **hooks)
-    except CheckpointError:
-        raise
+        value = json.loads(content.decode("utf-8-sig"), parse_int=_integer, **(hooks if strict else {}))
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what}: not JSON ({shown(str(error))})") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{what}: {kind(value)}, wanted a JSON object")
     return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {brief(key)} appears twice")
+        found[key] = value
+    return found
 
 
 def _integer(text: str) -> int:

@@ -9,9 +9,8 @@ from contextlib import ExitStack
 from typing import NamedTuple
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.entry import Entry, TensorEntry
 from baize_engine.checkpoint.file_io import InputFile
-from baize_engine.checkpoint.joined import Entry
 
 NARROWED = 1 << 15  # float64 elements that are read and rounded at a time: 256 KiB, which fit into caches
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from baize_engine.errors import CheckpointError
 from baize_engine.printable import brief
 
 TOKENIZER_CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+SETTINGS = (TOKENIZER_CONFIG, MAP, ADDED)
 MAX_ID_DIGITS = 18
 
 
@@ -33,26 +34,21 @@ class TokenizerFiles:
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
         """Read the files in `folder`. CheckpointError names one that is not a JSON object."""
-        paths = (folder / name for name in (TOKENIZER_CONFIG, MAP, ADDED))
+        paths = (folder / name for name in SETTINGS)
         parsed = [strict_json.read_settings(path) if is_file(path) else {} for path in paths]
         return cls._of(folder, parsed, lambda: read_fast(folder))
 
     @classmethod
     def of(cls, contents: Mapping[str, bytes], folder: Path) -> TokenizerFiles:
         """Parse the files among {name: content}; errors name them as files of `folder`."""
-        parsed = [
-            strict_json.parse_settings(contents[name], str(folder / name)) if name in contents else {}
-            for name in (TOKENIZER_CONFIG, MAP, ADDED)
-        ]
+        parsed = [strict_json.parse(contents.get(name, b"{}"), str(folder / name), strict=False) for name in SETTINGS]
         return cls._of(folder, parsed, lambda: fast_text(contents.get(FAST, b"")))
 
     @classmethod
     def _of(cls, folder: Path, parsed: Sequence[Mapping[str, Any]], fast: Callable[[], str | None]) -> TokenizerFiles:
         config, special_map, added = parsed
-        listed: Sequence[Any] = ()
-        if not added and "added_tokens_decoder" not in config:
-            listed = added_in(fast() or "")
-        return cls(folder, config, special_map, added, listed)
+        listed = added or "added_tokens_decoder" in config
+        return cls(folder, config, special_map, added, () if listed else added_in(fast() or ""))
 
     def named(self, key: str) -> tuple[str, str]:
         """(text, file) of the token with the role `key` ("eos_token"); the text is "" if there is none.
@@ -75,19 +71,24 @@ class TokenizerFiles:
         """
         special = self.named_special()
         found: dict[str, tuple[int, bool]] = {}
-        for text, token_id in self.added_tokens.items():
-            if isinstance(token_id, bool) or not isinstance(token_id, int) or token_id < 0:
-                raise CheckpointError(
-                    f"{self.folder / ADDED}: {brief(text)}: {brief(token_id)}, wanted a token and its id"
-                )
+        for token_id, entry, where in self._entries():
             if first <= token_id and (last is None or token_id < last):
-                found[text] = (token_id, text in special)
+                text = content_of(entry)
+                if text is None:
+                    raise CheckpointError(f"{where}: {brief(entry)}, wanted an id and its content")
+                found[text] = (token_id, _marked_special(entry) or text in special)
+        return found
+
+    def _entries(self) -> Iterator[tuple[int, Any, str]]:
+        """(id, entry, where it is) of each added token. An entry is the token's text, or an object with `content`."""
+        for text, token_id in self.added_tokens.items():
+            where = f"{self.folder / ADDED}: {brief(text)}"
+            if type(token_id) is not int or token_id < 0:
+                raise CheckpointError(f"{where}: {brief(token_id)}, wanted a token and its id")
+            yield token_id, text, where
         for entry in self.fast_added:
-            if not isinstance(entry, dict) or type(token_id := entry.get("id")) is not int:
-                continue
-            content = content_of(entry)
-            if content and first <= token_id and (last is None or token_id < last):
-                found[content] = (token_id, entry.get("special") is True or content in special)
+            if isinstance(entry, dict) and type(entry.get("id")) is int and content_of(entry):
+                yield entry["id"], entry, FAST
         decoder = self.config.get("added_tokens_decoder") or {}
         where = f"{self.folder / TOKENIZER_CONFIG}: added_tokens_decoder"
         if not isinstance(decoder, dict):
@@ -95,13 +96,7 @@ class TokenizerFiles:
         for key, entry in decoder.items():
             if not _is_id(key):
                 raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
-            if first <= int(key) and (last is None or int(key) < last):
-                content = content_of(entry)
-                if content is None:
-                    raise CheckpointError(f"{where} {brief(key)}: {brief(entry)}, wanted an id and its content")
-                marked = isinstance(entry, dict) and entry.get("special") is True
-                found[content] = (int(key), marked or content in special)
-        return found
+            yield int(key), entry, f"{where} {brief(key)}"
 
     def listed_special(self) -> dict[str, int]:
         """Tokens that tokenizer_config.json lists as special, text -> id. Malformed entries are ignored."""
@@ -109,7 +104,7 @@ class TokenizerFiles:
         found: dict[str, int] = {}
         for key, entry in decoder.items() if isinstance(decoder, dict) else ():
             text = content_of(entry)
-            if text and isinstance(entry, dict) and entry.get("special") is True and _is_id(key):
+            if text and _marked_special(entry) and _is_id(key):
                 found[text] = int(key)
         return found
 
@@ -125,6 +120,10 @@ def content_of(token: Any) -> str | None:
     """The text of a token in either form: a string, or an object with `content`. None for anything else."""
     text = token.get("content") if isinstance(token, dict) else token
     return text if isinstance(text, str) else None
+
+
+def _marked_special(entry: Any) -> bool:
+    return isinstance(entry, dict) and entry.get("special") is True
 
 
 def _is_id(key: str) -> bool:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.file_io import read_whole
+from baize_engine.checkpoint.file_io import opened, read_whole
 from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import CheckpointError
 
@@ -31,20 +31,13 @@ _ENTRY = re.compile(r'\s*("(?:[^"\\]|\\.){0,400}")\s*:\s*(\d{1,9})\s*(,|\})')  #
 def pieces(content: bytes, what: str) -> list[str]:
     """The pieces of a sentencepiece model, in the order of their ids. CheckpointError names `what` if there are none."""
     try:
-        texts = [_text_of(message) for message in _fields(content, _PIECES)]
-    except (ValueError, IndexError):
+        texts = [next(_fields(message, _PIECE_TEXT)).decode() for message in _fields(content, _PIECES)]
+    except (ValueError, IndexError, StopIteration):  # StopIteration: a piece without text
         texts = []
     if not texts:
         reason = "it is empty" if not content else f"{len(content)} bytes that hold no pieces"
         raise CheckpointError(f"{what}: not a sentencepiece model ({reason})")
     return texts
-
-
-def _text_of(message: bytes) -> str:
-    text = next(_fields(message, _PIECE_TEXT), None)
-    if text is None:
-        raise ValueError("a piece without text")
-    return text.decode()
 
 
 def _fields(message: bytes, wanted: int) -> Iterator[bytes]:
@@ -123,9 +116,10 @@ def _value_start(text: str, key: str) -> int:
 def read_fast(folder: Path) -> str | None:
     """The text of `folder`/tokenizer.json; None if it is absent, too large or not UTF-8."""
     path = folder / FAST
-    if not is_file(path) or path.stat().st_size > MAX_FAST:
+    if not is_file(path):
         return None
-    return fast_text(read_whole(path, MAX_FAST))
+    with opened(path) as file:
+        return fast_text(file.read(MAX_FAST + 1))
 
 
 def fast_text(content: bytes) -> str | None:

@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name, refuse_pointer
-from baize_engine.checkpoint.file_io import open_regular
-from baize_engine.checkpoint.os_errors import reading
+from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name
+from baize_engine.checkpoint.file_io import opened
+from baize_engine.checkpoint.names import is_recomputed
 from baize_engine.checkpoint.pickle_program import run
 from baize_engine.checkpoint.pickle_values import ProgramError, Tensor
-from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.wrapped_state import rewriting, state_of
 from baize_engine.checkpoint.zip_directory import CompressedError, ZipError, read_directory
 from baize_engine.errors import CheckpointError
@@ -37,9 +36,8 @@ UNZIP = (
 
 def read_torch(path: Path) -> list[TensorEntry]:
     """Read the tensors of a file, in the order of its state dict. CheckpointError names file, tensor, found and wanted."""
-    with reading(path), os.fdopen(open_regular(path), "rb") as file:
-        beginning = file.read(512)
-        refuse_pointer(path, beginning)
+    with opened(path) as file:
+        beginning = file.read(8)
         if not beginning.startswith(b"PK"):
             raise CheckpointError(_not_a_zip(path, beginning))
         archive = _Archive(path, file)
@@ -69,42 +67,29 @@ def _entry(path: Path, archive: _Archive, name: Any, value: Any) -> TensorEntry:
     if not isinstance(name, str) or not isinstance(value, Tensor):
         raise CheckpointError(f"{where} is a {type(value).__name__}, wanted a flat dict of names to tensors")
     check_name(path, name)
-    storage = value.storage
-    size = ITEMSIZE[storage.dtype]
+    storage, key = value.storage, shown(value.storage.key)
+    size, count = ITEMSIZE[storage.dtype], prod(value.shape)
     begin, stored = archive.locate(f"data/{storage.key}", where)
     if stored != storage.numel * size:
-        raise CheckpointError(
-            f"{where}: its storage {shown(storage.key)} has {stored} bytes, wanted {storage.numel * size} for "
-            f"{storage.numel} of {storage.dtype}"
-        )
-    count = prod(value.shape)
-    if value.offset + count > storage.numel:
-        raise CheckpointError(
-            f"{where}: elements {value.offset} to {value.offset + count} of a storage that has {storage.numel}"
-        )
+        wanted = f"{storage.numel * size} for {storage.numel} of {storage.dtype}"
+        raise CheckpointError(f"{where}: its storage {key} has {stored} bytes, wanted {wanted}")
+    end = value.offset + count
+    if end > storage.numel:
+        raise CheckpointError(f"{where}: elements {value.offset} to {end} of a storage that has {storage.numel}")
     if count and not _is_contiguous(value.shape, value.stride):
         raise CheckpointError(f"{where}: stride {value.stride} of shape {value.shape}, wanted a contiguous tensor")
     return TensorEntry.stored(name, storage.dtype, value.shape, path, begin + value.offset * size)
 
 
 def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
-    expected = 1
-    for length, step in zip(reversed(shape), reversed(stride), strict=True):
-        if length != 1 and step != expected:
-            return False
-        expected *= length
-    return True
+    return all(shape[i] == 1 or stride[i] == prod(shape[i + 1 :]) for i in range(len(shape)))
 
 
 def _not_a_zip(path: Path, beginning: bytes) -> str:
     if beginning.startswith(b"\x80"):
-        return (
-            f"{path}: a file of torch before 1.6, which can only be read by running its pickle. If you trust it, write it anew "
-            f"with a current torch and {rewriting()}"
-        )
-    return (
-        f"{path}: {f'begins with {beginning[:8]!r}' if beginning else 'is empty'}, wanted a zip archive of torch.save"
-    )
+        reason = "a file of torch before 1.6, which can only be read by running its pickle"
+        return f"{path}: {reason}. If you trust it, write it anew with a current torch and {rewriting()}"
+    return f"{path}: {f'begins with {beginning!r}' if beginning else 'is empty'}, wanted a zip archive of torch.save"
 
 
 class _Archive:
@@ -116,17 +101,12 @@ class _Archive:
             self._members = read_directory(file, file.seek(0, os.SEEK_END))
         except ZipError as error:
             raise CheckpointError(f"{path}: not a whole zip archive of torch.save, {error}; cut short?") from None
-        programs = [
-            name
-            for name in self._members
-            if (name == b"data.pkl" or name.endswith(b"/data.pkl")) and not name.startswith(OF_FINDER)
-        ]
+        names = [name for name in self._members if not name.startswith(OF_FINDER)]
+        programs = [name for name in names if name.rpartition(b"/")[2] == b"data.pkl"]
         if len(programs) != 1:
             listed = ", ".join(shown(name.decode(errors="replace")) for name in programs[:2])
-            raise CheckpointError(
-                f"{path}: {len(programs)} entries data.pkl{f' ({listed})' if listed else ''}, wanted one (is this a file of "
-                "torch.save?)"
-            )
+            found = f"{len(programs)} entries data.pkl{f' ({listed})' if listed else ''}"
+            raise CheckpointError(f"{path}: {found}, wanted one (is this a file of torch.save?)")
         self._folder = programs[0].removesuffix(b"data.pkl")
         if self._folder + b"byteorder" in self._members and self.read("byteorder", 16) != b"little":
             raise CheckpointError(f"{path}: written in big-endian byte order, wanted little")

@@ -9,31 +9,17 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from types import TracebackType
 
 from baize_engine.checkpoint.buffers import PAGE
-from baize_engine.checkpoint.dtypes import ITEMSIZE
+from baize_engine.checkpoint.entry import TensorSpec
 from baize_engine.checkpoint.os_errors import writing
 from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder
 from baize_engine.checkpoint.safetensors_file import encode_header
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5_000_000_000  # the usual shard size of transformers
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpec:
-    """A tensor to be written. `dtype`: one of `dtypes.ITEMSIZE`."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]
-
-    @property
-    def nbytes(self) -> int:
-        return prod(self.shape) * ITEMSIZE[self.dtype]
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.config_file import normalise, read_config
-from baize_engine.checkpoint.runnable import check_runnable
+from baize_engine.checkpoint.config_file import check_runnable, normalise, read_config
 from baize_engine.errors import ConfigError
 
 

@@ -12,8 +12,8 @@ import torch
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.names import is_recomputed
 from baize_engine.checkpoint.norms import refuse_diff
-from baize_engine.checkpoint.recomputed import is_recomputed
 from baize_engine.checkpoint.side_files import collect
 from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, RequestError

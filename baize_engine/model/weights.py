@@ -16,7 +16,7 @@ from torch import Tensor
 
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
-from baize_engine.checkpoint.recomputed import is_recomputed
+from baize_engine.checkpoint.names import is_recomputed
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.kernels.quantized import SCHEME, Weight
 from baize_engine.kernels.quantized import matrix as matrix_of

@@ -16,8 +16,8 @@ from pathlib import Path
 from baize_engine import __version__
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import Base
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex
-from baize_engine.checkpoint.joined import Entry
 from baize_engine.checkpoint.manifest import (
     MANIFEST_NAME,
     Manifest,

@@ -9,10 +9,9 @@ from typing import Literal
 
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry
-from baize_engine.checkpoint.joined import Entry
-from baize_engine.checkpoint.names import EMBED, HEAD, count_layers
-from baize_engine.checkpoint.recomputed import is_recomputed
+from baize_engine.checkpoint.names import EMBED, HEAD, count_layers, is_recomputed
 from baize_engine.checkpoint.writer import TensorSpec
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.options import RecoveryOptions

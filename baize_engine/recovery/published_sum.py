@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from baize_engine.checkpoint import names
 from baize_engine.checkpoint.base import Base, Index
 from baize_engine.checkpoint.dtypes import FLOATS
-from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.checkpoint.recomputed import INV_FREQ
+from baize_engine.checkpoint.names import INV_FREQ
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.widened import floats
 from baize_engine.recovery.wrapped_names import unwrapped

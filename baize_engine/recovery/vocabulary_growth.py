@@ -9,7 +9,7 @@ from collections.abc import Callable
 from baize_engine.backend.adders import Operand
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.dtypes import ITEMSIZE
-from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Fill, Job
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator
 
-from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.tensor_reader import TensorReader
 
 BLOCK = 1 << 16  # elements held at a time: files decide how many there are

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from baize_engine.checkpoint.joined import Entry
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.names import EMBED
 from baize_engine.errors import MismatchError
 

@@ -160,7 +160,7 @@ def of_contents(
 ) -> SpecialIds:
     """The special ids of a model whose files are given as {name: content}; errors name them as files of `folder`."""
     config, generation = (
-        strict_json.parse_settings(contents.get(name, b"{}"), str(folder / name)) for name in (CONFIG, GENERATION)
+        strict_json.parse(contents.get(name, b"{}"), str(folder / name), strict=False) for name in (CONFIG, GENERATION)
     )
     text = tokenizer.ids if tokenizer is not None else _without_model(TokenizerFiles.of(contents, folder), vocab_size)
     return special_ids(config, generation, text, vocab_size)

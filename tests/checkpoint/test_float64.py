@@ -233,7 +233,7 @@ def test_metas_layout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, shards: i
     cfg = tiny.config()
     files = [widened(file, 7) for file in tiny_meta.random_shards(cfg, shards)]
     wanted = rounded({name: tensor.contiguous() for name, tensor in tiny_meta.convert(cfg, files).items()})
-    index = read_meta(tiny_meta.write_meta(tmp_path, cfg, files))
+    index, _ = read_meta(tiny_meta.write_meta(tmp_path, cfg, files))
     assert {part.stored_dtype for entry in index.entries.values() for part in entry.parts} == {"float64"}
     for name, entry in index.entries.items():
         values, rng = wanted[name].numpy().reshape(-1), random.Random(0)

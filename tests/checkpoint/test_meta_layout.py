@@ -77,7 +77,7 @@ def test_small_pieces_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_any_range_of_any_tensor(tmp_path: Path, shards: int) -> None:
     files = tiny_meta.random_shards(CONFIG, shards)
     converted = tiny_meta.convert(CONFIG, files)
-    index = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, files))
+    index, _ = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, files))
     assert index.entries.keys() == converted.keys()
     rng = random.Random(0)
     for name, tensor in converted.items():
@@ -94,7 +94,7 @@ def test_any_range_of_any_tensor(tmp_path: Path, shards: int) -> None:
 
 def test_a_head_is_read_without_waste_in_pieces_of_whole_heads(tmp_path: Path) -> None:
     """What is read is what is wanted, wherever pieces keep to the grain."""
-    index = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, tiny_meta.random_shards(CONFIG, 2)))
+    index, _ = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, tiny_meta.random_shards(CONFIG, 2)))
     entry = index.entries["model.layers.0.self_attn.q_proj.weight"]
     assert entry.grain == 8 * 64
     for begin in range(0, entry.numel, entry.grain):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from shapes import Shape
 
-from baize_engine.checkpoint.recomputed import INV_FREQ
+from baize_engine.checkpoint.names import INV_FREQ
 from baize_engine.checkpoint.writer import TensorSpec, lay_out
 
 

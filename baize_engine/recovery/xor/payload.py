@@ -31,8 +31,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from baize_engine.checkpoint.entry import refuse_pointer
-from baize_engine.checkpoint.file_io import open_regular
+from baize_engine.checkpoint.file_io import open_regular, refuse_pointer
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.manifest import MANIFEST_NAME
 from baize_engine.checkpoint.os_errors import reading
