@@ -68,13 +68,10 @@ def writing(path: str | os.PathLike[str], doing: str = "be written") -> Iterator
         raise OutputError(error.errno, f"{path} cannot {doing} ({error.strerror or error})") from error
 
 
-def removing(paths: list[Path]) -> list[OutputError]:
-    """Remove those of `paths` that exist, all of them whatever fails. Returns the errors."""
-    errors = []
-    for path in paths:
-        try:
-            with writing(path, "be removed"):
-                path.unlink(missing_ok=True)
-        except OutputError as error:
-            errors.append(error)
-    return errors
+@contextmanager
+def gathering(errors: list[OutputError]) -> Iterator[None]:
+    """Add an OutputError of the block to `errors`, so that what comes after it is done all the same."""
+    try:
+        yield
+    except OutputError as error:
+        errors.append(error)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from baize_engine.checkpoint.buffers import NOT_DIRECT, PAGE
 from baize_engine.checkpoint.os_errors import writing
-from baize_engine.errors import OutputError
 
 
 class OutputFile:
@@ -19,19 +18,15 @@ class OutputFile:
     writes with fsync. All others go through the page cache. Space is allocated at once, so that a full disk shows before the
     long work and not half-way.
 
-    Raises FileExistsError if a new file exists already. Anything else that the system refuses, here or in a method, is an
-    OutputError naming the file.
+    What the system refuses, here or in a method, is an OutputError naming the file; its errno is EEXIST if a new file exists
+    already.
     """
 
     def __init__(self, path: Path, nbytes: int, reopen: bool = False) -> None:
         self.path = path
         how = 0 if reopen else os.O_CREAT | os.O_EXCL
-        try:
+        with writing(path, "be opened for writing"):
             self._buffered = os.open(path, os.O_RDWR | how | os.O_CLOEXEC, 0o644)
-        except FileExistsError:
-            raise
-        except OSError as error:
-            raise OutputError(error.errno, f"{path} cannot be opened for writing ({error.strerror})") from error
         self._direct: int | None = None
         try:
             with writing(path, f"take {nbytes} bytes"):

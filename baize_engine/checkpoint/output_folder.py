@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from baize_engine.checkpoint.os_errors import broken_link, removing, writing
+from baize_engine.checkpoint.os_errors import broken_link, gathering, writing
 from baize_engine.checkpoint.output_file import OutputFile, sync_folder
 from baize_engine.errors import OutputError
 
@@ -37,14 +37,12 @@ class OutputFolder:
         missing = [path for path in (self.folder, *self.folder.parents) if not path.exists()]
         for path in reversed(missing):
             self._made_folders.append(path)  # before mkdir, because Ctrl-C may come between any two lines
-            try:
-                with writing(path, "be made"):
+            with writing(path, "be made"):
+                try:
                     path.mkdir()
-            except OutputError as error:
-                if error.errno == errno.EEXIST:
+                except FileExistsError:
                     self._made_folders.remove(path)  # another writer's
                     raise _appeared(path) from None
-                raise
 
     def open_file(self, name: str, nbytes: int) -> OutputFile:
         """Create `name`.partial with room for `nbytes`. With `resume`, one of the same size is opened instead."""
@@ -60,7 +58,9 @@ class OutputFolder:
         self._made.append(path)
         try:
             file = OutputFile(path, nbytes, reopen)
-        except FileExistsError:
+        except OutputError as error:
+            if error.errno != errno.EEXIST:
+                raise
             self._made.remove(path)  # another writer's
             raise _appeared(path) from None
         self._files.append(file)
@@ -104,30 +104,23 @@ class OutputFolder:
 
         Tries all of it, whatever fails, and then raises the first error.
         """
-        errors = [error for file in self._files for error in _closing(file)]
-        self._files.clear()
-        errors += removing(self._made[::-1])
-        self._made.clear()
+        errors: list[OutputError] = []
+        for file in self._files:
+            with gathering(errors):
+                file.close()
+        for path in reversed(self._made):
+            with gathering(errors), writing(path, "be removed"):
+                path.unlink(missing_ok=True)
         for path in reversed(self._made_folders):
-            try:
-                with writing(path, "be removed"):
-                    path.rmdir()
-            except OutputError as error:
-                if error.errno not in (errno.ENOENT, errno.ENOTEMPTY):  # never made, or another writer's content
-                    errors.append(error)
-        self._made_folders.clear()
+            with gathering(errors), writing(path, "be removed"):
+                path.rmdir()
+        for made in (self._files, self._made, self._made_folders):
+            made.clear()
+        # a folder that was never made, or has another writer's content
+        errors = [error for error in errors if error.errno not in (errno.ENOENT, errno.ENOTEMPTY)]
         if errors:
             more = f"; and {len(errors) - 1} more such failure(s)" if len(errors) > 1 else ""
             raise OutputError(errors[0].errno, f"{errors[0]}{more}: remove {self.folder} before you start again")
-
-
-def _closing(file: OutputFile) -> list[OutputError]:
-    """Close `file` and return the error, if any."""
-    try:
-        file.close()
-    except OutputError as error:
-        return [error]
-    return []
 
 
 def _appeared(path: Path) -> OutputError:
@@ -143,27 +136,21 @@ def check_output(folder: Path, nbytes: int) -> None:
         if there and not folder.is_dir():
             raise OutputError(errno.ENOTDIR, f"{folder} exists and is not a folder")
         found = sorted(path.name for path in folder.iterdir()) if there else []
+    if any(name.endswith(PARTIAL) for name in found):
+        remedy = "if no other recovery is running there, continue with --resume, or remove the folder and start again"
+        reason = f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): {remedy}"
+        raise OutputError(errno.ENOTEMPTY, reason)
     if found:
-        if any(name.endswith(PARTIAL) for name in found):
-            raise OutputError(
-                errno.ENOTEMPTY,
-                f"{folder} holds an unfinished result ({len(found)} files, such as {found[0]}): "
-                "if no other recovery is running there, continue with --resume, or remove the folder and start again",
-            )
-        raise OutputError(
-            errno.ENOTEMPTY,
-            f"{folder} is not empty ({len(found)} entries, such as {found[0]}): wanted a new or empty folder",
-        )
+        what = f"{len(found)} entries, such as {found[0]}"
+        raise OutputError(errno.ENOTEMPTY, f"{folder} is not empty ({what}): wanted a new or empty folder")
     check_room([(folder, nbytes)])
 
 
 def finished_before(folder: Path) -> OutputError:
     """The error for a `folder` that already holds the wanted result."""
-    return OutputError(
-        errno.EEXIST,
-        f"{folder} is not empty: it holds this very result, finished and as it was written, so there is nothing to do "
-        "(with --resume that is no error)",
-    )
+    found = "it holds this very result, finished and as it was written"
+    reason = f"{folder} is not empty: {found}, so there is nothing to do (with --resume that is no error)"
+    return OutputError(errno.EEXIST, reason)
 
 
 def check_room(needs: Iterable[tuple[Path, int]]) -> None:
@@ -186,8 +173,6 @@ def check_room(needs: Iterable[tuple[Path, int]]) -> None:
             stat = os.statvfs(group[0][1])
         free, wanted = stat.f_bavail * stat.f_frsize, sum(nbytes for _, _, nbytes in group)
         if free < wanted:
-            raise OutputError(
-                errno.ENOSPC,
-                f"{', '.join(str(folder) for folder, _, _ in group)}: {wanted / 1e9:.2f} GB are needed and the disk has "
-                f"{free / 1e9:.2f} GB free",
-            )
+            folders = ", ".join(str(folder) for folder, _, _ in group)
+            sizes = f"{wanted / 1e9:.2f} GB are needed and the disk has {free / 1e9:.2f} GB free"
+            raise OutputError(errno.ENOSPC, f"{folders}: {sizes}")

@@ -24,13 +24,11 @@ def run(program: bytes) -> Any:
     machine = _Machine(program)
     try:
         return machine.run()
-    except ProgramError as error:
-        error.near = machine.near()
-        raise
-    except (IndexError, struct.error):
-        broken = ProgramError("it is cut short, or pops from an empty stack")
-        broken.near = machine.near()
-        raise broken from None
+    except (ProgramError, IndexError) as error:
+        broken = "it is cut short, or pops from an empty stack"
+        refused = error if isinstance(error, ProgramError) else ProgramError(broken)
+        refused.near = machine.near()
+        raise refused from None
 
 
 class _Machine:
@@ -68,8 +66,8 @@ class _Machine:
             raise ProgramError("it is cut short")
         return self.program[begin : self.at]
 
-    def number(self, form: struct.Struct) -> Any:
-        return form.unpack(self.take(form.size))[0]
+    def number(self, size: int, signed: bool = False) -> int:
+        return int.from_bytes(self.take(size), "little", signed=signed)
 
     def text(self, length: int) -> str:
         if length > MAX_TEXT:
@@ -92,12 +90,16 @@ class _Machine:
         items, self.stack = self.stack, self.outer.pop()
         return items
 
-    def push_tuple(self, count: int) -> None:
+    def popped(self, count: int) -> list[Any]:
+        """Pop the last `count` values."""
         if len(self.stack) < count:
-            raise ProgramError("a tuple of more items than the stack has")
-        items = tuple(self.stack[len(self.stack) - count :])
+            raise ProgramError("it takes more items than the stack has")
+        items = self.stack[len(self.stack) - count :]
         del self.stack[len(self.stack) - count :]
-        self.stack.append(items)
+        return items
+
+    def push(self, value: Any) -> None:
+        self.stack.append(value)
 
     def mark(self) -> None:
         self.outer.append(self.stack)
@@ -109,10 +111,6 @@ class _Machine:
         if (module, name) not in NAMES:
             raise ProgramError(f"it asks for {shown(module)}.{shown(name)}, which no weight file needs")
         self.stack.append(NAMES[module, name])
-
-    def stack_name(self) -> None:
-        name, module = self.stack.pop(), self.stack.pop()
-        self.name(module, name)
 
     def storage(self) -> None:
         pid = self.stack.pop()
@@ -127,7 +125,7 @@ class _Machine:
         self.stack.append(storage)
 
     def reduce(self) -> None:
-        arguments, function = self.stack.pop(), self.stack.pop()
+        function, arguments = self.popped(2)
         if type(arguments) is not tuple or not any(function is known for known in CALLABLE):
             raise ProgramError("it calls something that cannot be called")
         self.stack.append(function(*arguments))
@@ -151,14 +149,6 @@ class _Machine:
                 raise ProgramError(f"a dict's key is a {type(key).__name__}, wanted text")
             target[key] = value
 
-    def set_item(self) -> None:
-        value, key = self.stack.pop(), self.stack.pop()
-        self.set_items([key, value])
-
-    def marked_tuple(self) -> None:
-        items = tuple(self.marked())
-        self.stack.append(items)
-
     def put(self, index: int) -> None:
         self.memo[index] = self.stack[-1]
 
@@ -167,51 +157,43 @@ class _Machine:
             raise ProgramError("it gets a memo entry that it never put")
         self.stack.append(self.memo[index])
 
-    def frame(self) -> None:
-        self.take(8)  # the frame's length, of use only for reading ahead
-
     def version(self) -> None:
         if not 2 <= self.take(1)[0] <= 5:
             raise ProgramError("its version is not one of 2 to 5")
 
 
-def _pushing(value: Callable[[_Machine], Any]) -> Callable[[_Machine], None]:
-    return lambda machine: machine.stack.append(value(machine))
-
-
-_U1, _U2, _U4, _I4, _F8 = map(struct.Struct, ("<B", "<H", "<L", "<l", ">d"))
-_STEPS: dict[int, Callable[[_Machine], None]] = {
+_STEPS: dict[int, Callable[[_Machine], object]] = {
     0x80: _Machine.version,
-    0x95: _Machine.frame,
+    0x95: lambda m: m.take(8),  # FRAME: a length, of use only for reading ahead
     ord("("): _Machine.mark,
-    ord("N"): _pushing(lambda m: None),
-    0x88: _pushing(lambda m: True),
-    0x89: _pushing(lambda m: False),
-    ord("K"): _pushing(lambda m: m.number(_U1)),
-    ord("M"): _pushing(lambda m: m.number(_U2)),
-    ord("J"): _pushing(lambda m: m.number(_I4)),
-    0x8A: _pushing(lambda m: int.from_bytes(m.take(m.number(_U1)), "little", signed=True)),  # LONG1
-    ord("G"): _pushing(lambda m: m.number(_F8)),
-    ord("X"): _pushing(lambda m: m.text(m.number(_U4))),
-    0x8C: _pushing(lambda m: m.text(m.number(_U1))),
-    ord(")"): lambda m: m.push_tuple(0),
-    0x85: lambda m: m.push_tuple(1),
-    0x86: lambda m: m.push_tuple(2),
-    0x87: lambda m: m.push_tuple(3),
-    ord("t"): _Machine.marked_tuple,
-    ord("]"): _pushing(lambda m: []),
-    ord("a"): lambda m: m.extend([m.stack.pop()]),
+    ord("N"): lambda m: m.push(None),
+    0x88: lambda m: m.push(True),
+    0x89: lambda m: m.push(False),
+    ord("K"): lambda m: m.push(m.number(1)),
+    ord("M"): lambda m: m.push(m.number(2)),
+    ord("J"): lambda m: m.push(m.number(4, signed=True)),
+    0x8A: lambda m: m.push(m.number(m.number(1), signed=True)),  # LONG1
+    ord("G"): lambda m: m.push(struct.unpack(">d", m.take(8))[0]),
+    ord("X"): lambda m: m.push(m.text(m.number(4))),
+    0x8C: lambda m: m.push(m.text(m.number(1))),
+    ord(")"): lambda m: m.push(()),
+    0x85: lambda m: m.push(tuple(m.popped(1))),
+    0x86: lambda m: m.push(tuple(m.popped(2))),
+    0x87: lambda m: m.push(tuple(m.popped(3))),
+    ord("t"): lambda m: m.push(tuple(m.marked())),
+    ord("]"): lambda m: m.push([]),
+    ord("a"): lambda m: m.extend(m.popped(1)),
     ord("e"): lambda m: m.extend(m.marked()),
-    ord("}"): _pushing(lambda m: {}),
-    ord("s"): _Machine.set_item,
+    ord("}"): lambda m: m.push({}),
+    ord("s"): lambda m: m.set_items(m.popped(2)),
     ord("u"): lambda m: m.set_items(m.marked()),
-    ord("q"): lambda m: m.put(m.number(_U1)),
-    ord("r"): lambda m: m.put(m.number(_U4)),
+    ord("q"): lambda m: m.put(m.number(1)),
+    ord("r"): lambda m: m.put(m.number(4)),
     0x94: lambda m: m.put(len(m.memo)),
-    ord("h"): lambda m: m.get(m.number(_U1)),
-    ord("j"): lambda m: m.get(m.number(_U4)),
+    ord("h"): lambda m: m.get(m.number(1)),
+    ord("j"): lambda m: m.get(m.number(4)),
     ord("c"): lambda m: m.name(m.line(), m.line()),
-    0x93: _Machine.stack_name,
+    0x93: lambda m: m.name(*m.popped(2)),
     ord("Q"): _Machine.storage,
     ord("R"): _Machine.reduce,
     ord("b"): _Machine.build,

@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
 from baize_engine.checkpoint.buffers import PAGE
 from baize_engine.checkpoint.entry import TensorSpec
@@ -33,9 +32,7 @@ class ShardLayout:
 
 
 def lay_out(
-    specs: Iterable[TensorSpec],
-    max_shard_bytes: int = MAX_SHARD_BYTES,
-    metadata: Mapping[str, str] | None = None,
+    specs: Iterable[TensorSpec], max_shard_bytes: int = MAX_SHARD_BYTES, metadata: Mapping[str, str] | None = None
 ) -> tuple[ShardLayout, ...]:
     """Deal tensors to shards in the given order. Pure.
 
@@ -53,26 +50,23 @@ def lay_out(
             filled = 0
         shards[-1].append(spec)
         filled += spec.nbytes
-    count = len(shards)
-    names = (
-        ["model.safetensors"]
-        if count == 1
-        else [f"model-{n:05d}-of-{count:05d}.safetensors" for n in range(1, count + 1)]
-    )
     described = {"format": "pt", **(metadata or {})}
-    return tuple(_lay_out_shard(name, shard, described) for name, shard in zip(names, shards, strict=True))
+    laid_out = []
+    for number, shard in enumerate(shards, 1):
+        which = f"-{number:05d}-of-{len(shards):05d}" if len(shards) > 1 else ""
+        laid_out.append(_lay_out_shard(f"model{which}.safetensors", shard, described))
+    return tuple(laid_out)
 
 
 def _lay_out_shard(filename: str, specs: list[TensorSpec], metadata: Mapping[str, str]) -> ShardLayout:
-    begins: dict[str, int] = {}
     table: dict[str, tuple[str, tuple[int, ...], int, int]] = {}
     position = 0
     for spec in sorted(specs, key=lambda spec: spec.nbytes % PAGE != 0):
-        begins[spec.name] = position
         table[spec.name] = (spec.dtype, spec.shape, position, position + spec.nbytes)
         position += spec.nbytes
     header = encode_header(table, metadata, PAGE)
-    return ShardLayout(filename, header, {name: len(header) + b for name, b in begins.items()}, len(header) + position)
+    offsets = {name: len(header) + begin for name, (_, _, begin, _) in table.items()}
+    return ShardLayout(filename, header, offsets, len(header) + position)
 
 
 class CheckpointWriter(OutputFolder):
@@ -88,21 +82,15 @@ class CheckpointWriter(OutputFolder):
 
     def __enter__(self) -> CheckpointWriter:
         try:
-            self.open()
+            self.make_folder(self.nbytes)
+            self.open_shards()
         except BaseException:
             self.discard()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.discard()  # nothing is left to discard after `finish`
-
-    def open(self) -> None:
-        """Make the folder and the `.partial` files with their headers. On an exception the caller calls `discard`."""
-        self.make_folder(self.nbytes)
-        self.open_shards()
 
     @property
     def nbytes(self) -> int:

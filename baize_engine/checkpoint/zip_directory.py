@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-END = struct.Struct(
-    "<4s4H2LH"
-)  # magic, disks (2), entries (on this disk, in all), bytes, offset, length of the comment
+# magic, disks (2), entries (on this disk, in all), bytes, offset, length of the comment
+END = struct.Struct("<4s4H2LH")
 LOCATOR = struct.Struct("<4sLQL")  # magic, disk, offset of END64, disks; immediately before END
 END64 = struct.Struct("<4sQ2H2L4Q")  # magic, bytes after it, versions (2), disks (2), entries (2), bytes, offset
 CENTRAL = struct.Struct("<4s2H2H2HL2L3H2H2L")  # see _entries
@@ -50,11 +49,7 @@ class Member:
             raise ZipError("is encrypted, wanted it stored plainly")
         if self.method:
             raise CompressedError("is compressed, wanted it stored plainly")
-        file.seek(self.offset)
-        content = file.read(LOCAL.size)
-        if len(content) < LOCAL.size or not content.startswith(b"PK\x03\x04"):
-            raise ZipError(f"does not begin at byte {self.offset}")
-        header = LOCAL.unpack(content)
+        header = _record(file, self.offset, LOCAL, b"PK\x03\x04", "")
         name, extra = header[-2:]
         if file.read(name) != self.name or header[2] & 1 or header[3]:
             raise ZipError(f"differs at byte {self.offset} from the directory")
@@ -104,17 +99,13 @@ def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     locator = tail[at - LOCATOR.size : at] if at >= LOCATOR.size else b""
     if locator.startswith(b"PK\x06\x07"):
         _, locator_disk, at, disks = LOCATOR.unpack(locator)
-        end64 = _find64(file, locator_disk, at, disks, end - LOCATOR.size)
-        narrow = (
-            (here, end64[0], FULL16),
-            (count, end64[0], FULL16),
-            (length, end64[1], FULL32),
-            (offset, end64[2], FULL32),
-        )
-        for old, new, full in narrow:
+        narrow = (here, count, length, offset)
+        count, length, offset, end = _find64(file, locator_disk, at, disks, end - LOCATOR.size)
+        for old, new, full in zip(
+            narrow, (count, count, length, offset), (FULL16, FULL16, FULL32, FULL32), strict=True
+        ):
             if old not in (new, full):
                 raise ZipError(f"its two ends disagree: {old} and {new}")
-        count, length, offset, end = end64
         here = count
     elif FULL16 in (here, count) or FULL32 in (length, offset):
         raise ZipError("it lacks the zip64 end that it refers to")
@@ -127,14 +118,20 @@ def _find64(file: BinaryIO, disk: int, at: int, disks: int, limit: int) -> tuple
     """As `_find`, from the zip64 end at byte `at`, which must end at `limit`."""
     if disk or disks > 1 or at + END64.size > limit:
         raise ZipError(f"its zip64 end cannot begin at byte {at}")
-    file.seek(at)
-    content = file.read(END64.size)
-    if len(content) < END64.size or not content.startswith(b"PK\x06\x06"):
-        raise ZipError(f"its zip64 end does not begin at byte {at}")
-    _, rest, _, _, disk, first_disk, here, count, length, offset = END64.unpack(content)
+    record = _record(file, at, END64, b"PK\x06\x06", "its zip64 end ")
+    _, rest, _, _, disk, first_disk, here, count, length, offset = record
     if disk or first_disk or here != count or at + 12 + rest != limit:
         raise ZipError("its zip64 end is not whole")
     return count, length, offset, at
+
+
+def _record(file: BinaryIO, at: int, form: struct.Struct, magic: bytes, what: str) -> tuple[Any, ...]:
+    """The fields of the record at byte `at`. ZipError says that `what` does not begin there."""
+    file.seek(at)
+    content = file.read(form.size)
+    if len(content) < form.size or not content.startswith(magic):
+        raise ZipError(f"{what}does not begin at byte {at}")
+    return form.unpack(content)
 
 
 def _entries(content: bytes, count: int) -> list[Member]:
