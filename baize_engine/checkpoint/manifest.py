@@ -86,12 +86,11 @@ def read_manifest(path: Path) -> Manifest:
     with reading(path):
         path = path / MANIFEST_NAME if path.is_dir() else path
         there = path.exists()
-    if broken := broken_link(path):
-        raise CheckpointError(broken)
-    if not there and path.name != MANIFEST_NAME:
-        raise CheckpointError(f"{path} does not exist, wanted a folder with a manifest, or a manifest")
     if not there:
-        raise CheckpointError(f"{path} is absent: only folders written by recover, make_diff or xor can be verified")
+        reason = f"{path} does not exist, wanted a folder with a manifest, or a manifest"
+        if path.name == MANIFEST_NAME:
+            reason = f"{path} is absent: only folders written by recover, make_diff or xor can be verified"
+        raise CheckpointError(broken_link(path) or reason)
     raw = strict_json.read(path)
     if raw.get("format") != FORMAT:
         raise CheckpointError(f'{path}: not a manifest of this tool (no "format": "{FORMAT}")')
@@ -107,8 +106,8 @@ def read_manifest(path: Path) -> Manifest:
             files=_strings(raw["files"]),
             base_rows=_strings(raw.get("base_rows", {})),
             new_rows=_new_rows(raw.get("new_rows", "")),
-            stored=[_string(name) for name in raw.get("stored", [])],
-            notes=[_string(note) for note in raw.get("notes", [])],
+            stored=list(map(_string, raw.get("stored", []))),
+            notes=list(map(_string, raw.get("notes", []))),
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {shown(str(error))})") from None

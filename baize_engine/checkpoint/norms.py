@@ -43,8 +43,7 @@ def _floats(view: memoryview, dtype: str) -> memoryview[float] | tuple[float, ..
 
 def refuse_diff(index: Index) -> None:
     """Raise CheckpointError if the weights are a weight diff."""
-    reason = why_diff(index)
-    if reason:
+    if reason := why_diff(index):
         raise CheckpointError(reason)
 
 
@@ -54,11 +53,8 @@ def why_diff(index: Index) -> str | None:
     Reads one norm of a model, and all norms of a diff.
     """
     folder, entries = index.folder, index.entries
-    norms = [
-        name
-        for name, entry in entries.items()
-        if name.endswith(SUFFIX) and entry.dtype in FLOATS and len(entry.shape) == 1 and entry.numel <= MAX_NORM
-    ]
+    vectors = [name for name, entry in entries.items() if len(entry.shape) == 1 and entry.numel <= MAX_NORM]
+    norms = [name for name in vectors if name.endswith(SUFFIX) and entries[name].dtype in FLOATS]
     largest = 0.0
     for name in sorted(norms, key=lambda name: not name.endswith(LAST)):
         largest = max(largest, mean_magnitude(entries[name]))
@@ -66,7 +62,6 @@ def why_diff(index: Index) -> str | None:
             return None
     if not norms:
         return None
-    return (
-        f"{folder} is a weight diff, not a model: its norm weights are at most {largest:.4f} in size, wanted {LEAST} or more; "
-        f"add it to its base first: baize recover --path_raw BASE --path_diff {folder} --path_tuned OUT"
-    )
+    found = f"its norm weights are at most {largest:.4f} in size, wanted {LEAST} or more"
+    remedy = f"add it to its base first: baize recover --path_raw BASE --path_diff {folder} --path_tuned OUT"
+    return f"{folder} is a weight diff, not a model: {found}; {remedy}"

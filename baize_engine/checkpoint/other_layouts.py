@@ -12,38 +12,25 @@ from baize_engine.printable import shown
 
 MOST_NAMES = 1 << 14  # names of a folder that are looked at
 
-# (pattern of a name, hint); the first match counts. Names that trainers leave beside weights come before weights' own.
-_LAYOUTS: tuple[tuple[str, str], ...] = (
-    (
-        r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.+|mp_rank_\d+_model_states\.pt",
+# pattern of a name, in any case: hint. The first match counts. Names that trainers leave beside weights come before weights'.
+_LAYOUTS = {
+    r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.+|mp_rank_\d+_model_states\.pt":
         "{name} is of a DeepSpeed checkpoint, whose weights are in parts: in the folder that has zero_to_fp32.py, run "
         "`python zero_to_fp32.py . pytorch_model.bin` (where that makes a folder, it holds the weights)",
-    ),
-    (
-        r".+\.distcp",
+    r".+\.distcp":
         "{name} is of a checkpoint of torch.distributed (FSDP), whose weights are in parts: run `python -m "
         "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin` with the folder that has it",
-    ),
-    (
-        r".+\.gguf|ggml-.+\.bin|.+\.ggml(\..+)?",
+    r".+\.gguf|ggml-.+\.bin|.+\.ggml(\..+)?":
         "{name} is of llama.cpp, most often quantised: nothing can be added to that; take the model that it was made from",
-    ),
-    (
-        r"quantize_config\.json|quant_config\.json|gptq_model.*|.*(gptq|awq|[348]bit).*\.(safetensors|pt|bin)",
+    r"quantize_config\.json|quant_config\.json|gptq_model.*|.*(gptq|awq|[348]bit).*\.(safetensors|pt|bin)":
         "{name} is of quantised weights (GPTQ, AWQ): nothing can be added to these; take the model that they were made from",
-    ),
-    (
-        r"flax_model.*\.msgpack.*",
+    r"flax_model.*\.msgpack.*":
         "{name} is of Flax: write it as safetensors with transformers 4, by `LlamaForCausalLM.from_pretrained(FOLDER, "
         "from_flax=True).save_pretrained(NEW)`",
-    ),
-    (
-        r"tf_model.*\.h5.*",
+    r"tf_model.*\.h5.*":
         "{name} is of TensorFlow: write it as safetensors with transformers 4, by `LlamaForCausalLM.from_pretrained(FOLDER, "
         "from_tf=True).save_pretrained(NEW)`",
-    ),
-)
-_COMPILED = tuple((re.compile(pattern, re.IGNORECASE), hint) for pattern, hint in _LAYOUTS)
+}  # fmt: skip
 # not a whole model: what transformers' Trainer keeps beside weights, and Meta's layout (meta_layout.py)
 _NOT_ALONE = re.compile(r"(optimizer|scheduler|scaler|rng_state.*|training_args|consolidated\.\d+)\.(pt|pth|bin)")
 # (suffixes, what such a file is, the name that this package looks for)
@@ -60,8 +47,8 @@ def hint_of_other_layouts(folder: Path) -> str | None:
     """
     with reading(folder), os.scandir(folder) as listing:
         names = sorted(entry.name for entry in islice(listing, MOST_NAMES))
-    for pattern, hint in _COMPILED:
-        match = next(filter(pattern.fullmatch, names), None)
+    for pattern, hint in _LAYOUTS.items():
+        match = next(filter(re.compile(pattern, re.IGNORECASE).fullmatch, names), None)
         if match is not None:
             return hint.format(name=shown(match))
     for suffixes, what, wanted in _KINDS:
@@ -69,9 +56,7 @@ def hint_of_other_layouts(folder: Path) -> str | None:
         if len(files) == 1:
             return f"{shown(files[0])}, if it is {what} with the whole model, is read once it is called {wanted.format('')}"
         if files:
-            last = wanted.format(f"-{len(files):05d}-of-{len(files):05d}")
-            return (
-                f"{len(files)} files such as {shown(files[0])}, if each is {what} with other tensors of one model, are read "
-                f"once they are called {wanted.format(f'-{1:05d}-of-{len(files):05d}')} to {last}"
-            )
+            first, last = (wanted.format(f"-{number:05d}-of-{len(files):05d}") for number in (1, len(files)))
+            found = f"{len(files)} files such as {shown(files[0])}, if each is {what} with other tensors of one model"
+            return f"{found}, are read once they are called {first} to {last}"
     return None

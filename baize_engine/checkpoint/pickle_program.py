@@ -2,21 +2,113 @@
 
 The standard library's machine calls whatever a program names. Even if the names are few, it lets a program change them (BUILD),
 hash tuples that take for ever (SETITEM) and allocate by number (BYTEARRAY8). This one has only the opcodes that torch.save
-writes, the names that a state dict needs (`pickle_values.py`), keys that are text or small numbers, and a bounded number of
-steps. It never calls anything of Python's or torch's.
+writes, the names that a state dict needs (NAMES), keys that are text or small numbers, and a bounded number of
+steps. It never calls anything of Python's or torch's: it makes plain values that describe tensors, and no data.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
-from baize_engine.checkpoint.pickle_values import CALLABLE, NAMES, Dict, ProgramError, Storage, StorageType, is_natural
+from baize_engine.checkpoint.dtypes import TORCH_STORAGES
 from baize_engine.printable import brief, shown
 
 MAX_STEPS = 1 << 20  # about 60 a tensor: room for 17 000 tensors in a file, and a 65B model has 723 in all
 MAX_TEXT = 1 << 12  # bytes of a name
+MAX_DIMENSIONS = 16  # more than any model has
+
+
+class ProgramError(ValueError):
+    """A program does something that no state dict needs. `near`: the tensor that it was about, if known."""
+
+    near: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StorageType:
+    """Stands for torch.HalfStorage and its siblings."""
+
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """The elements that tensors lie in: entry data/`key` of the archive, `numel` elements of `dtype`."""
+
+    key: str
+    dtype: str
+    numel: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A view of `storage`; `offset` and `stride` in elements."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class Dict(dict[Any, Any]):
+    """Stands for a collections.OrderedDict, the only value whose state a program may set (BUILD): a module's metadata."""
+
+
+def is_natural(value: Any) -> bool:
+    """Whether `value` is an integer from 0 that fits into 64 bits."""
+    return type(value) is int and 0 <= value < 1 << 63
+
+
+def _ordered_dict(*arguments: Any) -> Dict:
+    if arguments:
+        raise ProgramError("an OrderedDict that is given its items at once")
+    return Dict()
+
+
+def _size(*arguments: Any) -> tuple[Any, ...]:
+    if len(arguments) != 1:
+        raise ProgramError(f"a torch.Size of {len(arguments)} arguments")
+    return _dimensions(arguments[0])
+
+
+def _tensor(*arguments: Any) -> Tensor:
+    if len(arguments) < 4:
+        raise ProgramError(f"a tensor of {len(arguments)} arguments")
+    storage, offset = arguments[:2]
+    shape, stride = map(_dimensions, arguments[2:4])
+    naturals = all(map(is_natural, (offset, *shape, *stride)))
+    if type(storage) is not Storage or len(shape) != len(stride) or not naturals:
+        raise ProgramError("a tensor is described by something other than a storage and natural numbers")
+    return Tensor(storage, offset, shape, stride)
+
+
+def _parameter(*arguments: Any) -> Tensor:
+    if not arguments or type(arguments[0]) is not Tensor:
+        raise ProgramError("a parameter of something other than a tensor")
+    return arguments[0]
+
+
+def _dimensions(values: Any) -> tuple[Any, ...]:
+    if type(values) not in (tuple, list) or len(values) > MAX_DIMENSIONS:
+        raise ProgramError(f"a shape or stride that is not at most {MAX_DIMENSIONS} natural numbers")
+    return tuple(values)
+
+
+# the names that a program may use
+NAMES: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("torch", "Size"): _size,
+    ("torch._utils", "_rebuild_tensor"): _tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _tensor,
+    ("torch._utils", "_rebuild_parameter"): _parameter,
+    # a parameter that was given an attribute, for example by Megatron
+    ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
+    **{("torch", name): StorageType(dtype) for name, dtype in TORCH_STORAGES.items()},
+}
+CALLABLE = (_ordered_dict, _size, _tensor, _parameter)  # the names that it may call
 
 
 def run(program: bytes) -> Any:

@@ -1,21 +1,25 @@
-"""The files beside a result's weights: config, generation config, tokenizer and licence texts."""
+"""The files beside a result's weights: config, generation config, tokenizer and licence texts.
+
+`collect` reads them; `result_problems` says whether the engine will run a result with them, and a user can talk to it.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from baize_engine.checkpoint import strict_json
-from baize_engine.checkpoint.config_file import read_config
+from baize_engine.checkpoint.config_file import check_runnable, normalise, read_config
 from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.os_errors import is_file, reading
-from baize_engine.checkpoint.tokenizer_files import ADDED, SETTINGS, TOKENIZER_CONFIG
-from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for
-from baize_engine.errors import CheckpointError
+from baize_engine.checkpoint.tokenizer_files import ADDED, SETTINGS, TOKENIZER_CONFIG, TokenizerFiles
+from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for, pieces
+from baize_engine.errors import BaizeError, CheckpointError
 from baize_engine.printable import shown
 
+CONFIG, GENERATION = "config.json", "generation_config.json"
 # a finetune may have the settings without the others
 TOKENIZER_FILES = (MODEL, FAST, *SETTINGS, "chat_template.jinja", "chat_template.json")
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
@@ -37,9 +41,9 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     Raises CheckpointError if a file is broken, too large or such a link.
     """
     if not follow_links:
-        refuse_link_elsewhere(tuned_like / "config.json")
-    files = {"config.json": _config(tuned_like, dtype, vocab_size)}
-    _add(files, tuned_like / "generation_config.json", follow_links)
+        refuse_link_elsewhere(tuned_like / CONFIG)
+    files = {CONFIG: _config(tuned_like, dtype, vocab_size)}
+    _add(files, tuned_like / GENERATION, follow_links)
     source = tokenizer_folder(tuned_like, base)
     own = any(is_file(tuned_like / name) for name in SETTINGS)  # take precedence over the base's
     for name in TOKENIZER_FILES:
@@ -64,7 +68,7 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
 def read_beside(folder: Path) -> dict[str, bytes]:
     """Read the config and tokenizer files of a model in `folder` as {name: content}."""
     files: dict[str, bytes] = {}
-    for name in ("config.json", "generation_config.json", *TOKENIZER_FILES):
+    for name in (CONFIG, GENERATION, *TOKENIZER_FILES):
         _add(files, folder / name, follow_links=True)
     return files
 
@@ -109,7 +113,7 @@ def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:
     for piece in json.JSONEncoder(indent=2).iterencode(config):
         size += len(piece)  # indents can make hostile nested lists a thousand times as large as the file
         if size > strict_json.MAX_BYTES:
-            where = folder / "config.json"
+            where = folder / CONFIG
             raise CheckpointError(f"{where}: more than {strict_json.MAX_BYTES} bytes when written with its indents")
         text.append(piece)
     return ("".join(text) + "\n").encode()
@@ -142,3 +146,60 @@ def refuse_link_elsewhere(path: Path) -> None:
         remedy = "replace the link by a copy (or use --follow_links, for all such links)"
         where = f"{path} is a link to {shown(str(target))}, outside its folder"
         raise CheckpointError(f"{where}: if you want that file in the result, {remedy}")
+
+
+def result_problems(
+    contents: Mapping[str, bytes], rows: int, layers: int, stored: Sequence[str], folder: Path
+) -> list[str]:
+    """What keeps the engine from running a result, or a user from talking to it, one sentence each.
+
+    contents: {name: content} of the files beside the weights; messages name them as files of `folder`.
+    rows, layers: vocabulary rows and decoder layers of the weights.
+    stored: names of tensors in the result that its base lacks.
+    """
+    reasons = tokenizer_problems(contents, rows, folder)
+    try:
+        config = normalise(strict_json.parse(contents.get(CONFIG, b"{}"), str(folder / CONFIG), strict=False))
+        check_runnable(config)
+        if config["num_hidden_layers"] != layers:
+            found = f"its config says {config['num_hidden_layers']} layers, and the weights have {layers}"
+            reasons.append(f"{folder}: {found}: this engine will not run it")
+        elif stored:
+            more = " and others" if len(stored) > 1 else ""
+            reasons.append(f"{folder}: this engine has no use for {stored[0]}{more}, and will not run it")
+        if GENERATION in contents:
+            strict_json.parse(contents[GENERATION], str(folder / GENERATION), strict=False)
+    except BaizeError as error:
+        reasons.append(f"{folder}: this engine will not run it; {error}")
+    return reasons
+
+
+def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -> list[str]:
+    """What keeps a model of `rows` vocabulary rows from turning text into ids and back, one sentence each.
+
+    contents, folder: as in `result_problems`.
+    """
+    if MODEL not in contents:
+        found, wanted = "no tokenizer", f"its {MODEL}"
+        if FAST in contents:
+            found, wanted = f"{FAST} without {MODEL}", f"the {MODEL} of the same vocabulary"
+        return [f"{folder} has {found}, so the model takes token ids only: put {wanted} beside it"]
+    try:
+        known = len(pieces(contents[MODEL], str(folder / MODEL)))
+        added = TokenizerFiles.of(contents, folder).added(known, None)
+    except CheckpointError as error:
+        return [f"{error}: the model takes token ids only"]
+    ids = {token_id for token_id, _ in added.values()}
+    beyond = sorted(text for text, (token_id, _) in added.items() if token_id >= rows)
+    problems = []
+    if known > rows:
+        found = f"{known} pieces, and the model {rows} rows"
+        problems.append(f"{folder / MODEL} has {found}: it is another model's tokenizer")
+    elif beyond:
+        found = f"{len(beyond)} added token(s), such as {beyond[0]!r}, have ids beyond the model's {rows} rows"
+        problems.append(f"{folder}: {found}, and are read as plain text")
+    missing = rows - known - sum(token_id < rows for token_id in ids)
+    if missing > 0:
+        found = f"the model has {rows} rows and its tokenizer {rows - missing} tokens"
+        problems.append(f"{folder}: {found}: {missing} row(s) stand for no text")
+    return problems

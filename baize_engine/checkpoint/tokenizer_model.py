@@ -95,12 +95,11 @@ def has_vocabulary(text: str, wanted: Sequence[str]) -> bool:
         spelling, token_id, mark = entry.groups()
         if int(token_id) < len(wanted):
             try:
-                piece = json.loads(spelling)
+                found[int(token_id)] = json.loads(spelling) == wanted[int(token_id)]
             except ValueError:
                 return False
-            if piece != wanted[int(token_id)]:
+            if not found[int(token_id)]:
                 return False
-            found[int(token_id)] = 1
         at = entry.end()
         if mark == "}":
             return all(found)
@@ -139,11 +138,9 @@ def model_for(folder: Path, others: Sequence[Path]) -> Path | None:
     """
     if is_file(folder / MODEL):
         return folder / MODEL
-    candidates = [path for path in (other / MODEL for other in others) if is_file(path)]
+    candidates = [other / MODEL for other in others if is_file(other / MODEL)]
     text = read_fast(folder) if candidates else None
-    if text is None:
-        return None
-    return next((path for path in candidates if has_vocabulary(text, _pieces_of(path))), None)
+    return next((path for path in candidates if text and has_vocabulary(text, _pieces_of(path))), None)
 
 
 def _pieces_of(path: Path) -> list[str]:

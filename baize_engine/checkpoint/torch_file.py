@@ -18,8 +18,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.entry import TensorEntry, check_count, check_name
 from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.names import is_recomputed
-from baize_engine.checkpoint.pickle_program import run
-from baize_engine.checkpoint.pickle_values import ProgramError, Tensor
+from baize_engine.checkpoint.pickle_program import ProgramError, Tensor, run
 from baize_engine.checkpoint.wrapped_state import rewriting, state_of
 from baize_engine.checkpoint.zip_directory import CompressedError, ZipError, read_directory
 from baize_engine.errors import CheckpointError

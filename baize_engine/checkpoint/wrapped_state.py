@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from baize_engine.checkpoint.pickle_values import Tensor
+from baize_engine.checkpoint.pickle_program import Tensor
 from baize_engine.errors import CheckpointError
 from baize_engine.printable import shown
 
@@ -31,11 +31,11 @@ def state_of(path: Path, found: Any) -> dict[Any, Any]:
     if any(isinstance(value, Tensor) for value in found.values()):
         return found
     inner = _dicts_of_tensors(found)
+    if not inner:
+        return found
     top = [keys for keys in inner if len(keys) == 1]
     if len(top) == 1 and top[0][0] in WRAPPERS:
         return inner[top[0]]
-    if not inner:
-        return found
     weights = [keys for keys, state in inner.items() if any(name.endswith(".weight") for name in state)]
     likeliest = sorted(weights or inner, key=lambda keys: not set(keys).intersection(WRAPPERS))
     raise CheckpointError(_refusal(path, likeliest))
@@ -52,10 +52,9 @@ def _refusal(path: Path, places: list[Keys]) -> str:
     listed = " and ".join(" > ".join(shown(str(key))[:MOST] for key in keys) for keys in places[:LISTED])
     more = f" and {len(places) - LISTED} more" if len(places) > LISTED else ""
     which = "it" if len(places) == 1 else "the one that is the model's"
-    return (
-        f"{path}: its tensors are in {listed}{more}, wanted one dict of them, alone or as {', '.join(WRAPPERS)}. If you trust "
-        f"it, write {which} anew and {rewriting(places[0])}"
-    )
+    wanted = f"one dict of them, alone or as {', '.join(WRAPPERS)}"
+    remedy = f"If you trust it, write {which} anew and {rewriting(places[0])}"
+    return f"{path}: its tensors are in {listed}{more}, wanted {wanted}. {remedy}"
 
 
 def _dicts_of_tensors(outer: dict[Any, Any]) -> dict[Keys, dict[str, Tensor]]:

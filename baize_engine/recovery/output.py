@@ -27,7 +27,7 @@ from baize_engine.checkpoint.manifest import (
     tensor_record,
 )
 from baize_engine.checkpoint.output_folder import PARTIAL, check_output, finished_before
-from baize_engine.checkpoint.result_check import result_problems
+from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, lay_out
 from baize_engine.errors import BaizeWarning, MismatchError, OutputError
 from baize_engine.interrupts import deferred, in_threads

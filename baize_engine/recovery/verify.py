@@ -13,7 +13,7 @@ from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_ind
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.norms import refuse_diff, why_diff
-from baize_engine.checkpoint.result_check import result_problems
+from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.hashing import THREADS, hash_file, hash_range

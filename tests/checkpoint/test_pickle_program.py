@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up import few, plain
 
-from baize_engine.checkpoint.pickle_program import run
-from baize_engine.checkpoint.pickle_values import ProgramError
+from baize_engine.checkpoint.pickle_program import ProgramError, run
 
 
 @few
@@ -32,5 +31,5 @@ def test_a_damaged_program_is_refused_or_makes_a_value(value: object, protocol: 
     except ProgramError as refused:
         told = str(refused)
     assert len(told) < 1000
-    ours = type(found).__module__ == "baize_engine.checkpoint.pickle_values"
+    ours = type(found).__module__ == "baize_engine.checkpoint.pickle_program"
     assert found is None or ours or callable(found) or isinstance(found, str | int | float | tuple | list | dict)
