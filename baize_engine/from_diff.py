@@ -23,7 +23,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.side_files import tokenizer_problems
-from baize_engine.checkpoint.tokenizer_model import MODEL
+from baize_engine.checkpoint.tokenizer_files import MODEL
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as rows_of

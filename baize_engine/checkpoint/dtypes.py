@@ -4,19 +4,14 @@ from __future__ import annotations
 
 FLOATS = ("float32", "float16", "bfloat16")  # the types that recovery and the decoder compute with
 
-ITEMSIZE = {
-    "float64": 8, "float32": 4, "float16": 2, "bfloat16": 2,
-    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+# name: (bytes, name in safetensors, storage class of torch)
+_TYPES = {
+    "float64": (8, "F64", "DoubleStorage"), "float32": (4, "F32", "FloatStorage"), "float16": (2, "F16", "HalfStorage"),
+    "bfloat16": (2, "BF16", "BFloat16Storage"), "int64": (8, "I64", "LongStorage"), "int32": (4, "I32", "IntStorage"),
+    "int16": (2, "I16", "ShortStorage"), "int8": (1, "I8", "CharStorage"), "uint8": (1, "U8", "ByteStorage"),
+    "bool": (1, "BOOL", "BoolStorage"),
 }  # fmt: skip
-
-SAFETENSORS = {
-    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
-    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool",
-}  # fmt: skip
-TO_SAFETENSORS = {name: code for code, name in SAFETENSORS.items()}
-
-TORCH_STORAGES = {
-    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
-    "ByteStorage": "uint8", "BoolStorage": "bool",
-}  # fmt: skip
+ITEMSIZE = {name: size for name, (size, _, _) in _TYPES.items()}
+TO_SAFETENSORS = {name: code for name, (_, code, _) in _TYPES.items()}
+SAFETENSORS = {code: name for name, code in TO_SAFETENSORS.items()}
+TORCH_STORAGES = {storage: name for name, (_, _, storage) in _TYPES.items()}

@@ -173,6 +173,5 @@ def check_count(path: Path, count: int, most: int = MAX_TENSORS) -> None:
 def check_name(path: Path, name: str) -> None:
     """Raise CheckpointError unless a tensor's name is short and printable, so that it can be written to a file again."""
     if not 0 < len(name) <= MAX_NAME or not name.isprintable():
-        raise CheckpointError(
-            f"{path}: a tensor is called {shown(name)!r}, wanted at most {MAX_NAME} printable characters"
-        )
+        wanted = f"at most {MAX_NAME} printable characters"
+        raise CheckpointError(f"{path}: a tensor is called {shown(name)!r}, wanted {wanted}")

@@ -87,9 +87,8 @@ def read_scattered(fd: int, views: list[memoryview], offset: int, what: str) -> 
             with reading(f"{what}: byte {offset}"):
                 got = os.preadv(fd, pending, offset)
             if got == 0:
-                raise CheckpointError(
-                    f"{what}: the file ends at byte {offset}, wanted {wanted} more (was it changed or cut?)"
-                )
+                more = f"{wanted} more (was it changed or cut?)"
+                raise CheckpointError(f"{what}: the file ends at byte {offset}, wanted {more}")
             offset += got
             wanted -= got
             pending = _rest(pending, got)

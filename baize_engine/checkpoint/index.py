@@ -62,28 +62,25 @@ class _Found:
 
 def read_index(folder: str | os.PathLike[str]) -> CheckpointIndex:
     """Read the index of `folder`. CheckpointError says what was looked for and not found, or what is wrong in which file."""
+    folder = Path(folder)
     with reading(folder):
-        return _read_index(Path(folder))
-
-
-def _read_index(folder: Path) -> CheckpointIndex:
-    _refuse_other_things(folder)
-    found = _find(folder)
-    if found is None:
-        wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
-        raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
-    if found.fault:
-        raise CheckpointError(f"{folder} has {found.fault}")
-    if found.index is None:
-        return _read_files(folder, found.shards, found.reader)
-    weight_map = _weight_map(found.index)
-    check_count(found.index, len(weight_map))
-    needed = {file for name, file in weight_map.items() if not is_recomputed(name)}
-    _check_present(found.index, [folder / name for name in sorted(needed)])
-    files = [folder / name for name in sorted(set(weight_map.values()))]
-    checkpoint = _read_files(folder, [file for file in files if file.exists()], found.reader)
-    _check_map(found.index, weight_map, checkpoint.entries)
-    return checkpoint
+        _refuse_other_things(folder)
+        found = _find(folder)
+        if found is None:
+            wanted = ", ".join(f"{single} or {single}.index.json" for single, _ in KINDS)
+            raise CheckpointError(f"{folder} holds no weights: looked for {wanted}{_hint(folder)}")
+        if found.fault:
+            raise CheckpointError(f"{folder} has {found.fault}")
+        if found.index is None:
+            return _read_files(folder, found.shards, found.reader)
+        weight_map = _weight_map(found.index)
+        check_count(found.index, len(weight_map))
+        needed = {file for name, file in weight_map.items() if not is_recomputed(name)}
+        _check_present(found.index, [folder / name for name in sorted(needed)])
+        files = [folder / name for name in sorted(set(weight_map.values()))]
+        checkpoint = _read_files(folder, [file for file in files if file.exists()], found.reader)
+        _check_map(found.index, weight_map, checkpoint.entries)
+        return checkpoint
 
 
 def _read_files(folder: Path, files: Sequence[Path], reader: Reader) -> CheckpointIndex:
@@ -136,9 +133,8 @@ def _refuse_other_things(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is a file, wanted a folder with a model's files")
     if (folder / "adapter_config.json").exists():
-        raise CheckpointError(
-            f"{folder} has adapter_config.json: it is a LoRA adapter, not weights or a weight diff; merge it with peft"
-        )
+        found = f"{folder} has adapter_config.json: it is a LoRA adapter"
+        raise CheckpointError(f"{found}, not weights or a weight diff; merge it with peft")
 
 
 def _hint(folder: Path) -> str:

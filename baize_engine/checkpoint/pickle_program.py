@@ -62,33 +62,22 @@ def is_natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _ordered_dict(*arguments: Any) -> Dict:
-    if arguments:
-        raise ProgramError("an OrderedDict that is given its items at once")
+def _ordered_dict() -> Dict:
     return Dict()
 
 
-def _size(*arguments: Any) -> tuple[Any, ...]:
-    if len(arguments) != 1:
-        raise ProgramError(f"a torch.Size of {len(arguments)} arguments")
-    return _dimensions(arguments[0])
-
-
-def _tensor(*arguments: Any) -> Tensor:
-    if len(arguments) < 4:
-        raise ProgramError(f"a tensor of {len(arguments)} arguments")
-    storage, offset = arguments[:2]
-    shape, stride = map(_dimensions, arguments[2:4])
+def _tensor(storage: Any, offset: Any, size: Any, strides: Any, *_: Any) -> Tensor:
+    shape, stride = _dimensions(size), _dimensions(strides)
     naturals = all(map(is_natural, (offset, *shape, *stride)))
     if type(storage) is not Storage or len(shape) != len(stride) or not naturals:
         raise ProgramError("a tensor is described by something other than a storage and natural numbers")
     return Tensor(storage, offset, shape, stride)
 
 
-def _parameter(*arguments: Any) -> Tensor:
-    if not arguments or type(arguments[0]) is not Tensor:
+def _parameter(data: Any, *_: Any) -> Tensor:
+    if type(data) is not Tensor:
         raise ProgramError("a parameter of something other than a tensor")
-    return arguments[0]
+    return data
 
 
 def _dimensions(values: Any) -> tuple[Any, ...]:
@@ -100,7 +89,7 @@ def _dimensions(values: Any) -> tuple[Any, ...]:
 # the names that a program may use
 NAMES: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): _ordered_dict,
-    ("torch", "Size"): _size,
+    ("torch", "Size"): _dimensions,
     ("torch._utils", "_rebuild_tensor"): _tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _tensor,
     ("torch._utils", "_rebuild_parameter"): _parameter,
@@ -108,7 +97,7 @@ NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
     **{("torch", name): StorageType(dtype) for name, dtype in TORCH_STORAGES.items()},
 }
-CALLABLE = (_ordered_dict, _size, _tensor, _parameter)  # the names that it may call
+CALLABLE = (_ordered_dict, _dimensions, _tensor, _parameter)  # what it may call
 
 
 def run(program: bytes) -> Any:
@@ -220,7 +209,10 @@ class _Machine:
         function, arguments = self.popped(2)
         if type(arguments) is not tuple or not any(function is known for known in CALLABLE):
             raise ProgramError("it calls something that cannot be called")
-        self.stack.append(function(*arguments))
+        try:
+            self.push(function(*arguments))
+        except TypeError:
+            raise ProgramError(f"it calls something with {len(arguments)} arguments") from None
 
     def build(self) -> None:
         self.stack.pop()  # a module's metadata, not needed

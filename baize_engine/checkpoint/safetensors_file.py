@@ -79,13 +79,11 @@ def _check_cover(path: Path, entries: list[TensorEntry], begin: int, size: int) 
     for (before, end), entry in zip(edges, ordered, strict=False):
         if entry.offset != end:
             fault = "overlaps" if entry.offset < end else "leaves a hole after"
-            raise CheckpointError(
-                f"{path}: {shown(entry.name)} begins at byte {entry.offset} and {fault} {shown(before)}, which ends at {end}"
-            )
-    if edges[-1][1] != size:
-        raise CheckpointError(
-            f"{path}: its tensors end at byte {edges[-1][1]}, wanted the file's end at {size} (cut short?)"
-        )
+            where = f"{path}: {shown(entry.name)} begins at byte {entry.offset}"
+            raise CheckpointError(f"{where} and {fault} {shown(before)}, which ends at {end}")
+    end = edges[-1][1]
+    if end != size:
+        raise CheckpointError(f"{path}: its tensors end at byte {end}, wanted the file's end at {size} (cut short?)")
 
 
 def encode_header(

@@ -14,8 +14,16 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import check_runnable, normalise, read_config
 from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.os_errors import is_file, reading
-from baize_engine.checkpoint.tokenizer_files import ADDED, SETTINGS, TOKENIZER_CONFIG, TokenizerFiles
-from baize_engine.checkpoint.tokenizer_model import FAST, MODEL, model_for, pieces
+from baize_engine.checkpoint.tokenizer_files import (
+    ADDED,
+    FAST,
+    MODEL,
+    SETTINGS,
+    TOKENIZER_CONFIG,
+    TokenizerFiles,
+    model_for,
+    pieces,
+)
 from baize_engine.errors import BaizeError, CheckpointError
 from baize_engine.printable import shown
 
@@ -44,11 +52,13 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
         refuse_link_elsewhere(tuned_like / CONFIG)
     files = {CONFIG: _config(tuned_like, dtype, vocab_size)}
     _add(files, tuned_like / GENERATION, follow_links)
-    source = tokenizer_folder(tuned_like, base)
+    beside = [base.absolute().parent] if is_file(base / "params.json") else []  # where Meta's layout has the tokenizer
+    folders = [tuned_like, base, *beside]
+    source = next((folder for folder in folders if any(is_file(folder / name) for name in (MODEL, FAST))), base)
     own = any(is_file(tuned_like / name) for name in SETTINGS)  # take precedence over the base's
     for name in TOKENIZER_FILES:
         _add(files, (tuned_like if own and name in SETTINGS else source) / name, follow_links)
-    model = model_for(source, [folder for folder in _tokenizer_folders(tuned_like, base) if folder != source])
+    model = model_for(source, [folder for folder in folders if folder != source])
     if model is not None and MODEL not in files:
         _add(files, model, follow_links)
         if not {ADDED, TOKENIZER_CONFIG} & files.keys():  # otherwise only tokenizer.json could list added tokens
@@ -84,20 +94,6 @@ def _check_licence_name(path: Path) -> None:
     if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():
         wanted = f"at most {MAX_LICENCE_NAME} bytes of printable characters"
         raise CheckpointError(f"{path.parent}: a licence text is called {shown(path.name)!r}, wanted {wanted}")
-
-
-def tokenizer_folder(tuned_like: Path, base: Path) -> Path:
-    """The folder that a result's tokenizer comes from."""
-    for folder in _tokenizer_folders(tuned_like, base):
-        if any(is_file(folder / name) for name in (MODEL, FAST)):
-            return folder
-    return base
-
-
-def _tokenizer_folders(tuned_like: Path, base: Path) -> list[Path]:
-    """Folders that may have the tokenizer, the likeliest first. In Meta's layout it lies beside the models' folders."""
-    meta = [base.absolute().parent] if is_file(base / "params.json") else []
-    return [tuned_like, base, *meta]
 
 
 def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:

@@ -20,8 +20,7 @@ import sentencepiece
 
 from baize_engine.checkpoint.file_io import read_whole
 from baize_engine.checkpoint.os_errors import is_file
-from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
-from baize_engine.checkpoint.tokenizer_model import FAST, MAX_MODEL, MODEL
+from baize_engine.checkpoint.tokenizer_files import FAST, MAX_MODEL, MODEL, TokenizerFiles
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.text.incremental import SPACE, IncrementalDecoder
 from baize_engine.text.special_ids import Own, text_ids

@@ -17,7 +17,7 @@ from assets import SHARED
 from fakes import small_model
 
 from baize_engine import Engine, make_diff, recover, verify
-from baize_engine.checkpoint.tokenizer_model import added_in, has_vocabulary, model_for, pieces
+from baize_engine.checkpoint.tokenizer_files import added_in, has_vocabulary, model_for, pieces
 from baize_engine.cli.main import main
 from baize_engine.errors import BaizeWarning, CheckpointError
 
@@ -210,7 +210,7 @@ def test_a_vocabulary_of_a_stranger_takes_little_memory(tmp_path: Path) -> None:
     """As objects these took 776 MiB."""
     code = """
 import resource, sys, time
-from baize_engine.checkpoint.tokenizer_model import added_in, has_vocabulary
+from baize_engine.checkpoint.tokenizer_files import added_in, has_vocabulary
 text = sys.argv[1] * int(sys.argv[2])
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert not has_vocabulary('{"vocab": {' + text, ["a"]) and added_in('{"added_tokens": [' + text) == []
