@@ -12,11 +12,10 @@ SHORT = 60  # lines of a module that may be tested with its callers alone
 
 # Modules that no user and no other code calls by themselves: tests of the whole that they are parts of fail with them.
 TESTED_WITH = {
-    "checkpoint/test_meta_layout.py": ["checkpoint/joined"],
+    "checkpoint/test_meta_layout.py": ["checkpoint/entry"],
     "checkpoint/test_odd_folders.py": ["checkpoint/os_errors", "checkpoint/side_files"],
-    "checkpoint/test_safetensors_file.py": ["checkpoint/entry"],
     "checkpoint/test_tensor_reader.py": ["checkpoint/file_io", "checkpoint/page_cache"],
-    "checkpoint/test_torch_file.py": ["checkpoint/pickle_values", "checkpoint/wrapped_state"],
+    "checkpoint/test_torch_file.py": ["checkpoint/wrapped_state"],
     "cli/test_chat.py": ["cli/line_editing"],
     "cli/test_main.py": ["cli/info"],
     "cli/test_spelling.py": ["cli/recover"],
@@ -32,8 +31,7 @@ TESTED_WITH = {
     "recovery/test_recover.py": ["backend/adders", "checkpoint/config_file", "recovery/vocabulary_growth"],
     "recovery/test_earlier_run.py": ["recovery/journal"],
     "recovery/test_io_faults.py": ["recovery/output"],
-    "recovery/test_result.py": ["checkpoint/norms", "checkpoint/result_check"],
-    "recovery/test_tokenizer_along.py": ["checkpoint/tokenizer_model"],
+    "recovery/test_result.py": ["checkpoint/norms"],
     "recovery/xor/test_xor.py": [f"recovery/xor/{name}" for name in
         ("checks", "checksum_lists", "decode", "file_types", "output", "payload")],
     "test_engine.py": ["completion", "requests"],
