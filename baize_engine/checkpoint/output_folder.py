@@ -130,7 +130,7 @@ def _appeared(path: Path) -> OutputError:
 def check_output(folder: Path, nbytes: int) -> None:
     """Raise OutputError unless `folder` is absent or empty and its disk has room for `nbytes`. Changes nothing."""
     with writing(folder, "be looked into"):
-        there = folder.exists() or folder.is_symlink()
+        there = os.path.lexists(folder)
         if broken := broken_link(folder):
             raise OutputError(errno.ENOENT, broken)
         if there and not folder.is_dir():

@@ -68,7 +68,9 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
             paths = sorted(folder.iterdir())
         for path in paths:
             if any(word in path.name.lower() for word in LICENCE_WORDS) and is_file(path):
-                _check_licence_name(path)
+                if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():  # strangers chose it
+                    wanted = f"at most {MAX_LICENCE_NAME} bytes of printable characters"
+                    raise CheckpointError(f"{folder}: a licence text is called {shown(path.name)!r}, wanted {wanted}")
                 content = _read(path, files, follow_links)
                 if files.get(path.name) != content:
                     files[prefix + path.name if path.name in files else path.name] = content
@@ -87,13 +89,6 @@ def _add(files: dict[str, bytes], path: Path, follow_links: bool) -> None:
     """Add the content of `path`, if it exists, to `files`. Errors as for `_read`."""
     if is_file(path):
         files[path.name] = _read(path, files, follow_links)
-
-
-def _check_licence_name(path: Path) -> None:
-    """Raise CheckpointError unless the name is short and printable: licence texts keep the names that strangers chose."""
-    if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():
-        wanted = f"at most {MAX_LICENCE_NAME} bytes of printable characters"
-        raise CheckpointError(f"{path.parent}: a licence text is called {shown(path.name)!r}, wanted {wanted}")
 
 
 def _config(folder: Path, dtype: str, vocab_size: int) -> bytes:

@@ -9,7 +9,6 @@ weights_only=True has had remote code execution (CVE-2025-32434).
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -48,16 +47,14 @@ def read_torch(path: Path) -> list[TensorEntry]:
             raise CheckpointError(f"{path}: refused, data.pkl is not a plain state dict{near}: {error}") from None
         state = state_of(path, value)
         check_count(path, len(state))
-        return list(_entries(path, archive, state))
-
-
-def _entries(path: Path, archive: _Archive, state: dict[Any, Any]) -> Iterator[TensorEntry]:
-    for name, value in state.items():
-        try:
-            yield _entry(path, archive, name, value)
-        except CheckpointError:
-            if not isinstance(name, str) or not is_recomputed(name):
-                raise  # a recomputed buffer is not read anyway; it may be an expanded one, with one element in the file
+        entries = []
+        for name, value in state.items():
+            try:
+                entries.append(_entry(path, archive, name, value))
+            except CheckpointError:
+                if not isinstance(name, str) or not is_recomputed(name):
+                    raise  # a recomputed buffer is not read anyway; it may be an expanded one, with one element in the file
+        return entries
 
 
 def _entry(path: Path, archive: _Archive, name: Any, value: Any) -> TensorEntry:

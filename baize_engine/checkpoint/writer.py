@@ -127,19 +127,15 @@ class CheckpointWriter(OutputFolder):
             file.close()  # some filesystems report errors only here
         for name, content in files.items():
             self.place(name, content)
-        *first, last = [shard.filename for shard in self.shards]
-        for filename in first:
-            self.rename(filename)
+        *first, last = self.shards
+        for shard in first:
+            self.rename(shard.filename)
         self.sync_names()  # the name that makes it a model comes last, when all others are on the disk
-        self.rename(last)
+        self.rename(last.filename)
         if first:
             self.sync_names()
-            self.place(INDEX_NAME, json.dumps(self._index(), indent=2).encode())
+            total = sum(shard.nbytes - len(shard.header) for shard in self.shards)
+            weight_map = {name: shard.filename for shard in self.shards for name in sorted(shard.offsets)}
+            index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+            self.place(INDEX_NAME, json.dumps(index, indent=2).encode())
         self.keep()
-
-    def _index(self) -> dict[str, object]:
-        total = sum(shard.nbytes - len(shard.header) for shard in self.shards)
-        return {
-            "metadata": {"total_size": total},
-            "weight_map": {name: shard.filename for shard in self.shards for name in sorted(shard.offsets)},
-        }

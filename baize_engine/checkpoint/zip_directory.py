@@ -99,14 +99,12 @@ def _find(file: BinaryIO, size: int) -> tuple[int, int, int, int]:
     locator = tail[at - LOCATOR.size : at] if at >= LOCATOR.size else b""
     if locator.startswith(b"PK\x06\x07"):
         _, locator_disk, at, disks = LOCATOR.unpack(locator)
-        narrow = (here, count, length, offset)
+        narrow, full = (here, count, length, offset), (FULL16, FULL16, FULL32, FULL32)
         count, length, offset, end = _find64(file, locator_disk, at, disks, end - LOCATOR.size)
-        for old, new, full in zip(
-            narrow, (count, count, length, offset), (FULL16, FULL16, FULL32, FULL32), strict=True
-        ):
-            if old not in (new, full):
-                raise ZipError(f"its two ends disagree: {old} and {new}")
         here = count
+        for old, new, unknown in zip(narrow, (here, count, length, offset), full, strict=True):
+            if old not in (new, unknown):
+                raise ZipError(f"its two ends disagree: {old} and {new}")
     elif FULL16 in (here, count) or FULL32 in (length, offset):
         raise ZipError("it lacks the zip64 end that it refers to")
     if disk or first_disk or here != count:
