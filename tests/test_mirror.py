@@ -15,7 +15,6 @@ TESTED_WITH = {
     "checkpoint/test_meta_layout.py": ["checkpoint/entry"],
     "checkpoint/test_odd_folders.py": ["checkpoint/os_errors", "checkpoint/side_files"],
     "checkpoint/test_tensor_reader.py": ["checkpoint/file_io", "checkpoint/page_cache"],
-    "checkpoint/test_torch_file.py": ["checkpoint/wrapped_state"],
     "cli/test_chat.py": ["cli/line_editing"],
     "cli/test_main.py": ["cli/info"],
     "cli/test_spelling.py": ["cli/recover"],
