@@ -62,7 +62,9 @@ def is_natural(value: Any) -> bool:
     return type(value) is int and 0 <= value < 1 << 63
 
 
-def _ordered_dict() -> Dict:
+def _ordered_dict(*items: Any) -> Dict:
+    if items:
+        raise ProgramError("an OrderedDict that is given its items at once")
     return Dict()
 
 
