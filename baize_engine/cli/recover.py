@@ -70,13 +70,7 @@ def recover_options(parser: CommandParser) -> None:
         help="print weight_diff.py's sum of all weights, and compare it with the sum in the diff's folder or with "
         "the published ones for models of its shape",
     )
-    flag(
-        parser,
-        "--test_inference",
-        action="store_true",
-        default=None,
-        help="load the result and ask it a question",
-    )
+    flag(parser, "--test_inference", action="store_true", default=None, help="load the result and ask it a question")
     flag(
         parser,
         "--original_model",

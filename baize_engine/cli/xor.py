@@ -27,13 +27,7 @@ def xor_options(parser: CommandParser) -> None:
         metavar="BASE",
         help="folder of the base with exactly the bytes that the payload was made with, or of the key, or a hub id",
     )
-    flag(
-        parser,
-        "--path_payload",
-        type=path,
-        metavar="PAYLOAD",
-        help="folder of the XOR files, or a hub id",
-    )
+    flag(parser, "--path_payload", type=path, metavar="PAYLOAD", help="folder of the XOR files, or a hub id")
     flag(
         parser,
         "--path_tuned",

@@ -55,10 +55,7 @@ def check_roles(base: Index, other: Index, options: RecoveryOptions) -> None:
 
 
 def checked_plan(
-    base: Base,
-    other: CheckpointIndex,
-    options: RecoveryOptions,
-    base_mean: Callable[[Entry], array[float]] = mean_row,
+    base: Base, other: CheckpointIndex, options: RecoveryOptions, base_mean: Callable[[Entry], array[float]] = mean_row
 ) -> Plan:
     """The plan of `base` and `other`, once names, shapes, configs and norm weights agree, with its new rows decided.
 

@@ -7,14 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from baize_engine.checkpoint.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    SourceFile,
-    TensorRecord,
-    read_manifest,
-    sha256_of,
-)
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, TensorRecord, read_manifest, sha256_of
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.interrupts import Check, in_threads

@@ -18,14 +18,7 @@ from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import Base
 from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex
-from baize_engine.checkpoint.manifest import (
-    MANIFEST_NAME,
-    Manifest,
-    SourceFile,
-    TensorRecord,
-    sha256_of,
-    tensor_record,
-)
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, TensorRecord, sha256_of, tensor_record
 from baize_engine.checkpoint.output_folder import PARTIAL, check_output, finished_before
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, lay_out

@@ -50,10 +50,7 @@ class NaiveSum:
 def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]) -> list[NaiveSum]:
     """The sums of a result without and with its rotary buffers (from `buffer_sums`). NaN where a tensor's sum is not finite."""
     weights = {name: float("nan") if record.sum is None else record.sum for name, record in records.items()}
-    return [
-        _sum("over the weights", weights),
-        _sum(f"with {len(buffers)} rotary buffers", {**weights, **buffers}),
-    ]
+    return [_sum("over the weights", weights), _sum(f"with {len(buffers)} rotary buffers", {**weights, **buffers})]
 
 
 def buffer_sums(base: Base, other: Index, tensors: Collection[str]) -> dict[str, float]:
