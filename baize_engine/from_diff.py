@@ -63,7 +63,7 @@ def load_diff(
         dtype=options.dtype, device=options.device, new_rows=new_rows, drop_rows=drop_rows, force=force
     )
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
-    sources = Sources([source.index, diff])
+    sources = Sources(source.index.stats, diff.stats)
     work = checked_plan(source, diff, recovery)
     # nothing is published, so that links may go anywhere
     files = side_files.collect(diff.folder, source.index.folder, options.dtype, work.vocab_size, follow_links=True)

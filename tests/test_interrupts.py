@@ -348,7 +348,7 @@ def test_a_journal_is_not_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         press()  # before anything has noted that it is there
         return made
 
-    monkeypatch.setattr("baize_engine.recovery.output.Journal", pressed)
+    monkeypatch.setattr("baize_engine.recovery.journaled_output.Journal", pressed)
     with pytest.raises(KeyboardInterrupt):
         recover(base, diff, tmp_path / "new/tuned", device="cpu", progress=False)
     assert not (tmp_path / "new").exists()

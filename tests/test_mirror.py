@@ -27,8 +27,8 @@ TESTED_WITH = {
     "model/test_quantize.py": ["model/names", "model/weight_loader"],
     "model/test_runner.py": ["backend/plan_ops", "model/buffers"],
     "recovery/test_expect.py": ["recovery/published_sum"],
+    "recovery/test_journaled_output.py": ["recovery/journal"],
     "recovery/test_recover.py": ["backend/adders", "checkpoint/config_file", "recovery/vocabulary_growth"],
-    "recovery/test_earlier_run.py": ["recovery/journal"],
     "recovery/test_io_faults.py": ["recovery/output"],
     "recovery/test_result.py": ["checkpoint/norms"],
     "recovery/xor/test_xor.py": [f"recovery/xor/{name}" for name in

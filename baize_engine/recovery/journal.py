@@ -29,10 +29,15 @@ JOURNAL_NAME = "baize_journal" + PARTIAL
 Record = TypeVar("Record", bound="DataclassInstance")  # a dataclass: of a tensor, or of a file
 
 
+def is_unfinished(folder: Path) -> bool:
+    """Whether `folder` holds a result that a run has begun and not finished."""
+    return (folder / JOURNAL_NAME).exists()
+
+
 def refuse_busy(folder: Path) -> None:
     """OutputError where another recovery is writing in `folder`."""
-    path = folder / JOURNAL_NAME
-    if path.exists():
+    if is_unfinished(folder):
+        path = folder / JOURNAL_NAME
         with writing(path, "be opened"):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:

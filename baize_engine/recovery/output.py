@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
-import json
-import platform
 import warnings
 from array import array
 from collections.abc import Callable
-from contextlib import ExitStack, closing
-from dataclasses import asdict, replace
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
-from baize_engine import __version__
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import Base
 from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, TensorRecord, sha256_of, tensor_record
-from baize_engine.checkpoint.output_folder import PARTIAL, check_output, finished_before
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, lay_out
-from baize_engine.errors import BaizeWarning, MismatchError, OutputError
-from baize_engine.interrupts import deferred, in_threads
+from baize_engine.errors import BaizeWarning, MismatchError
+from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.checks import base_rows, checked_plan
-from baize_engine.recovery.earlier_run import finished_result, intact_tensors
 from baize_engine.recovery.expect import Expectation
-from baize_engine.recovery.hashing import THREADS, hash_file
-from baize_engine.recovery.journal import JOURNAL_NAME, Journal, refuse_busy
+from baize_engine.recovery.hashing import THREADS, hash_file, hash_range
+from baize_engine.recovery.journal import is_unfinished
+from baize_engine.recovery.journaled_output import JournaledOutput
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.plan import Job
 from baize_engine.recovery.result import Result
@@ -36,7 +31,7 @@ from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import Target
 
 
-class Output(Target):
+class Output(JournaledOutput[TensorRecord], Target):
     """One result: planned and checked where it is made, then opened, filled by `stream`, and finished.
 
     Making one writes nothing. Errors are those that `recover` raises before it writes. An output whose `manifest` is there from
@@ -44,7 +39,6 @@ class Output(Target):
     """
 
     sink: CheckpointWriter
-    journal: Journal[TensorRecord]
 
     def __init__(
         self,
@@ -55,58 +49,46 @@ class Output(Target):
         expect: Expectation,
         base_mean: Callable[[Entry], array[float]],
     ) -> None:
-        self.base, self.other, self.folder, self.options, self.expect = base, other, folder, options, expect
+        self.base, self.other, self.options, self.expect = base, other, options, expect
         plan = checked_plan(base, other, options, base_mean)
-        self.sources = Sources([base.index, other])
-        self.source_files = {
-            "base": self.sources.records(base.index.files),
-            options.role: self.sources.records(other.files),
-        }
+        sources = Sources(base.index.stats, other.stats)
         self.side_files = side_files.collect(
             other.folder, base.index.folder, options.dtype, plan.vocab_size, options.follow_links
         )
-        unfinished = (folder / JOURNAL_NAME).exists()
-        self.resume = options.resume and unfinished
-        self.manifest: Manifest | None = None
-        if not unfinished:
-            self.manifest = finished_result(folder, plan, options, self.source_files, self.side_files)
-        self.finished_before = self.manifest is not None
-        super().__init__(plan, CheckpointWriter(folder, lay_out(job.spec for job in plan.jobs), self.resume))
-        self.resumed = len(plan.jobs) if self.finished_before else 0  # tensors that an earlier run had finished
+        layout = lay_out(job.spec for job in plan.jobs)
+        sink = CheckpointWriter(folder, layout, options.resume and is_unfinished(folder))
+        Target.__init__(self, plan, sink)
         self.met: list[str] = []  # expectations that were met, a line each
-        self._check_folder(unfinished)
+        source_files = {"base": sources.records(base.index.files), options.role: sources.records(other.files)}
+        super().__init__(
+            options.operation, sink, sink.nbytes, sources, source_files, tensor_record, resume=options.resume
+        )
+        if self.finished_before:
+            self.resumed = len(plan.jobs)
 
-    def _check_folder(self, unfinished: bool) -> None:
-        if self.finished_before and not self.options.resume:
-            raise finished_before(self.folder)
-        if self.finished_before or self.resume:
-            return
-        refuse_busy(self.folder)
-        if (self.folder / MANIFEST_NAME).exists() and not unfinished:
-            raise OutputError(
-                errno.ENOTEMPTY,
-                f"{self.folder} is not empty: it holds a finished result of other sources, options, or files beside the "
-                "weights: name another folder, or remove it",
-            )
-        check_output(self.folder, self.sink.nbytes)
+    def is_of(self, manifest: Manifest) -> bool:
+        plan, tensors = self.plan, {name: (each.dtype, each.shape) for name, each in manifest.tensors.items()}
+        return (
+            tensors == {job.name: (job.dtype, job.other.shape) for job in plan.jobs}
+            and (manifest.new_rows, manifest.stored) == (plan.new_rows, list(plan.stored))
+            and manifest.files == {name: sha256_of(content) for name, content in self.side_files.items()}
+        )
+
+    def identity(self) -> dict[str, object]:
+        return {
+            "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in self.plan.jobs],
+            "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.sink.shards],
+        }
+
+    def names(self) -> list[str]:
+        return list(self.side_files)
 
     @property
     def bytes_needed(self) -> int:
         """Bytes of the disk that are still needed; 0 where an earlier run has taken them."""
-        if self.finished_before or self.resume:
+        if self.finished_before or self.sink.resume:
             return 0
-        return self.sink.nbytes + sum(map(len, self.side_files.values()))
-
-    @property
-    def fingerprint(self) -> str:
-        """Identifies the run to resume: equal for the same operation, tensors, layout and sources (name, size, time)."""
-        identity = {
-            "operation": self.options.operation,
-            "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in self.plan.jobs],
-            "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.sink.shards],
-            "sources": {role: [asdict(file) for file in files] for role, files in self.source_files.items()},
-        }
-        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        return self.nbytes + sum(map(len, self.side_files.values()))
 
     def warn(self) -> None:
         """Warns, before the long work, of what the result will not do."""
@@ -114,32 +96,21 @@ class Output(Target):
         for reason in result_problems(self.side_files, plan.vocab_size, plan.layers, plan.stored, self.folder):
             warnings.warn(reason, BaizeWarning, stacklevel=4)  # of the caller of `recover`
 
-    def _open_journal(self, stack: ExitStack) -> None:
-        self.journal = stack.enter_context(
-            closing(Journal(self.folder, self.fingerprint, tensor_record, resume=self.resume))
-        )
-
-    def lock(self, stack: ExitStack) -> None:
-        """Reads and locks the journal of a run to resume, which changes nothing. A new journal needs the folder first."""
-        if self.resume:
-            self._open_journal(stack)
-
     def open(self, stack: ExitStack) -> None:
-        """Makes the folder and its files, or resumes them. `stack` removes what was made and is not finished."""
-        stack.callback(self.sink.discard)  # before anything is made: Ctrl-C may come between any two lines
-        self.sink.make_folder(self.sink.nbytes)
-        with deferred():  # what Ctrl-C found made and not yet tracked would stay
-            if not self.resume:
-                # before the shards: it decides which of two recoveries has the folder, and resume looks for it
-                self._open_journal(stack)
-            self.sink.track(self.journal.path)
-        if self.resume:  # files that a run killed in `finish` has renamed already
-            for name in (*self.side_files, MANIFEST_NAME):
-                self.sink.track(self.folder / name)
-                self.sink.track(self.folder / (name + PARTIAL))
+        """Makes the folder, the journal and the shards, or resumes them with the tensors whose bytes hash as noted."""
+        super().open(stack)
         self.sink.open_shards()
-        self.records = intact_tensors(self.journal.finished, self.sink, self.plan)
+        noted = [job for job in self.plan.jobs if job.name in self.journal.finished]
+        for job, record in zip(noted, in_threads(self._intact, noted, THREADS), strict=True):
+            if record is not None:
+                self.records[job.name] = record
         self.resumed = len(self.records)
+
+    def _intact(self, job: Job, check: Check) -> TensorRecord | None:
+        """The journal's record of a tensor, if the bytes on disk still hash to it."""
+        record = self.journal.finished[job.name]
+        path, begin = self.sink.partial_path(job.name)
+        return record if hash_range(path, begin, job.spec.nbytes, check=check) == record.sha256 else None
 
     def finish_tensor(self, job: Job, record: TensorRecord) -> None:
         """Checks a tensor that is whole and notes it: a wrong base, or a source that is being changed, shows at once."""
@@ -161,7 +132,7 @@ class Output(Target):
         self.manifest = Manifest(
             operation=self.options.operation,
             backend=backend,
-            versions={"baize_engine": __version__, "python": platform.python_version()},
+            versions=self.versions,
             sources={"base": base_files, self.options.role: self.recorded(self.options.role)},
             tensors=self.records,
             files={name: sha256_of(content) for name, content in self.side_files.items()},

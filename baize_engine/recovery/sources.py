@@ -5,29 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Protocol
 
 from baize_engine.checkpoint.manifest import SourceFile
 from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.errors import CheckpointError
 
 
-class HasStats(Protocol):
-    """An index of a checkpoint, or a payload: it knows the state of each of its files before it was first read."""
-
-    @property
-    def stats(self) -> Mapping[Path, os.stat_result]: ...
-
-
 class Sources:
-    """The sizes and times of change that the files of some indexes had at the beginning.
+    """The sizes and times of change that the files of some indexes had at the beginning, from their `stats`.
 
     The inode's time of change, which no program can set, reveals content that was changed and dated back, and a new file of
     the same name. The inode's number does not count: on some network filesystems it changes by itself.
     """
 
-    def __init__(self, indexes: Iterable[HasStats]) -> None:
-        self._before = {path: stat for index in indexes for path, stat in index.stats.items()}
+    def __init__(self, *stats: Mapping[Path, os.stat_result]) -> None:
+        self._before = {path: stat for each in stats for path, stat in each.items()}
 
     def records(self, paths: Iterable[Path]) -> list[SourceFile]:
         """Name, size and time of some of these files, as they were at the beginning, for the manifest."""

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import json
 import os
-import platform
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy
 
-from baize_engine import __version__
-from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest
 from baize_engine.checkpoint.os_errors import stat_of, writing
 from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder
 from baize_engine.errors import OutputError
-from baize_engine.interrupts import Check, deferred, in_threads
+from baize_engine.interrupts import Check, in_threads
 from baize_engine.progress import Progress
-from baize_engine.recovery.earlier_run import check_as_written, without_hashes
-from baize_engine.recovery.hashing import digests_of_range
-from baize_engine.recovery.journal import JOURNAL_NAME, Journal
+from baize_engine.recovery.journal import is_unfinished
+from baize_engine.recovery.journaled_output import JournaledOutput
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.verify import XOR
 from baize_engine.recovery.xor.checks import THREADS, XorChecks
@@ -43,93 +39,75 @@ class FileRecord:
     sha256: str
 
 
-class XorOutput:
+class XorOutput(JournaledOutput[FileRecord]):
     """The result in `folder`: `write` makes its files, small ones first, and gives all of them their names at the end."""
 
     def __init__(self, payload: Payload, folder: Path, checks: XorChecks, resume: bool) -> None:
-        self.folder, self.checks = folder, checks
+        self.checks = checks
         # in the order in which files get their names: an index last, because it makes a model of them, and weights before it
         self.jobs = sorted(
             payload.jobs, key=lambda job: (job.name.endswith(".index.json"), job.name.endswith(WEIGHTS), job.name)
         )
-        self.nbytes = sum(job.nbytes or job.payload_size for job in self.jobs)
-        self.sources = Sources([payload])
-        self.source_files = {
-            "base": self.sources.records(payload.base_files),
-            "payload": self.sources.records(job.payload for job in self.jobs),
+        sources = Sources(payload.stats)
+        source_files = {
+            "base": sources.records(payload.base_files),
+            "payload": sources.records(job.payload for job in self.jobs),
         }
-        self.unfinished = (folder / JOURNAL_NAME).exists()
-        self.resume = resume and self.unfinished
-        self.files = OutputFolder(folder, self.resume)
-        self.journal: Journal[FileRecord]
-        self.records: dict[str, FileRecord] = {}  # of the files that are whole, by name
-        self.resumed = 0  # files that a killed run had finished
+        files = OutputFolder(folder, resume and is_unfinished(folder))
+        nbytes = sum(job.nbytes or job.payload_size for job in self.jobs)
+        super().__init__(XOR, files, nbytes, sources, source_files, _file_record, resume)
+        if self.finished_before:
+            self.resumed = len(self.jobs)
 
-    def finished(self) -> Manifest | None:
-        """The manifest, if the folder holds just this result, finished and as written by an earlier run."""
-        if self.unfinished or not (self.folder / MANIFEST_NAME).is_file():
-            return None
-        manifest = read_manifest(self.folder)
-        names = {job.name for job in self.jobs}
-        if (manifest.operation, set(manifest.files)) != (XOR, names):
-            return None
-        if without_hashes(manifest.sources) != self.source_files:
-            return None
-        check_as_written(self.folder)
-        in_threads(lambda job, check: self.checks.check_file(job, self.folder / job.name, check), self.jobs, THREADS)
+    def is_of(self, manifest: Manifest) -> bool:
+        return set(manifest.files) == set(self.names())
+
+    def names(self) -> list[str]:
+        return [job.name for job in self.jobs]
+
+    def find_finished(self) -> Manifest | None:
+        manifest = super().find_finished()
+        if manifest is not None:  # the list of sums may be another than the earlier run's
+            in_threads(
+                lambda job, check: self.checks.check_file(job, self.folder / job.name, check), self.jobs, THREADS
+            )
         return manifest
 
     def write(self, progress: bool) -> Manifest:
         """Writes what is not written yet, and returns the manifest. An exception removes what was made."""
         with ExitStack() as stack:
-            stack.callback(self.files.discard)  # before anything is made: Ctrl-C may come between any two lines
-            if self.resume:  # the journal is read and locked before anything is changed
-                self._open_journal(stack)
-            self.files.make_folder(0)
-            with deferred():  # what Ctrl-C found made and not yet tracked would stay
-                if not self.resume:
-                    self._open_journal(stack)
-                self.files.track(self.journal.path)
-            if self.resume:
+            self.lock(stack)
+            self.open(stack)
+            if self.files.resume:
                 self._resume()
-            self.resumed = len(self.records)
             self._write_files(progress)
             self.sources.check()
             manifest = self._manifest()
             stack.callback(self.journal.remove)  # at the end: until then resume knows all
             self.files.place(MANIFEST_NAME, manifest.encode())
-            *first, last = self.jobs
-            for job in first:
-                self.files.rename(job.name)
+            *first, last = self.names()
+            for name in first:
+                self.files.rename(name)
             self.files.sync_names()  # all other names are on the disk before the one that makes it a model
-            self.files.rename(last.name)
+            self.files.rename(last)
             self.files.keep()
         return manifest
 
-    def _open_journal(self, stack: ExitStack) -> None:
-        sources = {role: [asdict(file) for file in files] for role, files in self.source_files.items()}
-        run = hashlib.sha256(json.dumps({"operation": XOR, "sources": sources}, sort_keys=True).encode()).hexdigest()
-        self.journal = stack.enter_context(closing(Journal(self.folder, run, _file_record, self.resume)))
-
     def _resume(self) -> None:
         """Notes the files of a killed run whose bytes on disk still hash to its journal; all are unfinished again."""
-        for name in (*(job.name for job in reversed(self.jobs)), MANIFEST_NAME):
-            final, partial = self.folder / name, self.folder / (name + PARTIAL)
-            self.files.track(final)
-            self.files.track(partial)
+        for name in (*reversed(self.names()), MANIFEST_NAME):
+            final = self.folder / name
             if final.exists():
                 with writing(final, "be renamed"):
-                    os.rename(final, partial)
+                    os.rename(final, self.folder / (name + PARTIAL))
         in_threads(self._resume_file, self.jobs, THREADS)
+        self.resumed = len(self.records)
 
     def _resume_file(self, job: Job, check: Check) -> None:
         path, record = self.folder / (job.name + PARTIAL), self.journal.finished.get(job.name)
         if record is None or not path.is_file() or stat_of(path).st_size != record.bytes:
             return
-        digests = digests_of_range(path, 0, record.bytes, self.checks.algorithms(job), check=check)
-        if digests["sha256"] == record.sha256:
-            self.checks.check_digests(job, path, digests)
-            self.checks.check_form(job, path, check)
+        if self.checks.check_file(job, path, check, record.sha256):
             self.records[job.name] = record
 
     def _write_files(self, progress: bool) -> None:
@@ -181,7 +159,7 @@ class XorOutput:
         return Manifest(
             operation=XOR,
             backend="numpy",
-            versions={"baize_engine": __version__, "python": platform.python_version(), "numpy": numpy.__version__},
+            versions={**self.versions, "numpy": numpy.__version__},
             sources=self.source_files,
             tensors={},
             files={job.name: self.records[job.name].sha256 for job in self.jobs},

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from baize_engine.checkpoint.hub import local_path
 from baize_engine.checkpoint.manifest import Manifest
-from baize_engine.checkpoint.output_folder import check_output, finished_before
-from baize_engine.recovery.journal import refuse_busy
 from baize_engine.recovery.xor.checks import XorChecks
 from baize_engine.recovery.xor.output import XorOutput
 from baize_engine.recovery.xor.payload import read_payload
@@ -61,16 +59,9 @@ def xor(
     payload = read_payload(path_raw, path_payload, follow_links)
     checks = XorChecks(payload, expect_md5)
     output = XorOutput(payload, local_path(path_tuned), checks, resume)
-    manifest = output.finished()
-    if manifest is not None:
-        if not resume:
-            raise finished_before(output.folder)
-        checks.check_inputs(progress)  # the report says of them, too, that they are as published
-        return XorResult(output.folder, manifest, len(payload.jobs), tuple(checks.report()), finished_before=True)
-    if not output.resume:
-        refuse_busy(output.folder)
-        check_output(output.folder, output.nbytes)
-    checks.check_heads()
-    checks.check_inputs(progress)
-    manifest = output.write(progress)
-    return XorResult(output.folder, manifest, output.resumed, tuple(checks.report()))
+    manifest = output.manifest
+    if manifest is None:
+        checks.check_heads()
+    checks.check_inputs(progress)  # of a finished result, too: the report says that they are as published
+    manifest = manifest or output.write(progress)
+    return XorResult(output.folder, manifest, output.resumed, tuple(checks.report()), output.finished_before)

@@ -1,0 +1,121 @@
+"""A result's folder, whatever it holds, from what an earlier run left there to the journal's end."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import asdict, replace
+from typing import Any, Generic
+
+from baize_engine import __version__
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, read_manifest
+from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output, finished_before
+from baize_engine.errors import CheckpointError, OutputError
+from baize_engine.interrupts import deferred
+from baize_engine.recovery.journal import Journal, Record, is_unfinished, refuse_busy
+from baize_engine.recovery.sources import Sources
+from baize_engine.recovery.verify import verify
+
+
+class JournaledOutput(Generic[Record]):
+    """One result in the folder that `files` fills, with a journal of what is finished.
+
+    Making one writes nothing. It raises OutputError where the folder is in use, and where it holds this very result, finished:
+    with `resume` that is no error, and `manifest` is there from the beginning.
+    """
+
+    journal: Journal[Record]
+
+    def __init__(
+        self,
+        operation: str,
+        files: OutputFolder,
+        nbytes: int,
+        sources: Sources,
+        source_files: dict[str, list[SourceFile]],
+        parse: Callable[[Mapping[str, Any]], Record],
+        resume: bool,
+    ) -> None:
+        self.operation, self.files, self.folder, self.nbytes = operation, files, files.folder, nbytes
+        self.sources, self.source_files, self._parse = sources, source_files, parse
+        self.versions = {"baize_engine": __version__, "python": platform.python_version()}
+        self.records: dict[str, Record] = {}  # of what is whole, by name
+        self.resumed = 0  # how many of them an earlier run had finished
+        self.manifest = self.find_finished()
+        self.finished_before = self.manifest is not None
+        if self.finished_before and not resume:
+            raise finished_before(self.folder)
+        if not self.finished_before and not files.resume:
+            refuse_busy(self.folder)
+            if (self.folder / MANIFEST_NAME).exists() and not is_unfinished(self.folder):
+                raise OutputError(
+                    errno.ENOTEMPTY,
+                    f"{self.folder} is not empty: it holds a finished result of other sources, options, or files beside the "
+                    "weights: name another folder, or remove it",
+                )
+            check_output(self.folder, nbytes)
+
+    def identity(self) -> dict[str, object]:
+        """What a run must have in common with the one that it resumes, besides operation and sources, as JSON."""
+        return {}
+
+    def is_of(self, manifest: Manifest) -> bool:
+        """Whether a manifest of the same operation and sources is of this very result."""
+        raise NotImplementedError
+
+    def names(self) -> list[str]:
+        """The files beside the weights or all files, in the order in which they get their names."""
+        raise NotImplementedError
+
+    def find_finished(self) -> Manifest | None:
+        """The manifest, if the folder holds just this result, finished. OutputError where it is not as it was written.
+
+        Of several results of one run that was killed at its very end, some are finished.
+        """
+        if is_unfinished(self.folder) or not (self.folder / MANIFEST_NAME).is_file():
+            return None
+        try:
+            manifest = read_manifest(self.folder)
+        except CheckpointError:
+            return None  # not one of ours: the folder is in use for something else
+        sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
+        if (manifest.operation, sources) != (self.operation, self.source_files) or not self.is_of(manifest):
+            return None
+        try:
+            problems = verify(self.folder).problems
+        except CheckpointError as error:
+            problems = (str(error),)
+        if problems:
+            raise OutputError(
+                errno.ENOTEMPTY, f"{self.folder} holds a finished result that is not as it was written: {problems[0]}"
+            )
+        return manifest
+
+    def _open_journal(self, stack: ExitStack) -> None:
+        sources = {role: [asdict(file) for file in files] for role, files in self.source_files.items()}
+        identity = {"operation": self.operation, "sources": sources, **self.identity()}
+        run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+        self.journal = stack.enter_context(closing(Journal(self.folder, run, self._parse, self.files.resume)))
+
+    def lock(self, stack: ExitStack) -> None:
+        """Reads and locks the journal of a run to resume, which changes nothing. A new journal needs the folder first."""
+        if self.files.resume:
+            self._open_journal(stack)
+
+    def open(self, stack: ExitStack) -> None:
+        """Makes the folder and its journal. `stack` removes what was made and is not finished."""
+        stack.callback(self.files.discard)  # before anything is made: Ctrl-C may come between any two lines
+        self.files.make_folder(self.nbytes)
+        with deferred():  # what Ctrl-C found made and not yet tracked would stay
+            if not self.files.resume:
+                # before the files: it decides which of two recoveries has the folder, and resume looks for it
+                self._open_journal(stack)
+            self.files.track(self.journal.path)
+        if self.files.resume:  # files that a run killed at its end has renamed already
+            for name in (*reversed(self.names()), MANIFEST_NAME):
+                self.files.track(self.folder / name)
+                self.files.track(self.folder / (name + PARTIAL))
