@@ -39,7 +39,7 @@ from baize_engine.recovery.checks import checked_plan
 from baize_engine.recovery.memory import WORKERS
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.sources import Sources
-from baize_engine.recovery.stream import Target, stream
+from baize_engine.recovery.stream import Target, stream, traffic
 from baize_engine.text import special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -84,7 +84,7 @@ def load_diff(
     sink = WeightSink(config, options)
     target = Target(work, sink)
     workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
-    with Progress(work.traffic, "B", progress, "recover") as bar:
+    with Progress(traffic([target]), "B", progress, "recover") as bar:
         adder = choose.diff_adder(options.device)
         stream([target], adder, progress=bar.add, hashing=False, workers=workers)
     sources.check()

@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from baize_engine.backend.adders import NoFiles, Operand, Stats
+from baize_engine.backend.adders import Adder, Operand, Stats
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.output_file import OutputFile
@@ -24,7 +24,7 @@ BLOCK = 8 << 20
 READERS = 3  # 4 and 6 were no faster
 
 
-class CopyAdder(NoFiles):
+class CopyAdder(Adder):
     """Stands where the kernel stands and does nothing; its output holds bytes that no disk can take for empty."""
 
     name, slack = "copy", SLACK

@@ -6,7 +6,8 @@ equal bits and equal sums whichever adder runs.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.os_errors import reading
@@ -22,21 +23,18 @@ class Operand(NamedTuple):
     dtype: str
 
 
-class Adder(Protocol):
+class Adder(ABC):
     """Combines pieces of two tensors."""
 
-    @property
-    def name(self) -> str:
-        """The row of the backend table that it stands for."""
-
-    @property
-    def slack(self) -> int:
-        """Bytes that its buffers have beyond a piece, so that whole pages fit; 0 where they are not for reads past the page
-        cache."""
+    name: str  # the row of the backend table that it stands for
+    # bytes that its buffers have beyond a piece, so that whole pages fit; 0: they are not for reads past the page cache
+    slack = SLACK
 
     def buffer(self, nbytes: int) -> memoryview:
         """Host memory that this adder likes to read from and write to, page-aligned where the platform allows."""
+        return aligned_buffer(nbytes)
 
+    @abstractmethod
     def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         """out = other + base, or other - base; returns the sums of the chunks and the counts of special values."""
 
@@ -46,19 +44,15 @@ class Adder(Protocol):
         None where a file ends too early, and where the adder takes operands from memory alone; `out` is then of no use.
         CheckpointError where a file cannot be read.
         """
+        return None
 
 
-class CppAdder:
+class CppAdder(Adder):
     """The C++ kernel in one variant, on the calling thread: the workers are the parallelism."""
-
-    slack = SLACK
 
     def __init__(self, variant: str) -> None:
         self.name = f"cpp-{variant}"
         self._variant = variant
-
-    def buffer(self, nbytes: int) -> memoryview:
-        return aligned_buffer(nbytes)
 
     def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         from baize_engine import _C
@@ -75,21 +69,10 @@ class CppAdder:
                 raise
 
 
-class NoFiles:
-    """An adder's `add_files` where it takes operands from memory alone."""
-
-    def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
-        return None
-
-
-class TorchAdder(NoFiles):
+class TorchAdder(Adder):
     """The reference definition over buffers: slow, and right wherever torch runs."""
 
     name = "torch"
-    slack = SLACK
-
-    def buffer(self, nbytes: int) -> memoryview:
-        return aligned_buffer(nbytes)
 
     def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         import torch

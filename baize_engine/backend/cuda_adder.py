@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from baize_engine.backend.adders import NoFiles, Operand, Stats
+from baize_engine.backend.adders import Adder, Operand, Stats
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
         yield number % SLOTS, begin, min(begin + part, count)
 
 
-class CudaAdder(NoFiles):
+class CudaAdder(Adder):
     """An adder (see adders.py) on `device`, "cuda" or "cuda:N". For one thread at a time."""
 
     name = "triton"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from baize_engine.cli.notes import RECOVER
@@ -158,7 +158,7 @@ def tell_outputs(name: str, folders: Sequence[str]) -> None:
     print(f"no {name} was given; the result goes to {', '.join(folders)}", flush=True)
 
 
-def print_lines(lines: list[str]) -> None:
+def print_lines(lines: Iterable[str]) -> None:
     """Prints a report; its warnings go to standard error."""
     for line in lines:
         print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from baize_engine.cli.notes import XOR
 from baize_engine.cli.options import flag, path
+from baize_engine.cli.recover import print_lines, tell_outputs
 from baize_engine.cli.signals import interrupted_once
 from baize_engine.cli.spelling import CommandParser
 
@@ -108,7 +108,7 @@ def run_xor(options: argparse.Namespace) -> int:
     _fill(options)
     if options.path_tuned is None:
         options.path_tuned = str(tuned_beside(options.path_payload))
-        print(f"no --path_tuned was given; the result goes to {options.path_tuned}", flush=True)
+        tell_outputs("--path_tuned", [options.path_tuned])
     with interrupted_once():
         result = xor(
             options.path_raw,
@@ -124,6 +124,5 @@ def run_xor(options: argparse.Namespace) -> int:
         print(FINISHED_BEFORE)
     elif result.resumed:
         print(f"{result.resumed} file(s) of the interrupted run were whole and were not redone")
-    for line in result.told:
-        print(line, file=sys.stderr if line.startswith("warning") else sys.stdout)
+    print_lines(result.told)
     return 0

@@ -105,15 +105,13 @@ def norm_ratio(work: Plan) -> float:
 def _check_norms(work: Plan, other: Index, options: RecoveryOptions) -> None:
     """MismatchError where recover is given a whole model, or make_diff a diff."""
     ratio = norm_ratio(work)
-    if options.subtract and ratio < FULL_MODEL:
+    if options.subtract == (ratio < FULL_MODEL):
+        found, wanted = "a whole model, not a weight diff", "below"
+        if options.subtract:
+            found, wanted = "a weight diff already", "at least"
         raise MismatchError(
-            f"{other.folder} looks like a weight diff already: its norm weights are {ratio:.2f} times as large as the "
-            f"base's, wanted at least {FULL_MODEL} (--force goes on)"
-        )
-    if not options.subtract and ratio >= FULL_MODEL:
-        raise MismatchError(
-            f"{other.folder} looks like a whole model, not a weight diff: its norm weights are {ratio:.2f} times as large "
-            f"as the base's, wanted below {FULL_MODEL} (--force goes on)"
+            f"{other.folder} looks like {found}: its norm weights are {ratio:.2f} times as large as the base's, wanted "
+            f"{wanted} {FULL_MODEL} (--force goes on)"
         )
 
 

@@ -6,21 +6,12 @@ import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Call(Generic[T]):
-    """A call for another thread to make, and where its result goes."""
-
-    function: Callable[[], T]
-    future: Future[T]
 
 
 class ComputePool:
@@ -34,7 +25,7 @@ class ComputePool:
 
     def __init__(self, workers: int) -> None:
         count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._calls: SimpleQueue[_Call[Any] | None] = SimpleQueue()
+        self._calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         self._lock, self._ended = threading.Lock(), False
         # no ThreadPoolExecutor: it takes no calls once the main thread has ended, and recovery may run on another
         self._threads = [
@@ -63,21 +54,22 @@ class ComputePool:
         """What `function(*arguments)` returns or raises, called once a processor is free. RuntimeError after the pool's end."""
         if not self._threads:
             return function(*arguments, **named)
-        call = _Call(partial(function, *arguments, **named), Future[T]())
+        future = Future[T]()
         with self._lock:
             if self._ended:
                 raise RuntimeError("the compute pool has ended: nobody to make it")
-            self._calls.put(call)
+            self._calls.put((partial(function, *arguments, **named), future))
         try:
-            return call.future.result()
+            return future.result()
         finally:
-            del call  # an error that it holds refers to this frame, and through it to the buffers
+            del future  # an error that it holds refers to this frame, and through it to the buffers
 
     def _serve(self) -> None:
         while (call := self._calls.get()) is not None:
+            function, future = call
             try:
-                call.future.set_result(call.function())
+                future.set_result(function())
             except BaseException as error:  # noqa: BLE001  raised where the result is awaited
-                call.future.set_exception(error)
-            del call  # else it would live, with its arguments, until the next call comes
+                future.set_exception(error)
+            del call, function, future  # else they would live, with the arguments, until the next call comes
         self._calls.put(None)  # for the other threads

@@ -17,37 +17,29 @@ THREADS = 2  # files or tensors hashed at once
 
 
 def hash_file(path: Path, check: Check = lambda: None, progress: Callable[[int], None] = lambda nbytes: None) -> str:
-    """SHA-256 of a whole file; `check` is called before each block, `progress` after it with its bytes."""
-    return hash_range(path, 0, stat_of(path).st_size, progress, check)
+    """SHA-256 of a whole file."""
+    return digests(path, 0, stat_of(path).st_size, check, progress)["sha256"]
 
 
-def hash_range(
+def digests(
     path: Path,
     offset: int,
     nbytes: int,
-    progress: Callable[[int], None] = lambda nbytes: None,
     check: Check = lambda: None,
-) -> str:
-    """SHA-256 of `nbytes` bytes from byte `offset` on; `check` and `progress` as for `hash_file`."""
-    return digests_of_range(path, offset, nbytes, ("sha256",), progress, check)["sha256"]
-
-
-def digests_of_range(
-    path: Path,
-    offset: int,
-    nbytes: int,
-    algorithms: Iterable[str],
     progress: Callable[[int], None] = lambda nbytes: None,
-    check: Check = lambda: None,
+    algorithms: Iterable[str] = ("sha256",),
 ) -> dict[str, str]:
-    """As `hash_range`, for each of hashlib's algorithms that is named."""
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
+    """Digests of `nbytes` bytes from byte `offset` on, by hashlib's name of each algorithm.
+
+    `check` is called before each block, `progress` after it with its bytes.
+    """
+    hashes = {name: hashlib.new(name, usedforsecurity=False) for name in algorithms}
     buffer = aligned_buffer(min(BLOCK, nbytes) + SLACK)
     with closing(InputFile(path, offset, offset + nbytes, str(path), nbytes >= HUGE)) as file:
         for begin in range(0, nbytes, BLOCK):
             check()
             view = file.read(offset + begin, min(BLOCK, nbytes - begin), buffer)
-            for digest in digests.values():
-                digest.update(view)
+            for each in hashes.values():
+                each.update(view)
             progress(len(view))
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+    return {name: each.hexdigest() for name, each in hashes.items()}

@@ -19,7 +19,7 @@ from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.plan import WRONG_BASE
-from baize_engine.recovery.published_sum import TOLERANCE, NaiveSum, buffer_sums, naive_sums
+from baize_engine.recovery.published_sum import TOLERANCE, NaiveSum, naive_sums
 from baize_engine.recovery.result import Result
 
 LONGEST = 64  # bytes of a file that holds one number
@@ -85,13 +85,13 @@ def check_naively(
     path_raw: str | Path, path_diff: str | Path, result: Result, carried: Carried | None
 ) -> tuple[bool, list[str]]:
     """Whether `result` has the sum that its diff's folder states (True where it states none), and a report, a line each."""
-    base, diff, records = read_base(folder_of(path_raw)), read_index(folder_of(path_diff)), result.manifest.tensors
-    sums = naive_sums(records, buffer_sums(base, diff, records))
+    base, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
+    sums = naive_sums(result.manifest.tensors, base, diff)
     lines = [f"naive sum of {result.folder}: {found}" for found in sums]
     if carried is not None:
-        near = _nearest(sums, carried.sum)
-        good = abs(near - carried.sum) <= carried.atol
-        verdict = "met" if good else f"missed by {abs(near - carried.sum):.4f}: {WRONG_BASE}"
+        distance = min(found.distance(carried.sum) for found in sums)
+        good = distance <= carried.atol
+        verdict = "met" if good else f"missed by {distance:.4f}: {WRONG_BASE}"
         return good, [*lines, f"{carried.path} says {carried.sum} within {carried.atol:.2g}: {verdict}"]
     return True, [*lines, _verdict(sums, result)]
 
@@ -105,7 +105,7 @@ def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
         if embed is not None and (each.layers, each.rows, each.hidden) == (layers, *embed.shape)
     ]
     for each in same_shape:
-        if abs(_nearest(sums, each.sum) - each.sum) <= TOLERANCE:
+        if any(found.distance(each.sum) <= TOLERANCE for found in sums):
             return f"that is the sum published for {each.model}, {each.sum}"
     if same_shape:
         models = ", ".join(f"{each.sum} ({each.model})" for each in same_shape)
@@ -116,11 +116,4 @@ def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
     return (
         "not compared: no published sum of a model of this shape is known (weight_diff.py's 50637.1836 is alpaca-7b's alone; "
         "--expect_sum compares with a sum that the authors published)"
-    )
-
-
-def _nearest(sums: Sequence[NaiveSum], wanted: float) -> float:
-    """The form of the sum that is nearest; NaN where the weights have no finite sum."""
-    return min(
-        (value for found in sums for value in (found.exact, found.running)), key=lambda value: abs(value - wanted)
     )

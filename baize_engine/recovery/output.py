@@ -21,7 +21,7 @@ from baize_engine.errors import BaizeWarning, MismatchError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.checks import base_rows, checked_plan
 from baize_engine.recovery.expect import Expectation
-from baize_engine.recovery.hashing import THREADS, hash_file, hash_range
+from baize_engine.recovery.hashing import THREADS, digests, hash_file
 from baize_engine.recovery.journal import is_unfinished
 from baize_engine.recovery.journaled_output import JournaledOutput
 from baize_engine.recovery.options import RecoveryOptions
@@ -110,7 +110,7 @@ class Output(JournaledOutput[TensorRecord], Target):
         """The journal's record of a tensor, if the bytes on disk still hash to it."""
         record = self.journal.finished[job.name]
         path, begin = self.sink.partial_path(job.name)
-        return record if hash_range(path, begin, job.spec.nbytes, check=check) == record.sha256 else None
+        return record if digests(path, begin, job.spec.nbytes, check)["sha256"] == record.sha256 else None
 
     def finish_tensor(self, job: Job, record: TensorRecord) -> None:
         """Checks a tensor that is whole and notes it: a wrong base, or a source that is being changed, shows at once."""

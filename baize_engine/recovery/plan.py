@@ -15,7 +15,7 @@ from baize_engine.checkpoint.names import EMBED, HEAD, count_layers, is_recomput
 from baize_engine.checkpoint.writer import TensorSpec
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.options import RecoveryOptions
-from baize_engine.recovery.wrapped_names import unwrapped
+from baize_engine.recovery.wrapped_names import unwrapped, wrapper_of
 
 GROWING = (EMBED, HEAD)  # tensors with a row for each vocabulary entry
 MAX_GROWING_ROW = 1 << 20  # elements of a row whose mean is taken, held as float64: the longest of any LLaMA has 16384
@@ -83,11 +83,6 @@ class Plan:
     @property
     def names(self) -> list[str]:
         return [job.name for job in self.jobs]
-
-    @property
-    def traffic(self) -> int:
-        """Bytes read and written."""
-        return sum(job.traffic for job in self.jobs)
 
     @property
     def layers(self) -> int:
@@ -172,13 +167,12 @@ def some(names: list[str]) -> str:
 def _weights(index: Index, notes: list[str]) -> dict[str, Entry]:
     """The tensors of a side by the model's own names, without recomputed buffers; what was changed goes to `notes`."""
     kept = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
-    bare = unwrapped(kept, str(index.folder))
-    if bare.prefix:
-        notes.append(f"the prefix {bare.prefix!r} of the names in {index.folder} was taken off")
+    if prefix := wrapper_of(kept):
+        notes.append(f"the prefix {prefix!r} of the names in {index.folder} was taken off")
     narrowed = sum(any(part.narrowed for part in entry.parts) for entry in kept.values())
     if narrowed:
         notes.append(f"{narrowed} tensor(s) of {index.folder} are float64, rounded to float32 before the sum")
-    return dict(bare.entries)
+    return unwrapped(kept, str(index.folder))
 
 
 def _unpaired(

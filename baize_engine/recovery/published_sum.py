@@ -40,15 +40,20 @@ class NaiveSum:
     exact: float
     running: float
 
-    def meets(self, expected: float, atol: float = TOLERANCE) -> bool:
-        return min(abs(self.exact - expected), abs(self.running - expected)) <= atol
+    def distance(self, published: float) -> float:
+        """How far a published sum is from the nearer of the two; NaN where the weights have no finite sum."""
+        return min(abs(self.exact - published), abs(self.running - published))
 
     def __str__(self) -> str:
         return f"{self.exact:.4f} ({self.running:.4f} in float32 steps) {self.what}"
 
 
-def naive_sums(records: Mapping[str, TensorRecord], buffers: Mapping[str, float]) -> list[NaiveSum]:
-    """The sums of a result without and with its rotary buffers (from `buffer_sums`). NaN where a tensor's sum is not finite."""
+def naive_sums(records: Mapping[str, TensorRecord], base: Base, other: Index) -> list[NaiveSum]:
+    """The sums of a result without and with its rotary buffers. NaN where a tensor's sum is not finite.
+
+    Errors as for `buffer_sums`.
+    """
+    buffers = buffer_sums(base, other, records)
     weights = {name: float("nan") if record.sum is None else record.sum for name, record in records.items()}
     return [_sum("over the weights", weights), _sum(f"with {len(buffers)} rotary buffers", {**weights, **buffers})]
 
@@ -62,7 +67,7 @@ def buffer_sums(base: Base, other: Index, tensors: Collection[str]) -> dict[str,
     size, theta = int(base.config["head_dim"]), base.config["rope_theta"]
     own = [_float32(1.0 / theta ** (even / size)) for even in range(0, size, 2)]
     sums = {}
-    bases, others = (unwrapped(index.entries, str(index.folder)).entries for index in (base.index, other))
+    bases, others = (unwrapped(index.entries, str(index.folder)) for index in (base.index, other))
     for name in (f"{names.LAYER}{number}.self_attn{INV_FREQ}" for number in range(names.count_layers(tensors))):
         left = _values(bases[name], len(own)) if name in bases else own
         right = _values(others[name], len(own)) if name in others else [0.0] * len(own)

@@ -16,7 +16,7 @@ from baize_engine.checkpoint.norms import refuse_diff, why_diff
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
-from baize_engine.recovery.hashing import THREADS, hash_file, hash_range
+from baize_engine.recovery.hashing import THREADS, digests, hash_file
 from baize_engine.recovery.journal import JOURNAL_NAME
 
 XOR, RECOVER = "xor", "recover"  # operations; xor's manifests list whole files
@@ -113,7 +113,7 @@ def _tensor_problem(
     where = f"{entry.name} in {entry.path.name}"
     if (entry.stored_dtype, entry.shape) != (record.dtype, record.shape):
         return f"{where} is {entry.stored_dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
-    digest = hash_range(entry.path, entry.offset, entry.nbytes, progress, check)
+    digest = digests(entry.path, entry.offset, entry.nbytes, check, progress)["sha256"]
     if digest != record.sha256:
         return f"{where}: SHA-256 is {digest}, the manifest says {record.sha256}"
     return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -81,10 +82,10 @@ def test_the_running_float32_sum_is_what_meets_a_published_one() -> None:
     found = published_sum._sum("", sums)
     assert found.running == float(running)
     assert abs(found.exact - found.running) > published_sum.TOLERANCE
-    assert found.meets(float(running))
-    assert found.meets(found.exact)
-    assert not found.meets(min(found.exact, found.running) - 0.02)
-    assert not published_sum._sum("", {"a": float("nan")}).meets(0.0)
+    assert found.distance(float(running)) == 0
+    assert found.distance(found.exact) == 0
+    assert found.distance(min(found.exact, found.running) - 0.02) > published_sum.TOLERANCE
+    assert isnan(published_sum._sum("", {"a": float("nan")}).distance(0.0))
     assert published_sum._sum("", {"a": 1e300}).running == float("inf")
 
 

@@ -51,7 +51,7 @@ def test_targets_share_a_pass_over_the_base(plan: Plan) -> None:
     assert one.sink.tensors == two.sink.tensors  # type: ignore[attr-defined]
     assert list(one.records) == list(two.records) == plan.names
     base = sum(job.base.nbytes for job in plan.jobs)
-    assert moved[0] == traffic([one, two]) == 2 * plan.traffic - base
+    assert moved[0] == traffic([one, two]) == 2 * traffic([Target(plan)]) - base
     assert traffic([one, two], left=True) == 0
 
 

@@ -12,7 +12,7 @@ from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.printable import shown
 from baize_engine.progress import Progress
-from baize_engine.recovery.hashing import digests_of_range
+from baize_engine.recovery.hashing import digests as digests_of
 from baize_engine.recovery.xor.checksum_lists import Sums, algorithm, read_sums
 from baize_engine.recovery.xor.decode import decoded
 from baize_engine.recovery.xor.file_types import HEAD, check_head, check_whole
@@ -66,7 +66,7 @@ class XorChecks:
 
         def check_input(path: Path, check: Check) -> None:
             wanted = self._inputs[path]
-            digests = digests_of_range(path, 0, sizes[path], {algorithm(wanted)}, bar.add, check)
+            digests = digests_of(path, 0, sizes[path], check, bar.add, {algorithm(wanted)})
             why = "download it again" if path in payloads else WRONG_KEY if self.payload.keyed else WRONG_BASE
             self._sums.check(path, wanted, digests, why)
 
@@ -95,7 +95,7 @@ class XorChecks:
 
     def check_file(self, job: Job, path: Path, check: Check, noted: str | None = None) -> bool:
         """Reads a whole file of the result and makes all checks of it, unless its SHA-256 is not the one `noted`."""
-        digests = digests_of_range(path, 0, stat_of(path).st_size, self.algorithms(job), check=check)
+        digests = digests_of(path, 0, stat_of(path).st_size, check, algorithms=self.algorithms(job))
         if noted not in (None, digests["sha256"]):
             return False
         self.check_digests(job, path, digests)

@@ -100,7 +100,8 @@ def read_payload(
     Both paths may be hub ids; `path_raw` may also be the key itself. CheckpointError where a file is not what it should be,
     MismatchError where the base lacks one.
     """
-    folder, files, left_out = _files(path_payload)
+    found = _listed(path_payload)
+    folder, files, left_out = found.folder, found.files, found.documents
     heads = _Heads(follow_links)
     if any(path.name.endswith(".enc") for path in files):
         left_out += [path.name for path in files if not path.name.endswith(".enc")]
@@ -119,42 +120,48 @@ def read_payload(
     return Payload(folder, base, tuple(jobs), tuple(left_out), heads.stats)
 
 
-def _files(path: str | os.PathLike[str]) -> tuple[Path, list[Path], list[str]]:
-    """(the payload's folder, its files, the names of documents and scripts beside them)."""
+@dataclass(frozen=True)
+class _Listing:
+    """What lies in a folder: files, folders, and names of documents and scripts. Hidden files do not count."""
+
+    folder: Path
+    files: list[Path]
+    folders: list[Path]
+    documents: list[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> _Listing:
+        with reading(folder):
+            found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+            folders = [path for path in found if path.is_dir()]
+        files = [path for path in found if path not in folders and not _is_document(path.name)]
+        return cls(folder, files, folders, [path.name for path in found if path not in folders and path not in files])
+
+    @classmethod
+    def below(cls, folder: Path) -> _Listing:
+        """That of a folder, or of the only folder in it beside documents, as in the repositories."""
+        listing = cls.of(folder)
+        only = len(listing.folders) == 1 and not listing.files and not listing.folders[0].is_symlink()
+        return cls.of(listing.folders[0]) if only else listing
+
+
+def _listed(path: str | os.PathLike[str]) -> _Listing:
+    """The payload's folder. CheckpointError where it holds no payload, or more."""
     folder = folder_of(path, ["*"])
     if folder.is_file():
         swapped = f" ({SWAPPED})" if folder.name.endswith(WEIGHTS) else ""
         raise CheckpointError(f"{folder} is a file, wanted the folder that holds the payload's files{swapped}")
-    folder, files, folders, left_out = _found(folder)
-    if folders:
+    found = _Listing.below(folder)
+    if found.folders:
         raise CheckpointError(
-            f"{folder} holds the folder {shown(folders[0].name)}, wanted files only: give the folder that holds the "
-            f"payload's files"
+            f"{found.folder} holds the folder {shown(found.folders[0].name)}, wanted files only: give the folder that holds "
+            "the payload's files"
         )
-    if not files:
-        raise CheckpointError(f"{folder} holds no file of a payload")
-    if len(files) > MAX_FILES:
-        raise CheckpointError(f"{folder} holds {len(files)} files, wanted at most {MAX_FILES}")
-    return folder, files, left_out
-
-
-def _found(folder: Path) -> tuple[Path, list[Path], list[Path], list[str]]:
-    """A folder, or the only folder in it beside documents, as in the repositories, and what `_listed` finds in it."""
-    files, folders, left_out = _listed(folder)
-    if not files and len(folders) == 1 and not folders[0].is_symlink():
-        folder = folders[0]
-        files, folders, left_out = _listed(folder)
-    return folder, files, folders, left_out
-
-
-def _listed(folder: Path) -> tuple[list[Path], list[Path], list[str]]:
-    """(files, folders, names of documents)."""
-    with reading(folder):
-        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        folders = [path for path in found if path.is_dir()]
-    others = [path for path in found if path not in folders]
-    documents = [path.name for path in others if _is_document(path.name)]
-    return [path for path in others if path.name not in documents], folders, documents
+    if not found.files:
+        raise CheckpointError(f"{found.folder} holds no file of a payload")
+    if len(found.files) > MAX_FILES:
+        raise CheckpointError(f"{found.folder} holds {len(found.files)} files, wanted at most {MAX_FILES}")
+    return found
 
 
 def _is_document(name: str) -> bool:
@@ -198,7 +205,7 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
 
 def _refuse_swapped(base: Path, files: list[Path]) -> None:
     """MismatchError where the folder given as the base is plainly a payload, and `files` are a model's or hold its key."""
-    others, heads = {path.name: path for path in _found(base)[1]}, _Heads(follow_links=True)
+    others, heads = {path.name: path for path in _Listing.below(base).files}, _Heads(follow_links=True)
     for path in files:
         other = others.get(path.name)
         if other is not None and are_swapped(path.name, heads.read(path)[1], heads.read(other)[1]):
