@@ -5,10 +5,18 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tqdm import tqdm
+
+
+Advance = Callable[[int], None]  # takes the amount that was done since its last call; called from any thread
+
+
+def unseen(amount: int) -> None:
+    """An Advance that nobody looks at."""
 
 
 class Progress:

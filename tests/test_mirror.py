@@ -19,7 +19,6 @@ TESTED_WITH = {
     "cli/test_main.py": ["cli/info"],
     "cli/test_spelling.py": ["cli/recover"],
     "cli/test_streams.py": ["cli/notes", "cli/signals"],
-    "cli/test_trials.py": ["recovery/integrity"],
     "csrc/test_decoder.py": ["backend/cpp_ops"],
     "end_to_end/test_demo_pair.py": ["cli/demo"],
     "kernels/gate/test_launches.py": ["kernels/launch"],

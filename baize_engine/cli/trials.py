@@ -20,7 +20,7 @@ class Trials:
     """The trials of one run. Made before the long work, so that what cannot be tried is refused early."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from baize_engine.recovery.integrity import carried_sum
+        from baize_engine.recovery.published_sum import carried_sum
 
         self.options = options
         original = options.original_model
@@ -39,7 +39,7 @@ class Trials:
         return code
 
     def _check_sums(self, results: Sequence[Result]) -> int:
-        from baize_engine.recovery.integrity import check_naively
+        from baize_engine.recovery.published_sum import check_naively
 
         code = 0
         for path_diff, result, carried in zip(self.options.path_diff, results, self.carried, strict=True):

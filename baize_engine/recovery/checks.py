@@ -5,8 +5,7 @@ models, or the diff was made from another base. `force` skips these checks.
 from __future__ import annotations
 
 import hashlib
-from array import array
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -21,23 +20,16 @@ from baize_engine.errors import MismatchError
 from baize_engine.recovery.new_rows import decide
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.plan import Plan, plan, some
-from baize_engine.recovery.vocabulary_growth import mean_row
+from baize_engine.recovery.vocabulary_growth import MeanRow, mean_row
 from baize_engine.recovery.widened import widened
 
 # Mean |norm weight| over the base's: about 1 for a model, below 0.1 for every published diff we know of.
 FULL_MODEL = 0.5
-MUST_AGREE = (  # what shapes cannot tell: LLaMA-1 and Llama-2 of one size differ only here
-    "rms_norm_eps",
-    "max_position_embeddings",
-    "rope_theta",
-    "rope",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "head_dim",
-    "intermediate_size",
-    "hidden_size",
-    "num_hidden_layers",
-)
+# what shapes cannot tell: LLaMA-1 and Llama-2 of one size differ only here
+MUST_AGREE = (
+    "rms_norm_eps", "max_position_embeddings", "rope_theta", "rope", "num_attention_heads", "num_key_value_heads",
+    "head_dim", "intermediate_size", "hidden_size", "num_hidden_layers",
+)  # fmt: skip
 KINDS_OF_MODEL = ("model_type", "architectures")  # differ where a finetune built more around the base's model
 
 
@@ -54,12 +46,10 @@ def check_roles(base: Index, other: Index, options: RecoveryOptions) -> None:
         )
 
 
-def checked_plan(
-    base: Base, other: CheckpointIndex, options: RecoveryOptions, base_mean: Callable[[Entry], array[float]] = mean_row
-) -> Plan:
-    """The plan of `base` and `other`, once names, shapes, configs and norm weights agree, with its new rows decided.
+def checked_plan(base: Base, other: CheckpointIndex, options: RecoveryOptions, base_mean: MeanRow = mean_row) -> Plan:
+    """The plan of `base` and `other`, with its new rows decided, once names, shapes, configs and norm weights agree.
 
-    `base_mean`: `mean_row`, or a cached form of it where several plans share a base. Errors as for `recover`.
+    Errors as for `recover`.
     """
     config = config_file.read_normalised(other.folder)
     work = plan(base.index, other, options, tied=config["tie_word_embeddings"])

@@ -5,9 +5,8 @@ Both show a wrong base. They are compared as early as possible: before the long 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import isfinite
 from pathlib import Path
 
@@ -22,33 +21,26 @@ from baize_engine.recovery.stream import Target, stream
 SMALL = 1 << 18  # elements: norms are some thousand, the smallest matrix of a 7B is 16 million
 
 
-@dataclass(frozen=True)
+@dataclass
 class Expectation:
-    """What a result must be: the published sum of its weights, and the manifest of the same result recovered elsewhere."""
+    """What a result must be: the published sum of its weights, and the manifest of the same result recovered elsewhere.
+
+    RequestError where a number is not finite, or negative; CheckpointError where the manifest cannot be read.
+    """
 
     sum: float | None = None
-    manifest: Manifest | None = None
-    manifest_path: Path | None = None
+    manifest_path: Path | None = None  # of a manifest, or of a folder that has one
     sum_atol: float = TOLERANCE  # how far the sum may be off
+    manifest: Manifest | None = field(init=False)
 
-    @classmethod
-    def of(
-        cls,
-        expect_sum: float | None,
-        expect_manifest: str | os.PathLike[str] | None,
-        expect_sum_atol: float = TOLERANCE,
-    ) -> Expectation:
-        """`expect_manifest` is a manifest, or a folder that has one. RequestError where a number is not finite, or negative."""
-        for name, value in (("expect_sum", expect_sum), ("expect_sum_atol", expect_sum_atol)):
+    def __post_init__(self) -> None:
+        for name, value in (("expect_sum", self.sum), ("expect_sum_atol", self.sum_atol)):
             number = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
             if not (number or (value is None and name == "expect_sum")):
                 raise RequestError(f"{name} is {value!r}, wanted a finite number")
-        if expect_sum_atol < 0:
-            raise RequestError(f"expect_sum_atol is {expect_sum_atol!r}, wanted a number of at least 0")
-        if expect_manifest is None:
-            return cls(expect_sum, sum_atol=expect_sum_atol)
-        path = Path(expect_manifest)
-        return cls(expect_sum, read_manifest(path), path, expect_sum_atol)
+        if self.sum_atol < 0:
+            raise RequestError(f"expect_sum_atol is {self.sum_atol!r}, wanted a number of at least 0")
+        self.manifest = None if self.manifest_path is None else read_manifest(self.manifest_path)
 
     def check_before(self, work: Plan, base: Base, other: Index, make_adder: Callable[[], Adder]) -> None:
         """Compares names, shapes, and the values of the small tensors: some MB are read, nothing is written."""

@@ -20,6 +20,8 @@ from baize_engine.recovery.journal import Journal, Record, is_unfinished, refuse
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.verify import verify
 
+SourceFiles = dict[str, list[SourceFile]]  # by their role in the manifest
+
 
 class JournaledOutput(Generic[Record]):
     """One result in the folder that `files` fills, with a journal of what is finished.
@@ -29,6 +31,7 @@ class JournaledOutput(Generic[Record]):
     """
 
     journal: Journal[Record]
+    parse: Callable[[Mapping[str, Any]], Record]  # static: makes a record of its JSON form, as `Journal` wants it
 
     def __init__(
         self,
@@ -36,12 +39,11 @@ class JournaledOutput(Generic[Record]):
         files: OutputFolder,
         nbytes: int,
         sources: Sources,
-        source_files: dict[str, list[SourceFile]],
-        parse: Callable[[Mapping[str, Any]], Record],
+        source_files: SourceFiles,
         resume: bool,
     ) -> None:
         self.operation, self.files, self.folder, self.nbytes = operation, files, files.folder, nbytes
-        self.sources, self.source_files, self._parse = sources, source_files, parse
+        self.sources, self.source_files = sources, source_files
         self.versions = {"baize_engine": __version__, "python": platform.python_version()}
         self.records: dict[str, Record] = {}  # of what is whole, by name
         self.resumed = 0  # how many of them an earlier run had finished
@@ -99,7 +101,7 @@ class JournaledOutput(Generic[Record]):
         sources = {role: [asdict(file) for file in files] for role, files in self.source_files.items()}
         identity = {"operation": self.operation, "sources": sources, **self.identity()}
         run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
-        self.journal = stack.enter_context(closing(Journal(self.folder, run, self._parse, self.files.resume)))
+        self.journal = stack.enter_context(closing(Journal(self.folder, run, self.parse, self.files.resume)))
 
     def lock(self, stack: ExitStack) -> None:
         """Reads and locks the journal of a run to resume, which changes nothing. A new journal needs the folder first."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from baize_engine.checkpoint.entry import Entry
@@ -23,6 +23,7 @@ from baize_engine.checkpoint.os_errors import is_file
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.plan import WRONG_BASE, Fill, Job, Plan
+from baize_engine.recovery.vocabulary_growth import MeanRow
 from baize_engine.recovery.widened import floats
 
 WHOLE_COSINE = 0.8  # between a whole row and the mean row at least; two random rows of 4096 elements have 0.02
@@ -42,9 +43,7 @@ class Likeness:
         return self.cosine >= WHOLE_COSINE and WHOLE_SIZES[0] <= self.size <= WHOLE_SIZES[1]
 
 
-def decide(
-    work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: Callable[[Entry], array[float]]
-) -> Plan:
+def decide(work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: MeanRow) -> Plan:
     """`work` with its new rows added to what `options.new_rows` says, or to what the rows themselves tell.
 
     `mean_row` gives the mean of a tensor's rows; it is asked for that of the base's embedding where nothing else decides.
@@ -59,9 +58,7 @@ def decide(
     return work.with_rows(fill, f"{work.extra_rows} vocabulary row(s) not in the base {did}: {why}")
 
 
-def _chosen(
-    work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: Callable[[Entry], array[float]]
-) -> tuple[Fill, str]:
+def _chosen(work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: MeanRow) -> tuple[Fill, str]:
     """What the new rows are added to, and why."""
     if options.new_rows != "auto":
         return "zero" if options.new_rows == "zero" else "mean", f"new_rows is {options.new_rows}"

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from array import array
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -29,6 +27,7 @@ from baize_engine.recovery.plan import Job
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import Target
+from baize_engine.recovery.vocabulary_growth import MeanRow
 
 
 class Output(JournaledOutput[TensorRecord], Target):
@@ -39,6 +38,7 @@ class Output(JournaledOutput[TensorRecord], Target):
     """
 
     sink: CheckpointWriter
+    parse = staticmethod(tensor_record)
 
     def __init__(
         self,
@@ -47,10 +47,10 @@ class Output(JournaledOutput[TensorRecord], Target):
         folder: Path,
         options: RecoveryOptions,
         expect: Expectation,
-        base_mean: Callable[[Entry], array[float]],
+        mean: MeanRow,
     ) -> None:
         self.base, self.other, self.options, self.expect = base, other, options, expect
-        plan = checked_plan(base, other, options, base_mean)
+        plan = checked_plan(base, other, options, mean)
         sources = Sources(base.index.stats, other.stats)
         self.side_files = side_files.collect(
             other.folder, base.index.folder, options.dtype, plan.vocab_size, options.follow_links
@@ -60,9 +60,7 @@ class Output(JournaledOutput[TensorRecord], Target):
         Target.__init__(self, plan, sink)
         self.met: list[str] = []  # expectations that were met, a line each
         source_files = {"base": sources.records(base.index.files), options.role: sources.records(other.files)}
-        super().__init__(
-            options.operation, sink, sink.nbytes, sources, source_files, tensor_record, resume=options.resume
-        )
+        super().__init__(options.operation, sink, sink.nbytes, sources, source_files, options.resume)
         if self.finished_before:
             self.resumed = len(plan.jobs)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, overload
 
 from baize_engine.checkpoint.base import read_base
@@ -142,16 +143,16 @@ def recover(
         drop_rows=drop_rows,
         follow_links=follow_links,
     )
-    single = isinstance(path_diff, str | os.PathLike)
-    diffs: list[AnyPath] = [path_diff] if isinstance(path_diff, str | os.PathLike) else list(path_diff)
-    if path_tuned is None:
-        path_tuned = all_tuned_beside(diffs)
-    folders: list[AnyPath] = [path_tuned] if isinstance(path_tuned, str | os.PathLike) else list(path_tuned)
+    diffs = _listed(path_diff)
+    folders = all_tuned_beside(diffs) if path_tuned is None else _listed(path_tuned)
     if len(diffs) != len(folders) or not diffs:
         raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(folders)} folder(s), wanted one each")
     sums = _one_each("expect_sum", expect_sum, len(folders))
     manifests = _one_each("expect_manifest", expect_manifest, len(folders))
-    expectations = [Expectation.of(*each, expect_sum_atol) for each in zip(sums, manifests, strict=True)]
+    expectations = [
+        Expectation(total, None if manifest is None else Path(manifest), expect_sum_atol)
+        for total, manifest in zip(sums, manifests, strict=True)
+    ]
     base = read_base(folder_of(path_raw))
     indexes = [read_index(folder_of(path)) for path in diffs]
     for diff in indexes:
@@ -162,14 +163,17 @@ def recover(
         for diff, folder, expect in zip(indexes, folders, expectations, strict=True)
     ]
     results = run(base, outputs, options)
-    return results[0] if single else results
+    return results[0] if isinstance(path_diff, str | os.PathLike) else results
+
+
+def _listed(given: Any) -> list[Any]:
+    """A value, or several of them, as a list."""
+    return [given] if isinstance(given, float | int | str | os.PathLike) else list(given)
 
 
 def _one_each(name: str, given: Any, count: int) -> list[Any]:
-    """A given value, or list of values, as a list of one for each result."""
-    if given is None:
-        return [None] * count
-    each = [given] if isinstance(given, float | int | str | os.PathLike) else list(given)
+    """An expectation, or a list of them, as a list of one for each result."""
+    each = [None] * count if given is None else _listed(given)
     if len(each) != count:
         raise RequestError(f"{name} has {len(each)} value(s) for {count} result(s), wanted one each")
     return each

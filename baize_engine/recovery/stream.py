@@ -22,6 +22,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.tensor_reader import FileRange, TensorReader
 from baize_engine.interrupts import Check, in_threads
+from baize_engine.progress import Advance, unseen
 from baize_engine.recovery.compute_pool import ComputePool
 from baize_engine.recovery.memory import PIECE, WORKERS
 from baize_engine.recovery.plan import Job, Plan
@@ -90,7 +91,7 @@ def stream(
     *,
     workers: int = WORKERS,
     piece: int = PIECE,
-    progress: Callable[[int], None] = lambda nbytes: None,
+    progress: Advance = unseen,
     hashing: bool = True,
 ) -> None:
     """Makes all tensors that the targets lack in one pass over the base, which their plans share.
@@ -151,9 +152,7 @@ def traffic(targets: Iterable[Target], *, left: bool = False) -> int:
 class _Worker:
     """The buffers of one worker, for one thread at a time, and the loop over one base tensor's pieces."""
 
-    def __init__(
-        self, adder: Adder, piece: int, progress: Callable[[int], None], check: Check, compute: ComputePool
-    ) -> None:
+    def __init__(self, adder: Adder, piece: int, progress: Advance, check: Check, compute: ComputePool) -> None:
         self.adder, self.piece, self.progress, self.check, self.compute = adder, piece, progress, check, compute
         # room for float32; pages that narrower types leave alone cost nothing
         self.base_buffer, self.other_buffer, self.out_buffer = (adder.buffer(piece * 4 + adder.slack) for _ in range(3))

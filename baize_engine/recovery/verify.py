@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +15,9 @@ from baize_engine.checkpoint.norms import refuse_diff, why_diff
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
+from baize_engine.progress import Advance, unseen
 from baize_engine.recovery.hashing import THREADS, digests, hash_file
-from baize_engine.recovery.journal import JOURNAL_NAME
+from baize_engine.recovery.journal import is_unfinished
 
 XOR, RECOVER = "xor", "recover"  # operations; xor's manifests list whole files
 
@@ -44,10 +44,7 @@ class Report:
 
 
 def verify(
-    path: str | os.PathLike[str],
-    progress: Callable[[int], None] = lambda nbytes: None,
-    *,
-    expect_manifest: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str], progress: Advance = unseen, *, expect_manifest: str | os.PathLike[str] | None = None
 ) -> Report:
     """Compares every tensor and every file beside the weights with the manifest in the folder. Reads the whole folder once.
 
@@ -62,8 +59,7 @@ def verify(
     """
     folder = folder_of(path)
     if expect_manifest is None:
-        _refuse_unfinished(folder)
-        _refuse_diff_of_others(folder)
+        _refuse(folder)
     manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
     if manifest.operation == XOR:
         return _whole_files(folder, manifest, progress)
@@ -96,20 +92,20 @@ def _warnings(folder: Path, index: CheckpointIndex, manifest: Manifest) -> tuple
     return tuple(result_problems(contents, rows, count_layers(index.entries), manifest.stored, folder)) if rows else ()
 
 
-def _refuse_unfinished(folder: Path) -> None:
-    if (folder / JOURNAL_NAME).exists() and not (folder / MANIFEST_NAME).exists():
+def _refuse(folder: Path) -> None:
+    """CheckpointError where the folder holds an unfinished result, or a diff of others, which has no manifest.
+
+    To say that it is a diff helps more than to say that the manifest is missing.
+    """
+    if (folder / MANIFEST_NAME).exists():
+        return
+    if is_unfinished(folder):
         raise CheckpointError(f"{folder} holds an unfinished result: finish it with --resume, then verify it")
-
-
-def _refuse_diff_of_others(folder: Path) -> None:
-    """A published diff has no manifest: to say that it is a diff helps more than to say that."""
-    if folder.is_dir() and not (folder / MANIFEST_NAME).exists():
+    if folder.is_dir():
         refuse_diff(read_index(folder))
 
 
-def _tensor_problem(
-    entry: TensorEntry, record: TensorRecord, progress: Callable[[int], None], check: Check
-) -> str | None:
+def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Advance, check: Check) -> str | None:
     where = f"{entry.name} in {entry.path.name}"
     if (entry.stored_dtype, entry.shape) != (record.dtype, record.shape):
         return f"{where} is {entry.stored_dtype} {list(entry.shape)}, the manifest says {record.dtype} {list(record.shape)}"
@@ -119,16 +115,14 @@ def _tensor_problem(
     return None
 
 
-def _whole_files(folder: Path, manifest: Manifest, progress: Callable[[int], None]) -> Report:
+def _whole_files(folder: Path, manifest: Manifest, progress: Advance) -> Report:
     """The report on a result of `xor`: whole files, whatever they hold."""
     problems = _file_problems(folder, manifest, progress)
     sizes = [path.stat().st_size for name in manifest.files if (path := folder / name).is_file()]
     return Report(folder, 0, sum(sizes), tuple(problems), files=len(sizes))
 
 
-def _file_problems(
-    folder: Path, manifest: Manifest, progress: Callable[[int], None] = lambda nbytes: None
-) -> list[str]:
+def _file_problems(folder: Path, manifest: Manifest, progress: Advance = unseen) -> list[str]:
     for name in manifest.files:
         if Path(name).name != name:
             raise CheckpointError(f"{folder}: the manifest names a file outside the folder: {name!r}")

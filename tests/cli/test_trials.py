@@ -11,7 +11,7 @@ import tiny
 from baize_engine import recover, verify
 from baize_engine.checkpoint.manifest import read_manifest
 from baize_engine.cli.main import main
-from baize_engine.recovery import integrity
+from baize_engine.recovery import published_sum
 
 
 def naive_sum(out: Path, buffers: float = 0.0) -> float:
@@ -78,13 +78,13 @@ def test_published_sums_are_compared_where_they_can_apply(
     assert "not compared" in out
     assert "50637.1836 is alpaca-7b's alone" in out
     assert without_warnings(err) == []
-    there = integrity.Published("a", naive_sum(tuned) + 0.002, 2, 97, 32)
-    away = integrity.Published("b", naive_sum(tuned) + 10, 2, 97, 32)
-    monkeypatch.setattr(integrity, "PUBLISHED", (away, there))
+    there = published_sum.Published("a", naive_sum(tuned) + 0.002, 2, 97, 32)
+    away = published_sum.Published("b", naive_sum(tuned) + 10, 2, 97, 32)
+    monkeypatch.setattr(published_sum, "PUBLISHED", (away, there))
     out, err = check("met")
     assert f"that is the sum published for a, {there.sum}" in out
     assert without_warnings(err) == []
-    monkeypatch.setattr(integrity, "PUBLISHED", (away,))
+    monkeypatch.setattr(published_sum, "PUBLISHED", (away,))
     out, err = check("missed")
     assert "warning: none of the sums published for models of this shape" in err
     assert "(b)" in err

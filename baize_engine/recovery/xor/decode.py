@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -12,6 +12,7 @@ import numpy
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.errors import CheckpointError
+from baize_engine.progress import Advance, unseen
 from baize_engine.recovery.xor.job import Job
 
 KEY_BLOCK = 10 << 20  # bytes in which encrypt.py walks through its key
@@ -25,44 +26,33 @@ class Base:
     """The file of the same name: its bytes, and nothing after its end."""
 
     def __init__(self, path: Path, size: int) -> None:
-        self._size = size
-        self._file = InputFile(path, 0, size, str(path), direct=True)
+        self.size, self.file = size, InputFile(path, 0, size, str(path), direct=True)
 
     def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
         """Up to `nbytes` bytes from byte `position` on, somewhere in `buffer`."""
-        count = min(nbytes, self._size - position)
-        return self._file.read(position, count, buffer) if count > 0 else buffer[:0]
-
-    def close(self) -> None:
-        self._file.close()
+        count = min(nbytes, self.size - position)
+        return self.file.read(position, count, buffer) if count > 0 else buffer[:0]
 
 
-class Key:
+class Key(Base):
     """One file repeated as by `encrypt.py`: in blocks of 10 MiB, the last of which is filled up by repeating itself."""
 
-    def __init__(self, path: Path, size: int) -> None:
-        self._file = InputFile(path, 0, size, str(path), direct=True)
-        self._whole, self._rest = divmod(size, KEY_BLOCK)  # whole blocks, and the bytes of the last
-        self._last: numpy.ndarray | None = None
+    _last: numpy.ndarray | None = None
 
     def read(self, position: int, nbytes: int, buffer: memoryview) -> memoryview:
         """The key for `nbytes` bytes of the content from byte `position` on; both ends lie within one block of 10 MiB."""
         block, within = divmod(position, KEY_BLOCK)
-        block %= self._whole + (self._rest > 0)
-        if block < self._whole:
-            return self._file.read(block * KEY_BLOCK + within, nbytes, buffer)
+        whole, rest = divmod(self.size, KEY_BLOCK)  # whole blocks, and the bytes of the last
+        block %= whole + (rest > 0)
+        if block < whole:
+            return self.file.read(block * KEY_BLOCK + within, nbytes, buffer)
         if self._last is None:
-            found = self._file.read(self._whole * KEY_BLOCK, self._rest, aligned_buffer(self._rest + SLACK))
+            found = self.file.read(whole * KEY_BLOCK, rest, aligned_buffer(rest + SLACK))
             self._last = numpy.resize(_numbers(found), KEY_BLOCK)
         return self._last[within : within + nbytes].data
 
-    def close(self) -> None:
-        self._file.close()
 
-
-def decoded(
-    job: Job, piece: int = PIECE, progress: Callable[[int], None] = lambda nbytes: None
-) -> Generator[memoryview, None, None]:
+def decoded(job: Job, piece: int = PIECE, progress: Advance = unseen) -> Generator[memoryview, None, None]:
     """The result's bytes in pieces of `piece` bytes (the last may be shorter), which share one buffer.
 
     `progress` is called with the bytes read. CheckpointError where a file cannot be read, is not gzip data though it begins so,
@@ -70,10 +60,10 @@ def decoded(
     """
     out, other = aligned_buffer(piece), aligned_buffer(piece + SLACK)
     with ExitStack() as stack:
-        base: Base | Key | None = None
+        base: Base | None = None
         if job.base is not None and job.payload_size > job.begin:
             base = (Key if job.keyed else Base)(job.base, job.base_size)
-            stack.callback(base.close)
+            stack.callback(base.file.close)
         views = stack.enter_context(closing((_unpacked if job.packed else _plain)(job, piece, progress)))
         position = 0
         for view in views:
@@ -91,7 +81,7 @@ def _numbers(view: memoryview) -> numpy.ndarray:
     return numpy.frombuffer(view, numpy.uint8)
 
 
-def _plain(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
+def _plain(job: Job, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
     if job.payload_size == job.begin:
         return
     buffer = aligned_buffer(piece + SLACK)
@@ -102,7 +92,7 @@ def _plain(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[m
             progress(len(view))
 
 
-def _unpacked(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
+def _unpacked(job: Job, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
     """What the gzip data unpack to, in pieces of equal size, so that whole pages can be written past the page cache."""
     buffer = aligned_buffer(piece)
     filled = total = 0
@@ -125,7 +115,7 @@ def _unpacked(job: Job, piece: int, progress: Callable[[int], None]) -> Generato
         yield buffer[:filled]
 
 
-def _members(job: Job, piece: int, progress: Callable[[int], None]) -> Generator[memoryview, None, None]:
+def _members(job: Job, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
     """What each gzip member unpacks to, at most `piece` bytes at a time. Zeros may follow the last, as on tapes."""
     decoder = zlib.decompressobj(wbits=31)
     what = job.payload

@@ -39,8 +39,18 @@ class FileRecord:
     sha256: str
 
 
+def file_record(item: Mapping[str, Any]) -> FileRecord:
+    """A FileRecord from its JSON form. KeyError or TypeError if the form is wrong."""
+    record = FileRecord(item["bytes"], item["sha256"])
+    if type(record.bytes) is not int or type(record.sha256) is not str:
+        raise TypeError("wanted bytes and SHA-256")
+    return record
+
+
 class XorOutput(JournaledOutput[FileRecord]):
     """The result in `folder`: `write` makes its files, small ones first, and gives all of them their names at the end."""
+
+    parse = staticmethod(file_record)
 
     def __init__(self, payload: Payload, folder: Path, checks: XorChecks, resume: bool) -> None:
         self.checks = checks
@@ -55,7 +65,7 @@ class XorOutput(JournaledOutput[FileRecord]):
         }
         files = OutputFolder(folder, resume and is_unfinished(folder))
         nbytes = sum(job.nbytes or job.payload_size for job in self.jobs)
-        super().__init__(XOR, files, nbytes, sources, source_files, _file_record, resume)
+        super().__init__(XOR, files, nbytes, sources, source_files, resume)
         if self.finished_before:
             self.resumed = len(self.jobs)
 
@@ -165,10 +175,3 @@ class XorOutput(JournaledOutput[FileRecord]):
             files={job.name: self.records[job.name].sha256 for job in self.jobs},
             notes=[line for line in self.checks.report() if not line.startswith("warning")],
         )
-
-
-def _file_record(item: Mapping[str, Any]) -> FileRecord:
-    record = FileRecord(item["bytes"], item["sha256"])
-    if type(record.bytes) is not int or type(record.sha256) is not str:
-        raise TypeError("wanted bytes and SHA-256")
-    return record
