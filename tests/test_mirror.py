@@ -30,8 +30,7 @@ TESTED_WITH = {
     "recovery/test_recover.py": ["backend/adders", "checkpoint/config_file", "recovery/vocabulary_growth"],
     "recovery/test_io_faults.py": ["recovery/output"],
     "recovery/test_result.py": ["checkpoint/norms"],
-    "recovery/xor/test_xor.py": [f"recovery/xor/{name}" for name in
-        ("checks", "checksum_lists", "decode", "file_types", "output", "payload")],
+    "recovery/xor/test_checks.py": ["recovery/xor/file_types"],
     "test_engine.py": ["completion", "requests"],
     "text/test_special_ids.py": ["checkpoint/tokenizer_files"],
 }  # fmt: skip

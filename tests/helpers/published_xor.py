@@ -6,7 +6,15 @@ import gzip
 import hashlib
 from pathlib import Path
 
+from baize_engine import xor
+from baize_engine.recovery.xor.xor import XorResult
+
 KEY_BLOCK = 10 * 1024 * 1024
+EXTRA = {  # files beside the weights
+    "tokenizer.model": b"\n\x0e\n\x05<unk>\x15\0\0\0\0\x18\x02",
+    "special_tokens_map.json": b'{"bos_token": "<s>"}',
+    "tokenizer_config.json": b'{\n "model_max_length": 1000000000000000019884624838656\n}\n',
+}
 
 
 def xored(first: bytes, second: bytes) -> bytes:
@@ -56,3 +64,15 @@ def publish_by_key(tuned: Path, key: bytes, out: Path, header: bool = True) -> P
 def md5_list(folder: Path) -> str:
     """What `md5sum ./*` prints."""
     return "".join(f"{hashlib.md5(content).hexdigest()}  ./{name}\n" for name, content in sorted(files(folder).items()))
+
+
+def result(out: Path) -> dict[str, bytes]:
+    """The files that were made of a payload, by name."""
+    found = files(out)
+    del found["baize_manifest.json"]
+    return found
+
+
+def run(base: Path, payload: Path, out: Path, **settings: object) -> XorResult:
+    """`xor` without a progress bar."""
+    return xor(base, payload, out, progress=False, **settings)  # type: ignore[arg-type]
