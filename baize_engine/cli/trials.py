@@ -20,7 +20,7 @@ class Trials:
     """The trials of one run. Made before the long work, so that what cannot be tried is refused early."""
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from baize_engine.recovery.published_sum import carried_sum
+        from baize_engine.recovery.published_sum import NaiveCheck
 
         self.options = options
         original = options.original_model
@@ -29,21 +29,20 @@ class Trials:
             tell("--original_model is not asked, as --test_inference is off")
         elif original is not None:
             check_askable(original)
-        self.carried = [carried_sum(path) for path in options.path_diff] if options.check_integrity_naively else []
+        diffs = options.path_diff if options.check_integrity_naively else []
+        self.checks = [NaiveCheck(options.path_raw, path) for path in diffs]
 
     def run(self, results: Sequence[Result]) -> int:
         """Prints the outcome; returns 1 where a result's sum is not the one that its diff's folder states."""
-        code = self._check_sums(results) if self.options.check_integrity_naively else 0
+        code = self._check_sums(results) if self.checks else 0
         if self.asks:
             self._ask(results)
         return code
 
     def _check_sums(self, results: Sequence[Result]) -> int:
-        from baize_engine.recovery.published_sum import check_naively
-
         code = 0
-        for path_diff, result, carried in zip(self.options.path_diff, results, self.carried, strict=True):
-            good, lines = check_naively(self.options.path_raw, path_diff, result, carried)
+        for check, result in zip(self.checks, results, strict=True):
+            good, lines = check.compare(result)
             for line in lines[:-1]:
                 print(line)
             print(lines[-1], file=sys.stdout if good and not lines[-1].startswith("warning") else sys.stderr)
@@ -54,16 +53,15 @@ class Trials:
 
     def _ask(self, results: Sequence[Result]) -> None:
         original = self.options.original_model
-        answers = [self._answer(str(result.folder)) for result in results]
-        wanted = None if original is None or answers.count(None) == len(answers) else self._answer(original)
-        for result, answer in zip(results, answers, strict=True):
-            if answer is None:
-                continue
+        answers = {result.folder: self._answer(str(result.folder)) for result in results}
+        told = {folder: answer for folder, answer in answers.items() if answer is not None}
+        wanted = self._answer(original) if told and original is not None else None
+        for folder, answer in told.items():
             if wanted is None:
                 print(f"{QUESTION}\n{answer}")
             else:
                 same = "the same" if answer == wanted else "not the same"
-                print(f"{QUESTION}\nRecovered model, {result.folder}:\n{answer}\nOriginal model, {original}:\n{wanted}")
+                print(f"{QUESTION}\nRecovered model, {folder}:\n{answer}\nOriginal model, {original}:\n{wanted}")
                 print(f"the two answers are {same}")
 
     def _answer(self, model: str) -> str | None:

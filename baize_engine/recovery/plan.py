@@ -207,20 +207,18 @@ def _cut(base: Entry, other: TensorEntry, options: RecoveryOptions) -> Entry:
 
 def _check_size(ours: Mapping[str, Entry], theirs: Mapping[str, Entry], base: Index, other: Index) -> None:
     """One clear message for the commonest mistake, a base of another size, in place of hundreds of tensor mismatches."""
-    found, wanted = _model_size(ours), _model_size(theirs)
-    if found and wanted and found != wanted:
+    sizes = []
+    for entries in (ours, theirs):
+        embedding = entries.get(EMBED)
+        if embedding is None or len(embedding.shape) != 2:
+            return
+        sizes.append((count_layers(entries), embedding.shape[1]))
+    found, wanted = sizes
+    if found != wanted:
         raise MismatchError(
             f"wrong size of base: {base.folder} has {found[0]} layers of hidden size {found[1]}, "
             f"{other.folder} has {wanted[0]} layers of hidden size {wanted[1]}"
         )
-
-
-def _model_size(entries: Mapping[str, Entry]) -> tuple[int, int] | None:
-    """(layers, hidden size), or None where there is no embedding."""
-    embedding = entries.get(EMBED)
-    if embedding is None or len(embedding.shape) != 2:
-        return None
-    return count_layers(entries), embedding.shape[1]
 
 
 def _job_problems(job: Job, options: RecoveryOptions) -> list[str]:

@@ -178,19 +178,23 @@ def carried_sum(path_diff: str | Path) -> Carried | None:
     return None
 
 
-def check_naively(
-    path_raw: str | Path, path_diff: str | Path, result: Result, carried: Carried | None
-) -> tuple[bool, list[str]]:
-    """Whether `result` has the sum that its diff's folder states (True where it states none), and a report, a line each."""
-    base, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
-    sums = naive_sums(result.manifest.tensors, base, diff)
-    lines = [f"naive sum of {result.folder}: {found}" for found in sums]
-    if carried is not None:
+class NaiveCheck:
+    """`check_integrity_naively` of one result. Made before the long work, so that a broken file is told early."""
+
+    def __init__(self, path_raw: str | Path, path_diff: str | Path) -> None:
+        self._path_raw, self._path_diff, self._carried = path_raw, path_diff, carried_sum(path_diff)
+
+    def compare(self, result: Result) -> tuple[bool, list[str]]:
+        """Whether it has the sum that its diff's folder states (True where it states none), and a report, a line each."""
+        base, diff = read_base(folder_of(self._path_raw)), read_index(folder_of(self._path_diff))
+        sums = naive_sums(result.manifest.tensors, base, diff)
+        lines = [f"naive sum of {result.folder}: {found}" for found in sums]
+        if (carried := self._carried) is None:
+            return True, [*lines, _verdict(sums, result)]
         distance = min(found.distance(carried.sum) for found in sums)
         good = distance <= carried.atol
         verdict = "met" if good else f"missed by {distance:.4f}: {WRONG_BASE}"
         return good, [*lines, f"{carried.path} says {carried.sum} within {carried.atol:.2g}: {verdict}"]
-    return True, [*lines, _verdict(sums, result)]
 
 
 def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:

@@ -17,13 +17,11 @@ from baize_engine.recovery.expect import Expectation
 from baize_engine.recovery.memory import MEMORY_MIB
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.output import Output
-from baize_engine.recovery.output_name import all_tuned_beside
+from baize_engine.recovery.output_name import AnyPath, all_tuned_beside
 from baize_engine.recovery.published_sum import TOLERANCE
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import run
 from baize_engine.recovery.vocabulary_growth import mean_row
-
-AnyPath = str | os.PathLike[str]
 
 
 @overload
