@@ -62,7 +62,9 @@ def verify(
         _refuse(folder)
     manifest = read_manifest(folder if expect_manifest is None else Path(expect_manifest))
     if manifest.operation == XOR:
-        return _whole_files(folder, manifest, progress)
+        problems = _file_problems(folder, manifest, progress)
+        sizes = [path.stat().st_size for name in manifest.files if (path := folder / name).is_file()]
+        return Report(folder, 0, sum(sizes), tuple(problems), files=len(sizes))
     index = read_index(folder)
     problems = [
         f"{name} is in the manifest but not in the weights" for name in manifest.tensors if name not in index.entries
@@ -113,13 +115,6 @@ def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Advance,
     if digest != record.sha256:
         return f"{where}: SHA-256 is {digest}, the manifest says {record.sha256}"
     return None
-
-
-def _whole_files(folder: Path, manifest: Manifest, progress: Advance) -> Report:
-    """The report on a result of `xor`: whole files, whatever they hold."""
-    problems = _file_problems(folder, manifest, progress)
-    sizes = [path.stat().st_size for name in manifest.files if (path := folder / name).is_file()]
-    return Report(folder, 0, sum(sizes), tuple(problems), files=len(sizes))
 
 
 def _file_problems(folder: Path, manifest: Manifest, progress: Advance = unseen) -> list[str]:
