@@ -12,15 +12,13 @@ from dataclasses import asdict, replace
 from typing import Any, Generic
 
 from baize_engine import __version__
-from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, read_manifest
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
 from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output, finished_before
 from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.interrupts import deferred
 from baize_engine.recovery.journal import Journal, Record, is_unfinished, refuse_busy
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.verify import verify
-
-SourceFiles = dict[str, list[SourceFile]]  # by their role in the manifest
 
 
 class JournaledOutput(Generic[Record]):
@@ -33,17 +31,9 @@ class JournaledOutput(Generic[Record]):
     journal: Journal[Record]
     parse: Callable[[Mapping[str, Any]], Record]  # static: makes a record of its JSON form, as `Journal` wants it
 
-    def __init__(
-        self,
-        operation: str,
-        files: OutputFolder,
-        nbytes: int,
-        sources: Sources,
-        source_files: SourceFiles,
-        resume: bool,
-    ) -> None:
+    def __init__(self, operation: str, files: OutputFolder, nbytes: int, sources: Sources, resume: bool) -> None:
         self.operation, self.files, self.folder, self.nbytes = operation, files, files.folder, nbytes
-        self.sources, self.source_files = sources, source_files
+        self.sources = sources
         self.versions = {"baize_engine": __version__, "python": platform.python_version()}
         self.records: dict[str, Record] = {}  # of what is whole, by name
         self.resumed = 0  # how many of them an earlier run had finished
@@ -85,7 +75,7 @@ class JournaledOutput(Generic[Record]):
         except CheckpointError:
             return None  # not one of ours: the folder is in use for something else
         sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
-        if (manifest.operation, sources) != (self.operation, self.source_files) or not self.is_of(manifest):
+        if (manifest.operation, sources) != (self.operation, self.sources.records) or not self.is_of(manifest):
             return None
         try:
             problems = verify(self.folder).problems
@@ -98,7 +88,7 @@ class JournaledOutput(Generic[Record]):
         return manifest
 
     def _open_journal(self, stack: ExitStack) -> None:
-        sources = {role: [asdict(file) for file in files] for role, files in self.source_files.items()}
+        sources = {role: [asdict(file) for file in files] for role, files in self.sources.records.items()}
         identity = {"operation": self.operation, "sources": sources, **self.identity()}
         run = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
         self.journal = stack.enter_context(closing(Journal(self.folder, run, self.parse, self.files.resume)))

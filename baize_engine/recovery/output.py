@@ -51,7 +51,8 @@ class Output(JournaledOutput[TensorRecord], Target):
     ) -> None:
         self.base, self.other, self.options, self.expect = base, other, options, expect
         plan = checked_plan(base, other, options, mean)
-        sources = Sources(base.index.stats, other.stats)
+        files = {"base": base.index.files, options.role: other.files}
+        sources = Sources(base.index.stats, other.stats, **files)
         self.side_files = side_files.collect(
             other.folder, base.index.folder, options.dtype, plan.vocab_size, options.follow_links
         )
@@ -59,8 +60,7 @@ class Output(JournaledOutput[TensorRecord], Target):
         sink = CheckpointWriter(folder, layout, options.resume and is_unfinished(folder))
         Target.__init__(self, plan, sink)
         self.met: list[str] = []  # expectations that were met, a line each
-        source_files = {"base": sources.records(base.index.files), options.role: sources.records(other.files)}
-        super().__init__(options.operation, sink, sink.nbytes, sources, source_files, options.resume)
+        super().__init__(options.operation, sink, sink.nbytes, sources, options.resume)
         if self.finished_before:
             self.resumed = len(plan.jobs)
 
@@ -142,7 +142,7 @@ class Output(JournaledOutput[TensorRecord], Target):
 
     def recorded(self, role: str) -> list[SourceFile]:
         """The source files of a role as they were before the run, hashed where that is asked for."""
-        files = self.source_files[role]
+        files = self.sources.records[role]
         if not self.options.hash_sources:
             return files
         digests = in_threads(hash_file, (self.base.index if role == "base" else self.other).files, THREADS)

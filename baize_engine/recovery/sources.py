@@ -18,12 +18,14 @@ class Sources:
     the same name. The inode's number does not count: on some network filesystems it changes by itself.
     """
 
-    def __init__(self, *stats: Mapping[Path, os.stat_result]) -> None:
+    def __init__(self, *stats: Mapping[Path, os.stat_result], **roles: Iterable[Path]) -> None:
+        """`roles`: which of the files the manifest lists, by their role in it."""
         self._before = {path: stat for each in stats for path, stat in each.items()}
+        self.records = {role: [self._record(path) for path in paths] for role, paths in roles.items()}
 
-    def records(self, paths: Iterable[Path]) -> list[SourceFile]:
-        """Name, size and time of some of these files, as they were at the beginning, for the manifest."""
-        return [SourceFile(path.name, self._before[path].st_size, self._before[path].st_mtime_ns) for path in paths]
+    def _record(self, path: Path) -> SourceFile:
+        """Name, size and time of a file, as they were at the beginning."""
+        return SourceFile(path.name, self._before[path].st_size, self._before[path].st_mtime_ns)
 
     def check(self, paths: Iterable[Path] | None = None) -> None:
         """CheckpointError if one of `paths`, or of all files, has changed since."""

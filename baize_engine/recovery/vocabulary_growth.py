@@ -14,8 +14,9 @@ from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.plan import Fill, Job
 
 CONSTANTS = 1 << 14  # elements of a constant copied at a time
-MeanRow = Callable[[Entry], "array[float]"]  # `mean_row`, or a cached form of it where several plans share a base
 BLOCK = 1 << 21  # elements read at a time where only the mean is wanted
+
+MeanRow = Callable[[Entry], "array[float]"]  # `mean_row`, or a cached form of it where several plans share a base
 
 
 class BaseRows:

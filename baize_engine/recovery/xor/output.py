@@ -58,14 +58,10 @@ class XorOutput(JournaledOutput[FileRecord]):
         self.jobs = sorted(
             payload.jobs, key=lambda job: (job.name.endswith(".index.json"), job.name.endswith(WEIGHTS), job.name)
         )
-        sources = Sources(payload.stats)
-        source_files = {
-            "base": sources.records(payload.base_files),
-            "payload": sources.records(job.payload for job in self.jobs),
-        }
+        sources = Sources(payload.stats, base=payload.base_files, payload=[job.payload for job in self.jobs])
         files = OutputFolder(folder, resume and is_unfinished(folder))
         nbytes = sum(job.nbytes or job.payload_size for job in self.jobs)
-        super().__init__(XOR, files, nbytes, sources, source_files, resume)
+        super().__init__(XOR, files, nbytes, sources, resume)
         if self.finished_before:
             self.resumed = len(self.jobs)
 
@@ -170,7 +166,7 @@ class XorOutput(JournaledOutput[FileRecord]):
             operation=XOR,
             backend="numpy",
             versions={**self.versions, "numpy": numpy.__version__},
-            sources=self.source_files,
+            sources=self.sources.records,
             tensors={},
             files={job.name: self.records[job.name].sha256 for job in self.jobs},
             notes=[line for line in self.checks.report() if not line.startswith("warning")],
