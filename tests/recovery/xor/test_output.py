@@ -73,3 +73,15 @@ def test_resume_takes_only_the_same_files(base: Path, tuned: Path, tmp_path: Pat
     assert files(tmp_path / "left") == before
     with pytest.raises(CheckpointError, match="finish it with --resume"):
         verify(tmp_path / "left")
+
+
+def test_a_result_of_other_files_is_kept(base: Path, tuned: Path, tmp_path: Path) -> None:
+    run(base, publish_by_file(tuned, base, tmp_path / "payload"), tmp_path / "out")
+    other, before = publish_by_file(tuned, base, tmp_path / "other", packed=True), files(tmp_path / "out")
+    for resume in (False, True):
+        with pytest.raises(OutputError, match="out is not empty: it holds a finished result of other sources"):
+            run(base, other, tmp_path / "out", resume=resume)
+    assert files(tmp_path / "out") == before
+    (tmp_path / "out/baize_manifest.json").write_text("{}")  # not one of ours
+    with pytest.raises(OutputError, match="out is not empty"):
+        run(base, tmp_path / "payload", tmp_path / "out")
