@@ -15,7 +15,6 @@ import os
 import stat
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -28,32 +27,24 @@ from baize_engine.errors import OutputError
 SYNC = 1.0  # seconds between syncs: a killed process loses no line anyway, and a disk may take long to sync
 
 
-@dataclass(frozen=True)
-class Head:
-    """How the answer line of a record begins."""
+def head(index: int, content: bytes, run: str) -> str:
+    """How the answer line of record number `index` begins, whose bytes are `content`.
 
-    index: int
-    digest: str
-
-    @staticmethod
-    def of(index: int, content: bytes, run: str) -> Head:
-        """For record number `index`, whose bytes are `content`. run: describes the model and the parameters of all records."""
-        return Head(index, hashlib.sha256(run.encode() + b"\n" + content).hexdigest()[:16])
-
-    def text(self) -> str:
-        """The first characters of the line."""
-        return f'{{"index": {self.index}, "input": "{self.digest}", '
+    run: describes the model and the parameters of all records.
+    """
+    digest = hashlib.sha256(run.encode() + b"\n" + content).hexdigest()[:16]
+    return f'{{"index": {index}, "input": "{digest}", '
 
 
 class AnswerFile:
     """An open, locked output file. A context manager, which removes a new file that got no line.
 
-    path: must not exist, unless `resume`. heads: of all records; every line that is there must be the answer to its record.
+    path: must not exist, unless `resume`. heads: of all records in order; every line that is there must answer its record.
     done: lines that are there, `failed` of them errors. torn: whether an unfinished line was cut off.
     OutputError names the file and the line, and leaves the file as it was.
     """
 
-    def __init__(self, path: Path, heads: Iterable[Head], resume: bool) -> None:
+    def __init__(self, path: Path, heads: Iterable[str], resume: bool) -> None:
         self.path = path
         self.done = self.failed = 0
         self.torn = False
@@ -93,28 +84,23 @@ class AnswerFile:
         finally:
             os.close(self._fd)
 
-    def append(self, head: Head, rest: dict[str, Any]) -> None:
+    def append(self, head: str, rest: dict[str, Any]) -> None:
         """Appends a record's line: whole, or not at all where writing fails or is interrupted."""
         data = memoryview(_line(head, rest))
-        written = 0
+        end = self._size + len(data)
         try:
             with writing(self.path):
-                while written < len(data):
-                    written += os.write(self._fd, data[written:])
-        except BaseException:
-            if os.fstat(self._fd).st_size == self._size + len(data):  # Ctrl-C came right after the write
-                self._count(len(data), rest)
+                while data:
+                    data = data[os.write(self._fd, data) :]
+        finally:
+            if os.fstat(self._fd).st_size == end:  # also where Ctrl-C came right after the write
+                self._size = end
+                self.done += 1
+                self.failed += "error" in rest
             else:
                 os.ftruncate(self._fd, self._size)
-            raise
-        self._count(len(data), rest)
         if time.monotonic() - self._synced >= SYNC:
             self._sync()
-
-    def _count(self, nbytes: int, rest: dict[str, Any]) -> None:
-        self._size += nbytes
-        self.done += 1
-        self.failed += "error" in rest
 
     def _sync(self) -> None:
         with writing(self.path, "be synced"):
@@ -127,23 +113,21 @@ class AnswerFile:
         except BlockingIOError:
             raise OutputError(errno.EBUSY, f"{self.path}: another run is writing there") from None
 
-    def _take_up(self, heads: Iterable[Head]) -> int:
+    def _take_up(self, heads: Iterable[str]) -> int:
         """Checks the lines that are there; the size of the whole ones in bytes."""
         size, expected = 0, iter(heads)
         with open(self._fd, "rb", closefd=False) as file:
             for number, raw in enumerate(file, 1):
-                head = next(expected, None)
-                if head is None:
+                begin = next(expected, "").encode()
+                if not begin:
                     raise self._other(f"line {number} is there, and the input has {self.done} records")
-                begin = head.text().encode()
-                if not raw.endswith(b"\n"):
-                    if not begin.startswith(raw[: len(begin)]):
-                        raise self._other(f"line {number} is not the answer to record {head.index}")
-                    self.torn = True
+                self.torn = not raw.endswith(b"\n")
+                rest = {} if self.torn else strict_json.whole_line(raw)
+                known = begin.startswith(raw[: len(begin)]) and (self.torn or {"completions", "error"} & rest.keys())
+                if not known:
+                    raise self._other(f"line {number} is not the answer to record {number - 1}")
+                if self.torn:
                     break
-                rest = strict_json.whole_line(raw)
-                if not raw.startswith(begin) or not {"completions", "error"} & set(rest):
-                    raise self._other(f"line {number} is not the answer to record {head.index}")
                 size += len(raw)
                 self.done += 1
                 self.failed += "error" in rest
@@ -172,7 +156,7 @@ class AnswerStream:
     def __exit__(self, *_: object) -> None:
         pass  # each line was flushed, and the stream belongs to the caller
 
-    def append(self, head: Head, rest: dict[str, Any]) -> None:
+    def append(self, head: str, rest: dict[str, Any]) -> None:
         """Appends a record's line."""
         self._stream.write(_line(head, rest))
         self._stream.flush()
@@ -180,7 +164,7 @@ class AnswerStream:
         self.failed += "error" in rest
 
 
-def _line(head: Head, rest: dict[str, Any]) -> bytes:
-    text = head.text() + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
+def _line(head: str, rest: dict[str, Any]) -> bytes:
+    text = head + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
     # half of a surrogate pair, which UTF-8 cannot encode, is escaped as in JSON
     return text.encode("utf-8", "backslashreplace")

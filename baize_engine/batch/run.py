@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from baize_engine.batch.options import BatchOptions
-from baize_engine.batch.output import AnswerFile, AnswerStream, Head
+from baize_engine.batch.output import AnswerFile, AnswerStream, head
 from baize_engine.batch.records import Record, json_message, records
 from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
@@ -21,9 +21,9 @@ MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others m
 Request = tuple[list[int], SamplingParams]
 
 
-def heads(path: Path, run: str) -> Iterator[Head]:
+def heads(path: Path, run: str) -> Iterator[str]:
     """How the answer lines of all records of the file begin."""
-    return (Head.of(record.index, record.content, run) for record in records(path))
+    return (head(record.index, record.content, run) for record in records(path))
 
 
 def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
@@ -60,7 +60,7 @@ def answer(
     while batch := list(islice(left, options.window)):
         for record, found in zip(batch, _answers(engine, batch, options), strict=True):
             line = _line(record, found, options.extra_columns == "keep")
-            answers.append(Head.of(record.index, record.content, run), line)
+            answers.append(head(record.index, record.content, run), line)
             progress(1, sum(len(each.token_ids) for each in found) if isinstance(found, list) else 0)
 
 

@@ -45,22 +45,16 @@ HELP = (
 
 def chat_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize chat`."""
-    flag(
-        parser,
-        "--keep_last",
-        action="store_true",
-        default=True,
-        help="where the conversation outgrows the model's context, leave out its oldest turns and say so (default); "
-        "--nokeep_last refuses the message instead",
+    keep = (
+        "where the conversation outgrows the model's context, leave out its oldest turns and say so (default); "
+        "--nokeep_last refuses the message instead"
     )
-    flag(
-        parser,
-        "--history",
-        action="store_true",
-        default=True,
-        help="on a terminal, keep messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the arrow "
-        "keys recall them in the next chat (default); --nohistory does not",
+    flag(parser, "--keep_last", action="store_true", default=True, help=keep)
+    history = (
+        "on a terminal, keep messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the arrow keys "
+        "recall them in the next chat (default); --nohistory does not"
     )
+    flag(parser, "--history", action="store_true", default=True, help=history)
     sampling_options(parser, without=("n", "logprobs"))
     model_options(parser)
 

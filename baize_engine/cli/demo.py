@@ -25,13 +25,8 @@ ANSWER_TOKENS = 24
 
 def demo_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize demo`."""
-    flag(
-        parser,
-        "--out",
-        type=path,
-        metavar="DIR",
-        help="keep the recovered model in this new folder (default: a temporary one)",
-    )
+    out = "keep the recovered model in this new folder (default: a temporary one)"
+    flag(parser, "--out", type=path, metavar="DIR", help=out)
     flag(parser, "--quiet", action="store_true", help="do not offer to chat at the end")
 
 

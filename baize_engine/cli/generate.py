@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from baize_engine.batch.options import BatchOptions
 from baize_engine.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from baize_engine.cli.options import (
+    ROWS,
     check_model_options,
     engine_options,
     field_flags,
@@ -40,45 +41,22 @@ STANDARD = "-"  # in place of a file's name: standard input, or standard output
 FILES_ONLY = {"output": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False}
 # Options that were added later, with their defaults. A run that sets none of them is described as it was before they came, so
 # that its output can still be resumed.
-ADDED_LATER = {
-    "parse_special": False,
-    "add_bos": "auto",
-    "extra_columns": "error",
-    "new_rows": "auto",
-    "drop_rows": False,
-}
+ADDED_LATER = {"parse_special": False, "add_bos": "auto", "extra_columns": "error", **ROWS}
 
 
 def generate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize generate`."""
-    flag(
-        parser,
-        "--prompt",
-        type=argument_text,
-        metavar="TEXT",
-        help="text to continue, taken as it is (chat wraps its messages); - reads standard input",
+    prompt = "text to continue, taken as it is (chat wraps its messages); - reads standard input"
+    flag(parser, "--prompt", type=argument_text, metavar="TEXT", help=prompt)
+    records = (
+        'in place of --prompt: JSON lines, each {"prompt": TEXT} or {"messages": [...]} or {"token_ids": [...]}, and '
+        'optionally "id", "meta" and sampling parameters of its own, named like these options; - reads standard input'
     )
-    flag(
-        parser,
-        "--input",
-        type=path,
-        metavar="FILE",
-        help='in place of --prompt: JSON lines, each {"prompt": TEXT} or {"messages": [...]} or {"token_ids": [...]}, and '
-        'optionally "id", "meta" and sampling parameters of its own, named like these options; - reads standard input',
-    )
-    flag(
-        parser,
-        "--output",
-        type=path,
-        metavar="FILE",
-        help="new file of JSON lines, the answers to --input in the same order; - writes to standard output",
-    )
-    flag(
-        parser,
-        "--resume",
-        action="store_true",
-        help="continue an --output that a run with the same --input and options left",
-    )
+    flag(parser, "--input", type=path, metavar="FILE", help=records)
+    answers = "new file of JSON lines, the answers to --input in the same order; - writes to standard output"
+    flag(parser, "--output", type=path, metavar="FILE", help=answers)
+    resume = "continue an --output that a run with the same --input and options left"
+    flag(parser, "--resume", action="store_true", help=resume)
     # None tells that they were not given: they go with --input only
     field_flags(parser, BatchOptions, {"extra_columns": {"default": None}, "window": {"default": None}})
     flag(parser, "--quiet", action="store_true", help="no progress bar")
@@ -101,7 +79,7 @@ def _continue_prompt(options: argparse.Namespace) -> int:
             options.usage_error(f"--{name} goes with --input, not with --prompt")
     params = with_seed(sampling_params(options))
     need_output("the text")
-    prompt = options.prompt
+    prompt: str = options.prompt
     if prompt == STANDARD:
         prompt = text(input_bytes("the prompt").read(), "the text of a prompt")
     with load_engine(options) as engine:
@@ -137,7 +115,8 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
     from baize_engine.batch.records import records
     from baize_engine.batch.run import answer, heads
 
-    batch = _batch_options(options)
+    given = {name: value for name, value in field_values(options, BatchOptions).items() if value is not None}
+    batch = BatchOptions(sampling_params(options), TextOptions(**text_options(options)), **given)
     shown = path.name if options.input == STANDARD else str(path)
     total = sum(1 for _ in records(path))
     if not total:
@@ -172,11 +151,6 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
             )
         print(f"{output}: {answers.done} records, {answers.failed} of them errors", file=report)
         return SOME_FAILED if answers.failed else DONE
-
-
-def _batch_options(options: argparse.Namespace) -> BatchOptions:
-    given = {name: value for name, value in field_values(options, BatchOptions).items() if value is not None}
-    return BatchOptions(sampling_params(options), TextOptions(**text_options(options)), **given)
 
 
 def _description(options: argparse.Namespace, params: SamplingParams) -> str:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from baize_engine import __version__
 from baize_engine.cli.options import path
+from baize_engine.cli.streams import need_output
 from baize_engine.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def info(options: argparse.Namespace) -> int:
     from baize_engine.checkpoint.hub import folder_of
     from baize_engine.checkpoint.index import read_index
 
+    need_output("all that info says")
     model = None
     if options.model:  # before anything is printed about the machine
         folder = folder_of(options.model)

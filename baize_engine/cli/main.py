@@ -23,7 +23,7 @@ from baize_engine.cli.quantize import quantize_options, run_quantize
 from baize_engine.cli.recover import recover_options, run_recover
 from baize_engine.cli.signals import end_quietly, terminate_politely
 from baize_engine.cli.spelling import CommandParser, nearest
-from baize_engine.cli.streams import need_output, prepare, warnings_told
+from baize_engine.cli.streams import prepare, warnings_told
 from baize_engine.cli.verify import run_verify, verify_options
 from baize_engine.cli.xor import XOR_HELP, run_xor, xor_options
 from baize_engine.errors import BaizeError, error_chain
@@ -47,8 +47,6 @@ def _run(arguments: Sequence[str]) -> int:
     options = _parse(arguments)
     terminate_politely()
     try:
-        if options.run is info:
-            need_output("all that info says")
         with warnings_told():
             code: int = options.run(options)
         if sys.stdout is not None:
@@ -76,12 +74,10 @@ def _fail(message: str) -> int:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     """The options of the command that was given. Exits with 0 after --help, with 2 where command or options are wrong."""
     parser, commands = _parser()
-    given = list(arguments)
-    if not given:
+    if not arguments:
         parser.print_help(sys.stderr)
         parser.exit(2)
-    if given[0] == "help":
-        given = [*given[1:2], "--help"]
+    given = [*arguments[1:2], "--help"] if arguments[0] == "help" else arguments
     if not given[0].startswith("-") and given[0] not in commands:
         script = Path(given[0]).name.removesuffix(".py").rpartition(".")[2].replace("-", "_")
         near = COMMANDS.get(script) or nearest(script, commands)
@@ -98,82 +94,40 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     parser.add_argument("-V", "--version", action="version", version=f"baize_engine {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True, parser_class=CommandParser)
 
-    def command(name: str, run: Command, text: str, more: str = "", aliases: Sequence[str] = ()) -> CommandParser:
-        sub = commands.add_parser(
-            name,
-            help=text,
-            description=f"{text[0].upper()}{text[1:]}. {more}",
-            aliases=list(aliases),
-            allow_abbrev=False,
-        )
+    def command(name: str, options: Callable[[CommandParser], None], run: Command, text: str, more: str = "") -> None:
+        about = f"{text[0].upper()}{text[1:]}. {more}"
+        other = [name.replace("_", "-")] if "_" in name else []
+        sub = commands.add_parser(name, help=text, description=about, aliases=other, allow_abbrev=False)
         sub.set_defaults(run=run, usage_error=sub.error)
-        return sub
+        options(sub)
 
-    recover_options(
-        command(
-            "recover",
-            run_recover,
-            "add a weight diff to its base and write the model",
-            "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before "
-            "the first byte is written; memory stays bounded whatever the model's size. The result opens in transformers.",
-        )
+    more = (
+        "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before "
+        "the first byte is written; memory stays bounded whatever the model's size. The result opens in transformers."
     )
-    make_diff_options(
-        command(
-            "make_diff",
-            run_make_diff,
-            "subtract a base from a finetuned model and write the diff",
-            "The inverse of recover.",
-            aliases=["make-diff"],
-        )
+    command("recover", recover_options, run_recover, "add a weight diff to its base and write the model", more)
+    text = "subtract a base from a finetuned model and write the diff"
+    command("make_diff", make_diff_options, run_make_diff, text, "The inverse of recover.")
+    command("xor", xor_options, run_xor, "make a finetune of a base and its published XOR files", XOR_HELP)
+    more = "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs."
+    command("verify", verify_options, run_verify, "compare a recovered folder with its manifest", more)
+    more = "The result loads without work: its weights are mapped. generate and chat can also quantise while they load."
+    command("quantize", quantize_options, run_quantize, "write a model again with int8 or int4 weights", more)
+    more = (
+        "Of a model only headers are read: its size, as it is and quantised, and the decode speed that this machine's "
+        "memory allows."
     )
-    xor_options(command("xor", run_xor, "make a finetune of a base and its published XOR files", XOR_HELP))
-    verify_options(
-        command(
-            "verify",
-            run_verify,
-            "compare a recovered folder with its manifest",
-            "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs.",
-        )
+    command("info", info_options, info, "show the backends of this machine, and the facts of a model", more)
+    more = (
+        "The answer to --prompt is streamed to standard output. Each line of --input is answered by a line of --output: "
+        '{"index": ..., "input": ..., "id": ..., "completions": [{"text": ..., "finish_reason": ..., ...}]}, or with '
+        '"error" in place of completions; the command then exits with 3.'
     )
-    quantize_options(
-        command(
-            "quantize",
-            run_quantize,
-            "write a model again with int8 or int4 weights",
-            "The result loads without work: its weights are mapped. generate and chat can also quantise while they load.",
-        )
-    )
-
-    info_options(
-        command(
-            "info",
-            info,
-            "show the backends of this machine, and the facts of a model",
-            "Of a model only headers are read: its size, as it is and quantised, and the decode speed that this machine's "
-            "memory allows.",
-        )
-    )
-    generate_options(
-        command(
-            "generate",
-            generate,
-            "continue a prompt, or answer a file of prompts",
-            "The answer to --prompt is streamed to standard output. Each line of --input is answered by a line of --output: "
-            '{"index": ..., "input": ..., "id": ..., "completions": [{"text": ..., "finish_reason": ..., ...}]}, or with '
-            '"error" in place of completions; the command then exits with 3.',
-        )
-    )
-    chat_options(
-        command(
-            "chat",
-            chat,
-            "talk to a model in its chat format",
-            "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message.",
-        )
-    )
-
-    demo_options(command("demo", demo, "recover the bundled demo pair, a small trained model, and let it answer"))
+    command("generate", generate_options, generate, "continue a prompt, or answer a file of prompts", more)
+    more = "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message."
+    command("chat", chat_options, chat, "talk to a model in its chat format", more)
+    text = "recover the bundled demo pair, a small trained model, and let it answer"
+    command("demo", demo_options, demo, text)
     return parser, commands.choices
 
 

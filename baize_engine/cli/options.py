@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 MAX_NEW_TOKENS = 256  # by default, of an answer that somebody waits for: the library's default is half as many
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+# fields of RecoveryOptions, with their defaults: what happens to vocabulary rows that a base and its diff do not share
+ROWS = {"new_rows": "auto", "drop_rows": False}
 _ADD_BOS = {"auto": None, "yes": True, "no": False}
 
 
@@ -30,11 +32,9 @@ def flag(parser: argparse.ArgumentParser, name: str, **settings: Any) -> None:
 
     The other spellings are CommandParser's.
     """
-    settings.setdefault("dest", name[2:])
-    parser.add_argument(name, **settings)
+    dest, hidden = parser.add_argument(name, **settings).dest, argparse.SUPPRESS
     if settings.get("action") == "store_true":
-        hidden = argparse.SUPPRESS
-        parser.add_argument(f"--no{name[2:]}", dest=settings["dest"], action="store_false", default=hidden, help=hidden)
+        parser.add_argument(f"--no{name[2:]}", dest=dest, action="store_false", default=hidden, help=hidden)
 
 
 def field_flags(
@@ -86,41 +86,25 @@ def text(argument: str) -> str:
 def model_options(parser: argparse.ArgumentParser) -> None:
     """Which model, and a flag for each field of EngineOptions."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of the model, or a hub id")
-    flag(
-        parser,
-        "--path_raw",
-        type=path,
-        metavar="BASE",
-        help="in place of MODEL: a base to recover with --path_diff, in memory; nothing is written",
-    )
+    base = "in place of MODEL: a base to recover with --path_diff, in memory; nothing is written"
+    flag(parser, "--path_raw", type=path, metavar="BASE", help=base)
     flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff of --path_raw")
-    row_options(parser)
+    field_flags(parser, RecoveryOptions, without={field.name for field in fields(RecoveryOptions)} - ROWS.keys())
     field_flags(parser, EngineOptions)
-
-
-def row_options(parser: argparse.ArgumentParser) -> None:
-    """What happens to vocabulary rows that a base and its diff do not share."""
-    names = {field.name for field in fields(RecoveryOptions)}
-    field_flags(parser, RecoveryOptions, without=names - {"new_rows", "drop_rows"})
 
 
 def prompt_options(parser: argparse.ArgumentParser) -> None:
     """How texts become token ids."""
-    flag(
-        parser,
-        "--parse_special",
-        action="store_true",
-        help="<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because untrusted "
-        "text could then end a turn or begin one",
+    special = (
+        "<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because untrusted text "
+        "could then end a turn or begin one"
     )
-    flag(
-        parser,
-        "--add_bos",
-        choices=tuple(_ADD_BOS),
-        default="auto",
-        help="begin token in front of a text: as the tokenizer's files say (auto, the default), yes or no; messages and "
-        "token_ids of --input are not touched",
+    flag(parser, "--parse_special", action="store_true", help=special)
+    begin = (
+        "begin token in front of a text: as the tokenizer's files say (auto, the default), yes or no; messages and "
+        "token_ids of --input are not touched"
     )
+    flag(parser, "--add_bos", choices=tuple(_ADD_BOS), default="auto", help=begin)
 
 
 def text_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -140,15 +124,8 @@ def sampling_options(parser: argparse.ArgumentParser, without: Collection[str] =
         "allowed_token_ids": ids,
     }
     field_flags(parser, SamplingParams, changes, without)
-    flag(
-        parser,
-        "--stop_escaped",
-        type=_unescaped,
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help=r"as --stop, but \n, \t, \r, \\ and \uXXXX stand for the characters that they mean (may be repeated)",
-    )
+    escaped = r"as --stop, but \n, \t, \r, \\ and \uXXXX stand for the characters that they mean (may be repeated)"
+    flag(parser, "--stop_escaped", type=_unescaped, action="append", default=[], metavar="TEXT", help=escaped)
 
 
 def sampling_params(options: argparse.Namespace) -> SamplingParams:
@@ -178,33 +155,31 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
 
 
 def load_engine(options: argparse.Namespace) -> Engine:
-    """The model of `model_options`."""
+    """The model of `model_options`, which `check_model_options` must have passed."""
     from baize_engine.engine import Engine
 
-    check_model_options(options)
     settings = asdict(engine_options(options))
     if options.model is not None:
         return Engine.from_pretrained(options.model, **settings)
     if settings["dtype"] == "auto":
         settings["dtype"] = "float16"
-    rows = {"new_rows": options.new_rows, "drop_rows": options.drop_rows}
+    rows = {name: getattr(options, name) for name in ROWS}
     return Engine.from_diff(options.path_raw, options.path_diff, **settings, **rows, progress=True)
 
 
 def check_model_options(options: argparse.Namespace) -> None:
     """Usage error unless the options name one model, and no option for a diff where there is none."""
-    pair = (options.path_raw, options.path_diff)
-    if (options.model is None) == (pair == (None, None)) or (options.model is None and None in pair):
+    given = [each is not None for each in (options.model, options.path_raw, options.path_diff)]
+    if given not in ([True, False, False], [False, True, True]):
         options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
-    for name, default in (("new_rows", "auto"), ("drop_rows", False)):
-        if options.path_diff is None and getattr(options, name) != default:
+    for name, default in ROWS.items():
+        if options.model is not None and getattr(options, name) != default:
             options.usage_error(f"--{name} goes with --path_diff: a model that is recovered already has its rows")
 
 
 def _stop(argument: str) -> str:
     """The text as it stands; a user who probably meant a line break by a backslash and an n is told how to write one."""
-    found = re.search(r"\\[ntr](?![a-z])", argument)
-    if found is not None:
+    if found := re.search(r"\\[ntr](?![a-z])", argument):
         tell(
             f"--stop {shown(argument)} has {found[0]} as two characters, a backslash and {found[0][1]}; --stop_escaped takes "
             "them for the character that they mean"

@@ -10,17 +10,17 @@ from pathlib import Path
 
 import pytest
 
-from baize_engine.batch.output import AnswerFile, AnswerStream, Head
+from baize_engine.batch.output import AnswerFile, AnswerStream, head
 from baize_engine.errors import OutputError
 
 CONTENTS = [b'{"prompt": "a"}', b'{"prompt": "b"}', b'{"prompt": "c"}']
 
 
-def heads(contents: list[bytes] = CONTENTS, run: str = "run") -> list[Head]:
-    return [Head.of(index, content, run) for index, content in enumerate(contents)]
+def heads(contents: list[bytes] = CONTENTS, run: str = "run") -> list[str]:
+    return [head(index, content, run) for index, content in enumerate(contents)]
 
 
-def line(index: int, **more: object) -> tuple[Head, dict]:
+def line(index: int, **more: object) -> tuple[str, dict]:
     return heads()[index], {"completions": [{"text": f"é{index}"}], **more}
 
 
@@ -40,7 +40,9 @@ def test_lines_are_json_in_utf8_and_name_their_record(tmp_path: Path) -> None:
         assert (answers.done, answers.failed, answers.torn) == (3, 1, False)
     assert "é0" in path.read_text()
     found = [json.loads(text) for text in path.read_text().splitlines()]
-    assert [(each["index"], each["input"]) for each in found] == [(head.index, head.digest) for head in heads()]
+    begins = [f'{{"index": {each["index"]}, "input": "{each["input"]}", ' for each in found]
+    assert (begins, [each["index"] for each in found]) == (heads(), [0, 1, 2])
+    assert len({each["input"] for each in found}) == 3
     assert found[0]["id"] == "x"
     assert found[2]["error"] == "half \ud83d of a pair"
 

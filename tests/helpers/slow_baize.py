@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from baize_engine.batch.output import AnswerFile, Head
+from baize_engine.batch.output import AnswerFile
 from baize_engine.checkpoint.writer import CheckpointWriter
 from baize_engine.cli.main import main
 from baize_engine.recovery.journal import Journal
@@ -63,7 +63,7 @@ def slow_down(seconds: float) -> None:
     CheckpointWriter.write = slow  # type: ignore[method-assign]
     append = AnswerFile.append
 
-    def slow_append(self: AnswerFile, head: Head, rest: dict[str, Any]) -> None:
+    def slow_append(self: AnswerFile, head: str, rest: dict[str, Any]) -> None:
         time.sleep(seconds)
         append(self, head, rest)
         tell(WRITTEN)
