@@ -9,8 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -94,14 +93,6 @@ def load_diff(
     return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a recovered tensor goes: all rows of `target`, a tensor or a quantised matrix of `columns` columns."""
-
-    target: Weight
-    columns: int
-
-
 class WeightSink:
     """A sink for `stream` that makes the weights that `load_weights` would give for the recovered folder.
 
@@ -115,59 +106,46 @@ class WeightSink:
         self._dtype: torch.dtype = getattr(torch, dtype)
         self._size = ITEMSIZE[dtype]
         self._waiting: dict[str, bytearray] = {}
+        self._shapes = names.shapes(config)
         self.weights: dict[str, Weight] = {}
-        self._places: dict[str, _Place] = {}
-        shapes = names.shapes(config)
+        self._places: dict[
+            str, Weight
+        ] = {}  # where each published tensor goes: all rows of a tensor or a quantised matrix
         if device == "cpu" and quantize is None:  # as mapped files are used: each tensor by itself
-            self.weights |= {name: torch.empty(shape, dtype=self._dtype) for name, shape in shapes.items()}
-            self._places |= {name: _Place(self.weights[name], prod(shape[1:])) for name, shape in shapes.items()}
+            self.weights |= {name: torch.empty(shape, dtype=self._dtype) for name, shape in self._shapes.items()}
+            self._places |= self.weights
             return
         for name in names.packed(config):
             self.weights[name] = allocate(name, {}, config, dtype, device, quantize)
-            self._places |= _rows_of(name, self.weights[name], shapes)
+            end = 0
+            for part in names.parts(name):
+                begin, end = end, end + self._shapes[part][0]
+                self._places[part] = rows_of(self.weights[name], begin, end)
 
     def write(self, name: str, offset: int, view: memoryview) -> None:
         """Takes `view`, elements of the result's dtype that begin at byte `offset` of the tensor `name`."""
         place = self._places[name]
-        if isinstance(place.target, Tensor):
+        if isinstance(place, Tensor):
             begin = offset // self._size
             values = torch.frombuffer(view, dtype=self._dtype)
             with torch.inference_mode():
-                place.target.view(-1)[begin : begin + len(values)].copy_(values)
+                place.view(-1)[begin : begin + len(values)].copy_(values)
             return
-        row = place.columns * self._size
+        row = prod(self._shapes[name][1:]) * self._size
         waiting = self._waiting.pop(name, bytearray())
-        number = (offset - len(waiting)) // row
         if waiting:
-            missing = row - len(waiting)
-            waiting += view[:missing]
-            view = view[missing:]
-            if len(waiting) < row:
-                self._waiting[name] = waiting
-                return
-            self._pack(name, place, number, memoryview(waiting))
-            number += 1
+            offset, view = offset - len(waiting), memoryview(waiting + view)
         whole = len(view) - len(view) % row
         if whole:
-            self._pack(name, place, number, view[:whole])
+            self._pack(name, place, offset // row, view[:whole])
         if whole < len(view):
             self._waiting[name] = bytearray(view[whole:])
 
-    def _pack(self, name: str, place: _Place, first: int, view: memoryview) -> None:
+    def _pack(self, name: str, place: Weight, first: int, view: memoryview) -> None:
         """Quantises whole rows, on the device."""
         with torch.inference_mode():
-            values = torch.frombuffer(view, dtype=self._dtype).view(-1, place.columns).to(self.device)
+            values = torch.frombuffer(view, dtype=self._dtype).view(-1, prod(self._shapes[name][1:])).to(self.device)
             try:
-                self._quantizer(values, self.quantize, out=rows_of(place.target, first, first + len(values)))
+                self._quantizer(values, self.quantize, out=rows_of(place, first, first + len(values)))
             except ValueError as error:
                 raise CheckpointError(f"{name}, recovered: {error}") from None
-
-
-def _rows_of(name: str, target: Weight, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, _Place]:
-    """The rows of the packed weight `name` that each of its published tensors fills."""
-    places, begin = {}, 0
-    for part in names.parts(name):
-        rows = shapes[part][0]
-        places[part] = _Place(rows_of(target, begin, begin + rows), prod(shapes[part][1:]))
-        begin += rows
-    return places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from baize_engine.errors import RequestError
@@ -44,11 +45,8 @@ def available_memory(meminfo: Path) -> int | None:
     """MemAvailable, in bytes, of a file like Linux's /proc/meminfo; None without such a file or line."""
     if not meminfo.is_file():
         return None
-    for line in meminfo.read_text().splitlines():
-        name, _, value = line.partition(":")
-        if name == "MemAvailable":
-            return int(value.split()[0]) * 1024
-    return None
+    found = re.search(r"^MemAvailable:\s*(\d+)", meminfo.read_text(), re.MULTILINE)
+    return None if found is None else int(found[1]) * 1024
 
 
 def available_in_group(group: Path) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from baize_engine.cli.exit_codes import DONE, SOME_FAILED
@@ -68,15 +69,11 @@ def chat(options: argparse.Namespace) -> int:
     terminal = sys.stdin.isatty() and sys.stdout.isatty()
     with load_engine(options) as engine:
         talk = _Talk(engine, params, options.keep_last)
+        lines: Iterable[bytes] = Typing(options.history).messages() if terminal else piped
         if terminal:
-            typist = Typing(options.history)
             print("Type a message; /help lists commands, /exit or Ctrl-D leaves.")
-        while True:
-            try:
-                line = typist.message() if terminal else piped.readline()
-            except EOFError:
-                break
-            if (not line and not terminal) or not talk.take(line):
+        for line in lines:
+            if not talk.take(line):
                 break
     return SOME_FAILED if talk.unanswered and not terminal else DONE
 
@@ -90,26 +87,40 @@ class _Talk:
         self.unanswered = 0
 
     def take(self, line: bytes) -> bool:
-        """Answers a message or carries out a command; False where the conversation is to end."""
+        """Answers a message or carries out a command; False where the conversation is to end.
+
+        A line that begins with one slash and a word of letters is a command; with more slashes it is a message, which has one
+        slash less. Paths, comments of code and messages of several lines are messages.
+        """
         try:
             message = text(line, "a message; it was left out").strip()
-            command, message = _command(message)
-            if command in ("/exit", "/quit"):
-                return False
-            if command == "/new":
-                self._messages = []
-            elif command == "/help":
-                print(*HELP, sep="\n", file=sys.stderr)
-            elif message:
-                self._answer([*self._messages, {"role": "user", "content": message}])
+            slashes = None if "\n" in message else re.match(r"(/+)[^\W\d_]+(?=\s|$)", message)
+            if slashes is not None and slashes[1] == "/":
+                return self._obey(message)
+            if message:
+                self._answer(message if slashes is None else message[1:])
         except RequestError as error:
             self.unanswered += 1
             tell(str(error))
         return True
 
-    def _answer(self, messages: Messages) -> None:
-        """Prints the reply to the last message as it comes; Ctrl-C ends the reply but not the conversation."""
-        messages, ids = self._fitting(messages)
+    def _obey(self, command: str) -> bool:
+        """Carries out a command; False where the conversation is to end. RequestError for an unknown one."""
+        known = command.casefold()
+        if known not in COMMANDS:
+            raise RequestError(
+                f"{shown(command)} is no command, and was not sent: /help lists them, and /{shown(command)} sends it as a "
+                "message"
+            )
+        if known == "/new":
+            self._messages = []
+        elif known == "/help":
+            print(*HELP, sep="\n", file=sys.stderr)
+        return known not in ("/exit", "/quit")
+
+    def _answer(self, message: str) -> None:
+        """Prints the reply as it comes; Ctrl-C ends the reply but not the conversation."""
+        messages, ids = self._fitting([*self._messages, {"role": "user", "content": message}])
         pieces = []
         try:
             for piece in self._engine.stream(ids, self._params):
@@ -146,21 +157,3 @@ class _Talk:
                 f"context has: it was left out, {remedy if len(alone) <= most else 'wanted a shorter one'}"
             )
         return messages, ids
-
-
-def _command(message: str) -> tuple[str, str]:
-    """(command, "") or ("", message to send). RequestError for an unknown command.
-
-    A line that begins with one slash and a word of letters is a command; with more slashes it is a message, which has one
-    slash less. Paths, comments of code and messages of several lines are messages.
-    """
-    found = re.match(r"(/+)[^\W\d_]+(?=\s|$)", message)
-    if found is None or "\n" in message:
-        return "", message
-    if len(found[1]) > 1:
-        return "", message[1:]
-    if message.casefold() not in COMMANDS:
-        raise RequestError(
-            f"{shown(message)} is no command, and was not sent: /help lists them, and /{shown(message)} sends it as a message"
-        )
-    return message.casefold(), ""

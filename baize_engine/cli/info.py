@@ -86,7 +86,7 @@ def _info_ids(folder: Path, vocab_size: int) -> None:
         print(f"  prompts get no begin id: {'add_bos_token is false' if text.bos_id is not None else 'none is known'}")
     if text.adds_eos:
         print(f"  prompts end with id {text.eos_id}: add_eos_token is true; {text.eos_why}")
-    print(f"  texts end with {'; '.join(f'id {end.id}: {end.why}' for end in found.ends) or 'no id'}")
+    print(f"  texts end with {'; '.join(f'id {end}: {why}' for end, why in found.ends.items()) or 'no id'}")
     for line in found.passed_over:
         print(f"  passed over: {line}")
 

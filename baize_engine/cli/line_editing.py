@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -35,24 +35,37 @@ class Typing:
         if hasattr(sys.stdin, "reconfigure"):
             sys.stdin.reconfigure(errors="surrogateescape")  # so that invalid text costs its message, not the chat
         self._readline = _readline()
-        self._marks: tuple[str, str] | None = MARKS
-        if self._readline is not None:
-            self._readline.set_auto_history(False)
-            self._marks = _bind_marks(self._readline)
-        self._history = History(history_path()) if history and self._readline is not None else None
-        if self._readline is not None and self._history is not None:
+        self._marks = MARKS if self._readline is None else _bind_marks(self._readline)
+        self._history: History | None = None
+        self._last = ""
+        if self._readline is not None and history:
+            self._history = History(history_path())
             for entry in self._history.entries():
                 self._readline.add_history(entry)
-        self._last = ""
 
-    def message(self) -> bytes:
-        """The next message: one line, or several where they were pasted. EOFError at the end of the input."""
-        with _marking(self._marks is not None):
+    def messages(self) -> Iterator[bytes]:
+        """The messages as they are typed, until the input ends. Each is one line, or several that were pasted."""
+        while True:
+            try:
+                typed = self._typed()
+            except EOFError:
+                return
+            self._note(typed)
+            yield typed.encode(errors="surrogateescape")
+
+    def _typed(self) -> str:
+        """A message without the marks around what was pasted in it. EOFError at the end of the input."""
+        if self._marks is None:
+            return input(PROMPT)
+        begin, end = self._marks
+        try:
+            print("\x1b[?2004h", end="", flush=True)
             typed = input(PROMPT)
-            if self._marks is not None:
-                typed = _pasted(typed, *self._marks)
-        self._note(typed)
-        return typed.encode(errors="surrogateescape")
+            while begin in typed and end not in typed.rpartition(begin)[2]:  # a paste that has not ended
+                typed += "\n" + input(MORE)
+        finally:
+            print("\x1b[?2004l", end="", flush=True)
+        return typed.replace(begin, "").replace(end, "")
 
     def _note(self, typed: str) -> None:
         """Makes `typed` the first entry to be recalled."""
@@ -66,11 +79,12 @@ class Typing:
 
 
 def _readline() -> ModuleType | None:
-    try:
+    with suppress(ImportError):  # Python can be built without it
         import readline
-    except ImportError:  # Python can be built without it
-        return None
-    return readline
+
+        readline.set_auto_history(False)
+        return readline
+    return None
 
 
 def _bind_marks(readline: ModuleType) -> tuple[str, str] | None:
@@ -81,26 +95,6 @@ def _bind_marks(readline: ModuleType) -> tuple[str, str] | None:
     for number, word in zip((200, 201), WORDS, strict=True):
         readline.parse_and_bind(f'bind -s "\\e[{number}~" "{word}"')
     return WORDS
-
-
-@contextmanager
-def _marking(wanted: bool) -> Iterator[None]:
-    """While this is open, the terminal marks what is pasted, if that is `wanted`."""
-    if not wanted:
-        yield
-        return
-    try:
-        print("\x1b[?2004h", end="", flush=True)
-        yield
-    finally:
-        print("\x1b[?2004l", end="", flush=True)
-
-
-def _pasted(typed: str, begin: str, end: str) -> str:
-    """The whole message without marks: reads more lines until every paste that began has ended."""
-    while begin in typed and end not in typed.rpartition(begin)[2]:
-        typed += "\n" + input(MORE)
-    return typed.replace(begin, "").replace(end, "")
 
 
 def history_path() -> Path:
@@ -172,11 +166,8 @@ class History:
 
 
 def _entry(line: bytes) -> str | None:
-    try:
+    with suppress(ValueError, RecursionError):  # torn, or not ours: UnicodeErrors are ValueErrors
         entry = json.loads(line)
-        if isinstance(entry, str) and "\0" not in entry:
-            entry.encode()
+        if isinstance(entry, str) and "\0" not in entry and entry.encode():
             return entry
-    except (ValueError, RecursionError):  # torn, or not ours: UnicodeErrors are ValueErrors
-        return None
     return None

@@ -7,8 +7,9 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, BinaryIO
 
 from baize_engine.errors import BaizeWarning, RequestError
@@ -29,25 +30,24 @@ def prepare() -> None:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115  print() takes None for standard output
-    codecs.register_error(_SHOWN, _Replacing())
+    codecs.register_error(_SHOWN, _question_marks())
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_SHOWN)
 
 
-class _Replacing:
-    def __init__(self) -> None:
-        self._told = False
+def _question_marks() -> Callable[[UnicodeError], tuple[str, int]]:
+    told = cache(tell)  # once a line
 
-    def __call__(self, error: UnicodeError) -> tuple[str, int]:
+    def replaced(error: UnicodeError) -> tuple[str, int]:
         if not isinstance(error, UnicodeEncodeError):
             raise error
-        if not self._told:
-            self._told = True
-            tell(
-                f"standard output is {error.encoding}: what it cannot show is ? there "
-                "(PYTHONIOENCODING=utf-8 makes it UTF-8; files that are written always are)"
-            )
+        told(
+            f"standard output is {error.encoding}: what it cannot show is ? there "
+            "(PYTHONIOENCODING=utf-8 makes it UTF-8; files that are written always are)"
+        )
         return "?" * (error.end - error.start), error.end
+
+    return replaced
 
 
 def tell(line: str) -> None:

@@ -64,24 +64,19 @@ class TextIds:
 
 
 @dataclass(frozen=True)
-class EndId:
-    """An id that ends a text, and where it comes from."""
-
-    id: int
-    why: str
-
-
-@dataclass(frozen=True)
 class SpecialIds:
-    """All special ids of a model: `text` around prompts, `ends` in the order found, `passed_over` found and ignored."""
+    """All special ids of a model: `text` around prompts; `ends`, ids that end a text, in the order found, each with its reason.
+
+    passed_over: what was found and ignored.
+    """
 
     text: TextIds
-    ends: tuple[EndId, ...]
+    ends: Mapping[int, str]
     passed_over: tuple[str, ...]
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        return tuple(end.id for end in self.ends)
+        return tuple(self.ends)
 
 
 def text_ids(files: TokenizerFiles, own: Own, id_of: Callable[[str], int | None]) -> TextIds:
@@ -144,7 +139,7 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
             ends.setdefault(found, why)
     if not ends and "eos_token_id" not in config and vocab_size > LLAMA_END:
         ends[LLAMA_END] = "transformers' default for LLaMA: no file names one"
-    return SpecialIds(text, tuple(EndId(found, why) for found, why in ends.items()), tuple(passed))
+    return SpecialIds(text, ends, tuple(passed))
 
 
 def of_folder(folder: Path, tokenizer: Tokenizer | None, vocab_size: int) -> SpecialIds:

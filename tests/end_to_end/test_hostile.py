@@ -450,4 +450,4 @@ def test_lists_in_lists_do_not_grow_when_a_config_is_written_again(tmp_path: Pat
 def test_what_is_passed_over_is_told_in_a_few_lines() -> None:
     text = text_ids(TokenizerFiles(), Own(), lambda _: None)
     found = special_ids({"eos_token_id": [-1] * 100_000}, {}, text, 96)
-    assert (found.ends, len(found.passed_over)) == ((), 16)
+    assert (found.ends, len(found.passed_over)) == ({}, 16)

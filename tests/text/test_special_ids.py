@@ -102,7 +102,7 @@ def test_reasons_name_the_files() -> None:
     told = text({"bos_token": "</s>", "eos_token": "<|im_end|>", "add_bos_token": "no"})
     found = special_ids.special_ids({"eos_token_id": 1}, {"eos_token_id": [2, -1]}, told, 32002)
     assert told.bos_why == "the sentencepiece model's own"
-    assert [(end.id, end.why) for end in found.ends] == [
+    assert list(found.ends.items()) == [
         (2, "eos_token_id in generation_config.json"),
         (32001, "eos_token '<|im_end|>' in tokenizer_config.json"),
     ]
