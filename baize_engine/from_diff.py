@@ -22,7 +22,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.side_files import tokenizer_problems
-from baize_engine.checkpoint.tokenizer_files import MODEL
+from baize_engine.checkpoint.tokenizer_files import MODEL, TokenizerFiles
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as rows_of
@@ -75,7 +75,11 @@ def load_diff(
     # a stored copy of a tied head is not wanted
     work = replace(work, jobs=tuple(job for job in work.jobs if job.name in wanted))
     cache_tokens = cache_size(options, config, diff)
-    tokenizer = Tokenizer.from_contents(files, diff.folder, config.vocab_size) if MODEL in files else None
+    tokenizer = (
+        Tokenizer.parse(files[MODEL], TokenizerFiles.of(files, diff.folder), config.vocab_size)
+        if MODEL in files
+        else None
+    )
     why_no_text = None if tokenizer else f"neither {diff.folder} nor its base has a {MODEL} that fits"
     end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
     for line in (*work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):

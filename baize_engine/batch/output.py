@@ -16,7 +16,6 @@ import stat
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from baize_engine.checkpoint import strict_json
@@ -50,9 +49,9 @@ class AnswerFile:
         self.torn = False
         self._made = not path.exists()
         if self._made and path.is_symlink():
+            target = os.readlink(path)
             raise OutputError(
-                errno.ENOENT,
-                f"{path} is a link to {os.readlink(path)}, which is absent: remove it, or name another --output",
+                errno.ENOENT, f"{path} is a link to {target}, which is absent: remove it, or name another --output"
             )
         if not resume and not self._made:
             raise OutputError(errno.EEXIST, f"{path} exists: --resume goes on with it, or name another --output")
@@ -61,7 +60,10 @@ class AnswerFile:
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
                 raise OutputError(errno.EINVAL, f"{path} is not a regular file, wanted one that can be taken up")
-            self._lock()
+            try:
+                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OutputError(errno.EBUSY, f"{path}: another run is writing there") from None
             self._synced = time.monotonic()
             self._size = self._take_up(heads)
             os.ftruncate(self._fd, self._size)
@@ -73,9 +75,7 @@ class AnswerFile:
     def __enter__(self) -> AnswerFile:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             if self._made and not self._size:
                 self.path.unlink(missing_ok=True)
@@ -107,12 +107,6 @@ class AnswerFile:
             os.fsync(self._fd)
         self._synced = time.monotonic()
 
-    def _lock(self) -> None:
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OutputError(errno.EBUSY, f"{self.path}: another run is writing there") from None
-
     def _take_up(self, heads: Iterable[str]) -> int:
         """Checks the lines that are there; the size of the whole ones in bytes."""
         size, expected = 0, iter(heads)
@@ -134,11 +128,9 @@ class AnswerFile:
         return size
 
     def _other(self, found: str) -> OutputError:
-        return OutputError(
-            errno.EEXIST,
-            f"{self.path}: {found}: it was made from another input, model or parameters, or changed since; "
-            "resume with the same ones, or name another --output",
-        )
+        why = "it was made from another input, model or parameters, or changed since"
+        remedy = "resume with the same ones, or name another --output"
+        return OutputError(errno.EEXIST, f"{self.path}: {found}: {why}; {remedy}")
 
 
 class AnswerStream:

@@ -85,15 +85,11 @@ def run(say: Callable[[str], None], out: Path, colour: bool = False, device: str
         right = 0
         for item in questions:
             messages = [{"role": "user", "content": item["question"]}]
-            before, after = (_one_line(engine.chat(messages, params).text) for engine in (base, tuned))
+            texts = (engine.chat(messages, params).text for engine in (base, tuned))
+            before, after = (" ".join(text.split()) or "(nothing)" for text in texts)
             good = item["answer"] in after
             right += good
             mark = paint("right", "32") if good else paint(f"wrong, wanted {item['answer']}", "31")
             say(f"   {item['question']:<{wide}}   {before[:12]:<12}   {after}  {mark}")
     say(f"   {right} of {len(questions)} right, {time.perf_counter() - begin:.1f} s in all")
     return 0 if right == len(questions) else 1
-
-
-def _one_line(text: str) -> str:
-    """An answer fit for a table: on one line, and visible even if it is empty."""
-    return " ".join(text.split()) or "(nothing)"

@@ -9,7 +9,7 @@ decrypt.py: BELLE, TechGPT.
 
 from __future__ import annotations
 
-from baize_engine.cli.spelling import Needless, Notes
+from baize_engine.cli.spelling import Notes
 
 _OURS = {
     **dict.fromkeys(("base", "base_model", "base_model_path"), "path_raw"),
@@ -17,11 +17,11 @@ _OURS = {
     **dict.fromkeys(("delta", "delta_model", "delta_path"), "path_diff"),
     "llama_7b_hf_dir": "path_raw",
 }
-_MEMORY = Needless("memory is bounded at any model size (--memory)")
+_MEMORY = "memory is bounded at any model size (--memory)"
 _NEEDLESS = {
     **dict.fromkeys(("low_cpu_mem", "low_cpu_mem_usage"), _MEMORY),
-    "is_fp16": Needless("every sum is made in float32 and rounded once to --dtype, whatever the files hold"),
-    "model_type": Needless("the files say what tensors the model has", takes_value=True),
+    "is_fp16": "every sum is made in float32 and rounded once to --dtype, whatever the files hold",
+    "model_type": "the files say what tensors the model has",
 }
 _CACHE = "downloads lie in huggingface_hub's own cache; set HF_HOME to move it"
 _FARM = "give --path_diff tatsu-lab/alpaca-farm-NAME-wdiff, and --path_tuned for the folder to write"
@@ -29,6 +29,7 @@ _FARM = "give --path_diff tatsu-lab/alpaca-farm-NAME-wdiff, and --path_tuned for
 RECOVER = Notes(
     ours=_OURS,
     needless=_NEEDLESS,
+    valued=["model_type"],
     refused={
         "cache_dir": _CACHE,
         "alpaca_farm_model_name": _FARM,
@@ -40,6 +41,7 @@ RECOVER = Notes(
 MAKE_DIFF = Notes(
     ours=_OURS,
     needless=_NEEDLESS,
+    valued=["model_type"],
     refused={
         "cache_dir": _CACHE,
         **dict.fromkeys(
@@ -50,10 +52,11 @@ MAKE_DIFF = Notes(
 XOR = Notes(
     ours={"key_file": "path_raw", "input_dir": "path_payload", "output_dir": "path_tuned"},
     needless={
-        "decode": Needless("it is the only direction here"),
-        "compress": Needless("gzip data are recognised"),
-        "type": Needless("the files' names say how they were made", takes_value=True),
+        "decode": "it is the only direction here",
+        "compress": "gzip data are recognised",
+        "type": "the files' names say how they were made",
     },
+    valued=["type"],
     refused={
         "encode": "only published files are taken back here",
         "input_file": "give --path_payload, the folder with all of the finetune's .enc files",

@@ -18,7 +18,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
@@ -31,19 +31,12 @@ _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 @dataclass(frozen=True)
-class Needless:
-    """An option of another script that is not needed here, and why."""
-
-    why: str
-    takes_value: bool = False
-
-
-@dataclass(frozen=True)
 class Notes:
     """Option names of other scripts, without dashes in front and with underscores."""
 
     ours: Mapping[str, str] = field(default_factory=dict)  # the same option here
-    needless: Mapping[str, Needless] = field(default_factory=dict)
+    needless: Mapping[str, str] = field(default_factory=dict)  # why it is not needed here; a switch, or one of `valued`
+    valued: Collection[str] = ()
     refused: Mapping[str, str] = field(default_factory=dict)  # what to do in its place
 
 
@@ -63,7 +56,8 @@ class CommandParser(argparse.ArgumentParser):
         tokens = list(given)
         while tokens:
             token = tokens.pop(0)
-            name, equals, value = token.partition("=")
+            name, equals, given_value = token.partition("=")
+            value = given_value if equals else None
             if token == "--":
                 positional += tokens
                 break
@@ -72,14 +66,14 @@ class CommandParser(argparse.ArgumentParser):
                 continue
             key = _key(name)
             key = self.notes.ours.get(key, key)
+            if key.startswith("no_") and f"no{key[3:]}" in table:  # --no-flag
+                key = f"no{key[3:]}"
             if key in self.notes.needless:
-                self._pass_over(name, self.notes.needless[key], value if equals else None, tokens)
+                self._pass_over(name, key, value, tokens)
             elif key in self.notes.refused:
                 self.error(f"{name} is not supported: {self.notes.refused[key]}")
             elif key in table:
-                options += self._one(table[key], table, value if equals else None, tokens)
-            elif (positive := _without_no(key)) in table and f"no{positive}" in table:  # --no-flag
-                options += self._one(table[f"no{positive}"], table, value if equals else None, tokens)
+                options += self._one(table[key], table, value, tokens)
             else:
                 self.error(self._unknown(name, table))
         return [*options, "--", *positional] if positional else options
@@ -125,13 +119,13 @@ class CommandParser(argparse.ArgumentParser):
         can_be_path = tokens[0].casefold() not in ("true", "false")  # which all those command lines use
         return None if can_be_path and os.path.lexists(tokens[0]) else tokens[0]
 
-    def _pass_over(self, name: str, needless: Needless, value: str | None, tokens: list[str]) -> None:
-        if not needless.takes_value:
-            if not self._is_set(name, value, tokens):
-                return
-        elif value is None and tokens:
-            tokens.pop(0)
-        tell(f"{name} is needless here: {needless.why}")
+    def _pass_over(self, name: str, key: str, value: str | None, tokens: list[str]) -> None:
+        if key in self.notes.valued:
+            if value is None and tokens:
+                tokens.pop(0)
+        elif not self._is_set(name, value, tokens):
+            return
+        tell(f"{name} is needless here: {self.notes.needless[key]}")
 
     def _unknown(self, name: str, table: Iterable[str]) -> str:
         known = [key for key in table if len(key) > 1 and not (key.startswith("no") and key[2:] in table)]
@@ -149,7 +143,3 @@ def nearest(word: str, known: Iterable[str]) -> str | None:
 
 def _key(option: str) -> str:
     return option.lstrip(_DASHES).replace("-", "_")
-
-
-def _without_no(key: str) -> str:
-    return key[3:] if key.startswith("no_") else ""

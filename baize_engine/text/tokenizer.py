@@ -43,23 +43,20 @@ class Tokenizer:
         self._fresh = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._continuing = sentencepiece.SentencePieceProcessor(model_proto=model + _NO_DUMMY_PREFIX)
         self._pieces = _piece_table(self._fresh)
+        ids = range(len(self._pieces))
+        self._special = {self._fresh.id_to_piece(i): i for i in ids if self._fresh.is_control(i)}
+        self._ordinary: dict[str, int] = {}
         self._added: dict[int, str] = {}
-        ordinary: dict[str, int] = {}
-        special: dict[str, int] = {}
-        for token_id in range(len(self._pieces)):
-            if self._fresh.is_control(token_id):
-                special[self._fresh.id_to_piece(token_id)] = token_id
-                self._pieces[token_id] = ""
         # newer files also list the model's own <unk>, <s> and </s>: `added` leaves out ids of pieces
         for text, (token_id, is_special) in files.added(len(self._pieces), rows).items():
             self._added[token_id] = "" if is_special else text
             if text:  # early converters wrote "" for special tokens, which occurs in no text
-                (special if is_special else ordinary)[text] = token_id
-        self._ordinary, self._special = ordinary, special
+                (self._special if is_special else self._ordinary)[text] = token_id
         self._rows = max(self.vocab_size, rows or 0)
         self.strips_first_space, self.strips_all_spaces = _space_rules(self._fresh, self._pieces)
-        own = Own(_own(self._fresh.bos_id()), _own(self._fresh.eos_id()), _own(self._fresh.unk_id()))
-        self.ids = text_ids(files, own, self.id_of)
+        own = (self._fresh.bos_id(), self._fresh.eos_id(), self._fresh.unk_id())
+        # sentencepiece says -1 for "none"
+        self.ids = text_ids(files, Own(*(i if i >= 0 else None for i in own)), self.id_of)
         self.bos_id, self.eos_id = self.ids.bos_id, self.ids.eos_id
         self._hide(files)
         hidden = {i for i in self._special.values() if i < len(self._pieces) and not self._fresh.is_control(i)}
@@ -75,16 +72,11 @@ class Tokenizer:
         reason = why_no_tokenizer(folder)
         if reason:
             raise CheckpointError(reason)
-        content = read_whole(folder / MODEL, MAX_MODEL)
-        return cls._checked(content, TokenizerFiles.read(folder), rows)
+        return cls.parse(read_whole(folder / MODEL, MAX_MODEL), TokenizerFiles.read(folder), rows)
 
     @classmethod
-    def from_contents(cls, contents: Mapping[str, bytes], folder: Path, rows: int) -> Tokenizer:
-        """Make a tokenizer of {name: content}, tokenizer.model among them; errors name them as files of `folder`."""
-        return cls._checked(contents[MODEL], TokenizerFiles.of(contents, folder), rows)
-
-    @classmethod
-    def _checked(cls, model: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:
+    def parse(cls, model: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:
+        """Make a tokenizer as the constructor does. CheckpointError names a broken model as a file of `files.folder`."""
         path = files.folder / MODEL
         if not model:  # sentencepiece would take it for a model without pieces
             raise CheckpointError(f"{path}: not a sentencepiece model (it is empty)")
@@ -208,11 +200,13 @@ def why_no_tokenizer(folder: Path) -> str | None:
 
 
 def _piece_table(model: Any) -> list[str | bytes]:
-    """What each id of a sentencepiece model stands for, by id; control tokens not yet hidden."""
+    """What each id of a sentencepiece model stands for, by id; "" for a control token."""
     table: list[str | bytes] = []
     for token_id in range(model.get_piece_size()):
         if model.is_byte(token_id):
             table.append(bytes([int(model.id_to_piece(token_id)[3:5], 16)]))  # spelled <0xE2>
+        elif model.is_control(token_id):
+            table.append("")
         elif model.is_unknown(token_id):
             table.append(model.decode([token_id]))  # the model's mark for unknown text, usually " ⁇ "
         else:
@@ -222,20 +216,13 @@ def _piece_table(model: Any) -> list[str | bytes]:
 
 def _space_rules(model: Any, pieces: list[str | bytes]) -> tuple[bool, bool]:
     """(strips_first_space, strips_all_spaces), found by trial: sentencepiece does not expose its normaliser's settings."""
-    spaced = [i for i, piece in enumerate(pieces) if isinstance(piece, str) and _has_one_leading_space(piece)]
+    one = re.compile(f"{SPACE}[^{SPACE}]")
+    spaced = [i for i, piece in enumerate(pieces) if isinstance(piece, str) and one.match(piece)]
     if not spaced or model.decode(spaced[:1]).startswith(" "):
         return False, False
     if SPACE not in pieces:
         return True, False
     return True, not model.decode([pieces.index(SPACE), spaced[0]]).startswith(" ")
-
-
-def _has_one_leading_space(piece: str) -> bool:
-    return len(piece) > 1 and piece[0] == SPACE and piece[1] != SPACE
-
-
-def _own(token_id: int) -> int | None:
-    return token_id if token_id >= 0 else None  # sentencepiece says -1 for "none"
 
 
 def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
