@@ -124,16 +124,17 @@ class Engine:
         together.
         """
         from baize_engine.from_diff import load_diff
+        from baize_engine.recovery.options import RecoveryOptions
 
         if dtype not in FLOATS:  # "auto", the type in the files, is none of a sum
             raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
         options = EngineOptions(
             device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
         )
-        recovered = load_diff(
-            path_raw, path_diff, options, new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress
+        recovery = RecoveryOptions(
+            device=device, new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress
         )
-        return cls(recovered)
+        return cls(load_diff(path_raw, path_diff, options, recovery))
 
     def __enter__(self) -> Engine:
         return self

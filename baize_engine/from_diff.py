@@ -50,17 +50,14 @@ def load_diff(
     path_raw: str | os.PathLike[str],
     path_diff: str | os.PathLike[str],
     options: EngineOptions,
-    *,
-    new_rows: str = "auto",
-    drop_rows: bool = False,
-    force: bool = False,
-    progress: bool = False,
+    recovery: RecoveryOptions,
 ) -> LoadedModel:
-    """Recovers base + diff into memory; `Engine.from_diff` says what is refused. options.dtype, not "auto": of the sums."""
+    """Recovers base + diff into memory; `Engine.from_diff` says what is refused.
+
+    dtype, not "auto", and device of the sums are those of `options`, whatever `recovery` says.
+    """
     options = resolved(options)
-    recovery = RecoveryOptions(
-        dtype=options.dtype, device=options.device, new_rows=new_rows, drop_rows=drop_rows, force=force
-    )
+    recovery = replace(recovery, dtype=options.dtype, device=options.device)
     source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
     sources = Sources(source.index.stats, diff.stats)
     work = checked_plan(source, diff, recovery)
@@ -87,7 +84,7 @@ def load_diff(
     sink = WeightSink(config, options)
     target = Target(work, sink)
     workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
-    with Progress(traffic([target]), "B", progress, "recover") as bar:
+    with Progress(traffic([target]), "B", recovery.progress, "recover") as bar:
         adder = choose.diff_adder(options.device)
         stream([target], adder, progress=bar.add, hashing=False, workers=workers)
     sources.check()

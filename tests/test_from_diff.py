@@ -28,6 +28,7 @@ from baize_engine.loading import load
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.options import EngineOptions
+from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.text.tokenizer import Tokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no group of 64 divides
@@ -51,7 +52,7 @@ def same_weights(got: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def both(base: Path, diff: Path, out: Path, device: str, dtype: str, quantize: str | None) -> tuple[Any, Any]:
-    direct = load_diff(base, diff, EngineOptions(device, dtype, quantize))
+    direct = load_diff(base, diff, EngineOptions(device, dtype, quantize), RecoveryOptions(progress=False))
     recover(base, diff, out, dtype=dtype, device=device, progress=False)
     return direct, load(out, EngineOptions(device, "auto", quantize))
 

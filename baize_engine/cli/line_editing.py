@@ -13,7 +13,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -118,36 +118,27 @@ class History:
         """The latest MOST_ENTRIES messages, oldest first. A file that has grown to twice as many is cut back to these."""
         if not os.path.lexists(self.path):
             return []
-        try:
-            with os.fdopen(open_regular(self.path), "rb") as file:
-                size = file.seek(0, os.SEEK_END)
-                file.seek(max(0, size - MOST_BYTES))
-                lines = file.read(MOST_BYTES).split(b"\n")
-        except (OSError, BaizeError) as error:
-            self._tell(error)
-            return []
-        found = [entry for line in lines if (entry := _entry(line)) is not None]
+        found: list[str] = []
+        grown = False
+        with self._telling(), os.fdopen(open_regular(self.path), "rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - MOST_BYTES))
+            found = [entry for line in file.read(MOST_BYTES).split(b"\n") if (entry := _entry(line)) is not None]
+            grown = size > MOST_BYTES or len(found) > 2 * MOST_ENTRIES
         latest = found[-MOST_ENTRIES:]
-        if size > MOST_BYTES or len(found) > 2 * MOST_ENTRIES:
-            self._rewrite(latest)
+        if grown:
+            fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+            with self._telling(), ExitStack() as stack:
+                stack.callback(fresh.unlink, missing_ok=True)
+                self._append(fresh, os.O_EXCL, latest)
+                os.replace(fresh, self.path)
         return latest
 
     def note(self, message: str) -> None:
         """Adds a message at the end."""
-        try:
+        with self._telling():
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._append(self.path, os.O_APPEND, [message])
-        except OSError as error:
-            self._tell(error)
-
-    def _rewrite(self, entries: list[str]) -> None:
-        fresh = self.path.with_name(f"{self.path.name}.{os.getpid()}")
-        try:
-            self._append(fresh, os.O_EXCL, entries)
-            os.replace(fresh, self.path)
-        except OSError as error:
-            fresh.unlink(missing_ok=True)
-            self._tell(error)
 
     @staticmethod
     def _append(path: Path, how: int, entries: list[str]) -> None:
@@ -158,11 +149,15 @@ class History:
                 os.fchmod(file.fileno(), 0o600)
             file.write("".join(json.dumps(entry) + "\n" for entry in entries).encode())
 
-    def _tell(self, error: OSError | BaizeError) -> None:
-        if not self._told:
-            self._told = True
-            why = error.strerror if isinstance(error, OSError) and error.strerror else error
-            tell(f"{self.path}: {why}; messages are not kept for another chat (--nohistory does without)")
+    @contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, BaizeError) as error:
+            if not self._told:
+                self._told = True
+                why = error.strerror if isinstance(error, OSError) and error.strerror else error
+                tell(f"{self.path}: {why}; messages are not kept for another chat (--nohistory does without)")
 
 
 def _entry(line: bytes) -> str | None:

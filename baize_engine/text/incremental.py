@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from typing import Protocol
 
 SPACE = "\u2581"  # sentencepiece's spelling of a space inside a piece
+_BYTE = "baize.byte"  # our error handler, by its name among those of codecs: one U+FFFD for each byte
 
 
 class Vocabulary(Protocol):
@@ -33,7 +34,7 @@ class IncrementalDecoder:
 
     def __init__(self, vocabulary: Vocabulary, context: Iterable[int] = ()) -> None:
         self._vocabulary = vocabulary
-        self._pending = b""
+        self._bytes = codecs.getincrementaldecoder("utf-8")(_BYTE)
         self._at_start = vocabulary.strips_first_space
         for token_id in context:
             self.push(token_id)
@@ -42,9 +43,8 @@ class IncrementalDecoder:
         """Return the text that `token_id` makes certain: often a word, "" while a character is incomplete."""
         piece = self._vocabulary.piece(token_id)
         if isinstance(piece, bytes):
-            self._pending += piece
-            return self._release(final=False)
-        head = self._release(final=True)  # a character comes from adjacent byte pieces only
+            return self._utf8(piece)
+        head = self._utf8(b"", final=True)  # a character comes from adjacent byte pieces only
         if self._at_start and piece.startswith(SPACE):
             piece = piece[1:]
             self._at_start = self._vocabulary.strips_all_spaces
@@ -54,20 +54,19 @@ class IncrementalDecoder:
 
     def flush(self) -> str:
         """Return what is still held back: one U+FFFD for each byte of an incomplete character."""
-        return self._release(final=True)
+        return self._utf8(b"", final=True)
 
-    def _release(self, final: bool) -> str:
-        text = ""
-        while self._pending:
-            try:
-                decoded, used = codecs.utf_8_decode(self._pending, "strict", final)
-            except UnicodeDecodeError as bad:
-                text += self._pending[: bad.start].decode() + "\ufffd"
-                self._pending = self._pending[bad.start + 1 :]
-                continue
-            text += decoded
-            self._pending = self._pending[used:]
-            break
+    def _utf8(self, content: bytes, final: bool = False) -> str:
+        text = self._bytes.decode(content, final)
         if text:
             self._at_start = False
         return text
+
+
+def _one_mark(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeDecodeError):
+        raise error
+    return "\ufffd", error.start + 1
+
+
+codecs.register_error(_BYTE, _one_mark)
