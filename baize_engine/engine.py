@@ -131,9 +131,7 @@ class Engine:
         options = EngineOptions(
             device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
         )
-        recovery = RecoveryOptions(
-            device=device, new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress
-        )
+        recovery = RecoveryOptions(new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress)
         return cls(load_diff(path_raw, path_diff, options, recovery))
 
     def __enter__(self) -> Engine:
