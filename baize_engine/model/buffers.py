@@ -1,4 +1,4 @@
-"""What a plan's ops read and write, beside weights and cache: the inputs of a run and its activations. Knows no model code."""
+"""The inputs and activations of a run: what a plan's ops read and write besides weights and cache. Knows no model code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from baize_engine.model.config import ModelConfig
 
 
 def aligned_rows(count: int, length: int, dtype: torch.dtype, device: str) -> Tensor:
-    """Zeros (count, length) whose rows begin at multiples of 16 bytes: otherwise Triton compiles each kernel anew."""
+    """Zeros (count, length) whose rows begin at multiples of 16 bytes; otherwise Triton recompiles each kernel."""
     return torch.zeros(count, -(-length // 4) * 4, dtype=dtype, device=device)[:, :length]
 
 
 class CachedTokens(Protocol):
-    """What a run needs of a sequence: its first `num_cached` tokens are in the cache, in the blocks of `block_table`, in order.
+    """The part of a sequence that a run uses.
 
-    A run adds to them.
+    Its first `num_cached` tokens are cached, in order, in the blocks of `block_table`. A run advances `num_cached`.
     """
 
     block_table: list[int]
@@ -28,13 +28,13 @@ class CachedTokens(Protocol):
 
 
 def cache_slots(blocks: Sequence[int], block_size: int, begin: int, end: int) -> list[int]:
-    """The cache rows of a sequence's tokens [begin, end), counted through all blocks of the cache."""
+    """The cache rows of tokens [begin, end) of a sequence with these `blocks`, numbered across the whole cache."""
     return [blocks[n // block_size] * block_size + n % block_size for n in range(begin, end)]
 
 
 @dataclass(frozen=True, eq=False)
 class Inputs:
-    """The T new tokens of S sequences, and where each stands. `max_context` bounds the contexts, or the queries of a prompt."""
+    """The T new tokens of S sequences and their positions. `max_context` bounds the contexts, or the queries of a prompt."""
 
     ids: Tensor  # (T,) int64
     positions: Tensor  # (T,) int64
@@ -54,7 +54,7 @@ class Inputs:
 
 @dataclass(frozen=True, eq=False)
 class Activations:
-    """What the layers compute for T tokens, in the model's activation type."""
+    """The layers' intermediate results for T tokens, in the model's activation type."""
 
     x: Tensor  # (T, H), the residual stream
     q: Tensor  # (T, Hq, D)
@@ -63,7 +63,7 @@ class Activations:
 
     @classmethod
     def of(cls, config: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> Activations:
-        """Unfilled memory for `tokens` tokens."""
+        """Uninitialised buffers for `tokens` tokens."""
         heads = (tokens, config.num_heads, config.head_dim)
         shapes = ((tokens, config.hidden_size), heads, heads, (tokens, config.intermediate_size))
         return cls(*(torch.empty(shape, dtype=dtype, device=device) for shape in shapes))

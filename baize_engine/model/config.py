@@ -1,4 +1,4 @@
-"""ModelConfig: the shape of a LLaMA that this decoder runs. What it would run wrongly is refused here, by name."""
+"""ModelConfig: the shape of a LLaMA that this decoder runs. Settings that it would run wrongly are refused here, by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from baize_engine.errors import ConfigError
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes in elements, layers and heads. `rope` holds the parameters of `rope_type` (see model/rope.py)."""
+    """The sizes of a model: elements, layers, heads. `rope` holds the parameters of `rope_type` (see model/rope.py)."""
 
     vocab_size: int
     hidden_size: int
@@ -28,11 +28,11 @@ class ModelConfig:
     rope: Mapping[str, float] = field(default_factory=dict)
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
-    quantization: str | None = None  # "int8" or "int4": the files hold quantised matrices of this project's scheme
+    quantization: str | None = None  # "int8" or "int4": the files hold matrices quantised in this project's scheme
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
-        """The config of a model's folder; ConfigError names its file."""
+        """The config of the model in `folder`. ConfigError names the file and the setting."""
         try:
             return cls.from_dict(read_config(folder))
         except ConfigError as error:
@@ -40,7 +40,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> ModelConfig:
-        """From the contents of a config.json in the spelling of transformers 4 or 5."""
+        """From the contents of a config.json as transformers 4 or 5 writes it. ConfigError names the setting."""
         config = normalise(raw)
         check_runnable(config)
         rope = dict(config["rope"])
@@ -63,7 +63,7 @@ class ModelConfig:
 
 
 def quantization_config(kind: str) -> dict[str, Any]:
-    """What config.json says of a model whose matrices are stored as `kind`."""
+    """The `quantization_config` of a config.json whose model stores its matrices as `kind` ("int8" or "int4")."""
     from baize_engine.kernels.quantized import GROUP, SCHEME
 
     group = {"group_size": GROUP} if kind == "int4" else {}

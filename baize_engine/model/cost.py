@@ -1,8 +1,8 @@
-"""What a step must move and compute: bytes and floating-point operations of each op, from the config alone.
+"""The bytes that each op of a step must move and its floating-point operations, from the config alone.
 
-A lower bound, as a machine with caches of any size would have it: within a step every weight is read once, every activation
-goes to memory between ops, and attention reads each cached row once a sequence. Operations are those of matrix products and
-attention, a multiply-add being two; norms, rotary embeddings, SwiGLU and softmax are less than a hundredth of them.
+A lower bound that assumes caches of any size: within a step every weight is read once, every activation goes to memory
+between ops, and attention reads each cached row once per sequence. Operations are those of matrix products and attention,
+two per multiply-add; norms, rotary embeddings, SwiGLU and softmax are less than a hundredth of them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOGIT, TOKEN = 4, 8  # bytes: logits are float32, chosen ids int64
 
 @dataclass(frozen=True)
 class OpCost:
-    """All calls of one op in a step: floating-point operations, and bytes read and written."""
+    """The cost of all calls of one op in a step: floating-point operations, and bytes read and written."""
 
     name: str
     flops: int
@@ -34,7 +34,7 @@ class OpCost:
 
 
 def itemsize(kind: str) -> int:
-    """Bytes of one value of a float type."""
+    """Bytes of one value of the float type `kind`. ValueError for any other type."""
     if WEIGHT_BITS.get(kind, 0) < 16:
         raise ValueError(f"kind is {kind!r}, wanted float32, float16 or bfloat16")
     return WEIGHT_BITS[kind] // 8
@@ -43,21 +43,21 @@ def itemsize(kind: str) -> int:
 def matrix_bytes(rows: int, columns: int, kind: str) -> int:
     """Bytes of a matrix (rows, columns) in memory, with its scales."""
     if kind == "int8":
-        return rows * (columns + 4)  # and a float32 scale a row
+        return rows * (columns + 4)  # a float32 scale per row
     if kind == "int4":
-        return rows * -(-columns // INT4_GROUP) * (INT4_GROUP // 2 + 2)  # and a float16 scale a group
+        return rows * -(-columns // INT4_GROUP) * (INT4_GROUP // 2 + 2)  # a float16 scale per group
     return rows * columns * itemsize(kind)
 
 
 def parameters(config: ModelConfig) -> int:
-    """Weights of the model, a tied head counted once."""
+    """Number of weights, a tied head counted once."""
     return sum(prod(shape) for shape in names.shapes(config).values())
 
 
 def weight_bytes(config: ModelConfig, kind: str, activation: str = "float16", kept: str | None = None) -> int:
-    """All weights in memory, matrices as `kind`.
+    """Bytes of all weights in memory, with the matrices stored as `kind`.
 
-    Embedding and norms are of type `kept`: by default `kind` where that is a float type, else `activation`.
+    Embedding and norms have type `kept`: by default `kind` if that is a float type, else `activation`.
     """
     kept = _kept(kind, activation, kept)
     return sum(
@@ -67,21 +67,21 @@ def weight_bytes(config: ModelConfig, kind: str, activation: str = "float16", ke
 
 
 def step_bytes_weights(config: ModelConfig, kind: str, activation: str = "float16", kept: str | None = None) -> int:
-    """Weights that a decode step reads at batch 1: each once, but of an embedding that is not also the head just one row."""
+    """Bytes of weights that a decode step reads at batch 1: all, but only one row of an embedding that is not the head."""
     unread = 0 if config.tie_word_embeddings else config.vocab_size - 1
     table = unread * config.hidden_size * itemsize(_kept(kind, activation, kept))
     return weight_bytes(config, kind, activation, kept) - table
 
 
 def kv_bytes_per_token(config: ModelConfig, activation_itemsize: int = 2) -> int:
-    """Bytes that one token takes in the cache: a key and a value in every layer."""
+    """Bytes of one token in the KV cache: a key and a value in every layer."""
     return 2 * config.num_layers * config.num_kv_heads * config.head_dim * activation_itemsize
 
 
 def decode_step(
     config: ModelConfig, kind: str, batch: int, context: int, activation: str = "float16", kept: str | None = None
 ) -> list[OpCost]:
-    """One new token for each of `batch` sequences, which attends to `context` tokens, itself among them."""
+    """The ops that compute one new token for each of `batch` sequences, attending to `context` tokens, itself included."""
     _check_positive(batch=batch, context=context)
     return _costs(config, kind, activation, kept, batch, batch, batch * context, batch * context)
 
@@ -89,20 +89,20 @@ def decode_step(
 def prefill(
     config: ModelConfig, tokens: int, kind: str, activation: str = "float16", kept: str | None = None
 ) -> list[OpCost]:
-    """One sequence of `tokens` from an empty cache in one piece; logits of the last token only."""
+    """The ops that compute one prompt of `tokens` tokens in one piece on an empty cache, with logits of the last token only."""
     _check_positive(tokens=tokens)
     return _costs(config, kind, activation, kept, tokens, 1, tokens * (tokens + 1) // 2, tokens)
 
 
 def ceiling_tokens_per_second(costs: Sequence[OpCost], batch: int, bandwidth_bytes_per_s: float) -> float:
-    """Tokens a second of decode steps of `costs` if they took no longer than moving their bytes."""
+    """Tokens per second of decode steps that cost `costs` and take only the time to move their bytes."""
     return batch * bandwidth_bytes_per_s / sum(cost.bytes for cost in costs)
 
 
 def _costs(
     config: ModelConfig, kind: str, activation: str, kept: str | None, rows: int, last: int, pairs: int, cached: int
 ) -> list[OpCost]:
-    """`rows` tokens, `last` of them with logits; `pairs` of a query and a key; `cached` rows of K and V read."""
+    """The ops over `rows` tokens, `last` of them with logits: `pairs` (query, key) pairs, `cached` rows of K and V read."""
     layers, hidden, inner, vocab = config.num_layers, config.hidden_size, config.intermediate_size, config.vocab_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     size, own = itemsize(activation), itemsize(_kept(kind, activation, kept))
@@ -110,7 +110,7 @@ def _costs(
     norm = hidden * own
 
     def product(name: str, shape: tuple[int, int], weights: int, values_in: int, values_out: int) -> OpCost:
-        """`layers` products of `rows` tokens; `weights` are bytes beside the matrix, values are counted a token."""
+        """One product in every layer. `weights`: bytes of weights besides the matrix; `values_in`, `values_out`: per token."""
         read = matrix_bytes(*shape, kind) + weights + rows * values_in * size
         return OpCost(name, layers * 2 * rows * prod(shape), layers * read, layers * rows * values_out * size)
 

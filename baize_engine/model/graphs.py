@@ -1,6 +1,6 @@
-"""CUDA graphs: the calls of a plan launched as one, on the device where their tensors lie. Knows no model.
+"""CUDA graphs: all calls of a plan in one launch, on the device of their tensors. Knows no model.
 
-`device`: the current one unless given.
+`device` defaults to the current one.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ Plan = Sequence[Callable[[], object]]
 
 
 def runs_ahead_on(device: str) -> bool:
-    """Whether plans on `device` are captured as graphs, which the host queues ahead of the tokens it has read."""
+    """Whether plans on `device` run as graphs, which the host queues before it has read the tokens of earlier steps."""
     return torch.device(device).type == "cuda"
 
 
 def run_aside(plan: Plan, device: torch.device | None = None) -> None:
-    """Runs the plan once on a stream of its own: kernels are compiled, libraries take their workspaces before a capture."""
+    """Runs the plan once on a separate stream, so that kernels compile and libraries allocate workspaces before a capture."""
     here, aside = torch.cuda.current_stream(device), torch.cuda.Stream(device)
     aside.wait_stream(here)
     with torch.cuda.stream(aside):
@@ -28,7 +28,10 @@ def run_aside(plan: Plan, device: torch.device | None = None) -> None:
 
 
 def capture(plan: Plan, device: torch.device | None = None) -> torch.cuda.CUDAGraph:
-    """The plan as a graph; nothing of it runs. The stream is of `device`: torch's own is of the first device captured on."""
+    """The plan captured as a graph, without running it.
+
+    The stream is created on `device`, because torch's default one belongs to the first device captured on.
+    """
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         for op in plan:

@@ -1,6 +1,6 @@
-"""The paged KV cache: memory in blocks, for every layer. One block number means the same rows in every layer.
+"""The paged KV cache: blocks of keys and values. A block number means the same rows in every layer.
 
-Whose block is whose, the block pool knows (generation/block_pool.py).
+The block pool (generation/block_pool.py) knows which sequence owns which block.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from torch import Tensor
 
 from baize_engine.model.config import ModelConfig
 
-BLOCK_SIZE = 16  # tokens a block: wastes at most 15 a sequence, and a block of 13B is still 160 KiB of keys a layer
+BLOCK_SIZE = 16  # tokens: at most 15 wasted per sequence, and a block of 13B is still 160 KiB of keys per layer
 
 
 class KVCache:
-    """Keys and values, each (layers, blocks + 1, block, kv heads, head_dim).
+    """Cached keys and values, each a tensor (layers, num_blocks + 1, block_size, kv heads, head_dim) of `dtype` on `device`.
 
-    chunk: tokens by which equal beginnings of prompts may share blocks without a change of any bit. The block after the
-    last, `scrap_block`, belongs to nobody: rows that only fill up a batch write there.
+    num_blocks: blocks that sequences can use. One more, `scrap_block`, follows them: padding rows of a batch write there.
+    block_size: tokens per block.
+    chunk: tokens; prompts share blocks of equal beginnings in multiples of it, which leaves every bit unchanged. Default:
+    block_size.
     """
 
     def __init__(
@@ -40,37 +42,37 @@ class KVCache:
 
     @staticmethod
     def nbytes(config: ModelConfig, tokens: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE) -> int:
-        """Bytes of a cache that holds `tokens` tokens."""
+        """Bytes of a cache of `tokens` tokens in `dtype`, rounded up to blocks, with the scrap block."""
         rows = (-(-tokens // block_size) + 1) * block_size
         return 2 * config.num_layers * rows * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     @staticmethod
     def tokens_in(config: ModelConfig, memory: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE) -> int:
-        """Tokens of the largest cache of at most `memory` bytes; below 1 where there is none."""
-        scrap = KVCache.nbytes(config, 0, dtype, block_size)  # of one block
+        """Tokens of the largest cache of at most `memory` bytes; below 1 if not even one block fits."""
+        scrap = KVCache.nbytes(config, 0, dtype, block_size)  # the bytes of one block
         return (memory // scrap - 1) * block_size
 
     def copy_block(self, source: int, target: int) -> None:
-        """Copies the rows of one block into another, in every layer."""
+        """Copies block `source` over block `target`, in every layer."""
         for part in (self.keys, self.values):
             part[:, target].copy_(part[:, source])
 
     def swap_out(self, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Copies of the blocks' keys and values in the host's memory, (layers, blocks, block, kv heads, head_dim)."""
+        """Copies of the blocks' keys and values in host memory, each (layers, blocks, block_size, kv heads, head_dim)."""
         keys, values = (part[:, list(blocks)].to("cpu") for part in (self.keys, self.values))
         return keys, values
 
     def swap_in(self, saved: tuple[Tensor, Tensor], blocks: Sequence[int]) -> None:
-        """Writes what `swap_out` gave to other blocks."""
+        """Writes what `swap_out` returned into `blocks`, as many as were swapped out."""
         for part, rows in zip((self.keys, self.values), saved, strict=True):
             part[:, list(blocks)] = rows.to(part.device)
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Zeros that take memory on the CPU only where they are written: a short text in a long cache costs what it uses."""
+    """Zeros. On the CPU only pages that are written take memory, so that a short text in a long cache costs what it uses."""
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
     memory = numpy.zeros(size + 64, numpy.uint8)
-    begin = -memory.ctypes.data % 64  # of a cache line
+    begin = -memory.ctypes.data % 64  # bytes to the next cache line
     return torch.from_numpy(memory[begin : begin + size]).view(dtype).view(shape)

@@ -1,6 +1,6 @@
-"""LLaMA: its weights, and its layers as ops of a plan. The model, to be read in one sitting.
+"""The model: LLaMA's weights, and its layers as ops of a plan.
 
-Holds no run state: prompt_runner.py and step_state.py have the buffers, plans and graphs, kv_cache.py the cache.
+Holds no run state: prompt_runner.py and step_state.py own the buffers, plans and graphs, kv_cache.py the cache.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """The weights of one layer. `qkv` and `gate_up`: the joined matrix, or the matrices that would be joined."""
+    """The weights of one layer. `qkv` and `gate_up` hold one joined matrix, or the separate ones in order."""
 
     attention_norm: Tensor
     qkv: tuple[Weight, ...]
@@ -39,11 +39,14 @@ class Layer:
 
 @dataclass(frozen=True, eq=False)
 class Llama:
-    """A LLaMA of `config` over `weights`, {transformers' name: tensor or quantised matrix on `device`}, with a backend's ops.
+    """A LLaMA: its config, its weights, and the backend's ops that compute it. Read-only once made.
 
-    q, k, v and gate, up are each apart or joined (names.JOINED). Activations are float32 on the CPU and the embedding's type
-    on a GPU, unless `activation` says otherwise. Where tokens of a prompt meet quantised weights, a backend may round
-    activations to 8 bits unless `exact_activations`; decode steps never do.
+    weights: {transformers' name: tensor or quantised matrix}, on `device`. q, k, v and gate, up are separate or joined
+    (names.JOINED), as `load_weights` returns them.
+    ops: the decoder's ops on `device` (backend/choose.py).
+    activation: type of the activations. Default: float32 on the CPU, the embedding's type on a GPU.
+    exact_activations: if false, a backend may round the activations of prompts to 8 bits where they meet quantised weights.
+    Decode steps never do.
     """
 
     config: ModelConfig
@@ -54,13 +57,13 @@ class Llama:
     exact_activations: bool = False
 
     def embed_op(self, work: Activations, inputs: Inputs) -> PlanOp:
-        """Token ids to the residual stream work.x."""
+        """The op that looks up the embeddings of inputs.ids and writes them to the residual stream work.x."""
         return Embed(inputs.ids, self._embedding, out=work.x)
 
     def layer_ops(
         self, number: int, work: Activations, inputs: Inputs, cache: KVCache, *, batch_invariant: bool, prompt: bool
     ) -> list[PlanOp]:
-        """One layer over work.x, its keys and values written to the cache before attention reads them."""
+        """The ops of layer `number`: they update work.x, and write keys and values to the cache before attention reads it."""
         layer, eps, (cos, sin), at = self.layers[number], self.config.rms_norm_eps, self.rope, inputs
         keys, values, scale = cache.keys[number], cache.values[number], self.config.head_dim**-0.5
         how = {"batch_invariant": batch_invariant, "int8_activations": prompt and not self.exact_activations}
@@ -78,17 +81,17 @@ class Llama:
         ]  # fmt: skip
 
     def head_op(self, hidden: Tensor, logits: Tensor, *, batch_invariant: bool, best: Tensor | None = None) -> PlanOp:
-        """Hidden states (T, H) to `logits` (T, V) float32; `best` as in kernels/reference.py."""
+        """The op from hidden states (T, H) to `logits` (T, V) float32; `best` as in kernels/reference.py."""
         eps = self.config.rms_norm_eps
         return Head(hidden, self.norm, eps, self.head, out=logits, batch_invariant=batch_invariant, best=best)
 
     def hidden_ops(
         self, work: Activations, inputs: Inputs, cache: KVCache, *, batch_invariant: bool, prompt: bool = False
     ) -> list[PlanOp]:
-        """All ops from token ids to the hidden states work.x, before the last norm.
+        """All ops from token ids to the hidden states work.x, before the final norm.
 
-        `batch_invariant`: each row's bits are the same whatever rows are beside it. `prompt`: the tokens may be computed as
-        prompts are (see the class).
+        batch_invariant: a row's bits do not depend on the other rows.
+        prompt: the tokens belong to a prompt, so that activations may be rounded (see the class).
         """
         plan = [self.embed_op(work, inputs)]
         for number in range(self.config.num_layers):
@@ -128,7 +131,7 @@ class Llama:
 
     @cached_property
     def norm(self) -> Tensor:
-        """The last norm (H,), in the type of activations."""
+        """The final norm (H,), in the type of activations."""
         return self._vector(names.NORM)
 
     @property
@@ -139,13 +142,13 @@ class Llama:
         return tensor(self.weights[name]).to(self.dtype)
 
     def _joined(self, number: int, part: str) -> tuple[Weight, ...]:
-        whole = self.weights.get(names.layer(number, part))
+        joined = self.weights.get(names.layer(number, part))
         parts = names.JOINED[part]
-        return (whole,) if whole is not None else tuple(self.weights[names.layer(number, each)] for each in parts)
+        return (joined,) if joined is not None else tuple(self.weights[names.layer(number, name)] for name in parts)
 
 
 def tensor(weight: Weight) -> Tensor:
-    """`weight`, which is never quantised: an embedding or a norm."""
+    """`weight` as a tensor. TypeError if it is quantised, which embeddings and norms never are."""
     if not isinstance(weight, Tensor):
         raise TypeError(f"a {type(weight).__name__} where embeddings and norms are plain tensors")
     return weight

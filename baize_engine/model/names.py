@@ -1,4 +1,4 @@
-"""The tensors of a model by transformers' LLaMA names (`checkpoint/names.py`), with their shapes by config."""
+"""The tensors of a model: transformers' LLaMA names (`checkpoint/names.py`), and the shapes that a config gives them."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from baize_engine.checkpoint.names import (
 )
 from baize_engine.model.config import ModelConfig
 
-# rows joined, as one product reads them; never in a published file
+# matrices whose rows are joined, so that one product reads them; never in a published file
 QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
 JOINED = {QKV: (Q, K, V), GATE_UP: (GATE, UP)}
 VALUES, SCALES = ".qweight", ".scales"  # in a saved quantised model, in place of .weight
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a model of this config needs, and its shape; without the output head where it is tied."""
+    """{name: shape} of every tensor that a model of this config needs; no output head if that is tied."""
     hidden, inner = config.hidden_size, config.intermediate_size
     q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     parts = {
@@ -43,7 +43,7 @@ def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 
 def packed(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of a model whose q, k, v and gate, up are joined: name -> shape."""
+    """{name: shape} of the tensors of a model whose q, k, v and gate, up are joined."""
     shapes_ = shapes(config)
     for number in range(config.num_layers):
         for whole, parts_ in JOINED.items():
@@ -62,5 +62,5 @@ def parts(name: str) -> tuple[str, ...]:
 
 
 def quantized(config: ModelConfig) -> frozenset[str]:
-    """The packed weights that quantisation applies to: all matrices but the embedding, and the output head if it is that."""
+    """The packed weights that are quantised: all matrices except the embedding, and so except a tied output head."""
     return frozenset(name for name, shape in packed(config).items() if len(shape) == 2 and name != EMBED)

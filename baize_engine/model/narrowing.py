@@ -1,4 +1,4 @@
-"""Weights that become infinite in a type of less range than their file's: counted, and told in one warning."""
+"""Finite weights that become infinite in a type of less range than their file's: counted, and reported in one warning."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from torch import Tensor
 
 from baize_engine.errors import BaizeWarning
 
-# in the order of their largest values
+# ranked by their largest values
 RANGE = {torch.float16: 0, torch.bfloat16: 1, torch.float32: 2, torch.float64: 3}
 
 
 def overflowed(read: Tensor, made: Tensor) -> int:
-    """How many finite values of `read` are infinite in `made`, the same values in another type."""
+    """The number of finite values of `read` that are infinite in `made`, the same values in another type."""
     if made.dtype == read.dtype or RANGE[made.dtype] >= RANGE[read.dtype] or not made.numel():
         return 0
-    if all(bool(torch.isfinite(end)) for end in torch.aminmax(made)):  # the rule, and found without memory of its own
+    if all(bool(torch.isfinite(end)) for end in torch.aminmax(made)):  # the usual case, which needs no temporary memory
         return 0
     return int((torch.isinf(made) & torch.isfinite(read)).sum())
 
 
 def tell(found: Iterable[tuple[str, int]], dtype: str) -> None:
-    """A BaizeWarning about the tensors (name, values that became infinite in `dtype`), unless there is none."""
+    """One BaizeWarning about the (tensor name, number of values that became infinite in `dtype`) of `found`, if any did."""
     counts: dict[str, int] = {}
     for name, count in found:
         if count:

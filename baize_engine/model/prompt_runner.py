@@ -1,7 +1,7 @@
-"""Prompts: the buffers of their tokens, the plans over them, and the logits of the positions that are asked for.
+"""Runs prompts: their buffers and plans, and the logits of the positions that a caller asks for.
 
-A prompt runs in pieces. Pieces end at absolute multiples of the cache's chunk, so that a token's bits do not depend on what was
-cached before it, or on where the caller cuts. Knows block numbers and lengths of sequences; not whose blocks they are.
+A prompt runs in pieces that end at absolute multiples of the cache's chunk, so that a token's bits do not depend on how much
+was cached before, or on where the caller cuts. Knows block numbers and lengths of sequences; not who owns the blocks.
 """
 
 from __future__ import annotations
@@ -17,34 +17,37 @@ from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.short_prompts import FEWEST, MOST, ShortPrompts
 
-MAX_PLANS = 64  # shapes of pieces remembered: one for each length of a last piece
-# Prompts are computed in pieces of at most so many tokens. A GPU needs more rows in a product to be busy with arithmetic.
+MAX_PLANS = 64  # plans kept, one for each shape of a piece; last pieces have many lengths
+# The most tokens of a piece. A GPU's products need more rows to be bound by arithmetic.
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
-# Positions whose logits exist at a time: 128 x 32001 in float32 are 16 MB.
+# Positions whose logits are in memory at once: 128 x 32001 in float32 take 16 MB.
 LOGIT_ROWS = 128
 
 
 def new_cache(model: Llama, tokens: int, dtype: torch.dtype | None = None, prefill_chunk: int | None = None) -> KVCache:
-    """A cache of `tokens` tokens for `model`, of its activation type unless `dtype` is given, which only the CPU's ops take.
+    """A cache of `tokens` tokens for `model`.
 
-    Its chunk, by which equal beginnings of prompts are shared and at whose multiples pieces end, is a whole piece, so that
-    the shapes of products are a prompt's own; or a block, where the ops are batch-invariant at any number of rows.
+    dtype: type of keys and values. Default: the model's activation type; only the CPU's ops accept another.
+    prefill_chunk: tokens of a piece of a prompt. Default: `default_chunk`.
+
+    The cache's chunk, at whose multiples pieces end and prefixes are shared, is one piece, so that the shapes of products
+    depend on the prompt alone. It is one block if the ops are batch-invariant at any number of rows.
     """
     chunk = BLOCK_SIZE if model.ops.batch_invariant else prefill_chunk or default_chunk(model)
     return KVCache(model.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or model.dtype, model.device, chunk)
 
 
 def default_chunk(model: Llama) -> int:
-    """Tokens of a piece on the model's device."""
+    """The most tokens of a piece on the model's device."""
     return PREFILL_CHUNK if model.device == "cpu" else GPU_PREFILL_CHUNK
 
 
 class PromptRunner:
-    """Runs prompts of `model` over `cache`. The sequences' blocks must have room for the tokens that they are given.
+    """Runs prompts of `model` over `cache`. A sequence's blocks must have room for the new tokens (else ValueError).
 
-    `prefill_chunk`: tokens of a piece at most. `runs_ahead`: whether short pieces are CUDA graphs, which the host queues
-    without waiting; on a GPU they are.
+    prefill_chunk: the most tokens of a piece. Default: `default_chunk`.
+    runs_ahead: whether short pieces run as CUDA graphs, which the host queues without waiting. Default: true on a GPU.
     """
 
     def __init__(
@@ -55,10 +58,14 @@ class PromptRunner:
         self.runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
         self._plans: dict[tuple[int, int, bool, bool], list[Callable[[], object]]] = {}
         self._short: ShortPrompts | None = None
-        self._rows = self._sequences = 0  # what the buffers have room for
+        self._rows = self._sequences = 0  # capacity of the buffers
 
     def prefill(self, ids: list[int], sequence: CachedTokens) -> Tensor:
-        """Runs the tokens `ids` of a prompt after those that the sequence has cached; logits (1, V) float32 of the last."""
+        """Runs the prompt tokens `ids` after those that the sequence has cached, and advances the sequence.
+
+        Returns the logits (1, V) float32 of the last token. ValueError if `ids` is empty, or exceeds the model's positions
+        or the sequence's blocks.
+        """
         logits: Tensor | None = None
         for piece in self._pieces(ids, sequence):
             short = self._short_for(piece)
@@ -71,11 +78,11 @@ class PromptRunner:
     def prefill_logits(
         self, ids: list[int], sequence: CachedTokens, first: int, take: Callable[[int, Tensor], None]
     ) -> None:
-        """As `prefill`, with the logits of all positions from `first` on: take(position, logits (n, V) float32), in order.
+        """`prefill` with the logits of every position from `first` on, passed in order to `take`.
 
-        Positions count from the beginning of the prompt; those before `first` are computed without logits. n is at most
-        LOGIT_ROWS. A position's logits have the same bits wherever pieces begin and whatever `first` is, those of the last
-        the bits that `prefill` gives. `take` may keep its tensor.
+        take(position, logits): logits (n, V) float32 of positions `position` to `position + n - 1`, n at most LOGIT_ROWS;
+        it may keep the tensor. Positions count from the beginning of the prompt; those before `first` get no logits.
+        The logits' bits depend neither on where pieces begin nor on `first`; the last position's equal those of `prefill`.
         """
         for piece in self._pieces(ids, sequence):
             begin, short = sequence.num_cached, self._short_for(piece)
@@ -96,32 +103,34 @@ class PromptRunner:
         all_logits: bool = False,
         prompt: bool = False,
     ) -> Tensor:
-        """Runs new tokens of several sequences at once, each after those that it has cached; advances the sequences.
+        """Runs new tokens of S sequences at once, each after those that its sequence has cached, and advances the sequences.
 
-        Returns float32 logits (S, V) of each sequence's last token, or with `all_logits` (T, V) of every token. ValueError
-        leaves the sequences as they were. `prompt`: the tokens may be computed as prompts are (Llama says how), however
-        many they are. Steps of one token a sequence do not depend on the other sequences, bit for bit; prompts are to be
-        run one sequence at a time (`prefill`).
+        token_ids: one list per sequence, none empty; T tokens in all.
+        all_logits: return the logits of every token, (T, V) float32, instead of each sequence's last, (S, V).
+        prompt: the tokens belong to prompts, so that activations may be rounded (see Llama).
+
+        ValueError leaves the sequences unchanged. With one token per sequence, a sequence's results do not depend on the
+        others, bit for bit; with more they may, which is why prompts run one sequence at a time (`prefill`).
         """
         self._run(token_ids, sequences, prompt)
-        rows, many = sum(len(ids) for ids in token_ids), len(token_ids)
+        rows, count = sum(len(ids) for ids in token_ids), len(token_ids)
         hidden = self._work.x[:rows]
-        if not all_logits and rows > many:
-            hidden = hidden[(self._inputs.query_starts[1 : many + 1] - 1).long()]
-        return self._logits(hidden, batch_invariant=hidden.shape[0] == many)
+        if not all_logits and rows > count:
+            hidden = hidden[(self._inputs.query_starts[1 : count + 1] - 1).long()]
+        return self._logits(hidden, batch_invariant=hidden.shape[0] == count)
 
     def _pieces(self, ids: list[int], sequence: CachedTokens) -> Iterator[list[int]]:
-        """`ids` cut where pieces end, each to be run before the next is asked for."""
+        """Cuts `ids` into pieces. Each must have run before the next is requested."""
         begin = 0
         while begin < len(ids):
-            here, chunk = sequence.num_cached, self.cache.chunk
-            end = min(len(ids), begin + (here + self.prefill_chunk) // chunk * chunk - here)
+            cached, chunk = sequence.num_cached, self.cache.chunk
+            end = min(len(ids), begin + (cached + self.prefill_chunk) // chunk * chunk - cached)
             self._check([ids[begin:end]], [sequence])
             yield ids[begin:end]
             begin = end
 
     def _short_for(self, piece: list[int]) -> ShortPrompts | None:
-        """The graphs that run this piece as one launch, where there are such."""
+        """The graphs that run this piece in one launch, or None if it is too long, or too short, or runs without graphs."""
         if not self.runs_ahead or not FEWEST <= len(piece) <= MOST:
             return None
         if self._short is None:
@@ -130,7 +139,7 @@ class PromptRunner:
         return self._short
 
     def _check(self, token_ids: Sequence[list[int]], sequences: Sequence[CachedTokens]) -> None:
-        """ValueError unless each sequence has new tokens, positions and blocks for them."""
+        """ValueError unless each sequence has new tokens, and positions and blocks for them."""
         if len(token_ids) != len(sequences) or not token_ids or not all(token_ids):
             raise ValueError(
                 f"{len(token_ids)} lists of new tokens for {len(sequences)} sequences, wanted one each, not empty"
@@ -144,7 +153,7 @@ class PromptRunner:
                 raise ValueError(f"a sequence would have {end} tokens, its blocks have room for {room}")
 
     def _run(self, token_ids: Sequence[list[int]], sequences: Sequence[CachedTokens], prompt: bool) -> None:
-        """Leaves the hidden states of the new tokens in the buffers and their keys and values in the cache."""
+        """Computes the new tokens: hidden states in `self._work.x`, keys and values in the cache."""
         self._check(token_ids, sequences)
         counts = [len(ids) for ids in token_ids]
         self._grow(sum(counts), len(counts))
@@ -163,7 +172,7 @@ class PromptRunner:
         return logits
 
     def _grow(self, rows: int, sequences: int) -> None:
-        """Buffers for that many tokens and sequences, kept for all later runs."""
+        """Makes room in the buffers for that many tokens and sequences. They never shrink."""
         if rows <= self._rows and sequences <= self._sequences:
             return
         self._rows = max(rows, self._rows, min(2 * self._rows, self.prefill_chunk))
@@ -185,7 +194,7 @@ class PromptRunner:
         self._plans.clear()
 
     def _set_inputs(self, token_ids: Sequence[list[int]], sequences: Sequence[CachedTokens]) -> None:
-        """Writes the tokens, their positions and cache rows, and the block tables where the plan reads them."""
+        """Writes the tokens, their positions, cache rows and block tables to the plan's inputs."""
         positions: list[int] = []
         slots: list[int] = []
         starts, lens, inputs = [0], [], self._inputs
@@ -204,7 +213,7 @@ class PromptRunner:
         inputs.context_lens[: len(lens)] = torch.tensor(lens, dtype=torch.int32)
 
     def _plan(self, rows: int, sequences: int, batch_invariant: bool, prompt: bool) -> list[Callable[[], object]]:
-        """The calls of a run of this shape, made once: they depend on no value of the inputs."""
+        """The calls of a run of this shape. They depend on no value of the inputs, and are made once."""
         key = (rows, sequences, batch_invariant, prompt)
         if key not in self._plans:
             if len(self._plans) >= MAX_PLANS:

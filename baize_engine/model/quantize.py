@@ -1,4 +1,4 @@
-"""`quantize`: a model's folder as one with int8 or int4 matrices, which loads by mapping. One matrix in memory at a time."""
+"""`quantize`: copies a model with its matrices in int8 or int4, one matrix in memory at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from baize_engine.model.weights import check
 
 @dataclass(frozen=True)
 class Quantized:
-    """What was written: the folder, and the bytes of all tensors before and after."""
+    """The result of `quantize`: the folder written, and the bytes of all tensors before and after."""
 
     folder: Path
     bytes_before: int
@@ -40,10 +40,15 @@ def quantize(
     *,
     follow_links: bool = False,
 ) -> Quantized:
-    """Writes the model of `path`, a folder or hub id, with its matrices as `weights` ("int8" or "int4") to a new folder.
+    """Writes the model in `path` to the new folder `path_quantized`, with its matrices quantised.
 
-    safetensors with the scheme's name in header and config.json; `Engine.from_pretrained` maps them. The embedding and the
-    norms keep their type. `follow_links` is `recover`'s. Errors name file and tensor, and leave nothing behind.
+    path: a folder or a hub id.
+    weights: "int8" or "int4".
+    follow_links: as in `recover`.
+
+    The embedding and the norms keep their type. The files are safetensors, with the scheme's name in the header and in
+    config.json; `Engine.from_pretrained` maps them without reading. Returns the folder and the bytes before and after.
+    RequestError names the wrong argument, CheckpointError the file and tensor; nothing is left behind.
     """
     if weights not in ("int8", "int4"):
         raise RequestError(f"weights is {weights!r}, wanted 'int8' or 'int4'")

@@ -1,7 +1,8 @@
-"""The batch of decode steps: sequences come and go between steps, and the host reads tokens while the device makes others.
+"""The batch of decode steps: sequences join and leave between steps, and the host reads tokens while the device computes more.
 
-The host runs AHEAD steps in front of the tokens it has read. A new sequence is written into a row of the state, the last one
-moves to the row of one that leaves, both in the order of the device's work, so that nobody waits. Knows token ids, no text.
+The host launches up to AHEAD steps before it reads the oldest one's tokens. A sequence that joins is written to a row of the
+state; when one leaves, the last sequence moves to its row. Both are queued on the device, so that the host never waits. Knows
+token ids, no text.
 """
 
 from __future__ import annotations
@@ -18,47 +19,47 @@ from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_state import Stepping, StepState, context_bucket
 
-AHEAD = 2  # steps launched before the oldest one's tokens are read: enough that the device never waits for the host
+AHEAD = 2  # steps launched before the oldest one's tokens are read: enough to keep the device from waiting for the host
 
 S = TypeVar("S", bound=Stepping)
 
 
 class Batch(Generic[S]):
-    """Sequences that step together, up to `max_rows`. Their blocks must be reserved before `launch`.
+    """Up to `max_rows` sequences that step together. Their blocks must be reserved before `launch`.
 
-    A sequence stops by itself after `num_left` tokens, at a stop id, or where its logits are not finite. It keeps its row
-    until it is dropped, and `read` gives its last token again. `runs_ahead`: whether the host launches steps before it has
-    read the tokens of those before; on a GPU it does.
+    A sequence stops by itself after `num_left` tokens, at a stop id, or when a logit is not finite. It keeps its row until it
+    is dropped; until then `read` returns its last token again.
+    runs_ahead: whether steps are launched before the tokens of earlier ones are read. Default: true on a GPU.
     """
 
     def __init__(self, model: Llama, cache: KVCache, max_rows: int, *, runs_ahead: bool | None = None) -> None:
         self._model, self._cache, self._max_rows = model, cache, max_rows
         self._runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
-        self._state: StepState | None = None  # made with the first sequence
+        self._state: StepState | None = None  # allocated for the first sequence
         self._sequences: list[S] = []  # by row
-        self._on_host = 0  # how many of them
+        self._on_host = 0  # sequences whose tokens the host chooses
         self._queued: deque[tuple[list[S], Tensor, torch.cuda.Event | None]] = deque()
 
     @property
     def state(self) -> StepState:
-        """The buffers of all rows."""
+        """The buffers of all rows, allocated at first use."""
         if self._state is None:
             self._state = StepState(self._model, self._cache, self._max_rows)
         return self._state
 
     @property
     def in_flight(self) -> int:
-        """Steps launched whose tokens were not read."""
+        """Steps launched whose tokens have not been read."""
         return len(self._queued)
 
     @property
     def ahead(self) -> int:
-        """How many of them there may be when another is launched."""
+        """The most steps that may be in flight when another is launched."""
         return AHEAD if self._runs_ahead and not self._on_host else 0
 
     @torch.inference_mode()
     def add(self, sequence: S) -> None:
-        """The sequence takes part from the next launch on, with its last token as input."""
+        """Adds a sequence to the next step, with its last token as input."""
         sequence.row, sequence.num_blocks_sent = len(self._sequences), len(sequence.block_table)
         self.state.put(sequence.row, sequence)
         self._sequences.append(sequence)
@@ -66,7 +67,7 @@ class Batch(Generic[S]):
 
     @torch.inference_mode()
     def drop(self, sequence: S) -> None:
-        """The sequence takes part no more. What the device writes for it was queued before anything from now on."""
+        """Removes a sequence. Steps in flight still write its row and blocks, but before any work that is queued later."""
         row, last = sequence.row, self._sequences.pop()
         if last is not sequence:
             self.state.move(last.row, row)
@@ -75,10 +76,10 @@ class Batch(Generic[S]):
         sequence.row = -1
         self._on_host -= sequence.on_host
         if not self._sequences:
-            self._queued.clear()  # steps whose tokens nobody waits for
+            self._queued.clear()  # no sequence needs the tokens of these steps
 
     def reset(self) -> None:
-        """Drops all sequences and buffers, after a step that failed: what they hold is not known."""
+        """Drops all sequences and buffers, whose contents are unknown after a failed step."""
         for sequence in self._sequences:
             sequence.row = -1
         self._sequences, self._on_host, self._state = [], 0, None
@@ -86,14 +87,14 @@ class Batch(Generic[S]):
 
     @torch.inference_mode()
     def launch(self) -> None:
-        """Queues a step of all rows. A sequence that takes part has counted the token in num_in_flight."""
+        """Queues a step of all rows. Callers have already counted its token in each sequence's num_in_flight."""
         state, max_context = self.state, 0
         for row, sequence in enumerate(self._sequences):
             blocks = sequence.block_table
             for number in range(sequence.num_blocks_sent, len(blocks)):
                 state.add_block(row, number, blocks[number])
             sequence.num_blocks_sent = len(blocks)
-            # one that has ended attends to its own context still
+            # a sequence that has ended still attends to its context
             max_context = max(max_context, sequence.num_cached + sequence.num_in_flight)
         bound = context_bucket(max_context, self._model.config.max_position_embeddings)
         state.run(bound, self._bucket(len(self._sequences)))
@@ -101,29 +102,29 @@ class Batch(Generic[S]):
 
     @torch.inference_mode()
     def read(self) -> list[tuple[S, int]]:
-        """The tokens of the oldest step, of each sequence that took part; NO_TOKEN (-1) where its logits are not finite."""
+        """The oldest step's (sequence, token) pairs; NO_TOKEN (-1) for a sequence with a logit that is not finite."""
         sequences, copy, event = self._queued.popleft()
         return list(zip(sequences, _arrived(copy, event), strict=True))
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[S]) -> Tensor:
-        """Logits (S, V) float32 of the step that was read last, where no other was launched since."""
+        """Logits (S, V) float32 of the step read last, as long as no other has been launched since."""
         return self.state.logits[[sequence.row for sequence in sequences]]
 
     @torch.inference_mode()
     def set_token(self, sequence: S, token_id: int) -> None:
-        """Makes the host's choice the sequence's next input."""
+        """Makes `token_id`, which the host chose, the sequence's next input."""
         self.state.tokens[sequence.row : sequence.row + 1].fill_(token_id)
 
     def _bucket(self, rows: int) -> int:
-        """1, 2, 4, ... 64, 128, 192, ... rows, where each takes a graph of its own."""
+        """`rows` rounded up to 1, 2, 4, ... 64, 128, 192, ... if steps are graphs: each number of rows needs its own."""
         if not self._runs_ahead:
             return rows
         return 1 << (rows - 1).bit_length() if rows <= 64 else -(-rows // 64) * 64
 
 
 def _fetch(tokens: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
-    """Asks for a copy in the host's memory, and the event of its arrival; nobody waits."""
+    """Queues a copy of `tokens` to host memory. Returns it with the event of its arrival, None if it is already there."""
     if tokens.device.type != "cuda":
         return tokens.clone(), None
     copy = torch.empty(tokens.shape, dtype=tokens.dtype, pin_memory=True)

@@ -1,8 +1,8 @@
-"""Short pieces of prompts on a GPU without a launch from Python for each op: one CUDA graph for each bucket of lengths.
+"""Short pieces of prompts on a GPU, as one CUDA graph per bucket of lengths instead of a launch from Python for every op.
 
-A piece of 2 to 64 tokens is filled up to 8, 16, 32 or 64 rows. So few rows do not depend on each other (kernels/product.py) and
-attention looks at a sequence's own, so that the bits are those of the piece by itself: the rows behind its end are a sequence
-of their own in the cache's scrap block. Longer pieces are the library's products, whose bits follow the number of rows.
+A piece of 2 to 64 tokens is padded to 8, 16, 32 or 64 rows. The padding is a second sequence, in the cache's scrap block. It
+leaves the piece's bits unchanged: up to 64 rows of a product do not depend on each other (kernels/product.py), and attention
+reads a sequence's own rows only. Longer pieces go to the library's products, whose bits depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from baize_engine.model.buffers import Activations, CachedTokens, Inputs, cache_
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
-# tokens of a piece: a single one is a decode step's attention, more than 64 are the library's products
+# tokens of a piece: a single one takes the attention of decode steps, more than 64 take the library's products
 FEWEST, MOST = 2, 64
 SMALLEST = 8  # rows of the first bucket
-ALIGNED = 4  # numbers between two parts of a buffer, for 16 bytes of int32
+ALIGNED = 4  # int32 elements that a part of a buffer is padded to: 16 bytes
 
 
 class ShortPrompts:
-    """Buffers, plans and graphs of a model over one cache. `hidden`: the hidden states (MOST, H) of the piece run last."""
+    """The buffers, plans and graphs of a model over one cache. `hidden`: (MOST, H), the hidden states of the last piece run."""
 
     def __init__(self, model: Llama, cache: KVCache) -> None:
         self.cache, self._model = cache, model
@@ -53,7 +53,10 @@ class ShortPrompts:
 
     @torch.inference_mode()
     def run(self, ids: list[int], sequence: CachedTokens) -> Tensor:
-        """Logits (1, V) float32 of the last of `ids`, FEWEST to MOST tokens whose blocks the sequence has; it advances."""
+        """Runs `ids`, FEWEST to MOST tokens for which the sequence has blocks, and advances the sequence.
+
+        Returns the logits (1, V) float32 of the last token.
+        """
         rows = max(SMALLEST, 1 << (len(ids) - 1).bit_length())
         if rows not in self._plans:
             self._plans[rows] = self._model.ops.compile(self._ops(rows))
@@ -64,7 +67,7 @@ class ShortPrompts:
         else:
             with torch.cuda.device(self._device):
                 if rows not in self._graphs:
-                    self._set([], sequence, rows)  # the first run, which compiles, writes to the scrap block alone
+                    self._set([], sequence, rows)  # the first run, which compiles, writes to the scrap block only
                     graphs.run_aside(self._plans[rows], self._device)
                     self._graphs[rows] = graphs.capture(self._plans[rows], self._device)
                 self._set(ids, sequence, rows)
@@ -76,12 +79,12 @@ class ShortPrompts:
         work, inputs = self._work.first(rows), self._inputs.first(rows, 2, rows)
         return [
             *self._model.hidden_ops(work, inputs, self.cache, batch_invariant=True, prompt=True),
-            Embed(self._last, work.x, out=self._last_hidden),  # a row of a matrix by its number
+            Embed(self._last, work.x, out=self._last_hidden),  # selects the last token's row
             self._model.head_op(self._last_hidden, self._logits, batch_invariant=True),
         ]
 
     def _set(self, ids: list[int], sequence: CachedTokens, rows: int) -> None:
-        """The piece behind what the sequence has, and padding up to `rows`, in the order of the device's work."""
+        """Queues the inputs of a run: `ids` after the sequence's cached tokens, then padding up to `rows`."""
         count, begin, scrap, size = len(ids), sequence.num_cached, self.cache.scrap_block, self.cache.block_size
         rest, most = MOST - count, self._inputs.block_tables.shape[1]
         positions, slots = range(begin, begin + count), cache_slots(sequence.block_table, size, begin, begin + count)

@@ -1,8 +1,8 @@
-"""The buffers of decode steps: tokens, positions, stop flags and random counters of each row, which live on the device.
+"""The buffers of decode steps: each row's tokens, positions, stop ids and random counters, all on the device.
 
-A step is one launch (on a GPU one CUDA graph): it makes the tokens that were chosen last the input, runs the decoder's plan for
-one token of each row, and samples. Rows that fill up a bucket write to the cache's scrap block. Knows token ids and blocks; not
-whose they are, nor when a row leaves.
+A step is one launch (on a GPU, one CUDA graph): it takes the tokens chosen last as input, runs the decoder's plan for one
+token per row, and samples. Padding rows write to the cache's scrap block. Knows token ids and blocks; not who owns them, nor
+when a row leaves.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from baize_engine.model.buffers import Activations, CachedTokens, Inputs, aligne
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
-MAX_STOPS = 16  # stop ids a row has on the device; the host sees the rest, a few steps late
+MAX_STOPS = 16  # stop ids per row that the device checks; the host checks the rest, a few steps late
 NO_STOP = -2
 FEWEST_TOKENS = 256
 
 
 class Sampling(Protocol):
-    """How a token is drawn."""
+    """The sampling parameters that the device applies, as SamplingParams defines them."""
 
     @property
     def temperature(self) -> float: ...
@@ -40,12 +40,12 @@ class Sampling(Protocol):
 
 
 class Stepping(CachedTokens, Protocol):
-    """A sequence in a batch of steps. `num_cached` leaves out the tokens in flight; `row` and `num_blocks_sent` are ours."""
+    """A sequence in a batch of steps. `num_cached` excludes tokens in flight; Batch sets `row` and `num_blocks_sent`."""
 
     seed: int
     index: int
     num_in_flight: int
-    on_host: bool  # the host chooses its tokens, and what the device chooses does not count
+    on_host: bool  # the host chooses its tokens, and the device's choice is ignored
     row: int
     num_blocks_sent: int
     token_ids: list[int]
@@ -59,15 +59,15 @@ class Stepping(CachedTokens, Protocol):
 
 
 def context_bucket(context: int, most: int) -> int:
-    """256, 512, 1024, ... up to `most` tokens: the bound of a step whose longest context is `context`.
+    """`context`, the longest of a step, rounded up to 256, 512, 1024, ... but at most `most` tokens.
 
-    There is a graph for each, so that attention is not launched for thousands of tokens that are not there.
+    Each bucket has its own graph, so that short contexts do not pay for an attention launch sized for long ones.
     """
     return min(max(FEWEST_TOKENS, 1 << (context - 1).bit_length()), most)
 
 
 class StepState:
-    """The buffers of steps with up to `rows` rows over one cache; their plans, captured as graphs where there is a GPU."""
+    """The buffers and plans of steps with up to `rows` rows over one cache. On a GPU the plans are captured as graphs."""
 
     def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
         self.rows, self.cache, self.model, device = rows, cache, model, model.device
@@ -97,7 +97,7 @@ class StepState:
         self.set([])
 
     def ops(self, max_context: int, rows: int | None = None) -> list[PlanOp]:
-        """The ops of a step of the first `rows` rows (all), with attention launched for contexts of `max_context` tokens."""
+        """The ops of a step of the first `rows` rows (default: all), for contexts of at most `max_context` tokens."""
         model, n = self.model, self.rows if rows is None else rows
         work, inputs = self._work.first(n), self._inputs.first(n, n, max_context)
         tokens, logits, best = self.tokens[:n], self.logits[:n], self._best[:n]
@@ -115,22 +115,22 @@ class StepState:
         ]  # fmt: skip
 
     def _plan(self, max_context: int, rows: int) -> list[Callable[[], object]]:
-        """`ops`, made once, as the calls that the backend makes of them."""
+        """The backend's calls for `ops`, made once."""
         if (max_context, rows) not in self._plans:
             self._plans[max_context, rows] = self.model.ops.compile(self.ops(max_context, rows))
         return self._plans[max_context, rows]
 
     def set(self, sequences: Sequence[Stepping]) -> None:
-        """The state from which the next step goes on; rows not given are padding."""
+        """Sets all rows: the sequences take the first ones, the rest become padding."""
         self.clear(slice(None))
         for place, sequence in enumerate(sequences):
             self.put(place, sequence)
 
     def put(self, place: int, sequence: Stepping) -> None:
-        """The sequence goes on in this row at the next step. None of its tokens are in flight."""
+        """Puts a sequence, none of whose tokens are in flight, into row `place` for the next step."""
         here, params = slice(place, place + 1), sequence.params
         self.clear(here)
-        # A step begins by going one place further, and by counting one token less.
+        # A step starts by advancing the position by one and taking one token off `left`.
         for target, value in (
             (self.tokens, sequence.token_ids[-1]), (self.positions, sequence.num_cached - 1),
             (self.left, sequence.num_left + 1), (self.temperature, params.temperature), (self.top_k, params.top_k),
@@ -144,7 +144,7 @@ class StepState:
             line[: len(values)].copy_(torch.tensor(values, dtype=line.dtype, pin_memory=pinned), non_blocking=True)
 
     def clear(self, places: slice) -> None:
-        """These places are padding from the next step on."""
+        """Makes these rows padding from the next step on."""
         scrap = self.cache.scrap_block
         for target, value in (
             (self.tokens, 0), (self.ids, 0), (self.positions, 0), (self.left, 0), (self.lens, 1), (self.tables, scrap),
@@ -153,7 +153,7 @@ class StepState:
             target[places].fill_(value)
 
     def move(self, source: int, place: int) -> None:
-        """The row at `source` goes on at `place`."""
+        """Copies row `source` to row `place`."""
         for values in (
             self.ids, self.positions, self.slots, self.tokens, self.lens, self.left, self.tables, self.stops, self.top_k,
             self.seeds, self.sample_index, self.temperature, self.top_p, self.min_p,
@@ -161,11 +161,11 @@ class StepState:
             values[place : place + 1].copy_(values[source : source + 1])
 
     def add_block(self, row: int, place: int, block: int) -> None:
-        """Block number `place` of a row's table, in the order of the device's work."""
+        """Queues writing `block` to entry `place` of a row's block table."""
         self.tables[row, place : place + 1].fill_(block)
 
     def run(self, max_context: int, rows: int | None = None) -> None:
-        """One step of the first `rows` rows (all) over contexts of at most `max_context` tokens, queued on the device."""
+        """Queues one step of the first `rows` rows (default: all) over contexts of at most `max_context` tokens."""
         key = max_context, self.rows if rows is None else rows
         if self.ids.device.type != "cuda":
             for op in self._plan(*key):
@@ -177,7 +177,7 @@ class StepState:
             self._graphs[key].replay()
 
     def _capture(self, max_context: int, rows: int) -> torch.cuda.CUDAGraph:
-        """The plan as a graph. The state is as before: a first run, which compiles, is only made where all rows are padding."""
+        """The plan as a graph. The state is left unchanged: the first run, which compiles, uses padding rows only."""
         device = self.ids.device
         if not any(captured == rows for _, captured in self._graphs):
             held = {name: value.clone() for name, value in vars(self).items() if isinstance(value, Tensor)}

@@ -1,7 +1,7 @@
-"""Weights as a backend streams them: joined, converted, quantised, on their device; read by ranges in parallel.
+"""Loads weights that must be joined, converted, quantised or moved to a GPU: ranges of rows, read by parallel workers.
 
-Each worker owns one staging buffer (pinned for a GPU) and a stream: it reads some rows of one tensor from the file, and the
-device converts or quantises them into their place. Peak memory is the packed weights and the workers' buffers.
+Each worker owns one staging buffer (pinned for a GPU) and a stream. It reads some rows of a tensor from the file, and the
+device converts or quantises them into place. Peak memory is the packed weights plus the workers' buffers.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, tell
 
-PIECE = 16 << 20  # bytes of a tensor that a worker takes at a time, but at least one row
+PIECE = 16 << 20  # bytes of a tensor that a worker reads at a time; at least one row
 WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Rows of the tensor `entry` from `first` on, as many as `target` has."""
+    """The rows of the tensor `entry` that fill `target`, from row `first` on."""
 
     entry: TensorEntry
     first: int
@@ -43,7 +43,7 @@ class Piece:
 
 
 def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """The tensors of a model quantised as `kind` by the name each has in a file: (type, shape); None: any float type."""
+    """{name in the file: (dtype, shape)} of a model quantised as `kind`; dtype None stands for any float type."""
     shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
     for name, shape in names.packed(config).items():
         if name in names.quantized(config):
@@ -58,7 +58,7 @@ def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None,
 def pack(
     entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
 ) -> dict[str, Weight]:
-    """{name: tensor or quantised matrix} on `device`. `entries` were checked against the config."""
+    """{name: tensor or quantised matrix}, loaded to `device`. `entries` must match the config (`weights.check`)."""
     weights: dict[str, Weight] = {}
     pieces: list[Piece] = []
     for name in names.packed(config):
@@ -71,7 +71,10 @@ def pack(
 def allocate(
     name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
 ) -> Weight:
-    """Unfilled memory for the packed weight `name`."""
+    """Uninitialised memory for the packed weight `name`.
+
+    CheckpointError if `dtype` is "auto" and the tensors that it joins have different types.
+    """
     shape = names.packed(config)[name]
     if quantize is not None and name in names.quantized(config):
         rows, columns = shape
@@ -83,7 +86,7 @@ def allocate(
 
 
 def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, target: Weight) -> Iterator[Piece]:
-    """The work that fills the packed weight `name`."""
+    """The pieces that fill `target`, the packed weight `name`."""
     begin = 0
     for part in names.parts(name):
         rows = entries[part].shape[0]
@@ -92,7 +95,7 @@ def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig
 
 
 def load(entries: Mapping[str, TensorEntry], kinds: Mapping[str, str], device: str) -> dict[str, Tensor]:
-    """{name: the tensor of `entries` on `device`} for each name of `kinds`, {name: dtype}."""
+    """{name: tensor on `device`} for each name in `kinds`, {name: dtype}."""
     tensors = {
         name: torch.empty(entries[name].shape, dtype=getattr(torch, kind), device=device)
         for name, kind in kinds.items()
@@ -102,7 +105,7 @@ def load(entries: Mapping[str, TensorEntry], kinds: Mapping[str, str], device: s
 
 
 def _cut(entry: TensorEntry, target: Weight) -> Iterator[Piece]:
-    """All rows of `entry`, as many as `target` has."""
+    """The pieces that fill `target` with all rows of `entry`."""
     rows = entry.shape[0]
     step = max(1, PIECE * rows // max(1, entry.nbytes))
     for first in range(0, rows, step):
@@ -110,9 +113,9 @@ def _cut(entry: TensorEntry, target: Weight) -> Iterator[Piece]:
 
 
 def fill(pieces: list[Piece], device: str) -> None:
-    """Reads the pieces' rows into their targets. A BaizeWarning counts values that became infinite.
+    """Reads the pieces into their targets. A BaizeWarning reports finite values that became infinite.
 
-    The first error of a worker is raised; the weights are not to be used then.
+    Raises the first worker's error; the targets are then incomplete.
     """
     if not pieces:
         return
@@ -125,23 +128,23 @@ def fill(pieces: list[Piece], device: str) -> None:
     )
     shares = [pieces[n::count] for n in range(count)]
     if device != "cpu":
-        torch.cuda.synchronize(device)  # the targets may lie where queued work of another stream still writes
+        torch.cuda.synchronize(device)  # queued work of another stream may still write to the targets' memory
     try:
-        found = in_threads(
+        shares_lost = in_threads(
             lambda share, check: _work(share, files, size, device, check), filter(None, shares), count, "baize-load"
         )
     finally:
         for descriptor in files.values():
             os.close(descriptor)
-    lost = sorted(each for share in found for each in share)
-    for kind in sorted({kind for kind, _, _ in lost}):
-        tell(((name, count) for each, name, count in lost if each == kind), kind)
+    lost = sorted(loss for share in shares_lost for loss in share)
+    for dtype in sorted({dtype for dtype, _, _ in lost}):
+        tell(((name, count) for kind, name, count in lost if kind == dtype), dtype)
 
 
 def _work(
     pieces: list[Piece], files: Mapping[Path, int], size: int, device: str, check: Check
 ) -> list[tuple[str, str, int]]:
-    """Fills the pieces; (type, tensor, count) of values that became infinite."""
+    """Fills the pieces' targets. Returns (dtype, tensor name, count) of finite values that became infinite."""
     lost: list[tuple[str, str, int]] = []
     on_gpu = device != "cpu"
     staging = torch.empty(size, dtype=torch.uint8, pin_memory=True) if on_gpu else None
@@ -169,7 +172,7 @@ def _work(
             else:
                 _quantize(piece, read, quantize)
             if stream is not None:
-                stream.synchronize()  # the staging buffer is free again
+                stream.synchronize()  # before the staging buffer is reused
     return lost
 
 

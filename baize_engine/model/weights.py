@@ -1,7 +1,7 @@
-"""Weights of a decoder: which tensors of a checkpoint they are, strict both ways, and views of mapped files.
+"""Loads a model's weights: checks the checkpoint's tensors against the config, and maps files where it can.
 
-A tensor that the config does not name and a parameter that no file fills are both errors. What has to be converted, joined,
-quantised or moved to a GPU goes through `model/weight_loader.py`.
+Both an unused tensor and a missing one are errors. Weights that must be converted, joined, quantised or moved to a GPU go
+through `model/weight_loader.py`.
 """
 
 from __future__ import annotations
@@ -33,11 +33,15 @@ def load_weights(
     device: str = "cpu",
     quantize: str | None = None,
 ) -> Mapping[str, Weight]:
-    """The weights by transformers' names, on `device`: tensors of `dtype` ("auto": as in the files), or quantised matrices.
+    """The weights of a model: {transformers' name: tensor or quantised matrix on `device`}.
 
-    On the CPU, files' own types and saved quantised models are read-only views of mapped files: nothing is read before it
-    is used; float64 is read at once, and as float32. On a GPU, and in quantised models, q, k, v and gate, up are joined
-    (names.JOINED).
+    dtype: type of the tensors; "auto" keeps the files' types, float64 as float32.
+    quantize: "int8" or "int4" quantises the matrices while they load. A model that is stored quantised stays as it is.
+
+    On the CPU, tensors in the files' own types and stored quantised matrices are read-only views of mapped files, read when
+    first used; only float64 is converted at once. On a GPU, and in quantised models, q, k, v and gate, up are joined
+    (names.JOINED). RequestError for a wrong `dtype`; CheckpointError names the file and the tensor that is missing, unused
+    or of the wrong shape or type.
     """
     index = source if isinstance(source, CheckpointIndex) else read_index(source)
     if dtype != "auto" and dtype not in FLOATS:
@@ -55,16 +59,16 @@ def load_weights(
 
 
 def _converted(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """The weights as `dtype`; those that are so already are the same tensors."""
+    """The weights as `dtype`. Tensors that have it already are not copied."""
     made = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
     tell(((name, overflowed(weights[name], made[name])) for name in sorted(made)), dtype)
     return made
 
 
 def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
-    """CheckpointError unless `found`, {name: shape}, is just what `config` asks for."""
+    """CheckpointError, naming `where`, unless the tensors `found`, {name: shape}, are exactly those that `config` needs."""
     wanted = names.shapes(config)
-    allowed = {*wanted, names.HEAD} if config.tie_word_embeddings else set(wanted)  # a tied head may be stored too
+    allowed = {*wanted, names.HEAD} if config.tie_word_embeddings else set(wanted)  # some files store a tied head too
     _check_names(found, wanted, allowed, where)
     for name, shape in wanted.items():
         if found[name] != shape:
@@ -115,7 +119,7 @@ def _load_quantized(
 
 
 def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", quantize: str | None = None) -> int:
-    """Bytes that the weights will take in memory."""
+    """Bytes that the weights will take in memory, loaded with `dtype` and `quantize` as in `load_weights`."""
     if quantize is None or config.quantization is not None:
         kept = [entry for name, entry in index.entries.items() if not is_recomputed(name)]
         return sum(
@@ -124,14 +128,14 @@ def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", qua
         )
     total = 0
     for name, (stored, shape) in packed_shapes(config, quantize).items():
-        # a missing one is refused by name later
+        # a missing tensor is refused by name later
         own = index.entries[name].dtype if name in index.entries else "float32"
         total += torch.Size(shape).numel() * ITEMSIZE[stored or (own if dtype == "auto" else dtype)]
     return total
 
 
 def _views(index: CheckpointIndex, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors named, on the CPU: views of mapped files, but for those that are narrowed while they are read."""
+    """The tensors `wanted` on the CPU: views of mapped files, except those that are narrowed while they are read."""
     maps = {path: _map(path) for path in index.files}
     found = {name: index.entries[name] for name in wanted}
     read = load(found, {name: entry.dtype for name, entry in found.items() if entry.narrowed}, "cpu")
@@ -149,11 +153,11 @@ def _check_float(entry: TensorEntry) -> None:
 
 
 def view(entry: TensorEntry, content: mmap.mmap) -> Tensor:
-    """The tensor of `entry`, which is not narrowed, in its mapped file, read-only."""
+    """A read-only view of the tensor `entry`, which is not narrowed, in its mapped file `content`."""
     kind = getattr(torch, entry.dtype)
-    if entry.offset % ITEMSIZE[entry.dtype]:  # a header of odd length: torch views aligned memory only
+    if entry.offset % ITEMSIZE[entry.dtype]:  # after a header of odd length; torch views only aligned memory
         own = bytearray(content[entry.offset : entry.offset + entry.nbytes])
         return torch.frombuffer(own, dtype=kind).view(entry.shape)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # nor do we write
+        warnings.filterwarnings("ignore", message="The given buffer is not writable")  # we only read
         return torch.frombuffer(content, dtype=kind, count=entry.numel, offset=entry.offset).view(entry.shape)
