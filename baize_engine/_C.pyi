@@ -1,21 +1,22 @@
-"""The C++ host kernels. Buffers are any C-contiguous objects of the buffer protocol, taken as bytes; the GIL is dropped.
+"""The C++ host kernels. Buffers are C-contiguous objects of the buffer protocol, taken as bytes. Calls release the GIL.
 
-dtypes are "float32", "float16" or "bfloat16". Wrong sizes, names, overlaps, read-only or strided memory raise ValueError that
-names the argument, what it got and what it wanted; a variant that this processor cannot run raises RuntimeError.
+dtypes are "float32", "float16" or "bfloat16". Wrong sizes or names, overlaps, and read-only or strided memory raise
+ValueError, which names the argument, what it got and what it wanted; a variant that this processor cannot run raises
+RuntimeError.
 """
 
 from typing_extensions import Buffer
 
 CHUNK: int
-"""Elements whose sum is taken as one (65536)."""
+"""Elements that are summed together (65536)."""
 LANES: int
-"""float64 accumulators of a chunk (1024)."""
+"""float64 accumulators per chunk (1024)."""
 
 def diff_add_variants() -> list[str]:
     """Names of the variants in this build, best first; "scalar" is the last."""
 
 def why_not(variant: str) -> str | None:
-    """None where this processor can run `variant`, else the reason."""
+    """None if this processor can run `variant` of diff_add, else the reason."""
 
 def diff_add(
     base: Buffer,
@@ -32,9 +33,10 @@ def diff_add(
     """out = float32(diff) + float32(base), or diff - base with `subtract`, rounded once to nearest even.
 
     All three buffers hold the same number of elements; `out` is writable and overlaps neither input. Every NaN becomes the
-    canonical positive quiet NaN. Returns (sums of the chunks of CHUNK elements before rounding, finite sums that became
-    infinite, sums that were NaN or infinite). The contract, with the order of the sums, is `diff_add` of
-    kernels/reference.py; results depend neither on `variant` nor on `threads` (1 to 1024).
+    canonical positive quiet NaN. Returns the sum of each chunk of CHUNK elements before rounding, the number of finite
+    results that rounding made infinite, and the number of results that were NaN or infinite before it. The contract, with
+    the order of the sums, is `diff_add` of kernels/reference.py; results depend neither on `variant` nor on `threads` (1 to
+    1024).
     """
 
 def diff_add_files(
@@ -52,47 +54,47 @@ def diff_add_files(
     variant: str,
     subtract: bool = False,
 ) -> tuple[list[float], int, int] | None:
-    """`diff_add` on the calling thread, of as many elements as `out` has, from byte `base_offset` of the open file `base` and
-    byte `diff_offset` of the open file `diff` on.
+    """`diff_add` on the calling thread over ranges of two open files, as many elements as `out` holds.
 
-    It reads and adds a chunk at a time, so that what it read is still in the processor's cache: for files that the page cache
-    has. Where it fails, `out` is filled in part: None where a file ends too early; where the system does not read one, OSError
-    with `base_name` or `diff_name` as its filename.
+    `base` and `diff` are file descriptors, read from byte `base_offset` and `diff_offset` on. Reading and adding a chunk at a
+    time keeps what was read in the processor's cache, which suits files in the page cache. Returns None if a file ends too
+    early. OSError, with `base_name` or `diff_name` as its filename, if the system cannot read one. Either leaves `out`
+    partly filled.
     """
 
 def add_rows(acc: Buffer, rows: Buffer, dtype: str) -> None:
-    """acc[c] += rows[r, c] for each row in order, in float64. `acc`: writable float64, one a column; `rows`: whole rows."""
+    """acc[c] += rows[r, c] for each row in order, in float64. `acc`: writable, a float64 per column; `rows`: whole rows."""
 
 def widen(src: Buffer, dtype: str, out: Buffer, *, variant: str | None = None) -> None:
-    """out = float32(src), exact; a signalling float16 NaN becomes quiet. `out`: writable, 4 bytes an element of `src`.
+    """out = float32(src), exact; a signalling float16 NaN becomes quiet. `out`: writable, 4 bytes per element of `src`.
 
-    `variant` as in diff_add; None takes the best that this processor runs. All give equal bits.
+    `variant` as in diff_add; None takes the best one for this processor. All give equal bits.
     """
 
 def decoder_variants() -> list[str]:
     """Names of the decoder's variants in this build, best first; "scalar" is the last."""
 
 def decoder_why_not(variant: str) -> str | None:
-    """None where this processor can run the decoder's `variant`, else the reason."""
+    """None if this processor can run `variant` of the decoder, else the reason."""
 
 class Matrix:
-    """A matrix (rows, columns) by address, laid out as kernels/quantized.py says.
+    """A matrix (rows, columns) by address, in the layout that kernels/quantized.py defines.
 
-    kind: "float32", "float16", "bfloat16", "int8" (scales: float32 a row) or "int4" (scales: float16 a group of 64 columns).
+    kind: "float32", "float16", "bfloat16", "int8" (scales: float32, per row) or "int4" (float16, per group of 64 columns).
+    values, scales: addresses; scales is 0 for the float kinds.
     """
 
     def __init__(self, kind: str, values: int, scales: int, rows: int, columns: int) -> None: ...
 
 def quantize(variant: str, weight: int, dtype: str, out: Matrix) -> None:
-    """`quantize` of kernels/quantized.py for a matrix of float type `dtype` by its address, on the calling thread.
+    """`quantize` of kernels/quantized.py for the matrix of float type `dtype` at address `weight`, on the calling thread.
 
-    The caller has checked shapes and types (backend/cpp_ops.py). ValueError where a value is not
-    finite; `out` then holds some rows.
+    The caller checks shapes and types (backend/cpp_ops.py). ValueError if a value is not finite; `out` is then partly filled.
     """
 
-# The ops of a plan. They follow the functions of these names in kernels/reference.py; an operand that is a tensor there is its
-# address here, and the sizes are their own arguments. Float operands are float32, keys and values of type `cache`, ids,
-# positions and slots int64, tables, starts and lens int32 (`narrow` positions too). `best` may be 0: none.
+# The ops of a plan follow the functions of these names in kernels/reference.py. Operands that are tensors there are addresses
+# here, and sizes are arguments of their own. Float operands are float32; keys and values have type `cache`; ids, positions
+# and slots are int64; tables, starts and lens int32, and positions too with `narrow`. `best` may be 0: none.
 
 class Embed:
     def __init__(self, *, ids: int, tokens: int, kind: str, weight: int, rows: int, hidden: int, out: int) -> None: ...
@@ -121,7 +123,7 @@ class QkvRopeStore:
         q: int,
         int8_activations: bool,
     ) -> None:
-        """`turns`: rows of cos and sin; `places`: rows of keys and values."""  # fmt: skip
+        """`turns`: rows of cos and sin. `places`: rows of keys and values."""  # fmt: skip
 
 class Attention:
     def __init__(
@@ -156,16 +158,16 @@ class Advance:
 PlanOp = Embed | QkvRopeStore | Attention | LinearAdd | GateUp | Head | Sample | Advance
 
 class Plan:
-    """Ops of the decoder over memory at fixed addresses, run in order by one call.
+    """Ops of the decoder over memory at fixed addresses, which one call runs in order.
 
-    The caller has checked shapes and types (backend/cpp_ops.py) and keeps the memory alive.
+    The caller checks shapes and types (backend/cpp_ops.py) and keeps the memory alive.
     """
 
     def __init__(self, variant: str) -> None: ...
     def append(self, op: PlanOp) -> None: ...
     def run(self, threads: int) -> None:
-        """Runs the ops on `threads` threads (1 to 1024) with the GIL dropped.
+        """Runs the ops on `threads` threads (1 to 1024) without the GIL.
 
-        RuntimeError where another thread runs them already; IndexError where a token id, position, slot or context has no
+        RuntimeError if another thread is already running them; IndexError if a token id, position, slot or context has no
         row.
         """

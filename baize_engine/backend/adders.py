@@ -1,7 +1,7 @@
-"""What does the arithmetic of a worker: buffers in, buffers out. `choose.py` picks one; recovery uses it.
+"""Adders: the arithmetic of recovery's workers, from buffers to a buffer. `choose.py` picks the class.
 
-An adder belongs to one worker, for which one thread at a time calls it. `add` has the contract of `baize_engine._C.diff_add`:
-equal bits and equal sums whichever adder runs.
+An adder belongs to one worker and is called by one thread at a time. `add` has the contract of `baize_engine._C.diff_add`:
+all adders give equal bits and equal sums.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Stats = tuple[list[float], int, int]  # chunk sums, overflowed, nonfinite
 
 
 class Operand(NamedTuple):
-    """Elements in memory, and their type by its canonical name."""
+    """Elements in memory, and the canonical name of their type."""
 
     view: memoryview
     dtype: str
@@ -26,23 +26,23 @@ class Operand(NamedTuple):
 class Adder(ABC):
     """Combines pieces of two tensors."""
 
-    name: str  # the row of the backend table that it stands for
-    # bytes that its buffers have beyond a piece, so that whole pages fit; 0: they are not for reads past the page cache
+    name: str  # its row in the table of `diff_add` (choose.py)
+    # bytes by which its buffers exceed a piece, so that whole pages fit; 0 if they do not suit direct reads
     slack = SLACK
 
     def buffer(self, nbytes: int) -> memoryview:
-        """Host memory that this adder likes to read from and write to, page-aligned where the platform allows."""
+        """`nbytes` of host memory of the kind that suits this adder, page-aligned where the platform allows."""
         return aligned_buffer(nbytes)
 
     @abstractmethod
     def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
-        """out = other + base, or other - base; returns the sums of the chunks and the counts of special values."""
+        """out = other + base, or other - base with `subtract`. Returns the chunks' sums and the counts of special values."""
 
     def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
-        """`add` of as many elements as `out` has, read from the beginnings of two ranges whose files are in the page cache.
+        """`add` over the first elements of two file ranges, as many as `out` holds. Suits files in the page cache.
 
-        None where a file ends too early, and where the adder takes operands from memory alone; `out` is then of no use.
-        CheckpointError where a file cannot be read.
+        None if a file ends too early, or if this adder takes operands from memory only; the contents of `out` are then
+        undefined. CheckpointError if a file cannot be read.
         """
         return None
 
@@ -80,7 +80,7 @@ class TorchAdder(Adder):
         from baize_engine.kernels import reference
 
         left, right, target = (
-            torch.frombuffer(each.view, dtype=getattr(torch, each.dtype)) for each in (base, other, out)
+            torch.frombuffer(operand.view, dtype=getattr(torch, operand.dtype)) for operand in (base, other, out)
         )
         result, stats = reference.diff_add(left, right, target.dtype, subtract=subtract)
         target.copy_(result)

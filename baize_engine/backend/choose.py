@@ -1,6 +1,6 @@
-"""The only chooser of implementations: per op an ordered table, best first; auto takes the first row that can run.
+"""Chooses the implementation of each op, from a table ordered best first: the first row that can run is taken.
 
-BAIZE_BACKEND forces rows: one name for all ops that have it ("torch"), or pairs ("diff_add=cpp-scalar,linear=torch").
+BAIZE_BACKEND forces rows: one name for all ops that have it ("torch"), or pairs ("diff_add=cpp-scalar,linear_add=torch").
 A forced row that cannot run raises with its reason; nothing falls back silently. Nothing is probed at import time.
 """
 
@@ -21,20 +21,20 @@ if TYPE_CHECKING:
     from baize_engine.kernels.quantized import Int4Weight, Int8Weight
 
 VARIABLE = "BAIZE_BACKEND"
-# op -> the file under kernels/ that has it for a GPU
+# op -> the module under kernels/ with its Triton kernel
 DECODER_OPS = {
     "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
     "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
 }  # fmt: skip
 OPS = ("diff_add", "quantize", *DECODER_OPS)
-WAITS_FOR_DEVICE = ("attention", "sample")  # of kernels/reference.py: lengths, and whether rows are greedy
+WAITS_FOR_DEVICE = ("attention", "sample")  # in kernels/reference.py: they read lengths, and whether rows are greedy
 Function = Callable[..., Any]  # of kernels/reference.py
 Quantizer = Callable[..., "Int8Weight | Int4Weight"]  # `quantize` of kernels/quantized.py
 
 
 @dataclass(frozen=True)
 class Implementation:
-    """A row of an op's table. `why_not(device)`: None where it can run, else the reason; `load(device)`: its function."""
+    """A row of an op's table. `why_not(device)`: None if it can run, else the reason. `load(device)`: its function."""
 
     name: str
     why_not: Callable[[str], str | None]
@@ -42,10 +42,11 @@ class Implementation:
 
 
 class Ops:
-    """The decoder's ops on one device. Each is an attribute, a function of its name and signature in kernels/reference.py.
+    """The decoder's ops on one device: attributes with the names and signatures of the functions in kernels/reference.py.
 
-    `rows`: the implementation of each. `batch_invariant`: whether a row of activations has the same bits however many others
-    a call has, also where the call does not ask for that.
+    rows: {op: the implementation chosen}.
+    batch_invariant: whether the bits of a row of activations never depend on the number of rows, even in calls that do not
+    ask for that.
     """
 
     embed: Function
@@ -65,7 +66,7 @@ class Ops:
         self.batch_invariant = all(row.name.startswith("cpp-") for row in products)
 
     def compile(self, plan: Sequence[PlanOp]) -> list[Callable[[], object]]:
-        """The calls that run `plan` in order. Neighbours in C++ of one instruction set are one call; it holds their tensors."""
+        """The calls that run `plan` in order. Adjacent C++ ops of one instruction set are one call, which holds their tensors."""
         from baize_engine.backend import cpp_ops
 
         calls: list[Callable[[], object]] = []
@@ -84,17 +85,17 @@ class Ops:
 
 
 def ops(device: str) -> Ops:
-    """The decoder's ops on `device` ("cpu" or "cuda[:n]")."""
+    """The decoder's ops on `device` ("cpu" or "cuda[:n]"). BackendError if one cannot run there."""
     return Ops(device, {op: implementation(op, device) for op in DECODER_OPS})
 
 
 def reference_ops(device: str) -> Ops:
-    """The plain-torch ops: what tests and benchmarks hold others against. On a GPU no graph can capture them."""
+    """The plain-torch ops, which tests and benchmarks compare others with. On a GPU no graph can capture them."""
     return Ops(device, {op: _torch_row(op) for op in DECODER_OPS})
 
 
 def best_blocks(vocabulary: int) -> int:
-    """Blocks of a row of logits, of each of which `head` leaves the greatest for `sample`."""
+    """The number of blocks in a row of logits; `head` leaves the greatest logit of each for `sample`."""
     from baize_engine.kernels.settings import BEST_BLOCK
 
     return -(-vocabulary // BEST_BLOCK)
@@ -107,7 +108,7 @@ def quantizer(device: str) -> Quantizer:
 
 
 def launch_settings(device: str) -> str:
-    """Where the launch settings of a GPU's kernels come from, for people."""
+    """Where the launch settings of a GPU's kernels come from, as text for `baize info`."""
     import torch
 
     from baize_engine.kernels import tuned
@@ -126,7 +127,7 @@ def launch_settings(device: str) -> str:
 
 
 def diff_adder(device: str) -> Callable[[], Adder]:
-    """A factory of adders for recovery on `device` ("auto", "cpu" or "cuda[:n]"); each worker takes its own."""
+    """A factory of adders for recovery on `device` ("auto", "cpu" or "cuda[:n]"); each worker makes its own."""
     resolved = resolve_device(device)
     row = implementation("diff_add", resolved)
     factory: Callable[[], Adder] = row.load(resolved)
@@ -134,7 +135,7 @@ def diff_adder(device: str) -> Callable[[], Adder]:
 
 
 def implementation(op: str, device: str) -> Implementation:
-    """The row of `op` that runs on `device`. BackendError where none can, or the forced one cannot."""
+    """The row of `op` that runs on `device`. BackendError if none can, or if the forced one cannot."""
     rows = table(op)
     forced = _forced(op)
     if forced is not None:
@@ -186,7 +187,7 @@ def _forced(op: str) -> str | None:
             return name
     others = {row.name for other in OPS if other != op for row in table(other)}
     if general in others - {row.name for row in table(op)}:
-        return None  # a name for the ops that have it
+        return None  # the name applies to the ops that have it
     return general
 
 
@@ -253,7 +254,7 @@ def _no_triton(device: str) -> str | None:
 
 
 def _no_triton_decoder(device: str) -> str | None:
-    """Kernels on the CPU only where Triton's interpreter was asked for, by its own variable."""
+    """As `_no_triton`, but the CPU can run the kernels if Triton's own variable turns its interpreter on."""
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return _no_triton("cuda")
     return _no_triton(device)

@@ -1,7 +1,7 @@
-"""The decoder's ops in C++ for CPU tensors: each op of a plan checked and handed to `_C.Plan`, which runs them as one call.
+"""The decoder's ops in C++ for CPU tensors: checks each op's operands and adds it to a `_C.Plan`, which runs in one call.
 
-Activations are float32, the cache any float type. An output's order of summation does not depend on the number of rows, so
-`batch_invariant` has no meaning here.
+Activations are float32, the cache any float type. The order of summation never depends on the number of rows, so
+`batch_invariant` changes nothing here.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 
 
 class Op:
-    """An op of one instruction set: a function with the signature of kernels/reference.py."""
+    """An op for one instruction set, called like its function in kernels/reference.py."""
 
     def __init__(self, name: str, variant: str) -> None:
         self.__name__, self.variant, self._kind = name, variant, KINDS[name]
@@ -50,13 +50,13 @@ class Op:
 
 
 class Joined:
-    """Ops of one instruction set as one call, which holds their tensors."""
+    """Ops of one instruction set that run as one call. Keeps their tensors alive."""
 
     def __init__(self, variant: str) -> None:
         self.variant, self._plan, self._held = variant, _C.Plan(variant), list[PlanOp]()
 
     def append(self, op: PlanOp) -> None:
-        """ValueError names an operand that has another shape, type or place than the op's."""
+        """Adds an op. ValueError names the operand with a wrong shape, type, device or layout."""
         self._plan.append(STRUCTS[type(op)](op))
         self._held.append(op)
 
@@ -70,7 +70,7 @@ def op(name: str, variant: str) -> Op:
 
 
 def quantizer(variant: str) -> Callable[..., Int8Weight | Int4Weight]:
-    """`quantize` of kernels/quantized.py for CPU tensors, on the calling thread; the same bits."""
+    """`quantize` of kernels/quantized.py for CPU tensors, with the same bits, on the calling thread."""
     return partial(_quantize, variant)
 
 
@@ -90,7 +90,7 @@ def _quantize(
 
 
 def _address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
-    """Where the tensor lies; ValueError unless it is a contiguous CPU tensor of `shape` and `dtype`."""
+    """The tensor's address. ValueError unless it is a contiguous CPU tensor of `shape` and `dtype`."""
     if tensor is None:
         raise ValueError(f"{name} is None, wanted {dtype} of {tuple(shape)} on the CPU")
     if tensor.shape != tuple(shape) or tensor.dtype != dtype or tensor.device.type != "cpu":
@@ -288,7 +288,7 @@ def _advance(op: Advance) -> _C.Advance:
 
 
 def _best(best: Tensor | None, rows: int, vocabulary: int) -> int:
-    """Where the greatest logits of blocks lie, or 0."""
+    """The address of the blocks' greatest logits, or 0."""
     return 0 if best is None else _address("best", best, (rows, -(-vocabulary // BEST_BLOCK)), torch.int32)
 
 

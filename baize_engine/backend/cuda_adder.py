@@ -1,7 +1,7 @@
-"""The arithmetic of a worker on a GPU: pinned host memory, two slots of device memory on two streams.
+"""The adder on a GPU: pinned host memory, and two slots of device memory on two streams.
 
-A piece is cut into parts that alternate between the slots, so that one part's copy in, another's kernel and a third's copy
-out can overlap; several workers overlap that with the disk. Its speed has not been measured yet.
+A piece is cut into parts that alternate between the slots, so that the copy in of one part, the kernel of another and the
+copy out of a third can overlap; several workers overlap all that with the disk. Its speed has not been measured yet.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ if TYPE_CHECKING:
     import torch
 
 CHUNK = 65536  # elements; the unit of diff_add's sums
-PART = 8 * CHUNK  # elements a slot holds: 2 MiB of float32, enough for a copy to run at the bus's speed
+PART = 8 * CHUNK  # elements per slot: 2 MiB of float32, enough for a copy to run at the bus's speed
 SLOTS = 2
-_COMPILING = threading.Lock()  # workers begin together: one compiles, the others find it done
+_COMPILING = threading.Lock()  # workers start together: one compiles the kernel, the others wait for it
 
 
 def parts(count: int, part: int = PART) -> Iterator[tuple[int, int, int]]:
-    """(slot, begin, end) element ranges of a piece; every `begin` is a multiple of CHUNK, so that sums stay those of chunks."""
+    """(slot, begin, end) of each part of a piece of `count` elements; parts begin at multiples of CHUNK, as the sums need."""
     for number, begin in enumerate(range(0, count, part)):
         yield number % SLOTS, begin, min(begin + part, count)
 
@@ -32,7 +32,7 @@ class CudaAdder(Adder):
     """An adder (see adders.py) on `device`, "cuda" or "cuda:N". For one thread at a time."""
 
     name = "triton"
-    slack = 0  # torch rounds pinned memory up to a power of two, and it is not of huge pages
+    slack = 0  # torch rounds pinned memory up to a power of two, and does not use huge pages
 
     def __init__(self, device: str) -> None:
         import torch
@@ -49,7 +49,7 @@ class CudaAdder(Adder):
         torch.cuda.synchronize(self._device)
 
     def buffer(self, nbytes: int) -> memoryview:
-        """Pinned memory: what the bus copies from and to without a detour."""
+        """Pinned memory, which the bus copies from and to directly."""
         import torch
 
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True).numpy().data
@@ -62,8 +62,8 @@ class CudaAdder(Adder):
         count = len(out.view) // ITEMSIZE[out.dtype]
         if count == 0:
             return [], 0, 0
-        host = [torch.frombuffer(each.view, dtype=getattr(torch, each.dtype)) for each in (base, other, out)]
-        kinds = [each.dtype for each in host]
+        host = [torch.frombuffer(part.view, dtype=getattr(torch, part.dtype)) for part in (base, other, out)]
+        kinds = [tensor.dtype for tensor in host]
         chunks = -(-count // CHUNK)
         with torch.cuda.device(self._device):
             if (*kinds, subtract) not in self._compiled:
@@ -73,7 +73,7 @@ class CudaAdder(Adder):
             sums = torch.empty(chunks, dtype=torch.float64, device=self._device)
             counts = torch.empty(2, chunks, dtype=torch.int32, device=self._device)
             for stream in self._streams:
-                stream.wait_stream(torch.cuda.current_stream())  # the two allocations above
+                stream.wait_stream(torch.cuda.current_stream())  # it allocated the two tensors above
             for slot, begin, end in parts(count):
                 with torch.cuda.stream(self._streams[slot]):
                     memory = zip(self._memory[slot], kinds, strict=True)

@@ -1,7 +1,7 @@
-"""The ops of a plan of the decoder: one dataclass an op, with the operands of its function in kernels/reference.py.
+"""The ops of the decoder's plans: one dataclass per op, with the operands of its function in kernels/reference.py.
 
-A plan is a list of them over memory at fixed places, made once and run many times; backend/choose.py makes calls of it. Knows
-neither the model nor who computes. reference.py says what each operand is.
+A plan is a list of ops over memory at fixed addresses, made once and run many times; backend/choose.py turns it into calls.
+Knows neither the model nor the backends. reference.py documents the operands.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class PlanOp:
 
     def operands(self) -> dict[str, Any]:
         """The keyword arguments of the function."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        return {operand.name: getattr(self, operand.name) for operand in fields(self)}
 
 
 @dataclass(frozen=True, eq=False)
