@@ -210,10 +210,10 @@ def attention(
     query_starts: torch.Tensor, context_lens: torch.Tensor, scale: float, *, out: torch.Tensor | None = None,
     max_context: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
-    """`reference.attention`. As many queries as sequences mean one each, a decode step.
+    """`reference.attention`. As many queries as sequences means one each: a decode step.
 
-    `max_context`: no context is longer, of a prompt no number of queries; a longer one is cut to whole splits of it. Without
-    it the GPU is asked, which waits for it.
+    max_context: the most tokens of a context in a decode step, the most queries of a sequence otherwise; beyond it, contexts
+    are cut at a multiple of the split. If None, it is read from the GPU, which waits for queued work.
     """
     rows, heads, dim = q.shape
     block, kv_heads = k_cache.shape[1], k_cache.shape[2]

@@ -36,7 +36,7 @@ class DiffStats:
 def diff_add(base: Tensor, diff: Tensor, out_dtype: torch.dtype, *, subtract: bool = False) -> tuple[Tensor, DiffStats]:
     """float32(diff) + float32(base), or diff - base, rounded once to nearest even to `out_dtype`, with its stats.
 
-    base, diff: of the same shape, which is the result's; float32, float16 or bfloat16 in any mix (else ValueError).
+    base, diff: tensors of one shape, which the result has too; float32, float16 or bfloat16 in any mix (else ValueError).
 
     Denormals are kept; every NaN becomes the canonical positive quiet NaN. All backends give equal bits and equal sums: in
     each chunk of the flattened values, lane l of LANES adds elements l, l + LANES, ... in order from 0.0, then the upper half
@@ -60,9 +60,8 @@ def diff_add(base: Tensor, diff: Tensor, out_dtype: torch.dtype, *, subtract: bo
 
 def _chunk_sums(values: Tensor) -> Tensor:
     chunks = -(-values.numel() // CHUNK)
-    padded = F.pad(
-        values.double(), (0, chunks * CHUNK - values.numel())
-    )  # adding 0.0 changes no lane: none is ever -0.0
+    # adding 0.0 changes no lane: none is ever -0.0
+    padded = F.pad(values.double(), (0, chunks * CHUNK - values.numel()))
     rows = padded.view(chunks, CHUNK // LANES, LANES)
     lanes = torch.zeros(chunks, LANES, dtype=torch.float64, device=values.device)
     for row in range(CHUNK // LANES):
@@ -75,7 +74,7 @@ def _chunk_sums(values: Tensor) -> Tensor:
 
 # The decoder
 
-WIDENED_BYTES = 32 << 20  # float32 memory that `linear` uses at a time for 16-bit weights on the CPU
+WIDENED_BYTES = 32 << 20  # temporary float32 memory of `linear` for 16-bit weights on the CPU
 
 
 def embed(ids: Tensor, weight: Tensor, *, out: Tensor | None = None) -> Tensor:
@@ -94,8 +93,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, out: Tensor | None = None
 def linear(x: Tensor, weight: Weight, *, out: Tensor | None = None, batch_invariant: bool = False) -> Tensor:
     """x (T, K) times `weight` (N, K) transposed: (T, N) in x's type. Quantised weights are dequantised to x's type first.
 
-    `batch_invariant` computes every row by itself, so that a row's bits do not depend on how many others there are: torch's
-    library takes another order of summation for another T. Kernels with one order for all T ignore it.
+    `batch_invariant` computes every row by itself, so that its bits do not depend on the number of rows: torch's library
+    changes its order of summation with T. Kernels with one order for all T ignore it.
     """
     if out is None:
         out = x.new_empty(x.shape[0], weight.shape[0])
@@ -160,10 +159,12 @@ def attention(
 ) -> Tensor:
     """Causal attention of each sequence's new tokens over its cached ones, softmax in float32: (T, Hq, D).
 
-    q: (T, Hq, D), sequence s holding rows query_starts[s] to query_starts[s + 1] ((S + 1,) int). Its cache is the first
-    context_lens[s] rows of the blocks block_tables[s] ((S, max_blocks) int), its last query being the last of them. Query
-    head h reads key head h // (Hq / Hkv). Each sequence is computed by itself. `max_context` bounds, for kernels that launch by
-    it, the tokens of a context where each sequence has one query, else the queries of a sequence.
+    q: (T, Hq, D). query_starts: (S + 1,) int; sequence s has rows query_starts[s] to query_starts[s + 1] of q.
+    block_tables: (S, max_blocks) int, context_lens: (S,) int; the context of sequence s is the first context_lens[s] rows of
+    its blocks block_tables[s], and its last query is the last of them. Query head h reads key head h // (Hq / Hkv). Each
+    sequence is computed by itself.
+    max_context: for kernels whose launch depends on it, the most tokens of a context if each sequence has one query, else
+    the most queries of a sequence.
     """
     if out is None:
         out = torch.empty_like(q)
@@ -191,8 +192,8 @@ def attention(
 def silu_mul(gate: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """silu(gate) * up, all (T, I); silu in float32, rounded to the activation dtype before the product.
 
-    Computed row by row on the CPU, because torch's exp treats elements that do not fill a vector differently, and which those
-    are would depend on T.
+    Computed row by row on the CPU, because torch's exp rounds differently for the elements left over after whole vectors, and
+    which elements those are would depend on T.
     """
     if out is None:
         out = torch.empty_like(gate)
@@ -227,9 +228,9 @@ def qkv_rope_store(
 ) -> None:
     """rms_norm, the products with q, k and v, rope_and_store. x: (T, H); q: (T, Hq, D) is written.
 
-    `weights`: the three matrices, or one of their rows joined in this order. `int8_activations` allows a backend that
-    is faster so to round the activations that meet quantised weights to 8 bits, with a scale for some columns; here they
-    stay as they are.
+    `weights`: the three matrices, or one with their rows joined in this order. `int8_activations` allows a backend to round
+    the activations that meet quantised weights to 8 bits, with one scale for a group of columns, if that is faster; here
+    they are not rounded.
     """
     kv_heads, dim = k_cache.shape[2:]
     parts = _products(rms_norm(x, norm, eps), weights, batch_invariant)
@@ -257,7 +258,7 @@ def gate_up(
     batch_invariant: bool = False,
     int8_activations: bool = False,
 ) -> Tensor:
-    """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one of their rows joined.
+    """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one with their rows joined.
 
     `int8_activations`: as in qkv_rope_store.
     """
@@ -266,7 +267,7 @@ def gate_up(
     return silu_mul(parts[:, :inner], parts[:, inner:], out=out)
 
 
-NO_TOKEN = -1  # what `sample` gives for a row with a logit that is not finite
+NO_TOKEN = -1  # the result of `sample` for a row with a logit that is not finite
 
 
 def head(
@@ -281,8 +282,8 @@ def head(
 ) -> Tensor:
     """Logits (T, V) float32 of the hidden states x (T, H): rms_norm and the product with the output matrix.
 
-    best: (T, ceil(V / BEST_BLOCK)) int32, receives the id of the greatest logit of each block, the first of equals, or
-    NO_TOKEN if one of the block is not finite.
+    best: (T, ceil(V / BEST_BLOCK)) int32, receives the id of the greatest logit of each block (the first of equals), or
+    NO_TOKEN if one of the block's logits is not finite.
     """
     out.copy_(linear(rms_norm(x, norm, eps), weight, batch_invariant=batch_invariant))
     if best is not None:
@@ -317,8 +318,8 @@ def mix(x: Tensor) -> Tensor:
 def uniform(seeds: Tensor, sample_index: Tensor, positions: Tensor, tokens: Tensor) -> Tensor:
     """(S, N) float32 in (0, 1): one number for each (seed, sample index, position, token id), the same on all backends.
 
-    seeds, sample_index, positions: (S,) int64; of a seed both 32-bit halves count. tokens: (N,) int64 ids.
-    A number is 23 random bits and a half, exact in float32, so it is never 0 or 1.
+    seeds, sample_index, positions: (S,) int64; both 32-bit halves of a seed matter. tokens: (N,) int64 ids.
+    A number is (23 random bits + 0.5) / 2^23, exact in float32 and never 0 or 1.
     """
     row = mix((seeds & _MASK) ^ 0x9E3779B9)
     for counter in (seeds >> 32 & _MASK, sample_index & _MASK, positions.long() & _MASK):
@@ -342,19 +343,19 @@ def sample(
 ) -> Tensor:
     """Choose a token id for each row of `logits` (S, V) float32. Returns (S,) int64.
 
-    Arguments but `best` are (S,): temperature, top_p, min_p float32, the others integers. `best`, as `head` leaves it, may save
-    a pass over the logits.
+    temperature, top_p, min_p: (S,) float32. top_k, seeds, sample_index, positions: (S,) integers.
+    best: as `head` leaves it; may save a pass over the logits.
 
     temperature 0 takes the greatest logit, the first of equals. Otherwise, in this order, as in transformers: logits /
     temperature; keep the top_k greatest (0: all); keep the likeliest whose probabilities reach top_p; keep those at least min_p
-    times as likely as the likeliest. Equals of the last one kept are kept. The choice is the greatest of logit + Gumbel noise
+    times as likely as the likeliest. Ties with the last one kept are kept. The choice is the greatest of logit + Gumbel noise
     -log(-log(u)), u from `uniform`: a draw from the softmax that depends only on the row's own arguments.
     A row gives NO_TOKEN if one of its logits, or its greatest divided by temperature, is not finite.
 
-    logits / temperature is float32. The rest is float64, and probabilities are summed as integer multiples of 1 / SHARES of the
-    likeliest's, which is exact in any order for up to MOST_LOGITS: two implementations agree, unless the last bits of their
-    logarithms decide. One in float32 (kernels/sample.py) may differ where two draws, or top_p and a sum, are closer than
-    float32 can tell, about once in a million draws.
+    logits / temperature is float32, the rest float64. Probabilities are summed as integer multiples of 1 / SHARES of the
+    likeliest token's, which is exact in any order for up to MOST_LOGITS logits: two implementations agree unless the last
+    bits of their logarithms decide. One in float32 (kernels/sample.py) may differ when two draws, or top_p and a sum, are
+    closer than float32 can resolve, about once in a million draws.
     """
     greedy = temperature <= 0
     chosen = logits.argmax(-1)
@@ -373,14 +374,14 @@ def sample(
 def _filter(scaled: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
     """(S, V) bool: the tokens that may be drawn."""
     vocabulary = scaled.shape[1]
-    most = int(top_k.max()) if bool((top_k > 0).all()) else vocabulary  # logits that can matter
+    most = int(top_k.max()) if bool((top_k > 0).all()) else vocabulary  # no more can be kept, but for ties
     ordered = scaled.topk(most).values if most < vocabulary else scaled.sort(-1, descending=True).values
     last = torch.where(top_k > 0, top_k, vocabulary).clamp(max=vocabulary) - 1
     kept = scaled >= ordered.gather(1, last[:, None])
     ordered = ordered.masked_fill(ordered < ordered.gather(1, last[:, None]), float("-inf"))
     top = ordered[:, :1].double()
     weights = ((ordered.double() - top).exp() * SHARES).round()
-    before = weights.cumsum(-1) - weights  # the sum of all that are likelier
+    before = weights.cumsum(-1) - weights  # the sum of all likelier ones
     count = (before < top_p.double()[:, None] * weights.sum(-1, keepdim=True)).sum(-1).clamp(min=1)
     count = torch.where(top_p < 1, count, ordered.shape[1])
     kept &= scaled >= ordered.gather(1, count[:, None] - 1)
@@ -399,12 +400,12 @@ def advance(
     block_tables: Tensor,
     block: int,
 ) -> None:
-    """Make the chosen `tokens` (S,) int64 the input of the next step, in the rows that continue; ended rows stay unchanged.
+    """Make the chosen `tokens` (S,) int64 the input of the next step in rows that continue; ended rows keep their input.
 
-    left: (S,) int32, the tokens that a row may still choose, including this one. It decreases by one, and to 0 at a token in
-    `stops` (S, n) int64 or a negative one.
-    ids, positions, slots: (S,) int64; lens: (S,) int32. In rows whose `left` is still above 0 they move to the next position.
-    block_tables: (S, m) int32; already has the block of the next position. block: tokens in a block.
+    left: (S,) int32, the tokens that a row may still choose, including this one. It decreases by one, and drops to 0 at a
+    token in `stops` (S, n) int64 or a negative one.
+    ids, positions, slots: (S,) int64; lens: (S,) int32. They move to the next position in rows whose `left` is still above 0.
+    block_tables: (S, m) int32; must hold the block of the next position. block: tokens per block.
     """
     ended = (stops == tokens[:, None]).any(1) | (tokens < 0)
     left.copy_(torch.where(ended, 0, (left - 1).clamp(min=0)))

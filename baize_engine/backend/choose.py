@@ -66,7 +66,7 @@ class Ops:
         self.batch_invariant = all(row.name.startswith("cpp-") for row in products)
 
     def compile(self, plan: Sequence[PlanOp]) -> list[Callable[[], object]]:
-        """The calls that run `plan` in order. Adjacent C++ ops of one instruction set are one call, which holds their tensors."""
+        """The calls that run `plan` in order and hold its tensors. Adjacent C++ ops of one instruction set become one call."""
         from baize_engine.backend import cpp_ops
 
         calls: list[Callable[[], object]] = []
