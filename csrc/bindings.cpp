@@ -1,4 +1,4 @@
-// The only file that includes Python: convert, check, drop the GIL, call.
+// The only file that includes Python: converts and checks arguments, releases the GIL, calls.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -227,12 +227,12 @@ void py_quantize(const std::string& variant, uintptr_t weight, const std::string
     {
         py::gil_scoped_release release;
         finite = quantize(kernels, from, at<const uint8_t>(weight), out, const_cast<uint8_t*>(out.values),
-                          const_cast<uint8_t*>(out.scales));  // of tensors: their memory is writable
+                          const_cast<uint8_t*>(out.scales));  // the memory of tensors, which is writable
     }
     if (!finite) throw py::value_error("weight holds values that are not finite, which have no code");
 }
 
-// The ops of a plan, by keyword; their operands are those of kernels/reference.py.
+// The ops of a plan, made by keyword; kernels/reference.py documents their operands.
 void bind_ops(py::module_& module) {
     using A = py::arg;
     const py::kw_only by_name;

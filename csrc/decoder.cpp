@@ -23,13 +23,13 @@ const std::vector<Kernels>& kernel_variants() {
     return table;
 }
 
-// Memory between ops, of the thread that calls run(); every plan of it uses the same.
+// Memory for intermediate results. It belongs to the thread that calls run(), and all plans that the thread runs share it.
 struct Plan::Arena {
     Buffer<float> normed, parts, values, scales;
     Buffer<int16_t> codes;
     Buffer<int32_t> offsets;
     Buffer<uint8_t> bytes;
-    std::vector<Buffer<float>> scratch;  // one a thread of the team
+    std::vector<Buffer<float>> scratch;  // one per thread of the team
 
     Activations activations(bool in_bytes) const {
         return {values.data(), codes.data(), scales.data(), offsets.data(), in_bytes ? bytes.data() : nullptr};
@@ -46,7 +46,7 @@ int this_thread() {
 #endif
 }
 
-// Of the teams that this thread will have, as torch.set_num_threads left it.
+// Threads of a team that this thread starts, as set by torch.set_num_threads.
 size_t threads() {
 #ifdef _OPENMP
     return size_t(omp_get_max_threads());
@@ -98,12 +98,12 @@ void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, bool byt
         offsets_ = std::max(offsets_, blocks * kByteFactors);
     } else if (matrix.quantised()) {
         codes_ = std::max(codes_, padded);
-        scales_ = std::max(scales_, padded / section_of(matrix.kind) + 16);  // a widest vector may begin at the last
+        scales_ = std::max(scales_, padded / section_of(matrix.kind) + 16);  // the widest vector may begin at the last scale
         if (tokens == 1) offsets_ = std::max(offsets_, padded / kGroup * kOffsets);
     } else {
         values_ = std::max(values_, padded);
     }
-    // Tokens of a group may lie in the same cache lines, which two threads would take from each other.
+    // Tokens of a group may share cache lines, which two threads would take from each other.
     const size_t at_once = bytes ? kGroupTokens : 1;
     add((tokens + at_once - 1) / at_once, [=, kind = matrix.kind](Arena& arena, size_t task, float*) {
         for (size_t t = task * at_once; t < std::min(tokens, (task + 1) * at_once); ++t) {
@@ -123,7 +123,7 @@ void Plan::prepare(const float* x, size_t tokens, const Matrix& matrix, bool byt
 void Plan::products(size_t tokens, const std::vector<Matrix>& matrices, bool bytes, float* y, size_t ldy, bool add_to) {
     struct Part {
         Matrix matrix;
-        size_t begin, rows, first;  // the column of y where it begins, rows of a task, its first task
+        size_t begin, rows, first;  // its first column of y, rows per task, its first task
     };
     check_beside(matrices);
     std::vector<Part> parts;
@@ -175,7 +175,8 @@ void Plan::append(const QkvRopeStore& op) {
 
 namespace {
 
-// That queries [first, last) are those of sequence `n`, its context holds them, and the cache has the blocks of its tokens [from, to).
+// Throws unless queries [first, last) belong to sequence `n`, its context holds them, and its tokens [from, to) are in blocks of
+// the cache.
 void check_sequence(const Attention& a, size_t n, size_t first, size_t last, size_t from, size_t to) {
     const int64_t begin = a.starts[n], end = a.starts[n + 1], length = a.lens[n], most = int64_t(a.table_stride * a.block);
     const bool one_each = a.sequences == a.tokens;
@@ -198,7 +199,7 @@ void Plan::append(const Attention& op) {
     a.splits = (a.table_stride * a.block + kSplit - 1) / kSplit;
     const size_t group = a.heads / a.kv_heads;
     if (a.sequences == a.tokens) {  // one query each: the splits of a context are tasks of their own
-        // Key heads that lie side by side in memory go together, as long as every thread has two tasks (of short contexts).
+        // Key heads that are adjacent in memory form one task, as long as every thread gets two tasks (with short contexts).
         const size_t together = std::clamp<size_t>(a.tokens * a.kv_heads / (2 * threads()), 1, 8);
         const size_t pieces = (a.kv_heads + together - 1) / together;
         const bool split = a.splits > 1;
@@ -214,7 +215,7 @@ void Plan::append(const Attention& op) {
         if (split) add(a.tokens, [=](Arena& arena, size_t t, float*) { kernels_.merge(a, t, arena.parts.data()); });
         return;
     }
-    // A task is a block of queries that may reach over sequences; the last first, as they have the most to read.
+    // A task is a block of queries, which may span sequences; the last blocks come first, because they have the most to read.
     const size_t queries = std::min(std::max<size_t>(1, 64 / group), a.tokens), blocks = (a.tokens + queries - 1) / queries;
     scratch_ = std::max(scratch_, kernels_.attention_scratch(a, queries * group, 1));
     add(blocks * a.kv_heads, [=](Arena&, size_t task, float* scratch) {
@@ -243,14 +244,14 @@ void Plan::append(const GateUp& op) {
     for (const Matrix& matrix : matrices) width += matrix.rows;
     const bool bytes = by_bytes(op.int8_activations, matrices[0]);
     prepare(op.x, op.tokens, matrices[0], bytes, op.norm, op.eps);
-    // A task makes gates and ups of the same rows, which its thread's cache still has when they are joined.
+    // A task computes gate and up of the same rows, which are still in its core's cache when they are multiplied.
     const size_t inner = width / 2, rows = kernels_.task_rows(matrices[0], op.tokens), own = kernels_.product_scratch();
     scratch_ = std::max(scratch_, own + 2 * rows * op.tokens);
     add((inner + rows - 1) / rows, [=](Arena& arena, size_t task, float* scratch) {
         const size_t begin = task * rows, count = std::min(rows, inner - begin);
         float* both = scratch + own;  // (tokens, 2, count)
         for (size_t half = 0; half < 2; ++half) {
-            const size_t first = half * inner + begin, last = first + count;  // of all rows
+            const size_t first = half * inner + begin, last = first + count;  // rows, counted through all matrices
             size_t before = 0;
             for (const Matrix& matrix : op.matrices) {
                 const size_t from = std::max(first, before), to = std::min(last, before + matrix.rows);
@@ -272,7 +273,7 @@ void Plan::append(const Head& op) {
     prepare(op.x, op.tokens, op.matrix, false, op.norm, op.eps);
     products(op.tokens, {op.matrix}, false, op.out, vocabulary, false);
     if (!op.best) return;
-    constexpr size_t piece = 128;  // blocks of a task
+    constexpr size_t piece = 128;  // blocks per task
     const size_t pieces = (blocks + piece - 1) / piece;
     add(op.tokens * pieces, [=, logits = op.out, best = op.best](Arena&, size_t task, float*) {
         const size_t t = task / pieces, first = task % pieces * piece;

@@ -1,5 +1,5 @@
-// The decoder's host kernels: products with weights of every kind, attention over the paged cache, norms and the rest, as a
-// plan of ops over buffers that one call runs. Activations are float32. Knows ops, no layers and no model.
+// The decoder's host kernels: products with weights of every kind, attention over the paged cache, norms and so on. A plan of
+// ops over fixed buffers runs in one call. Activations are float32. Knows ops, but no layers and no model.
 #pragma once
 
 #include <atomic>
@@ -15,19 +15,20 @@
 namespace baize {
 
 constexpr size_t kGroup = 64;      // columns that share an int4 scale: GROUP of kernels/quantized.py
-constexpr size_t kBlock = 512;     // columns that a product takes at a time: a panel of them stays in the caches
-constexpr size_t kOffsets = 16;    // totals that a variant may have in a vector
-constexpr size_t kByteBlock = 1024;   // columns of activations in bytes that a product takes at a time
+constexpr size_t kBlock = 512;     // columns that a product processes at a time: a panel of them stays in the caches
+constexpr size_t kOffsets = 16;    // the most totals of any variant's vector
+constexpr size_t kByteBlock = 1024;   // columns that a product processes at a time when activations are bytes
 constexpr size_t kByteFactors = kByteBlock / kGroup;  // the most scales of such a block
-constexpr size_t kGroupTokens = 16;   // tokens in bytes that are prepared together; some variants keep them together in memory
-constexpr size_t kSplit = 512;     // tokens of a context that attention takes at a time, wherever it runs
+constexpr size_t kGroupTokens = 16;   // tokens encoded as bytes together; some variants keep them together in memory
+constexpr size_t kSplit = 512;     // tokens of a context that attention processes at a time, in every variant
 
 enum class Kind { float32, float16, bfloat16, int8, int4 };
 
-// Columns of an activation in integers that share a scale. With int8 weights a section costs two operations beside 16.
+// Columns of an integer activation that share a scale. With int8 weights a section costs 2 operations on top of 16.
 constexpr size_t section_of(Kind kind) { return kind == Kind::int8 ? 2 * kGroup : kGroup; }
 
-// A matrix (rows, columns) as kernels/quantized.py lays it out; `scales` float32 a row for int8, float16 a group for int4.
+// A matrix (rows, columns), laid out as kernels/quantized.py says. `scales`: for int8 a float32 per row, for int4 a float16 per
+// group.
 struct Matrix {
     Kind kind;
     const uint8_t* values;
@@ -36,7 +37,7 @@ struct Matrix {
 
     size_t groups() const { return (columns + kGroup - 1) / kGroup; }
     bool quantised() const { return kind == Kind::int8 || kind == Kind::int4; }
-    size_t bytes_of(size_t count) const {  // of so many columns; for int4 whole groups of them
+    size_t bytes_of(size_t count) const {  // bytes of `count` columns; int4: rounded up to whole groups
         switch (kind) {
             case Kind::float32: return count * 4;
             case Kind::int8: return count;
@@ -52,15 +53,15 @@ struct Matrix {
     float row_scale(size_t row) const { return load_one<Dtype::float32>(scales + row * sizeof(float)); }
 };
 
-// x (T, columns) as products read it: blocks of kBlock columns, in a block token by token; with `values` for float weights,
-// `codes` and `scales`, one a section, for the others. Columns that fill up a vector or a section are zero.
+// x (T, columns) as products read it: in blocks of kBlock columns, each block token by token. Float weights use `values`;
+// quantised ones use `codes` and `scales`, one per section. Columns that pad a vector or a section are zero.
 struct Activations {
     const float* values;
     const int16_t* codes;
     const float* scales;
-    const int32_t* offsets;  // with `codes` for one token and int4: eight times their sums, a vector a section
-    // In place of `codes`, for prompts, or null; a variant lays them out as it reads them, with scales and offsets
-    // (decoder_bytes.inc, decoder_tiles.inc), in room for kByteFactors of either a token of whole groups and block.
+    const int32_t* offsets;  // with `codes` of one token for int4: eight times their sums, a vector per section
+    // Replace `codes` for prompts; else null. The layout, and that of scales and offsets, is the variant's own
+    // (decoder_bytes.inc, decoder_tiles.inc); both have room for kByteFactors per token (in whole groups) and block.
     const uint8_t* bytes;
 };
 
@@ -82,7 +83,7 @@ struct Product {
     bool add;
 };
 
-// The ops of a plan: the operands of the functions of these names in kernels/reference.py, by address and size.
+// The ops of a plan, with the operands of the functions of these names in kernels/reference.py, by address and size.
 
 struct Embed {
     const int64_t* ids;
@@ -93,7 +94,7 @@ struct Embed {
     float* out;
 };
 
-// rms_norm, the products with `matrices` side by side, q and k rotated, k and v stored in a cache of type `cache`.
+// rms_norm, the products with `matrices` side by side, rotates q and k, and stores k and v in a cache of type `cache`.
 struct QkvRopeStore {
     const float* x;  // (tokens, hidden)
     size_t tokens;
@@ -109,7 +110,7 @@ struct QkvRopeStore {
     const int64_t* slots;
     size_t heads, kv_heads, dim;
     float* q;               // (tokens, heads, dim)
-    bool int8_activations;  // those that meet quantised matrices are rounded to bytes
+    bool int8_activations;  // whether activations that meet quantised matrices are rounded to bytes
 };
 
 struct LinearAdd {
@@ -137,52 +138,52 @@ struct Head {
     float eps;
     Matrix matrix;
     float* out;
-    int32_t* best;  // or null: the greatest of each kBestBlock logits, -1 where one is not finite
+    int32_t* best;  // or null; the id of the greatest of each kBestBlock logits, -1 if one is not finite
 };
 
-// Queries (T, heads, dim) of sequences whose keys and values lie in a cache of blocks (block, kv_heads, dim) of `kind`. Where
-// there are as many sequences as queries each has one.
+// Queries (T, heads, dim) of sequences whose keys and values are in a cache of blocks (block, kv_heads, dim) of type `kind`. As
+// many sequences as queries means that each has one.
 struct Attention {
     const float* q;
     const uint8_t *keys, *values;
     Kind kind;
     const int32_t *tables, *starts, *lens;
-    size_t tokens, sequences, table_stride, heads, kv_heads, dim, block, blocks;  // tokens of a block; blocks of the cache
+    size_t tokens, sequences, table_stride, heads, kv_heads, dim, block, blocks;  // `block`: tokens per block; `blocks`: in the cache
     float scale;
     float* out;
-    size_t splits;  // that the longest context may have
+    size_t splits;  // the most splits of a context
 
-    size_t row_width() const { return (dim + 31) / 32 * 32; }         // floats: dim to two of the widest vectors
+    size_t row_width() const { return (dim + 31) / 32 * 32; }         // floats: dim rounded up to two of the widest vectors
     size_t part_floats() const { return 16 + row_width(); }  // greatest score, sum of weights, then weighted values
 };
 
-// Queries [begin, end) of one sequence, and the heads that belong to `kv_heads` key heads from `kv_head` on.
+// Queries [begin, end) of one sequence, for the heads that share the `kv_heads` key heads from `kv_head` on.
 struct Queries {
     size_t sequence, begin, end, kv_head, kv_heads;
 };
 
-// What one instruction set offers. Scratch is aligned to 64 bytes.
+// The kernels of one instruction set. Scratch memory is aligned to 64 bytes.
 struct Kernels {
     const char* name;
     const char* (*why_not)();
-    size_t (*task_rows)(const Matrix&, size_t tokens);  // rows of a matrix that are one task
-    size_t (*product_scratch)();                        // floats
+    size_t (*task_rows)(const Matrix&, size_t tokens);  // rows of a matrix in one task
+    size_t (*product_scratch)();                        // in floats
     void (*product)(const Product&, size_t begin, size_t end, float* scratch);
     void (*prepare)(Kind weights, const float* x, size_t columns, size_t token, size_t tokens, const ActivationMemory& to);
     void (*rms_norm)(const float* x, const float* weight, float eps, size_t size, float* out);
     void (*silu_mul)(const float* gate, const float* up, size_t size, float* out);
-    // Over the splits [first, last) of the context. Where `parts` is null the result goes to a.out; else unfinished to part
-    // `first` of each row's a.splits (see part_floats).
+    // Attention over splits [first, last) of the context. If `parts` is null the result goes to a.out; else the unfinished
+    // softmax goes to part `first` of each row's a.splits parts (see part_floats).
     void (*attend)(const Attention& a, const Queries& what, size_t first, size_t last, float* parts, float* scratch);
-    size_t (*attention_scratch)(const Attention&, size_t of_head, size_t kv_heads);  // floats; rows of a key head, and key heads
-    void (*merge)(const Attention& a, size_t token, const float* parts);  // the parts of a token's heads into a.out
+    size_t (*attention_scratch)(const Attention&, size_t of_head, size_t kv_heads);  // in floats; of_head: rows per key head
+    void (*merge)(const Attention& a, size_t token, const float* parts);  // merges the parts of a token's heads into a.out
     void (*widen)(Kind, const uint8_t* from, size_t count, float* to);
     void (*narrow)(Kind, const float* from, size_t count, uint8_t* to);
 };
 
 const std::vector<Kernels>& kernel_variants();  // best first; "scalar" is the last
 
-// Memory that grows and is not kept when it does, aligned to 64 bytes.
+// Memory aligned to 64 bytes. Growing it discards the contents.
 template <class T>
 class Buffer {
    public:
@@ -190,7 +191,7 @@ class Buffer {
     void grow(size_t size) {
         if (size <= size_) return;
         memory_.reset();
-        size_ = 0;  // also where the next line throws
+        size_ = 0;  // in case the next line throws
         memory_.reset(static_cast<T*>(::operator new(size * sizeof(T), std::align_val_t{64})));
         size_ = size;
     }
@@ -209,7 +210,7 @@ class Plan {
 
     void append(const Embed& op);
     void append(const QkvRopeStore& op);
-    void append(const Attention& op);  // `splits` is filled in
+    void append(const Attention& op);  // sets `splits`
     void append(const LinearAdd& op);
     void append(const GateUp& op);
     void append(const Head& op);
@@ -229,15 +230,15 @@ class Plan {
     };
 
     void add(size_t tasks, Work work);
-    // x, or its rms_norm where `norm` is given, as products with such matrices read it
+    // Adds the op that lays out x, or its rms_norm if `norm` is given, as products with such a matrix read it.
     void prepare(const float* x, size_t tokens, const Matrix& matrix, bool bytes, const float* norm = nullptr, float eps = 0.0f);
-    // of what was prepared; to the arena's `parts` where y is null
+    // Adds the products of what was prepared; they go to the arena's `parts` if y is null.
     void products(size_t tokens, const std::vector<Matrix>& matrices, bool bytes, float* y, size_t ldy, bool add_to);
 
     const Kernels& kernels_;
     std::atomic<bool> running_{false};
     std::vector<std::unique_ptr<Op>> ops_;
-    // elements that an arena must have, and floats of each thread's scratch
+    // the elements that the arena needs in each buffer, and the floats of a thread's scratch memory
     size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, offsets_ = 0, bytes_ = 0, scratch_ = 0;
 };
 

@@ -1,4 +1,4 @@
-// AVX2 with FMA and F16C: 8 floats or 16 codes at a time.
+// AVX2 with FMA and F16C: 8 floats or 16 codes per vector.
 #include "decoder_variants.h"
 
 #if defined(__x86_64__)
@@ -17,7 +17,7 @@ struct Vec {
     using S = __m256i;  // sixteen int16
     static constexpr size_t width = 8, shorts = 16;
     static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
-    static constexpr bool holds_sums = false;    // whether a block of int4 has registers for its sums beside its totals
+    static constexpr bool holds_sums = false;    // whether a block of int4 has registers for both its sums and its totals
     static constexpr size_t few_of_int8 = 16;            // tokens up to which int8 rows are read in place
 
     BAIZE_TARGET static F zero() { return _mm256_setzero_ps(); }
@@ -28,7 +28,7 @@ struct Vec {
     BAIZE_TARGET static F add(F a, F b) { return _mm256_add_ps(a, b); }
     BAIZE_TARGET static F mul(F a, F b) { return _mm256_mul_ps(a, b); }
     BAIZE_TARGET static F div(F a, F b) { return _mm256_div_ps(a, b); }
-    BAIZE_TARGET static F greater(F a, F b) { return _mm256_max_ps(b, a); }  // the second, a, where one is NaN
+    BAIZE_TARGET static F greater(F a, F b) { return _mm256_max_ps(b, a); }  // returns the second operand, a, if one is NaN
     BAIZE_TARGET static F lesser(F a, F b) { return _mm256_min_ps(b, a); }
     BAIZE_TARGET static float sum(F value) {
         const __m128 four = _mm_add_ps(_mm256_castps256_ps128(value), _mm256_extractf128_ps(value, 1));
@@ -68,7 +68,7 @@ struct Vec {
         const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
     }
-    // sum() of eight vectors, by the same tree
+    // the sum() of each of eight vectors, by the same tree
     BAIZE_TARGET static F sums(const F* v) {
         F two[4];
 #pragma GCC unroll 4
@@ -81,7 +81,7 @@ struct Vec {
         return _mm256_add_ps(_mm256_shuffle_ps(first, second, 0x88), _mm256_shuffle_ps(first, second, 0xdd));
     }
 
-    BAIZE_TARGET static void transpose(F (&rows)[width]) {  // rows[k][n] = rows[n][k] before
+    BAIZE_TARGET static void transpose(F (&rows)[width]) {  // rows[k][n] = the previous rows[n][k]
         F pairs[8];
 #pragma GCC unroll 4
         for (size_t n = 0; n < 8; n += 2) {
@@ -112,7 +112,7 @@ struct Vec {
     BAIZE_TARGET static I products(S a, S b) { return _mm256_madd_epi16(a, b); }
     BAIZE_TARGET static I add_products(I total, S a, S b) {
         total = _mm256_add_epi32(total, _mm256_madd_epi16(a, b));
-        __asm__("" : "+x"(total));  // else GCC makes trees of the sums, which spill
+        __asm__("" : "+x"(total));  // keeps GCC from turning the sums into trees, which spill
         return total;
     }
     BAIZE_TARGET static I subtract(I a, I b) { return _mm256_sub_epi32(a, b); }
@@ -131,7 +131,7 @@ struct Vec {
     BAIZE_TARGET static S nibbles(const uint8_t* group, size_t part) {
         return _mm256_sub_epi16(stored(group, part), _mm256_set1_epi16(8));
     }
-    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
+    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {  // with the stored codes, which have 8 added
         const I one = add_products(_mm256_madd_epi16(stored(group, 0), values[0]), stored(group, 1), values[1]);
         const I two = add_products(_mm256_madd_epi16(stored(group, 2), values[2]), stored(group, 3), values[3]);
         return _mm256_add_epi32(one, two);
@@ -151,7 +151,7 @@ struct Vec {
         const I high = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + 8), inverse));
         return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
     }
-    // A section of x in the order of the matrix's codes.
+    // Encodes a section of x in the order of the matrix's codes.
     template <baize::Kind K>
     BAIZE_TARGET static void encode(const float* x, F inverse, int16_t* codes) {
         if constexpr (K == baize::Kind::int8) {
@@ -181,7 +181,7 @@ struct Vec {
         __asm__("" : "+x"(a));  // as in add_products
         return a;
     }
-    // Whether add_pairs of the two and codes up to 127 stays within 16 bits.
+    // Whether add_pairs of these two, with codes up to 127, stays within 16 bits.
     BAIZE_TARGET static bool fit(B a, B b) {
         const B zero = _mm256_setzero_si256(), one = _mm256_set1_epi8(1);
         const P above = _mm256_add_epi16(_mm256_maddubs_epi16(_mm256_max_epi8(a, zero), one),
@@ -208,7 +208,7 @@ struct Vec {
 
 #define BAIZE_BYTES "decoder_bytes.inc"
 #include "decoder_product.inc"
-// the products first: attention uses their vectors
+// the products first, because attention uses their helpers
 #include "decoder_attention.inc"
 #include "decoder_elementwise.inc"
 

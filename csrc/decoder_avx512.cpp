@@ -1,4 +1,4 @@
-// AVX-512 (F, BW, DQ, VL, VNNI): 16 floats or 32 codes at a time.
+// AVX-512 (F, BW, DQ, VL, VNNI): 16 floats or 32 codes per vector.
 #include "decoder_variants.h"
 
 #if defined(__x86_64__)
@@ -21,7 +21,7 @@ struct Vec {
     using S = __m512i;  // thirty-two int16
     static constexpr size_t width = 16, shorts = 32;
     static constexpr bool widens_halves = true;  // whether a load of float16 is an instruction
-    static constexpr bool holds_sums = true;    // whether a block of int4 has registers for its sums beside its totals
+    static constexpr bool holds_sums = true;    // whether a block of int4 has registers for both its sums and its totals
     static constexpr size_t few_of_int8 = 64;            // tokens up to which int8 rows are read in place
 
     BAIZE_TARGET static F zero() { return _mm512_setzero_ps(); }
@@ -32,7 +32,7 @@ struct Vec {
     BAIZE_TARGET static F add(F a, F b) { return _mm512_add_ps(a, b); }
     BAIZE_TARGET static F mul(F a, F b) { return _mm512_mul_ps(a, b); }
     BAIZE_TARGET static F div(F a, F b) { return _mm512_div_ps(a, b); }
-    BAIZE_TARGET static F greater(F a, F b) { return _mm512_max_ps(b, a); }  // the second, a, where one is NaN
+    BAIZE_TARGET static F greater(F a, F b) { return _mm512_max_ps(b, a); }  // returns the second operand, a, if one is NaN
     BAIZE_TARGET static F lesser(F a, F b) { return _mm512_min_ps(b, a); }
     BAIZE_TARGET static float sum(F value) {
         const __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(value), _mm512_extractf32x8_ps(value, 1));
@@ -66,14 +66,14 @@ struct Vec {
     }
     BAIZE_TARGET static F magnitude(F value) { return _mm512_abs_ps(value); }
     BAIZE_TARGET static float greatest(F value) { return _mm512_reduce_max_ps(value); }
-    // sum() of sixteen vectors, by the same tree
+    // the sum() of each of sixteen vectors, by the same tree
     BAIZE_TARGET static F sums(const F* v) {
         F eight[8], four[4];
 #pragma GCC unroll 8
         for (int n = 0; n < 8; ++n)
             eight[n] = _mm512_add_ps(_mm512_shuffle_f32x4(v[n], v[n + 8], 0x44), _mm512_shuffle_f32x4(v[n], v[n + 8], 0xee));
 #pragma GCC unroll 4
-        for (int n = 0; n < 4; ++n)  // of vectors n, 8 + n, 4 + n and 12 + n, a lane each
+        for (int n = 0; n < 4; ++n)  // vectors n, 8 + n, 4 + n and 12 + n, one per lane
             four[n] = _mm512_add_ps(_mm512_shuffle_f32x4(eight[n], eight[n + 4], 0x88), _mm512_shuffle_f32x4(eight[n], eight[n + 4], 0xdd));
         const F first = _mm512_add_ps(_mm512_shuffle_ps(four[0], four[1], 0x44), _mm512_shuffle_ps(four[0], four[1], 0xee));
         const F second = _mm512_add_ps(_mm512_shuffle_ps(four[2], four[3], 0x44), _mm512_shuffle_ps(four[2], four[3], 0xee));
@@ -81,7 +81,7 @@ struct Vec {
         return _mm512_shuffle_f32x4(one, one, 0xd8);
     }
 
-    BAIZE_TARGET static void transpose(F (&rows)[width]) {  // rows[k][n] = rows[n][k] before
+    BAIZE_TARGET static void transpose(F (&rows)[width]) {  // rows[k][n] = the previous rows[n][k]
         F some[width];
 #pragma GCC unroll 8
         for (size_t n = 0; n < width; n += 2) {
@@ -89,7 +89,7 @@ struct Vec {
             some[n + 1] = _mm512_unpackhi_ps(rows[n], rows[n + 1]);
         }
 #pragma GCC unroll 4
-        for (size_t n = 0; n < width; n += 4) {  // rows[n + k]: columns k, 4 + k, 8 + k, 12 + k of rows n to n + 3, a lane each
+        for (size_t n = 0; n < width; n += 4) {  // rows[n + k]: columns k, 4 + k, 8 + k, 12 + k of rows n to n + 3, one per lane
             rows[n + 0] = _mm512_shuffle_ps(some[n], some[n + 2], 0x44);
             rows[n + 1] = _mm512_shuffle_ps(some[n], some[n + 2], 0xee);
             rows[n + 2] = _mm512_shuffle_ps(some[n + 1], some[n + 3], 0x44);
@@ -114,7 +114,7 @@ struct Vec {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
     }
     BAIZE_TARGET static I products(S a, S b) { return _mm512_dpwssd_epi32(no_total(), a, b); }
-    // In assembly, here and in add_fours: of the intrinsics' totals GCC makes copies of registers round every loop.
+    // Assembly, here and in add_fours, because GCC copies the totals of the intrinsics between registers around every loop.
     BAIZE_TARGET static I add_products(I total, S a, S b) {
         __asm__("vpdpwssd %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
         return total;
@@ -132,7 +132,7 @@ struct Vec {
     BAIZE_TARGET static S nibbles(const uint8_t* group, size_t part) {
         return _mm512_sub_epi16(stored(group, part), _mm512_set1_epi16(8));
     }
-    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
+    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {  // with the stored codes, which have 8 added
         return add_products(add_products(no_total(), stored(group, 0), values[0]), stored(group, 1), values[1]);
     }
     BAIZE_TARGET static I eight_times(const int16_t* x) {
@@ -142,7 +142,7 @@ struct Vec {
     BAIZE_TARGET static void widen4(const uint8_t* group, int16_t* to) {
         for (size_t n = 0; n < 2; ++n) store_shorts(to + n * 32, nibbles(group, n));
     }
-    // A section of x in the order of the matrix's codes.
+    // Encodes a section of x in the order of the matrix's codes.
     template <baize::Kind K>
     BAIZE_TARGET static void encode(const float* x, F inverse, int16_t* codes) {
         for (size_t k = 0; k < baize::section_of(K); k += 16) {
@@ -172,7 +172,7 @@ struct Vec {
         _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
     }
     template <size_t count>
-    BAIZE_TARGET static int32_t encode_signed(const float* x, F inverse, int8_t* codes) {  // the codes' sum
+    BAIZE_TARGET static int32_t encode_signed(const float* x, F inverse, int8_t* codes) {  // returns the codes' sum
         I sum = no_total();
         for (size_t k = 0; k < count; k += width) {
             const I code = _mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse));
@@ -187,7 +187,7 @@ struct Vec {
 
 #define BAIZE_BYTES "decoder_tiles.inc"
 #include "decoder_product.inc"
-// the products first: attention uses their vectors
+// the products first, because attention uses their helpers
 #include "decoder_attention.inc"
 #include "decoder_elementwise.inc"
 
@@ -216,7 +216,7 @@ Kernels avx512_kernels() {
 #else
 namespace baize {
 
-Kernels amx_kernels() { return {}; }  // another system, or the compiler is too old
+Kernels amx_kernels() { return {}; }  // another system, or a compiler that is too old
 
 }  // namespace baize
 #endif

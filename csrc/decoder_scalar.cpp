@@ -1,4 +1,4 @@
-// C++ without a processor's own instructions, four floats at a time.
+// Portable C++, four floats per vector.
 #include <cmath>
 
 #include "decoder_variants.h"
@@ -9,11 +9,11 @@ namespace {
 
 constexpr size_t SINGLE_ROWS = 2, PANEL_ROWS = 24, ROWS = 2, TOKENS = 2, CODE_ROWS = 1, CODE_TOKENS = 2, BYTE_ROWS = 1, BYTE_TOKENS = 2;
 
-// Vectors of 16 bytes, which GCC and Clang make of what the processor has.
+// Vectors of 16 bytes, which GCC and Clang compile to whatever the processor has.
 struct Vec {
     static constexpr size_t width = 4, shorts = 8;
     static constexpr bool widens_halves = false;  // whether a load of float16 is an instruction
-    static constexpr bool holds_sums = false;    // whether a block of int4 has registers for its sums beside its totals
+    static constexpr bool holds_sums = false;    // whether a block of int4 has registers for both its sums and its totals
     static constexpr size_t few_of_int8 = 16;      // tokens up to which int8 rows are read in place
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
@@ -42,7 +42,7 @@ struct Vec {
     static F add(F a, F b) { return a + b; }
     static F mul(F a, F b) { return a * b; }
     static F div(F a, F b) { return a / b; }
-    static F greater(F a, F b) { return b > a ? b : a; }  // the second, a, where one is NaN
+    static F greater(F a, F b) { return b > a ? b : a; }  // returns the second operand, a, if one is NaN
     static F lesser(F a, F b) { return b < a ? b : a; }
     static float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
     static F nearest(F value) {
@@ -73,7 +73,7 @@ struct Vec {
     static F sums(const F* v) {
         return each([=](size_t n) { return sum(v[n]); });
     }
-    static void transpose(F (&rows)[width]) {  // rows[k][n] = rows[n][k] before
+    static void transpose(F (&rows)[width]) {  // rows[k][n] = the previous rows[n][k]
         alignas(64) float from[width][width], to[width];
         for (size_t n = 0; n < width; ++n) store(from[n], rows[n]);
         for (size_t k = 0; k < width; ++k) {
@@ -111,7 +111,7 @@ struct Vec {
         return codes;
     }
     static S nibbles(const uint8_t* group, size_t part) { return stored(group, part) - 8; }
-    static I dot4(const uint8_t* group, const S* values) {  // of the codes with 8 added, as they are stored
+    static I dot4(const uint8_t* group, const S* values) {  // with the stored codes, which have 8 added
         I total{};
         for (size_t n = 0; n < baize::kGroup / shorts; ++n) total = add_products(total, stored(group, n), values[n]);
         return total;
@@ -124,7 +124,7 @@ struct Vec {
     static void widen4(const uint8_t* group, int16_t* to) {
         for (size_t n = 0; n < baize::kGroup / shorts; ++n) store_shorts(to + n * shorts, nibbles(group, n));
     }
-    // A section of x in the order of the matrix's codes.
+    // Encodes a section of x in the order of the matrix's codes.
     template <baize::Kind K>
     static void encode(const float* x, F inverse, int16_t* codes) {
         for (size_t k = 0; k < baize::section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
@@ -161,7 +161,7 @@ struct Vec {
 
 #define BAIZE_BYTES "decoder_bytes.inc"
 #include "decoder_product.inc"
-// the products first: attention uses their vectors
+// the products first, because attention uses their helpers
 #include "decoder_attention.inc"
 #include "decoder_elementwise.inc"
 

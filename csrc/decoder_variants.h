@@ -1,4 +1,4 @@
-// What each instruction set's file exports; a null product where the build's architecture lacks it.
+// The kernels that each instruction set's file exports; `product` is null if the build's architecture lacks the set.
 #pragma once
 
 #include "decoder.h"
@@ -10,7 +10,7 @@
 namespace baize {
 
 #if defined(__x86_64__)
-// Clang's __builtin_cpu_supports does not know it.
+// Clang's __builtin_cpu_supports does not know F16C.
 inline bool has_f16c() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     return __get_cpuid(1, &a, &b, &c, &d) && (c & bit_F16C);
