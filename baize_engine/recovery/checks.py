@@ -11,7 +11,6 @@ from typing import Any
 
 from baize_engine.checkpoint import config_file
 from baize_engine.checkpoint.base import Base, Index
-from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from baize_engine.checkpoint.norms import SUFFIX, mean_magnitude, why_diff

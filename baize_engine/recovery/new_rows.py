@@ -15,7 +15,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, read_manifest
 from baize_engine.checkpoint.names import EMBED

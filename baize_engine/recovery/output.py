@@ -10,7 +10,6 @@ from pathlib import Path
 
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.base import Base
-from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, TensorRecord, sha256_of, tensor_record
 from baize_engine.checkpoint.side_files import result_problems

@@ -23,12 +23,12 @@ from pathlib import Path
 from baize_engine.checkpoint import names
 from baize_engine.checkpoint.base import Base, Index, read_base
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
-from baize_engine.checkpoint.entry import Entry
 from baize_engine.checkpoint.manifest import TensorRecord
-from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.checkpoint.names import INV_FREQ
+from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.errors import CheckpointError
 from baize_engine.recovery.plan import WRONG_BASE
 from baize_engine.recovery.result import Result
