@@ -1,4 +1,4 @@
-"""Completion, what a request gets, and the text of an answer as it grows. Here ids become text."""
+"""Completion, the result of a sample, and AnswerText, which turns its ids into text as they come."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from baize_engine.text.tokenizer import Tokenizer
 class Completion:
     """One sample of one prompt.
 
-    token_ids: all that was generated, the stop id included. text: their text, as the exact continuation of the prompt,
-    cut before the stop id or stop string; "" without a tokenizer. finish_reason: "stop" or "length". stop_reason: the
-    id or the string that stopped it. logprobs: one entry per token, if asked for. seed: the one that was used; given
-    again, it brings all n samples of this prompt back. None: it was greedy and none was given, so that none was used.
-    error: why it could not be finished; finish_reason is "error" then. Only `completions(..., raise_errors=False)` gives such.
+    prompt_index, index: this is sample `index` of prompt `prompt_index` of the call.
+    token_ids: all ids generated, including the stop id.
+    text: their text, an exact continuation of the prompt, cut before the stop id or stop string; "" without a tokenizer.
+    finish_reason: "stop", "length" or "error".
+    stop_reason: the stop id or stop string that ended it.
+    logprobs: one entry per token if SamplingParams.logprobs asks for them, else None.
+    seed: the seed used; passing it again reproduces all n samples of this prompt. None for a greedy sample without one.
+    error: why it failed, with finish_reason "error". Only `completions(..., raise_errors=False)` returns such samples.
     """
 
     prompt_index: int
@@ -36,7 +39,7 @@ class Completion:
 
     @classmethod
     def of(cls, sequence: Sequence) -> Completion:
-        """That of a sequence that has finished."""
+        """The completion of a finished sequence."""
         params = sequence.params
         return cls(
             sequence.prompt_index,
@@ -52,9 +55,10 @@ class Completion:
 
 
 class AnswerText:
-    """The text of an answer, token by token, up to a stop string: the TextSink of a Sequence.
+    """Builds the text of an answer token by token, up to a stop string: the TextSink of a Sequence.
 
-    stops: not looked for in the first `min_tokens` - 1 tokens. context: the prompt, which the text continues.
+    context: the prompt's ids, which the text continues.
+    stops: stop strings; none ends the text before token `min_tokens`.
     """
 
     def __init__(self, tokenizer: Tokenizer, context: Iterable[int], stops: Iterable[str], min_tokens: int) -> None:
@@ -65,11 +69,14 @@ class AnswerText:
 
     @property
     def matched(self) -> str | None:
-        """The stop string that ended the text."""
+        """The stop string that ended the text, or None."""
         return self._scanner.matched
 
     def push(self, token_id: int | None, last: bool) -> str:
-        """The text that has become certain; "" often. None: the token is a stop id, which has no text."""
+        """Adds a token and returns the text that has become certain, often "".
+
+        token_id: None for a stop id, which has no text. last: no token follows.
+        """
         self._left -= 1
         piece = "" if token_id is None else self._decoder.push(token_id)
         if last:

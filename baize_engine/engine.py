@@ -1,6 +1,6 @@
-"""Engine: the facade over model, tokenizer and decode loop. Here text meets token ids; nothing below knows of both.
+"""Engine: the facade over model, tokenizer and decode loop. Only here do text and token ids meet.
 
-Many prompts run together, and still a result depends on its prompt, its parameters and its seed only.
+Many prompts run together, but a result depends only on its prompt, parameters and seed.
 """
 
 from __future__ import annotations
@@ -33,11 +33,17 @@ if TYPE_CHECKING:
 
 
 class Engine:
-    """A loaded model, ready for requests. A context manager; close() frees the weights and the cache.
+    """A loaded model that serves requests. Load one with `from_pretrained` or `from_diff`.
 
-    from_pretrained and from_diff load one. Any number of threads and coroutines may call an engine: their requests run in one
-    batch, which they join as they come and leave as they end. What has to make room in the cache for older requests is copied
-    out of it, and back in later. A process made by fork cannot use it.
+    An engine is a context manager; `close` frees the weights and the cache. Any number of threads and coroutines may call it:
+    their requests run in one batch, joining as they arrive and leaving as they end. When the cache is full, the youngest
+    requests are swapped out to host memory and continue later. A process made by fork cannot use the engine.
+
+    Attributes:
+        tokenizer: the model's tokenizer, or None.
+        vocab_size: number of token ids; prompts may use 0 to vocab_size - 1.
+        max_model_len: the most tokens of a prompt and its answer together.
+        eos_token_ids: the ids that end an answer unless SamplingParams.ignore_eos is set.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -45,7 +51,7 @@ class Engine:
         self.tokenizer = model.tokenizer
         self.vocab_size = model.vocab_size
         self.max_model_len = model.max_model_len
-        # what closes a reply in the chat format ends it, whoever gave the ids
+        # the token that closes a reply in the chat format ends answers to prompts of ids, too
         own = () if self.tokenizer is None or self.tokenizer.eos_id is None else (self.tokenizer.eos_id,)
         self.eos_token_ids = tuple(dict.fromkeys((*model.eos_token_ids, *own)))
         self._requests = Requests(
@@ -65,26 +71,25 @@ class Engine:
         cache_dtype: str = "auto",
         exact_activations: bool = False,
     ) -> Engine:
-        """Loads a model's folder, recovered or any LLaMA in the layout of transformers.
+        """Loads a model from a folder: a recovered one, or any LLaMA in the layout of transformers.
 
         path: the folder, or a hub id.
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: the weights' type: "auto" (as in the files), "float32", "float16" or "bfloat16".
-        quantize: "int8" or "int4" quantises the matrices while they are read; a folder that `quantize` wrote needs no such
-            argument.
-        max_model_len: most tokens of a prompt and its answer together. Default: the smaller of the config's
+        dtype: type of the weights: "auto" (as in the files), "float32", "float16" or "bfloat16".
+        quantize: "int8" or "int4" quantises the matrices while they load. Not needed for a folder that `quantize` wrote.
+        max_model_len: the most tokens of a prompt and its answer together. Default: the smaller of the config's
             max_position_embeddings and cache_tokens.
-        cache_tokens: tokens that the KV cache holds, at least max_model_len. Default: 512, or max_model_len if that is less,
-            for each of 64 samples, in at most half of the memory that the weights leave free.
-        threads: torch's CPU threads, for the whole process. Default: as torch has it.
-        cache_dtype: the KV cache's type: "auto" (float32 on the CPU, the weights' type on a GPU), and on the CPU "float32",
+        cache_tokens: capacity of the KV cache in tokens, at least max_model_len. Default: 64 times 512, or 64 times
+            max_model_len if that is less, but at most half of the memory that the weights leave free.
+        threads: torch's CPU threads, for the whole process. Default: torch's setting.
+        cache_dtype: type of the KV cache: "auto" (float32 on the CPU, the weights' type on a GPU), or on the CPU "float32",
             "float16" or "bfloat16".
-        exact_activations: a CPU reads prompts with quantised weights at 8 bits an activation, which is faster, unless this
-            is True; the README says what that costs.
+        exact_activations: if False, a CPU computes prompts with quantised weights at 8 bits per activation, which is faster;
+            the README says what that costs.
 
-        RequestError names the argument that is wrong, or the sizes where weights and cache exceed the free memory; BackendError
-        says why a device cannot be used; ConfigError and CheckpointError name the file. A folder without tokenizer.model
-        serves token ids only.
+        RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
+        a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model, the engine serves
+        token ids only.
         """
         options = EngineOptions(
             device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
@@ -110,23 +115,22 @@ class Engine:
         drop_rows: bool = False,
         progress: bool = False,
     ) -> Engine:
-        """Recovers base + diff straight into memory; nothing is written to disk.
+        """Recovers base + diff straight into memory, without writing to disk.
 
-        The weights are, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` followed by
-        `from_pretrained(…, quantize=…)`; peak memory is the weights and some buffers.
+        The weights equal, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` followed by
+        `from_pretrained(…, quantize=…)`. Peak memory is the weights plus some buffers.
 
-        path_raw, path_diff: bases and diffs that `recover` takes, folders or hub ids; what it refuses is refused here.
-        dtype: the type of the sums: "float32", "float16" or "bfloat16".
-        force, new_rows, drop_rows: as for `recover`.
-        progress: show a bar on a terminal while recovering.
+        path_raw, path_diff: the base and the diff, as `recover` takes them: folders or hub ids.
+        dtype: type of the sums: "float32", "float16" or "bfloat16".
+        force, new_rows, drop_rows: as in `recover`.
+        progress: show a progress bar if stderr is a terminal.
 
-        The other arguments and the errors are those of from_pretrained, and MismatchError where base and diff do not belong
-        together.
+        The other arguments and errors are those of from_pretrained; MismatchError if base and diff do not belong together.
         """
         from baize_engine.from_diff import load_diff
         from baize_engine.recovery.options import RecoveryOptions
 
-        if dtype not in FLOATS:  # "auto", the type in the files, is none of a sum
+        if dtype not in FLOATS:  # "auto", the type in the files, does not apply to a sum
             raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
         options = EngineOptions(
             device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
@@ -143,10 +147,10 @@ class Engine:
         self.close()
 
     def close(self) -> None:
-        """Frees weights and cache. Later requests are refused with RequestError, and so is the rest of those under way."""
+        """Frees weights and cache. Later requests, and the rest of those in progress, raise RequestError."""
         self._serving.close()
 
-    # Requests. Each is checked whole before the first token is computed.
+    # Requests. Each is checked completely before its first token is computed.
 
     def generate(
         self,
@@ -157,13 +161,18 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> list[Completion]:
-        """Completions of each prompt, prompt by prompt, params.n each.
+        """Generates params.n completions of each prompt. Returns them in the order of the prompts.
 
-        prompts: a text, a list or array of ids, or a list of these; any number of them, which run together as far as the
-        cache has room. params: one for all, or one per prompt. progress: a bar with tokens a second, on a terminal.
-        parse_special: "</s>" and other special tokens spelled in a text become their ids; not for text of strangers, who
-        could end a turn or begin one. add_bos: whether a text gets a begin token in front; None: as the tokenizer's files say.
-        RequestError names the prompt by index: empty, too long, an id out of range, text without a tokenizer.
+        prompts: a text, a list or array of token ids, or a list of these. Any number; they run together as far as the cache
+            has room.
+        params: SamplingParams for all prompts, or a list with one per prompt. Default: SamplingParams().
+        progress: show a bar with tokens per second if stderr is a terminal.
+        parse_special: turn "</s>" and other special tokens spelled in a text into their ids. Do not use it for untrusted
+            text, which could then end a turn or begin one.
+        add_bos: whether a text begins with the begin token; None: as the tokenizer's files say.
+
+        RequestError names the prompt by index: empty, too long, an id out of range, or a text without a tokenizer. BaizeError
+        names the prompt and the token position whose logits are not finite.
         """
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         with (
@@ -183,7 +192,7 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> list[Completion]:
-        """`generate` for a coroutine, which may be cancelled: what runs for it then ends."""
+        """`generate` for a coroutine. Cancelling it ends its requests. Arguments and errors are those of `generate`."""
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         async with aclosing(self._serving.arun(sequences)) as outputs:
             async for sequence, _, _ in outputs:
@@ -199,10 +208,12 @@ class Engine:
         add_bos: bool | None = None,
         raise_errors: bool = True,
     ) -> abc.Generator[list[Completion], None, None]:
-        """As generate, prompt by prompt: the completions of one as soon as they and those of all prompts before are whole.
+        """`generate` as an iterator: yields each prompt's completions as soon as they and those of earlier prompts are done.
 
-        raise_errors=False: where a sample cannot be finished, for logits that are not finite say, its completion has the
-        error, and the others go on. Arguments that cannot be served are refused before anything runs all the same.
+        raise_errors: if False, a sample that fails, for example because its logits are not finite, yields a Completion with
+            the error, and the others continue. Wrong arguments still raise before anything runs.
+
+        The other arguments and errors are those of `generate`.
         """
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         return self._in_order(sequences, raise_errors)
@@ -215,9 +226,11 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> abc.Generator[str, None, None]:
-        """The text of one sample as it comes, in pieces of whole characters, none of which a stop string can take back.
+        """Yields the text of one sample as it is generated, in pieces of whole characters that are final.
 
-        Leaving the iterator (close(), an exception, Ctrl-C) frees what the sample holds; the engine stays usable.
+        Text that may still become a stop string is held back. Leaving the iterator (close(), an exception, Ctrl-C) frees the
+        sample's blocks; the engine stays usable. Arguments and errors are those of `generate`; RequestError also if params.n
+        is not 1 or the model has no tokenizer.
         """
         return self._texts(self._one(prompt, params, TextOptions(parse_special, add_bos)))
 
@@ -229,7 +242,7 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> abc.AsyncGenerator[str, None]:
-        """`stream` for a coroutine: `async for piece in engine.astream(...)`. A task that is cancelled frees what it holds."""
+        """`stream` for a coroutine: `async for piece in engine.astream(...)`. Cancelling the task frees the sample's blocks."""
         return self._atexts(self._one(prompt, params, TextOptions(parse_special, add_bos)))
 
     def stream_many(
@@ -240,9 +253,10 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> abc.Generator[tuple[int, int, str], None, None]:
-        """(prompt index, sample index, piece) of many samples as their texts come; arguments as generate's, pieces as stream's.
+        """Yields (prompt index, sample index, piece) of many samples as their texts are generated.
 
-        The pieces of one sample are in order; those of different samples mix as they become certain.
+        The pieces of one sample come in order, and those of different samples interleave. Arguments and errors are those of
+        `generate`, pieces those of `stream`.
         """
         self._requests.need_tokenizer("a stream")
         return self._pieces(self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos)))
@@ -255,50 +269,62 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> list[int]:
-        """The ids of one prompt, checked with its parameters: what raises nothing here is not refused by generate()."""
-        asked = self._checked
-        asked.params(params, 1)
-        return asked.prompt(prompt, "the prompt", TextOptions(parse_special, add_bos))
+        """The token ids of one prompt, checked with its parameters: what passes here is not refused by `generate`."""
+        requests = self._checked
+        requests.params(params, 1)
+        return requests.prompt(prompt, "the prompt", TextOptions(parse_special, add_bos))
 
     def chat_ids(self, messages: abc.Sequence[chat.Message]) -> list[int]:
-        """The prompt of a conversation, for stream() or generate(). `chat.render` says what messages may be."""
+        """The token ids of a conversation, as a prompt for `stream` or `generate`. `chat.render` says what messages may be."""
         return chat.render(messages, self._requests.need_tokenizer("a conversation"))
 
     def chat(self, messages: abc.Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
-        """The reply to a conversation, [{"role": "user", "content": "…"}, …]: one sample."""
-        (one,) = self._requests.params(params, 1)
-        if one.n != 1:
-            raise RequestError(f"SamplingParams.n is {one.n}, and a chat has one reply")
-        return self.generate(self.chat_ids(messages), one)[0]
+        """The reply to a conversation: one Completion.
+
+        messages: [{"role": "user", "content": "…"}, …]; `chat.render` says what they may be. RequestError if params.n is
+        not 1, and as `generate` raises it.
+        """
+        (reply_params,) = self._requests.params(params, 1)
+        if reply_params.n != 1:
+            raise RequestError(f"SamplingParams.n is {reply_params.n}, and a chat has one reply")
+        return self.generate(self.chat_ids(messages), reply_params)[0]
 
     def score(self, prompt: Prompt, completions: abc.Sequence[Prompt], *, add_bos: bool | None = None) -> list[float]:
-        """Each completion's log-probability after `prompt`: the sum over its tokens; 0.0 for an empty one.
+        """The log-probability of each completion after `prompt`: the sum over its tokens, 0.0 for an empty one.
 
-        Two texts are encoded as one, and the tokens scored are those that differ from the prompt's own encoding. A
-        text after ids gets no dummy space: write the space that the completion begins with, if it has one. add_bos: of the
-        prompt, as generate's.
+        prompt, completions: texts or lists of token ids. A text after a text is encoded together with it, and the tokens
+            scored are those that differ from the prompt's own encoding. A text after ids gets no dummy space: write the
+            space that the completion begins with, if it has one.
+        add_bos: whether the prompt begins with the begin token; None: as the tokenizer's files say.
+
+        RequestError names the prompt or the completion by index.
         """
         # the first token of a text has nothing before it to be predicted from
         pairs = [(ids, max(start, 1)) for ids, start in self._checked.continued(prompt, completions, add_bos)]
         scores = [GivenTokens(ids, start) for ids, start in pairs]
-        asked = [number for number, (ids, start) in enumerate(pairs) if start < len(ids)]
-        self._score([_scored(pairs[number][0][:-1], scores[number], number) for number in asked], "completion")
+        numbers = [number for number, (ids, start) in enumerate(pairs) if start < len(ids)]
+        self._score([_scored(pairs[number][0][:-1], scores[number], number) for number in numbers], "completion")
         return [score.total() for score in scores]
 
     def prompt_logprobs(
         self, prompts: Prompt | abc.Sequence[Prompt], top: int = 0, *, add_bos: bool | None = None
     ) -> list[list[TokenLogprobs | None]]:
-        """For each prompt the log-probability of each of its tokens given those before, and of the `top` likeliest there.
+        """For each prompt, the log-probability of each token given those before it, and of the `top` likeliest tokens there.
 
-        The first entry of each list is None: nothing comes before the first token. A prompt may have max_model_len tokens.
+        prompts: as in `generate`, but each may have max_model_len tokens.
+        top: how many of the likeliest tokens TokenLogprobs.top lists.
+        add_bos: as in `generate`.
+
+        The first entry of each list is None: nothing comes before the first token. RequestError names the argument or the
+        prompt.
         """
         count = plain.integer(top)
         if count is None or count < 0:
             raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
-        many = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
-        scores = [GivenTokens(ids, 1, count) for ids in many]
-        asked = [number for number, ids in enumerate(many) if len(ids) > 1]
-        self._score([_scored(many[number][:-1], scores[number], number) for number in asked])
+        prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
+        scores = [GivenTokens(ids, 1, count) for ids in prompt_ids]
+        numbers = [number for number, ids in enumerate(prompt_ids) if len(ids) > 1]
+        self._score([_scored(prompt_ids[number][:-1], scores[number], number) for number in numbers])
         return [[None, *score.logprobs] for score in scores]
 
     def next_token_logprobs(
@@ -308,21 +334,25 @@ class Engine:
         *,
         add_bos: bool | None = None,
     ) -> list[list[float]]:
-        """For each prompt the log-probabilities of the candidates as its next token, in the order given."""
-        many = self._checked.prompts(prompts, TextOptions(add_bos=add_bos))
+        """For each prompt, the log-probabilities of the candidates as its next token, in the order given.
+
+        prompts, add_bos: as in `generate`. candidate_token_ids: ids in the vocabulary. RequestError names the argument or the
+        prompt.
+        """
+        prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos))
         candidates = self._requests.ids(candidate_token_ids, "candidate_token_ids")
-        scores = [NextToken(len(ids), candidates) for ids in many]
-        self._score([_scored(ids, scores[number], number) for number, ids in enumerate(many)])
+        scores = [NextToken(len(ids), candidates) for ids in prompt_ids]
+        self._score([_scored(ids, scores[number], number) for number, ids in enumerate(prompt_ids)])
         return [score.logprobs for score in scores]
 
     @property
     def _checked(self) -> Requests:
-        """What can be asked; RequestError once the engine is closed."""
+        """The checks of requests. RequestError once the engine is closed."""
         self._serving.check()
         return self._requests
 
     def _one(self, prompt: Prompt, params: SamplingParams | None, text: TextOptions) -> list[Sequence]:
-        """The one sample of a stream."""
+        """The single sample of a stream, as a list. RequestError if params.n is not 1."""
         self._requests.need_tokenizer("a stream")
         sequences = self._checked.sequences([prompt], params, text)
         if len(sequences) != 1:
@@ -335,11 +365,11 @@ class Engine:
             for sequence, _, last in outputs:
                 if raise_errors:
                     _raise_error(sequence)
-                while last and left and all(one.finished for one in left[0]):
+                while last and left and all(sample.finished for sample in left[0]):
                     if raise_errors:
-                        for one in left[0]:
-                            _raise_error(one)
-                    yield [Completion.of(one) for one in left.popleft()]
+                        for sample in left[0]:
+                            _raise_error(sample)
+                    yield [Completion.of(sample) for sample in left.popleft()]
 
     def _pieces(self, sequences: list[Sequence]) -> abc.Generator[tuple[int, int, str], None, None]:
         with closing(self._serving.run(sequences)) as outputs:
@@ -361,19 +391,19 @@ class Engine:
                     yield piece
 
     def _score(self, sequences: list[Sequence], what: str = "prompt") -> None:
-        """Runs sequences that are scored, all together."""
+        """Runs the sequences together, for their scoring."""
         with closing(self._serving.run(sequences)) as outputs:
             for sequence, _, _ in outputs:
                 _raise_error(sequence, what)
 
 
 def _scored(prompt_ids: list[int], scoring: Scoring, number: int) -> Sequence:
-    """A sequence of which nothing is wanted but its scoring."""
+    """A sequence that is only scored and generates nothing."""
     return Sequence(prompt_ids, SamplingParams(), 0, prompt_index=number, scoring=scoring)
 
 
 def _raise_error(sequence: Sequence, what: str = "prompt") -> None:
-    """Raises the error that ended the sequence, with the index of its prompt where the model is to blame."""
+    """Raises the error that ended the sequence, if any. Errors of the model get the index of the prompt."""
     if isinstance(sequence.error, RequestError):
         raise sequence.error
     if sequence.error is not None:

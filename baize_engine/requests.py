@@ -1,4 +1,4 @@
-"""What is asked of an engine, checked and as token ids: prompts, parameters, and the sequences that they stand for.
+"""Checks the requests to an engine, and turns prompts and parameters into token ids and sequences.
 
 Knows the tokenizer and the model's limits; no decoder.
 """
@@ -20,15 +20,15 @@ from baize_engine.generation.stop import stop_token_ids
 from baize_engine.text.options import AS_FILES_SAY, TextOptions
 from baize_engine.text.tokenizer import Tokenizer
 
-DRAWN_SEEDS = 2**32  # short enough to be typed again, and exact in JSON for whoever reads its numbers as doubles
+DRAWN_SEEDS = 2**32  # short enough to retype, and exact for JSON readers that parse numbers as doubles
 Prompt = str | abc.Sequence[int]  # or an array of ids, of numpy or torch
 
 
 @dataclass(frozen=True)
 class Requests:
-    """What a model can be asked. Without a tokenizer, for the reason `why_no_text`, prompts are ids.
+    """The limits of a model, and checks against them. Without a tokenizer, for the reason `why_no_text`, prompts must be ids.
 
-    All methods raise RequestError, which names the prompt by its index, or the field of the parameters.
+    All methods raise RequestError, which names the prompt by its index or the field of the parameters.
     """
 
     vocab_size: int
@@ -43,37 +43,37 @@ class Requests:
         params: SamplingParams | abc.Sequence[SamplingParams] | None,
         text: TextOptions = AS_FILES_SAY,
     ) -> list[Sequence]:
-        """params.n for each prompt, in their order."""
-        many = self.prompts(prompts, text)
-        found = []
-        for number, (ids, one) in enumerate(zip(many, self.params(params, len(many)), strict=True)):
-            seed = one.seed
+        """The sequences of a request, params.n per prompt, in the order of the prompts."""
+        prompt_ids = self.prompts(prompts, text)
+        sequences = []
+        for number, (ids, sampling) in enumerate(zip(prompt_ids, self.params(params, len(prompt_ids)), strict=True)):
+            seed = sampling.seed
             if seed is None:
-                seed = secrets.randbelow(DRAWN_SEEDS) if one.temperature else 0  # which greedy samples do not use
-            stops = stop_token_ids(one, self.eos_token_ids)
-            most = min(one.max_new_tokens, self.max_model_len - len(ids))
-            for index in range(one.n):
-                sequence = Sequence(ids, one, most, seed, index, number, stops)
+                seed = secrets.randbelow(DRAWN_SEEDS) if sampling.temperature else 0  # greedy samples do not use it
+            stops = stop_token_ids(sampling, self.eos_token_ids)
+            most = min(sampling.max_new_tokens, self.max_model_len - len(ids))
+            for index in range(sampling.n):
+                sequence = Sequence(ids, sampling, most, seed, index, number, stops)
                 if self.tokenizer is not None:
-                    sequence.text = AnswerText(self.tokenizer, ids, one.stop, one.min_new_tokens)
-                found.append(sequence)
-        return found
+                    sequence.text = AnswerText(self.tokenizer, ids, sampling.stop, sampling.min_new_tokens)
+                sequences.append(sequence)
+        return sequences
 
     def prompts(
         self, prompts: Prompt | abc.Sequence[Prompt], text: TextOptions = AS_FILES_SAY, answered: bool = True
     ) -> list[list[int]]:
-        """One prompt or several, as ids: see `prompt`."""
-        found = plain.items(prompts)
-        if found is None:
+        """The ids of one prompt or several: see `prompt`."""
+        items = plain.items(prompts)
+        if items is None:
             raise RequestError(f"prompts is {prompts!r}, wanted a text, a list of token ids, or a list of these")
-        single = isinstance(found, str) or (len(found) > 0 and all(_is_number(item) for item in found))
-        many: abc.Sequence[Any] = [found] if single else found
-        return [self.prompt(prompt, f"prompt {i}", text, answered) for i, prompt in enumerate(many)]
+        single = isinstance(items, str) or (len(items) > 0 and all(_is_number(item) for item in items))
+        several: abc.Sequence[Any] = [items] if single else items
+        return [self.prompt(prompt, f"prompt {i}", text, answered) for i, prompt in enumerate(several)]
 
     def prompt(self, prompt: Any, name: str, text: TextOptions = AS_FILES_SAY, answered: bool = True) -> list[int]:
-        """The ids of one prompt, which errors call `name`, each in the vocabulary.
+        """The ids of one prompt, all in the vocabulary. Errors call it `name`.
 
-        There are 1 to max_model_len of them, or one less where it is to be `answered`.
+        A prompt has 1 to max_model_len ids, or at most max_model_len - 1 if it is to be `answered`.
         """
         ids = self._ids(prompt, name, text)
         most = self.max_model_len - answered
@@ -85,47 +85,49 @@ class Requests:
     def continued(
         self, prompt: Prompt, completions: abc.Sequence[Prompt], add_bos: bool | None = None
     ) -> list[tuple[list[int], int]]:
-        """For each completion the ids of prompt and completion together, and where the completion's begin."""
+        """For each completion, the ids of prompt and completion together, and the index at which the completion's begin."""
         text = TextOptions(add_bos=add_bos, add_eos=False)
         context = self.prompt(prompt, "prompt 0", text)
-        many = plain.items(completions)
-        if isinstance(completions, str) or many is None:
+        items = plain.items(completions)
+        if isinstance(completions, str) or items is None:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
-        return [self._joined(prompt, context, completion, text, i) for i, completion in enumerate(many)]
+        return [self._joined(prompt, context, completion, text, i) for i, completion in enumerate(items)]
 
     def params(self, params: SamplingParams | abc.Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-        """One for each of `count` prompts, which this model can serve."""
-        one = SamplingParams() if params is None else params
-        if not isinstance(one, (SamplingParams, abc.Sequence)):
-            raise RequestError(f"params is {one!r}, wanted SamplingParams or a list of them")
-        each = [one] * count if isinstance(one, SamplingParams) else list(one)
-        if len(each) != count:
-            raise RequestError(f"params has {len(each)} entries, wanted one for all or one for each of {count} prompts")
-        for i, one in enumerate(each):
-            if not isinstance(one, SamplingParams):
-                raise RequestError(f"params[{i}] is {one!r}, wanted SamplingParams")
-            if one.stop:
+        """The parameters of each of `count` prompts, checked against the model."""
+        given = SamplingParams() if params is None else params
+        if not isinstance(given, (SamplingParams, abc.Sequence)):
+            raise RequestError(f"params is {given!r}, wanted SamplingParams or a list of them")
+        per_prompt = [given] * count if isinstance(given, SamplingParams) else list(given)
+        if len(per_prompt) != count:
+            raise RequestError(
+                f"params has {len(per_prompt)} entries, wanted one for all or one for each of {count} prompts"
+            )
+        for i, sampling in enumerate(per_prompt):
+            if not isinstance(sampling, SamplingParams):
+                raise RequestError(f"params[{i}] is {sampling!r}, wanted SamplingParams")
+            if sampling.stop:
                 self.need_tokenizer("SamplingParams.stop")
-            if i == 0 or one is not each[i - 1]:
-                check_choice(one, self.vocab_size, stop_token_ids(one, self.eos_token_ids))
-        return each
+            if i == 0 or sampling is not per_prompt[i - 1]:
+                check_choice(sampling, self.vocab_size, stop_token_ids(sampling, self.eos_token_ids))
+        return per_prompt
 
     def ids(self, ids: Any, name: str) -> list[int]:
-        """The list of ids in the vocabulary that `ids` is."""
-        many = plain.items(ids)
-        if many is None:
+        """`ids` as a list of token ids, all in the vocabulary. Errors call it `name`."""
+        items = plain.items(ids)
+        if items is None:
             raise RequestError(f"{name} is {ids!r}, wanted a list of token ids")
-        found = []
-        for position, item in enumerate(many):
+        token_ids = []
+        for position, item in enumerate(items):
             token_id = plain.integer(item)
             if token_id is None or not 0 <= token_id < self.vocab_size:
                 wanted = f"wanted a token id from 0 to {self.vocab_size - 1}"
                 raise ValueRefused(f"{name} has", item, f" at {position}, {wanted}")
-            found.append(token_id)
-        return found
+            token_ids.append(token_id)
+        return token_ids
 
     def need_tokenizer(self, what: str) -> Tokenizer:
-        """The tokenizer, for `what`, which needs it."""
+        """The tokenizer. RequestError, saying that `what` needs it, if there is none."""
         if self.tokenizer is None:
             raise RequestError(f"{what} needs a tokenizer: {self.why_no_text}")
         return self.tokenizer
@@ -158,5 +160,5 @@ class Requests:
 
 
 def _is_number(item: object) -> bool:
-    """Whether it stands in a list of ids, rightly or, as True does, wrongly, and not in a list of prompts."""
+    """Whether `item` belongs to a list of ids, even if wrongly, as True does, and not to a list of prompts."""
     return isinstance(item, int) or plain.integer(item) is not None

@@ -1,8 +1,8 @@
-"""The block pool: which blocks of the KV cache belong to which sequences, and which hold the beginnings of known prompts.
+"""The block pool: which sequences hold which blocks of the KV cache, and which blocks contain known prefixes of prompts.
 
-Plain numbers, no tensors. A block is free, held by one or more sequences, or kept: held by nobody, but with rows that a later
-prompt may begin with, until the pool needs it. Only what prefill wrote is kept or shared, by whole chunks, so that what a
-sequence reads is to the bit what it would have computed.
+Plain numbers, no tensors. A block is free, held by one or more sequences, or kept: held by none, but with rows that a later
+prompt may reuse until the pool needs the block. Only whole chunks that prefill wrote are kept or shared, so that a sequence
+reads exactly the bits that it would have computed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from baize_engine.model.kv_cache import BLOCK_SIZE
 
 
 class CacheFull(RequestError):
-    """The pool has no blocks left for what was asked."""
+    """The pool has too few free blocks for a request."""
 
 
 class BlockPool:
-    """`num_blocks` blocks of `block_size` tokens; prompts are shared by chunks of `chunk` tokens, whole blocks each."""
+    """`num_blocks` blocks of `block_size` tokens. Prompts share prefixes in chunks of `chunk` tokens, each of whole blocks."""
 
     def __init__(self, num_blocks: int, block_size: int = BLOCK_SIZE, chunk: int | None = None) -> None:
         chunk = chunk or block_size
@@ -27,19 +27,19 @@ class BlockPool:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._holders = [0] * num_blocks
         self._sequences: set[Sequence] = set()  # those that hold blocks, or may
-        # A chunk's key is the name of the chunk before it and its ids themselves: equal keys are equal prompts so far.
+        # A chunk's key is the name of the chunk before it and its own ids: equal keys mean equal prompts so far.
         self._known: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}  # key -> (name, blocks)
         self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}  # block -> the key of its chunk
-        self._kept: dict[int, None] = {}  # blocks of known chunks that nobody holds, the longest unused first
+        self._kept: dict[int, None] = {}  # blocks of known chunks that no sequence holds, least recently used first
         self._names = 0
 
     @property
     def free_blocks(self) -> int:
-        """Blocks that nobody holds, the kept ones included."""
+        """Blocks that no sequence holds, including kept ones."""
         return len(self._free) + len(self._kept)
 
     def begin(self, sequence: Sequence) -> None:
-        """Gives an empty sequence the longest known beginning of its prompt, at most `num_shareable` tokens."""
+        """Gives an empty sequence the blocks of the longest known prefix of its prompt, at most `num_shareable` tokens."""
         self._sequences.add(sequence)
         prompt, most = sequence.prompt_ids, sequence.num_shareable
         while (end := sequence.num_cached + self.chunk) <= most:
@@ -52,7 +52,7 @@ class BlockPool:
             sequence.num_chunks, sequence.num_cached = sequence.num_chunks + 1, end
 
     def remember(self, sequence: Sequence) -> None:
-        """Makes the whole chunks of its prompt known that prefill has written by now."""
+        """Makes the whole chunks of its prompt that prefill has written available to other prompts."""
         self._check(sequence)
         prompt, table = sequence.prompt_ids, sequence.block_table
         while (end := (sequence.num_chunks + 1) * self.chunk) <= min(len(prompt), sequence.num_cached):
@@ -65,15 +65,15 @@ class BlockPool:
             sequence.chunk_name, sequence.num_chunks = self._known[key][0], sequence.num_chunks + 1
 
     def forget(self) -> None:
-        """Knows no prompt any more; sequences keep what they have."""
+        """Forgets all known prefixes. Sequences keep their blocks."""
         self._free += self._kept
         self._kept, self._known, self._key_of = {}, {}, {}
 
     def fork(self, sequence: Sequence, twin: Sequence) -> tuple[int, int] | None:
-        """Gives the empty `twin` the tokens of `sequence`: whole blocks are shared, one that is not whole is the twin's own.
+        """Gives the empty `twin` the cached tokens of `sequence`: full blocks are shared, a partly filled last one is new.
 
-        Its rows must be copied (from, to) before either grows. None: all blocks are whole. CacheFull, and nothing
-        changed, where no block is free.
+        Returns (from, to), the block to copy before either sequence grows, or None if all blocks are full. CacheFull if no
+        block is free; nothing is changed then.
         """
         self._check(sequence)
         whole = sequence.num_cached // self.block_size
@@ -90,11 +90,11 @@ class BlockPool:
         return copy
 
     def needed(self, sequence: Sequence, new_tokens: int) -> int:
-        """Blocks that `reserve` would take."""
+        """The number of blocks that `reserve` would take."""
         return max(0, -(-(sequence.num_cached + new_tokens) // self.block_size) - len(sequence.block_table))
 
     def reserve(self, sequence: Sequence, new_tokens: int) -> None:
-        """Makes room for `new_tokens` more tokens; CacheFull, and nothing changed, where the pool has too few blocks."""
+        """Adds blocks for `new_tokens` more tokens. CacheFull if the pool has too few; nothing is changed then."""
         self._sequences.add(sequence)
         needed = self.needed(sequence, new_tokens)
         if needed > self.free_blocks:
@@ -105,10 +105,10 @@ class BlockPool:
         sequence.block_table += [self._take() for _ in range(needed)]
 
     def free(self, sequence: Sequence) -> None:
-        """Gives the blocks back, which leaves the sequence empty; their rows stay until somebody else takes them."""
+        """Returns the sequence's blocks to the pool and empties it. Their rows stay readable until they are taken again."""
         self._check(sequence)
         self._sequences.discard(sequence)
-        for block in reversed(sequence.block_table):  # the end of a prompt is forgotten before its beginning
+        for block in reversed(sequence.block_table):  # so that the end of a prompt is forgotten before its beginning
             self._holders[block] -= 1
             if self._holders[block] == 0 and block in self._key_of:
                 self._kept[block] = None
@@ -123,7 +123,7 @@ class BlockPool:
             self._kept.pop(block, None)
 
     def _take(self) -> int:
-        """A block for a new holder: a free one, or the kept one that was longest unused, whose chunk is then forgotten."""
+        """A block for a new holder: a free one, or the least recently used kept one, whose chunk is then forgotten."""
         if not self._free:
             oldest = next(iter(self._kept))
             _, blocks = self._known.pop(self._key_of[oldest])

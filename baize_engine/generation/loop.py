@@ -1,7 +1,7 @@
-"""The loop: schedule, run, postprocess. One serves an engine, for all sequences of all calls. Token ids only.
+"""The loop: schedule, run, postprocess. One loop serves all calls of an engine. Token ids only.
 
-Sequences share the cache and the steps, and none of that shows in what they say. Knows no threads: its caller sees to it that
-no two calls are made at the same time (serving.py).
+Sequences share the cache and the steps, but their results do not depend on each other. Not thread-safe: serving.py makes one
+call at a time.
 """
 
 from __future__ import annotations
@@ -20,21 +20,20 @@ from baize_engine.generation.shaping import shaping
 from baize_engine.model.prompt_runner import PromptRunner
 from baize_engine.model.runner import Batch
 
-MAX_ROWS = 64  # sequences at a time: up to as many rows a GPU's products have one order of summation
-NO_TOKEN = (
-    -1
-)  # what the device chooses where logits are not finite, and what comes of a sequence that ends without a token
+MAX_ROWS = 64  # sequences per step: the most rows for which a GPU's products keep one order of summation
+# the device's token if a logit is not finite, and the token of a sequence that ends without one
+NO_TOKEN = -1
 
-Output = tuple[
-    Sequence, str, bool
-]  # after a token: its sequence, the text that has become certain, whether it was the last
+# after each token: its sequence, the text that has become certain, whether the token was the last
+Output = tuple[Sequence, str, bool]
 
 
 class Loop:
-    """The sequences under way over one model and its cache, at most `max_rows` in a step.
+    """Runs sequences over one model and its cache, at most `max_rows` of them per step.
 
-    decoder: runs the prompts. batch, sample: what runs the steps and the op that draws tokens, made of the decoder's model
-    unless given.
+    decoder: runs the prompts.
+    batch: runs the steps. Default: made from the decoder's model.
+    sample: the op that draws tokens. Default: the model's.
     """
 
     def __init__(
@@ -52,16 +51,16 @@ class Loop:
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """These begin as soon as there is room. Each ends in an output that says so, whatever becomes of it."""
+        """Queues sequences. Each, unless it is aborted, ends with an output marked as its last, also if it fails."""
         self._scheduler.add(sequences)
 
     def abort(self, sequence: Sequence) -> None:
-        """Nobody wants any more of it; there is no output of it from now on."""
+        """Ends a sequence without further output."""
         if not sequence.finished:
             self._end(sequence, "abort")
 
     def fail(self) -> list[Sequence]:
-        """Aborts and gives all that is under way, when `step` has raised what is no sequence's own error."""
+        """Aborts and returns all unfinished sequences, after `step` raised an error that is no single sequence's."""
         self._batch.reset()
         sequences = self._scheduler.sequences
         for sequence in sequences:
@@ -69,13 +68,13 @@ class Loop:
         return sequences
 
     def step(self) -> list[Output]:
-        """Does the next thing, a piece of a prompt or a step, and gives the outputs that came of it, if any."""
+        """Carries out the next action, such as a piece of a prompt or a decode step, and returns its outputs."""
         in_flight = self._batch.in_flight
         action = Read() if in_flight > self._batch.ahead else self._scheduler.schedule(in_flight > 0)
         return [] if action is None else self._postprocess(self._run(action))
 
     def _run(self, action: Action) -> list[tuple[Sequence, int]]:
-        """Carries the action out; the tokens that came of it."""
+        """Carries out the action. Returns the tokens it made."""
         if isinstance(action, Launch):
             self._batch.launch()
             return self._read() if self._batch.in_flight > self._batch.ahead else []
@@ -107,11 +106,11 @@ class Loop:
             return [(ready, NO_TOKEN) for ready, _ in self._scheduler.prefilled(sequence)]
         logits = self.decoder.prefill(ids, sequence)
         starting = []
-        for each, copy in self._scheduler.prefilled(sequence):
+        for sample, copy in self._scheduler.prefilled(sequence):
             if copy is not None:
                 self.cache.copy_block(*copy)
-            each.shaping = shaping(each.params, each.prompt_ids, each.stop_ids)
-            starting.append(each)
+            sample.shaping = shaping(sample.params, sample.prompt_ids, sample.stop_ids)
+            starting.append(sample)
         if not starting:
             return []
         return list(zip(starting, self._choose(starting, logits.repeat(len(starting), 1)), strict=True))
@@ -126,7 +125,7 @@ class Loop:
         self._batch.add(sequence)
 
     def _read(self) -> list[tuple[Sequence, int]]:
-        """The oldest step's tokens, but for sequences that ended while it was on its way."""
+        """The oldest step's tokens, except those of sequences that ended while it was in flight."""
         made = [(sequence, token) for sequence, token in self._batch.read() if not sequence.finished]
         for sequence, _ in made:
             self._scheduler.arrived(sequence)
@@ -140,7 +139,7 @@ class Loop:
         return [(sequence, next(in_order) if sequence.on_host else token) for sequence, token in made]
 
     def _choose(self, sequences: list[Sequence], logits: Tensor) -> list[int]:
-        """The one place where the host sees logits (S, V) of answers: a token for each row, or NO_TOKEN with the error."""
+        """A token for each row of `logits` (S, V), or NO_TOKEN with its error set. The host sees answers' logits only here."""
         tokens = [NO_TOKEN] * len(sequences)
         rows = []
         for row, bad in enumerate((~torch.isfinite(logits)).sum(1).tolist()):
@@ -155,13 +154,13 @@ class Loop:
         chosen = choose_tokens(logits, [sequences[row] for row in rows], self._sample)
         for row, row_logits, token in zip(rows, logits, chosen, strict=True):
             tokens[row] = token
-            asked, found = sequences[row].params.logprobs, sequences[row].logprobs
-            if asked is not None and found is not None:
-                found.append(token_logprobs(row_logits, token, asked))
+            top, logprobs = sequences[row].params.logprobs, sequences[row].logprobs
+            if top is not None and logprobs is not None:
+                logprobs.append(token_logprobs(row_logits, token, top))
         return tokens
 
     def _postprocess(self, made: Iterable[tuple[Sequence, int]]) -> list[Output]:
-        """Appends tokens. A sequence that goes on after its first joins the steps."""
+        """Appends the tokens. A sequence that continues after its first token joins the steps."""
         outputs = []
         for sequence, token in made:
             piece = self._append(sequence, token)
@@ -171,7 +170,10 @@ class Loop:
         return outputs
 
     def _append(self, sequence: Sequence, token: int) -> str:
-        """The one place where a sequence ends by itself: an error, a stop id, its length, a stop string."""
+        """Appends a token and returns the new text.
+
+        The only place where a sequence ends by itself: an error, a stop id, its length, a stop string.
+        """
         if token == NO_TOKEN:
             if sequence.scoring is None and sequence.error is None:
                 sequence.error = _not_finite(sequence, "a logit is")

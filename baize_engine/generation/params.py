@@ -1,4 +1,4 @@
-"""SamplingParams: what one request asks of generation, checked where it is made. Knows no model and no tokenizer."""
+"""SamplingParams: the parameters of a request, checked when they are made. Knows no model and no tokenizer."""
 
 from __future__ import annotations
 
@@ -12,32 +12,40 @@ from baize_engine.errors import ValueRefused
 from baize_engine.fields import option
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
-# logits / temperature must stay in float32's range, and still tell FORBIDDEN (shaping.py) from what may come
+# logits / temperature must stay in float32's range, and FORBIDDEN (shaping.py) below every logit that may be drawn
 COLDEST, HOTTEST = 1e-4, 1e6
-LARGEST = 1e9  # of penalties and biases, for the same reason; people use 2 and 100
-MOST_SAMPLES = 2**16  # of one prompt: each takes some memory from the start, and a wrong n must not take all
+LARGEST = 1e9  # penalty or bias, for the same reason; usual values are 2 and 100
+MOST_SAMPLES = 2**16  # per prompt: each takes some memory from the start, and a mistyped n must not exhaust it
 ID_LIMIT = 2**31
 IDS = f"from 0 to {ID_LIMIT - 1}"
 
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens and when to stop. RequestError names the field, what it holds and what it may hold.
+    """How to draw tokens and when to stop. RequestError names the field, its value and the values allowed.
 
-    A field's metadata are the settings of its flag, as argparse takes them.
+    max_new_tokens: the most tokens of an answer.
+    temperature: 0 is greedy, and anything below 1e-4 becomes 0. Then top_k, top_p, min_p and seed change nothing, and the
+        samples of n > 1 are equal.
+    top_k, top_p, min_p: filters of the tokens that may be drawn; 0, 1 and 0 turn them off. min_p is relative to the
+        likeliest token.
+    repetition_penalty: for each id in prompt or answer, divides logits above 0 and multiplies the others; 1 is off.
+    presence_penalty, frequency_penalty: subtracted from the logit of each id in the answer, once or once per occurrence; 0 is
+        off, and negative values encourage repetition.
+    seed: None draws a new one per prompt. Each of the n samples of a seed has its own random stream.
+    stop: a string or several. The first that is completed ends the answer, and the text is cut before it.
+    stop_token_ids: ids that end the answer, in addition to the model's own end tokens.
+    ignore_eos: the model's own end tokens do not end the answer.
+    n: samples per prompt.
+    logprobs: k >= 0 returns the log-probability of each token and of the k likeliest ones; None computes none.
+    logit_bias: {id: value added to its logit}.
+    allowed_token_ids: the only ids that may be drawn; None allows all.
+    banned_token_ids: ids that may not be drawn.
+    min_new_tokens: before that many tokens no stop id is drawn and no stop string ends the answer; a stop string that begins
+        earlier and is completed later does.
 
-    temperature 0 is greedy, and so is all below 1e-4, which becomes 0: top_k, top_p, min_p and the seed then change
-    nothing, and with n > 1 the samples are equal. top_k 0, top_p 1 and min_p 0 are "off". min_p is relative to the most
-    likely token. seed None draws a fresh one per prompt; each of the n samples of a seed is its own stream.
-    The three penalties, of ids that came already (1, 0 and 0 are "off"): repetition_penalty, over prompt and answer,
-    divides logits above 0 and multiplies others, once an id; presence_penalty, over the answer, is subtracted once an
-    id, frequency_penalty once for each time it came; negative ones encourage.
-    logit_bias: {id: value} added to logits. allowed_token_ids: only these may come; None: all. banned_token_ids may not.
-    min_new_tokens: before as many no stop id may come, and no stop string is complete; one that begins before may be after.
-    stop: strings that end the text, cut off before them; one string is taken as a tuple of one.
-    Numbers, flags and ids may be numpy's or torch's, and lists of ids or strings arrays; the fields hold Python's.
-    stop_token_ids end it too, beside the model's own end tokens, which ignore_eos switches off.
-    logprobs None: not computed; k >= 0: the log-probability of each token and of the k most likely ones.
+    Numbers, flags and ids may be numpy's or torch's, and lists of ids or strings may be arrays; the fields hold Python's own.
+    A field's metadata are the settings of its command-line flag, as argparse takes them.
     """
 
     max_new_tokens: int = option(128, "most tokens of an answer", metavar="N")
@@ -106,7 +114,7 @@ class SamplingParams:
                 self._refuse(f"stop[{i}]", stop, "a non-empty string")
             if any("\ud800" <= character <= "\udfff" for character in stop):
                 self._refuse(f"stop[{i}]", stop, "valid Unicode, without half of a surrogate pair: no text holds one")
-        return tuple(map(str, stops))  # numpy's strings are of a class of their own
+        return tuple(map(str, stops))  # numpy has its own class of strings
 
     def _ids(self, field: str) -> tuple[int, ...] | None:
         given = getattr(self, field)
@@ -119,10 +127,10 @@ class SamplingParams:
             self._refuse(field, given, "None or at least one token id")
         return tuple(self._id(f"{field}[{i}]", token_id) for i, token_id in enumerate(ids))
 
-    def _id(self, name: str, found: object) -> int:
-        token_id = plain.integer(found)
+    def _id(self, name: str, given: object) -> int:
+        token_id = plain.integer(given)
         if token_id is None or not 0 <= token_id < ID_LIMIT:
-            self._refuse(name, found, f"a token id, an integer {IDS}")
+            self._refuse(name, given, f"a token id, an integer {IDS}")
         return token_id
 
     def _biases(self) -> dict[int, float]:
@@ -136,7 +144,7 @@ class SamplingParams:
             if not _is_number(value) or abs(value) > LARGEST:
                 wanted = f"a number from {-LARGEST:g} to {LARGEST:g} (banned_token_ids forbids a token)"
                 self._refuse(f"logit_bias[{token_id}]", given, wanted)
-            if token_id in biases:  # one key for Python, and for the keys of torch two
+            if token_id in biases:  # torch's numbers are distinct keys even when they are equal
                 self._refuse("logit_bias", self.logit_bias, f"each token id once: {token_id} stands there twice")
             biases[token_id] = value
         return biases
@@ -159,7 +167,7 @@ class SamplingParams:
 
 
 def _is_number(value: object) -> bool:
-    """A finite one; integers beyond a float's range are not."""
+    """Whether `value` is a finite number in a float's range."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return abs(value) <= sys.float_info.max

@@ -1,7 +1,7 @@
-"""From rows of logits to token ids and their log-probabilities. Pure: no state, no model, no text.
+"""Draws token ids from rows of logits, and computes their log-probabilities. Pure: no state, no model, no text.
 
-A draw depends on the logits, the history, the parameters, and (seed, sample index, position): the absolute position of
-the token to be drawn. Neighbours in a batch, the time and the order of requests do not enter.
+A draw depends on the logits, the sequence's tokens, the parameters, and (seed, sample index, position of the token to draw);
+never on the rest of the batch, the time or the order of requests.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 if TYPE_CHECKING:
     from baize_engine.generation.sequence import Sequence
 
-SampleOp = Callable[..., Tensor]  # `sample` of kernels/reference.py, as the backend has chosen it
+SampleOp = Callable[..., Tensor]  # `sample` of kernels/reference.py, in the implementation that the backend chose
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """A token's log-probability in the model's own distribution, before bias, penalties, temperature and filters.
+    """A token's log-probability under the model itself, before bias, penalties, temperature and filters.
 
-    `top` has the k most likely ids with theirs, the most likely first; it is empty for logprobs=0.
+    top: (id, log-probability) of the k likeliest tokens, likeliest first; empty for logprobs=0.
     """
 
     logprob: float
@@ -31,7 +31,7 @@ class TokenLogprobs:
 
 
 def choose_tokens(logits: Tensor, sequences: list[Sequence], sample: SampleOp) -> list[int]:
-    """The next id of each sequence from its row of `logits` (S, V) float32, which stay as they are."""
+    """The next id of each sequence, drawn from its row of `logits` (S, V) float32, which are not changed."""
     if any(sequence.shaping is not None for sequence in sequences):
         logits = logits.clone()
         for row, sequence in enumerate(sequences):
@@ -49,7 +49,7 @@ def choose_tokens(logits: Tensor, sequences: list[Sequence], sample: SampleOp) -
         column([sequence.params.min_p for sequence in sequences], torch.float32),
         column([sequence.seed for sequence in sequences], torch.int64),
         column([sequence.index for sequence in sequences], torch.int64),
-        # int32 as the lengths of a step: one kernel serves both
+        # int32 like the lengths of a step, so that one kernel serves both
         column([sequence.num_tokens for sequence in sequences], torch.int32),
     )
     ids: list[int] = drawn.tolist()
@@ -57,7 +57,7 @@ def choose_tokens(logits: Tensor, sequences: list[Sequence], sample: SampleOp) -
 
 
 def token_logprobs(logits: Tensor, token_id: int, top: int) -> TokenLogprobs:
-    """The log-probability of `token_id`, and of the `top` most likely ids, under `logits` (V,) or (1, V)."""
+    """The log-probabilities of `token_id` and of the `top` likeliest ids, under `logits` (V,) or (1, V)."""
     logprobs = torch.log_softmax(logits.flatten().float(), dim=-1)
     values, ids = torch.topk(logprobs, min(top, logprobs.numel()))
     return TokenLogprobs(float(logprobs[token_id]), tuple(zip(ids.tolist(), values.tolist(), strict=True)))

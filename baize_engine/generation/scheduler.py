@@ -1,9 +1,9 @@
-"""Who computes what next: admission, prompts in pieces, steps, and who makes room when blocks run out. Policy only.
+"""The scheduler: admission, prompts in pieces, decode steps, and preemption when blocks run out. Policy only.
 
-Plain numbers over a BlockPool; no tensors, no model. The caller asks for one action at a time and carries it out before it
-asks again. Sequences start in the order in which they come and the youngest makes room: what runs is older than what waits,
-the oldest goes on always, and so every sequence finishes. One prompt is computed at a time, so that the next may begin with its
-chunks.
+Plain numbers over a BlockPool; no tensors, no model. The caller requests one action at a time and carries it out before it
+requests the next. Sequences start in order of arrival, and the youngest is preempted: running sequences are older than
+waiting ones and the oldest is never preempted, so every sequence finishes. Prompts are computed one at a time, so that the
+next can reuse the chunks of the one before.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from baize_engine.generation.block_pool import BlockPool, CacheFull
 from baize_engine.generation.sequence import Sequence, Status
 
-Copy = tuple[int, int]  # a block's rows, from and to
-FILL = 4  # pieces of prompts between two steps while more than half of the rows are empty: such steps cost more a token
+Copy = tuple[int, int]  # blocks: copy the rows of the first to the second
+FILL = 4  # pieces of prompts between two steps while over half of the rows are empty, when steps cost more per token
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,19 +30,22 @@ class Prefill:
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """Run a step in which each of these makes a token. Then, now or later, call `arrived` for each, and `finish`."""
+    """Launch a step that makes a token for each of these.
+
+    When its tokens are read, call `arrived` for each sequence, and `finish` for those that end.
+    """
 
     sequences: list[Sequence]
 
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read the oldest step's tokens; before that nothing can be done."""
+    """Read the oldest step's tokens: nothing else can be done before."""
 
 
 @dataclass(frozen=True, slots=True)
 class SwapOut:
-    """Copy these blocks, all that the sequence has in the cache, to the host's memory. They are free already."""
+    """Copy these blocks, all that the sequence has in the cache, to host memory. The pool already counts them as free."""
 
     sequence: Sequence
     blocks: list[int]
@@ -50,7 +53,7 @@ class SwapOut:
 
 @dataclass(frozen=True, slots=True)
 class SwapIn:
-    """Write what was swapped out into the sequence's blocks, but for the first `kept`. It goes on where it was."""
+    """Copy what was swapped out back into the sequence's blocks, except the first `kept`, and continue the sequence."""
 
     sequence: Sequence
     kept: int
@@ -58,7 +61,7 @@ class SwapIn:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """End the sequence with `error`: the cache is too small for it alone."""
+    """End the sequence with `error`: the cache is too small even for it alone."""
 
     sequence: Sequence
     error: CacheFull
@@ -68,34 +71,34 @@ Action = Prefill | Launch | Read | SwapOut | SwapIn | Fail
 
 
 class Scheduler:
-    """The policy over `pool`, for at most `max_rows` sequences at a time.
+    """Schedules at most `max_rows` sequences at a time over `pool`.
 
-    Prompts run in pieces of at most `piece` tokens that end at multiples of the pool's chunk, about `piece` tokens of them
-    between two steps, or FILL times as many.
+    Prompts run in pieces of at most `piece` tokens, which end at multiples of the pool's chunk. Between two steps about
+    `piece` tokens of prompts are computed, or FILL times as many while over half of the rows are empty.
     """
 
     def __init__(self, pool: BlockPool, max_rows: int, piece: int) -> None:
         if piece < pool.chunk:
             raise ValueError(f"piece is {piece}, wanted at least the pool's chunk, {pool.chunk}")
         self._pool, self._max_rows, self._piece = pool, max_rows, piece
-        self._waiting: deque[Sequence] = deque()  # those that were aborted meanwhile included
-        self._filling: Sequence | None = None  # its prompt is being computed; it is the youngest under way
-        self._running: list[Sequence] = []  # in the order of their starts
-        self._budget = FILL * piece  # tokens of prompts that may still be computed before the next step
+        self._waiting: deque[Sequence] = deque()  # may include some that were aborted meanwhile
+        self._filling: Sequence | None = None  # the one whose prompt is being computed; younger than all running ones
+        self._running: list[Sequence] = []  # oldest first
+        self._budget = FILL * piece  # prompt tokens that may still be computed before the next step
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """These wait from now on, behind all that came before. Samples of one prompt stand next to each other."""
+        """Queues sequences. Samples of one prompt must be adjacent."""
         self._waiting.extend(sequences)
 
     @property
     def sequences(self) -> list[Sequence]:
-        """All that were added and have not finished."""
+        """All unfinished sequences."""
         self._drop_finished()
         filling = [self._filling] if self._filling else []
-        return [*self._running, *filling, *(one for one in self._waiting if not one.finished)]
+        return [*self._running, *filling, *(sequence for sequence in self._waiting if not sequence.finished)]
 
     def schedule(self, in_flight: bool) -> Action | None:
-        """What to do now; None where all is done. `in_flight`: some step's tokens were not read yet."""
+        """The next action, or None if all sequences have finished. in_flight: whether tokens of some step are unread."""
         while self._next_waiting() or self._filling or self._running:
             if self._budget > 0 and (action := self._prompt()):
                 return action
@@ -105,9 +108,10 @@ class Scheduler:
         return None
 
     def prefilled(self, sequence: Sequence) -> list[tuple[Sequence, Copy | None]]:
-        """To be called when a piece of a prompt is in the cache. Gives what has all of its prompt by that and runs now:
-        nothing, or the sequence and the other samples of its prompt that start with it, each with the block that has to
-        be copied for it.
+        """Records that a piece of a prompt is in the cache. Returns the sequences that run from now on.
+
+        These are none until the prompt is complete; then this sequence and the other samples of its prompt that can start
+        with it, each with the copy that it needs.
         """
         self._pool.remember(sequence)
         if sequence.num_cached < len(sequence.prompt_ids):
@@ -129,19 +133,19 @@ class Scheduler:
         return ready
 
     def arrived(self, sequence: Sequence) -> None:
-        """A step's token of the sequence was read."""
+        """Records that a token of the sequence was read from a step."""
         sequence.num_cached += 1
         sequence.num_in_flight -= 1
 
     def finish(self, sequence: Sequence) -> None:
-        """The sequence has all its tokens, or is not wanted any more, wherever it is: its blocks are free."""
+        """Ends a sequence in any status, and frees its blocks."""
         if sequence.status is Status.RUNNING:
             self._running.remove(sequence)
             self._pool.free(sequence)
         elif sequence.status is Status.PREFILL:
             self._filling = None
             self._pool.free(sequence)
-        sequence.status = Status.FINISHED  # where it waits, it is passed over
+        sequence.status = Status.FINISHED  # if it is waiting, it is skipped later
         sequence.num_in_flight = 0
 
     def _next_waiting(self) -> Sequence | None:
@@ -153,7 +157,7 @@ class Scheduler:
             self._waiting.popleft()
 
     def _prompt(self) -> Action | None:
-        """The next piece of a prompt, or the return of a sequence, where one can start."""
+        """The next piece of a prompt, or the return of a swapped sequence; None if neither can start."""
         if self._filling is None:
             first = self._next_waiting()
             if first is None or not self._has_row():
@@ -178,7 +182,7 @@ class Scheduler:
         return len(self._running) + (self._filling is not None) < self._max_rows
 
     def _start(self, sequence: Sequence) -> bool:
-        """Gives the sequence blocks for what it has and its next token, if that leaves one to each that runs."""
+        """Reserves blocks for the sequence's tokens and the next one; False if that leaves fewer than the running ones need."""
         swapped = sequence.status is Status.SWAPPED
         self._pool.begin(sequence)
         rows = sequence.num_tokens - swapped + (sequence.max_tokens > 0)
@@ -211,7 +215,7 @@ class Scheduler:
             try:
                 self._pool.reserve(sequence, sequence.num_in_flight + 1)
             except CacheFull as error:
-                if in_flight:  # some may end in these
+                if in_flight:  # a sequence may end in these steps and free its blocks
                     return Read()
                 if self._filling is None and len(self._running) == 1:
                     return Fail(sequence, error)
@@ -221,7 +225,7 @@ class Scheduler:
         return Launch(going)
 
     def _make_room(self) -> SwapOut | None:
-        """Sends the youngest back to wait. A prompt that was under way begins anew, perhaps with its chunks as a prefix."""
+        """Preempts the youngest sequence. A prompt in progress starts over, but may reuse the chunks it has written."""
         if self._filling is not None:
             victim, self._filling = self._filling, None
             self._pool.free(victim)

@@ -1,6 +1,6 @@
-"""What scoring takes from the logits of a prompt: log-probabilities of its own tokens, or of candidates for the next one.
+"""Scoring: log-probabilities of a prompt's own tokens, or of candidates for the next one, from the prompt's logits.
 
-Each is the `scoring` of a Sequence that generates nothing. Logits come in slices of a few positions, in order.
+Each object is the `scoring` of a Sequence that generates nothing. It takes logits in slices of a few positions, in order.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from baize_engine.generation.sampling import TokenLogprobs
 
 
 class GivenTokens:
-    """Log-probabilities of ids[start:], each given all ids before it, with the `top` most likely ids there.
+    """The log-probabilities of ids[start:], each given all ids before it, and of the `top` likeliest ids in each place.
 
-    start: at least 1, for the first token of a text has nothing before it to be predicted from. The sequence's prompt is
-    ids[:-1]: the last id needs no logits.
+    start: at least 1, because the first token of a text has nothing before it to be predicted from. The sequence's prompt
+    must be ids[:-1]: the last id needs no logits.
     """
 
     def __init__(self, ids: list[int], start: int, top: int = 0) -> None:
@@ -26,22 +26,22 @@ class GivenTokens:
         self._ids, self._top = ids, top
 
     def take(self, position: int, logits: Tensor) -> None:
-        """Takes the logits (n, V) float32 of the positions from `position` on."""
+        """Takes the logits (n, V) float32 of positions `position` to `position + n - 1`."""
         self.finite = self.finite and bool(torch.isfinite(logits).all())
         wanted = torch.tensor(self._ids[position + 1 : position + 1 + len(logits)], device=logits.device)
         logprobs = torch.log_softmax(logits, dim=-1)
-        found = logprobs.gather(1, wanted[:, None])[:, 0].tolist()
+        given = logprobs.gather(1, wanted[:, None])[:, 0].tolist()
         values, ids = torch.topk(logprobs, min(self._top, logprobs.shape[1]))
-        for one, top_ids, top_values in zip(found, ids.tolist(), values.tolist(), strict=True):
-            self.logprobs.append(TokenLogprobs(one, tuple(zip(top_ids, top_values, strict=True))))
+        for logprob, top_ids, top_values in zip(given, ids.tolist(), values.tolist(), strict=True):
+            self.logprobs.append(TokenLogprobs(logprob, tuple(zip(top_ids, top_values, strict=True))))
 
     def total(self) -> float:
         """The sum of the tokens' log-probabilities."""
-        return math.fsum(one.logprob for one in self.logprobs)
+        return math.fsum(token.logprob for token in self.logprobs)
 
 
 class NextToken:
-    """Log-probabilities of `candidates` as the token after a prompt of `length` tokens, in their order."""
+    """The log-probabilities of `candidates`, in their order, as the next token of a prompt of `length` tokens."""
 
     def __init__(self, length: int, candidates: list[int]) -> None:
         self.first, self.finite = length - 1, True

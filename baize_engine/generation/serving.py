@@ -1,8 +1,9 @@
-"""Serving: many calls, of any threads and event loops, over one Loop. Whoever waits for output steps the loop for all.
+"""Serving: calls from any threads and event loops over one Loop. A thread that waits for output steps the loop for all.
 
-Each call has an inbox. A thread that finds its own empty takes a turn (turns.py), puts new calls into the loop, steps it, and
-hands the outputs to the inboxes. Nothing runs where nobody waits: an iterator whose reader is idle goes on as others step. For
-coroutines a thread steps as long as any of them waits. Knows token ids and pieces of text; no tokenizer.
+Each call has an inbox. A thread that finds its own empty takes a turn (turns.py), adds new calls to the loop, steps it, and
+puts the outputs into the inboxes. Nothing runs unless a caller waits: an iterator whose reader is idle advances only while
+others step. For coroutines, a background thread steps as long as any of them waits. Knows token ids and pieces of text; no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from baize_engine.interrupts import deferred
 
 
 class StepFailed(Exception):
-    """A step raised `error`."""
+    """Carries the error that a step raised."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__(str(error))
@@ -30,35 +31,35 @@ class StepFailed(Exception):
 
 @dataclass(eq=False, slots=True)
 class Call:
-    """The sequences of one call, and its inbox: outputs that its reader has not taken yet.
+    """The sequences of one call, and its inbox: outputs that the reader has not taken yet.
 
-    waiter: of a coroutine, set when there is something new; to be set in its event loop.
+    waiter: for a coroutine, the event that is set, in its event loop, when there is new output.
     """
 
     sequences: list[Sequence]
     inbox: deque[Output] = field(default_factory=deque)
     unfinished: int = 0
-    failure: BaseException | None = None  # ended all calls that were under way
+    failure: BaseException | None = None  # the error of a step, which ended all calls in progress
     waiter: asyncio.Event | None = None
     event_loop: asyncio.AbstractEventLoop | None = None
 
 
 class Serving:
-    """The way into `loop` for any number of threads. After `close`, everything is refused."""
+    """Gives any number of threads access to `loop`. After `close`, every call is refused."""
 
     def __init__(self, loop: Loop) -> None:
         self._loop: Loop | None = loop
         self._turns = Turns()
-        self._arriving: deque[Call] = deque()  # asked for since the last step
+        self._arriving: deque[Call] = deque()  # calls made since the last step
         self._awaited: set[Call] = set()  # unfinished calls of coroutines
         self._driver: threading.Thread | None = None
 
     @property
     def loop(self) -> Loop:
-        """The loop, for whoever has a turn; RequestError once this is closed."""
+        """The loop, for a thread that has a turn. RequestError once this is closed."""
         self._turns.check()
         if self._loop is None:
-            raise ValueError("the loop is gone, and nobody has closed it")
+            raise ValueError("the loop was released, but this was not closed")
         return self._loop
 
     def check(self) -> None:
@@ -66,14 +67,14 @@ class Serving:
         self._turns.check()
 
     def close(self) -> None:
-        """Lets go of the loop. Calls that are under way end with RequestError, in other threads at their next output."""
+        """Releases the loop. Calls in progress end with RequestError; those of other threads at their next output."""
         self._turns.close(self._let_go)
 
     def run(self, sequences: list[Sequence]) -> Generator[Output, None, None]:
-        """The outputs of the sequences as they come, those of each in their order, until all have finished.
+        """Yields the outputs of the sequences as they are made, in order for each sequence, until all have finished.
 
-        Leaving the iterator aborts those that have not. RequestError once this is closed, or from within another call of
-        this thread. What a step raises that is no sequence's own error ends all calls under way.
+        Leaving the iterator aborts the unfinished ones. RequestError once this is closed, or inside another call of this
+        thread. An error of a step that is no single sequence's ends all calls in progress.
         """
         call, left = Call(sequences, unfinished=len(sequences)), len(sequences)
         try:
@@ -91,7 +92,7 @@ class Serving:
                 self._turns.later(lambda: self._abort(call))
 
     async def arun(self, sequences: list[Sequence]) -> AsyncGenerator[Output, None]:
-        """`run` for a coroutine, which may be cancelled."""
+        """`run` for a coroutine. Cancelling it aborts the unfinished sequences."""
         call, left = Call(sequences, unfinished=len(sequences)), len(sequences)
         call.waiter, call.event_loop = asyncio.Event(), asyncio.get_running_loop()
         try:
@@ -117,7 +118,7 @@ class Serving:
                 self._turns.later(lambda: self._abort(call))
 
     def _wait(self, call: Call) -> None:
-        """A turn of the thread that reads `call`: a step, unless others have stepped for it meanwhile."""
+        """Takes a turn for the thread that reads `call`, and steps, unless another thread has made output for it meanwhile."""
         error = call.failure
         try:
             with self._turns.turn():
@@ -130,9 +131,9 @@ class Serving:
             raise error
 
     def _step(self) -> None:
-        """In a turn: one step for all. StepFailed: by then its error is the failure of all calls that were under way.
+        """Takes one step for all calls. Needs the turn. StepFailed after its error was set as the failure of all calls.
 
-        Ctrl-C waits for the end of the step: half a step would harm other calls.
+        Ctrl-C waits for the end of the step, because half a step would damage other calls.
         """
         with deferred():
             loop = self.loop
@@ -161,17 +162,17 @@ class Serving:
             self._wake(awaited)
 
     def _fail(self, loop: Loop, error: BaseException) -> None:
-        """What a step left half done is not known, so that all that is under way ends with its error."""
-        if not isinstance(error, Exception):  # KeyboardInterrupt is for the thread that it came in
-            told = BackendError(f"a step for several calls was ended by {type(error).__name__} in one of them")
-            told.__cause__, error = error, told
+        """Ends all calls in progress with the error of a step, which may have left anything half done."""
+        if not isinstance(error, Exception):  # KeyboardInterrupt is for the thread in which it was raised
+            shared = BackendError(f"a step for several calls was ended by {type(error).__name__} in one of them")
+            shared.__cause__, error = error, shared
         calls = [sequence.call for sequence in loop.fail() if sequence.call is not None]
         for call in calls:
             call.failure = error
         self._wake({call for call in calls if call.waiter is not None})
 
     def _wake(self, calls: set[Call]) -> None:
-        """Tells coroutines that there is something new, with one call to each event loop."""
+        """Wakes coroutines that have new output, with one call to each event loop."""
         self._awaited -= {call for call in calls if not call.unfinished or call.failure is not None}
         of_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
         for call in calls:
@@ -180,12 +181,12 @@ class Serving:
         for event_loop, waiters in of_loop.items():
             try:
                 event_loop.call_soon_threadsafe(_set, waiters)
-            except RuntimeError:  # it was closed, and nobody can read any more
+            except RuntimeError:  # the event loop was closed, so that its coroutines never run again
                 for call in [call for call in calls if call.event_loop is event_loop]:
                     self._abort(call)
 
     def _abort(self, call: Call) -> None:
-        """In a turn: nobody reads this call any more."""
+        """Ends a call that is no longer read. Needs the turn."""
         self._awaited.discard(call)
         if call in self._arriving:
             self._arriving.remove(call)
@@ -194,7 +195,7 @@ class Serving:
                 self._loop.abort(sequence)
 
     def _let_go(self) -> None:
-        """In the last turn."""
+        """Ends all calls and releases the loop. Runs in the last turn."""
         if self._loop is not None:
             self._loop.fail()
         self._loop = None
@@ -202,7 +203,7 @@ class Serving:
         self._awaited.clear()
 
     def _start_driver(self) -> None:
-        """A thread that steps for coroutines, unless there is one. Two would do no harm."""
+        """Starts the thread that steps for coroutines, unless it is running. A second one would do no harm."""
         if self._driver is None or not self._driver.is_alive():
             self._driver = threading.Thread(target=self._drive, name="baize-async")
             self._driver.start()
@@ -215,7 +216,7 @@ class Serving:
                         if self._awaited:
                             self._step()
                 except StepFailed:
-                    continue  # and all whom it concerns have been told
+                    continue  # all calls have the error already
                 except BaizeError as error:  # this was closed
                     for call in list(self._awaited):
                         call.failure = error
@@ -223,7 +224,7 @@ class Serving:
             self._driver = None
             if not self._awaited:
                 return
-            self._driver = threading.current_thread()  # a call that came in between may count on this thread
+            self._driver = threading.current_thread()  # a call that arrived in between may rely on this thread
 
 
 def _set(waiters: list[asyncio.Event]) -> None:

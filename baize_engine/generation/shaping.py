@@ -1,13 +1,13 @@
-"""What a request changes in the model's logits before the draw: bias, penalties, tokens that must not come. Pure.
+"""Shapes logits before the draw, as a request asks: bias, penalties, forbidden tokens. Pure.
 
-In this order, which is that of transformers' processors and of the common API's servers:
+In the order of transformers' logits processors and of common API servers:
 
     logit_bias                        added
     repetition_penalty                ids of prompt and answer: positive logits divided by it, others multiplied
     presence and frequency penalty    ids of the answer: logit - presence - frequency * count
-    allowed, banned, min_new_tokens   what must not come gets FORBIDDEN
+    allowed, banned, min_new_tokens   tokens that may not be drawn get FORBIDDEN
 
-All values stay finite, because a logit that is not finite is the sign of a damaged model to everything downstream.
+All values stay finite, because later code takes a logit that is not finite for a sign of damaged weights.
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from torch import Tensor
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
 
-LIMIT = 2.0**100  # of shaped logits: 1.3e30, and divided by the least temperature (1e-4) still a float32
-FORBIDDEN = -(2.0**101)  # below all of them, at the highest temperature (1e6) by more than any noise
+LIMIT = 2.0**100  # bound of shaped logits, 1.3e30: divided by the least temperature (1e-4) it is still a float32
+FORBIDDEN = -(2.0**101)  # below all shaped logits; at the highest temperature (1e6) still by more than any noise
 
 
 class Shaping:
-    """The changes that `params` asks for, for one sample after `prompt_ids`, which ends with one of `stop_ids`.
+    """The changes that `params` makes to the logits of one sample of `prompt_ids`, which ends with one of `stop_ids`.
 
-    `shape` is a function of the logits and the answer so far. What depends on neither is kept, and so are the counts of an
-    answer that only grows, as a sample's does: counting 2000 ids anew for each token took 3 ms.
+    `shape` depends only on the logits and the answer so far. Tables that depend on neither are kept, and so are the counts of
+    ids, because an answer only grows: recounting 2000 ids for each token took 3 ms.
     """
 
     def __init__(self, params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int]) -> None:
         self._params, self._prompt_ids, self._stop_ids = params, prompt_ids, stop_ids
         self._fixed: tuple[Tensor, Tensor, Tensor] | None = None
         self._counts: tuple[Tensor, Tensor] | None = None
-        self._counted = 0  # ids of the answer that stand in _counts
+        self._counted = 0  # ids of the answer included in _counts
 
-    @torch.inference_mode()  # so that the counts are of one kind, whoever calls
+    @torch.inference_mode()  # so that the kept counts are always inference tensors
     def shape(self, logits: Tensor, token_ids: Sequence[int]) -> Tensor:
-        """The changed copy of `logits` (V,) float32. token_ids: the answer so far."""
+        """A shaped copy of `logits` (V,) float32. token_ids: the answer so far."""
         params = self._params
         bias, never, ends = self._tables(logits)
         shaped = logits + bias
@@ -63,7 +63,7 @@ class Shaping:
         return logits
 
     def _tables(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Bias (V,) float32, tokens that never may come (V,) bool, and the ids that end the sample (n,) int64."""
+        """The bias (V,) float32, the tokens that may never be drawn (V,) bool, and the ids that end the sample (n,) int64."""
         if self._fixed is None:
             params, bias = self._params, torch.zeros_like(logits)
             values = torch.tensor(list(params.logit_bias.values()), dtype=torch.float32, device=logits.device)
@@ -71,12 +71,12 @@ class Shaping:
             never = torch.full(logits.shape, params.allowed_token_ids is not None, device=logits.device)
             never[_indices(params.allowed_token_ids or (), logits)] = False
             never[_indices(params.banned_token_ids, logits)] = True
-            # a stop id may lie beyond the vocabulary, where it ends nothing
+            # a stop id beyond the vocabulary is never drawn
             self._fixed = bias, never, _indices([i for i in self._stop_ids if i < len(logits)], logits)
         return self._fixed
 
     def _count(self, token_ids: Sequence[int], logits: Tensor) -> tuple[Tensor, Tensor]:
-        """How often each id came, in all and in the answer, (V,) float32 both."""
+        """How often each id occurs in prompt and answer, and in the answer alone, both (V,) float32."""
         if self._counts is None or self._counted > len(token_ids):
             answer = torch.zeros(len(logits), device=logits.device)
             self._counts, self._counted = (_add_counts(answer.clone(), self._prompt_ids), answer), 0
@@ -96,7 +96,7 @@ def _indices(ids: Iterable[int], logits: Tensor) -> Tensor:
 
 
 def is_shaped(params: SamplingParams, stop_ids: Collection[int]) -> bool:
-    """Whether `params` asks for any change."""
+    """Whether `params` changes any logit."""
     return bool(
         params.logit_bias
         or params.repetition_penalty != 1.0
@@ -109,12 +109,12 @@ def is_shaped(params: SamplingParams, stop_ids: Collection[int]) -> bool:
 
 
 def shaping(params: SamplingParams, prompt_ids: Sequence[int], stop_ids: Collection[int]) -> Shaping | None:
-    """The changes to make, or None where `params` asks for none."""
+    """The changes that `params` makes, or None if it makes none."""
     return Shaping(params, prompt_ids, stop_ids) if is_shaped(params, stop_ids) else None
 
 
 def check_choice(params: SamplingParams, vocab_size: int, stop_ids: Collection[int]) -> None:
-    """RequestError, by name, where an id is not in the vocabulary or no token may come."""
+    """RequestError, naming the field, if an id is not in the vocabulary or no token is left to draw."""
     fields: dict[str, Sequence[int]] = {
         "logit_bias": tuple(params.logit_bias),
         "allowed_token_ids": params.allowed_token_ids or (),
@@ -137,7 +137,7 @@ def check_choice(params: SamplingParams, vocab_size: int, stop_ids: Collection[i
 
 
 def _left(params: SamplingParams, vocab_size: int, excluded: set[int]) -> int:
-    """How many tokens may come."""
+    """The number of tokens that may be drawn if the ids `excluded` may not."""
     if params.allowed_token_ids is not None:
         return len(set(params.allowed_token_ids) - excluded)
     return vocab_size - sum(token_id < vocab_size for token_id in excluded)

@@ -8,16 +8,16 @@ from baize_engine.generation.params import SamplingParams
 
 
 def stop_token_ids(params: SamplingParams, eos_token_ids: Iterable[int]) -> frozenset[int]:
-    """The ids that end a sample: the model's own unless ignore_eos, and those that the request names."""
+    """The ids that end a sample: the model's own, unless ignore_eos, and the request's."""
     own = () if params.ignore_eos else tuple(eos_token_ids)
     return frozenset((*own, *params.stop_token_ids))
 
 
 class StopScanner:
-    """Passes text through until a stop string is complete, and holds back what could still become one.
+    """Passes text through until a stop string is complete, holding back what could still become one.
 
-    The string that is completed first ends the text (of two completed by the same character, the longer one), which
-    makes the result independent of how the text was cut into pieces. `matched` is that string, or None so far.
+    The string completed first ends the text (of two completed by the same character, the longer one), so that the result
+    does not depend on how the text is cut into pieces. `matched` is that string, or None.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -26,16 +26,16 @@ class StopScanner:
         self.matched: str | None = None
 
     def push(self, piece: str, ends: bool = True) -> str:
-        """The text that is now safe to show. After a match: the text before the stop string; later pieces give "".
+        """Adds a piece. Returns the text that is now certain; after a match the text before the stop string, and then "".
 
-        A stop string that becomes complete in a piece that may not be the end, not `ends`, is text.
+        ends: whether a stop string may end the text in this piece; if not, one that is completed here is plain text.
         """
         if self.matched is not None:
             return ""
         text = self._held + piece
         found = []
         for stop in self._stops if ends else ():
-            place = text.find(stop, max(0, len(self._held) - len(stop) + 1))  # where it becomes complete in this piece
+            place = text.find(stop, max(0, len(self._held) - len(stop) + 1))  # only where this piece completes it
             if place >= 0:
                 found.append((place + len(stop), -len(stop), stop))
         if found:
@@ -47,13 +47,13 @@ class StopScanner:
         return text[: len(text) - hold]
 
     def flush(self) -> str:
-        """What was held back, when the sample has ended for another reason."""
+        """The text held back, for a sample that ended for another reason."""
         text, self._held = self._held, ""
         return text
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The length of the longest end of `text` that begins `stop` without completing it."""
+    """The length of the longest suffix of `text` that is a proper prefix of `stop`."""
     for length in range(min(len(text), len(stop) - 1), 0, -1):
         if text.endswith(stop[:length]):
             return length

@@ -1,8 +1,8 @@
-"""Turns: which thread may use an engine's loop now. Knows nothing of what is done with it.
+"""Turns: decides which thread may use an engine's loop. Does not know what it does there.
 
 A step writes to the decoder's buffers, the block pool and the scheduler's lists, so two steps must never overlap. A thread
-takes a turn for each step. What an abandoned call held is freed in a turn, too: the garbage collector may find the call in any
-thread, in the middle of another one.
+takes a turn for each step. Freeing what an abandoned call held also takes a turn, because the garbage collector may run in
+any thread, in the middle of another call.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from baize_engine.interrupts import deferred
 
 
 class Turns:
-    """Threads take turns, roughly in the order in which they ask. After `close` there are no more."""
+    """A lock that threads take in turns, roughly in the order in which they ask. After `close` all turns are refused."""
 
     def __init__(self) -> None:
         self._renew()
         self._closed = False
         self._child_of_a_call = False  # made by fork while a call was under way
         self._forked = False
-        self._pending: deque[Callable[[], None]] = deque()  # to be called in a turn
+        self._pending: deque[Callable[[], None]] = deque()  # calls to make in a turn
         _ALL.add(self)
 
     def _renew(self) -> None:
-        self._door = threading.Lock()  # held by the thread that is next: one that has just had a turn queues behind it
+        self._door = threading.Lock()  # held by the next thread, so that one that just had a turn queues behind it
         self._taken = threading.RLock()  # held by the thread that has the turn
-        self._inside: set[int] = set()  # threads that have a turn, or wait for one
+        self._inside: set[int] = set()  # threads that have a turn or wait for one
 
     def check(self) -> None:
-        """Raises RequestError once this is closed."""
+        """RequestError once this is closed."""
         if self._closed:
             raise RequestError("this engine is closed")
 
@@ -44,7 +44,8 @@ class Turns:
     def turn(self) -> Iterator[None]:
         """Waits for a turn and holds it.
 
-        RequestError if this is closed by then, or if this thread has a turn or waits for one already.
+        RequestError if this is closed by then, or if this thread already has a turn or waits for one. BackendError in a
+        process made by fork.
         """
         self._check_process()
         self.check()
@@ -58,7 +59,7 @@ class Turns:
             self._run_pending()
 
     def close(self, let_go: Callable[[], None]) -> None:
-        """Refuses all turns from now on and calls `let_go` after the current one. Waits for that unless this thread has it."""
+        """Refuses all further turns and calls `let_go` after the current one; waits for that unless this thread holds it."""
         self._closed = True
         self._pending.append(let_go)
         if threading.get_ident() not in self._inside and not self._child_of_a_call:
@@ -66,16 +67,16 @@ class Turns:
                 self._call_pending()
 
     def later(self, end: Callable[[], None]) -> None:
-        """Calls `end` in a turn: now if no thread has one, else after the current one. Never waits: finalisers use it."""
+        """Calls `end` in a turn: now if no thread has one, else after the current one. Never waits; finalisers use it."""
         self._pending.append(end)
         self._run_pending()
 
     @contextmanager
     def _hold(self, wait: bool = True) -> Iterator[bool]:
-        """Takes the lock, or tries to without `wait`, and gives whether it has it. Not reentrant.
+        """Takes the lock, or without `wait` tries to, and yields whether it was taken. Not reentrant.
 
-        Ctrl-C may come between any two steps of Python, but not between the end of this block and the first call of
-        `finally`, which is the lock's own: nothing may come before it.
+        Ctrl-C may arrive between any two steps of the interpreter, except between the end of this block and the first call in
+        `finally`. That call must be the lock's own release.
         """
         me = threading.get_ident()
         try:
@@ -87,15 +88,15 @@ class Turns:
             else:
                 yield self._taken.acquire(blocking=False)
         finally:
-            try:  # contextlib.suppress would begin with calls of Python
+            try:  # contextlib.suppress would first call Python code
                 self._taken.release()
             except RuntimeError:
-                pass  # not taken: Ctrl-C came while this waited, or another thread has it
+                pass  # not taken: Ctrl-C arrived during the wait, or another thread has it
             finally:
                 self._inside.discard(me)
 
     def _run_pending(self) -> None:
-        # Once more after each release: what came while the lock was taken was left to the thread that had it.
+        # Checked again after each release: calls that arrived meanwhile were left to the thread that held the lock.
         while self._pending and threading.get_ident() not in self._inside:
             with self._hold(wait=False) as free:
                 if not free:
@@ -103,7 +104,7 @@ class Turns:
                 self._call_pending()
 
     def _call_pending(self) -> None:
-        with deferred():  # what is half cleaned up would stay so
+        with deferred():  # Ctrl-C must not leave a cleanup half done
             while self._pending:
                 self._pending.popleft()()
 
@@ -118,11 +119,11 @@ class Turns:
             )
 
 
-_ALL: weakref.WeakSet[Turns] = weakref.WeakSet()  # a forked child must make their locks anew
+_ALL: weakref.WeakSet[Turns] = weakref.WeakSet()  # a forked child must renew their locks
 
 
 def _in_child() -> None:
-    """A child made by fork has one thread, and copies of locks that threads of its parent may have held."""
+    """Renews the locks in a child made by fork: it has one thread, but copies of locks that other threads may have held."""
     for turns in list(_ALL):
         turns._forked = True
         turns._child_of_a_call = turns._child_of_a_call or bool(turns._inside)
