@@ -1,4 +1,4 @@
-"""When tokens arrive: prompts through `Engine.stream_many`, the loop that users run, by the host's clock.
+"""Times of arrival of tokens from `Engine.stream_many`, the loop that users run, by the host's clock.
 
 Knows a model and its cache; no benchmark, no files and no peers.
 """

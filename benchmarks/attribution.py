@@ -1,8 +1,8 @@
-"""Which op of which layer a kernel of a replayed graph was: by its place in the order of launches.
+"""Finds the op and layer of each kernel of a replayed graph, by its place in the order of launches.
 
 A graph's kernels carry no op and no shape, and one kernel with one grid has several jobs (at 13B linear_add's o and down are
-both `_product_kernel 1x160x1`). The graph's order is that in which the plan launched them, so the plan is run once op by op,
-Triton's launches are written down, and the kernels of a replay are read against that list; names and grids must agree.
+both `_product_kernel 1x160x1`). The graph keeps the order in which the plan launched them, so the plan is run once op by op,
+Triton's launches are recorded, and the kernels of a replay are matched with that list; names and grids must agree.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How fast this machine's memory is: the ceiling of everything that reads each weight once."""
+"""Measures this machine's memory bandwidth, the ceiling of everything that reads each weight once."""
 
 from __future__ import annotations
 

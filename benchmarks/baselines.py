@@ -1,4 +1,4 @@
-"""transformers' decoding, as it is and compiled by torch, greedily and by the host's clock. Knows nothing of ours."""
+"""Baselines: greedy decoding by transformers, as it is and compiled by torch, by the host's clock. Knows nothing of ours."""
 
 from __future__ import annotations
 

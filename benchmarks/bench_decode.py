@@ -1,13 +1,13 @@
-"""Decoding with random weights: the first token, the gap between two tokens, and the share of the memory's speed.
+"""Decoding with random weights: time to the first token, gap between tokens, and share of the memory bandwidth.
 
 A decode step must read every weight but the embedding once, and the cache of its context: the ceiling is those bytes
 (baize_engine/model/cost.py) over the bandwidth measured in this run, by reading on the CPU and by copying on a GPU;
-of_specified is over what is specified of the card (benchmarks/cards.py). Ids are checked against the reference ops before
+of_specified is over the card's specified bandwidth (benchmarks/cards.py). Ids are checked against the reference ops before
 anything is timed.
 
-What is timed is the loop of `Engine`, as its reader sees tokens come (benchmarks/arrivals.py). All rows of a step begin
-together after a context that only one of them computed; its first token is that of a prompt by itself. How prompts and steps
-share the time is in bench_throughput.py. Rows "sampled" draw with temperature, top_k and top_p; the others are greedy. On the
+The loop of `Engine` is timed, as a reader sees tokens arrive (benchmarks/arrivals.py). All rows of a step start together
+after a context that only one of them computed; its first token is that of a prompt running alone. bench_throughput.py shows
+how prompts and steps share the time. Rows "sampled" draw with temperature, top_k and top_p; the others are greedy. On the
 CPU every engine has its own process and reads its model from a file (benchmarks/side_by_side.py), and `ratio` is our greedy
 tok/s over the row's.
 """
@@ -224,17 +224,21 @@ def main() -> int:
     options.add_argument("--preset", choices=PRESETS, default="125m")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument(
-        "--kinds", choices=KINDS, nargs="+", default=None, help="weights; float16 (GPU: and int8, int4)"
+        "--kinds",
+        choices=KINDS,
+        nargs="+",
+        default=None,
+        help="types of the weights (default: float16; on a GPU also int8 and int4)",
     )
-    options.add_argument("--batches", type=int, nargs="+", default=None, help="1 8 32 (GPU: 1 8 64)")
+    options.add_argument("--batches", type=int, nargs="+", default=None, help="default: 1 8 32 (GPU: 1 8 64)")
     options.add_argument(
-        "--contexts", type=int, nargs="+", default=None, help="128 (GPU: and 512, 2048 less the steps)"
+        "--contexts", type=int, nargs="+", default=None, help="default: 128 (GPU: also 512, and 2048 less the steps)"
     )
     options.add_argument(
-        "--steps", type=int, default=None, help="timed for each row, on the CPU in each turn: 16 (GPU: 100)"
+        "--steps", type=int, default=None, help="steps timed per row, on the CPU in each turn (default: 16, GPU: 100)"
     )
-    options.add_argument("--runs", type=int, default=3, help="prompts timed to the first token for each context")
-    options.add_argument("--rounds", type=int, default=3, help="CPU: turns of each engine for each row")
+    options.add_argument("--runs", type=int, default=3, help="prompts timed to the first token, per context")
+    options.add_argument("--rounds", type=int, default=3, help="CPU: turns of each engine per row")
     options.add_argument(
         "--baselines", action="store_true", help="transformers, and on a GPU its compiled step, on the same weights"
     )

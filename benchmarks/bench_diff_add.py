@@ -1,9 +1,9 @@
-"""diff_add on tensors in memory: every implementation this machine runs, against torch and the memory's speed.
+"""diff_add on tensors in memory: every implementation that this machine runs, against torch and the memory bandwidth.
 
 The ceiling is the time to move the bytes: base and diff read once, out written once, at the copy bandwidth measured in this
-run. (Two thirds or more of its bytes are reads, half of a copy's, and reads are faster, so that a share may pass 1.)
-of_specified is of a GPU's specified bandwidth (benchmarks/cards.py). Each implementation is compared with the reference
-definition, bits and sums, before it is timed.
+run. (At least two thirds of its bytes are reads, against half of a copy's, and reads are faster, so a share may exceed 1.)
+of_specified is the share of a GPU's specified bandwidth (benchmarks/cards.py). Before it is timed, each implementation's bits
+and sums are compared with the reference definition.
 """
 
 from __future__ import annotations
@@ -121,7 +121,9 @@ def checked(
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
-    options.add_argument("--elements", type=int, default=None, help="of each tensor; CPU: 2^24, GPU: 2^26")
+    options.add_argument(
+        "--elements", type=int, default=None, help="elements of each tensor (default: 2^24, GPU: 2^26)"
+    )
     options.add_argument("--runs", type=int, default=15)
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     chosen = options.parse_args()

@@ -1,8 +1,8 @@
-"""Every op of the decoder by itself: microseconds, and the share of what this device can do.
+"""Every op of the decoder by itself: microseconds, and the share of the device's ceiling.
 
 The ceiling of an op is the larger of its bytes over the bandwidth and its operations over the matrix peak, both measured in
 this run: copying and float16 products on a GPU, reading and float32 products on the CPU, where the read speed is measured anew
-beside each op; of_specified is GB/s over those that are specified of the card (benchmarks/cards.py). Bytes and operations are a
+beside each op; of_specified is GB/s over the card's specified bandwidth (benchmarks/cards.py). Bytes and operations are a
 lower bound (baize_engine/model/cost.py). torch does the same work for comparison: on a GPU cuBLAS, scaled_dot_product_attention
 on contiguous keys, and float16 for int8 and int4; on the CPU all weights as float32, which it multiplies fastest. Both are
 checked against kernels/reference.py before they are timed. On the CPU `of_step` is the share of an op's calls in a decode step
@@ -144,15 +144,15 @@ def of_steps(rows: list[dict[str, Any]], layers: int) -> dict[str, dict[str, flo
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
-    options.add_argument("--preset", choices=PRESETS, default=None, help="GPU: 13b, CPU: 1b")
+    options.add_argument("--preset", choices=PRESETS, default=None, help="default: 1b (GPU: 13b)")
     options.add_argument(
-        "--rows", type=int, nargs="+", default=None, help="sequences of a step; GPU: 1 8 64, CPU: 1 8 32"
+        "--rows", type=int, nargs="+", default=None, help="sequences per step (default: 1 8 32, GPU: 1 8 64)"
     )
     options.add_argument("--kinds", choices=KINDS, nargs="+", default=list(KINDS), help="types of the weights")
-    options.add_argument("--contexts", type=int, nargs="+", default=None, help="GPU: 128 2048, CPU: 128 512")
+    options.add_argument("--contexts", type=int, nargs="+", default=None, help="default: 128 512 (GPU: 128 2048)")
     options.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     options.add_argument("--repeats", type=int, default=30, help="GPU: timed replays of each op's graph")
-    options.add_argument("--seconds", type=float, default=0.6, help="CPU: that each form of an op is timed")
+    options.add_argument("--seconds", type=float, default=0.6, help="CPU: time for each form of an op")
     options.add_argument("--quick", action="store_true", help="only the first of --rows, --kinds and --contexts")
     launch_table.add_option(options)
     chosen = options.parse_args()

@@ -1,8 +1,8 @@
-"""Prefill with random weights: the time to run a prompt, and the share of the machine's matrix product peak (MFU).
+"""Prefill with random weights: the time to run a prompt, and the share of the machine's peak of matrix products (MFU).
 
 Operations are those of `cost.prefill`; the peak is torch's product of large square matrices of 16 bits (CPU: float32), measured
-in this run; of_specified is over what is specified of the card for 16-bit products (benchmarks/cards.py). On a GPU the last
-logits of a short prompt must be those of the reference ops, which get it in pieces and are a baseline too. On the CPU every
+in this run; of_specified is over the card's specified peak of 16-bit products (benchmarks/cards.py). On a GPU the last
+logits of a short prompt must equal those of the reference ops, which run it in pieces and are also a baseline. On the CPU every
 engine has its own process (benchmarks/side_by_side.py says how it is checked), and `ratio` is our tok/s over the engine's.
 """
 
@@ -124,10 +124,14 @@ def main() -> int:
     options = parser(__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="125m")
     options.add_argument("--kinds", choices=KINDS, nargs="+", default=["float16"], help="weights")
-    options.add_argument("--tokens", type=int, nargs="+", default=None, help="of a prompt: 128 512 (GPU: and 2048)")
+    options.add_argument(
+        "--tokens", type=int, nargs="+", default=None, help="tokens of a prompt (default: 128 512; on a GPU also 2048)"
+    )
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    options.add_argument("--runs", type=int, default=5, help="prompts timed for each row")
-    options.add_argument("--baselines", action="store_true", help="also transformers, where installed and it fits")
+    options.add_argument("--runs", type=int, default=5, help="prompts timed per row")
+    options.add_argument(
+        "--baselines", action="store_true", help="also transformers, if it is installed and fits in memory"
+    )
     launch_table.add_option(options)
     side_by_side.add_options(options)
     chosen = options.parse_args()

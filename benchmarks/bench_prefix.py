@@ -2,12 +2,12 @@
 
 A model of random weights runs the first questions of each subject and chooses one token after each ("generated"), or gives the
 log-probabilities of four candidates ("scored"), once in a cache that shares equal beginnings of prompts and once in one that
-does not, subject by subject in turns; what it says must be the same, to the bit.
-`tokens_ratio` is prompt tokens over those that were computed, counted; `speedup` is the ratio of the times, `share` how much
-of the tokens' ratio it is. `best_ratio`: what sharing by single tokens, not by blocks, would leave to compute. The last row
-counts all questions of all subjects through the block pool alone.
+does not, subject by subject in turns; the results must be equal bit for bit.
+`tokens_ratio` is prompt tokens over tokens computed, both counted; `speedup` is the ratio of the times, `share` the speedup
+over `tokens_ratio`. `best_ratio`: the ratio if prefixes were shared by single tokens instead of blocks. The last row counts
+all questions of all subjects through the block pool alone.
 The data are Hendrycks's files (mmlu_csv.tar.gz) under BAIZE_SHARED/assets/eval, the tokenizer is BAIZE_SHARED's; without them
-nothing is measured, and the report says why.
+nothing is measured and the report says why.
 """
 
 from __future__ import annotations
@@ -213,8 +213,10 @@ def main() -> int:
     options.add_argument("--preset", choices=PRESETS, default="125m")
     options.add_argument("--kind", choices=KINDS, default="float16", help="weights")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    options.add_argument("--questions", type=int, default=4, help="of each subject that are run")
-    options.add_argument("--subjects", type=int, default=None, help="that are run, evenly chosen (default: all)")
+    options.add_argument("--questions", type=int, default=4, help="questions to run per subject")
+    options.add_argument(
+        "--subjects", type=int, default=None, help="number of subjects to run, evenly chosen (default: all)"
+    )
     chosen = options.parse_args()
     if chosen.questions < 2 or (chosen.subjects or 1) < 1:
         options.error("--questions must be at least 2, --subjects at least 1")

@@ -1,7 +1,7 @@
-"""What quantised weights cost in quality: KL divergence of the logits, and perplexity, against the model's own weights.
+"""The quality lost by quantised weights: KL divergence of the logits, and perplexity, against the model's own weights.
 
-The text is what the model itself says, sampled with seeds, so that any model can be judged without data; its perplexity is
-then low by construction, and only differences count. On the CPU: KL, perplexity and argmax by the reference ops, whose
+The text is the model's own, sampled with fixed seeds, so that any model can be judged without data. Its perplexity is low by
+construction, and only differences count. On the CPU: KL, perplexity and argmax by the reference ops, whose
 activations are float32; then what the kernels' activations add where they meet quantised weights, KL of the logits from the
 reference's on the same weights: with `exact_activations`, as in a decode step, and as a prompt runs by default.
 """
@@ -105,7 +105,9 @@ def judged(
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
-    options.add_argument("models", nargs="*", type=Path, metavar="MODEL", help="folders to judge beside the demo model")
+    options.add_argument(
+        "models", nargs="*", type=Path, metavar="MODEL", help="folders of models to judge besides the demo model"
+    )
     options.add_argument("--texts", type=int, default=16)
     options.add_argument("--length", type=int, default=200, help="tokens of each text")
     chosen = options.parse_args()

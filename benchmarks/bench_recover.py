@@ -1,8 +1,8 @@
-"""baize recover against a plain copy of the same bytes, and against the reference method, on the same files in one run.
+"""baize recover against a plain copy of the same bytes and against the reference method, on the same files in one run.
 
 The ceiling is the disk. `plain copy` is a program of its own that reads base and diff and writes as many bytes as the result
 has, the fastest of those tried: READERS threads read ranges of both and one writes, past the page cache and in huge pages.
-`copy` does so through recover's own workers, buffers and writer, with the kernel, the mean row and the hash left out.
+`copy` does the same with recover's own workers, buffers and writer, but without the kernel, the mean row and the hash.
 `reference` is what weight_diff.py does: both models whole in float32 by transformers, add_, save_pretrained; its result is
 twice as large and not synced, its GB/s count recover's bytes. The result of recover is compared with the reference formula
 before it is timed, the reference's own result after its run. A row is one run; "methods" holds the medians of each.
@@ -154,15 +154,13 @@ def main() -> int:
     options = parser(__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="1b")
     options.add_argument(
-        "--pair", type=Path, default=None, help="folder with base/ and diff/; made, and kept, if it has none"
+        "--pair", type=Path, default=None, help="folder with base/ and diff/, which are made and kept if missing"
     )
-    options.add_argument(
-        "--out", type=Path, default=None, help="folder on the disk to be measured; results come and go there"
-    )
-    options.add_argument("--device", default="auto", help="of recover: auto, cpu, cuda or cuda:N")
+    options.add_argument("--out", type=Path, default=None, help="folder on the disk to measure, for temporary results")
+    options.add_argument("--device", default="auto", help="device of recover: auto, cpu, cuda or cuda:N")
     options.add_argument("--runs", type=int, default=3)
     options.add_argument("--reference_runs", type=int, default=1, help="0 leaves the reference method out")
-    options.add_argument("--warm", dest="cold", action="store_false", help="with the files in the page cache")
+    options.add_argument("--warm", dest="cold", action="store_false", help="measure with the files in the page cache")
     chosen = options.parse_args()
     if chosen.runs < 1 or chosen.reference_runs < 0:
         options.error(f"--runs is {chosen.runs} and --reference_runs {chosen.reference_runs}, wanted 1 and 0 at least")

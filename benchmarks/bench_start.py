@@ -1,8 +1,9 @@
-"""How soon a model answers: from the call of Engine.from_pretrained to the first token of a short prompt, warm files.
+"""Start-up: the time from Engine.from_pretrained to the first token of a short prompt, with files in the page cache.
 
-Every run is a fresh process, the rows in turn. Beside that time: the process from its start to the end of its imports, the
-whole process as its parent sees it, its peak of resident memory (pages of mapped files among it) and what it holds apart from
-files at the first token. The token is checked: it must be nearly the best by the reference ops (benchmarks/side_by_side.py).
+Every run is a fresh process, and the rows take turns. Also measured: the process from its start to the end of its imports,
+the whole process as its parent sees it, its peak resident memory (including pages of mapped files) and, at the first token,
+its memory without mapped files. The token is checked: by the reference ops it must be nearly the best
+(benchmarks/side_by_side.py).
 """
 
 from __future__ import annotations
@@ -134,9 +135,9 @@ def main() -> int:
     options.add_argument("--preset", choices=PRESETS, default="125m")
     options.add_argument("--kinds", choices=SAVED, nargs="*", default=list(SAVED), help="saved weights")
     options.add_argument(
-        "--at_load", choices=AT_LOAD, nargs="*", default=list(AT_LOAD), help="quantised while they load"
+        "--at_load", choices=AT_LOAD, nargs="*", default=list(AT_LOAD), help="weights quantised while they load"
     )
-    options.add_argument("--runs", type=int, default=5, help="processes of each row")
+    options.add_argument("--runs", type=int, default=5, help="processes per row")
     options.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     add_options(options)
     chosen = options.parse_args()

@@ -1,9 +1,9 @@
-"""Many prompts at once, in a seeded mix of lengths like that of people's conversations: tokens a second, total and output.
+"""Throughput of many prompts at once, in a seeded mix of lengths like those of conversations: total and output tokens/s.
 
-The engine runs all prompts together, and some of them one by one in the same run, which must say the same; what it says is
-checked against the reference ops before anything is timed. The time of prompts is taken apart: output tok/s is of the rest.
-A reader of `Engine.stream_many`, who asks for all at once, has his first token after `ttft_ms`, the queue included, and waits
-`gap_ms` for each further one, other prompts' included; on a GPU all is run once before, as its graphs are made when needed.
+The engine runs all prompts together, and some of them one by one in the same run, with equal results; these are checked
+against the reference ops before anything is timed. The time of prompts is separate: output tok/s counts the rest.
+A reader of `Engine.stream_many`, who requests all at once, gets the first token of a sample after `ttft_ms`, including the
+queue, and each further one after `gap_ms`, including other prompts. On a GPU all runs once before, to make its graphs.
 Facts: `of_batch` is output tok/s over the rate of bench_decode's steps of rows of one length, before and after; `to_alone` are
 ratios of together to one by one.
 The ceiling of each row is the time that its steps' bytes take at the memory's speed, or their operations at the peak of the
@@ -266,14 +266,16 @@ def main() -> int:
     options.add_argument("--kind", choices=KINDS, default="float16", help="weights")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     options.add_argument("--prompts", type=int, default=64)
-    options.add_argument("--prompt_mean", type=int, default=64, help="tokens of a prompt on the average")
-    options.add_argument("--output_mean", type=int, default=192, help="tokens after it on the average")
+    options.add_argument("--prompt_mean", type=int, default=64, help="average tokens of a prompt")
+    options.add_argument("--output_mean", type=int, default=192, help="average tokens of an answer")
     options.add_argument("--seed", type=int, default=0)
-    options.add_argument("--cache_tokens", type=int, help="of the KV cache (default: all, as far as they fit)")
-    options.add_argument("--alone", type=int, default=12, help="prompts that are run one by one too, and by peers")
-    options.add_argument("--rows", type=int, default=32, help="of bench_decode's batch")
-    options.add_argument("--context", type=int, default=128, help="of its rows")
-    options.add_argument("--steps", type=int, default=48, help="of it, before and after")
+    options.add_argument(
+        "--cache_tokens", type=int, help="capacity of the KV cache (default: all tokens, as far as they fit)"
+    )
+    options.add_argument("--alone", type=int, default=12, help="prompts that also run one by one, and by peers")
+    options.add_argument("--rows", type=int, default=32, help="rows of the batch of bench_decode's steps")
+    options.add_argument("--context", type=int, default=128, help="context of its rows")
+    options.add_argument("--steps", type=int, default=48, help="its steps, before and after")
     options.add_argument("--peers", nargs="*", choices=("transformers", "vllm"), default=(), help="without names: all")
     launch_table.add_option(options)
     chosen = options.parse_args()

@@ -1,6 +1,6 @@
-"""How fast a card can do things, by simple formulas to be proved wrong: rates, latencies, and what is resident at a time.
+"""A model of a card in simple, falsifiable formulas: rates, latencies, and how much is resident at a time.
 
-Times are in microseconds, rates in bytes a microsecond. Pure: knows cards by cards.py, and no kernel.
+Times are in microseconds, rates in bytes per microsecond. Pure: knows cards (cards.py), but no kernel.
 """
 
 from __future__ import annotations

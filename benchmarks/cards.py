@@ -1,6 +1,6 @@
-"""What is specified of the GPUs that the kernels serve (sm_80 to sm_90), found by the name that the driver gives.
+"""Specifications of the GPUs that the kernels serve (sm_80 to sm_90), found by the name that the driver gives.
 
-Figures are those of the named documents, none is measured. Pure: knows neither torch nor a device.
+All figures come from the documents named; none is measured. Pure: knows neither torch nor a device.
 """
 
 from __future__ import annotations

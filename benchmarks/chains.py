@@ -1,6 +1,6 @@
-"""What the tuner measures: ops of a decode step in a row, over random weights that no cache holds from one pass to the next.
+"""Chains of ops of a decode step, which the tuner measures, over random weights that no cache holds between passes.
 
-A chain, not an op by itself: when a kernel lets the next one start, and what it fetches before that, shows in its neighbours.
+Chains instead of single ops, because a kernel's trigger and prefetches show in the time of its neighbours.
 On the device "meta" a chain has shapes only, which is enough to compile its kernels (benchmarks/precompile.py).
 """
 

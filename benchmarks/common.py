@@ -1,4 +1,4 @@
-"""What every benchmark shares: repeated timing, the machine's ceilings, child processes, and the form of a report."""
+"""Shared by all benchmarks: repeated timing, the machine's ceilings, child processes, and the form of a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two reports of profile_step.py side by side: what became faster, and what else was not the same. Measures nothing."""
+"""Compares two reports of profile_step.py: what became faster, and what else differs. Measures nothing."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Which of Triton's kernels were compiled, and which came from its cache on the disk.
+"""Tells which of Triton's kernels were compiled and which came from its cache on disk.
 
-A time alone does not tell the one from the other: processes that follow each other share the cache. Needs no GPU.
+A time alone cannot tell them apart, because successive processes share the cache. Needs no GPU.
 """
 
 from __future__ import annotations

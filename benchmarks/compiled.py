@@ -1,4 +1,4 @@
-"""What the compiler makes of the kernels that a decode step launches: registers, shared memory and instructions of each.
+"""The compiler's output for the kernels of a decode step: registers, shared memory and instructions of each.
 
 `python benchmarks/compiled.py` compiles them anew for sm_80 and sm_90, which needs Triton but no GPU, and writes compiled.json;
 card_model.py reads that, without Triton or torch. A program's code depends on its tile, the bits of its weights and whether it

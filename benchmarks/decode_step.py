@@ -1,4 +1,4 @@
-"""A decode step that can be repeated, always at the same context: by itself, op by op, or as the engine's loop runs it.
+"""A decode step that can be repeated at the same context: by itself, op by op, or as the engine's loop runs it.
 
 Weights and cache are random. Knows nothing of reports.
 """

@@ -3,8 +3,8 @@
     python engines.py llama.cpp F16.gguf 2             engine, the model's file or folder, threads
     python engines.py llama.cpp F16.gguf 2 '[5, 7]'    and a prompt: the stamps of its first token, then the process ends
 
-Requests and answers are JSON lines: {"call": "steps", "arguments": [16]} and its value. Every engine chooses the token
-greedily, and that is in the times. Written for benchmarks/peers.py and bench_start.py, which start these.
+Requests and answers are JSON lines: {"call": "steps", "arguments": [16]} and its value. Every engine chooses tokens
+greedily, and the times include that. Written for benchmarks/peers.py and bench_start.py, which start these.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Timing on a GPU without the host in it: calls captured in one CUDA graph, and the ceilings of this device measured so."""
+"""Timing on a GPU without the host: calls captured in one CUDA graph, and the device's ceilings measured that way."""
 
 from __future__ import annotations
 

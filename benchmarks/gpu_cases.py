@@ -1,4 +1,4 @@
-"""Cases of kernels that only a GPU has by themselves: a prompt's own, a norm apart from its product, and diff_add."""
+"""Cases of kernels that are separate only on a GPU: those of prompts, a norm apart from its product, and diff_add."""
 
 from __future__ import annotations
 

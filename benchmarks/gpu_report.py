@@ -1,4 +1,4 @@
-"""`make gpu`: what this machine's GPU says of the project, in one file. Makes no environment and touches no network.
+"""`make gpu`: all measurements and tests of this machine's GPU, in one file. Makes no environment and touches no network.
 
 The steps, in the order of benchmarks/gpu_plan.py (`--list`), are benchmarks at the shapes of 7B and 13B, the tests marked gpu,
 the tuner, and the C++ kernels' tests. Everything is in gpu.json, rewritten after each step, and all that the steps said in

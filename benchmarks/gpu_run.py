@@ -1,4 +1,4 @@
-"""One step as a process: what became of it, and the rows and test results it had when it was ended. Knows no plan."""
+"""Runs a step as a process: its outcome, and the rows and test results that it had when it ended. Knows no plan."""
 
 from __future__ import annotations
 

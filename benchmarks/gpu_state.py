@@ -1,6 +1,6 @@
-"""What state a GPU is in: clocks, power, what holds the clocks down, temperature, driver, by NVML (package nvidia-ml-py).
+"""The state of a GPU: clocks, power, reasons for throttling, temperature and driver, by NVML (package nvidia-ml-py).
 
-Absent where the package is not installed, which is said and changes nothing else. Measures no speed.
+Without the package there is no state; the report says so, and nothing else changes. Measures no speed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Passes of a chain under two plans, timed in turn, and whether both write the same bits.
+"""Times passes of a chain under two plans in turn, and compares the bits that they write.
 
 On a GPU a plan is captured with its settings into a CUDA graph of several passes, and device events time its replays. On the
 CPU, where settings mean nothing, the calls themselves are timed: a rehearsal of the tuner, no measurement.

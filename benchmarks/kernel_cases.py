@@ -1,4 +1,4 @@
-"""The decoder's ops one by one, at the sizes of a model: what each must give, the machine's own form of it, and torch's.
+"""The decoder's ops one by one, at the sizes of a model: the expected result, the machine's implementation, and torch's.
 
 A case has its data several times, so that a pass over all of it finds no weights and no cache rows in the processor's cache;
 activations come from there, as in a decode step.

@@ -1,4 +1,4 @@
-"""What a decode step's kernels should take on a card: a sentence and a formula for each, to be proved wrong by a measurement.
+"""Predicted times of a decode step's kernels on a card: a sentence and a falsifiable formula for each.
 
 The time of a kernel is that of its body, the longest of three: the memory's (its bytes at the rate that the bytes under way
 allow), the L2 cache's (what its programs read from it), and arithmetic's (its loop's instructions, by the warps that share a

@@ -1,4 +1,4 @@
-"""`--tuned` of the benchmarks: which table the GPU's launch settings come from (baize_engine/kernels/tuned.py)."""
+"""`--tuned` of the benchmarks: the table from which the GPU's launch settings come (baize_engine/kernels/tuned.py)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A seeded mix of prompts and wanted answers, of lengths like those of people's conversations. Knows no engine."""
+"""A seeded mix of prompts and answer lengths, distributed like those of conversations. Knows no engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoders of random weights for the benchmarks: any kind, made on the device itself, so that a 13B needs no file."""
+"""Decoders with random weights of any kind, made on the device itself, so that a 13B model needs no file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes that the kernels of a step moved to and from a GPU's memory, as ncu (Nsight Compute) counts them.
+"""Counts the bytes that a step's kernels move to and from a GPU's memory, by ncu (Nsight Compute).
 
 A script is run again as ncu's child; kernels are counted one after the other, at the clocks as they are, and with the caches as
 the kernel before left them. ncu's own times are not used: a counted kernel runs alone.

@@ -1,4 +1,4 @@
-"""The engines that ours is measured against on a CPU: of what precision, what they read a step, and their processes."""
+"""The engines that ours is compared with on a CPU: their precision, the bytes they read per step, and their processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Kernels compiled ahead, in processes that touch no GPU, into the cache of Triton where a launch then finds them.
+"""Compiles kernels ahead, in processes that touch no GPU, into Triton's cache, where launches find them.
 
 As a script it is such a process: a stand-in for Triton's driver names the GPU, the ops' own wrappers are called with tensors
 that have no memory, and a launch ends when its kernel is compiled. Lines of JSON come in, a job each, and go out, what became

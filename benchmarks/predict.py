@@ -1,4 +1,4 @@
-"""What a decode step should take on a card, kernel by kernel, without a GPU: predictions to be proved wrong.
+"""Predicts the time of a decode step on a card, kernel by kernel, without a GPU.
 
     python benchmarks/predict.py --card h100 --preset 13b --kind int4
     python benchmarks/predict.py --card h100 --preset 13b --variants     what the kernels' other settings should change
@@ -231,9 +231,7 @@ def main() -> int:
         "--set", type=_setting, action="append", default=[], metavar="NAME=VALUE",
         help=f"a constant of the model as it was measured: {', '.join(each.name for each in fields(Constants))}",
     )  # fmt: skip
-    options.add_argument(
-        "--constants", action="store_true", help="print the constants and where they come from, and end"
-    )
+    options.add_argument("--constants", action="store_true", help="print the constants and their sources, then exit")
     chosen = options.parse_args()
     constants = Constants().changed(dict(chosen.set))
     if chosen.constants:

@@ -1,4 +1,4 @@
-"""A profile beside what predict.py says of its card: microseconds of each op, predicted and measured, and of the step.
+"""Compares a profile with predict.py's figures for its card: microseconds of each op and of the step.
 
 Measured is an op's time within the step where the profile has it, else its time by itself. A ratio far from 1 says where the
 model of the card, or the kernel, is not what it was thought to be.

@@ -1,4 +1,4 @@
-"""The parts of a step's profile, each of which may fail by itself: ceilings, the step, its trace, its ops, bytes by ncu.
+"""The parts of a step's profile, each of which may fail alone: ceilings, the step, its trace, its ops, bytes by ncu.
 
 Knows the report that they go to, but neither files nor arguments of a command line beyond those of the case.
 """

@@ -1,4 +1,4 @@
-"""One decode step, taken apart: its kernels and the gaps between them, and how near each op comes to the roofline.
+"""Profiles one decode step: its kernels, the gaps between them, and how near each op comes to the roofline.
 
 The name is not profile.py: a file of that name beside scripts would shadow the standard library's `profile`, which cProfile
 imports, and torch cProfile. Kernels and gaps are those of a trace of consecutive steps on a GPU; the CPU has no kernel events,
@@ -102,7 +102,7 @@ def options() -> argparse.ArgumentParser:
     made.add_argument("--steps", type=int, default=4, help="consecutive steps in the trace")
     made.add_argument("--trace", type=Path, metavar="FILE", help="write their chrome trace there")
     made.add_argument("--picture", type=Path, metavar="FILE", help="draw the roofline there (matplotlib)")
-    made.add_argument("--markdown", type=Path, metavar="FILE", help="write a summary for people there")
+    made.add_argument("--markdown", type=Path, metavar="FILE", help="write a readable summary there")
     made.add_argument(
         "--ncu", action="store_true", help="count the bytes of each kernel with ncu, if it is on the PATH"
     )

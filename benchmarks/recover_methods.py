@@ -1,4 +1,4 @@
-"""What recovery is measured against, each a program of its own: `python recover_methods.py METHOD BASE DIFF OUT`.
+"""Baselines of recovery, each its own program: `python recover_methods.py METHOD BASE DIFF OUT`.
 
 Their starts are timed too, so that torch and transformers are imported by the method that needs them.
 """

@@ -1,4 +1,4 @@
-"""The roofline: what a device can do at most, measured; how near each op comes to it; and the picture of both."""
+"""The roofline: a device's measured ceilings, how near each op comes to them, and a picture of both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Model shapes of the presets, and what they weigh."""
+"""The presets' model shapes and their bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ours and its peers on a CPU in one run: what each chooses is checked, then they are timed in turns.
+"""Our engine and its peers on a CPU in one run: their tokens are checked, then they are timed in turns.
 
 Every engine has a process of its own that lives for the turns of its group and waits between them. In each turn the memory's
 read speed, or the matrix product's peak, is measured too: both drift on machines that are shared, and a share is of what the

@@ -1,6 +1,6 @@
-"""`make bench`: the standard set on this CPU, one script after another, and one table of all at the end.
+"""`make bench`: runs the standard set on this CPU, one script after another, and prints one table at the end.
 
-Of the peers that are installed the fastest of the same precision stands beside each figure; `ratio` above 1 means that ours is
+Each figure is shown with that of the fastest installed peer of the same precision; `ratio` above 1 means that ours is
 faster. Each step's lines are shown when it has ended, and kept. One that fails is reported with the end of its output and does
 not stop the others, and what it measured before counts; the exit code tells.
 """

@@ -1,4 +1,4 @@
-"""A report of profile_step.py as a page of Markdown, for people. Measures nothing, and says what was not measured."""
+"""A report of profile_step.py as a page of Markdown. Measures nothing, and says what was not measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ran on a device, as events of a chrome trace: its kernels, the idle gaps between them, and the steps they belong to.
+"""The events of a device in a chrome trace: its kernels, the idle gaps between them, and the steps they belong to.
 
 Times are the device's own; those of the host stand apart, and none of the two is ever subtracted from the other.
 Where kernels are launched dependently (sm_90), one may begin long before the one before it has ended, only to wait for it, and

@@ -1,4 +1,4 @@
-"""`make gpu-tune`: which launch settings are the fastest on this GPU, written as its table (kernels/tuned/README.md).
+"""`make gpu-tune`: finds the fastest launch settings for this GPU and writes its table (kernels/tuned/README.md).
 
 For each model size, type of weights and batch, the ops of a step are measured in chains (benchmarks/chains.py), and their
 settings (kernels/settings.py) tried one by one, each against the best so far, in turn. A value is kept if it saves more than
@@ -235,14 +235,23 @@ def run(options: argparse.Namespace, device: str) -> int:
 
 def main() -> int:
     options = parser(__doc__.split("\n")[0])
-    options.add_argument("--presets", choices=PRESETS, nargs="+", default=None, help="13b 7b 30b 65b (CPU: tiny)")
+    options.add_argument(
+        "--presets", choices=PRESETS, nargs="+", default=None, help="default: 13b 7b 30b 65b (CPU: tiny)"
+    )
     options.add_argument("--kinds", choices=BITS, nargs="+", default=list(BITS), help="types of the weights")
     options.add_argument(
-        "--batches", type=int, choices=TUNED_ROWS, nargs="+", default=None, help="rows of a step; all (CPU: 1 2)"
+        "--batches",
+        type=int,
+        choices=TUNED_ROWS,
+        nargs="+",
+        default=None,
+        help="rows of a step (default: all, CPU: 1 2)",
     )
     options.add_argument("--device", default="auto", help="auto, cuda, cuda:N, or cpu for a rehearsal")
     options.add_argument("--seconds", type=float, default=330, help="time after which the rest is not measured")
-    options.add_argument("--processes", type=int, default=None, help="that compile ahead; 12 (CPU: 1)")
+    options.add_argument(
+        "--processes", type=int, default=None, help="processes that compile ahead (default: 12, CPU: 1)"
+    )
     options.add_argument(
         "--out", type=Path, metavar="FILE", default=None, help="the table; kernels/tuned/<gpu>.json (CPU: none)"
     )

@@ -1,4 +1,4 @@
-"""How the tuner chooses: what is tried in which order, when it is kept, and which entries a table then needs.
+"""The tuner's policy: what it tries in which order, when it keeps a value, and which entries the table needs.
 
 Pure: neither measures nor launches. What it compares are `Turns` that its caller measured.
 """
