@@ -29,7 +29,7 @@ from baize_engine.kernels.quantized import rows as rows_of
 from baize_engine.loading import LoadedModel, assemble, cache_size, resolved
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.narrowing import tell
+from baize_engine.model.narrowing import warn_overflow
 from baize_engine.model.weight_loader import allocate
 from baize_engine.model.weights import check
 from baize_engine.options import EngineOptions
@@ -88,7 +88,7 @@ def load_diff(
         adder = choose.diff_adder(options.device)
         stream([target], adder, progress=bar.add, hashing=False, workers=workers)
     sources.check()
-    tell(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
+    warn_overflow(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
     if options.device != "cpu":
         torch.cuda.synchronize(options.device)
     return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)

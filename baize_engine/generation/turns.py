@@ -45,7 +45,7 @@ class Turns:
         """Waits for a turn and holds it.
 
         RequestError if this is closed by then, or if this thread already has a turn or waits for one. BackendError in a
-        process made by fork.
+        forked process in which the engine cannot work.
         """
         self._check_process()
         self.check()

@@ -23,10 +23,10 @@ def overflowed(read: Tensor, made: Tensor) -> int:
     return int((torch.isinf(made) & torch.isfinite(read)).sum())
 
 
-def tell(found: Iterable[tuple[str, int]], dtype: str) -> None:
-    """One BaizeWarning about the (tensor name, number of values that became infinite in `dtype`) of `found`, if any did."""
+def warn_overflow(lost: Iterable[tuple[str, int]], dtype: str) -> None:
+    """One BaizeWarning about the (tensor name, number of values that became infinite in `dtype`) of `lost`, if any did."""
     counts: dict[str, int] = {}
-    for name, count in found:
+    for name, count in lost:
         if count:
             counts[name] = counts.get(name, 0) + count
     if counts:

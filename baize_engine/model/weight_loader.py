@@ -27,7 +27,7 @@ from baize_engine.kernels.quantized import Int8Weight, Weight, empty, layout
 from baize_engine.kernels.quantized import rows as rows_of
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.narrowing import overflowed, tell
+from baize_engine.model.narrowing import overflowed, warn_overflow
 
 PIECE = 16 << 20  # bytes of a tensor that a worker reads at a time; at least one row
 WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
@@ -138,7 +138,7 @@ def fill(pieces: list[Piece], device: str) -> None:
             os.close(descriptor)
     lost = sorted(loss for share in shares_lost for loss in share)
     for dtype in sorted({dtype for dtype, _, _ in lost}):
-        tell(((name, count) for kind, name, count in lost if kind == dtype), dtype)
+        warn_overflow(((name, count) for kind, name, count in lost if kind == dtype), dtype)
 
 
 def _work(

@@ -22,7 +22,7 @@ from baize_engine.kernels.quantized import SCHEME, Weight
 from baize_engine.kernels.quantized import matrix as matrix_of
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.narrowing import overflowed, tell
+from baize_engine.model.narrowing import overflowed, warn_overflow
 from baize_engine.model.weight_loader import load, pack, packed_shapes
 
 
@@ -61,7 +61,7 @@ def load_weights(
 def _converted(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     """The weights as `dtype`. Tensors that have it already are not copied."""
     made = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
-    tell(((name, overflowed(weights[name], made[name])) for name in sorted(made)), dtype)
+    warn_overflow(((name, overflowed(weights[name], made[name])) for name in sorted(made)), dtype)
     return made
 
 
