@@ -101,7 +101,10 @@ class DecodeStep:
 
         The host's part of each is in the spans "launch" and "wait" (for its tokens).
         """
-        batch: Batch[Sequence] = Batch(self.model, self.state.cache, len(self.rows), runs_ahead=runs_ahead)
+        self.state.set([])
+        batch: Batch[Sequence] = Batch(
+            self.model, self.state.cache, len(self.rows), runs_ahead=runs_ahead, state=self.state
+        )
         for row in self.rows:
             row.num_in_flight = 0
             batch.add(row)

@@ -30,12 +30,21 @@ class Batch(Generic[S]):
     A sequence stops by itself after `num_left` tokens, at a stop id, or when a logit is not finite. It keeps its row until it
     is dropped; until then `read` returns its last token again.
     runs_ahead: whether steps are launched before the tokens of earlier ones are read. Default: true on a GPU.
+    state: buffers of at least `max_rows` rows over the same cache, all of them padding. Default: allocated at first use.
     """
 
-    def __init__(self, model: Llama, cache: KVCache, max_rows: int, *, runs_ahead: bool | None = None) -> None:
+    def __init__(
+        self,
+        model: Llama,
+        cache: KVCache,
+        max_rows: int,
+        *,
+        runs_ahead: bool | None = None,
+        state: StepState | None = None,
+    ) -> None:
         self._model, self._cache, self._max_rows = model, cache, max_rows
         self._runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
-        self._state: StepState | None = None  # allocated for the first sequence
+        self._state = state
         self._sequences: list[S] = []  # by row
         self._on_host = 0  # sequences whose tokens the host chooses
         self._queued: deque[tuple[list[S], Tensor, torch.cuda.Event | None]] = deque()

@@ -459,6 +459,7 @@ def test_an_unexpected_error_ends_all_that_was_under_way_and_no_more() -> None:
 
 def test_ctrl_c_in_a_step_waits_for_its_end_and_leaves_other_calls_alone() -> None:
     """As the terminal sends it: the handler runs in the middle of a step."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
     engine, decoder = pausing()
     few = SamplingParams(ignore_eos=True, max_new_tokens=20)
     wanted = "".join(engine.stream([1, 6], few))
@@ -471,8 +472,11 @@ def test_ctrl_c_in_a_step_waits_for_its_end_and_leaves_other_calls_alone() -> No
         ended.append(True)
 
     decoder.at_step = interrupt
-    with pytest.raises(KeyboardInterrupt):
-        engine.generate([1, 5], LONG)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            engine.generate([1, 5], LONG)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert ended == [True]
     assert text + "".join(stream) == wanted
     assert all_free(engine)
