@@ -2,7 +2,7 @@
 
 import sys
 
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

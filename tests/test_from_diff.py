@@ -21,7 +21,7 @@ from refusals import REFUSALS
 from shapes import Shape
 
 from baize_engine import Engine, SamplingParams, from_diff, recover
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeError, CheckpointError, ConfigError, RequestError
 from baize_engine.from_diff import WeightSink, load_diff
 from baize_engine.loading import load

@@ -193,7 +193,7 @@ def run_python(code: str) -> str:
 
 def test_importing_the_package_is_cheap() -> None:
     heavy = "[m for m in ('torch', 'triton', 'numpy', 'sentencepiece') if m in sys.modules]"
-    assert run_python(f"import sys, baize_engine, baize_engine.cli.main; print({heavy})").strip() == "[]"
+    assert run_python(f"import sys, baize_engine, baize_engine.cli; print({heavy})").strip() == "[]"
 
 
 def test_the_cpu_recover_path_does_not_load_torch() -> None:

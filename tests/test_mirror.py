@@ -16,7 +16,7 @@ TESTED_WITH = {
     "checkpoint/test_odd_folders.py": ["checkpoint/os_errors", "checkpoint/side_files"],
     "checkpoint/test_tensor_reader.py": ["checkpoint/file_io", "checkpoint/page_cache"],
     "cli/test_chat.py": ["cli/line_editing"],
-    "cli/test_main.py": ["cli/info"],
+    "cli/test_command.py": ["cli/info"],
     "cli/test_spelling.py": ["cli/recover"],
     "cli/test_streams.py": ["cli/notes", "cli/signals"],
     "csrc/test_decoder.py": ["backend/cpp_ops"],

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from baize_engine import Engine
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import RequestError
 from baize_engine.options import EngineOptions
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from baize_engine.batch.options import BatchOptions
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import RequestError
 
 

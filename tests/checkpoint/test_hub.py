@@ -17,7 +17,7 @@ import tiny_meta
 
 from baize_engine import Engine, SamplingParams, recover, verify
 from baize_engine.checkpoint import hub
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import CheckpointError
 
 

@@ -21,7 +21,7 @@ from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.os_errors import broken_link
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeError, CheckpointError, RequestError
 
 SETTINGS = {"device": "cpu", "progress": False}

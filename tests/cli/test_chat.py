@@ -222,14 +222,14 @@ def test_lines_are_edited_and_recalled_also_by_another_chat(folder: Path, tmp_pa
 
 
 LIBEDIT = ctypes.util.find_library("edit")
-MAIN = "from baize_engine.cli.main import main; sys.exit(main())"
+MAIN = "from baize_engine.cli import main; sys.exit(main())"
 EDITORS = {
     "readline": [sys.executable, "-m", "baize_engine"],
     "libedit": [sys.executable, "-m", "baize_engine"],
     "none": [
         sys.executable,
         "-c",
-        "import sys; sys.modules['readline'] = None; from baize_engine.cli.main import main; sys.exit(main())",
+        "import sys; sys.modules['readline'] = None; from baize_engine.cli import main; sys.exit(main())",
     ],
 }
 

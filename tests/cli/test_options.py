@@ -11,7 +11,7 @@ import pytest
 from commands import generate
 
 from baize_engine import SamplingParams
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.cli.options import field_flags, field_values, sampling_options, sampling_params
 
 

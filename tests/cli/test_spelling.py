@@ -10,7 +10,7 @@ from commands import baize
 
 from baize_engine import verify
 from baize_engine.checkpoint.manifest import read_manifest
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.cli.options import flag
 from baize_engine.cli.spelling import CommandParser
 

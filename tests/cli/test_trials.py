@@ -10,7 +10,7 @@ import tiny
 
 from baize_engine import recover, verify
 from baize_engine.checkpoint.manifest import read_manifest
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.recovery import published_sum
 
 

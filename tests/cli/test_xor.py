@@ -9,7 +9,7 @@ import pytest
 from published_xor import files, publish_by_file, publish_by_key
 
 from baize_engine import verify
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 import baize_engine
 from baize_engine import BaizeError, Completion, Engine, SamplingParams, make_diff, quantize, recover, verify, xor
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 PAIR = Path(baize_engine.__file__).parent / "demo_pair"
 DEFAULT = object()  # an argument that has a default which is not a constant

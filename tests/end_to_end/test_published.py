@@ -21,7 +21,7 @@ from fakes import llama_sized_model
 
 from baize_engine import Engine, SamplingParams, verify
 from baize_engine.checkpoint.strict_json import read_settings
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import RequestError
 from baize_engine.text.tokenizer import Tokenizer
 

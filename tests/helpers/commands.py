@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 def write(path: Path, lines: list[dict]) -> Path:

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from baize_engine.checkpoint import file_io, output_file, output_folder
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 def peak_memory() -> int:

@@ -1,7 +1,7 @@
 """`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
 
-`start` runs it, with a pipe in which it tells of each BEGUN write of a tensor's piece, each tensor NOTED in a journal and each
-line of answers WRITTEN.
+`start` runs it, with a pipe in which it tells of each BEGUN write of a tensor's piece, each tensor NOTED in a journal, each
+line of answers WRITTEN and, before it sleeps, each REMOVING of a file.
 
 python slow_baize.py SECONDS recover --path_raw ...        sleeps that long before each write of a tensor's piece, and before
                                                             a file is removed
@@ -20,10 +20,10 @@ from typing import Any
 
 from baize_engine.batch.output import AnswerFile
 from baize_engine.checkpoint.writer import CheckpointWriter
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.recovery.journal import Journal
 
-BEGUN, NOTED, WRITTEN = b"b", b"n", b"w"
+BEGUN, NOTED, WRITTEN, REMOVING = b"b", b"n", b"w", b"r"
 TELLING = "SLOW_BAIZE_TELLING"  # the pipe's end, in the environment
 
 
@@ -79,6 +79,7 @@ def slow_down(seconds: float) -> None:
     unlink = Path.unlink
 
     def slow_unlink(self: Path, missing_ok: bool = False) -> None:
+        tell(REMOVING)
         time.sleep(seconds)
         unlink(self, missing_ok)
 
@@ -86,8 +87,7 @@ def slow_down(seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell's background jobs, CI's perhaps, start with it ignored
+    # a shell's background jobs, CI's perhaps, start with it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     slow_down(float(sys.argv[1]))
     sys.exit(main(sys.argv[2:]))

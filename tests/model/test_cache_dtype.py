@@ -9,7 +9,7 @@ import torch
 from tiny import PROMPTS, model
 
 from baize_engine import Engine, SamplingParams, loading
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import RequestError
 from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import load

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.kernels import quantized
 from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig

@@ -14,7 +14,7 @@ from families import alpaca_diff, base_state, near_mean, tuned_state, write
 from folders import expected, load, snapshot
 
 from baize_engine import make_diff, recover, verify
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import CheckpointError, MismatchError, RequestError
 from baize_engine.recovery import expect, published_sum
 

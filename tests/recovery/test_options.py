@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from baize_engine import make_diff, recover
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.cli.make_diff import make_diff_options
 from baize_engine.cli.recover import recover_options
 from baize_engine.cli.spelling import CommandParser

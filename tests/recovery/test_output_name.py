@@ -8,7 +8,7 @@ import pytest
 import tiny
 
 from baize_engine import verify
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import RequestError
 from baize_engine.recovery.output_name import all_tuned_beside, diff_beside, tuned_beside
 

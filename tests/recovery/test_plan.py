@@ -27,7 +27,7 @@ from folders import load, same_bits, snapshot
 
 from baize_engine import Engine, recover, verify
 from baize_engine.checkpoint.manifest import read_manifest
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import MismatchError, OutputError
 
 

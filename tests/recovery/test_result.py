@@ -21,7 +21,7 @@ from baize_engine.checkpoint.manifest import read_manifest
 from baize_engine.checkpoint.norms import why_diff
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.checkpoint.tokenizer_files import pieces
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeError, BaizeWarning, CheckpointError, MismatchError, OutputError
 
 

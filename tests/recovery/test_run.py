@@ -16,7 +16,7 @@ from baize_engine import recover, verify
 from baize_engine.checkpoint import writer as writing
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.tensor_reader import TensorReader
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeError, MismatchError, OutputError, RequestError
 from baize_engine.recovery.journal import JOURNAL_NAME
 

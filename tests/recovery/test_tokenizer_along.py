@@ -18,7 +18,7 @@ from fakes import small_model
 
 from baize_engine import Engine, make_diff, recover, verify
 from baize_engine.checkpoint.tokenizer_files import added_in, has_vocabulary, model_for, pieces
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeWarning, CheckpointError
 
 SETTINGS = {"device": "cpu", "progress": False}

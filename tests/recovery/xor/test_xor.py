@@ -13,7 +13,7 @@ import pytest
 from published_xor import files, md5_list, publish_by_file, publish_by_key, result, run
 
 from baize_engine import Engine, SamplingParams
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzip"])

@@ -129,7 +129,3 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     text = "recover the bundled demo pair, a small trained model, and let it answer"
     command("demo", demo_options, demo, text)
     return parser, commands.choices
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,7 @@ import os
 import re
 import signal
 import subprocess
-from contextlib import suppress
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,13 +15,29 @@ import slow_baize
 import tiny
 from commands import baize
 
+import baize_engine
 from baize_engine import Engine, SamplingParams
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     return tiny.write_pair(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ["-m", "baize_engine"],
+        ["-m", "baize_engine.cli"],
+        # as scripts have it that pip wrote for any version
+        ["-c", "import sys; from baize_engine.cli import main; sys.exit(main())"],
+    ],
+    ids=["package", "folder", "script"],
+)
+def test_every_way_to_start_the_command(ways: list[str]) -> None:
+    done = subprocess.run([sys.executable, *ways, "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"baize_engine {baize_engine.__version__}\n", "")
 
 
 def test_recover_and_verify(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -132,10 +148,12 @@ def test_interruption_leaves_nothing(
     slow_baize.wait_for(told, slow_baize.BEGUN, 1)
     assert list(out.glob("*.partial"))
     os.kill(child.pid, sent)
-    while impatient and list(out.glob("*.partial")) and child.poll() is None:
-        os.kill(child.pid, sent)  # more of them, while it cleans up
-        with suppress(subprocess.TimeoutExpired):
-            child.wait(0.05)
+    more = 0
+    while impatient and (event := os.read(told, 1)):  # until the process ends
+        if event == slow_baize.REMOVING:
+            os.kill(child.pid, sent)  # while it cleans up
+            more += 1
+    assert impatient == (more > 0)
     _, err = child.communicate(timeout=60)
     os.close(told)
     assert child.returncode == 130, err
