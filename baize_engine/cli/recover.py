@@ -81,7 +81,7 @@ def recover_options(parser: CommandParser) -> None:
 
 
 def path_arguments(parser: CommandParser, order: str) -> None:
-    """The paths without the options' names, in this order, and how options may be spelt."""
+    """The paths without the options' names, in this order, and how options may be spelled."""
     parser.add_argument(
         "paths", nargs="*", type=path, metavar="PATH", help=f"{order} without the options' names, in this order"
     )

@@ -1,4 +1,4 @@
-"""How options may be spelt: as `-h` lists them, and as command lines for the scripts of 2023 have them.
+"""How options may be spelled: as `-h` lists them, and as command lines for the scripts of 2023 have them.
 
 Those scripts used python-fire (weight_diff.py of alpaca and its copies) or argparse (apply_delta.py of FastChat and its
 copies). Before argparse sees a command's arguments, each option is replaced by the one name under which it is listed:
@@ -47,9 +47,9 @@ class CommandParser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given = sys.argv[1:] if args is None else list(args)
-        return super().parse_known_args(["--help"] if given == ["help"] else self._respelt(given), namespace)
+        return super().parse_known_args(["--help"] if given == ["help"] else self._respelled(given), namespace)
 
-    def _respelt(self, given: Sequence[str]) -> list[str]:
+    def _respelled(self, given: Sequence[str]) -> list[str]:
         table = {_key(option): option for option in self._option_string_actions}
         options: list[str] = []
         positional: list[str] = []
@@ -135,7 +135,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def nearest(word: str, known: Iterable[str]) -> str | None:
-    """The name of `known` that somebody who typed `word` probably meant: a longer form of it, or one spelt alike."""
+    """The name of `known` that somebody who typed `word` probably meant: a longer form of it, or one spelled alike."""
     names = list(known)
     longer = [name for name in names if len(word) > 2 and name.startswith(word)]
     return next(iter(longer or get_close_matches(word, names, n=1)), None)

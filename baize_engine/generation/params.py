@@ -145,7 +145,7 @@ class SamplingParams:
                 wanted = f"a number from {-LARGEST:g} to {LARGEST:g} (banned_token_ids forbids a token)"
                 self._refuse(f"logit_bias[{token_id}]", given, wanted)
             if token_id in biases:  # torch's numbers are distinct keys even when they are equal
-                self._refuse("logit_bias", self.logit_bias, f"each token id once: {token_id} stands there twice")
+                self._refuse("logit_bias", self.logit_bias, f"each token id once: {token_id} appears twice")
             biases[token_id] = value
         return biases
 

@@ -48,9 +48,7 @@ def test_a_bias_stands_once_for_an_id() -> None:
     five = torch.tensor(5)
     assert SamplingParams(logit_bias={five: 1.0, torch.tensor(6): 2}).logit_bias == {5: 1.0, 6: 2}
     for other in (torch.tensor(5), np.int64(5), 5):
-        with pytest.raises(
-            RequestError, match=r"SamplingParams\.logit_bias is .*each token id once: 5 stands there twice"
-        ):
+        with pytest.raises(RequestError, match=r"SamplingParams\.logit_bias is .*each token id once: 5 appears twice"):
             SamplingParams(logit_bias={five: 1.0, other: 2.0})
 
 
