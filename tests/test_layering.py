@@ -1,5 +1,8 @@
-"""The rules of docs/architecture.md that say which module may know which, read from the import statements of the sources.
+"""Which module may know which: the order of layers, and some rules of single folders, read from the sources.
 
+The order, lowest first: errors, printable, plain, fields, progress, interrupts and the C++ extension; kernels; checkpoint;
+text; backend; recovery and model, which do not know each other; generation; the engine and its options, requests and loading;
+batch; cli.
 Imports within functions and those for type checkers count as well.
 """
 
@@ -141,9 +144,46 @@ def test_only_backend_picks_implementations(path: Path) -> None:
         return
     format_of_weights = imports_of(path, "baize_engine.kernels.quantized")
     assert [each for each in imports_of(path, "baize_engine.kernels") if each not in format_of_weights] == []
-    nodes = [node for node in ast.walk(tree(path)) if isinstance(node, ast.Attribute)]
-    called = {node.attr for node in nodes if isinstance(node.value, ast.Name) and node.value.id == "_C"}
-    assert called <= (ONE_IMPLEMENTATION if room(path) == "recovery" else set())
+    if room(path) == "recovery":
+        assert used_of_extension(tree(path)) <= ONE_IMPLEMENTATION
+    else:
+        assert imports_of(path, "baize_engine._C") == []
+
+
+def used_of_extension(module: ast.Module) -> set[str]:
+    """The names of _C that a source uses; "*" stands for a use that hides them: by another name, or without an attribute."""
+    nodes = list(ast.walk(module))
+    owners = [node.value for node in nodes if isinstance(node, ast.Attribute)]
+    found = {node.attr for node in nodes if isinstance(node, ast.Attribute) and is_extension(node.value)}
+    found |= {"*" for node in nodes if is_extension(node) and node not in owners}
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {"*" for alias in node.names if alias.name == "baize_engine._C"}
+        elif isinstance(node, ast.ImportFrom):
+            from_extension = (node.module or "").rpartition(".")[2] == "_C"
+            found |= {alias.name for alias in node.names if from_extension}
+            found |= {"*" for alias in node.names if alias.name == "_C" and alias.asname}
+    return found
+
+
+def is_extension(node: ast.AST) -> bool:
+    return isinstance(node, ast.Name) and node.id == "_C"
+
+
+@pytest.mark.parametrize(
+    ("source", "used"),
+    [
+        ("from baize_engine import _C\n_C.widen(1)", {"widen"}),
+        ("from baize_engine._C import diff_add as add", {"diff_add"}),
+        ("from .._C import diff_add", {"diff_add"}),
+        ("from baize_engine import _C as c\nc.diff_add()", {"*"}),
+        ("import baize_engine._C\nbaize_engine._C.diff_add()", {"*"}),
+        ("from baize_engine import _C\ngetattr(_C, 'diff_add')()", {"*"}),
+        ("from baize_engine import _C\nc = _C\nc.diff_add()", {"*"}),
+    ],
+)
+def test_no_spelling_hides_a_use_of_the_extension(source: str, used: set[str]) -> None:
+    assert used_of_extension(ast.parse(source)) == used
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
@@ -163,6 +203,11 @@ def test_only_the_engine_and_what_is_above_it_meet_text(path: Path) -> None:
         return
     allowed = [] if room(path) == "text" else ["baize_engine.text"]
     assert imports_of(path, *allowed) == []
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.glob("text/*.py")), ids=module_name)
+def test_text_knows_files_and_nothing_else(path: Path) -> None:
+    assert set(rooms_imported(path)) <= {"checkpoint", *LAYERS[0]}
 
 
 def is_set_exception(node: ast.AST) -> bool:
