@@ -1,9 +1,10 @@
 """The scheduler: admission, prompts in pieces, decode steps, and preemption when blocks run out. Policy only.
 
 Plain numbers over a BlockPool; no tensors, no model. The caller requests one action at a time and carries it out before it
-requests the next. Sequences start in order of arrival, and the youngest is preempted: running sequences are older than
-waiting ones and the oldest is never preempted, so every sequence finishes. Prompts are computed one at a time, so that the
-next can reuse the chunks of the one before.
+requests the next. Calls take turns in starting a prompt, so that a short call does not wait for all prompts of a long one;
+the samples of a prompt start together as far as there is room. When blocks run out, the sequence that started last is
+preempted, and it returns before anything new starts: the one that has run longest is never preempted, so every sequence
+finishes. Prompts are computed one at a time, so that the next can reuse the chunks of the one before.
 """
 
 from __future__ import annotations
@@ -81,21 +82,24 @@ class Scheduler:
         if piece < pool.chunk:
             raise ValueError(f"piece is {piece}, wanted at least the pool's chunk, {pool.chunk}")
         self._pool, self._max_rows, self._piece = pool, max_rows, piece
-        self._waiting: deque[Sequence] = deque()  # may include some that were aborted meanwhile
-        self._filling: Sequence | None = None  # the one whose prompt is being computed; younger than all running ones
-        self._running: list[Sequence] = []  # oldest first
+        # The lines may include sequences that were aborted meanwhile.
+        self._calls: deque[deque[Sequence]] = deque()  # a line for each call; the first has the turn
+        self._preempted: deque[Sequence] = deque()  # in the order in which they started; before all calls
+        self._twins: deque[Sequence] = deque()  # the line of the call that started a prompt last
+        self._filling: Sequence | None = None  # the one whose prompt is being computed; started after all running ones
+        self._running: list[Sequence] = []  # in the order in which they started
         self._budget = FILL * piece  # prompt tokens that may still be computed before the next step
 
     def add(self, sequences: Iterable[Sequence]) -> None:
-        """Queues sequences. Samples of one prompt must be adjacent."""
-        self._waiting.extend(sequences)
+        """Queues the sequences of one call. Samples of one prompt must be adjacent."""
+        self._calls.append(deque(sequences))
 
     @property
     def sequences(self) -> list[Sequence]:
         """All unfinished sequences."""
-        self._drop_finished()
         filling = [self._filling] if self._filling else []
-        return [*self._running, *filling, *(sequence for sequence in self._waiting if not sequence.finished)]
+        waiting = [sequence for line in (self._preempted, *self._calls) for sequence in line if not sequence.finished]
+        return [*self._running, *filling, *waiting]
 
     def schedule(self, in_flight: bool) -> Action | None:
         """The next action, or None if all sequences have finished. in_flight: whether tokens of some step are unread."""
@@ -121,12 +125,12 @@ class Scheduler:
         ready: list[tuple[Sequence, Copy | None]] = [(sequence, None)]
         while (
             self._has_row()
-            and (twin := self._next_waiting())
+            and (twin := _first(self._twins))
             and twin.prompt_ids is sequence.prompt_ids
             and twin.scoring is None
             and self._pool.free_blocks > len(self._running) + 1
         ):
-            self._waiting.popleft()
+            self._twins.popleft()
             copy = self._pool.fork(sequence, twin)
             self._run(twin)
             ready.append((twin, copy))
@@ -149,12 +153,22 @@ class Scheduler:
         sequence.num_in_flight = 0
 
     def _next_waiting(self) -> Sequence | None:
-        self._drop_finished()
-        return self._waiting[0] if self._waiting else None
+        """The sequence to start next: a preempted one, or else the first of the call that has the turn."""
+        first = _first(self._preempted)
+        while first is None and self._calls:
+            first = _first(self._calls[0])
+            if first is None:
+                self._calls.popleft()
+        return first
 
-    def _drop_finished(self) -> None:
-        while self._waiting and self._waiting[0].finished:
-            self._waiting.popleft()
+    def _take_next(self) -> None:
+        """Removes the sequence that `_next_waiting` returned. If it is a call's, the turn goes to the next call."""
+        if self._preempted:
+            self._preempted.popleft()
+            return
+        self._twins = self._calls[0]
+        self._twins.popleft()
+        self._calls.rotate(-1)
 
     def _prompt(self) -> Action | None:
         """The next piece of a prompt, or the return of a swapped sequence; None if neither can start."""
@@ -167,7 +181,7 @@ class Scheduler:
                     return None
             except CacheFull as error:
                 return Fail(first, error)
-            self._waiting.popleft()
+            self._take_next()
             if first.status is Status.SWAPPED:
                 return self._back(first)
             first.status = Status.PREFILL
@@ -225,16 +239,23 @@ class Scheduler:
         return Launch(going)
 
     def _make_room(self) -> SwapOut | None:
-        """Preempts the youngest sequence. A prompt in progress starts over, but may reuse the chunks it has written."""
+        """Preempts the sequence that started last. A prompt in progress starts over, but may reuse the chunks it has written."""
         if self._filling is not None:
             victim, self._filling = self._filling, None
             self._pool.free(victim)
             victim.status = Status.WAITING
-            self._waiting.appendleft(victim)
+            self._preempted.appendleft(victim)
             return None
         victim = self._running.pop()
         blocks = victim.block_table[: -(-victim.num_cached // self._pool.block_size)]
         self._pool.free(victim)
         victim.status = Status.SWAPPED
-        self._waiting.appendleft(victim)
+        self._preempted.appendleft(victim)
         return SwapOut(victim, blocks)
+
+
+def _first(line: deque[Sequence]) -> Sequence | None:
+    """The first sequence of the line that was not aborted. Those before it are dropped."""
+    while line and line[0].finished:
+        line.popleft()
+    return line[0] if line else None

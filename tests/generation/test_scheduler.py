@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+from itertools import pairwise
 
 import pytest
 from hypothesis import example, given, settings
@@ -52,6 +54,7 @@ class FakeMachine:
                 self.samples.append(Sample(prompt, most, group * 100 + index))
         self.steps: deque[list[tuple[Sample, int]]] = deque()
         self.order: list[int] = []
+        self.started: list[Sequence] = []
         self.actions: list[object] = []
         self.computed_for: dict[Sequence, int] = {}
 
@@ -63,11 +66,17 @@ class FakeMachine:
             history.append(token_after(history, seed))
         return len(history) - len(prompt)
 
-    def run(self, max_rows: int, chunk: int, late: int = 0, aborted: tuple[int, ...] = ()) -> None:
-        """All samples; the last `late` are added one by one while others run, and `aborted` after some actions."""
+    def run(
+        self, max_rows: int, chunk: int, late: int = 0, aborted: tuple[int, ...] = (), cuts: Iterable[int] = ()
+    ) -> None:
+        """All samples; the last `late` are added one by one while others run, and `aborted` after some actions.
+
+        cuts: where the samples before those are cut into calls. Default: one call.
+        """
         self.scheduler = Scheduler(self.pool, max_rows, chunk)
         first = len(self.samples) - late
-        self.scheduler.add(self.samples[:first])
+        for begin, end in pairwise([0, *sorted(min(cut, first) for cut in cuts), first]):
+            self.scheduler.add(self.samples[begin:end])
         coming, leaving = deque(self.samples[first:]), deque(aborted)
         while (action := self.scheduler.schedule(bool(self.steps))) or coming:
             if coming and (action is None or len(self.actions) % 3 == 0):
@@ -91,6 +100,8 @@ class FakeMachine:
             self.launch(action)
         elif isinstance(action, SwapOut):
             assert not self.steps, "a sequence was swapped out while its tokens were on their way"
+            going = [sample for sample in self.started if sample.status is Status.RUNNING]
+            assert going and self.started.index(going[-1]) < self.started.index(action.sequence), "it started last"
             action.sequence.rows = [
                 self.memory.get(self.slot(action.blocks, n)) for n in range(action.sequence.num_tokens - 1)
             ]
@@ -109,6 +120,7 @@ class FakeMachine:
         sample = action.sequence
         assert sample.num_cached == action.begin < action.end
         assert sample.status is Status.PREFILL
+        assert not any(other.status is Status.SWAPPED for other in self.samples), "preempted sequences return first"
         self.check_rows(sample)
         for n in range(action.begin, action.end):
             self.memory[self.slot(sample.block_table, n)] = (tuple(sample.prompt_ids[: n + 1]), "prefill")
@@ -122,6 +134,7 @@ class FakeMachine:
                 self.memory[copy[1] * size + n] = self.memory.get(copy[0] * size + n)  # type: ignore[index]
             assert twin.prompt_ids == sample.prompt_ids
             assert twin.status is Status.RUNNING
+            self.started.append(twin)
             if twin.scoring is not None:
                 self.finish(twin)
                 continue
@@ -201,15 +214,16 @@ def prompts(draw: st.DrawFn) -> list[tuple[list[int], int, int]]:
 @settings(max_examples=300, deadline=None)
 @given(prompts(), st.integers(0, 20), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 9),
        st.sampled_from([1, 2, 5]), st.integers(0, 2), st.integers(0, 5), st.lists(st.integers(0, 7), max_size=3),
-       st.lists(st.integers(1, 30), max_size=3))  # fmt: skip
-@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [])
+       st.lists(st.integers(1, 30), max_size=3), st.lists(st.integers(0, 12), max_size=4))  # fmt: skip
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [])
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [5, 7])
 def test_every_sequence_finishes_once_with_its_own_tokens(
     many: list[tuple[list[int], int, int]], spare: int, size: int, blocks_a_chunk: int, max_rows: int, pieces: int,
-    ahead: int, late: int, aborted: list[int], scored: list[int],
+    ahead: int, late: int, aborted: list[int], scored: list[int], cuts: list[int],
 ) -> None:  # fmt: skip
     """Whatever the pool's size, as long as the longest sequence fits: nothing leaks, nothing is shared by mistake.
 
-    Some come late, some are aborted, and some are scored.
+    They are of several calls. Some come late, some are aborted, and some are scored.
     """
     share = size * blocks_a_chunk
     least = max(-(-(len(ids) + most) // size) for ids, most, _ in many)
@@ -218,7 +232,7 @@ def test_every_sequence_finishes_once_with_its_own_tokens(
         prompt = many[n % len(many)][0]
         machine.samples.insert(n * 3 % (len(machine.samples) + 1), Sample(prompt, 0, 0, min(start, len(prompt))))
     leaving = tuple(n for n in aborted if n < len(machine.samples))
-    machine.run(max_rows, share * pieces, min(late, len(machine.samples)), leaving)
+    machine.run(max_rows, share * pieces, min(late, len(machine.samples)), leaving, cuts)
     machine.check_done(leaving)
     for sample, begin in machine.computed_for.items():
         assert sample.scoring is not None
@@ -231,6 +245,34 @@ def test_sequences_of_equal_length_finish_in_their_order() -> None:
     machine.run(3, 4)
     machine.check_done()
     assert machine.order == list(range(16))
+
+
+def prompts_in_order(machine: FakeMachine) -> list[int]:
+    """The first id of each prompt, in the order in which they were computed."""
+    return [action.sequence.prompt_ids[0] for action in machine.actions if isinstance(action, Prefill)]
+
+
+def test_calls_start_their_prompts_in_turn() -> None:
+    machine = FakeMachine([([number], 9, 1) for number in range(1, 13)], 40, 4, 4, 0)
+    machine.run(2, 4, cuts=(7, 8))
+    machine.check_done()
+    assert prompts_in_order(machine) == [1, 8, 9, 2, 10, 3, 11, 4, 12, 5, 6, 7]
+
+
+def test_a_call_that_comes_late_does_not_wait_for_all_prompts_before_it() -> None:
+    machine = FakeMachine([([number], 9, 1) for number in range(1, 102)], 40, 4, 4, 0)
+    machine.run(4, 4, late=1)
+    machine.check_done()
+    assert prompts_in_order(machine).index(101) < 8
+
+
+def test_samples_of_one_prompt_start_together_though_other_calls_wait() -> None:
+    machine = FakeMachine([([1, 2, 3], 9, 4), ([4], 9, 1), ([5], 9, 2)], 40, 4, 4, 0)
+    machine.run(3, 4, cuts=(5,))
+    machine.check_done()
+    assert [sample.prompt_ids[0] for sample in machine.started] == [1, 1, 1, 5, 1, 5, 4]
+    # of three rows, so that the last samples compute their prompts anew
+    assert prompts_in_order(machine) == [1, 5, 1, 5, 4]
 
 
 def test_equal_beginnings_are_computed_once() -> None:
