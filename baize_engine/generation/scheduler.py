@@ -17,7 +17,7 @@ from baize_engine.generation.block_pool import BlockPool, CacheFull
 from baize_engine.generation.sequence import Sequence, Status
 
 Copy = tuple[int, int]  # blocks: copy the rows of the first to the second
-FILL = 4  # pieces of prompts between two steps while over half of the rows are empty, when steps cost more per token
+FILL = 4  # pieces of prompts between two steps while they fill rows and over half are empty: steps cost more per token then
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,8 @@ class Scheduler:
     """Schedules at most `max_rows` sequences at a time over `pool`.
 
     Prompts run in pieces of at most `piece` tokens, which end at multiples of the pool's chunk. Between two steps about
-    `piece` tokens of prompts are computed, or FILL times as many while over half of the rows are empty.
+    `piece` tokens of prompts are computed, or FILL times as many while over half of the rows are empty; but no more than
+    `piece` tokens of prompts that will take part in no step, such as scored ones, because these leave the rows empty.
     """
 
     def __init__(self, pool: BlockPool, max_rows: int, piece: int) -> None:
@@ -189,6 +190,8 @@ class Scheduler:
         sequence, begin = self._filling, self._filling.num_cached
         chunk = self._pool.chunk
         end = min(len(sequence.prompt_ids), (begin + self._piece) // chunk * chunk)
+        if sequence.max_tokens <= 1:
+            self._budget = min(self._budget, self._piece)
         self._budget -= end - begin
         return Prefill(sequence, begin, end)
 
@@ -239,7 +242,7 @@ class Scheduler:
         return Launch(going)
 
     def _make_room(self) -> SwapOut | None:
-        """Preempts the sequence that started last. A prompt in progress starts over, but may reuse the chunks it has written."""
+        """Preempts what started last. A prompt in progress starts over, but may reuse the chunks it has written."""
         if self._filling is not None:
             victim, self._filling = self._filling, None
             self._pool.free(victim)

@@ -101,7 +101,8 @@ class FakeMachine:
         elif isinstance(action, SwapOut):
             assert not self.steps, "a sequence was swapped out while its tokens were on their way"
             going = [sample for sample in self.started if sample.status is Status.RUNNING]
-            assert going and self.started.index(going[-1]) < self.started.index(action.sequence), "it started last"
+            assert going, "what has run longest was swapped out"
+            assert all(self.started.index(sample) < self.started.index(action.sequence) for sample in going)
             action.sequence.rows = [
                 self.memory.get(self.slot(action.blocks, n)) for n in range(action.sequence.num_tokens - 1)
             ]
@@ -307,6 +308,19 @@ def test_a_long_prompt_comes_in_pieces_between_steps() -> None:
     machine.check_done()
     kinds = [type(action).__name__[0] for action in machine.actions]
     assert "".join(kinds[:12]) == "PPPPPLPLPLPLPL"[:12]
+
+
+@pytest.mark.parametrize(("most", "scored_from"), [(0, 1), (1, None)])
+def test_prompts_that_take_no_steps_come_one_piece_between_steps(most: int, scored_from: int | None) -> None:
+    """However many rows are empty, because such prompts never fill them."""
+    machine = FakeMachine([([1, 2, 3], 20, 1)], 100, 4, 4, 0)
+    machine.samples[0].seed = next(seed for seed in range(1000) if machine.would_make([1, 2, 3], 20, seed) == 20)
+    machine.samples += [Sample([5 + n] * 16, most, 0, scored_from) for n in range(4)]
+    machine.run(8, 4)
+    machine.check_done()
+    kinds = "".join(type(action).__name__[0] for action in machine.actions)
+    assert "PP" not in kinds[2:]
+    assert kinds.count("P") == 1 + 4 * 4
 
 
 def test_the_youngest_makes_room_and_comes_back() -> None:
