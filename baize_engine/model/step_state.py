@@ -67,7 +67,11 @@ def context_bucket(context: int, most: int) -> int:
 
 
 class StepState:
-    """The buffers and plans of steps with up to `rows` rows over one cache. On a GPU the plans are captured as graphs."""
+    """The buffers and plans of steps with up to `rows` rows over one cache.
+
+    On a GPU the plans are captured as graphs, one per number of rows and bound of the contexts. A CPU's plans serve any
+    context: there the bound changes neither bits nor speed, so that there is one plan per number of rows.
+    """
 
     def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
         self.rows, self.cache, self.model, device = rows, cache, model, model.device
@@ -166,11 +170,12 @@ class StepState:
 
     def run(self, max_context: int, rows: int | None = None) -> None:
         """Queues one step of the first `rows` rows (default: all) over contexts of at most `max_context` tokens."""
-        key = max_context, self.rows if rows is None else rows
+        rows = self.rows if rows is None else rows
         if self.ids.device.type != "cuda":
-            for op in self._plan(*key):
+            for op in self._plan(self._inputs.max_context, rows):
                 op()
             return
+        key = max_context, rows
         with torch.cuda.device(self.ids.device):
             if key not in self._graphs:
                 self._graphs[key] = self._capture(*key)
