@@ -297,7 +297,8 @@ class Engine:
             space that the completion begins with, if it has one.
         add_bos: whether the prompt begins with the begin token; None: as the tokenizer's files say.
 
-        RequestError names the prompt or the completion by index.
+        RequestError names the prompt or the completion by index. BaizeError names the completion whose logits are not finite,
+        and the token of prompt and completion together, counted from 0, after which they come.
         """
         # the first token of a text has nothing before it to be predicted from
         pairs = [(ids, max(start, 1)) for ids, start in self._checked.continued(prompt, completions, add_bos)]
@@ -316,7 +317,7 @@ class Engine:
         add_bos: as in `generate`.
 
         The first entry of each list is None: nothing comes before the first token. RequestError names the argument or the
-        prompt.
+        prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they come.
         """
         count = plain.integer(top)
         if count is None or count < 0:
@@ -337,7 +338,7 @@ class Engine:
         """For each prompt, the log-probabilities of the candidates as its next token, in the order given.
 
         prompts, add_bos: as in `generate`. candidate_token_ids: ids in the vocabulary. RequestError names the argument or the
-        prompt.
+        prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they come.
         """
         prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos))
         candidates = self._requests.ids(candidate_token_ids, "candidate_token_ids")
@@ -407,4 +408,5 @@ def _raise_error(sequence: Sequence, what: str = "prompt") -> None:
     if isinstance(sequence.error, RequestError):
         raise sequence.error
     if sequence.error is not None:
-        raise BaizeError(f"{what} {sequence.prompt_index}, {sequence.error}") from sequence.error
+        between = ", " if sequence.scoring is None else ": "
+        raise BaizeError(f"{what} {sequence.prompt_index}{between}{sequence.error}") from sequence.error

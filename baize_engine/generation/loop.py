@@ -97,11 +97,8 @@ class Loop:
         ids = sequence.prompt_ids[action.begin : action.end]
         if scoring is not None:
             self.decoder.prefill_logits(ids, sequence, scoring.first, scoring.take)
-            if not scoring.finite:
-                sequence.error = BaizeError(
-                    f"a logit of its first {sequence.num_cached} tokens is not finite; "
-                    "the weights are damaged or their values leave this dtype's range"
-                )
+            if scoring.not_finite is not None:
+                sequence.error = _not_finite(f"a logit after token {scoring.not_finite} is")
                 return [(sequence, NO_TOKEN)]
             return [(ready, NO_TOKEN) for ready, _ in self._scheduler.prefilled(sequence)]
         logits = self.decoder.prefill(ids, sequence)
@@ -144,7 +141,8 @@ class Loop:
         rows = []
         for row, bad in enumerate((~torch.isfinite(logits)).sum(1).tolist()):
             if bad:
-                sequences[row].error = _not_finite(sequences[row], f"{bad} of {logits.shape[1]} logits are")
+                where = sequences[row].where
+                sequences[row].error = _not_finite(f"{where}: {bad} of {logits.shape[1]} logits are")
             else:
                 rows.append(row)
         if not rows:
@@ -176,7 +174,7 @@ class Loop:
         """
         if token == NO_TOKEN:
             if sequence.scoring is None and sequence.error is None:
-                sequence.error = _not_finite(sequence, "a logit is")
+                sequence.error = _not_finite(f"{sequence.where}: a logit is")
             self._end(sequence, "length" if sequence.error is None else "error")
             return ""
         sequence.token_ids.append(token)
@@ -202,7 +200,5 @@ class Loop:
         sequence.shaping = sequence.saved = None
 
 
-def _not_finite(sequence: Sequence, what: str) -> BaizeError:
-    return BaizeError(
-        f"{sequence.where}: {what} not finite; the weights are damaged or their values leave this dtype's range"
-    )
+def _not_finite(what: str) -> BaizeError:
+    return BaizeError(f"{what} not finite; the weights are damaged or their values leave this dtype's range")

@@ -21,13 +21,15 @@ class GivenTokens:
     """
 
     def __init__(self, ids: list[int], start: int, top: int = 0) -> None:
-        self.first, self.finite = start - 1, True
+        self.first = start - 1
+        self.not_finite: int | None = None
         self.logprobs: list[TokenLogprobs] = []
         self._ids, self._top = ids, top
 
     def take(self, position: int, logits: Tensor) -> None:
         """Takes the logits (n, V) float32 of positions `position` to `position + n - 1`."""
-        self.finite = self.finite and bool(torch.isfinite(logits).all())
+        if self.not_finite is None:
+            self.not_finite = _first_not_finite(position, logits)
         wanted = torch.tensor(self._ids[position + 1 : position + 1 + len(logits)], device=logits.device)
         logprobs = torch.log_softmax(logits, dim=-1)
         given = logprobs.gather(1, wanted[:, None])[:, 0].tolist()
@@ -44,12 +46,19 @@ class NextToken:
     """The log-probabilities of `candidates`, in their order, as the next token of a prompt of `length` tokens."""
 
     def __init__(self, length: int, candidates: list[int]) -> None:
-        self.first, self.finite = length - 1, True
+        self.first = length - 1
+        self.not_finite: int | None = None
         self.logprobs: list[float] = []
         self._candidates = candidates
 
     def take(self, position: int, logits: Tensor) -> None:
         """Takes the logits (1, V) float32 of the last position."""
-        self.finite = bool(torch.isfinite(logits).all())
+        self.not_finite = _first_not_finite(position, logits)
         wanted = torch.tensor(self._candidates, dtype=torch.int64, device=logits.device)
         self.logprobs = torch.log_softmax(logits[0], dim=-1)[wanted].tolist()
+
+
+def _first_not_finite(position: int, logits: Tensor) -> int | None:
+    """The first position whose logits are not all finite, or None. `position` is that of the first row."""
+    finite: list[bool] = torch.isfinite(logits).all(1).tolist()
+    return None if all(finite) else position + finite.index(False)

@@ -54,7 +54,7 @@ class Scoring(Protocol):
     """A use of a prompt's logits other than generation."""
 
     first: int  # needs the logits from this position to the end of the prompt
-    finite: bool  # whether all logits taken so far are finite
+    not_finite: int | None  # the first position with a logit that is not finite, of those taken so far
 
     def take(self, position: int, logits: Tensor) -> None:
         """Takes the logits (n, V) float32 of positions `position` to `position + n - 1`; calls come in order."""

@@ -7,7 +7,10 @@ from itertools import pairwise
 
 import pytest
 import torch
+from fake_engine import make
+from fakes import VOCAB, TableDecoder
 
+from baize_engine.errors import BaizeError
 from baize_engine.generation.scoring import GivenTokens, NextToken
 
 V = 31
@@ -60,11 +63,28 @@ def test_a_logit_that_is_not_finite_is_noted(value: float) -> None:
     bad[4, 0] = value
     score = GivenTokens(IDS, 1)
     score.take(0, bad[:4])
-    assert score.finite
+    assert score.not_finite is None
     score.take(4, bad[4:6])
-    assert not score.finite
+    assert score.not_finite == 4
+    bad[8, 1] = value
     score.take(6, bad[6:])
-    assert not score.finite
+    assert score.not_finite == 4
+    within = GivenTokens(IDS, 3)
+    within.take(2, bad[2:])
+    assert within.not_finite == 4
     last = NextToken(5, [3])
     last.take(4, bad[4:5])
-    assert not last.finite
+    assert last.not_finite == 4
+
+
+def test_an_error_names_the_prompt_or_the_completion_and_the_token() -> None:
+    decoder = TableDecoder(VOCAB)
+    decoder.fail_at = 4  # the logits after this many tokens
+    engine = make(decoder)
+    ending = "after token 3 is not finite; the weights are damaged or their values leave this dtype's range$"
+    with pytest.raises(BaizeError, match=f"^completion 1: a logit {ending}"):
+        engine.score([5, 6], [[7], [7, 8, 9], [8]])
+    with pytest.raises(BaizeError, match=f"^prompt 2: a logit {ending}"):
+        engine.prompt_logprobs([[5, 6, 7], [5], [5, 6, 7, 8, 9, 10]])
+    with pytest.raises(BaizeError, match=f"^prompt 1: a logit {ending}"):
+        engine.next_token_logprobs([[5, 6, 7], [5, 6, 7, 8], [5]], [3])
