@@ -36,8 +36,8 @@ class Engine:
     """A loaded model that serves requests. Load one with `from_pretrained` or `from_diff`.
 
     An engine is a context manager; `close` frees the weights and the cache. Any number of threads and coroutines may call it:
-    their requests run in one batch, joining as they arrive and leaving as they end. When the cache is full, the youngest
-    requests are swapped out to host memory and continue later. A process made by fork cannot use the engine.
+    their requests run in one batch, joining as they arrive and leaving as they end. When the cache is full, the requests
+    that started last are swapped out to host memory and continue later. A process made by fork cannot use the engine.
 
     Attributes:
         tokenizer: the model's tokenizer, or None.
