@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -103,8 +104,8 @@ def stream(
     """
     from baize_engine import _C
 
-    pending = _groups(targets, hashing)
-    groups, lock = iter(pending), threading.Lock()
+    # popped, so that a tensor's readers, which may hold 256 KiB each, end with it
+    pending, lock = deque(_groups(targets, hashing)), threading.Lock()
     count = max(1, min(workers, len(pending)))
     compute = ComputePool(count)
     largest = max((max(each.job.base.numel, each.job.other.numel) for group in pending for each in group), default=0)
@@ -112,7 +113,7 @@ def stream(
 
     def take() -> list[Task] | None:
         with lock:
-            return next(groups, None)
+            return pending.popleft() if pending else None
 
     def work(_: int, check: Check) -> None:
         worker = _Worker(make_adder(), piece, progress, check, compute)

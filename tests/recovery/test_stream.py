@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from baize_engine.backend import choose
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.recovery.checks import checked_plan
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.plan import Plan
@@ -84,3 +86,18 @@ def test_hashing_can_be_left_out(plan: Plan) -> None:
     assert {record.sha256 for record in target.records.values()} == {""}
     sizes = {job.name: job.other.numel * ITEMSIZE[job.dtype] for job in plan.jobs}
     assert {name: len(content) for name, content in target.sink.tensors.items()} == sizes  # type: ignore[attr-defined]
+
+
+def test_readers_end_with_their_tensor(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader of float64 keeps a buffer of 256 KiB: with one a tensor, memory would grow with the model."""
+    alive, most, enter = weakref.WeakSet[TensorReader](), [0], TensorReader.__enter__
+
+    def counting(self: TensorReader) -> TensorReader:
+        alive.add(self)
+        most[0] = max(most[0], len(alive))
+        return enter(self)
+
+    monkeypatch.setattr(TensorReader, "__enter__", counting)
+    stream([Target(plan), Target(plan)], choose.diff_adder("cpu"), workers=1)
+    assert most[0] == 3  # the base's and one for each target, of all tensors
+    assert not alive
