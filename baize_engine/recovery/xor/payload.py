@@ -131,11 +131,16 @@ class _Listing:
 
     @classmethod
     def of(cls, folder: Path) -> _Listing:
+        listing = cls(folder, [], [], [])
         with reading(folder):
-            found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-            folders = [path for path in found if path.is_dir()]
-        files = [path for path in found if path not in folders and not _is_document(path.name)]
-        return cls(folder, files, folders, [path.name for path in found if path not in folders and path not in files])
+            for path in sorted(path for path in folder.iterdir() if not path.name.startswith(".")):
+                if path.is_dir():
+                    listing.folders.append(path)
+                elif _is_document(path.name):
+                    listing.documents.append(path.name)
+                else:
+                    listing.files.append(path)
+        return listing
 
     @classmethod
     def below(cls, folder: Path) -> _Listing:
@@ -250,7 +255,7 @@ def _keyed(path: Path, key: Path, heads: _Heads) -> Job:
 
 
 def _check_name(job: Job) -> None:
-    """The result's files have names of a stranger's choice: CheckpointError where one could not be written."""
+    """CheckpointError where a file of the result could not be written: its name comes from an untrusted payload."""
     name = job.name
     if name in (".", "..", MANIFEST_NAME) or name.endswith(PARTIAL) or "/" in name or name.startswith("."):
         raise CheckpointError(f"{job.payload.parent}: a file of the result would be called {shown(name)!r}")

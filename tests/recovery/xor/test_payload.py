@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 from types import ModuleType
 
 import pytest
@@ -107,3 +107,20 @@ def test_hub_ids(base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.Mo
     xor("meta/llama", "lab/xor", "out", progress=False)
     assert result(tmp_path / "out") == files(tuned)
     assert calls == {"lab/xor": ["*"], "meta/llama": sorted(files(tuned))}
+
+
+def test_too_many_files_are_counted_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each name is sorted into its list once, and not looked for among all others."""
+    (tmp_path / "payload").mkdir()
+    for number in range(5000):
+        (tmp_path / "payload" / f"{number}{'.md' if number % 8 == 0 else ''}").touch()
+    compared, equal = [0], PurePath.__eq__
+
+    def counting(self: PurePath, other: object) -> bool:
+        compared[0] += 1
+        return equal(self, other)
+
+    monkeypatch.setattr(PurePath, "__eq__", counting)
+    with pytest.raises(CheckpointError, match="payload holds 4375 files, wanted at most 4096"):
+        xor(tmp_path, tmp_path / "payload", tmp_path / "out", progress=False)
+    assert compared[0] < 5000
