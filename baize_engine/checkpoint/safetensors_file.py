@@ -58,7 +58,9 @@ def _entry(path: Path, name: str, value: Any, begin: int) -> TensorEntry:
     if not isinstance(dtype, str) or dtype not in SAFETENSORS:
         raise CheckpointError(f"{where}: dtype {brief(dtype)} is not one of {', '.join(SAFETENSORS)}")
     if not _naturals(shape) or len(shape) > MAX_DIMENSIONS:
-        raise CheckpointError(f"{where}: shape {brief(shape)} is not at most {MAX_DIMENSIONS} natural numbers")
+        raise CheckpointError(
+            f"{where}: shape {brief(shape)} is not a list of at most {MAX_DIMENSIONS} natural numbers"
+        )
     if not _naturals(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
         raise CheckpointError(f"{where}: data_offsets {brief(offsets)} are not a begin and an end")
     entry = TensorEntry.stored(name, SAFETENSORS[dtype], tuple(shape), path, begin + offsets[0])

@@ -36,6 +36,8 @@ def parse(content: bytes, what: str, strict: bool = True) -> dict[str, Any]:
     hooks: dict[str, Any] = {"object_pairs_hook": _unique, "parse_float": _finite, "parse_constant": _finite}
     try:
         value = json.loads(content.decode("utf-8-sig"), parse_int=_integer, **(hooks if strict else {}))
+    except CheckpointError as error:  # of `_unique`
+        raise CheckpointError(f"{what}: {error}") from None
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{what}: not JSON ({shown(str(error))})") from None
     if not isinstance(value, dict):
@@ -47,7 +49,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key, value in pairs:
         if key in found:
-            raise ValueError(f"the key {brief(key)} appears twice")
+            raise CheckpointError(f"the key {brief(key)} appears twice")
         found[key] = value
     return found
 

@@ -75,6 +75,7 @@ BAD = {
     ),
     "unknown type": (changed(dtype="F13"), bytes(16), None, "a: dtype 'F13'"),
     "negative shape": (changed(shape=[-2, -3]), bytes(16), None, r"a: shape \[-2, -3\]"),
+    "shape is a number": (changed(shape=3), bytes(16), None, "a: shape 3 is not a list of at most 16 natural numbers"),
     "shape of floats": (changed(shape=[2.0, 3]), bytes(16), None, "a: shape"),
     "shape of booleans": (changed(shape=[True, 6]), bytes(16), None, "a: shape"),
     "shape beyond all bounds": (changed(shape=[1 << 40, 1 << 40]), bytes(16), None, "a: 12 bytes of data, wanted"),

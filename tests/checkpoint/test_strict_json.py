@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from hypothesis import given
 from made_up import few, json_values
 
@@ -28,3 +29,9 @@ def test_settings_are_read_as_json_reads_them(tmp_path: Path, value: object) -> 
     path = tmp_path / "config.json"
     path.write_text(json.dumps({"it": value}))
     assert repr(strict_json.read_settings(path)) == repr(json.loads(path.read_text()))  # nan is not equal to itself
+
+
+def test_a_key_that_appears_twice_is_json_and_refused() -> None:
+    with pytest.raises(CheckpointError, match=r"^it: the key 'w' appears twice$"):
+        strict_json.parse(b'{"a": {"w": 1, "w": 2}}', "it")
+    assert strict_json.parse(b'{"w": 1, "w": 2}', "it", strict=False) == {"w": 2}
