@@ -64,16 +64,13 @@ class JournaledOutput(Generic[Record]):
         raise NotImplementedError
 
     def find_finished(self) -> Manifest | None:
-        """The manifest, if the folder holds just this result, finished. OutputError where it is not as it was written.
+        """The manifest, if the folder holds just this result, finished.
 
-        Of several results of one run that was killed at its very end, some are finished.
+        OutputError where it is not as it was written, CheckpointError where the manifest cannot be read. Of several results of one run that was killed at its very end, some are finished.
         """
         if is_unfinished(self.folder) or not (self.folder / MANIFEST_NAME).is_file():
             return None
-        try:
-            manifest = read_manifest(self.folder)
-        except CheckpointError:
-            return None  # not one of ours: the folder is in use for something else
+        manifest = read_manifest(self.folder)
         sources = {role: [replace(file, sha256=None) for file in files] for role, files in manifest.sources.items()}
         if (manifest.operation, sources) != (self.operation, self.sources.records) or not self.is_of(manifest):
             return None

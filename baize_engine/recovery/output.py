@@ -14,7 +14,7 @@ from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, SourceFile, TensorRecord, sha256_of, tensor_record
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.checkpoint.writer import CheckpointWriter, lay_out
-from baize_engine.errors import BaizeWarning, MismatchError
+from baize_engine.errors import BaizeWarning, CheckpointError, MismatchError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.recovery.checks import base_rows, checked_plan
 from baize_engine.recovery.expect import Expectation
@@ -62,6 +62,12 @@ class Output(JournaledOutput[TensorRecord], Target):
         super().__init__(options.operation, sink, sink.nbytes, sources, options.resume)
         if self.finished_before:
             self.resumed = len(plan.jobs)
+
+    def find_finished(self) -> Manifest | None:
+        try:
+            return super().find_finished()
+        except CheckpointError:
+            return None  # not one of ours: the folder is in use for something else
 
     def is_of(self, manifest: Manifest) -> bool:
         plan, tensors = self.plan, {name: (each.dtype, each.shape) for name, each in manifest.tensors.items()}
