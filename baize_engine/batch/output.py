@@ -54,7 +54,7 @@ class AnswerFile:
                 errno.ENOENT, f"{path} is a link to {target}, which is absent: remove it, or name another --output"
             )
         if not resume and not self._made:
-            raise OutputError(errno.EEXIST, f"{path} exists: --resume goes on with it, or name another --output")
+            raise OutputError(errno.EEXIST, f"{path} exists: use --resume to continue it, or name another --output")
         how = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_EXCL)
         self._fd = os.open(path, how, 0o644)
         try:
@@ -93,12 +93,18 @@ class AnswerFile:
                 while data:
                     data = data[os.write(self._fd, data) :]
         finally:
-            if os.fstat(self._fd).st_size == end:  # also where Ctrl-C came right after the write
+            found = os.fstat(self._fd).st_size
+            if found == end:  # also where Ctrl-C came right after the write
                 self._size = end
                 self.done += 1
                 self.failed += "error" in rest
             else:
-                os.ftruncate(self._fd, self._size)
+                os.ftruncate(self._fd, min(found, self._size))
+        if found != end:
+            raise OutputError(
+                errno.EIO,
+                f"{self.path} has {found} bytes after a line was written, wanted {end}: something else is changing it",
+            )
         if time.monotonic() - self._synced >= SYNC:
             self._sync()
 

@@ -50,7 +50,7 @@ def test_lines_are_json_in_utf8_and_name_their_record(tmp_path: Path) -> None:
 def test_an_output_that_exists_is_refused_unless_it_is_taken_up(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     before = write(path, 2)
-    with pytest.raises(OutputError, match=r"out\.jsonl exists: --resume goes on with it"):
+    with pytest.raises(OutputError, match=r"out\.jsonl exists: use --resume to continue it"):
         AnswerFile(path, heads(), resume=False)
     with AnswerFile(path, heads(), resume=True) as answers:
         assert (answers.done, answers.failed, answers.torn) == (2, 0, False)
@@ -249,3 +249,32 @@ def test_an_output_that_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(OutputError, match="pipe is not a regular file"):
         AnswerFile(tmp_path / "pipe", heads(), resume=True)
+
+
+@pytest.mark.parametrize("shorter", [False, True], ids=["longer", "shorter"])
+def test_a_file_that_somebody_else_changes_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shorter: bool
+) -> None:
+    path, write_all = tmp_path / "out.jsonl", os.write
+
+    def changed(fd: int, data: memoryview) -> int:
+        if shorter:
+            os.truncate(path, 1)
+        else:
+            path.write_bytes(path.read_bytes() + b"notes")
+        return write_all(fd, data)
+
+    with AnswerFile(path, heads(), resume=False) as answers:
+        answers.append(*line(0))
+        before = path.read_bytes()
+        end = 2 * len(before)
+        found = 1 + len(before) if shorter else end + len(b"notes")
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", changed)
+            with pytest.raises(
+                OutputError, match=rf"out\.jsonl has {found} bytes after a line was written, wanted {end}"
+            ):
+                answers.append(*line(1))
+        assert (answers.done, answers.failed) == (1, 0)
+    assert path.read_bytes().startswith(before[:1])
+    assert len(path.read_bytes()) <= len(before)

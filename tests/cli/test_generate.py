@@ -74,7 +74,7 @@ def test_an_output_that_exists_or_is_of_other_settings_is_refused(
     assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3) == 0
     before = out.read_bytes()
     for more, wanted in (
-        (["--max_new_tokens", 3], "exists: --resume goes on with it"),
+        (["--max_new_tokens", 3], "exists: use --resume to continue it"),
         (["--max_new_tokens", 4, "--resume"], "line 1 is not the answer to record 0"),
         (["--max_new_tokens", 3, "--quantize", "int8", "--resume"], "line 1 is not the answer to record 0"),
     ):
