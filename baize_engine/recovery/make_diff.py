@@ -8,10 +8,9 @@ from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
 from baize_engine.recovery.checks import check_roles
-from baize_engine.recovery.expect import Expectation
 from baize_engine.recovery.memory import MEMORY_MIB
 from baize_engine.recovery.options import RecoveryOptions
-from baize_engine.recovery.output import Output
+from baize_engine.recovery.output import Output, OutputRequest
 from baize_engine.recovery.output_name import diff_beside
 from baize_engine.recovery.result import Result
 from baize_engine.recovery.run import run
@@ -67,5 +66,5 @@ def make_diff(
     base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
     check_roles(base.index, tuned, options)
     folder = diff_beside(path_tuned) if path_diff is None else local_path(path_diff)
-    (result,) = run(base, [Output(base, tuned, folder, options, Expectation(), mean_row)], options)
+    (result,) = run(base, [Output(base, OutputRequest(tuned, folder), options, mean_row)], options)
     return result

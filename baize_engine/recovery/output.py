@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import warnings
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from baize_engine.checkpoint import side_files
@@ -29,6 +29,15 @@ from baize_engine.recovery.stream import Target
 from baize_engine.recovery.vocabulary_growth import MeanRow
 
 
+@dataclass(frozen=True)
+class OutputRequest:
+    """What one result is made of besides the base, the folder to write, and what is expected of it."""
+
+    other: CheckpointIndex  # recover's diff, make_diff's finetuned model
+    folder: Path
+    expect: Expectation = field(default_factory=Expectation)
+
+
 class Output(JournaledOutput[TensorRecord], Target):
     """One result: planned and checked where it is made, then opened, filled by `stream`, and finished.
 
@@ -39,16 +48,9 @@ class Output(JournaledOutput[TensorRecord], Target):
     sink: CheckpointWriter
     parse = staticmethod(tensor_record)
 
-    def __init__(
-        self,
-        base: Base,
-        other: CheckpointIndex,
-        folder: Path,
-        options: RecoveryOptions,
-        expect: Expectation,
-        mean: MeanRow,
-    ) -> None:
-        self.base, self.other, self.options, self.expect = base, other, options, expect
+    def __init__(self, base: Base, request: OutputRequest, options: RecoveryOptions, mean: MeanRow) -> None:
+        self.base, self.options, self.expect = base, options, request.expect
+        self.other = other = request.other
         plan = checked_plan(base, other, options, mean)
         files = {"base": base.index.files, options.role: other.files}
         sources = Sources(base.index.stats, other.stats, **files)
@@ -56,7 +58,7 @@ class Output(JournaledOutput[TensorRecord], Target):
             other.folder, base.index.folder, options.dtype, plan.vocab_size, options.follow_links
         )
         layout = lay_out(job.spec for job in plan.jobs)
-        sink = CheckpointWriter(folder, layout, options.resume and is_unfinished(folder))
+        sink = CheckpointWriter(request.folder, layout, options.resume and is_unfinished(request.folder))
         Target.__init__(self, plan, sink)
         self.met: list[str] = []  # expectations that were met, a line each
         super().__init__(options.operation, sink, sink.nbytes, sources, options.resume)

@@ -16,7 +16,7 @@ from baize_engine.recovery.checks import check_roles
 from baize_engine.recovery.expect import Expectation
 from baize_engine.recovery.memory import MEMORY_MIB
 from baize_engine.recovery.options import RecoveryOptions
-from baize_engine.recovery.output import Output
+from baize_engine.recovery.output import Output, OutputRequest
 from baize_engine.recovery.output_name import AnyPath, all_tuned_beside
 from baize_engine.recovery.published_sum import TOLERANCE
 from baize_engine.recovery.result import Result
@@ -147,20 +147,19 @@ def recover(
         raise RequestError(f"path_diff names {len(diffs)} and path_tuned {len(folders)} folder(s), wanted one each")
     sums = _one_each("expect_sum", expect_sum, len(folders))
     manifests = _one_each("expect_manifest", expect_manifest, len(folders))
-    expectations = [
-        Expectation(total, None if manifest is None else Path(manifest), expect_sum_atol)
-        for total, manifest in zip(sums, manifests, strict=True)
+    requests = [
+        OutputRequest(
+            expect=Expectation(total, None if manifest is None else Path(manifest), expect_sum_atol),
+            folder=local_path(folder),
+            other=read_index(folder_of(diff)),
+        )
+        for diff, folder, total, manifest in zip(diffs, folders, sums, manifests, strict=True)
     ]
     base = read_base(folder_of(path_raw))
-    indexes = [read_index(folder_of(path)) for path in diffs]
-    for diff in indexes:
-        check_roles(base.index, diff, options)
+    for request in requests:
+        check_roles(base.index, request.other, options)
     base_mean = cache(mean_row)  # for all diffs
-    outputs = [
-        Output(base, diff, local_path(folder), options, expect, base_mean)
-        for diff, folder, expect in zip(indexes, folders, expectations, strict=True)
-    ]
-    results = run(base, outputs, options)
+    results = run(base, [Output(base, request, options, base_mean) for request in requests], options)
     return results[0] if isinstance(path_diff, str | os.PathLike) else results
 
 
