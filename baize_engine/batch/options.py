@@ -1,4 +1,4 @@
-"""BatchOptions: how a file of prompts is answered, checked where it is made. Knows no engine and no files."""
+"""The options for answering a file of prompts, checked when they are made. Knows no engine and no files."""
 
 from __future__ import annotations
 
@@ -15,26 +15,27 @@ EXTRA_COLUMNS = ("error", "keep", "drop")
 
 @dataclass(frozen=True)
 class BatchOptions:
-    """How a file of prompts is answered. RequestError names the field that is wrong.
+    """Options for answering a file of prompts. Raises RequestError, which names the field, where a value is wrong.
 
-    params, text: of records that name none of their own. extra_columns: what becomes of a record's names that mean nothing
-    here: "error", its error; "keep", they are repeated in its answer under "extra"; "drop", nothing. window: records given to
-    the engine at a time, many batches of them: rows are empty only at a window's end, when its last samples run alone.
+    params, text: for records that give none of their own. extra_columns: what happens to values under unknown names in a
+    record: "error", the record is refused; "keep", its answer repeats them under "extra"; "drop", they are ignored. window:
+    records passed to the engine at a time. It should be many batches: rows are idle only at the end of a window, while the
+    last samples finish.
 
-    The metadata of a field are the settings of its flag, as argparse takes them.
+    The metadata of each field are the settings of its flag for argparse.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     text: TextOptions = AS_FILES_SAY
     extra_columns: str = option(
         "error",
-        "with --input: what a record's names mean that are not listed here: error, the record is refused; keep, its answer "
-        'repeats them under "extra"; drop, nothing',
+        "with --input: what happens to values under unknown names in a record: error, the record is refused; keep, its answer "
+        'repeats them under "extra"; drop, they are ignored',
         choices=EXTRA_COLUMNS,
     )
     window: int = option(
         1024,
-        "with --input: prompts given to the model at a time; more of them use it better and take memory",
+        "with --input: records passed to the model at a time; more of them keep it busier and take more memory",
         metavar="N",
     )
 

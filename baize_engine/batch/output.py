@@ -1,8 +1,8 @@
 """The output of a file of prompts: JSON lines that are only appended, so that a killed run can be resumed without loss.
 
-Every line begins with its record's number and a digest of the record and of all else that decides about the answer, so that
-the output of another run is not continued by mistake. Lines are appended whole, and synced every second; a line that a kill
-has torn lacks its line break, and is cut off. Knows no prompts and no model.
+Every line begins with its record's number and a digest of the record and of everything else that determines the answer, so
+that the output of another run is not continued by mistake. Lines are appended whole and synced every second. A line that was
+cut short when the run was killed has no line break, and is removed. Knows no prompts and no model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SYNC = 1.0  # seconds between syncs: a killed process loses no line anyway, and 
 
 
 def head(index: int, content: bytes, run: str) -> str:
-    """How the answer line of record number `index` begins, whose bytes are `content`.
+    """The beginning of the answer line to record number `index`, whose bytes are `content`.
 
     run: describes the model and the parameters of all records.
     """
@@ -38,9 +38,9 @@ def head(index: int, content: bytes, run: str) -> str:
 class AnswerFile:
     """An open, locked output file. A context manager, which removes a new file that got no line.
 
-    path: must not exist, unless `resume`. heads: of all records in order; every line that is there must answer its record.
-    done: lines that are there, `failed` of them errors. torn: whether an unfinished line was cut off.
-    OutputError names the file and the line, and leaves the file as it was.
+    path: must not exist, unless `resume`. heads: of all records, in order; each line in the file must answer its record.
+    done: number of lines in the file; `failed` of them are errors. torn: whether an incomplete line was removed.
+    Raises OutputError, which names the file and the line, and leaves the file as it was.
     """
 
     def __init__(self, path: Path, heads: Iterable[str], resume: bool) -> None:
@@ -59,7 +59,7 @@ class AnswerFile:
         self._fd = os.open(path, how, 0o644)
         try:
             if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-                raise OutputError(errno.EINVAL, f"{path} is not a regular file, wanted one that can be taken up")
+                raise OutputError(errno.EINVAL, f"{path} is not a regular file, wanted one that can be resumed")
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -85,7 +85,10 @@ class AnswerFile:
             os.close(self._fd)
 
     def append(self, head: str, rest: dict[str, Any]) -> None:
-        """Appends a record's line: whole, or not at all where writing fails or is interrupted."""
+        """Appends a record's line: whole, or not at all if writing fails or is interrupted.
+
+        Raises OutputError where the file cannot be written, or something else has changed its size.
+        """
         data = memoryview(_line(head, rest))
         end = self._size + len(data)
         try:
@@ -114,13 +117,13 @@ class AnswerFile:
         self._synced = time.monotonic()
 
     def _take_up(self, heads: Iterable[str]) -> int:
-        """Checks the lines that are there; the size of the whole ones in bytes."""
+        """Checks the lines in the file, and returns the size of the complete ones in bytes."""
         size, expected = 0, iter(heads)
         with open(self._fd, "rb", closefd=False) as file:
             for number, raw in enumerate(file, 1):
                 begin = next(expected, "").encode()
                 if not begin:
-                    raise self._other(f"line {number} is there, and the input has {self.done} records")
+                    raise self._other(f"line {number} is there, but the input has only {self.done} record(s)")
                 self.torn = not raw.endswith(b"\n")
                 rest = {} if self.torn else strict_json.whole_line(raw)
                 known = begin.startswith(raw[: len(begin)]) and (self.torn or {"completions", "error"} & rest.keys())
@@ -140,7 +143,7 @@ class AnswerFile:
 
 
 class AnswerStream:
-    """The same lines in a stream, such as standard output, which can be neither resumed nor locked."""
+    """Writes the same lines to a stream, such as standard output, which can be neither resumed nor locked."""
 
     torn = False
 

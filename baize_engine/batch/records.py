@@ -1,10 +1,10 @@
-"""Records of a file of prompts, a JSON object a line: what they may hold, and what they ask for. Knows no engine.
+"""The records in a file of prompts, one JSON object a line. Knows no engine.
 
     {"prompt": TEXT}  or  {"messages": [{"role": …, "content": …}, …]}  or  {"token_ids": [ID, …]}
 
-optionally with "id", a text or an integer, and "meta", anything, both of which its answer repeats; beside "prompt" with
-"parse_special", true or false, and "add_bos", true, false or null (as the tokenizer's files say); and with sampling parameters
-under the names of SamplingParams' fields. Blank lines are skipped. A record that cannot be served fails alone.
+A record may also have "id" (a text or an integer) and "meta" (anything), which its answer repeats; "parse_special" (true or
+false) and "add_bos" (true, false, or null: as the tokenizer's files say), both only with "prompt"; and sampling parameters,
+named as the fields of SamplingParams. Blank lines are skipped. A record that cannot be served does not stop the others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _PYTHON = re.compile(rf"\b({'|'.join(_JSON)})\b")
 
 @dataclass(frozen=True)
 class Record:
-    """One line. index: its number among the records; line: its number in the file, from 1; error: why `values` is unusable."""
+    """One record. index: its number, from 0; line: its line in the file, from 1; error: why it cannot be used."""
 
     index: int
     line: int
@@ -45,12 +45,12 @@ class Record:
 
     @property
     def id(self) -> str | int | None:
-        """Its "id", if that is a text or an integer."""
+        """The "id", if it is a text or an integer."""
         found = self.values.get("id")
         return found if isinstance(found, (str, int)) and not isinstance(found, bool) else None
 
     def text_options(self, default: TextOptions) -> TextOptions:
-        """How its prompt becomes ids: as the record says, else as `default` does."""
+        """How the prompt is turned into ids: the record's own options, with `default` for those it leaves out."""
         given = {name: self.values[name] for name in TEXT_OPTIONS if name in self.values}
         options = replace(default, **given)
         for name in given:
@@ -62,13 +62,13 @@ class Record:
 
     @property
     def extra(self) -> dict[str, Any]:
-        """Its values under names that mean nothing here."""
+        """The values under unknown names."""
         return {name: value for name, value in self.values.items() if name not in {*KINDS, *PARAMETERS, *OTHERS}}
 
     def request(self, default: SamplingParams, extra: str = "error") -> tuple[str, Any, SamplingParams]:
-        """(kind, the prompt under that name, the record's own parameters and else those of `default`).
+        """Returns (kind, the prompt under that name, sampling parameters: the record's own, else those of `default`).
 
-        extra: "error" refuses names that mean nothing here; anything else passes over them. RequestError says what is wrong.
+        extra: "error" refuses unknown names; any other value ignores them. Raises RequestError where the record is wrong.
         """
         if self.error is not None:
             raise RequestError(self.error)
@@ -93,14 +93,14 @@ class Record:
 
 
 def json_message(error: BaizeError) -> str:
-    """The message of what is wrong with a record, with values in JSON's spelling: null and true for None and True."""
+    """The error's message with values spelled as in JSON: null and true for None and True."""
     if not isinstance(error, ValueRefused):
         return str(error)
     return f"{error.before} {shown_json(error.value)}{_PYTHON.sub(lambda word: _JSON[word[0]], error.after)}"
 
 
 def records(path: Path) -> Iterator[Record]:
-    """The records of the file, one at a time. CheckpointError where it is not a regular file."""
+    """Yields the records in the file. Raises CheckpointError where it is not a regular file."""
     index = 0
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         for line, raw in enumerate(file, 1):
@@ -118,5 +118,5 @@ def _record(index: int, line: int, content: bytes) -> Record:
 
 
 def _id(key: str) -> int | str:
-    """The id that a key of logit_bias spells; JSON's keys are texts. Anything else stays as it is."""
+    """Converts a key of logit_bias, always a text in JSON, to a token id. Anything but digits stays as it is."""
     return int(key) if key.isascii() and key.isdecimal() and len(key) < 20 else key

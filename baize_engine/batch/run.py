@@ -1,4 +1,4 @@
-"""Answers a file of prompts: gives its records to an engine, window by window, and writes the completions as they come."""
+"""Answers a file of prompts: passes its records to an engine, a window at a time, and writes each answer when it is ready."""
 
 from __future__ import annotations
 
@@ -16,21 +16,22 @@ from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
 
-MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # others may change without changing an answer
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # no other file affects an answer
 
 Request = tuple[list[int], SamplingParams]
 
 
 def heads(path: Path, run: str) -> Iterator[str]:
-    """How the answer lines of all records of the file begin."""
+    """The beginnings of the answer lines to all records in the file."""
     return (head(record.index, record.content, run) for record in records(path))
 
 
 def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
-    """What decides about answers beside the record, as JSON.
+    """Describes, as JSON, everything besides the record that determines an answer.
 
-    sources: the model's folders, of whose files name, size and time count. settings: how the model is held. default: parameters
-    of records that name none. The same run must have the same description in later versions: --resume compares digests of it.
+    sources: the model's folders; the name, size and modification time of their files count. settings: how the model was loaded.
+    default: sampling parameters of records that give none. Later versions must describe the same run in the same way, because
+    --resume compares digests of it.
     """
     files = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
@@ -50,11 +51,11 @@ def answer(
     options: BatchOptions,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Answers the records of the file `path` that have no answer yet, those from number answers.done on.
+    """Answers the records in the file `path` that have no answer yet: those from number `answers.done` on.
 
-    A record that cannot be served is answered by its error, and the others go on. An answer is written as soon as it and all
-    before it are made. run: what `describe_run` says, for the digests. progress: called with the (records, tokens) that were
-    made since the last call.
+    A record that cannot be served gets its error as its answer, and does not stop the others. Answers are written in order,
+    each as soon as it is complete. run: the description that `describe_run` returns, for the digests. progress: called with
+    the numbers of (records, tokens) completed since the last call.
     """
     left = islice(records(path), answers.done, None)
     while batch := list(islice(left, options.window)):
@@ -65,7 +66,7 @@ def answer(
 
 
 def _answers(engine: Engine, batch: Sequence[Record], options: BatchOptions) -> Iterator[list[Completion] | BaizeError]:
-    """Each record's completions, or why it has none, as they come."""
+    """Yields each record's completions, or the error that it has instead, in order."""
     found: list[Request | BaizeError] = []
     for record in batch:
         try:

@@ -109,7 +109,7 @@ def test_a_run_killed_at_any_byte_is_taken_up_without_loss_or_repetition(tmp_pat
         ([b'{"prompt": "other"}', *CONTENTS[1:]], "run", "line 1 is not the answer to record 0"),
         ([CONTENTS[0], b'{"prompt": "B"}', CONTENTS[2]], "run", "line 2 is not the answer to record 1"),
         (CONTENTS, "another model", "line 1 is not the answer to record 0"),
-        (CONTENTS[:1], "run", "line 2 is there, and the input has 1 records"),
+        (CONTENTS[:1], "run", r"line 2 is there, but the input has only 1 record\(s\)"),
     ],
 )
 def test_an_output_of_another_run_is_refused_and_left(
