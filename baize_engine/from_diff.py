@@ -109,9 +109,8 @@ class WeightSink:
         self._waiting: dict[str, bytearray] = {}
         self._shapes = names.shapes(config)
         self.weights: dict[str, Weight] = {}
-        self._places: dict[
-            str, Weight
-        ] = {}  # where each published tensor goes: all rows of a tensor or a quantised matrix
+        # where each published tensor goes: all rows of a tensor, or of a quantised matrix
+        self._places: dict[str, Weight] = {}
         if device == "cpu" and quantize is None:  # as mapped files are used: each tensor by itself
             self.weights |= {name: torch.empty(shape, dtype=self._dtype) for name, shape in self._shapes.items()}
             self._places |= self.weights

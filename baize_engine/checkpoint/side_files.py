@@ -68,7 +68,8 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
             paths = sorted(folder.iterdir())
         for path in paths:
             if any(word in path.name.lower() for word in LICENCE_WORDS) and is_file(path):
-                if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():  # strangers chose it
+                # the name is untrusted
+                if len(os.fsencode(path.name)) > MAX_LICENCE_NAME or not path.name.isprintable():
                     wanted = f"at most {MAX_LICENCE_NAME} bytes of printable characters"
                     raise CheckpointError(f"{folder}: a licence text is called {shown(path.name)!r}, wanted {wanted}")
                 content = _read(path, files, follow_links)

@@ -1,5 +1,7 @@
-"""What may refuse a plan before the long work, though every shape fits: the two sides look swapped, are of different
-models, or the diff was made from another base. `force` skips these checks.
+"""Checks that may refuse a plan before the long work, though every shape fits.
+
+The two sides may look swapped or be of different models, or the diff may have been made from another base. `force` skips
+these checks.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class ComputePool:
         future = Future[T]()
         with self._lock:
             if self._ended:
-                raise RuntimeError("the compute pool has ended: nobody to make it")
+                raise RuntimeError("the compute pool has ended: it takes no more calls")
             self._calls.put((partial(function, *arguments, **named), future))
         try:
             return future.result()

@@ -66,7 +66,8 @@ class JournaledOutput(Generic[Record]):
     def find_finished(self) -> Manifest | None:
         """The manifest, if the folder holds just this result, finished.
 
-        OutputError where it is not as it was written, CheckpointError where the manifest cannot be read. Of several results of one run that was killed at its very end, some are finished.
+        Of several results of one run that was killed at its very end, some are finished. OutputError where the result is not
+        as it was written, CheckpointError where the manifest cannot be read.
         """
         if is_unfinished(self.folder) or not (self.folder / MANIFEST_NAME).is_file():
             return None

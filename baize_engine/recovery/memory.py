@@ -9,12 +9,8 @@ REST_MIB = 64  # of it for the interpreter and the indexes: 28 MiB were measured
 WORKERS = 6  # with two cores and one disk, 4 kept the disk busy for 86 % of a run, 6 for 90 % (a plain copy: 95 %)
 PIECE = 1 << 21  # elements: 8 MiB a buffer in float32, and a multiple of diff_add's chunk of 65536
 BUFFERS = 4  # of one piece that a worker may hold, the base's mean row included
-FEWER = (
-    (WORKERS, 8),
-    (4, 8),
-    (2, 4),
-    (1, 1),
-)  # workers, and the chunks a piece must have; else fewer workers do better
+# workers, and the chunks that a piece must have; with smaller pieces, fewer workers are faster
+FEWER = ((WORKERS, 8), (4, 8), (2, 4), (1, 1))
 
 
 def check_memory(memory_mib: int) -> None:

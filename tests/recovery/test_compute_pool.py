@@ -59,7 +59,7 @@ def test_calls_after_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, 1)
     with ComputePool(2) as compute:
         pass
-    with pytest.raises(RuntimeError, match="nobody to make it"):
+    with pytest.raises(RuntimeError, match="the compute pool has ended"):
         compute.run(divmod, 7, 2)
 
 

@@ -1,4 +1,4 @@
-"""What tells whether base and payload belong together: heads of files, published sums, and the forms of the results."""
+"""Checks that base and payload belong together: heads of files, published sums, and the forms of the results."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ THREADS = 2  # files at a time
 
 
 class XorChecks:
-    """What is known of one result beforehand; every check raises MismatchError.
+    """The checks of one result. Each raises MismatchError.
 
     `expect_md5`: a text with published sums, or None.
     """
@@ -121,8 +121,8 @@ class XorChecks:
             lines.append(f"{len(self._fit)} file(s) have the CRC-32 that torch.save wrote into them")
         if unknown:
             lines.append(
-                f"warning: nothing told whether {len(unknown)} file(s), such as {unknown[0].name}, are those that were "
-                "published: --expect_md5 FILE takes the list in the model's card"
+                f"warning: {len(unknown)} file(s), such as {unknown[0].name}, could not be compared with what was published: "
+                "--expect_md5 FILE takes the list in the model's card"
             )
         if self.payload.left_out:
             lines.append(f"left out, as no part of the payload: {', '.join(map(shown, self.payload.left_out[:8]))}")

@@ -34,8 +34,9 @@ def xor(
     expect_md5: str | os.PathLike[str] | None = None,
     follow_links: bool = False,
 ) -> XorResult:
-    """Writes the finetune whose files, XORed with the base's, are the payload's. The result is the published files, byte for
-    byte, and baize_manifest.json, which `verify` reads.
+    """Writes the finetune whose files, XORed with the base's, are the payload's.
+
+    The result is the published files, byte for byte, and baize_manifest.json, which `verify` reads.
 
     The payload's names tell which of two forms it has (`xor/payload.py` has their details): file by file with the base's file
     of the same name, gzip data unpacked (OASST 30B, Pygmalion); or NAME.<SHA-256>.enc with one key (BELLE, TechGPT). Memory

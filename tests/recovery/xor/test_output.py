@@ -83,5 +83,5 @@ def test_a_result_of_other_files_is_kept(base: Path, tuned: Path, tmp_path: Path
             run(base, other, tmp_path / "out", resume=resume)
     assert files(tmp_path / "out") == before
     (tmp_path / "out/baize_manifest.json").write_text("{}")  # not one of ours
-    with pytest.raises(CheckpointError, match="out/baize_manifest.json: not a manifest of this tool"):
+    with pytest.raises(CheckpointError, match=r"out/baize_manifest\.json: not a manifest of this tool"):
         run(base, tmp_path / "payload", tmp_path / "out")
