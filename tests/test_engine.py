@@ -6,132 +6,17 @@ import gc
 import io
 
 import pytest
-from fake_engine import TOKENIZER, all_free, make
-from fakes import EOS, FIRST_BYTE, VOCAB, ScriptDecoder, TableDecoder
+from fake_engine import TOKENIZER, all_free, make, saying
+from fakes import EOS, VOCAB, TableDecoder
 
-from baize_engine.engine import Completion, Engine
+from baize_engine.engine import Completion
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
-
-
-def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
-    """An engine whose answer to `prompt` is `text`, then the end token."""
-    script = TOKENIZER.encode(text, add_bos=False)
-    return make(ScriptDecoder(script, len(TOKENIZER.encode(prompt))), **changes)
-
-
-def test_an_answer_ends_at_the_end_token() -> None:
-    engine = saying("héy 😀")
-    (done,) = engine.generate("q")
-    assert (done.text, done.finish_reason, done.stop_reason) == ("héy 😀", "stop", EOS)
-    assert done.token_ids == [*TOKENIZER.encode("héy 😀", add_bos=False), EOS]
-    assert done.logprobs is None
-    assert all_free(engine)
-
-
-def test_ignore_eos_and_max_new_tokens() -> None:
-    (done,) = saying("ab").generate("q", SamplingParams(ignore_eos=True, max_new_tokens=5))
-    assert (done.text, done.finish_reason, done.stop_reason) == ("ab", "length", None)
-    assert done.token_ids[2:] == [EOS] * 3
-
-
-def test_a_named_stop_id_is_cut_from_the_text() -> None:
-    bang = FIRST_BYTE + ord("!")
-    (done,) = saying("ab!cd").generate("q", SamplingParams(stop_token_ids=[bang]))
-    assert (done.text, done.finish_reason, done.stop_reason) == ("ab", "stop", bang)
-    assert done.token_ids[-1] == bang
-
-
-def test_a_stop_string_across_tokens_is_cut_and_named() -> None:
-    engine = saying("one\n\ntwo")
-    (done,) = engine.generate("q", SamplingParams(stop=["###", "\n\n"]))
-    assert (done.text, done.finish_reason, done.stop_reason) == ("one", "stop", "\n\n")
-    assert len(done.token_ids) == 5
-    assert all_free(engine)
-
-
-BANG = FIRST_BYTE + ord("!")
-
-
-@pytest.mark.parametrize(
-    ("says", "asked", "text", "tokens", "finish", "stop"),
-    [
-        ("abcd", {"max_new_tokens": 5}, "abcd", 5, "stop", EOS),  # the end token is the last one allowed
-        ("abcd", {"max_new_tokens": 4}, "abcd", 4, "length", None),
-        ("abcd", {"max_new_tokens": 3, "stop": "c"}, "ab", 3, "stop", "c"),  # so is the one that completes the string
-        ("abcd", {"max_new_tokens": 2, "stop": "bc"}, "ab", 2, "length", None),
-        ("ab!d", {"stop_token_ids": [BANG], "stop": "!"}, "ab", 3, "stop", BANG),  # the id comes before its text
-        ("ab!d", {"stop_token_ids": [BANG], "stop": "b"}, "a", 2, "stop", "b"),
-        ("abcd", {"stop": ["cd", "bcd", "d"]}, "a", 4, "stop", "bcd"),  # of those completed together the longest
-        ("abab", {"stop": "ab"}, "", 2, "stop", "ab"),
-        ("q", {"stop": "qq"}, "q", 2, "stop", EOS),  # the prompt's end is no part of the text
-        ("é", {"stop": "é"}, "", 2, "stop", "é"),
-        ("ab", {"stop_token_ids": [EOS], "ignore_eos": True}, "ab", 3, "stop", EOS),
-        ("ab", {"stop_token_ids": [VOCAB + 9]}, "ab", 3, "stop", EOS),
-        ("!!", {"stop_token_ids": [BANG], "min_new_tokens": 1, "logit_bias": {3: 1.0}}, "\0", 2, "stop", BANG),
-        (
-            "ab",
-            {"min_new_tokens": 5, "max_new_tokens": 5, "banned_token_ids": [0, 1, 2]},
-            "ab\0\0\0",
-            5,
-            "length",
-            None,
-        ),
-        ("xxxx", {"stop": "x", "min_new_tokens": 3}, "xx", 3, "stop", "x"),  # looked for in what comes after two
-        (
-            "xyxy",
-            {"stop": "xy", "min_new_tokens": 2},
-            "",
-            2,
-            "stop",
-            "xy",
-        ),  # it begins before, and is complete with the second
-        ("xyxy", {"stop": "xy", "min_new_tokens": 3}, "xy", 4, "stop", "xy"),
-        ("abcd", {"stop": ["bc", "ab"], "min_new_tokens": 3}, "a", 3, "stop", "bc"),
-    ],
-)
-def test_why_a_sample_ended(says: str, asked: dict, text: str, tokens: int, finish: str, stop: int | str) -> None:
-    engine = saying(says)
-    params = SamplingParams(**asked)
-    (done,) = engine.generate("q", params)
-    found = (done.text, len(done.token_ids), done.finish_reason, done.stop_reason)
-    assert found == (text, tokens, finish, stop)
-    assert "".join(engine.stream("q", params)) == text
-    assert all_free(engine)
-
-
-def test_text_held_back_for_a_stop_string_comes_at_the_end() -> None:
-    assert saying("a##").generate("q", SamplingParams(stop="###"))[0].text == "a##"
-    assert list(saying("a##b").stream("q", SamplingParams(stop="###"))) == ["a", "##b"]
-
-
-def test_half_a_character_at_the_length_limit_is_replaced() -> None:
-    (done,) = saying("a😀").generate("q", SamplingParams(max_new_tokens=3))
-    assert (done.text, done.finish_reason) == ("a\ufffd\ufffd", "length")
 
 
 def test_generation_ends_at_max_model_len() -> None:
     (done,) = saying("x" * 50, max_model_len=12).generate("q")
     assert (len(done.token_ids), done.finish_reason) == (10, "length")
-
-
-def test_prompts_and_params_one_for_all_or_one_each() -> None:
-    engine = make(TableDecoder(VOCAB), None)
-    short, long = SamplingParams(max_new_tokens=2, ignore_eos=True, n=2), SamplingParams(max_new_tokens=3)
-    done = engine.generate([[1, 5], [1, 6]], [short, long])
-    assert [(c.prompt_index, c.index) for c in done] == [(0, 0), (0, 1), (1, 0)]
-    assert done[0].token_ids == done[1].token_ids
-    assert [c.text for c in done] == ["", "", ""]
-    assert engine.generate([1, 5], short)[0].token_ids == done[0].token_ids
-    assert engine.generate([]) == []
-
-
-def test_a_fresh_seed_is_recorded_and_brings_the_samples_back() -> None:
-    engine = make(TableDecoder(VOCAB), None)
-    drawn = SamplingParams(n=2, max_new_tokens=3, temperature=1.0)
-    first = engine.generate([1, 5], drawn)
-    assert first[0].seed == first[1].seed != engine.generate([1, 5], drawn)[0].seed
-    assert engine.generate([1, 5], SamplingParams(seed=7))[0].seed == 7
 
 
 def test_logprobs_have_one_entry_per_token() -> None:
@@ -325,77 +210,6 @@ def test_next_token_logprobs_of_candidates() -> None:
         wanted = decoder.table[len(ids) % 7, ids[-1]].log_softmax(dim=-1)[[9, 4]].tolist()
         assert row == pytest.approx(wanted, abs=1e-6)
     assert all_free(engine)
-
-
-@pytest.mark.parametrize(
-    ("prompts", "wanted"),
-    [
-        ([[1, 5], []], "prompt 1 has 0 tokens, wanted 1 to 59"),
-        ([[1, 5], [1] * 60], "prompt 1 has 60 tokens, wanted 1 to 59"),
-        ([[1, 5], [1, VOCAB]], f"prompt 1 has {VOCAB} at 1, wanted a token id from 0 to {VOCAB - 1}"),
-        ([1, -5], "prompt 0 has -5 at 1"),
-        ([[1, "a"]], "prompt 0 has 'a' at 1"),
-        (["ok", 5.0], "prompt 1 is 5.0, wanted a text or a list of token ids"),
-    ],
-)
-def test_refuses_prompts_by_index(prompts: list, wanted: str) -> None:
-    engine = saying("a")
-    with pytest.raises(RequestError, match=wanted):
-        engine.generate(prompts)
-    assert all_free(engine)
-
-
-def test_without_a_tokenizer_text_is_refused_with_the_reason() -> None:
-    engine = make(TableDecoder(VOCAB), None, why_no_text="x/tokenizer.model: absent")
-    for request in (
-        lambda: engine.generate(["text"]),
-        lambda: engine.generate([1, 5], SamplingParams(stop="x")),
-        lambda: engine.stream([1, 5]),
-        lambda: engine.chat([{"role": "user", "content": "Hi"}]),
-        lambda: engine.score([1, 5], ["text"]),
-    ):
-        with pytest.raises(RequestError, match=r"needs a tokenizer: x/tokenizer\.model: absent"):
-            request()
-
-
-def test_parameters_that_this_model_cannot_serve_are_refused_by_name() -> None:
-    engine = make(TableDecoder(VOCAB), None)
-    for asked, wanted in (
-        ({"logit_bias": {VOCAB: 1.0}}, f"logit_bias has {VOCAB}, wanted token ids from 0 to {VOCAB - 1}"),
-        ({"allowed_token_ids": [EOS], "min_new_tokens": 1}, "min_new_tokens is 1, and every token that may come ends"),
-        ({"banned_token_ids": range(VOCAB)}, "banned_token_ids has every token"),
-    ):
-        with pytest.raises(RequestError, match=wanted):
-            engine.generate([[1, 5], [1, 6]], [SamplingParams(), SamplingParams(**asked)])
-    (done,) = engine.generate([1, 5], SamplingParams(allowed_token_ids=[EOS], min_new_tokens=1, ignore_eos=True, n=1))
-    assert set(done.token_ids) == {EOS}
-
-
-def test_refuses_wrong_counts_and_types() -> None:
-    engine = saying("a")
-    with pytest.raises(RequestError, match="params has 2 entries, wanted one for all or one for each of 1 prompts"):
-        engine.generate("q", [SamplingParams()] * 2)
-    with pytest.raises(RequestError, match=r"params\[0\] is 'greedy'"):
-        engine.generate("q", ["greedy"])  # type: ignore[list-item]
-    for asked, wanted in (
-        (lambda: engine.generate(5), "prompts is 5, wanted a text, a list of token ids, or a list of these"),
-        (lambda: engine.generate({"q": 1}), "prompts is {'q': 1}, wanted a text"),
-        (lambda: engine.stream_many(iter("q")), "prompts is <.*>, wanted a text"),
-        (lambda: engine.generate("q", 0.7), r"params is 0\.7, wanted SamplingParams or a list of them"),
-        (lambda: engine.next_token_logprobs("q", 5), "candidate_token_ids is 5, wanted a list of token ids"),
-    ):
-        with pytest.raises(RequestError, match=wanted):
-            asked()  # type: ignore[no-untyped-call]
-    with pytest.raises(RequestError, match="a stream has one sample"):
-        engine.stream("q", SamplingParams(n=2))
-    with pytest.raises(RequestError, match="a chat has one reply"):
-        engine.chat([{"role": "user", "content": "q"}], SamplingParams(n=2))
-    with pytest.raises(RequestError, match="completions is 'abc'"):
-        engine.score("q", "abc")
-    with pytest.raises(RequestError, match="completion 0 and its prompt have 62 tokens, wanted at most 60"):
-        engine.score("q", ["x" * 60])
-    with pytest.raises(RequestError, match="candidate_token_ids has 999 at 0"):
-        engine.next_token_logprobs("q", [999])
 
 
 def test_a_closed_engine_refuses() -> None:

@@ -12,9 +12,6 @@ SHORT = 60  # lines of a module that may be tested with its callers alone
 
 # Modules that no user and no other code calls by themselves: tests of the whole that they are parts of fail with them.
 TESTED_WITH = {
-    "checkpoint/test_meta_layout.py": ["checkpoint/entry"],
-    "checkpoint/test_odd_folders.py": ["checkpoint/os_errors", "checkpoint/side_files"],
-    "checkpoint/test_tensor_reader.py": ["checkpoint/file_io", "checkpoint/page_cache"],
     "cli/test_chat.py": ["cli/line_editing"],
     "cli/test_command.py": ["cli/info"],
     "cli/test_spelling.py": ["cli/recover"],
@@ -27,12 +24,9 @@ TESTED_WITH = {
     "model/test_runner.py": ["backend/plan_ops", "model/buffers"],
     "recovery/test_expect.py": ["recovery/published_sum"],
     "recovery/test_journaled_output.py": ["recovery/journal"],
-    "recovery/test_recover.py": ["backend/adders", "checkpoint/config_file", "recovery/vocabulary_growth"],
+    "recovery/test_recover.py": ["backend/adders", "recovery/vocabulary_growth"],
     "recovery/test_io_faults.py": ["recovery/output"],
-    "recovery/test_result.py": ["checkpoint/norms"],
     "recovery/xor/test_checks.py": ["recovery/xor/file_types"],
-    "test_engine.py": ["completion", "requests"],
-    "text/test_special_ids.py": ["checkpoint/tokenizer_files"],
 }  # fmt: skip
 ELSEWHERE = {module: file for file, modules in TESTED_WITH.items() for module in modules}
 

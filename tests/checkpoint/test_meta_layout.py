@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from baize_engine import make_diff, recover
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.meta_layout import read_meta
-from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import BaizeError, CheckpointError, ConfigError, MismatchError
 from baize_engine.recovery import stream as streaming
 
@@ -71,35 +69,6 @@ def test_small_pieces_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     run = streaming.stream
     monkeypatch.setattr("baize_engine.recovery.run.stream", lambda *a, **k: run(*a, **{**k, "piece": 65536}))
     assert recover(meta, diff, tmp_path / "p", device="cpu", progress=False).manifest.tensors == whole.manifest.tensors
-
-
-@pytest.mark.parametrize("shards", [1, 2, 4])
-def test_any_range_of_any_tensor(tmp_path: Path, shards: int) -> None:
-    files = tiny_meta.random_shards(CONFIG, shards)
-    converted = tiny_meta.convert(CONFIG, files)
-    index, _ = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, files))
-    assert index.entries.keys() == converted.keys()
-    rng = random.Random(0)
-    for name, tensor in converted.items():
-        entry = index.entries[name]
-        assert (entry.shape, entry.dtype) == (tuple(tensor.shape), "float16")
-        content = tensor.contiguous().view(torch.uint8).numpy().tobytes()
-        buffer = memoryview(bytearray(entry.nbytes))
-        with TensorReader(entry) as reader:
-            for _ in range(20):
-                begin = rng.randrange(entry.numel)
-                end = rng.randrange(begin, entry.numel) + 1
-                assert reader.read(begin, end, buffer) == content[begin * 2 : end * 2], (name, begin, end)
-
-
-def test_a_head_is_read_without_waste_in_pieces_of_whole_heads(tmp_path: Path) -> None:
-    """What is read is what is wanted, wherever pieces keep to the grain."""
-    index, _ = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, tiny_meta.random_shards(CONFIG, 2)))
-    entry = index.entries["model.layers.0.self_attn.q_proj.weight"]
-    assert entry.grain == 8 * 64
-    for begin in range(0, entry.numel, entry.grain):
-        for run in entry.runs(begin, begin + entry.grain):
-            assert all(place is not None for place, _ in run.places)
 
 
 def test_make_diff_takes_it_too(tmp_path: Path) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import fakes
 import pytest
 import tiny
 import tiny_meta
@@ -20,9 +18,7 @@ from baize_engine import Engine, quantize, recover, verify
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
-from baize_engine.checkpoint.os_errors import broken_link
-from baize_engine.cli import main
-from baize_engine.errors import BaizeError, CheckpointError, RequestError
+from baize_engine.errors import CheckpointError, RequestError
 
 SETTINGS = {"device": "cpu", "progress": False}
 NO_BLOCKS = (torch.zeros(1).expand(4), torch.zeros(3, 4).t())  # tensors that are no one range of a file
@@ -37,14 +33,6 @@ def without_index(folder: Path) -> Path:
     for path in folder.glob("*.index.json"):
         path.unlink()
     return folder
-
-
-def make_links(folder: Path, store: Path) -> None:
-    """What clusters do: each file lies elsewhere, under another name."""
-    store.mkdir()
-    for path in sorted(folder.iterdir()):
-        shutil.move(path, store / f"blob-{path.name}")
-        path.symlink_to(store / f"blob-{path.name}")
 
 
 def result(pair: tuple[Path, Path], out: Path, **more: object) -> dict[str, torch.Tensor]:
@@ -166,98 +154,6 @@ def test_buffers_never_refuse_a_folder(pair: tuple[Path, Path], tmp_path: Path) 
     torch.save({**torch.load(shards[0], weights_only=True), "a.weight": NO_BLOCKS[0]}, shards[0])
     with pytest.raises(CheckpointError, match=r"a\.weight: elements 0 to 4 of a storage that has 1"):
         read_index(pair[1])
-
-
-def test_a_folder_of_links_is_read_if_asked(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    wanted = result(pair, tmp_path / "wanted")
-    for folder in pair:
-        make_links(folder, tmp_path / f"store-{folder.name}")
-    with pytest.raises(CheckpointError, match=r"config\.json is a link to .*, outside its folder: .*--follow_links"):
-        recover(*pair, tmp_path / "out", **SETTINGS)
-    assert not (tmp_path / "out").exists()
-    same_bits(result(pair, tmp_path / "out", follow_links=True), wanted)
-    assert not any(path.is_symlink() for path in (tmp_path / "out").iterdir())
-    with Engine.from_diff(*pair, device="cpu") as engine:  # writes nothing, so that no file can get into a result
-        assert len(engine.generate([[1, 5]])[0].token_ids) > 0
-    make_links(tmp_path / "out", tmp_path / "store-out")
-    with pytest.raises(CheckpointError, match="--follow_links"):
-        quantize(tmp_path / "out", tmp_path / "int8")
-    assert (
-        main(["quantize", "--path", f"{tmp_path}/out", "--path_quantized", f"{tmp_path}/int8", "--follow_links"]) == 0
-    )
-    with Engine.from_pretrained(tmp_path / "int8", device="cpu") as engine:
-        assert len(engine.generate([[1, 5]])[0].token_ids) > 0
-
-
-@pytest.mark.parametrize("what", ["folder", "shard", "index", "config.json"])
-def test_a_link_that_points_nowhere_is_called_broken(pair: tuple[Path, Path], tmp_path: Path, what: str) -> None:
-    names = {"shard": "pytorch_model-00001-of-00002.bin", "index": "pytorch_model.bin.index.json"}
-    victim = pair[1] if what == "folder" else pair[1] / names.get(what, what)
-    shutil.move(victim, tmp_path / "elsewhere")
-    victim.symlink_to(tmp_path / "gone")
-    with pytest.raises(
-        BaizeError, match=rf"{victim} is a broken link: it points to {tmp_path}/gone, and nothing is there"
-    ):
-        recover(*pair, tmp_path / "out", **SETTINGS)
-
-
-@pytest.mark.parametrize(
-    "name", ["generation_config.json", "tokenizer.model", "tokenizer_config.json", "LICENSE", "baize_manifest.json"]
-)
-@pytest.mark.parametrize("target", ["gone", "itself", "a file/x", "gone\x1b[2J"])
-def test_a_broken_link_is_no_absent_file(pair: tuple[Path, Path], tmp_path: Path, name: str, target: str) -> None:
-    """A result without the tokenizer, since its store was not mounted, would be told nobody."""
-    victim, elsewhere = pair[1] / name, tmp_path / target
-    if target == "a file/x":
-        elsewhere.parent.touch()
-    if name == "tokenizer_config.json":
-        (pair[1] / "tokenizer.model").write_bytes(fakes.small_model())
-    victim.symlink_to(victim if target == "itself" else elsewhere)
-    with pytest.raises(CheckpointError, match=rf"{victim} is a broken link: it points to {tmp_path}/") as refused:
-        recover(*pair, tmp_path / "out", **SETTINGS)
-    assert str(refused.value).isprintable()
-    assert not (tmp_path / "out").exists()
-    if name == "tokenizer.model":
-        with pytest.raises(CheckpointError, match=rf"{victim} is a broken link"):
-            Engine.from_diff(*pair, device="cpu")
-
-
-def test_a_folder_in_a_store_that_is_not_there(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    (tmp_path / "store").symlink_to("not-mounted")
-    with pytest.raises(
-        CheckpointError, match=r"store/base is not there: .*store is a broken link: .* not-mounted, and"
-    ):
-        recover(tmp_path / "store" / "base", pair[1], tmp_path / "out", **SETTINGS)
-
-
-def test_a_link_into_what_may_not_be_looked_into_is_not_called_broken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "link").symlink_to(tmp_path / "closed" / "file")
-    assert broken_link(tmp_path / "link") is not None
-
-    def refuse(path: object) -> None:
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-
-    monkeypatch.setattr("baize_engine.checkpoint.os_errors.os.stat", refuse)
-    assert broken_link(tmp_path / "link") is None
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin.index.json", "config.json", "tokenizer_config.json"])
-def test_git_lfs_pointers_are_named(pair: tuple[Path, Path], tmp_path: Path, name: str) -> None:
-    (pair[1] / "tokenizer.model").write_bytes(fakes.small_model())
-    (pair[1] / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
-    with pytest.raises(CheckpointError, match=rf"{pair[1] / name} is a Git-LFS pointer.*git lfs pull"):
-        recover(*pair, tmp_path / "out", **SETTINGS)
-    with pytest.raises(CheckpointError, match=rf"{pair[1] / name} is a Git-LFS pointer.*git lfs pull"):
-        Engine.from_diff(*pair, device="cpu")
-
-
-def test_a_tokenizer_that_is_a_git_lfs_pointer(pair: tuple[Path, Path]) -> None:
-    path = pair[0] / "tokenizer.model"
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
-    with pytest.raises(CheckpointError, match=rf"{path} is a Git-LFS pointer"):
-        Engine.from_pretrained(pair[0], device="cpu")
 
 
 def test_an_empty_path_is_told(pair: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -36,6 +36,12 @@ def make(decoder: TableDecoder, tokenizer: ByteTokenizer | None = TOKENIZER, **c
     return engine_over(decoder, FakeCache(changes.pop("blocks", 64)), tokenizer=tokenizer, **changes)
 
 
+def saying(text: str, prompt: str = "q", **changes: object) -> Engine:
+    """An engine whose answer to `prompt` is `text`, then the end token."""
+    script = TOKENIZER.encode(text, add_bos=False)
+    return make(ScriptDecoder(script, len(TOKENIZER.encode(prompt))), **changes)
+
+
 def all_free(engine: Engine) -> bool:
     pool = engine._serving.loop.pool
     return pool.free_blocks == pool.num_blocks

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -117,35 +116,6 @@ def test_the_sum_is_that_of_the_unrounded_values(tmp_path: Path) -> None:
     assert result.manifest.sum == pytest.approx(wanted, abs=1e-9)
 
 
-def test_side_files_come_along(tmp_path: Path) -> None:
-    base, diff = tiny.write_pair(tmp_path)
-    (base / "tokenizer.model").write_bytes(b"base pieces")
-    (base / "LICENSE").write_text("base terms")
-    (base / "generation_config.json").write_text('{"pad_token_id": -1}')
-    (diff / "LICENSE").write_text("diff terms")
-    (diff / "LICENSE.txt").write_text("more")
-    (diff / "training.log").write_text("not wanted")
-    recover(base, diff, tmp_path / "tuned", dtype="bfloat16", device="cpu", progress=False)
-    names = {p.name for p in (tmp_path / "tuned").iterdir()}
-    assert names == {
-        "model.safetensors", "config.json", "baize_manifest.json",
-        "tokenizer.model", "LICENSE", "LICENSE.txt", "base_LICENSE",
-    }  # fmt: skip
-    config = json.loads((tmp_path / "tuned" / "config.json").read_text())
-    assert (config["torch_dtype"], config["vocab_size"]) == ("bfloat16", tiny.CONFIG["vocab_size"] + 1)
-
-
-def test_the_tokenizer_is_never_mixed(tmp_path: Path) -> None:
-    base, diff = tiny.write_pair(tmp_path)
-    (base / "tokenizer.json").write_text("{}")
-    (diff / "tokenizer.model").write_bytes(b"diff pieces")
-    (diff / "added_tokens.json").write_text('{"<pad>": 96}')
-    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
-    assert not (tmp_path / "tuned" / "tokenizer.json").exists()
-    assert (tmp_path / "tuned" / "tokenizer.model").read_bytes() == b"diff pieces"
-    assert (tmp_path / "tuned" / "added_tokens.json").exists()
-
-
 def test_overflow_is_counted_by_tensor(tmp_path: Path) -> None:
     cfg = tiny.config()
     base, diff = tiny.state(cfg), {k: v * 0.01 for k, v in tiny.state(cfg, 5).items()}
@@ -201,19 +171,6 @@ def test_force_does_not_bend_shapes(tmp_path: Path) -> None:
     smaller_base(base, diff)
     with pytest.raises(MismatchError, match="wrong size"):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False, force=True)
-
-
-def test_old_and_new_config_spellings_agree(tmp_path: Path) -> None:
-    base, diff = tiny.write_pair(tmp_path)
-    path = diff / "config.json"
-    config = json.loads(path.read_text())
-    del config["torch_dtype"]
-    config |= {"dtype": "float32", "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
-    path.write_text(json.dumps(config))
-    recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
-    written = json.loads((tmp_path / "tuned" / "config.json").read_text())
-    assert written["dtype"] == "float16"
-    assert "torch_dtype" not in written
 
 
 def test_a_base_that_already_has_the_pad_row(tmp_path: Path) -> None:

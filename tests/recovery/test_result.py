@@ -2,48 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tiny
-import torch
-from fakes import small_model
 from families import CFG, SETTINGS, alpaca_diff, base_state, fastchat_delta, near_mean, tuned_state, write
 from folders import snapshot
 
-from baize_engine import Engine, make_diff, quantize, recover, verify
-from baize_engine.checkpoint.index import read_index
+from baize_engine import Engine, make_diff, recover, verify
 from baize_engine.checkpoint.manifest import read_manifest
-from baize_engine.checkpoint.norms import why_diff
-from baize_engine.checkpoint.tensor_reader import TensorReader
-from baize_engine.checkpoint.tokenizer_files import pieces
-from baize_engine.cli import main
+from baize_engine.cli.main import main
 from baize_engine.errors import BaizeError, BaizeWarning, CheckpointError, MismatchError, OutputError
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_a_diff_is_not_taken_for_a_model(tmp_path: Path, dtype: torch.dtype) -> None:
-    base = base_state()
-    diff = {name: t.to(dtype) for name, t in alpaca_diff(base, tuned_state(base, near_mean(1))).items()}
-    _, path = write(tmp_path, base, diff)
-    told = (
-        rf"{path} is a weight diff, not a model: its norm weights are at most 0\.0\d+ in size.*baize recover --path_raw"
-    )
-    tries: list[Callable[[], object]] = [
-        lambda: Engine.from_pretrained(path, device="cpu"),
-        lambda: Engine.from_pretrained(path, device="cpu", quantize="int8"),
-        lambda: quantize(path, tmp_path / "int8"),
-        lambda: verify(path),
-    ]
-    for attempt in tries:
-        with pytest.raises(CheckpointError, match=told):
-            attempt()
-    assert not (tmp_path / "int8").exists()
-    assert why_diff(read_index(tmp_path / "base")) is None
 
 
 def test_a_diff_of_ours_is_not_a_model_either(tmp_path: Path) -> None:
@@ -54,15 +24,6 @@ def test_a_diff_of_ours_is_not_a_model_either(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is a weight diff, not a model"):
         Engine.from_pretrained(tmp_path / "diff", device="cpu")
     assert verify(tmp_path / "diff").ok  # its bytes are as they were written
-
-
-def test_one_norm_near_zero_makes_no_diff(tmp_path: Path) -> None:
-    base = base_state()
-    for name, tensor in base.items():
-        if name.endswith("norm.weight") and name != "model.norm.weight":
-            tensor *= 0.01
-    tiny.write_model(tmp_path / "model", CFG, base)
-    assert why_diff(read_index(tmp_path / "model")) is None
 
 
 def test_a_second_run_says_that_it_is_finished(tmp_path: Path) -> None:
@@ -137,56 +98,6 @@ def test_of_several_sums_the_one_that_is_missed_is_named(tmp_path: Path) -> None
         recover(base, [diff, diff], outs, **SETTINGS, expect_sum=[total, total + 1])
 
 
-def test_large_things_called_norms_are_not_read(tmp_path: Path) -> None:
-    """A sparse file costs its maker nothing, and took a minute."""
-    base = {
-        **base_state(),
-        "model.big_norm.weight": torch.zeros(1 << 19),
-        "model.square_norm.weight": torch.zeros(32, 32),
-    }
-    base["model.norm.weight"] = base["model.norm.weight"] * 0
-    tiny.write_model(tmp_path / "model", CFG, base)
-    read = []
-    usual = TensorReader.read
-
-    def noting(self: TensorReader, *arguments: object) -> memoryview:
-        read.append(self.entry.name)
-        return usual(self, *arguments)  # type: ignore[arg-type]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TensorReader, "read", noting)
-        assert why_diff(read_index(tmp_path / "model")) is None
-    assert set(read) <= {"model.norm.weight", *(name for name in base if "layernorm" in name)}
-
-
-@pytest.mark.parametrize(
-    ("change", "wanted"),
-    [
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantization_config is .*gptq"),
-        ({"num_hidden_layers": 1}, "its config says 1 layers, and the weights have 2"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "architectures is"),
-        ({"rope_scaling": {"type": "yarn", "factor": 2.0}}, "rope_type is 'yarn'"),
-    ],
-)
-def test_what_this_engine_will_not_run_is_told_before_and_after(tmp_path: Path, change: dict, wanted: str) -> None:
-    base = base_state()
-    pair = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))), **change)
-    with pytest.warns(
-        BaizeWarning, match=f"this engine will not run it; config: {wanted}|{wanted}: this engine will not run"
-    ):
-        recover(*pair, tmp_path / "out", **SETTINGS, force=True)
-    assert any(re.search(wanted, line) for line in verify(tmp_path / "out").warnings)
-    with pytest.raises(BaizeError):
-        Engine.from_pretrained(tmp_path / "out", device="cpu")
-
-
-def test_stored_tensors_that_the_engine_has_no_use_for_are_told(tmp_path: Path) -> None:
-    base = base_state()
-    diff = {**alpaca_diff(base, tuned_state(base, near_mean(1))), "reward_head.weight": torch.randn(1, 32)}
-    with pytest.warns(BaizeWarning, match="this engine has no use for reward_head.weight, and will not run it"):
-        recover(*write(tmp_path, base, diff), tmp_path / "out", **SETTINGS, keep_extra=True)
-
-
 def test_verify_says_of_our_own_diff_that_it_is_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     base, diff = tiny.write_pair(tmp_path)
     tuned = recover(base, diff, tmp_path / "tuned", **SETTINGS).folder
@@ -199,21 +110,6 @@ def test_verify_says_of_our_own_diff_that_it_is_one(tmp_path: Path, capsys: pyte
     for path, wanted in (("link", "is a broken link"), ("nowhere", "does not exist")):
         assert main(["verify", str(tmp_path / path)]) == 1
         assert wanted in capsys.readouterr().err
-
-
-def test_what_a_finetune_says_of_its_tokens_goes_before_its_base(tmp_path: Path) -> None:
-    """FastChat #484: the diff has added_tokens.json, and the base the rest of the tokenizer."""
-    rows = len(pieces(small_model(), "it"))
-    base, diff = tiny.write_pair(tmp_path, cfg=tiny.config(vocab_size=rows))
-    (base / "tokenizer.model").write_bytes(small_model())
-    (base / "special_tokens_map.json").write_text('{"pad_token": "<base>"}')
-    (diff / "added_tokens.json").write_text(json.dumps({"<pad>": rows}))
-    recover(base, diff, tmp_path / "out", **SETTINGS)
-    assert json.loads((tmp_path / "out/added_tokens.json").read_text()) == {"<pad>": rows}
-    assert not (tmp_path / "out/special_tokens_map.json").exists()
-    for engine in (Engine.from_pretrained(tmp_path / "out", device="cpu"), Engine.from_diff(base, diff, device="cpu")):
-        assert engine.encode("<pad>")[-1] == rows
-        engine.close()
 
 
 def test_from_diff_tells_what_was_done(tmp_path: Path) -> None:
