@@ -1,4 +1,4 @@
-"""Engine over a decoder without weights: what text and ids do at its surface, and what it refuses, by name and index."""
+"""Engine over a decoder without weights: streams, chats and scores at its surface, and blocks that are always freed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Folders as they lie on people's disks: without an index, unpacked a level too deep, made of links, named with "~"."""
+"""Folders as they lie on people's disks: without an index, unpacked a level too deep, named with "~"."""
 
 from __future__ import annotations
 

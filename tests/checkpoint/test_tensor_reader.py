@@ -1,4 +1,4 @@
-"""Reading a tensor by ranges: the bytes, past the page cache and through it, and what is left there."""
+"""Reading a tensor by ranges: the bytes of each, and a file that was cut."""
 
 from __future__ import annotations
 

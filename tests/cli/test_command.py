@@ -1,17 +1,10 @@
-"""The baize command as a user types it: exit codes, messages without tracebacks, interruption."""
+"""The baize command as a user types it: exit codes, and messages without tracebacks."""
 
 from __future__ import annotations
 
-import os
-import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import slow_baize
 import tiny
 from commands import baize
 
@@ -23,36 +16,6 @@ from baize_engine.cli import main
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     return tiny.write_pair(tmp_path)
-
-
-@pytest.mark.parametrize(
-    "ways",
-    [
-        ["-m", "baize_engine"],
-        ["-m", "baize_engine.cli"],
-        # as scripts have it that pip wrote for any version
-        ["-c", "import sys; from baize_engine.cli import main; sys.exit(main())"],
-    ],
-    ids=["package", "folder", "script"],
-)
-def test_every_way_to_start_the_command(ways: list[str]) -> None:
-    done = subprocess.run([sys.executable, *ways, "--version"], capture_output=True, text=True, timeout=120)
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"baize_engine {baize_engine.__version__}\n", "")
-
-
-def test_recover_and_verify(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    out = tmp_path / "tuned"
-    done = baize("recover", "--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out, "--device", "cpu")
-    assert done.returncode == 0
-    assert re.fullmatch(r"warning: .* has no tokenizer, .*\n", done.stderr)  # which the pair lacks
-    assert "21 tensors" in done.stdout
-    checked = baize("verify", out)
-    assert checked.returncode == 0
-    assert "as written" in checked.stdout
-    (out / "config.json").write_text("{}")
-    spoilt = baize("verify", out)
-    assert spoilt.returncode == 1
-    assert "config.json" in spoilt.stdout
 
 
 def test_hyphens_and_make_diff(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -96,70 +59,6 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
         main([command, "--help"])
     assert stop.value.code == 0
     assert f"usage: baize {command}" in capsys.readouterr().out
-
-
-def test_info_says_where_a_gpus_launch_settings_come_from(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import launch_tables
-    import torch
-
-    from baize_engine.backend import devices
-    from baize_engine.kernels import tuned
-
-    facts = SimpleNamespace(name="NVIDIA H200", major=9, minor=0, multi_processor_count=132)
-    monkeypatch.setattr(devices, "resolve_device", lambda device: "cuda")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: facts)
-    monkeypatch.setattr(tuned, "FOLDER", tmp_path)
-    said = []
-    for _ in range(2):
-        tuned.of_device.cache_clear()
-        assert main(["info"]) == 0
-        said.append(capsys.readouterr().out)
-        launch_tables.write(tmp_path, "h100.json")
-    tuned.of_device.cache_clear()
-    (tmp_path / "another.json").write_text("{")
-    tuned.of_device.cache_clear()
-    assert main(["info"]) == 0
-    assert "launch settings: none, and no kernel starts: " in (broken := capsys.readouterr().out)
-    assert "another.json" in broken
-    assert "launch settings: the rules: no card of this generation was tuned" in said[0]
-    tuned_on = "tuned on NVIDIA H100 80GB HBM3 (capability 9.0, 132 multiprocessors)"
-    assert f"launch settings: h100.json, 1 entries {tuned_on}" in said[1]
-
-
-def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    base, _ = tiny.write_pair(tmp_path)
-    assert main(["info", str(base)]) == 0
-    out = capsys.readouterr().out
-    assert "diff_add" in out
-    assert "cpp-scalar (can run)" in out
-    assert "2 layers, hidden 32" in out
-
-
-@pytest.mark.parametrize("impatient", [False, True])
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_interruption_leaves_nothing(
-    pair: tuple[Path, Path], tmp_path: Path, sent: signal.Signals, impatient: bool
-) -> None:
-    out = tmp_path / "new" / "tuned"
-    paths = ["--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out]
-    child, told = slow_baize.start(0.5, "recover", "--device", "cpu", *paths)
-    slow_baize.wait_for(told, slow_baize.BEGUN, 1)
-    assert list(out.glob("*.partial"))
-    os.kill(child.pid, sent)
-    more = 0
-    while impatient and (event := os.read(told, 1)):  # until the process ends
-        if event == slow_baize.REMOVING:
-            os.kill(child.pid, sent)  # while it cleans up
-            more += 1
-    assert impatient == (more > 0)
-    _, err = child.communicate(timeout=60)
-    os.close(told)
-    assert child.returncode == 130, err
-    assert "interrupted" in err
-    assert "Traceback" not in err
-    assert not (tmp_path / "new").exists()
 
 
 def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> None:

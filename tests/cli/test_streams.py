@@ -1,9 +1,8 @@
-"""Every command with standard streams that are closed, or not UTF-8; signals at the end; warnings as lines."""
+"""Every command with standard streams that are closed, or not UTF-8; warnings as lines."""
 
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import warnings
@@ -127,27 +126,6 @@ def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: 
     assert "--resume goes with an --output that is a file" in err
     code, text, err = run([*line, "--input", "-", "--output", "-"], "", b"\n")
     assert (code, err) == (1, "baize: standard input has no records, wanted a JSON object a line\n")
-
-
-def test_two_polite_kills_in_a_row_show_no_traceback(folder: Path) -> None:
-    """Wherever the second comes while the process ends because of the first."""
-    for wait in range(6):
-        child = subprocess.Popen(
-            [*BAIZE, "chat", str(folder), "--device", "cpu", "--max_new_tokens", "4"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(b"hello\n")
-        child.stdin.flush()
-        child.stdout.readline()
-        child.send_signal(signal.SIGTERM)
-        for _ in range(10**wait):  # some nanoseconds to some milliseconds
-            pass
-        child.send_signal(signal.SIGTERM)
-        _, err = child.communicate(timeout=120)
-        assert b"Traceback" not in err
-        assert child.returncode == 130
 
 
 def test_a_warning_is_a_line(tmp_path: Path) -> None:

@@ -158,17 +158,6 @@ def test_many_rows_that_must_not_depend(triton: Interpreter, kind: str) -> None:
     assert torch.equal(got[65:], last)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (9, 200), (30, 1100)])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_dequantize_gives_the_references_bits(
-    triton: Interpreter, kind: str, rows: int, columns: int, activation: str
-) -> None:
-    weight = matrix(rows, columns, kind, torch.float32)
-    got, _ = triton.call("dequantize", "dequantize", weight, ACTIVATIONS[activation])
-    assert torch.equal(got, quantized.dequantize(weight, ACTIVATIONS[activation]))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_prompts_linear(triton: Interpreter, kind: str) -> None:
     """More rows than the kernel takes: the library's product, of quantised matrices also block by block."""

@@ -1,4 +1,4 @@
-"""What the decoder accepts as a model, in which spelling, and what it refuses by name."""
+"""What the decoder accepts as a model, and what it refuses by name."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from baize_engine import recover, verify
 from baize_engine.checkpoint import writer as writing
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.tensor_reader import TensorReader
-from baize_engine.cli import main
 from baize_engine.errors import BaizeError, MismatchError, OutputError, RequestError
 from baize_engine.recovery.journal import JOURNAL_NAME
 
@@ -195,14 +194,3 @@ def test_killed_after_the_first_result_was_finished(tmp_path: Path, base: Path) 
         recover(base, diffs[0], outs[0], **SETTINGS, resume=True)
     with pytest.raises(OutputError, match="not empty"):  # finished, of other options
         recover(base, diffs[1], outs[1], dtype="bfloat16", **SETTINGS, resume=True)
-
-
-def test_the_command_takes_pairs(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    diffs, outs = write_diffs(tmp_path, tiny.config()), [tmp_path / f"o{n}" for n in range(3)]
-    assert main(command(base, diffs, outs)) == 0
-    assert capsys.readouterr().out.count("sum of all weights") == 3
-    assert all(verify(out).ok for out in outs)
-    with pytest.raises(SystemExit) as stop:
-        main([*command(base, diffs, outs), "--path_diff", str(diffs[0])])
-    assert stop.value.code == 2
-    assert "--path_diff is given 4 times and --path_tuned 3" in capsys.readouterr().err
