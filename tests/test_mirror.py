@@ -13,12 +13,6 @@ SHORT = 60  # lines of a module that may be tested with its callers alone
 # Modules that no user and no other code calls by themselves: tests of the whole that they are parts of fail with them.
 TESTED_WITH = {
     "kernels/gate/test_launches.py": ["kernels/launch"],
-    "kernels/test_product.py": ["kernels/norm", "kernels/rope"],
-    "model/test_quantize.py": ["model/names"],
-    "model/test_runner.py": ["backend/plan_ops", "model/buffers"],
-    "recovery/test_journaled_output.py": ["recovery/journal"],
-    "recovery/test_recover.py": ["recovery/vocabulary_growth"],
-    "recovery/xor/test_checks.py": ["recovery/xor/file_types"],
 }  # fmt: skip
 ELSEWHERE = {module: file for file, modules in TESTED_WITH.items() for module in modules}
 
