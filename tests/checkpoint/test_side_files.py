@@ -16,7 +16,7 @@ from folders import load, same_bits
 
 from baize_engine import Engine, quantize, recover, verify
 from baize_engine.checkpoint.tokenizer_files import pieces
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeError, BaizeWarning, CheckpointError
 
 

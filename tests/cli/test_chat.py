@@ -121,4 +121,4 @@ def test_what_is_typed_is_answered(folder: Path) -> None:
     assert reply.encode().replace(b"\n", b"\r\n") + b"\r\n" in terminal.everything
 
 
-MAIN = "from baize_engine.cli.main import main; sys.exit(main())"
+MAIN = "from baize_engine.cli import main; sys.exit(main())"

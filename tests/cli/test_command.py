@@ -8,7 +8,6 @@ import pytest
 import tiny
 from commands import baize
 
-import baize_engine
 from baize_engine import Engine, SamplingParams
 from baize_engine.cli import main
 

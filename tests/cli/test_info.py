@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import tiny
 
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 def test_info_says_where_a_gpus_launch_settings_come_from(

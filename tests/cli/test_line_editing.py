@@ -57,7 +57,7 @@ EDITORS = {
     "none": [
         sys.executable,
         "-c",
-        "import sys; sys.modules['readline'] = None; from baize_engine.cli.main import main; sys.exit(main())",
+        "import sys; sys.modules['readline'] = None; from baize_engine.cli import main; sys.exit(main())",
     ],
 }
 

@@ -9,7 +9,7 @@ import pytest
 
 from baize_engine import verify
 from baize_engine.checkpoint.manifest import read_manifest
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 # Where a line stood, and the line: what comes before the options is the script's, and is `baize recover` or `make_diff` here.
 RECOVER = [

@@ -16,7 +16,7 @@ from commands import baize
 from families import SETTINGS, alpaca_diff, base_state, near_mean, tuned_state, write
 
 from baize_engine import recover, verify
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from commands import baize
 
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.cli.options import flag
 from baize_engine.cli.spelling import CommandParser
 

@@ -13,7 +13,7 @@ from families import SETTINGS, alpaca_diff, base_state, near_mean, tuned_state, 
 from folders import expected, load, snapshot
 
 from baize_engine import recover
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import CheckpointError, MismatchError, RequestError
 from baize_engine.recovery import published_sum
 

@@ -10,7 +10,7 @@ import tiny
 from families import CFG, SETTINGS, base_state, fastchat_delta, near_mean, tuned_state, write
 
 from baize_engine import Engine, make_diff, recover, verify
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeWarning, CheckpointError
 
 

@@ -13,7 +13,7 @@ import tiny
 from fakes import small_model
 
 from baize_engine import Engine, make_diff, recover, verify
-from baize_engine.cli.main import main
+from baize_engine.cli import main
 from baize_engine.errors import BaizeWarning
 
 SETTINGS = {"device": "cpu", "progress": False}
