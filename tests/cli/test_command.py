@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import tiny
 from commands import baize
 
+import baize_engine
 from baize_engine import Engine, SamplingParams
 from baize_engine.cli import main
 
@@ -15,6 +18,21 @@ from baize_engine.cli import main
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     return tiny.write_pair(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "ways",
+    [
+        ["-m", "baize_engine"],
+        ["-m", "baize_engine.cli"],
+        # as scripts have it that pip wrote for any version
+        ["-c", "import sys; from baize_engine.cli import main; sys.exit(main())"],
+    ],
+    ids=["package", "folder", "script"],
+)
+def test_every_way_to_start_the_command(ways: list[str]) -> None:
+    done = subprocess.run([sys.executable, *ways, "--version"], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"baize_engine {baize_engine.__version__}\n", "")
 
 
 def test_hyphens_and_make_diff(pair: tuple[Path, Path], tmp_path: Path) -> None:
