@@ -1,4 +1,4 @@
-"""Every module has a file of tests by its name, in the folder that mirrors its own; the others stand in a table here."""
+"""Every module has a file of tests by its name, in the folder that mirrors its own."""
 
 from __future__ import annotations
 
@@ -8,13 +8,7 @@ import pytest
 from assets import REPO
 
 TESTS = REPO / "tests"
-SHORT = 60  # lines of a module that may be tested with its callers alone
-
-# Modules that no user and no other code calls by themselves: tests of the whole that they are parts of fail with them.
-TESTED_WITH = {
-    "kernels/gate/test_launches.py": ["kernels/launch"],
-}  # fmt: skip
-ELSEWHERE = {module: file for file, modules in TESTED_WITH.items() for module in modules}
+SHORT = 40  # lines of a module that may be tested with its callers alone
 
 
 def modules() -> dict[str, Path]:
@@ -30,16 +24,9 @@ def test_every_module_has_its_file_of_tests() -> None:
     missing = []
     for name, path in modules().items():
         folder, _, stem = name.rpartition("/")
-        own = TESTS / folder / f"test_{stem}.py"
-        assert not (own.exists() and name in ELSEWHERE), f"{name} has {own.name}: it does not belong into TESTED_WITH"
-        if not own.exists() and name not in ELSEWHERE and len(path.read_text().splitlines()) > SHORT:
+        if not (TESTS / folder / f"test_{stem}.py").exists() and len(path.read_text().splitlines()) > SHORT:
             missing.append(name)
     assert missing == []
-
-
-def test_the_table_names_what_exists() -> None:
-    assert set(ELSEWHERE) <= set(modules())
-    assert [file for file in TESTED_WITH if not (TESTS / file).exists()] == []
 
 
 @pytest.mark.parametrize("path", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))

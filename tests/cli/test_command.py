@@ -11,7 +11,6 @@ import tiny
 from commands import baize
 
 import baize_engine
-from baize_engine import Engine, SamplingParams
 from baize_engine.cli import main
 
 
@@ -33,15 +32,6 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 def test_every_way_to_start_the_command(ways: list[str]) -> None:
     done = subprocess.run([sys.executable, *ways, "--version"], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"baize_engine {baize_engine.__version__}\n", "")
-
-
-def test_hyphens_and_make_diff(pair: tuple[Path, Path], tmp_path: Path) -> None:
-    tuned, again = tmp_path / "tuned", tmp_path / "again"
-    done = baize("recover", "--path-raw", pair[0], "--path-diff", pair[1], "--path-tuned", tuned, "--quiet")
-    assert done.returncode == 0, done.stderr
-    done = baize("make-diff", "--path-raw", pair[0], "--path-tuned", tuned, "--path-diff", again, "--quiet")
-    assert done.returncode == 0, done.stderr
-    assert (again / "model.safetensors").exists()
 
 
 def test_a_users_mistake_is_one_line(pair: tuple[Path, Path], tmp_path: Path) -> None:
@@ -84,24 +74,3 @@ def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> 
     assert done.returncode == 1
     assert "tokenizer.model" in done.stderr
     assert "Traceback" not in done.stderr
-
-
-def test_quantize_writes_a_model_that_loads_and_is_refused_twice(tmp_path: Path) -> None:
-    base, _ = tiny.write_pair(tmp_path)
-    out = tmp_path / "int4"
-    done = baize("quantize", "--path", base, "--path_quantized", out, "--weights", "int4")
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "int4 matrices" in done.stdout
-    with Engine.from_pretrained(out, device="cpu") as saved, Engine.from_pretrained(
-        base, device="cpu", quantize="int4"
-    ) as packed:  # fmt: skip
-        params = SamplingParams(max_new_tokens=5, ignore_eos=True)
-        prompt = [[1, 5, 9]]
-        assert saved.generate(prompt, params)[0].token_ids == packed.generate(prompt, params)[0].token_ids
-    kept = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
-    for arguments in (("--path", base, "--path_quantized", out), ("--path", out, "--path_quantized", tmp_path / "two")):
-        again = baize("quantize", *arguments)
-        assert again.returncode == 1
-        assert again.stderr.startswith("baize: ")
-    assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == kept
-    assert not (tmp_path / "two").exists()
