@@ -9,7 +9,8 @@ import pytest
 import tiny
 
 from baize_engine import recover
-from baize_engine.errors import BaizeError
+from baize_engine.checkpoint.config_file import check_runnable, is_usable, normalise, read_normalised
+from baize_engine.errors import BaizeError, ConfigError
 from baize_engine.model.config import ModelConfig
 
 
@@ -72,3 +73,37 @@ def test_old_and_new_config_spellings_agree(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "tuned" / "config.json").read_text())
     assert written["dtype"] == "float16"
     assert "torch_dtype" not in written
+
+
+def test_keys_in_use_get_one_spelling_and_the_others_are_dropped() -> None:
+    config = normalise({"hidden_size": 64, "num_attention_heads": 4, "rms_norm_eps": 1, "x": 1, "architectures": []})
+    assert "x" not in config
+    assert (config["num_key_value_heads"], config["head_dim"], config["architectures"]) == (4, 16, None)
+    assert type(config["rms_norm_eps"]) is float
+    assert (config["rope_theta"], config["rope"]) == (1e4, {"rope_type": "default"})
+    both = {"rope_type": "linear", "type": "dynamic", "factor": 2.0, "beta": None, "rope_theta": 5e3}
+    config = normalise({"rope_parameters": both, "rope_scaling": {"type": "yarn"}, "rope_theta": 7.0})
+    assert (config["rope_theta"], config["rope"]) == (5e3, {"rope_type": "linear", "factor": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("value", "usable"),
+    [(1, True), (-2.5, True), (2**63 - 1, True), (2**63, False), (float("inf"), False), (float("nan"), False),
+     (True, False), ("1", False), (None, False)],
+)  # fmt: skip
+def test_usable_numbers_have_64_bits(value: object, usable: bool) -> None:
+    assert is_usable(value) is usable
+
+
+def test_errors_name_the_key_and_the_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^config: vocab_size is '9', wanted an integer$"):
+        normalise({"vocab_size": "9"})
+    (tmp_path / "config.json").write_text('{"vocab_size": -1}')
+    with pytest.raises(ConfigError, match=rf"^{tmp_path}/config\.json: config: vocab_size is -1, wanted a positive"):
+        read_normalised(tmp_path)
+
+
+def test_what_the_file_does_not_say_is_no_reason_to_refuse_it() -> None:
+    check_runnable(normalise({}))  # neither model_type nor architectures
+    with pytest.raises(ConfigError, match="hidden_act is 'gelu', this decoder runs 'silu' only"):
+        check_runnable(normalise({"hidden_act": "gelu"}))

@@ -10,8 +10,10 @@ import tiny
 import tiny_meta
 import torch
 
+from baize_engine.checkpoint.entry import MAX_NAME, MAX_TENSORS, JoinedEntry, TensorEntry, check_count, check_name
 from baize_engine.checkpoint.meta_layout import read_meta
 from baize_engine.checkpoint.tensor_reader import TensorReader
+from baize_engine.errors import CheckpointError
 
 CONFIG = tiny.config(hidden_size=64, intermediate_size=160, num_attention_heads=8, num_key_value_heads=8)
 
@@ -43,3 +45,45 @@ def test_a_head_is_read_without_waste_in_pieces_of_whole_heads(tmp_path: Path) -
     for begin in range(0, entry.numel, entry.grain):
         for run in entry.runs(begin, begin + entry.grain):
             assert all(place is not None for place, _ in run.places)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_ranges_of_joined_tensors_are_those_of_the_whole(axis: int) -> None:
+    """Arithmetic only: where each element of any range lies in its part."""
+    whole = torch.arange(2 * 3 * 5 * 4).view((2 * 15, 4) if axis == 0 else (15, 2 * 4))
+    stored = [part.contiguous().flatten() for part in whole.chunk(2, axis)]
+    parts = tuple(TensorEntry("w", "float32", (15, 4), Path(f"part{n}"), 8 * n) for n in range(2))
+    joined = JoinedEntry("w", "float32", tuple(whole.shape), parts, axis)
+    assert (joined.numel, joined.nbytes, joined.grain, joined.path) == (120, 480, 1, Path("part0"))
+    for begin in range(0, 120, 7):
+        for end in range(begin + 1, 121, 5):
+            found = torch.full((end - begin,), -1)
+            for run in joined.runs(begin, end):
+                at = run.first
+                for place, length in run.places:
+                    if place is not None:
+                        assert bool((found[place : place + length] == -1).all())  # each element once
+                        found[place : place + length] = stored[run.part][at : at + length]
+                    at += length
+            assert found.tolist() == whole.flatten()[begin:end].tolist()
+
+
+def test_float64_is_narrowed_and_the_rest_is_as_stored() -> None:
+    wide = TensorEntry.stored("w", "float64", (3, 5), Path("f"), 64)
+    assert (wide.dtype, wide.stored_dtype, wide.nbytes, wide.stored_nbytes) == ("float32", "float64", 60, 120)
+    plain = TensorEntry.stored("w", "float16", (3, 5), Path("f"), 64)
+    assert (plain.narrowed, plain.stored_dtype, plain.nbytes, plain.stored_nbytes) == (False, "float16", 30, 30)
+    assert plain.parts == (plain,)
+    assert [(run.part, run.first, run.places) for run in plain.runs(4, 9)] == [(0, 4, [(0, 5)])]
+
+
+def test_names_and_counts_of_strangers_are_bounded() -> None:
+    path = Path("model.bin")
+    check_name(path, "é" * MAX_NAME)
+    for name in ("", "a" * (MAX_NAME + 1), "a\nb", "a\x1b[2J"):
+        with pytest.raises(CheckpointError, match=r"model\.bin: a tensor is called .*, wanted at most") as refused:
+            check_name(path, name)
+        assert str(refused.value).isprintable()
+    check_count(path, MAX_TENSORS)
+    with pytest.raises(CheckpointError, match=f"{MAX_TENSORS + 1} tensors, wanted at most {MAX_TENSORS}"):
+        check_count(path, MAX_TENSORS + 1)

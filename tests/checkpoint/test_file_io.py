@@ -21,7 +21,7 @@ from baize_engine import Engine, recover
 from baize_engine.checkpoint import file_io
 from baize_engine.checkpoint.buffers import PAGE, SLACK, aligned_buffer
 from baize_engine.checkpoint.entry import TensorEntry
-from baize_engine.checkpoint.file_io import InputFile
+from baize_engine.checkpoint.file_io import InputFile, open_read, open_regular, read_whole
 from baize_engine.errors import CheckpointError
 
 
@@ -174,3 +174,47 @@ def test_a_tokenizer_that_is_a_git_lfs_pointer(pair: tuple[Path, Path]) -> None:
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 3\n")
     with pytest.raises(CheckpointError, match=rf"{path} is a Git-LFS pointer"):
         Engine.from_pretrained(pair[0], device="cpu")
+
+
+def test_only_files_are_opened_and_nobody_waits_at_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("pipe", "."):
+        with pytest.raises(CheckpointError, match="is a folder or device, wanted a file"):
+            open_regular(tmp_path / name)
+    with pytest.raises(CheckpointError, match="none is absent"):
+        open_regular(tmp_path / "none")
+
+
+def test_a_whole_file_has_at_most_so_many_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"12345")
+    assert read_whole(path, 5) == b"12345"
+    with pytest.raises(CheckpointError, match="more than 4 bytes of JSON"):
+        read_whole(path, 4, " of JSON")
+
+
+@pytest.mark.parametrize("most", [None, 1, 7])
+def test_more_views_than_one_call_takes_are_filled_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int | None
+) -> None:
+    """Also where each call brings only `most` bytes."""
+    path, preadv, sizes = tmp_path / "file", os.preadv, []
+    content = os.urandom(3 * file_io.MOST_VIEWS + 5)
+    path.write_bytes(content)
+
+    def few(fd: int, views: list[memoryview], offset: int) -> int:
+        sizes.append(len(views))
+        return preadv(fd, views if most is None else [views[0][:most]], offset)
+
+    monkeypatch.setattr(file_io.os, "preadv", few)
+    memory = bytearray(len(content) - 2)
+    views = [memoryview(memory)[at : at + 3] for at in range(0, len(memory), 3)]
+    fd = open_read(path)
+    try:
+        file_io.read_scattered(fd, views, 2, "it")
+        assert memory == content[2:]
+        assert max(sizes) <= file_io.MOST_VIEWS
+        with pytest.raises(CheckpointError, match=f"it: the file ends at byte {len(content)}, wanted 1 more"):
+            file_io.read_into(fd, memoryview(bytearray(5)), len(content) - 4, "it")
+    finally:
+        os.close(fd)
