@@ -39,7 +39,11 @@ class Completion:
 
     @classmethod
     def of(cls, sequence: Sequence) -> Completion:
-        """The completion of a finished sequence."""
+        """The completion of a sequence whose last output has been read."""
+        if sequence.finish_reason in (None, "abort"):
+            raise ValueError(
+                f"finish_reason is {sequence.finish_reason!r}, wanted that of a sequence that ended by itself"
+            )
         params = sequence.params
         return cls(
             sequence.prompt_index,

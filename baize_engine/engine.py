@@ -5,7 +5,7 @@ Many prompts run together, but a result depends only on its prompt, parameters a
 
 from __future__ import annotations
 
-from collections import abc, deque
+from collections import Counter, abc, deque
 from contextlib import aclosing, closing
 from itertools import groupby
 from operator import attrgetter
@@ -181,7 +181,8 @@ class Engine:
         ):
             for sequence, _, last in outputs:
                 bar.add(int(last), tokens=1)
-                _raise_error(sequence)
+                if last:
+                    _raise_error(sequence)
         return [Completion.of(sequence) for sequence in sequences]
 
     async def agenerate(
@@ -195,8 +196,9 @@ class Engine:
         """`generate` for a coroutine. Cancelling it ends its requests. Arguments and errors are those of `generate`."""
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         async with aclosing(self._serving.arun(sequences)) as outputs:
-            async for sequence, _, _ in outputs:
-                _raise_error(sequence)
+            async for sequence, _, last in outputs:
+                if last:
+                    _raise_error(sequence)
         return [Completion.of(sequence) for sequence in sequences]
 
     def completions(
@@ -362,22 +364,24 @@ class Engine:
 
     def _in_order(self, sequences: list[Sequence], raise_errors: bool) -> abc.Generator[list[Completion], None, None]:
         left = deque([list(group) for _, group in groupby(sequences, attrgetter("prompt_index"))])
+        # counted by outputs: a sequence that has finished may have been aborted by another thread
+        unfinished = Counter(sequence.prompt_index for sequence in sequences)
         with closing(self._serving.run(sequences)) as outputs:
             for sequence, _, last in outputs:
-                if raise_errors:
+                if last and raise_errors:
                     _raise_error(sequence)
-                while last and left and all(sample.finished for sample in left[0]):
-                    if raise_errors:
-                        for sample in left[0]:
-                            _raise_error(sample)
+                unfinished[sequence.prompt_index] -= last
+                while left and not unfinished[left[0][0].prompt_index]:
+                    self._serving.check()
                     yield [Completion.of(sample) for sample in left.popleft()]
 
     def _pieces(self, sequences: list[Sequence]) -> abc.Generator[tuple[int, int, str], None, None]:
         with closing(self._serving.run(sequences)) as outputs:
-            for sequence, piece, _ in outputs:
-                _raise_error(sequence)
+            for sequence, piece, last in outputs:
                 if piece:
                     yield sequence.prompt_index, sequence.index, piece
+                if last:
+                    _raise_error(sequence)
 
     def _texts(self, sequences: list[Sequence]) -> abc.Generator[str, None, None]:
         with closing(self._pieces(sequences)) as pieces:
@@ -386,16 +390,18 @@ class Engine:
 
     async def _atexts(self, sequences: list[Sequence]) -> abc.AsyncGenerator[str, None]:
         async with aclosing(self._serving.arun(sequences)) as outputs:
-            async for sequence, piece, _ in outputs:
-                _raise_error(sequence)
+            async for sequence, piece, last in outputs:
                 if piece:
                     yield piece
+                if last:
+                    _raise_error(sequence)
 
     def _score(self, sequences: list[Sequence], what: str = "prompt") -> None:
         """Runs the sequences together, for their scoring."""
         with closing(self._serving.run(sequences)) as outputs:
-            for sequence, _, _ in outputs:
-                _raise_error(sequence, what)
+            for sequence, _, last in outputs:
+                if last:
+                    _raise_error(sequence, what)
 
 
 def _scored(prompt_ids: list[int], scoring: Scoring, number: int) -> Sequence:
@@ -405,8 +411,13 @@ def _scored(prompt_ids: list[int], scoring: Scoring, number: int) -> Sequence:
 
 def _raise_error(sequence: Sequence, what: str = "prompt") -> None:
     """Raises the error that ended the sequence, if any. Errors of the model get the index of the prompt."""
-    if isinstance(sequence.error, RequestError):
-        raise sequence.error
-    if sequence.error is not None:
-        between = ", " if sequence.scoring is None else ": "
-        raise BaizeError(f"{what} {sequence.prompt_index}{between}{sequence.error}") from sequence.error
+    # the traceback refers to the sequence, which must not refer to the error
+    error, sequence.error = sequence.error, None
+    try:
+        if isinstance(error, RequestError):
+            raise error
+        if error is not None:
+            between = ", " if sequence.scoring is None else ": "
+            raise BaizeError(f"{what} {sequence.prompt_index}{between}{error}") from error
+    finally:
+        del error

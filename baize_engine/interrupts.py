@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+# `signal` without its enums, which take 20 times as long: a decode step looks at all signals
+import _signal  # type: ignore[import-not-found]
 import signal
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -12,6 +14,7 @@ from typing import Any, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 Check = Callable[[], None]  # returns, or raises to end the calling thread's work
+_SIGNALS = tuple(signal.valid_signals())
 
 
 class _Ended(BaseException):
@@ -63,7 +66,7 @@ def in_threads(
             try:
                 futures.extend(pool.submit(run, item) for item in items)
                 wait(futures)
-            finally:  # also if no thread can be started, or a signal handler raises an exception that is not deferred
+            finally:  # also if no thread can be started
                 ended.set()
         if errors:
             raise errors[0]
@@ -75,10 +78,10 @@ def in_threads(
 
 @contextmanager
 def deferred() -> Iterator[list[BaseException]]:
-    """Defer KeyboardInterrupt and SystemExit raised by the handlers of SIGINT and SIGTERM to the end of the block.
+    """Defer what signal handlers raise, such as KeyboardInterrupt, to the end of the block.
 
-    They are collected in the list that this yields; the first one is raised at the end. Handlers that return work as usual.
-    Do not nest: the inner block would see no signal. Outside the main thread this does nothing.
+    The exceptions are collected in the list that this yields; the first one is raised at the end. Handlers that return work
+    as usual. Do not nest: the inner block would see no signal. Outside the main thread this does nothing.
 
     Otherwise they could be raised between any two instructions of the main thread. Inside a lock or a thread pool of the
     standard library that turns them into other errors, or leaves a thread waiting for ever.
@@ -92,22 +95,22 @@ def deferred() -> Iterator[list[BaseException]]:
     def note(number: int, frame: Any) -> None:
         try:
             original[number](number, frame)
-        except (KeyboardInterrupt, SystemExit) as error:
+        except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001  raised at the end of the block
             raised.append(error)
 
     def restore(number: int) -> None:
-        if signal.getsignal(number) is note:  # otherwise the handler installed another, which stays
-            signal.signal(number, original[number])
+        if _signal.getsignal(number) is note:  # otherwise the handler installed another, which stays
+            _signal.signal(number, original[number])
 
     number: int
     try:
         with ExitStack() as stack:
-            for number in (signal.SIGINT, signal.SIGTERM):
-                handler = signal.getsignal(number)
+            for number in _SIGNALS:
+                handler = _signal.getsignal(number)
                 if callable(handler):  # neither SIG_IGN nor SIG_DFL
                     original[number] = handler
                     stack.callback(restore, number)
-                    signal.signal(number, note)
+                    _signal.signal(number, note)
             yield raised
     finally:
         if raised:

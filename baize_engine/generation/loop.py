@@ -195,8 +195,8 @@ class Loop:
     def _end(self, sequence: Sequence, reason: FinishReason) -> None:
         if sequence.row >= 0:
             self._batch.drop(sequence)
+        sequence.finish_reason = reason  # before it counts as finished
         self._scheduler.finish(sequence)
-        sequence.finish_reason = reason
         sequence.shaping = sequence.saved = None
 
 

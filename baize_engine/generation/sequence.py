@@ -19,7 +19,7 @@ from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.shaping import Shaping, is_shaped
 
 if TYPE_CHECKING:
-    from baize_engine.generation.serving import Call
+    from baize_engine.generation.call import Call
 
 FinishReason = Literal["stop", "length", "error", "abort"]
 

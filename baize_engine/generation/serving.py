@@ -9,39 +9,17 @@ tokenizer.
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Generator
-from dataclasses import dataclass, field
 
 from baize_engine.errors import BackendError, BaizeError
+from baize_engine.generation.call import Call, Waiter
 from baize_engine.generation.loop import Loop, Output
 from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.turns import Turns
 from baize_engine.interrupts import deferred
-
-
-class StepFailed(Exception):
-    """Carries the error that a step raised."""
-
-    def __init__(self, error: BaseException) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-@dataclass(eq=False, slots=True)
-class Call:
-    """The sequences of one call, and its inbox: outputs that the reader has not taken yet.
-
-    waiter: for a coroutine, the event that is set, in its event loop, when there is new output.
-    """
-
-    sequences: list[Sequence]
-    inbox: deque[Output] = field(default_factory=deque)
-    unfinished: int = 0
-    failure: BaseException | None = None  # the error of a step, which ended all calls in progress
-    waiter: asyncio.Event | None = None
-    event_loop: asyncio.AbstractEventLoop | None = None
 
 
 class Serving:
@@ -50,7 +28,9 @@ class Serving:
     def __init__(self, loop: Loop) -> None:
         self._loop: Loop | None = loop
         self._turns = Turns()
+        self._process = os.getpid()
         self._arriving: deque[Call] = deque()  # calls made since the last step
+        self._running: set[Call] = set()  # unfinished calls that are in the loop
         self._awaited: set[Call] = set()  # unfinished calls of coroutines
         self._driver: threading.Thread | None = None
 
@@ -74,12 +54,14 @@ class Serving:
         """Yields the outputs of the sequences as they are made, in order for each sequence, until all have finished.
 
         Leaving the iterator aborts the unfinished ones. RequestError once this is closed, or inside another call of this
-        thread. An error of a step that is no single sequence's ends all calls in progress.
+        thread. An error of a step that is no single sequence's ends all calls in progress, after the outputs made before it.
         """
-        call, left = Call(sequences, unfinished=len(sequences)), len(sequences)
+        call, left = Call(sequences), len(sequences)
         try:
             self._turns.check()
-            self._arriving.append(call)
+            self._check_process()
+            if sequences:
+                self._arriving.append(call)
             while left:
                 self._turns.check()
                 while not call.inbox:
@@ -88,119 +70,159 @@ class Serving:
                 left -= output[2]
                 yield output
         finally:
-            if left:
-                self._turns.later(lambda: self._abort(call))
+            self._leave(call, left)
 
     async def arun(self, sequences: list[Sequence]) -> AsyncGenerator[Output, None]:
         """`run` for a coroutine. Cancelling it aborts the unfinished sequences."""
-        call, left = Call(sequences, unfinished=len(sequences)), len(sequences)
-        call.waiter, call.event_loop = asyncio.Event(), asyncio.get_running_loop()
+        waiter = Waiter(asyncio.Event(), asyncio.get_running_loop(), threading.current_thread())
+        call, left = Call(sequences, waiter), len(sequences)
         try:
             self._turns.check()
+            self._check_process()
             if sequences:
                 self._arriving.append(call)
                 self._awaited.add(call)
                 self._start_driver()
             while left:
-                call.waiter.clear()
+                waiter.event.clear()
                 self._turns.check()
-                if call.failure is not None:
-                    raise call.failure
+                call.check()
                 if not call.inbox:
-                    await call.waiter.wait()
-                while call.inbox:
-                    output = call.inbox.popleft()
-                    left -= output[2]
-                    yield output
+                    await waiter.event.wait()
+                    continue
+                output = call.inbox.popleft()
+                left -= output[2]
+                yield output
         finally:
-            if left:
-                self._awaited.discard(call)
-                self._turns.later(lambda: self._abort(call))
+            self._leave(call, left)
+
+    def _leave(self, call: Call, left: int) -> None:
+        """Ends a call whose reader leaves before it read the last outputs of `left` sequences."""
+        self._awaited.discard(call)
+        if left:
+            self._turns.later(lambda: self._abort(call))
+        call.failure = call.trace = None
 
     def _wait(self, call: Call) -> None:
         """Takes a turn for the thread that reads `call`, and steps, unless another thread has made output for it meanwhile."""
-        error = call.failure
-        try:
-            with self._turns.turn():
-                if not call.inbox and call.failure is None:
-                    self._step()
-                error = call.failure
-        except StepFailed as failed:
-            error = failed.error
-        if error is not None:
-            raise error
+        self._check_process()
+        with self._turns.turn():
+            if not call.inbox and call.failure is None:
+                self._step(call)
+        call.check()
 
-    def _step(self) -> None:
-        """Takes one step for all calls. Needs the turn. StepFailed after its error was set as the failure of all calls.
+    def _check_process(self) -> None:
+        """Ends, in a process made by fork, the calls of its parent, which goes on with them itself."""
+        if self._process == os.getpid():
+            return
+        with self._turns.turn():
+            if self._process != os.getpid():
+                self._end_all(
+                    BackendError("this call was made before this process was forked; it goes on in the parent only")
+                )
+                self._process = os.getpid()
 
-        Ctrl-C waits for the end of the step, because half a step would damage other calls.
+    def _step(self, own: Call | None) -> None:
+        """Takes one step for all calls. Needs the turn. An error becomes the failure of all calls in progress.
+
+        own: the call whose reader takes the step. What a signal's handler raises waits for the end of the step, because half
+        a step would damage other calls.
         """
         with deferred():
             loop = self.loop
-            while self._arriving:
-                call = self._arriving.popleft()
-                for sequence in call.sequences:
-                    sequence.call = call
-                loop.add(call.sequences)
             try:
+                while self._arriving:
+                    self._admit(loop, self._arriving[0])
+                    self._arriving.popleft()
                 self._deliver(loop.step())
-            except BaseException as error:
-                self._fail(loop, error)
-                raise StepFailed(error) from error
+            except BaseException as error:  # noqa: BLE001  raised to the readers
+                self._fail(error)
+                if own is not None:
+                    own.set_exception(error)
+
+    def _admit(self, loop: Loop, call: Call) -> None:
+        self._running.add(call)
+        for sequence in call.sequences:
+            sequence.call = call
+        loop.add(call.sequences)
 
     def _deliver(self, outputs: list[Output]) -> None:
         awaited: set[Call] = set()
         for output in outputs:
-            call = output[0].call
+            sequence, _, last = output
+            call = sequence.call
             if call is None:
                 raise ValueError("a sequence of no call is in the loop")
             call.inbox.append(output)
-            call.unfinished -= output[2]
+            if last:
+                sequence.call = None
+                call.unfinished -= 1
+                if not call.unfinished:
+                    self._running.discard(call)
+                    self._awaited.discard(call)
             if call.waiter is not None:
                 awaited.add(call)
         if awaited:
             self._wake(awaited)
 
-    def _fail(self, loop: Loop, error: BaseException) -> None:
+    def _fail(self, error: BaseException) -> None:
         """Ends all calls in progress with the error of a step, which may have left anything half done."""
+        shared = error
         if not isinstance(error, Exception):  # KeyboardInterrupt is for the thread in which it was raised
             shared = BackendError(f"a step for several calls was ended by {type(error).__name__} in one of them")
-            shared.__cause__, error = error, shared
-        calls = [sequence.call for sequence in loop.fail() if sequence.call is not None]
-        for call in calls:
-            call.failure = error
-        self._wake({call for call in calls if call.waiter is not None})
+            shared.__cause__ = error
+        self._end_all(shared, arriving=False)
+
+    def _end_all(self, error: BaseException | None, arriving: bool = True) -> None:
+        """Aborts all calls in progress. Needs the turn.
+
+        error: becomes their failure, unless it is None. arriving: whether calls that are not in the loop yet end, too.
+        """
+        try:
+            if self._loop is not None:
+                self._loop.fail()
+        finally:  # of a device that no longer works, too, the readers learn
+            while self._arriving and (arriving or self._arriving[0] in self._running):
+                self._running.add(self._arriving.popleft())
+            calls = set(self._running)
+            self._running.clear()
+            for call in calls:
+                call.leave()
+                self._awaited.discard(call)
+                if error is not None:
+                    call.set_exception(error)
+            self._wake(calls)
 
     def _wake(self, calls: set[Call]) -> None:
         """Wakes coroutines that have new output, with one call to each event loop."""
-        self._awaited -= {call for call in calls if not call.unfinished or call.failure is not None}
-        of_loop: dict[asyncio.AbstractEventLoop, list[asyncio.Event]] = {}
+        of_loop: dict[asyncio.AbstractEventLoop, list[Call]] = {}
         for call in calls:
-            if call.event_loop is not None and call.waiter is not None:
-                of_loop.setdefault(call.event_loop, []).append(call.waiter)
-        for event_loop, waiters in of_loop.items():
+            if call.waiter is not None:
+                of_loop.setdefault(call.waiter.event_loop, []).append(call)
+        for event_loop, its_calls in of_loop.items():
             try:
-                event_loop.call_soon_threadsafe(_set, waiters)
+                event_loop.call_soon_threadsafe(
+                    _set, [call.waiter.event for call in its_calls if call.waiter is not None]
+                )
             except RuntimeError:  # the event loop was closed, so that its coroutines never run again
-                for call in [call for call in calls if call.event_loop is event_loop]:
+                for call in its_calls:
                     self._abort(call)
 
     def _abort(self, call: Call) -> None:
         """Ends a call that is no longer read. Needs the turn."""
         self._awaited.discard(call)
+        self._running.discard(call)
         if call in self._arriving:
             self._arriving.remove(call)
         if self._loop is not None:
             for sequence in call.sequences:
                 self._loop.abort(sequence)
+        call.leave()
 
     def _let_go(self) -> None:
         """Ends all calls and releases the loop. Runs in the last turn."""
-        if self._loop is not None:
-            self._loop.fail()
+        self._end_all(None)
         self._loop = None
-        self._wake(set(self._awaited))
-        self._awaited.clear()
 
     def _start_driver(self) -> None:
         """Starts the thread that steps for coroutines, unless it is running. A second one would do no harm."""
@@ -208,25 +230,38 @@ class Serving:
             self._driver = threading.Thread(target=self._drive, name="baize-async")
             self._driver.start()
 
+    def _is_awaited(self) -> bool:
+        """Whether a coroutine waits for output that can go on when it comes."""
+        return any(call.waiter is not None and call.waiter.goes_on() for call in list(self._awaited))
+
     def _drive(self) -> None:
         while True:
-            while self._awaited:
+            while self._is_awaited():
                 try:
                     with self._turns.turn():
                         if self._awaited:
-                            self._step()
-                except StepFailed:
-                    continue  # all calls have the error already
+                            self._step(None)
                 except BaizeError as error:  # this was closed
                     for call in list(self._awaited):
-                        call.failure = error
-                    self._wake(set(self._awaited))
+                        call.set_exception(error)
+                        self._awaited.discard(call)
+                        self._wake({call})
             self._driver = None
-            if not self._awaited:
-                return
+            if not self._is_awaited():
+                break
             self._driver = threading.current_thread()  # a call that arrived in between may rely on this thread
+        self._turns.later(self._pause)
+
+    def _pause(self) -> None:
+        """Lets event loops that do not run now start the driver when they run again; ends the calls of closed ones."""
+        for call in list(self._awaited):
+            if call.waiter is not None:
+                try:
+                    call.waiter.event_loop.call_soon_threadsafe(self._start_driver)
+                except RuntimeError:
+                    self._abort(call)
 
 
-def _set(waiters: list[asyncio.Event]) -> None:
-    for waiter in waiters:
-        waiter.set()
+def _set(events: list[asyncio.Event]) -> None:
+    for event in events:
+        event.set()

@@ -50,7 +50,7 @@ class Turns:
         self._check_process()
         self.check()
         if threading.get_ident() in self._inside:  # a signal's handler, a finaliser
-            raise RequestError("this thread is in the middle of another call to this engine, wanted that to end first")
+            raise RequestError("this thread is in the middle of another call to this engine; that must end first")
         try:
             with self._hold():
                 self.check()
@@ -65,6 +65,7 @@ class Turns:
         if threading.get_ident() not in self._inside and not self._child_of_a_call:
             with self._hold():
                 self._call_pending()
+            self._run_pending()  # what came between the last of these calls and the release
 
     def later(self, end: Callable[[], None]) -> None:
         """Calls `end` in a turn: now if no thread has one, else after the current one. Never waits; finalisers use it."""

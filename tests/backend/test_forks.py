@@ -63,6 +63,48 @@ def test_a_forked_child_works_or_is_told_to_spawn(
         assert "multiprocessing's 'spawn'" in child
 
 
+PARENTS_STREAM = """
+import os, signal, sys
+from baize_engine import BaizeError, Engine, SamplingParams
+
+engine = Engine.from_pretrained(sys.argv[1], device="cpu", threads=1)
+few = SamplingParams(max_new_tokens=9, ignore_eos=True, logprobs=0)
+wanted = engine.generate(PROMPT, few)
+more = SamplingParams(max_new_tokens=30, ignore_eos=True, logprobs=0)
+stream = engine.completions([PROMPT, PROMPT], [few, more])
+other = engine.completions([PROMPT, PROMPT], [few, more])
+next(stream), next(other)
+if (child := os.fork()) == 0:
+    signal.alarm(60)
+    for first in (True, False):
+        try:
+            print(engine.generate(PROMPT, few) == wanted if first else next(stream), flush=True)
+        except BaizeError as error:
+            print(type(error).__name__, error, flush=True)
+    print(len(engine._serving.loop._scheduler.sequences), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(len(next(stream)[0].token_ids), len(next(other)[0].token_ids))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+def test_a_child_does_not_go_on_with_its_parents_calls(tmp_path: Path) -> None:
+    code = PARENTS_STREAM.replace("PROMPT", repr(PROMPTS[0]))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(model(tmp_path / "m"))],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    own, parents, left, after = done.stdout.splitlines()
+    assert own == "True"
+    assert parents.startswith("BackendError this call was made before this process was forked")
+    assert left == "0"
+    assert after == "30 30"
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_fork_in_the_middle_of_a_call_is_told() -> None:
     code = """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import itertools
 import signal
 import threading
+import traceback
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -20,7 +23,9 @@ from tiny import config
 
 from baize_engine import Completion, Engine, SamplingParams
 from baize_engine.errors import BaizeError, RequestError
+from baize_engine.generation.call import Waiter
 from baize_engine.generation.loop import MAX_ROWS
+from baize_engine.generation.sequence import Sequence
 
 THREADS = 8
 PROMPTS = [prompt(length, length) for length in (3, 17, 40, 5, 33, 64)]
@@ -174,6 +179,10 @@ def test_calls_in_asyncios_threads(wanted: Wanted) -> None:
     assert texts == wanted.texts
 
 
+def time_is_up(*_: object) -> None:
+    raise TimeoutError
+
+
 class Pausing(TableDecoder):
     """Calls `at_step`, if it is set, in the middle of every computation."""
 
@@ -293,7 +302,7 @@ def test_a_call_from_within_a_call_is_refused_and_does_not_wait_for_ever() -> No
 
     decoder.at_step = again
     assert engine.generate([1, 5], LONG) == wanted
-    assert said == ["this thread is in the middle of another call to this engine, wanted that to end first"]
+    assert said == ["this thread is in the middle of another call to this engine; that must end first"]
     decoder.at_step = engine.close
     with pytest.raises(RequestError, match="this engine is closed"):
         engine.generate([1, 5], LONG)
@@ -403,8 +412,9 @@ def test_nothing_runs_where_nobody_reads() -> None:
     stream = engine.stream([1, 5], LONG)
     next(stream)
     before = list(decoder.calls)
+    pausing()[0].generate([1, 5], LONG)  # another engine: time for this one to go on, if anything ran it
     assert decoder.calls == before
-    assert threading.active_count() == 1 or all("baize" not in one.name for one in threading.enumerate())
+    assert not [thread for thread in threading.enumerate() if thread.name == "baize-async"]
     stream.close()
 
 
@@ -457,9 +467,215 @@ def test_an_unexpected_error_ends_all_that_was_under_way_and_no_more() -> None:
     assert all_free(engine)
 
 
-def test_ctrl_c_in_a_step_waits_for_its_end_and_leaves_other_calls_alone() -> None:
-    """As the terminal sends it: the handler runs in the middle of a step."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background jobs ignore
+def fail_once(decoder: Pausing) -> None:
+    """The next step raises MemoryError."""
+
+    def fail() -> None:
+        decoder.at_step = None
+        raise MemoryError("no room")
+
+    decoder.at_step = fail
+
+
+@pytest.mark.parametrize("raise_errors", [False, True])
+@pytest.mark.parametrize("how", ["closed", "another call's step fails"])
+def test_completions_yield_no_aborted_sample(how: str, raise_errors: bool) -> None:
+    engine, decoder = pausing()
+    params = [SamplingParams(ignore_eos=True, max_new_tokens=count) for count in (2, 40, 8)]
+    samples = engine.completions([[1, 5], [1, 6], [1, 7]], params, raise_errors=raise_errors)
+    assert [one.finish_reason for one in next(samples)] == ["length"]
+    other = engine.stream([1, 9], LONG)
+    for _ in range(12):  # prompt 2 has ended meanwhile, and waits for prompt 1
+        next(other)
+    if how == "closed":
+        engine.close()
+        with pytest.raises(RequestError, match="this engine is closed"):
+            next(samples)
+    else:
+        fail_once(decoder)
+        for iterator in (other, samples):
+            with pytest.raises(MemoryError, match="no room"):
+                list(iterator)
+    assert list(samples) == []
+
+
+def test_completions_that_wait_for_their_turn_are_not_given_out_after_close() -> None:
+    engine, _ = pausing()
+    params = [SamplingParams(ignore_eos=True, max_new_tokens=count) for count in (9, 2, 2)]
+    samples = engine.completions([[1, 5], [1, 6], [1, 7]], params)
+    next(samples)
+    engine.close()
+    with pytest.raises(RequestError, match="this engine is closed"):
+        next(samples)
+
+
+@pytest.mark.parametrize("how", ["stream", "stream_many", "astream"])
+def test_text_made_before_an_error_is_read_first(how: str) -> None:
+    """The reader is idle while another's steps make the rest, and the error."""
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 5], SamplingParams(ignore_eos=True, max_new_tokens=18))[0]
+    decoder.fail_at = 20
+    pieces: list[str] = []
+
+    async def read() -> None:
+        stream = engine.astream([1, 5], LONG)
+        pieces.append(await anext(stream))
+        engine.generate([1] * 25, SamplingParams(ignore_eos=True, max_new_tokens=30))
+        async for piece in stream:
+            pieces.append(piece)
+
+    def read_in_thread() -> None:
+        many = engine.stream_many([[1, 5]], LONG)
+        stream = engine.stream([1, 5], LONG) if how == "stream" else (piece for _, _, piece in many)
+        pieces.append(next(stream))
+        engine.generate([1] * 25, SamplingParams(ignore_eos=True, max_new_tokens=30))
+        pieces.extend(iter(stream))
+
+    with pytest.raises(BaizeError, match=r"prompt 0, sample 0, step 18 \(position 20\)"):
+        asyncio.run(read()) if how == "astream" else read_in_thread()
+    assert len("".join(pieces)) > 10
+    assert wanted.text.startswith("".join(pieces))
+    join_driver()
+    assert all_free(engine)
+
+
+def test_text_made_before_a_failed_step_is_read_first() -> None:
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 5], LONG)[0].text
+    decoder.steps.clear()
+    pieces: list[str] = []
+    failed = threading.Event()
+
+    def fail() -> None:
+        if len(decoder.steps) == 20:
+            decoder.at_step = None
+            failed.set()
+            raise MemoryError("no room")
+
+    async def read() -> None:
+        decoder.at_step = fail
+        stream = engine.astream([1, 5], LONG)
+        pieces.append(await anext(stream))
+        assert failed.wait(60)  # in the event loop's thread: nothing is read meanwhile
+        join_driver()
+        async for piece in stream:
+            pieces.append(piece)
+
+    with pytest.raises(MemoryError, match="no room"):
+        asyncio.run(read())
+    assert len("".join(pieces)) > 10
+    assert wanted.startswith("".join(pieces))
+    assert all_free(engine)
+
+
+def test_an_error_after_a_sample_has_ended_reaches_its_reader(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last output is lost with the step."""
+    engine, _ = pausing()
+    loop = engine._serving.loop
+    stream, other = (
+        engine.stream([1, 5], SamplingParams(ignore_eos=True, max_new_tokens=20)),
+        engine.stream([1, 6], LONG),
+    )
+    next(stream)
+    next(other)
+    postprocess = loop._postprocess
+
+    def fail(made: Any) -> Any:
+        outputs = postprocess(made)
+        if any(last for _, _, last in outputs):
+            raise MemoryError("no room")
+        return outputs
+
+    monkeypatch.setattr(loop, "_postprocess", fail)
+    for reader in (other, stream):
+        with pytest.raises(MemoryError, match="no room"):
+            list(reader)
+    assert all_free(engine)
+
+
+def test_an_error_while_calls_join_the_loop_loses_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 5], LONG)
+    add, first, go_on = engine._serving.loop.add, threading.Event(), threading.Event()
+
+    def hold() -> None:
+        decoder.at_step = None
+        first.set()
+        assert go_on.wait(60)
+
+    def fail(sequences: Any) -> None:
+        monkeypatch.setattr(engine._serving.loop, "add", add)
+        raise MemoryError("no room")
+
+    decoder.at_step = hold
+    with ThreadPoolExecutor(3) as pool:
+        runs = [pool.submit(engine.generate, [1, 5], LONG)]
+        assert first.wait(60)
+        runs += [pool.submit(engine.generate, [1, 5], LONG) for _ in range(2)]
+        until(lambda: len(engine._serving._arriving) == 2)
+        monkeypatch.setattr(engine._serving.loop, "add", fail)
+        go_on.set()
+        found = [run.exception(60) or run.result() for run in runs]
+    assert [type(one) for one in found[:2]] == [MemoryError] * 2  # in progress, and the one that was joining
+    assert found[2] == wanted
+    assert all_free(engine)
+
+
+def test_each_reader_of_a_failed_step_gets_the_traceback_of_the_step() -> None:
+    engine, decoder = pausing()
+    streams = [engine.stream([1, 5 + n], LONG) for n in range(3)]
+    for stream in streams:
+        next(stream)
+    fail_once(decoder)
+    lengths = []
+    for stream in streams:
+        with pytest.raises(MemoryError) as failure:
+            list(stream)
+        lengths.append(len(traceback.extract_tb(failure.tb)))
+    assert lengths == [lengths[0]] * 3
+
+
+def test_finished_and_failed_calls_leave_nothing_to_the_garbage_collector() -> None:
+    class Buffer: ...
+
+    engine, buffers = engine_of(LARGE), []
+    loop = engine._serving.loop
+    cache = weakref.ref(loop.cache)
+    del loop
+
+    def fail(action: Any) -> Any:
+        buffer = Buffer()
+        buffers.append(weakref.ref(buffer))
+        raise MemoryError("no room")
+
+    gc.collect()
+    before = {id(one) for one in gc.get_objects() if type(one) is Sequence}
+    gc.disable()
+    try:
+        engine.generate(PROMPTS, PARAMS[1])
+        "".join(engine.stream(PROMPTS[0], PARAMS[0]))
+        engine.score(PROMPTS[0], [[5, 9], [7]])
+        next(engine.stream(PROMPTS[0], PARAMS[0]))  # and is left
+        assert [one for one in gc.get_objects() if type(one) is Sequence and id(one) not in before] == []
+        engine._serving.loop._run = fail  # type: ignore[method-assign]
+        with contextlib.suppress(MemoryError):  # pytest.raises would keep it
+            engine.generate(PROMPTS[0], PARAMS[0])
+        assert [one() for one in buffers] == [None]
+        engine.close()
+        assert cache() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize(
+    ("number", "handler", "error"),
+    [(signal.SIGINT, signal.default_int_handler, KeyboardInterrupt), (signal.SIGALRM, time_is_up, TimeoutError)],
+)
+def test_what_a_signals_handler_raises_in_a_step_waits_for_its_end_and_leaves_other_calls_alone(
+    number: signal.Signals, handler: Any, error: type[BaseException]
+) -> None:
+    """As Ctrl-C in a terminal: the handler runs in the middle of a step."""
+    before = signal.signal(number, handler)  # a shell's background jobs ignore SIGINT
     engine, decoder = pausing()
     few = SamplingParams(ignore_eos=True, max_new_tokens=20)
     wanted = "".join(engine.stream([1, 6], few))
@@ -468,15 +684,15 @@ def test_ctrl_c_in_a_step_waits_for_its_end_and_leaves_other_calls_alone() -> No
 
     def interrupt() -> None:
         decoder.at_step = None
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
         ended.append(True)
 
     decoder.at_step = interrupt
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(error):
             engine.generate([1, 5], LONG)
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.signal(number, before)
     assert ended == [True]
     assert text + "".join(stream) == wanted
     assert all_free(engine)
@@ -607,3 +823,46 @@ def test_an_event_loop_that_is_gone_leaves_nothing_behind() -> None:
     assert len(engine.generate([1, 6], LONG)) == 1
     join_driver()
     assert all_free(engine)
+
+
+def test_nothing_runs_for_an_event_loop_that_stands_still() -> None:
+    """Its coroutines go on when it does."""
+    engine, decoder = pausing()
+    wanted = engine.generate([1, 5], LONG)[0].text
+    decoder.steps.clear()
+    event_loop, stands_still = asyncio.new_event_loop(), threading.Event()
+
+    def stop_it() -> None:
+        if len(decoder.steps) == 5:
+            event_loop.call_soon_threadsafe(event_loop.stop)
+            assert stands_still.wait(60)
+
+    async def read() -> str:
+        return "".join([piece async for piece in engine.astream([1, 5], LONG)])
+
+    decoder.at_step = stop_it
+    reading = event_loop.create_task(read())
+    event_loop.run_forever()
+    stands_still.set()
+    join_driver()
+    assert len(decoder.steps) == 6
+    assert not all_free(engine)
+    assert event_loop.run_until_complete(reading) == wanted
+    event_loop.close()
+    join_driver()
+    assert all_free(engine)
+
+
+def test_coroutines_of_a_daemon_thread_do_not_keep_an_exiting_process() -> None:
+    class Exiting(threading.Thread):
+        """The main thread once it has ended."""
+
+    async def waits(daemon: bool) -> list[bool]:
+        waiter = Waiter(asyncio.Event(), asyncio.get_running_loop(), threading.Thread(daemon=daemon))
+        found = [waiter.goes_on()]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(threading, "main_thread", Exiting)
+            return [*found, waiter.goes_on()]
+
+    assert asyncio.run(waits(daemon=True)) == [True, False]
+    assert asyncio.run(waits(daemon=False)) == [True, True]

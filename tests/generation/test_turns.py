@@ -70,6 +70,22 @@ def _takes(turns: Turns) -> bool:
         return True
 
 
+def test_close_runs_what_another_thread_leaves_to_it_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns, told = Turns(), []
+    call_pending = turns._call_pending
+
+    def then_another() -> None:
+        monkeypatch.setattr(turns, "_call_pending", call_pending)
+        call_pending()
+        other = threading.Thread(target=turns.later, args=(lambda: told.append("left"),))
+        other.start()
+        other.join()
+
+    monkeypatch.setattr(turns, "_call_pending", then_another)
+    turns.close(lambda: told.append("let go"))
+    assert told == ["let go", "left"]
+
+
 @pytest.mark.parametrize("asked", ["close", "turn"])
 def test_a_handler_that_comes_while_its_thread_waits_for_a_turn(asked: str) -> None:
     turns, begun, told = Turns(), threading.Event(), []
