@@ -495,8 +495,17 @@ def test_completions_yield_no_aborted_sample(how: str, raise_errors: bool) -> No
         fail_once(decoder)
         for iterator in (other, samples):
             with pytest.raises(MemoryError, match="no room"):
-                list(iterator)
+                for _ in range(41):
+                    assert isinstance(next(iterator), str)  # no completions
     assert list(samples) == []
+
+
+@pytest.mark.parametrize("reason", [None, "abort"])
+def test_no_completion_is_made_of_a_sequence_that_did_not_end_by_itself(reason: Any) -> None:
+    sequence = Sequence([1, 5], LONG, 4)
+    sequence.finish_reason = reason
+    with pytest.raises(ValueError, match=f"finish_reason is {reason!r}"):
+        Completion.of(sequence)
 
 
 def test_completions_that_wait_for_their_turn_are_not_given_out_after_close() -> None:
