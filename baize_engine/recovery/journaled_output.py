@@ -35,8 +35,7 @@ class JournaledOutput(Generic[Record]):
         self.operation, self.files, self.folder, self.nbytes = operation, files, files.folder, nbytes
         self.sources = sources
         self.versions = {"baize_engine": __version__, "python": platform.python_version()}
-        self.records: dict[str, Record] = {}  # of what is whole, by name
-        self.resumed = 0  # how many of them an earlier run had finished
+        self.resumed = 0  # how many tensors or files an earlier run had finished
         self.manifest = self.find_finished()
         self.finished_before = self.manifest is not None
         if self.finished_before and not resume:

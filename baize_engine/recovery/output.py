@@ -38,30 +38,29 @@ class OutputRequest:
     expect: Expectation = field(default_factory=Expectation)
 
 
-class Output(JournaledOutput[TensorRecord], Target):
-    """One result: planned and checked where it is made, then opened, filled by `stream`, and finished.
+class Output(JournaledOutput[TensorRecord]):
+    """One result: planned and checked where it is made, then opened, its `target` filled by `stream`, and finished.
 
     Making one writes nothing. Errors are those that `recover` raises before it writes. An output whose `manifest` is there from
     the beginning was finished by an earlier run: nothing is left to do.
     """
 
-    sink: CheckpointWriter
+    files: CheckpointWriter
     parse = staticmethod(tensor_record)
 
     def __init__(self, base: Base, request: OutputRequest, options: RecoveryOptions, mean: MeanRow) -> None:
         self.base, self.options, self.expect = base, options, request.expect
         self.other = other = request.other
-        plan = checked_plan(base, other, options, mean)
-        files = {"base": base.index.files, options.role: other.files}
-        sources = Sources(base.index.stats, other.stats, **files)
+        self.plan = plan = checked_plan(base, other, options, mean)
+        sources = Sources(base.index.stats, other.stats, **{"base": base.index.files, options.role: other.files})
         self.side_files = side_files.collect(
             other.folder, base.index.folder, options.dtype, plan.vocab_size, options.follow_links
         )
         layout = lay_out(job.spec for job in plan.jobs)
-        sink = CheckpointWriter(request.folder, layout, options.resume and is_unfinished(request.folder))
-        Target.__init__(self, plan, sink)
+        files = CheckpointWriter(request.folder, layout, options.resume and is_unfinished(request.folder))
+        self.target = Target(plan, files, self._check_tensor)
         self.met: list[str] = []  # expectations that were met, a line each
-        super().__init__(options.operation, sink, sink.nbytes, sources, options.resume)
+        super().__init__(options.operation, files, files.nbytes, sources, options.resume)
         if self.finished_before:
             self.resumed = len(plan.jobs)
 
@@ -82,7 +81,7 @@ class Output(JournaledOutput[TensorRecord], Target):
     def identity(self) -> dict[str, object]:
         return {
             "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in self.plan.jobs],
-            "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.sink.shards],
+            "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.files.shards],
         }
 
     def names(self) -> list[str]:
@@ -91,7 +90,7 @@ class Output(JournaledOutput[TensorRecord], Target):
     @property
     def bytes_needed(self) -> int:
         """Bytes of the disk that are still needed; 0 where an earlier run has taken them."""
-        if self.finished_before or self.sink.resume:
+        if self.finished_before or self.files.resume:
             return 0
         return self.nbytes + sum(map(len, self.side_files.values()))
 
@@ -104,29 +103,28 @@ class Output(JournaledOutput[TensorRecord], Target):
     def open(self, stack: ExitStack) -> None:
         """Makes the folder, the journal and the shards, or resumes them with the tensors whose bytes hash as noted."""
         super().open(stack)
-        self.sink.open_shards()
+        self.files.open_shards()
         noted = [job for job in self.plan.jobs if job.name in self.journal.finished]
         for job, record in zip(noted, in_threads(self._intact, noted, THREADS), strict=True):
             if record is not None:
-                self.records[job.name] = record
-        self.resumed = len(self.records)
+                self.target.records[job.name] = record
+        self.resumed = len(self.target.records)
 
     def _intact(self, job: Job, check: Check) -> TensorRecord | None:
         """The journal's record of a tensor, if the bytes on disk still hash to it."""
         record = self.journal.finished[job.name]
-        path, begin = self.sink.partial_path(job.name)
+        path, begin = self.files.partial_path(job.name)
         return record if digests(path, begin, job.spec.nbytes, check)["sha256"] == record.sha256 else None
 
-    def finish_tensor(self, job: Job, record: TensorRecord) -> None:
+    def _check_tensor(self, job: Job, record: TensorRecord) -> None:
         """Checks a tensor that is whole and notes it: a wrong base, or a source that is being changed, shows at once."""
         self.expect.check_tensor(job.name, record)
         self.sources.check({part.path for entry in (job.base, job.other) for part in entry.parts})
         self.journal.add(job.name, record)
-        super().finish_tensor(job, record)
 
     def check_records(self) -> None:
         """MismatchError where the finished tensors are not what is expected."""
-        records = self.records if self.manifest is None else self.manifest.tensors
+        records = self.target.records if self.manifest is None else self.manifest.tensors
         try:
             self.met = self.expect.check_after(records, self.base, self.other)
         except MismatchError as error:
@@ -139,7 +137,7 @@ class Output(JournaledOutput[TensorRecord], Target):
             backend=backend,
             versions=self.versions,
             sources={"base": base_files, self.options.role: self.recorded(self.options.role)},
-            tensors=self.records,
+            tensors=self.target.records,
             files={name: sha256_of(content) for name, content in self.side_files.items()},
             base_rows=base_rows(self.plan) if self.plan.subtract else {},
             new_rows=self.plan.new_rows,
@@ -159,7 +157,7 @@ class Output(JournaledOutput[TensorRecord], Target):
         """Gives all files their names. The journal is removed by `stack`, after all results: until then resume knows all."""
         assert self.manifest is not None
         stack.callback(self.journal.remove)
-        self.sink.finish({**self.side_files, MANIFEST_NAME: self.manifest.encode()})
+        self.files.finish({**self.side_files, MANIFEST_NAME: self.manifest.encode()})
 
     def result(self) -> Result:
         """What `recover` returns."""

@@ -57,9 +57,10 @@ def _write(outputs: Sequence[Output], options: RecoveryOptions, make_adder: Call
             output.lock(stack)  # all old journals, before anything is changed
         for output in outputs:
             output.open(stack)
-        with Progress(traffic(outputs), "B", options.progress, options.operation) as bar:
-            bar.add(traffic(outputs) - traffic(outputs, left=True))
-            stream(outputs, make_adder, workers=workers, piece=piece, progress=bar.add)
+        targets = [output.target for output in outputs]
+        with Progress(traffic(targets), "B", options.progress, options.operation) as bar:
+            bar.add(traffic(targets) - traffic(targets, left=True))
+            stream(targets, make_adder, workers=workers, piece=piece, progress=bar.add)
         for output in outputs:
             output.check_records()
         base_files = outputs[0].recorded("base")  # of all outputs: hashed once

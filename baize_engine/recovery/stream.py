@@ -44,16 +44,15 @@ class Sink(Protocol):
 class Target:
     """One result of a pass over the base: its plan, where its bytes go, and the records of its finished tensors by name.
 
-    Without a sink tensors are only counted and hashed. What is in `records` before the pass is not made again.
+    Without a sink tensors are only counted and hashed. What is in `records` before the pass is not made again. `check` is
+    called with each tensor that is whole, from any worker, before its record is kept; what it raises ends the pass.
     """
 
-    def __init__(self, plan: Plan, sink: Sink | None = None) -> None:
-        self.plan, self.sink = plan, sink
+    def __init__(
+        self, plan: Plan, sink: Sink | None = None, check: Callable[[Job, TensorRecord], None] | None = None
+    ) -> None:
+        self.plan, self.sink, self.check = plan, sink, check
         self.records: dict[str, TensorRecord] = {}
-
-    def finish_tensor(self, job: Job, record: TensorRecord) -> None:
-        """Called with each tensor that is whole, from any worker."""
-        self.records[job.name] = record
 
 
 @dataclass
@@ -79,11 +78,13 @@ class Task:
         self.nonfinite += nonfinite
 
     def finish(self) -> None:
-        """Hands the record to the target."""
+        """Hands the record to the target, once that has checked it."""
         job, total = self.job, self.total if isfinite(self.total) else None
         sha256 = "" if self.digest is None else self.digest.hexdigest()
         record = TensorRecord(job.dtype, job.other.shape, sha256, total, self.overflowed, self.nonfinite)
-        self.target.finish_tensor(job, record)
+        if self.target.check is not None:
+            self.target.check(job, record)
+        self.target.records[job.name] = record
 
 
 def stream(

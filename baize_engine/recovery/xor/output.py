@@ -54,6 +54,7 @@ class XorOutput(JournaledOutput[FileRecord]):
 
     def __init__(self, payload: Payload, folder: Path, checks: XorChecks, resume: bool) -> None:
         self.checks = checks
+        self.records: dict[str, FileRecord] = {}  # of the files that are whole, by name
         # in the order in which files get their names: an index last, because it makes a model of them, and weights before it
         self.jobs = sorted(
             payload.jobs, key=lambda job: (job.name.endswith(".index.json"), job.name.endswith(WEIGHTS), job.name)
