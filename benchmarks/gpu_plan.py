@@ -111,9 +111,12 @@ def steps(place: Place) -> list[Step]:
     tiny = "--device cpu --preset tiny"
     tiny_decode = f"{tiny} --batches 1 2 --contexts 8 --steps 3 --runs 1 --rounds 1"
 
-    def decoding(name: str, seconds: int, what: str, group: str, tuning: str, **more: tuple[Path, ...]) -> Step:
+    def decoding(
+        name: str, seconds: int, what: str, group: str, tuning: str, small: str = tiny_decode,
+        needs: tuple[Path, ...] = (),
+    ) -> Step:  # fmt: skip
         call = f"bench_decode.py --steps 100 --runs 3 {what}"
-        return bench(name, seconds, call, "--tuned", tuning, *rows, group=group, small=tiny_decode, **more)
+        return bench(name, seconds, call, "--tuned", tuning, *rows, group=group, small=small, needs=needs)
 
     return [
         Step(
@@ -142,7 +145,10 @@ def steps(place: Place) -> list[Step]:
         ),
         bench("tune", TUNING + 20, f"tune_kernels.py --seconds {TUNING}", "--out", str(tuned), *rows, group=second,
               small="--device cpu --kinds float16 --batches 1"),
-        decoding("tuned13b", 100, f"--preset 13b {kinds} {usual}", second, str(tuned), needs=(tuned,)),
+        decoding(
+            "tuned13b", 100, f"--preset 13b {kinds} {usual}", second, str(tuned),
+            f"{tiny_decode} --kinds int4", needs=(tuned,),
+        ),
         bench(
             "prefill", 40, "bench_prefill.py --preset 13b --kinds float16 --tokens 64 512 2048", *rows, group=third,
             small=f"{tiny} --tokens 8 --runs 1",

@@ -26,7 +26,7 @@ from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from typing import Any
 
-from common import UNKNOWN, commit, device_name, versions
+from common import REHEARSAL, UNKNOWN, commit, device_name, versions
 from gpu_plan import BUILD, GROUPS, REHEARSED, REPO, RUNNING, TUNED, Place, Step, chosen, has, listing, steps
 from gpu_run import run
 from reports import INTERRUPTED
@@ -174,7 +174,7 @@ def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
     if options.rehearse:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ |= {"CUDA_VISIBLE_DEVICES": "", REHEARSAL: "1"}
         with nullcontext(options.out) if options.out else tempfile.TemporaryDirectory() as folder:
             place = in_folder(Path(folder).resolve())
             some, said = rehearsal(plan(place))

@@ -9,11 +9,11 @@ from typing import Any
 import gpu
 import torch
 from bandwidth import memory_bandwidth
-from common import Spread, measure
+from common import REHEARSING, Spread, measure
 
 from baize_engine.model.cost import OpCost
 
-SQUARE = 2048  # side of the matrices of a CPU's peak: large enough to keep every core busy
+SQUARE = 256 if REHEARSING else 2048  # side of the matrices of a CPU's peak: 2048 keep every core busy
 WHOLE = "step"  # the op's name in the row of a whole step
 UNITS = {"TFLOP/s": 1e12, "GFLOP/s": 1e9}  # of arithmetic, in a row: a GPU's and a CPU's
 

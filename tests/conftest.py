@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,10 @@ from interpreter import Interpreter, interpreter
 
 from baize_engine import recover
 from baize_engine.text.tokenizer import Tokenizer
+
+os.environ["BAIZE_REHEARSAL"] = (
+    "1"  # benchmarks, here and in children: ceilings on little memory (benchmarks/common.py)
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +57,3 @@ def triton() -> Iterator[Interpreter]:
     """Triton's interpreter, in one process for all tests."""
     with interpreter() as running:
         yield running
-
-
-@pytest.fixture
-def small_ceilings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Benchmarks in this process measure the machine on little memory and small matrices."""
-    import bandwidth
-    import roofline
-
-    monkeypatch.setattr(bandwidth, "NBYTES", 16 << 20)
-    monkeypatch.setattr(roofline, "SQUARE", 256)

@@ -26,7 +26,7 @@ import recover_methods
 import torch
 from arrivals import GREEDY, SAMPLED, Arrivals, CopiedPrompt, Rows, arrivals, engine_of, loop_of, room
 from assets import REPO
-from common import FIRST, GAP, Spread, cached_bytes, commit, drop_cache, latencies, measure, run_child
+from common import FIRST, GAP, REHEARSAL, Spread, cached_bytes, commit, drop_cache, latencies, measure, run_child
 from make_pair import make_pair
 from models import Decoder, random_model
 from reports import Report
@@ -545,8 +545,9 @@ def test_the_commit_is_this_checkouts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert commit() == "unknown"  # no git
 
 
-def test_bench_throughput() -> None:
+def test_bench_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs the mix together and one by one, which must agree, and tells the ceilings of both."""
+    monkeypatch.setenv(REHEARSAL, "")  # one ceiling is compared with another
     small = ["--prompts", 8, "--prompt_mean", 10, "--output_mean", 10, "--alone", 3, "--rows", 4, "--steps", 4]
     found = run("bench_throughput.py", "--preset", "tiny", "--device", "cpu", "--peers", "vllm", *small)
     together, alone, absent = found["rows"]

@@ -73,6 +73,16 @@ def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:
     assert run(chat, "2>&-", b"/nothing\nthe cat\n") == (3, whole, "")
 
 
+@pytest.fixture(scope="module")
+def accents(folder: Path) -> str:
+    """What a stream of UTF-8 shows of ACCENTS."""
+    line = ["generate", str(folder), "--device", "cpu", "--prompt", "the cât", *ACCENTS]
+    good, text, err = run(line, PYTHONIOENCODING="utf-8")
+    assert (good, err) == (0, "")
+    assert not text.isascii()
+    return text.decode()
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -85,14 +95,12 @@ def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:
 def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
     folder: Path,
     tmp_path: Path,
+    accents: str,
     environment: dict[str, str],
 ) -> None:
     line = ["generate", str(folder), "--device", "cpu", "--prompt", "the cât", *ACCENTS]
-    good, text, err = run(line, PYTHONIOENCODING="utf-8")
-    assert (good, err) == (0, "")
-    assert not text.isascii()
     code, shown, err = run(line, **environment)
-    assert (code, shown) == (0, text.decode().encode("ascii", "replace"))
+    assert (code, shown) == (0, accents.encode("ascii", "replace"))
     assert err.count("what it cannot show is ? there") == err.count("\n") == 1
     chatted = run(["chat", str(folder), "--device", "cpu", *ACCENTS], "", "the cât\nthe dög\n".encode(), **environment)
     assert chatted[0] == 0
@@ -102,7 +110,7 @@ def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
     path = write(tmp_path / "in.jsonl", [{"prompt": "the cât"}])
     line = ["generate", str(folder), "--device", "cpu", "--input", str(path), "--quiet", *ACCENTS, "--output"]
     assert run([*line, str(out)], **environment)[0] == 0
-    assert read(out)[0]["completions"][0]["text"] + "\n" == text.decode()  # files are UTF-8
+    assert read(out)[0]["completions"][0]["text"] + "\n" == accents  # files are UTF-8
     assert run([*line, "-"], **environment)[1] == out.read_bytes()  # and so are records on standard output
 
 
