@@ -23,7 +23,6 @@ from tiny import config
 
 from baize_engine import Completion, Engine, SamplingParams
 from baize_engine.errors import BaizeError, RequestError
-from baize_engine.generation.call import Waiter
 from baize_engine.generation.loop import MAX_ROWS
 from baize_engine.generation.sequence import Sequence
 
@@ -860,18 +859,3 @@ def test_nothing_runs_for_an_event_loop_that_stands_still() -> None:
     event_loop.close()
     join_driver()
     assert all_free(engine)
-
-
-def test_coroutines_of_a_daemon_thread_do_not_keep_an_exiting_process() -> None:
-    class Exiting(threading.Thread):
-        """The main thread once it has ended."""
-
-    async def waits(daemon: bool) -> list[bool]:
-        waiter = Waiter(asyncio.Event(), asyncio.get_running_loop(), threading.Thread(daemon=daemon))
-        found = [waiter.goes_on()]
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(threading, "main_thread", Exiting)
-            return [*found, waiter.goes_on()]
-
-    assert asyncio.run(waits(daemon=True)) == [True, False]
-    assert asyncio.run(waits(daemon=False)) == [True, True]
