@@ -100,7 +100,7 @@ class Serving:
         """Ends a call whose reader leaves before it read the last outputs of `left` sequences."""
         self._awaited.discard(call)
         if left:
-            self._turns.later(lambda: self._abort(call))
+            self._abort_later(call)
         call.failure = call.trace = None
 
     def _wait(self, call: Call) -> None:
@@ -206,7 +206,11 @@ class Serving:
                 )
             except RuntimeError:  # the event loop was closed, so that its coroutines never run again
                 for call in its_calls:
-                    self._abort(call)
+                    self._abort_later(call)
+
+    def _abort_later(self, call: Call) -> None:
+        """`_abort` for a thread that may have no turn."""
+        self._turns.later(lambda: self._abort(call))
 
     def _abort(self, call: Call) -> None:
         """Ends a call that is no longer read. Needs the turn."""
