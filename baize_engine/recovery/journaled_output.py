@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import platform
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
@@ -21,7 +22,7 @@ from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.verify import verify
 
 
-class JournaledOutput(Generic[Record]):
+class JournaledOutput(ABC, Generic[Record]):
     """One result in the folder that `files` fills, with a journal of what is finished.
 
     Making one writes nothing. It raises OutputError where the folder is in use, and where it holds this very result, finished:
@@ -54,13 +55,13 @@ class JournaledOutput(Generic[Record]):
         """What a run must have in common with the one that it resumes, besides operation and sources, as JSON."""
         return {}
 
+    @abstractmethod
     def is_of(self, manifest: Manifest) -> bool:
         """Whether a manifest of the same operation and sources is of this very result."""
-        raise NotImplementedError
 
+    @abstractmethod
     def names(self) -> list[str]:
         """The files beside the weights or all files, in the order in which they get their names."""
-        raise NotImplementedError
 
     def find_finished(self) -> Manifest | None:
         """The manifest, if the folder holds just this result, finished.

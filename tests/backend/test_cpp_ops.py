@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoder_variants import VARIANTS
+from decoder_variants import VARIANTS, matrix
 
 from baize_engine.backend import cpp_ops
 from baize_engine.kernels import quantized
@@ -18,11 +18,6 @@ def variant(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(autouse=True)
 def seed() -> None:
     torch.manual_seed(0)
-
-
-def matrix(kind: str, rows: int, columns: int) -> quantized.Weight:
-    drawn = torch.randn(rows, columns) * columns**-0.5
-    return quantized.quantize(drawn, kind) if kind.startswith("int") else drawn.to(getattr(torch, kind))
 
 
 def test_threads_change_no_bit(variant: str) -> None:

@@ -20,6 +20,7 @@ from compiled import Code, Loop
 from kernel_models import Before, before
 from reports import cell
 from shapes import PRESETS
+from step_ops import OPS
 
 from baize_engine.kernels import settings
 from baize_engine.model import cost
@@ -27,17 +28,6 @@ from baize_engine.model.config import ModelConfig
 
 H100, A100, L40S = CARDS["h100"], CARDS["a100"], CARDS["l40s"]
 PRODUCTS = ("qkv_rope_store", "linear_add o", "gate_up", "linear_add down", "head")
-OPS = [
-    "advance",
-    "embed",
-    "qkv_rope_store",
-    "attention",
-    "linear_add o",
-    "gate_up",
-    "linear_add down",
-    "head",
-    "sample",
-]
 LATE = {"products": {"trigger": "late"}}
 
 

@@ -20,22 +20,12 @@ import reports
 import roofline
 import torch
 from decode_step import DecodeStep
+from step_ops import OPS
 
 from baize_engine.backend import devices
 from baize_engine.kernels import tuned
 
 LIMITS = {"read_GB/s": 2900.0, "copy_GB/s": 3000.0, "matmul_TFLOP/s": 700.0}
-OPS = [
-    "advance",
-    "embed",
-    "qkv_rope_store",
-    "attention",
-    "linear_add o",
-    "gate_up",
-    "linear_add down",
-    "head",
-    "sample",
-]
 Run = Callable[..., tuple[int, dict[str, Any]]]
 
 

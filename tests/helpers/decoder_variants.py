@@ -1,10 +1,12 @@
-"""The instruction sets of the C++ decoder; those that this machine lacks are skipped with the reason."""
+"""The instruction sets of the C++ decoder, those that this machine lacks skipped with the reason; and matrices for it."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
 from baize_engine import _C
+from baize_engine.kernels import quantized
 
 VARIANTS = [
     pytest.param(
@@ -12,3 +14,8 @@ VARIANTS = [
     )
     for name in _C.decoder_variants()
 ]
+
+
+def matrix(kind: str, rows: int, columns: int) -> quantized.Weight:
+    drawn = torch.randn(rows, columns) * columns**-0.5
+    return quantized.quantize(drawn, kind) if kind.startswith("int") else drawn.to(getattr(torch, kind))

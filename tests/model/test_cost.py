@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from step_ops import NAMES
 
 from baize_engine.cli import main
 from baize_engine.kernels import quantized
@@ -16,16 +17,6 @@ from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.quantize import quantize
 
-NAMES = [
-    "embed",
-    "qkv_rope_store",
-    "attention",
-    "linear_add o",
-    "gate_up",
-    "linear_add down",
-    "head",
-    "sample",
-]
 # 100 columns are not a multiple of INT4_GROUP, 72 rows none of anything; q has another width than hidden
 ODD = tiny.config(hidden_size=100, intermediate_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=20)
 LLAMA_13B = ModelConfig(

@@ -11,6 +11,7 @@ import pytest
 import slow_baize
 import tiny
 from folders import snapshot
+from grown_diffs import write_diffs
 
 from baize_engine import recover, verify
 from baize_engine.checkpoint import writer as writing
@@ -21,18 +22,6 @@ from baize_engine.recovery.journal import JOURNAL_NAME
 from baize_engine.recovery.memory import WORKERS
 
 SETTINGS = {"device": "cpu", "progress": False}
-
-
-def write_diffs(root: Path, cfg: dict, extra: tuple[int, ...] = (1, 0, 3)) -> list[Path]:
-    """Diffs of one base that add different numbers of rows, in different shards."""
-    folders = []
-    for number, rows in enumerate(extra):
-        grown = {**cfg, "vocab_size": cfg["vocab_size"] + rows, "torch_dtype": "float32"}
-        diff = tiny.state(grown, 10 + number, scale=0.003)
-        diff = {name: t - 1 if name.endswith("norm.weight") else t for name, t in diff.items()}
-        form = "bin" if number % 2 else "safetensors"
-        folders.append(tiny.write_model(root / f"diff{number}", grown, diff, form, shards=number + 1))
-    return folders
 
 
 @pytest.fixture
