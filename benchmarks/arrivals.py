@@ -17,10 +17,9 @@ from baize_engine import Engine, SamplingParams
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import LoadedModel
-from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import PromptRunner, new_cache
+from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache
 from baize_engine.model.runner import Batch
 
 GREEDY = SamplingParams(ignore_eos=True)
@@ -99,13 +98,15 @@ class CopiedPrompt(PromptRunner):
         self.source: list[int] = []  # blocks
         self.logits = torch.empty(0)
 
-    def prefill(self, ids: list[int], sequence: CachedTokens) -> torch.Tensor:
-        begin, end = sequence.num_cached, sequence.num_cached + len(ids)
-        blocks = slice(begin // BLOCK_SIZE, -(-end // BLOCK_SIZE))
-        for source, target in zip(self.source[blocks], sequence.block_table[blocks], strict=True):
-            self.cache.copy_block(source, target)
-        sequence.num_cached = end
-        return self.logits
+    def run(self, pieces: abc.Sequence[PromptPiece]) -> None:
+        for piece in pieces:
+            begin, sequence = piece.sequence.num_cached, piece.sequence
+            end = begin + len(piece.ids)
+            blocks = slice(begin // BLOCK_SIZE, -(-end // BLOCK_SIZE))
+            for source, target in zip(self.source[blocks], sequence.block_table[blocks], strict=True):
+                self.cache.copy_block(source, target)
+            sequence.num_cached = end
+            piece.take(end - 1, self.logits)
 
 
 class Rows:

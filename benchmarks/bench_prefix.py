@@ -19,7 +19,7 @@ import os
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections import abc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,9 @@ from baize_engine.generation.block_pool import BlockPool
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
 from baize_engine.loading import LoadedModel
-from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import PromptRunner, new_cache
+from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache
 from baize_engine.text.tokenizer import Tokenizer
 
 SHARED = Path(os.environ.get("BAIZE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -111,15 +110,9 @@ class Counting(PromptRunner):
 
     computed = 0
 
-    def prefill(self, ids: list[int], sequence: CachedTokens) -> torch.Tensor:
-        self.computed += len(ids)
-        return super().prefill(ids, sequence)
-
-    def prefill_logits(
-        self, ids: list[int], sequence: CachedTokens, first: int, take: Callable[[int, torch.Tensor], None]
-    ) -> None:
-        self.computed += len(ids)
-        super().prefill_logits(ids, sequence, first, take)
+    def run(self, pieces: abc.Sequence[PromptPiece]) -> None:
+        self.computed += sum(len(piece.ids) for piece in pieces)
+        super().run(pieces)
 
 
 class Runner:

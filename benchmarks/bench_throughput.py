@@ -38,9 +38,8 @@ from baize_engine import SamplingParams
 from baize_engine.backend import devices
 from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.model import cost
-from baize_engine.model.buffers import CachedTokens
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import PromptRunner, new_cache
+from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache
 
 CHECKED = 6, 8  # prompts, and tokens of each, that are compared before anything is timed
 AGREE = 0.9  # share of first ids in which a peer, which rounds elsewhere, must agree with ours
@@ -51,13 +50,12 @@ class TimedPrompts(PromptRunner):
 
     seconds = 0.0
 
-    def prefill(self, ids: list[int], sequence: CachedTokens) -> torch.Tensor:
+    def run(self, pieces: Sequence[PromptPiece]) -> None:
         synchronize(self.model.device)
         begin = time.perf_counter()
-        logits = super().prefill(ids, sequence)
+        super().run(pieces)
         synchronize(self.model.device)
         self.seconds += time.perf_counter() - begin
-        return logits
 
 
 class Timed:

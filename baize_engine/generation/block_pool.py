@@ -7,9 +7,14 @@ reads exactly the bits that it would have computed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from baize_engine.errors import RequestError
 from baize_engine.generation.sequence import Sequence
 from baize_engine.model.kv_cache import BLOCK_SIZE
+
+# A chunk's key is the name of the chunk before it and its own ids: equal keys mean equal prompts so far.
+Key = tuple[int, tuple[int, ...]]
 
 
 class CacheFull(RequestError):
@@ -27,9 +32,8 @@ class BlockPool:
         self._free = list(range(num_blocks - 1, -1, -1))
         self._holders = [0] * num_blocks
         self._sequences: set[Sequence] = set()  # those that hold blocks, or may
-        # A chunk's key is the name of the chunk before it and its own ids: equal keys mean equal prompts so far.
-        self._known: dict[tuple[int, tuple[int, ...]], tuple[int, list[int]]] = {}  # key -> (name, blocks)
-        self._key_of: dict[int, tuple[int, tuple[int, ...]]] = {}  # block -> the key of its chunk
+        self._known: dict[Key, tuple[int, list[int]]] = {}  # key -> (name, blocks)
+        self._key_of: dict[int, Key] = {}  # block -> the key of its chunk
         self._kept: dict[int, None] = {}  # blocks of known chunks that no sequence holds, least recently used first
         self._names = 0
 
@@ -41,25 +45,27 @@ class BlockPool:
     def begin(self, sequence: Sequence) -> None:
         """Gives an empty sequence the blocks of the longest known prefix of its prompt, at most `num_shareable` tokens."""
         self._sequences.add(sequence)
-        prompt, most = sequence.prompt_ids, sequence.num_shareable
-        while (end := sequence.num_cached + self.chunk) <= most:
-            found = self._known.get((sequence.chunk_name, tuple(prompt[sequence.num_cached : end])))
-            if found is None:
-                break
-            sequence.chunk_name, blocks = found
+        while (key := self._next_key(sequence, sequence.num_shareable)) in self._known:
+            sequence.chunk_name, blocks = self._known[key]
             self._hold(blocks)
             sequence.block_table += blocks
-            sequence.num_chunks, sequence.num_cached = sequence.num_chunks + 1, end
+            sequence.num_chunks += 1
+            sequence.num_cached = sequence.num_chunks * self.chunk
+
+    def could_share(self, sequence: Sequence, others: Iterable[Sequence]) -> bool:
+        """Whether the next chunk of the prompt is one that the `others` compute next, so that it had better wait for them."""
+        key = self._next_key(sequence, sequence.num_shareable)
+        return key is not None and any(key == self._next_key(other, len(other.prompt_ids)) for other in others)
 
     def remember(self, sequence: Sequence) -> None:
         """Makes the whole chunks of its prompt that prefill has written available to other prompts."""
         self._check(sequence)
-        prompt, table = sequence.prompt_ids, sequence.block_table
-        while (end := (sequence.num_chunks + 1) * self.chunk) <= min(len(prompt), sequence.num_cached):
-            key = (sequence.chunk_name, tuple(prompt[end - self.chunk : end]))
+        size = self.chunk // self.block_size
+        written = min(len(sequence.prompt_ids), sequence.num_cached)
+        while key := self._next_key(sequence, written):
             if key not in self._known:
                 self._names += 1
-                blocks = table[(end - self.chunk) // self.block_size : end // self.block_size]
+                blocks = sequence.block_table[sequence.num_chunks * size : (sequence.num_chunks + 1) * size]
                 self._known[key] = self._names, blocks
                 self._key_of.update(dict.fromkeys(blocks, key))
             sequence.chunk_name, sequence.num_chunks = self._known[key][0], sequence.num_chunks + 1
@@ -116,6 +122,12 @@ class BlockPool:
                 self._free.append(block)
         sequence.block_table, sequence.num_cached = [], 0
         sequence.num_chunks = sequence.chunk_name = 0
+
+    def _next_key(self, sequence: Sequence, most: int) -> Key | None:
+        """The key of the prompt's next chunk, or None if that ends after `most` tokens."""
+        begin = sequence.num_chunks * self.chunk
+        end = begin + self.chunk
+        return (sequence.chunk_name, tuple(sequence.prompt_ids[begin:end])) if end <= most else None
 
     def _hold(self, blocks: list[int]) -> None:
         for block in blocks:

@@ -14,10 +14,10 @@ from torch import Tensor
 from baize_engine.errors import BaizeError
 from baize_engine.generation.block_pool import BlockPool
 from baize_engine.generation.sampling import SampleOp, choose_tokens, token_logprobs
-from baize_engine.generation.scheduler import Action, Fail, Launch, Prefill, Read, Scheduler, SwapIn, SwapOut
+from baize_engine.generation.scheduler import Action, Fail, Launch, Piece, Prefill, Read, Scheduler, SwapIn, SwapOut
 from baize_engine.generation.sequence import FinishReason, Sequence
 from baize_engine.generation.shaping import shaping
-from baize_engine.model.prompt_runner import PromptRunner
+from baize_engine.model.prompt_runner import PromptPiece, PromptRunner
 from baize_engine.model.runner import Batch
 
 MAX_ROWS = 64  # sequences per step: the most rows for which a GPU's products keep one order of summation
@@ -47,7 +47,7 @@ class Loop:
         self.decoder, self.cache = decoder, decoder.cache
         self.pool = BlockPool(self.cache.num_blocks, self.cache.block_size, self.cache.chunk)
         self._sample = sample or decoder.model.ops.sample
-        self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk)
+        self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk, decoder.together)
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
 
     def add(self, sequences: Iterable[Sequence]) -> None:
@@ -93,24 +93,29 @@ class Loop:
         return []
 
     def _prefill(self, action: Prefill) -> list[tuple[Sequence, int]]:
-        sequence, scoring = action.sequence, action.sequence.scoring
-        ids = sequence.prompt_ids[action.begin : action.end]
-        if scoring is not None:
-            self.decoder.prefill_logits(ids, sequence, scoring.first, scoring.take)
-            if scoring.not_finite is not None:
-                sequence.error = _not_finite(f"a logit after token {scoring.not_finite} is")
-                return [(sequence, NO_TOKEN)]
-            return [(ready, NO_TOKEN) for ready, _ in self._scheduler.prefilled(sequence)]
-        logits = self.decoder.prefill(ids, sequence)
-        starting = []
-        for sample, copy in self._scheduler.prefilled(sequence):
-            if copy is not None:
-                self.cache.copy_block(*copy)
-            sample.shaping = shaping(sample.params, sample.prompt_ids, sample.stop_ids)
-            starting.append(sample)
-        if not starting:
-            return []
-        return list(zip(starting, self._choose(starting, logits.repeat(len(starting), 1)), strict=True))
+        """Computes pieces of prompts. Returns the first tokens of those that are complete."""
+        last: dict[Sequence, Tensor] = {}  # logits (1, V) of the last token of a prompt that is to be continued
+        self.decoder.run([_piece(piece, last) for piece in action.pieces])
+        made: list[tuple[Sequence, int]] = []
+        starting: list[Sequence] = []
+        logits: list[Tensor] = []
+        for sequence in [piece.sequence for piece in action.pieces]:
+            if sequence.scoring is not None and sequence.scoring.not_finite is not None:
+                sequence.error = _not_finite(f"a logit after token {sequence.scoring.not_finite} is")
+                made.append((sequence, NO_TOKEN))
+                continue
+            for ready, copy in self._scheduler.prefilled(sequence):
+                if copy is not None:
+                    self.cache.copy_block(*copy)
+                if ready.scoring is not None:
+                    made.append((ready, NO_TOKEN))
+                    continue
+                ready.shaping = shaping(ready.params, ready.prompt_ids, ready.stop_ids)
+                starting.append(ready)
+                logits.append(last[sequence])
+        if starting:
+            made += zip(starting, self._choose(starting, torch.cat(logits)), strict=True)
+        return made
 
     def _swap_in(self, sequence: Sequence, kept: int) -> None:
         if sequence.saved is None:
@@ -198,6 +203,19 @@ class Loop:
         sequence.finish_reason = reason  # before it counts as finished
         self._scheduler.finish(sequence)
         sequence.shaping = sequence.saved = None
+
+
+def _piece(piece: Piece, last: dict[Sequence, Tensor]) -> PromptPiece:
+    """The piece as the runner takes it. Its logits go to the scoring, or if it ends a prompt, those of the end to `last`."""
+    sequence = piece.sequence
+    ids = sequence.prompt_ids[piece.begin : piece.end]
+    if sequence.scoring is not None:
+        return PromptPiece(ids, sequence, sequence.scoring.first, sequence.scoring.take)
+
+    def take(_: int, logits: Tensor) -> None:
+        last[sequence] = logits
+
+    return PromptPiece(ids, sequence, len(sequence.prompt_ids) - 1, take)
 
 
 def _not_finite(what: str) -> BaizeError:

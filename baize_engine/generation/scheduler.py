@@ -4,7 +4,7 @@ Plain numbers over a BlockPool; no tensors, no model. The caller requests one ac
 requests the next. Calls take turns in starting a prompt, so that a short call does not wait for all prompts of a long one;
 the samples of a prompt start together as far as there is room. When blocks run out, the sequence that started last is
 preempted, and it returns before anything new starts: the one that has run longest is never preempted, so every sequence
-finishes. Prompts are computed one at a time, so that the next can reuse the chunks of the one before.
+finishes. A prompt waits until the chunks that it can share are computed; several are in progress only within one action.
 """
 
 from __future__ import annotations
@@ -21,12 +21,19 @@ FILL = 4  # pieces of prompts between two steps while they fill rows and over ha
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """Compute tokens [begin, end) of the prompt, advance num_cached, then call `prefilled`."""
+class Piece:
+    """Tokens [begin, end) of a prompt."""
 
     sequence: Sequence
     begin: int
     end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute these pieces of different prompts together, and advance num_cached; then call `prefilled` for each in order."""
+
+    pieces: list[Piece]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,20 +81,22 @@ Action = Prefill | Launch | Read | SwapOut | SwapIn | Fail
 class Scheduler:
     """Schedules at most `max_rows` sequences at a time over `pool`.
 
-    Prompts run in pieces of at most `piece` tokens, which end at multiples of the pool's chunk. Between two steps about
+    Prompts run in pieces of at most `piece` tokens, which end at multiples of the pool's chunk; with `together`, an action
+    has pieces of several prompts if they are that many tokens at most. Between two steps about
     `piece` tokens of prompts are computed, or FILL times as many while over half of the rows are empty; but no more than
     `piece` tokens of prompts that will take part in no step, such as scored ones, because these leave the rows empty.
     """
 
-    def __init__(self, pool: BlockPool, max_rows: int, piece: int) -> None:
+    def __init__(self, pool: BlockPool, max_rows: int, piece: int, together: bool = False) -> None:
         if piece < pool.chunk:
             raise ValueError(f"piece is {piece}, wanted at least the pool's chunk, {pool.chunk}")
-        self._pool, self._max_rows, self._piece = pool, max_rows, piece
+        self._pool, self._max_rows, self._piece, self._together = pool, max_rows, piece, together
         # The lines may include sequences that were aborted meanwhile.
         self._calls: deque[deque[Sequence]] = deque()  # a line for each call; the first has the turn
         self._preempted: deque[Sequence] = deque()  # in the order in which they started; before all calls
-        self._twins: deque[Sequence] = deque()  # the line of the call that started a prompt last
-        self._filling: Sequence | None = None  # the one whose prompt is being computed; started after all running ones
+        # Those whose prompts are being computed, with the lines that they came from; started after all running ones. Between
+        # two actions that is at most one.
+        self._filling: dict[Sequence, deque[Sequence]] = {}
         self._running: list[Sequence] = []  # in the order in which they started
         self._budget = FILL * piece  # prompt tokens that may still be computed before the next step
 
@@ -98,14 +107,13 @@ class Scheduler:
     @property
     def sequences(self) -> list[Sequence]:
         """All unfinished sequences."""
-        filling = [self._filling] if self._filling else []
         waiting = [sequence for line in (self._preempted, *self._calls) for sequence in line if not sequence.finished]
-        return [*self._running, *filling, *waiting]
+        return [*self._running, *self._filling, *waiting]
 
     def schedule(self, in_flight: bool) -> Action | None:
         """The next action, or None if all sequences have finished. in_flight: whether tokens of some step are unread."""
         while self._next_waiting() or self._filling or self._running:
-            if self._budget > 0 and (action := self._prompt()):
+            if self._budget > 0 and (action := self._prompts()):
                 return action
             self._budget = self._piece * (FILL if 2 * len(self._running) < self._max_rows else 1)
             if action := self._step(in_flight):
@@ -121,17 +129,16 @@ class Scheduler:
         self._pool.remember(sequence)
         if sequence.num_cached < len(sequence.prompt_ids):
             return []
-        self._filling = None
+        twins = self._filling.pop(sequence)
         self._run(sequence)
         ready: list[tuple[Sequence, Copy | None]] = [(sequence, None)]
         while (
             self._has_row()
-            and (twin := _first(self._twins))
-            and twin.prompt_ids is sequence.prompt_ids
-            and twin.scoring is None
+            and (twin := _first(twins))
+            and _are_twins(twin, sequence)
             and self._pool.free_blocks > len(self._running) + 1
         ):
-            self._twins.popleft()
+            twins.popleft()
             copy = self._pool.fork(sequence, twin)
             self._run(twin)
             ready.append((twin, copy))
@@ -148,7 +155,7 @@ class Scheduler:
             self._running.remove(sequence)
             self._pool.free(sequence)
         elif sequence.status is Status.PREFILL:
-            self._filling = None
+            del self._filling[sequence]
             self._pool.free(sequence)
         sequence.status = Status.FINISHED  # if it is waiting, it is skipped later
         sequence.num_in_flight = 0
@@ -162,18 +169,17 @@ class Scheduler:
                 self._calls.popleft()
         return first
 
-    def _take_next(self) -> None:
-        """Removes the sequence that `_next_waiting` returned. If it is a call's, the turn goes to the next call."""
-        if self._preempted:
-            self._preempted.popleft()
-            return
-        self._twins = self._calls[0]
-        self._twins.popleft()
-        self._calls.rotate(-1)
+    def _take_next(self) -> deque[Sequence]:
+        """Removes the sequence that `_next_waiting` returned, and returns its line. A call's turn goes to the next call."""
+        line = self._preempted or self._calls[0]
+        line.popleft()
+        if line is not self._preempted:
+            self._calls.rotate(-1)
+        return line
 
-    def _prompt(self) -> Action | None:
-        """The next piece of a prompt, or the return of a swapped sequence; None if neither can start."""
-        if self._filling is None:
+    def _prompts(self) -> Action | None:
+        """The next pieces of prompts, or the return of a swapped sequence; None if neither can start."""
+        if not self._filling:
             first = self._next_waiting()
             if first is None or not self._has_row():
                 return None
@@ -182,29 +188,55 @@ class Scheduler:
                     return None
             except CacheFull as error:
                 return Fail(first, error)
-            self._take_next()
             if first.status is Status.SWAPPED:
+                self._take_next()
                 return self._back(first)
-            first.status = Status.PREFILL
-            self._filling = first
-        sequence, begin = self._filling, self._filling.num_cached
-        chunk = self._pool.chunk
-        end = min(len(sequence.prompt_ids), (begin + self._piece) // chunk * chunk)
-        if sequence.max_tokens <= 1:
-            self._budget = min(self._budget, self._piece)
-        self._budget -= end - begin
-        return Prefill(sequence, begin, end)
+            self._fill(first)
+        pieces: list[Piece] = []
+        room = self._piece
+        sequence: Sequence | None = next(iter(self._filling))
+        while sequence is not None:
+            begin, length, chunk = sequence.num_cached, len(sequence.prompt_ids), self._pool.chunk
+            end = min(length, (begin + room) // chunk * chunk)
+            pieces.append(Piece(sequence, begin, end))
+            room -= end - begin
+            if sequence.max_tokens <= 1:
+                self._budget = min(self._budget, self._piece)
+            sequence = self._join() if self._together and end == length and room >= chunk else None
+        self._budget -= self._piece - room
+        return Prefill(pieces)
+
+    def _join(self) -> Sequence | None:
+        """Starts the next prompt beside those in progress, if it can start and would share nothing that they compute."""
+        sequence = self._next_waiting()
+        if sequence is None or not self._has_row() or sequence.status is Status.SWAPPED:
+            return None
+        if any(_are_twins(sequence, other) for other in self._filling):
+            return None
+        try:
+            if not self._start(sequence):
+                return None
+        except CacheFull:  # not with these beside it
+            return None
+        self._fill(sequence)
+        return sequence
 
     def _has_row(self) -> bool:
-        return len(self._running) + (self._filling is not None) < self._max_rows
+        return len(self._running) + len(self._filling) < self._max_rows
 
     def _start(self, sequence: Sequence) -> bool:
-        """Reserves blocks for the sequence's tokens and the next one; False if that leaves fewer than the running ones need."""
-        swapped = sequence.status is Status.SWAPPED
+        """Reserves blocks for the sequence's tokens and the next one.
+
+        False if that leaves fewer than the others need, or if it could share what they compute.
+        """
+        swapped, others = sequence.status is Status.SWAPPED, len(self._running) + len(self._filling)
         self._pool.begin(sequence)
+        if self._pool.could_share(sequence, self._filling):
+            self._pool.free(sequence)
+            return False
         rows = sequence.num_tokens - swapped + (sequence.max_tokens > 0)
         new = rows - sequence.num_cached
-        if self._running and self._pool.needed(sequence, new) + len(self._running) > self._pool.free_blocks:
+        if others and self._pool.needed(sequence, new) + others > self._pool.free_blocks:
             self._pool.free(sequence)
             return False
         try:
@@ -213,6 +245,10 @@ class Scheduler:
             self._pool.free(sequence)
             raise
         return True
+
+    def _fill(self, sequence: Sequence) -> None:
+        sequence.status = Status.PREFILL
+        self._filling[sequence] = self._take_next()
 
     def _run(self, sequence: Sequence) -> None:
         sequence.status = Status.RUNNING
@@ -234,7 +270,7 @@ class Scheduler:
             except CacheFull as error:
                 if in_flight:  # a sequence may end in these steps and free its blocks
                     return Read()
-                if self._filling is None and len(self._running) == 1:
+                if not self._filling and len(self._running) == 1:
                     return Fail(sequence, error)
                 return self._make_room()
         for sequence in going:
@@ -243,8 +279,8 @@ class Scheduler:
 
     def _make_room(self) -> SwapOut | None:
         """Preempts what started last. A prompt in progress starts over, but may reuse the chunks it has written."""
-        if self._filling is not None:
-            victim, self._filling = self._filling, None
+        if self._filling:
+            victim, _ = self._filling.popitem()
             self._pool.free(victim)
             victim.status = Status.WAITING
             self._preempted.appendleft(victim)
@@ -255,6 +291,11 @@ class Scheduler:
         victim.status = Status.SWAPPED
         self._preempted.appendleft(victim)
         return SwapOut(victim, blocks)
+
+
+def _are_twins(a: Sequence, b: Sequence) -> bool:
+    """Whether these are samples of one prompt."""
+    return a.prompt_ids is b.prompt_ids and a.scoring is None and b.scoring is None
 
 
 def _first(line: deque[Sequence]) -> Sequence | None:

@@ -7,6 +7,9 @@ was cached before, or on where the caller cuts. Knows block numbers and lengths 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -43,6 +46,20 @@ def default_chunk(model: Llama) -> int:
     return PREFILL_CHUNK if model.device == "cpu" else GPU_PREFILL_CHUNK
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPiece:
+    """New tokens `ids` of a prompt, after those that `sequence` has cached.
+
+    take(position, logits): receives the logits (n, V) float32 of positions `position` to `position + n - 1`, for all new
+    positions from `first` on, in order; it may keep the tensor. Positions count from the beginning of the prompt.
+    """
+
+    ids: list[int]
+    sequence: CachedTokens
+    first: int
+    take: Callable[[int, Tensor], None]
+
+
 class PromptRunner:
     """Runs prompts of `model` over `cache`. A sequence's blocks must have room for the new tokens (else ValueError).
 
@@ -55,6 +72,7 @@ class PromptRunner:
     ) -> None:
         self.model, self.cache = model, cache
         self.prefill_chunk = prefill_chunk or default_chunk(model)
+        self.together = model.ops.batch_invariant  # whether pieces of several prompts may run at once
         self.runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
         self._plans: dict[tuple[int, int, bool, bool], list[Callable[[], object]]] = {}
         self._short: ShortPrompts | None = None
@@ -66,34 +84,57 @@ class PromptRunner:
         Returns the logits (1, V) float32 of the last token. ValueError if `ids` is empty, or exceeds the model's positions
         or the sequence's blocks.
         """
-        logits: Tensor | None = None
-        for piece in self._pieces(ids, sequence):
-            short = self._short_for(piece)
-            logits = short.run(piece, sequence) if short else self.forward([piece], [sequence], prompt=True)
-        if logits is None:
+        last: list[Tensor] = []
+        self.prefill_logits(ids, sequence, sequence.num_cached + len(ids) - 1, lambda _, logits: last.append(logits))
+        if not last:
             raise ValueError("ids is empty, wanted at least one token")
-        return logits
+        return last[0]
 
-    @torch.inference_mode()
     def prefill_logits(
         self, ids: list[int], sequence: CachedTokens, first: int, take: Callable[[int, Tensor], None]
     ) -> None:
-        """`prefill` with the logits of every position from `first` on, passed in order to `take`.
+        """`prefill` with the logits of every position from `first` on, passed in order to `take`, as PromptPiece says.
 
-        take(position, logits): logits (n, V) float32 of positions `position` to `position + n - 1`, n at most LOGIT_ROWS;
-        it may keep the tensor. Positions count from the beginning of the prompt; those before `first` get no logits.
         The logits' bits depend neither on where pieces begin nor on `first`; the last position's equal those of `prefill`.
         """
         for piece in self._pieces(ids, sequence):
-            begin, short = sequence.num_cached, self._short_for(piece)
-            if short:
-                short.run(piece, sequence)
-                hidden = short.hidden[: len(piece)]
-            else:
-                self._run([piece], [sequence], prompt=True)
-                hidden = self._work.x[: len(piece)]
-            for row in range(max(first - begin, 0), len(piece), LOGIT_ROWS):
-                take(begin + row, self._logits(hidden[row : row + LOGIT_ROWS], batch_invariant=True))
+            self.run([PromptPiece(piece, sequence, first, take)])
+
+    @torch.inference_mode()
+    def run(self, pieces: Sequence[PromptPiece]) -> None:
+        """Runs pieces of prompts at once, and advances their sequences.
+
+        Each must end at a multiple of the cache's chunk or with its prompt, and together they have at most `prefill_chunk`
+        tokens. Several need ops whose rows do not depend on each other (`together`), and then have the bits of each alone.
+        ValueError, also if a sequence lacks positions or blocks, leaves the sequences unchanged. At most LOGIT_ROWS positions
+        have logits in memory at once, unless `take` keeps them.
+        """
+        if len(pieces) > 1 and not self.together:
+            raise ValueError(f"{len(pieces)} pieces at once, wanted one: the ops' rows depend on each other")
+        self._check([piece.ids for piece in pieces], [piece.sequence for piece in pieces])
+        wanted: list[tuple[int, int, int]] = []  # of each position that needs logits: its piece, itself, its row
+        rows = 0
+        for number, piece in enumerate(pieces):
+            begin = piece.sequence.num_cached
+            end = begin + len(piece.ids)
+            wanted += [(number, position, rows + position - begin) for position in range(max(piece.first, begin), end)]
+            rows += len(piece.ids)
+        short = self._short_for(pieces[0].ids) if len(pieces) == 1 else None
+        if short is None:
+            self._run([piece.ids for piece in pieces], [piece.sequence for piece in pieces], prompt=True)
+            hidden = self._work.x
+        else:
+            logits, hidden = short.run(pieces[0].ids, pieces[0].sequence), short.hidden
+            if len(wanted) == 1:
+                pieces[0].take(wanted[0][1], logits)
+                return
+        for begin in range(0, len(wanted), LOGIT_ROWS):
+            batch = wanted[begin : begin + LOGIT_ROWS]
+            logits = self._logits(_select(hidden, [row for _, _, row in batch]), batch_invariant=True)
+            for number, same in groupby(batch, key=itemgetter(0)):
+                positions = [position for _, position, _ in same]
+                pieces[number].take(positions[0], logits[: len(positions)])
+                logits = logits[len(positions) :]
 
     @torch.inference_mode()
     def forward(
@@ -110,8 +151,9 @@ class PromptRunner:
         prompt: the tokens belong to prompts, so that activations may be rounded (see Llama).
 
         ValueError leaves the sequences unchanged. With one token per sequence, a sequence's results do not depend on the
-        others, bit for bit; with more they may, which is why prompts run one sequence at a time (`prefill`).
+        others, bit for bit; with more they may, unless the ops are batch-invariant (`together`).
         """
+        self._check(token_ids, sequences)
         self._run(token_ids, sequences, prompt)
         rows, count = sum(len(ids) for ids in token_ids), len(token_ids)
         hidden = self._work.x[:rows]
@@ -125,7 +167,6 @@ class PromptRunner:
         while begin < len(ids):
             cached, chunk = sequence.num_cached, self.cache.chunk
             end = min(len(ids), begin + (cached + self.prefill_chunk) // chunk * chunk - cached)
-            self._check([ids[begin:end]], [sequence])
             yield ids[begin:end]
             begin = end
 
@@ -154,7 +195,6 @@ class PromptRunner:
 
     def _run(self, token_ids: Sequence[list[int]], sequences: Sequence[CachedTokens], prompt: bool) -> None:
         """Computes the new tokens: hidden states in `self._work.x`, keys and values in the cache."""
-        self._check(token_ids, sequences)
         counts = [len(ids) for ids in token_ids]
         self._grow(sum(counts), len(counts))
         self._set_inputs(token_ids, sequences)
@@ -225,3 +265,9 @@ class PromptRunner:
             )
             self._plans[key] = self.model.ops.compile(plan)
         return self._plans[key]
+
+
+def _select(hidden: Tensor, rows: list[int]) -> Tensor:
+    """These rows of `hidden`; a view if they are adjacent, because an index from the host is a copy that a GPU waits for."""
+    adjacent = rows[-1] - rows[0] == len(rows) - 1
+    return hidden[rows[0] : rows[-1] + 1] if adjacent else hidden[rows]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 
 import decoders
@@ -14,6 +14,7 @@ from interpreter import Interpreter
 from baize_engine import _C, Engine, SamplingParams
 from baize_engine.generation.loop import Loop
 from baize_engine.model.llama import Llama
+from baize_engine.model.prompt_runner import PromptPiece
 
 GROUPED = tiny.config(num_key_value_heads=2)
 STEM = decoders.prompt(40, 99)
@@ -85,15 +86,26 @@ def test_results_do_not_depend_on_the_batch(
     assert moved.count("SwapOut") == moved.count("SwapIn") > 0
 
 
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each piece of a prompt that decoders run from now on."""
+    lengths: list[int] = []
+    run = decoders.Decoder.run
+
+    def counted(decoder: decoders.Decoder, pieces: Sequence[PromptPiece]) -> None:
+        lengths.extend(len(piece.ids) for piece in pieces)
+        run(decoder, pieces)
+
+    monkeypatch.setattr(decoders.Decoder, "run", counted)
+    return lengths
+
+
 @pytest.mark.parametrize("ahead", [False, True])
-def test_a_prefix_hit_changes_no_bit(ahead: bool) -> None:
+def test_a_prefix_hit_changes_no_bit(ahead: bool, computed: list[int]) -> None:
     """The same prompts again in one engine, whose cache knows them: fewer tokens are computed, all results are equal."""
     model = made()
     decoder = decoders.Decoder(model, 2048, ahead=ahead, chunk=32)
     engine = decoder.engine()
-    computed: list[int] = []
-    prefill = decoder.prefill
-    decoder.prefill = lambda ids, *rest: computed.append(len(ids)) or prefill(ids, *rest)  # type: ignore[method-assign]
     params = SamplingParams(max_new_tokens=12, logprobs=3, ignore_eos=True, seed=0)
     first = engine.generate(PROMPTS, params)
     before, counted = len(computed), sum(computed)
@@ -122,18 +134,13 @@ def test_logits_of_a_prompt_are_the_same_however_it_is_cut(quantize: str | None)
         assert all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
 
 
-def test_samples_share_their_prompt(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_samples_share_their_prompt(computed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 20 samples the prompt is computed once; each is what it is alone."""
     model = made()
     ids = decoders.prompt(50, 3)
     one = SamplingParams(max_new_tokens=10, temperature=1.0, seed=9, n=20)
-    lengths: list[int] = []
-    prefill = decoders.Decoder.prefill
-    monkeypatch.setattr(
-        decoders.Decoder, "prefill", lambda self, ids, *rest: lengths.append(len(ids)) or prefill(self, ids, *rest)
-    )
     together, _ = answers(model, [ids], [one])
-    assert lengths == [32, 18]
+    assert computed == [32, 18]
     monkeypatch.setattr(decoders, "Loop", partial(Loop, max_rows=1))
     assert answers(model, [ids], [one])[0] == together
     assert len({tuple(ids) for ids, _ in together}) == 20
@@ -221,13 +228,11 @@ def test_scores_do_not_depend_on_the_batch(backend: str, quantize: str | None, m
         assert decoders.all_free(engine)
 
 
-def test_a_shared_beginning_is_scored_once() -> None:
+def test_a_shared_beginning_is_scored_once(computed: list[int]) -> None:
     """Of questions after the same examples; what is wanted from a position on shares what comes before."""
     model = made()
     decoder = decoders.Decoder(model, chunk=32)
-    engine, computed = decoder.engine(), []
-    run = decoder.prefill_logits
-    decoder.prefill_logits = lambda ids, *rest: computed.append(len(ids)) or run(ids, *rest)  # type: ignore[method-assign]
+    engine = decoder.engine()
     questions = [[*STEM, *decoders.prompt(9, n)] for n in range(6)]
     engine.next_token_logprobs(questions, [5, 9])
     assert sum(computed) == 49 + 5 * (49 - 32)  # blocks of 16: the CPU's ops share by them

@@ -44,8 +44,15 @@ class FakeMachine:
     """Carries actions out. A row of the cache holds (all ids up to it, whether prefill or a step wrote it)."""
 
     def __init__(
-        self, prompts: list[tuple[list[int], int, int]], blocks: int, size: int, chunk: int, ahead: int
+        self,
+        prompts: list[tuple[list[int], int, int]],
+        blocks: int,
+        size: int,
+        chunk: int,
+        ahead: int,
+        together: bool = False,
     ) -> None:
+        self.together = together
         self.pool, self.ahead, self.computed = BlockPool(blocks, size, chunk), ahead, 0
         self.memory: dict[int, object] = {}
         self.samples: list[Sample] = []
@@ -73,7 +80,8 @@ class FakeMachine:
 
         cuts: where the samples before those are cut into calls. Default: one call.
         """
-        self.scheduler = Scheduler(self.pool, max_rows, chunk)
+        self.piece = chunk
+        self.scheduler = Scheduler(self.pool, max_rows, chunk, self.together)
         first = len(self.samples) - late
         for begin, end in pairwise([0, *sorted(min(cut, first) for cut in cuts), first]):
             self.scheduler.add(self.samples[begin:end])
@@ -118,17 +126,26 @@ class FakeMachine:
         return blocks[n // self.pool.block_size] * self.pool.block_size + n % self.pool.block_size
 
     def prefill(self, action: Prefill) -> None:
-        sample = action.sequence
-        assert sample.num_cached == action.begin < action.end
-        assert sample.status is Status.PREFILL
+        assert len(action.pieces) == 1 or self.together
+        assert sum(piece.end - piece.begin for piece in action.pieces) <= self.piece
         assert not any(other.status is Status.SWAPPED for other in self.samples), "preempted sequences return first"
-        self.check_rows(sample)
-        for n in range(action.begin, action.end):
-            self.memory[self.slot(sample.block_table, n)] = (tuple(sample.prompt_ids[: n + 1]), "prefill")
-        sample.num_cached = action.end
-        self.computed += action.end - action.begin
-        if sample.scoring is not None and sample not in self.computed_for:
-            self.computed_for[sample] = action.begin
+        for piece in action.pieces:
+            sample = piece.sequence
+            assert sample.num_cached == piece.begin < piece.end
+            assert sample.status is Status.PREFILL
+            self.check_rows(sample)
+        for piece in action.pieces:
+            sample = piece.sequence
+            for n in range(piece.begin, piece.end):
+                self.memory[self.slot(sample.block_table, n)] = (tuple(sample.prompt_ids[: n + 1]), "prefill")
+            sample.num_cached = piece.end
+            self.computed += piece.end - piece.begin
+            if sample.scoring is not None and sample not in self.computed_for:
+                self.computed_for[sample] = piece.begin
+        for piece in action.pieces:
+            self.prefilled(piece.sequence)
+
+    def prefilled(self, sample: Sample) -> None:
         for twin, copy in self.scheduler.prefilled(sample):
             size = self.pool.block_size
             for n in range(size if copy else 0):
@@ -215,12 +232,12 @@ def prompts(draw: st.DrawFn) -> list[tuple[list[int], int, int]]:
 @settings(max_examples=300, deadline=None)
 @given(prompts(), st.integers(0, 20), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 9),
        st.sampled_from([1, 2, 5]), st.integers(0, 2), st.integers(0, 5), st.lists(st.integers(0, 7), max_size=3),
-       st.lists(st.integers(1, 30), max_size=3), st.lists(st.integers(0, 12), max_size=4))  # fmt: skip
-@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [])
-@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [5, 7])
+       st.lists(st.integers(1, 30), max_size=3), st.lists(st.integers(0, 12), max_size=4), st.booleans())  # fmt: skip
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [], False)
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [5, 7], True)
 def test_every_sequence_finishes_once_with_its_own_tokens(
     many: list[tuple[list[int], int, int]], spare: int, size: int, blocks_a_chunk: int, max_rows: int, pieces: int,
-    ahead: int, late: int, aborted: list[int], scored: list[int], cuts: list[int],
+    ahead: int, late: int, aborted: list[int], scored: list[int], cuts: list[int], together: bool,
 ) -> None:  # fmt: skip
     """Whatever the pool's size, as long as the longest sequence fits: nothing leaks, nothing is shared by mistake.
 
@@ -228,7 +245,7 @@ def test_every_sequence_finishes_once_with_its_own_tokens(
     """
     share = size * blocks_a_chunk
     least = max(-(-(len(ids) + most) // size) for ids, most, _ in many)
-    machine = FakeMachine(many, least + spare, size, share, ahead)
+    machine = FakeMachine(many, least + spare, size, share, ahead, together)
     for n, start in enumerate(scored):
         prompt = many[n % len(many)][0]
         machine.samples.insert(n * 3 % (len(machine.samples) + 1), Sample(prompt, 0, 0, min(start, len(prompt))))
@@ -250,7 +267,8 @@ def test_sequences_of_equal_length_finish_in_their_order() -> None:
 
 def prompts_in_order(machine: FakeMachine) -> list[int]:
     """The first id of each prompt, in the order in which they were computed."""
-    return [action.sequence.prompt_ids[0] for action in machine.actions if isinstance(action, Prefill)]
+    pieces = [action.pieces for action in machine.actions if isinstance(action, Prefill)]
+    return [piece.sequence.prompt_ids[0] for together in pieces for piece in together]
 
 
 def test_calls_start_their_prompts_in_turn() -> None:
@@ -276,20 +294,70 @@ def test_samples_of_one_prompt_start_together_though_other_calls_wait() -> None:
     assert prompts_in_order(machine) == [1, 5, 1, 5, 4]
 
 
-def test_equal_beginnings_are_computed_once() -> None:
+@pytest.mark.parametrize("together", [False, True])
+def test_equal_beginnings_are_computed_once(together: bool) -> None:
     stem = list(range(1, 65))
     many = [([*stem, 100 + number], 2, 1) for number in range(10)]
-    machine = FakeMachine(many, 100, 4, 4, 0)
+    machine = FakeMachine(many, 100, 4, 4, 0, together)
     machine.run(4, 16)
     machine.check_done()
     assert machine.computed == 64 + 10
 
 
-def test_samples_of_a_prompt_compute_it_once_and_share_its_blocks() -> None:
-    machine = FakeMachine([(list(range(1, 11)), 3, 8)], 3 + 8 * 2, 4, 8, 0)
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("length", [10, 3])  # more and less than a chunk
+def test_samples_of_a_prompt_compute_it_once_and_share_its_blocks(length: int, together: bool) -> None:
+    machine = FakeMachine([(list(range(1, length + 1)), 3, 8)], 3 + 8 * 2, 4, 8, 0, together)
     machine.run(8, 8)
     machine.check_done()
-    assert machine.computed == 10
+    assert machine.computed == length
+
+
+def pieces_of(machine: FakeMachine) -> list[list[tuple[int, int, int]]]:
+    """The pieces of each action that computed prompts: the first id of the prompt, begin and end."""
+    found = [action.pieces for action in machine.actions if isinstance(action, Prefill)]
+    return [[(piece.sequence.prompt_ids[0], piece.begin, piece.end) for piece in pieces] for pieces in found]
+
+
+def test_short_prompts_are_computed_together_up_to_a_piece() -> None:
+    machine = FakeMachine([([number] * 6, 1, 1) for number in range(1, 6)], 100, 4, 4, 0, together=True)
+    machine.run(8, 16)
+    machine.check_done()
+    # the third ends at a multiple of the chunk, and its rest begins the next action
+    assert pieces_of(machine) == [[(1, 0, 6), (2, 0, 6), (3, 0, 4)], [(3, 4, 6), (4, 0, 6), (5, 0, 6)]]
+
+
+def test_prompts_are_computed_together_as_rows_and_blocks_allow() -> None:
+    few_rows = FakeMachine([([number] * 6, 1, 1) for number in range(1, 6)], 100, 4, 4, 0, together=True)
+    few_rows.run(2, 64)
+    few_rows.check_done()
+    assert [len(pieces) for pieces in pieces_of(few_rows)] == [2, 2, 1]
+    few_blocks = FakeMachine([([number] * 6, 1, 1) for number in range(1, 6)], 5, 4, 4, 0, together=True)
+    few_blocks.run(8, 64)
+    few_blocks.check_done()
+    assert [len(pieces) for pieces in pieces_of(few_blocks)] == [2, 2, 1]
+
+
+def test_a_prompt_waits_for_the_beginning_that_it_shares() -> None:
+    one, other = [1] * 8, [2] * 8
+    many = [([*one, 5], 1, 1), ([*other, 6], 1, 1), ([*one, 7], 1, 1), ([*other, 8], 1, 1)]
+    machine = FakeMachine(many, 100, 4, 4, 0, together=True)
+    machine.run(8, 64)
+    machine.check_done()
+    assert pieces_of(machine) == [[(1, 0, 9), (2, 0, 9)], [(1, 8, 9), (2, 8, 9)]]
+
+
+@given(prompts(), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.sampled_from([1, 2, 5]))
+def test_together_no_token_is_computed_that_could_be_shared(
+    many: list[tuple[list[int], int, int]], chunk: int, max_rows: int, pieces: int
+) -> None:
+    computed = []
+    for together in (False, True):
+        machine = FakeMachine([(ids, most, 1) for ids, most, _ in many], 1000, chunk, chunk, 0, together)
+        machine.run(max_rows, chunk * pieces)
+        machine.check_done()
+        computed.append(machine.computed)
+    assert computed[0] == computed[1]
 
 
 def test_a_sequence_that_never_fits_is_refused_and_leaves_nothing() -> None:

@@ -363,7 +363,7 @@ def test_close_ends_scores_that_are_under_way() -> None:
 
     decoder.at_step = close_at_the_third
     with pytest.raises(RequestError, match="this engine is closed"):
-        engine.next_token_logprobs([[5 + n] for n in range(5)], [5])
+        engine.next_token_logprobs([[5 + n] * 16 for n in range(5)], [5])  # a piece each
     assert done == [0, 1, 2]
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import struct
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import cache
 
 import sentencepiece
 import torch
 
 from baize_engine.generation.sequence import Sequence
+from baize_engine.model.prompt_runner import PromptPiece
 
 EOS = 2
 FIRST_BYTE = 3  # ids below it: unknown, begin, end
@@ -91,26 +92,21 @@ class TableDecoder:
     """Logits from a seeded table by the last token and its position: the same for the same history end, always."""
 
     prefill_chunk = 16
+    together = True
 
     def __init__(self, vocab: int = 40, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.table = torch.randn(7, vocab, vocab, generator=generator) * 2
         self.fail_at: int | None = None  # a position whose logits get a NaN
         self.calls: list[int] = []  # tokens fed by each call, and for each row of a step
-        self.taken = 0  # positions whose logits were asked for
 
-    def prefill(self, ids: list[int], sequence: Sequence) -> torch.Tensor:
-        return self.forward([ids], [sequence])
-
-    def prefill_logits(
-        self, ids: list[int], sequence: Sequence, first: int, take: Callable[[int, torch.Tensor], None]
-    ) -> None:
-        begin = sequence.num_cached
-        for position, token in enumerate(ids, begin):
-            logits = self.forward([[token]], [sequence])
-            if position >= first:
-                self.taken += 1
-                take(position, logits)
+    def run(self, pieces: list[PromptPiece]) -> None:
+        for piece in pieces:
+            last = piece.sequence.num_cached + len(piece.ids) - 1
+            for ids in [piece.ids] if piece.first >= last else [[token] for token in piece.ids]:
+                logits = self.forward([ids], [piece.sequence])
+                if (position := piece.sequence.num_cached - 1) >= piece.first:
+                    piece.take(position, logits)
 
     def forward(self, token_ids: list[list[int]], sequences: list[Sequence]) -> torch.Tensor:
         rows = []

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import decoders
 import pytest
 import tiny
 import torch
+from decoder_variants import VARIANTS
 from decoders import Decoder, prompt
 from tolerances import PREFILL_SHAPE
 
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import LOGIT_ROWS, PromptRunner
+from baize_engine.model.prompt_runner import LOGIT_ROWS, PromptPiece, PromptRunner
 
 LONG = tiny.config(num_key_value_heads=2, max_position_embeddings=1024)
 
@@ -18,8 +21,13 @@ LONG = tiny.config(num_key_value_heads=2, max_position_embeddings=1024)
 def counted(decoder: Decoder, monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the pieces that it runs from now on."""
     sizes: list[int] = []
-    forward = decoder.forward
-    monkeypatch.setattr(decoder, "forward", lambda t, s, **how: sizes.append(len(t[0])) or forward(t, s, **how))
+    run = decoder.run
+
+    def counted_run(pieces: Sequence[PromptPiece]) -> None:
+        sizes.extend(len(piece.ids) for piece in pieces)
+        run(pieces)
+
+    monkeypatch.setattr(decoder, "run", counted_run)
     return sizes
 
 
@@ -94,6 +102,65 @@ def test_logits_of_positions_have_the_bits_of_any_other_way_to_them(ahead: bool,
         assert torch.equal(found, whole[first:])
     for length in (1, 16, 40, 256, 257, 600):
         assert torch.equal(decoder.prefill(ids[:length], decoder.sequence())[0], whole[length - 1])
+
+
+# begin and end of a piece of a prompt, and the first position whose logits are wanted
+PARTS = [(0, 16, 99), (32, 70, 0), (16, 17, 0), (48, 80, 75), (0, 1, 0), (64, 71, 70), (16, 48, 0)]
+
+
+def run_parts(decoder: Decoder, numbers: Sequence[int]) -> dict[int, list[torch.Tensor]]:
+    """Keys, values and wanted logits, a row each, of these PARTS: pieces of different prompts, run at once."""
+    found: dict[int, list[torch.Tensor]] = {number: [] for number in numbers}
+    pieces = []
+    for number in numbers:
+        begin, end, first = PARTS[number]
+        ids, sequence = prompt(80, number), decoder.sequence(80)
+        if begin:
+            decoder.prefill(ids[:begin], sequence)
+
+        def take(position: int, logits: torch.Tensor, number: int = number) -> None:
+            begin, _, first = PARTS[number]
+            assert position == max(begin, first) + len(found[number])
+            found[number] += logits
+
+        pieces.append(PromptPiece(ids[begin:end], sequence, first, take))
+    decoder.run(pieces)
+    for number, sequence in zip(numbers, [piece.sequence for piece in pieces], strict=True):
+        for part in (decoder.cache.keys, decoder.cache.values):
+            found[number].append(part[:, sequence.block_table].flatten(1, 2)[:, : sequence.num_cached])
+        decoder.pool.free(sequence)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "int8", "int4"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_pieces_of_several_prompts_at_once_have_the_bits_of_each_alone(
+    variant: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beginnings and ends of prompts, single tokens among them; logits of all positions, of some, of the last and of none."""
+    monkeypatch.setenv("BAIZE_BACKEND", f"cpp-{variant}")
+    monkeypatch.setattr("baize_engine.model.prompt_runner.LOGIT_ROWS", 16)
+    quantize = kind if kind.startswith("int") else None
+    decoder = Decoder(decoders.make(LONG, torch.float16 if quantize else getattr(torch, kind), quantize), 2048)
+    assert decoder.together
+    alone = {number: run_parts(decoder, [number])[number] for number in range(len(PARTS))}
+    assert [len(tensors) - 2 for tensors in alone.values()] == [0, 38, 1, 5, 1, 1, 32]
+    for groups in ([range(len(PARTS))], [[0, 1], [2, 3, 4, 5, 6]]):
+        for group in groups:
+            for number, tensors in run_parts(decoder, group).items():
+                assert all(torch.equal(a, b) for a, b in zip(tensors, alone[number], strict=True))
+
+
+def test_pieces_of_several_prompts_need_ops_whose_rows_do_not_depend_on_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BAIZE_BACKEND", "torch")
+    decoder = Decoder(decoders.make(tiny.config()), 64)
+    sequences = [decoder.sequence(8), decoder.sequence(8)]
+    assert not decoder.together
+    with pytest.raises(ValueError, match="2 pieces at once, wanted one"):
+        decoder.run([PromptPiece(prompt(8), sequence, 7, lambda *_: None) for sequence in sequences])
+    assert [sequence.num_cached for sequence in sequences] == [0, 0]
 
 
 def test_positions_before_the_first_that_is_asked_for_have_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
