@@ -123,6 +123,8 @@ class Runner:
 
     def __init__(self, model: Llama, shares: bool, scores: bool) -> None:
         cache = new_cache(model, 2 * model.config.max_position_embeddings)
+        for part in (cache.keys, cache.values):  # a CPU's memory is there once it is written
+            part.zero_()
         self.shares, self.scores, self.prompts = shares, scores, Counting(model, cache)
         self.loop = Loop(self.prompts)
         config = model.config
