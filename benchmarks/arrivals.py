@@ -131,10 +131,14 @@ class Rows:
     def __call__(self, count: int, params: SamplingParams = GREEDY) -> tuple[list[list[int]], list[float]]:
         """Ids, one for each row, of each of `count` steps after the first token, and the seconds that each step took.
 
-        A row's seed is its number. The first step may find others' work on the device, and what is made once.
+        The first step may find others' work on the device, and what is made once.
         """
-        each = [replace(params, seed=row, max_new_tokens=count + 1) for row in range(len(self._prompts))]
-        found = arrivals(self._engine, self._prompts, each)
+        found = self.arrivals(count + 1, params)
         done = [max(times) for times in zip(*found.seconds, strict=True)]
         ids = [list(step) for step in zip(*found.ids, strict=True)]
         return ids[1:], [after - before for before, after in pairwise(done)]
+
+    def arrivals(self, tokens: int, params: SamplingParams = GREEDY) -> Arrivals:
+        """All that a reader sees, `tokens` of each row. A row's seed is its number."""
+        each = [replace(params, seed=row, max_new_tokens=tokens) for row in range(len(self._prompts))]
+        return arrivals(self._engine, self._prompts, each)
