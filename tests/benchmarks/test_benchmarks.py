@@ -38,7 +38,7 @@ from baize_engine.errors import CheckpointError
 from baize_engine.kernels import reference
 from baize_engine.model import cost, names
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import new_cache
+from baize_engine.model.prompt_runner import PromptPiece, new_cache
 from baize_engine.model.runner import Batch
 
 BENCHMARKS = REPO / "benchmarks"
@@ -260,7 +260,7 @@ def test_bench_decode_notices_wrong_ids(monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(SystemExit, match="the decoder chose"):
         bench_decode.check_by_reference(model, shape.vocabulary)
     monkeypatch.setattr(model.ops, "sample", sample)
-    monkeypatch.setattr(CopiedPrompt, "prefill", shifted(CopiedPrompt.prefill))
+    monkeypatch.setattr(CopiedPrompt, "run", shifted(CopiedPrompt.run))
     with pytest.raises(SystemExit, match=r"two rows say .* by itself"):
         bench_decode.check_by_reference(model, shape.vocabulary)
     monkeypatch.undo()
@@ -279,16 +279,16 @@ def least(logits: torch.Tensor, out: torch.Tensor | None) -> torch.Tensor:
     return chosen if out is None else out.copy_(chosen)
 
 
-def shifted(prefill: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def shifted(run: Callable[..., None]) -> Callable[..., None]:
     """Keys and values that are not the prompt's."""
 
-    def run(prompts: CopiedPrompt, ids: list[int], sequence: Any) -> torch.Tensor:
-        logits = prefill(prompts, ids, sequence)
-        prompts.cache.keys[:, sequence.block_table] = 0
-        prompts.cache.values[:, sequence.block_table] = 9
-        return logits
+    def wrong(prompts: CopiedPrompt, pieces: list[PromptPiece]) -> None:
+        run(prompts, pieces)
+        for piece in pieces:
+            prompts.cache.keys[:, piece.sequence.block_table] = 0
+            prompts.cache.values[:, piece.sequence.block_table] = 9
 
-    return run
+    return wrong
 
 
 def bench_on_cpu(**options: Any) -> Report:
