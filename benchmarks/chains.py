@@ -1,7 +1,8 @@
 """Chains of ops of a decode step, which the tuner measures, over random weights that no cache holds between passes.
 
 Chains instead of single ops, because a kernel's trigger and prefetches show in the time of its neighbours.
-On the device "meta" a chain has shapes only, which is enough to compile its kernels (benchmarks/precompile.py).
+On the device "meta" a chain has shapes only, which is enough to compile its kernels (benchmarks/precompile.py). Indices are
+worked out on the CPU: to do so on "meta" torch would import its compiler first, 1.4 s.
 """
 
 from __future__ import annotations
@@ -71,10 +72,15 @@ def kernels() -> Any:
     )  # fmt: skip
 
 
+def drawn(empty: Tensor, spread: float = 1.0) -> Tensor:
+    """Fills it with random values; one on "meta" has none."""
+    return empty if empty.is_meta else empty.normal_(0, spread)
+
+
 def matrix(rows: int, columns: int, kind: str, device: str) -> quantized.Weight:
     """Random weights. Those of int8 and int4 are drawn as codes: quantising a layer of 65B takes longer than measuring it."""
     if kind == "float16":
-        return torch.empty(rows, columns, dtype=torch.float16, device=device).normal_(0, SPREAD)
+        return drawn(torch.empty(rows, columns, dtype=torch.float16, device=device), SPREAD)
     made = quantized.empty(kind, rows, columns, device)
     if kind == "int8":
         made.values.random_(-127, 128)
@@ -102,21 +108,21 @@ def layers(
     count = (
         1 if device == "meta" else max(LAYERS, ceil(touched * 8 / BITS[kind] / sum(n * k for n, k in shapes.values())))
     )
-    start, x = torch.empty(batch, hidden, **half).normal_(), torch.empty(batch, hidden, **half)
+    start, x = drawn(torch.empty(batch, hidden, **half)), torch.empty(batch, hidden, **half)
     q, mixed = torch.empty(batch, heads, dim, **half), torch.empty(batch, heads, dim, **half)
     activated = torch.empty(batch, inner, **half)
     cos, sin = tables(config, most, device)
-    table = torch.zeros(batch, -(-most // BLOCK), dtype=torch.int32, device=device)  # as wide as a model's
-    table[:, :blocks] = torch.randperm(batch * blocks, device=device).view(batch, blocks)
-    starts = torch.arange(batch + 1, dtype=torch.int32, device=device)
+    table = torch.zeros(batch, -(-most // BLOCK), dtype=torch.int32)  # as wide as a model's
+    table[:, :blocks] = torch.randperm(batch * blocks).view(batch, blocks)
     places = {}
     for context in views:
-        lens = torch.full((batch,), context, dtype=torch.int32, device=device)
+        lens = torch.full((batch,), context, dtype=torch.int32)
         slots = table[:, (context - 1) // BLOCK].long() * BLOCK + (context - 1) % BLOCK
-        places[context] = (lens.long() - 1, slots, lens)
+        places[context] = tuple(each.to(device) for each in (lens.long() - 1, slots, lens))
+    table, starts = table.to(device), torch.arange(batch + 1, dtype=torch.int32).to(device)
     weights = [{name: matrix(*shape, kind, device) for name, shape in shapes.items()} for _ in range(count)]
     norms = [torch.ones(hidden, **half) for _ in range(2 * count)]
-    caches = [torch.empty(2, batch * blocks, BLOCK, kv, dim, **half).normal_() for _ in range(count)]
+    caches = [drawn(torch.empty(2, batch * blocks, BLOCK, kv, dim, **half)) for _ in range(count)]
 
     def calls(context: int) -> list[Call]:
         positions, slots, lens = places[context]
@@ -175,7 +181,7 @@ def head(ops: Any, config: ModelConfig, kind: str, batch: int, device: str, touc
     """The last norm and the output matrix, several of them."""
     shape, eps = (config.vocab_size, config.hidden_size), config.rms_norm_eps
     count = 1 if device == "meta" else max(LAYERS, ceil(touched * 8 / BITS[kind] / (shape[0] * shape[1])))
-    x = torch.empty(batch, shape[1], dtype=torch.float16, device=device).normal_()
+    x = drawn(torch.empty(batch, shape[1], dtype=torch.float16, device=device))
     norm = torch.ones(shape[1], dtype=torch.float16, device=device)
     logits = torch.empty(batch, shape[0], device=device)
     best = torch.empty(batch, -(-shape[0] // reference.BEST_BLOCK), dtype=torch.int32, device=device)
@@ -195,10 +201,11 @@ def head(ops: Any, config: ModelConfig, kind: str, batch: int, device: str, touc
 
 def sampler(ops: Any, vocabulary: int, batch: int, device: str) -> Chain:
     """A draw for each row, in the two ways that take different code."""
-    logits, block = torch.randn(batch, vocabulary, device=device) * 3, reference.BEST_BLOCK
+    logits, block = torch.randn(batch, vocabulary) * 3, reference.BEST_BLOCK
     padded = F.pad(logits, (0, -vocabulary % block), value=float("-inf")).unflatten(1, (-1, block))
-    best = (padded.argmax(2) + torch.arange(padded.shape[1], device=device) * block).int()
-    keys = [torch.arange(batch, device=device) * many for many in (77_777_777_777, 0, 1)]
+    best = (padded.argmax(2) + torch.arange(padded.shape[1]) * block).int().to(device)
+    logits = logits.to(device)
+    keys = [(torch.arange(batch) * many).to(device) for many in (77_777_777_777, 0, 1)]
     keys[2] = keys[2].int()  # a step's positions are the lengths of its contexts
     chosen = torch.empty(batch, dtype=torch.int64, device=device)
     calls = {}
