@@ -16,7 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 UNKNOWN = "unknown"  # the commit of a tree that does not say
-# Set by `gpu_report.py --rehearse` and by tests: ceilings are measured on little memory and small matrices, and mean nothing.
+# Set by `gpu_report.py --rehearse` and by tests: ceilings are measured on little memory and small matrices, engines take turns
+# without a pause, and figures mean nothing.
 REHEARSAL = "BAIZE_REHEARSAL"
 REHEARSING = bool(os.environ.get(REHEARSAL))
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from bandwidth import ReadProbe
-from common import FIRST, GAP, Spread, latencies
+from common import FIRST, GAP, REHEARSING, Spread, latencies
 from model_files import Store
 from models import Decoder
 from peers import ENGINES, Child, Ended, Peer, installed
@@ -35,7 +35,7 @@ CHECKED, PROMPT = 8, 24  # greedy ids checked, tokens of the prompt before them
 # How far below the best, in standard deviations of the logits, a chosen id's logit may be in float16's eyes: between those that
 # have the same weights the order of summation decides; others move the logits. An id drawn at random is about 4 below.
 MARGINS = {"float16": 0.05, "float32": 0.05, "bfloat16": 0.5, "int8": 0.5, "int4": 2.5}
-CALM = 0.05  # seconds before a turn: threads of the last one spin a while for more work
+CALM = 0.0 if REHEARSING else 0.05  # seconds before a turn: threads of the last one spin a while for more work
 
 
 class Oracle:

@@ -121,6 +121,7 @@ def test_what_is_not_installed_is_left_out_and_told(installed: bool, monkeypatch
         assert "pytest-xdist is not installed" in told[1]
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize(
     "words",
     [
@@ -130,8 +131,9 @@ def test_what_is_not_installed_is_left_out_and_told(installed: bool, monkeypatch
     ],
     ids=" ".join,
 )  # fmt: skip
-def test_rehearsal(words: list[str], tmp_path: Path) -> None:
+def test_rehearsal(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps as on the day, in small: their scripts import, take their options, and report. One step of each script."""
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p no:hypothesispytest")  # whose import takes a second
     command = [sys.executable, str(REPO / "benchmarks/gpu_report.py"), "--rehearse", "--out", str(tmp_path), "--steps"]
     done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-3000:]
@@ -144,6 +146,7 @@ def test_rehearsal(words: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / gpu_plan.RUNNING).exists()
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_rehearsal_that_fails_says_so(tmp_path: Path) -> None:
     """Here of a step whose file no step before it has written."""
     command = [sys.executable, str(REPO / "benchmarks/gpu_report.py"), "--rehearse", "--out", str(tmp_path)]
@@ -154,7 +157,7 @@ def test_a_rehearsal_that_fails_says_so(tmp_path: Path) -> None:
 
 def test_every_script_and_option_is_rehearsed_here() -> None:
     """By the steps of `test_rehearsal`; the build needs pybind11, which a machine for tests may lack."""
-    marks = test_rehearsal.pytestmark  # type: ignore[attr-defined]
+    marks = [mark for mark in test_rehearsal.pytestmark if mark.name == "parametrize"]  # type: ignore[attr-defined]
     rehearsed = chosen(plan(), {word for mark in marks for words in mark.args[1] for word in words})
     for step in plan():
         if step.is_benchmark:

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from assets import REPO
 from gpu_plan import Step
 from gpu_report import collect, in_folder, in_repository
+from step_clock import SPEND, StepClock
 
 SCRIPT = [sys.executable, str(REPO / "benchmarks/gpu_report.py")]
 
@@ -26,9 +26,17 @@ def python(name: str, code: str, seconds: int = 60, is_benchmark: bool = True) -
     return Step(name, ("-c", code), seconds, is_benchmark)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, step_clock: StepClock) -> StepClock:
+    """The time of `collect`."""
+    step_clock.rule(monkeypatch, gpu_report, gpu_run)
+    return step_clock
+
+
+@pytest.mark.usefixtures("clock")
 def test_every_step_is_reported_and_none_stops_the_others(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     steps = [
-        python("slow", "import time; print('begun', flush=True); time.sleep(60)", seconds=2),
+        python("slow", f"print('begun', flush=True); {SPEND}spend(60)", seconds=2),
         python("good", "print('a table'); print('{\"rows\": [1]}')"),
         python("bad", "import sys; print('why'); print('where', file=sys.stderr); sys.exit(3)"),
         python("tests", "print('5 passed')", is_benchmark=False),
@@ -49,7 +57,7 @@ def test_every_step_is_reported_and_none_stops_the_others(tmp_path: Path, capsys
     assert whole["seconds"] >= sum(step["seconds"] for step in found.values()) - 0.5
     assert {path.name for path in place("").iterdir()} == {"gpu.json", "gpu.log"}
     log = place("gpu.log").read_text()
-    assert all(said in log for said in ("== slow: -c import time", "begun", "a table", "why", "5 passed"))
+    assert all(said in log for said in ("== slow: -c print('begun'", "begun", "a table", "why", "5 passed"))
     assert "FAILED bad: exit code 3" in capsys.readouterr().out
 
 
@@ -72,37 +80,39 @@ def test_a_later_call_keeps_the_steps_of_an_earlier_one(tmp_path: Path) -> None:
     assert json.loads(place("gpu.json").read_text())["steps"].keys() == {"two"}
 
 
+@pytest.mark.usefixtures("clock")
 def test_too_many_seconds_are_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    steps = [python("tests", "import time; time.sleep(1.1)", is_benchmark=False)]
+    steps = [python("tests", f"{SPEND}spend(1.1)", is_benchmark=False)]
     assert collect(steps, in_folder(tmp_path), "some GPU", budget=1) == 1
     assert json.loads((tmp_path / "gpu.json").read_text())["seconds"] > 1
     assert "FAILED all together took 1 s, wanted 1 at most" in capsys.readouterr().out
     assert collect(steps, in_folder(tmp_path), "some GPU") == 0
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_step_may_take_what_those_before_it_left_over(tmp_path: Path) -> None:
     steps = [
         python("quick", "pass", seconds=20, is_benchmark=False),
-        python("long", "import time; time.sleep(1.5)", seconds=1, is_benchmark=False),
+        python("long", f"{SPEND}spend(1.5)", seconds=1, is_benchmark=False),
     ]
     assert collect(steps, in_folder(tmp_path), "some GPU") == 0
     assert collect(steps[1:], in_folder(tmp_path), "some GPU") == 1
 
 
-def test_a_step_that_was_too_long_takes_nothing_from_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    late = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
-    monkeypatch.setattr(gpu_run, "GRACE", 2.0)
-    steps = [python("deaf", late, seconds=1), python("next", "import time; time.sleep(1.5); print('{}')", seconds=3)]
+@pytest.mark.usefixtures("clock")
+def test_a_step_that_was_too_long_takes_nothing_from_the_next(tmp_path: Path) -> None:
+    late = python("deaf", f"{SPEND}spend(60, deaf=True)", seconds=1)
+    steps = [late, python("next", f"{SPEND}spend(1.5); print('{{}}')", seconds=3)]
     assert collect(steps, in_folder(tmp_path), "some GPU") == 1
     found = json.loads((tmp_path / "gpu.json").read_text())["steps"]
     assert [name for name, step in found.items() if "problem" in step] == ["deaf"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path) -> None:
+def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path, step_clock: StepClock) -> None:
     """By Ctrl-C, or by a machine that ends commands; started as a shell starts what runs in the background."""
     small = [f"Step({name!r}, (), 60, True, (), ('-c', {code!r}))" for name, code in (
-        ("one", "print('{\"rows\": [1]}')"), ("slow", "import time; print('begun', flush=True); time.sleep(60)"), ("last", ""),
+        ("one", "print('{\"rows\": [1]}')"), ("slow", f"{SPEND}spend(60)"), ("last", ""),
     )]  # fmt: skip
     code = (
         "import signal, sys; sys.path.insert(0, 'benchmarks'); import gpu_report; from gpu_plan import Step\n"
@@ -110,10 +120,11 @@ def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path) -> No
         "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "sys.argv[1:] = ['--rehearse', '--out', sys.argv[1]]; sys.exit(gpu_report.main())"
     )
-    log = tmp_path / "gpu.log"
-    with subprocess.Popen([sys.executable, "-c", code, tmp_path], cwd=REPO, stdout=subprocess.PIPE, text=True) as child:
-        while not log.exists() or "\nbegun\n" not in log.read_text():
-            time.sleep(0.05)
+    command = [sys.executable, "-c", code, tmp_path]
+    with (
+        subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, text=True) as child,
+        step_clock.spending(child),
+    ):
         os.kill(child.pid, number)
         said, _ = child.communicate(timeout=60)
     assert child.returncode == 130
@@ -152,6 +163,7 @@ def test_the_list_needs_no_gpu() -> None:
     assert "--steps: no step 'fist', wanted some of build" in done.stderr
 
 
+@pytest.mark.usefixtures("forked")
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_a_machine_without_a_gpu_is_told() -> None:
     done = subprocess.run(SCRIPT, capture_output=True, text=True, check=False)

@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import gpu_run
@@ -16,6 +15,7 @@ from assets import REPO
 from gpu_plan import Step
 from gpu_run import outcomes, parted, run
 from processes import ends
+from step_clock import SPEND, StepClock
 
 XDIST_LINES = """
 [gw0] [ 25%] PASSED tests/end_to_end/test_gpu.py::test_head[int4-64]
@@ -39,10 +39,17 @@ def python(code: str, *words: str, is_benchmark: bool = True) -> Step:
     return Step("a step", ("-c", code, *words), 60, is_benchmark)
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch, step_clock: StepClock) -> StepClock:
+    """The time of `run`."""
+    step_clock.rule(monkeypatch, gpu_run)
+    return step_clock
+
+
 def bench(tmp_path: Path, body: str) -> Step:
     """A benchmark in the form of them all, on whose `report` the lines of `body` work."""
     lines = [
-        "import argparse, signal, sys, time; from pathlib import Path; sys.path.insert(0, 'benchmarks')",
+        "import argparse, sys; from pathlib import Path; sys.path.insert(0, 'benchmarks')",
         "from reports import Report",
         "with Report('toy', argparse.Namespace(json=Path(sys.argv[2]))) as report:",
         *(f"    {line}" for line in body.splitlines()),
@@ -51,20 +58,20 @@ def bench(tmp_path: Path, body: str) -> Step:
     return python("\n".join(lines), "--json", str(tmp_path / "running.json"))
 
 
+@pytest.mark.usefixtures("clock")
 def test_a_benchmark_that_is_out_of_time_keeps_its_rows(tmp_path: Path) -> None:
-    found = run(bench(tmp_path, "report.row({'ms': 1})\nwith report.case(kind='slow'):\n    time.sleep(60)"), 3)
+    found = run(bench(tmp_path, f"report.row({{'ms': 1}})\nwith report.case(kind='slow'):\n    {SPEND}spend(60)"), 3)
     assert (found["code"], found["problem"]) == (None, "out of time after 3 s")
     assert found["report"]["rows"] == [{"ms": 1}, {"kind": "slow", "problem": "interrupted"}]
     assert found["report"]["ended"] == "interrupted"
 
 
-def test_one_that_does_not_listen_is_killed_and_keeps_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_run, "GRACE", 0.5)
-    deaf = "signal.signal(signal.SIGINT, signal.SIG_IGN)\nreport.row({'ms': 1})\ntime.sleep(60)"
-    found = run(bench(tmp_path, deaf), 3)
+@pytest.mark.usefixtures("clock")
+def test_one_that_does_not_listen_is_killed_and_keeps_its_rows(tmp_path: Path) -> None:
+    found = run(bench(tmp_path, f"report.row({{'ms': 1}})\n{SPEND}spend(60, deaf=True)"), 3)
     assert found["problem"] == "out of time after 3 s"
     assert found["report"]["rows"] == [{"ms": 1}]
-    assert found["seconds"] < 30
+    assert found["seconds"] == 3 + gpu_run.GRACE
 
 
 def test_a_case_that_failed_is_a_problem_beside_the_rows(tmp_path: Path) -> None:
@@ -81,14 +88,14 @@ def test_rows_of_an_earlier_run_are_not_this_ones(tmp_path: Path) -> None:
     assert "report" not in run(python("exit(2)", "--json", str(tmp_path / "running.json")), 60)
 
 
-def test_what_a_step_that_ran_out_of_time_had_started_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("clock")
+def test_what_a_step_that_ran_out_of_time_had_started_is_ended() -> None:
     """A compiler, say: it would hold the machine. Here one that does not listen to SIGINT."""
-    monkeypatch.setattr(gpu_run, "GRACE", 0.5)
     other = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
     code = (
-        "import subprocess, sys, time;"
+        "import subprocess, sys;"
         f"other = subprocess.Popen([sys.executable, '-c', {other!r}], stdout=subprocess.PIPE);"
-        "print(other.pid, other.stdout.readline(), flush=True); time.sleep(60)"
+        f"print(other.pid, other.stdout.readline(), flush=True); {SPEND}spend(60)"
     )
     found = run(python(code, is_benchmark=False), 2.5)
     pid, heard = found["output"].split()[:2]
@@ -96,8 +103,26 @@ def test_what_a_step_that_ran_out_of_time_had_started_is_ended(tmp_path: Path, m
     assert ends(int(pid))
 
 
+# pytest, or xdist's first process, is busy from when it has told of two tests
+TOLD_BEFORE_SLOW = f"""
+import os, pytest
+told = []
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_logreport(report):
+    told.append(report.when)
+    if told.count("teardown") == 2 and "PYTEST_XDIST_WORKER" not in os.environ:
+        {SPEND}spend(60)
+"""
+
+
+@pytest.mark.usefixtures("clock")
 @pytest.mark.parametrize("processes", [0, 2])
-def test_tests_that_are_out_of_time_say_which_failed(tmp_path: Path, processes: int) -> None:
+def test_tests_that_are_out_of_time_say_which_failed(
+    tmp_path: Path, processes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # hypothesis's takes a second
+    monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)  # this test's own process may be one
     file = tmp_path / "tests" / "test_some.py"
     file.parent.mkdir()
     file.write_text(
@@ -107,8 +132,10 @@ def test_tests_that_are_out_of_time_say_which_failed(tmp_path: Path, processes: 
         "def test_bad(case): assert 1 + 1 == 3\n"
         "def test_slow(): time.sleep(60)\n"
     )
+    (file.parent / "conftest.py").write_text(TOLD_BEFORE_SLOW)
     words = ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "-c", os.devnull)
-    found = run(Step("tests", (*words, *(("-n", str(processes)) if processes else ()), str(file)), 60, False), 8)
+    side_by_side = ("-p", "xdist", "-n", str(processes)) if processes else ()
+    found = run(Step("tests", (*words, *side_by_side, str(file)), 60, False), 8)
     assert found["problem"] == "out of time after 8 s"
     assert found["tests"]["passed"] == 1
     assert [name.rpartition("/")[2] for name in found["tests"]["failed"]] == ["test_some.py::test_bad[batch 64]"]
@@ -128,17 +155,16 @@ def test_the_report_is_found_among_late_lines() -> None:
     assert parted('a table\n{"rows": [\n') == ('a table\n{"rows": [\n', None)
 
 
-def test_ctrl_c_is_a_problem_of_the_step(tmp_path: Path) -> None:
+def test_ctrl_c_is_a_problem_of_the_step(step_clock: StepClock) -> None:
     """Ctrl-C reaches the process that runs the step alone, which has a session of its own."""
     code = (
         "import json, sys; sys.path.insert(0, 'benchmarks'); from gpu_plan import Step; from gpu_run import run\n"
-        "inner = 'import time; print(\"begun\", flush=True); time.sleep(60)'\n"
-        "print(json.dumps(run(Step('slow', ('-c', inner), 60, False), 60, log=sys.argv[1])))"
+        f"print(json.dumps(run(Step('slow', ('-c', '{SPEND}spend(60)'), 60, False), 60)))"
     )
-    log = tmp_path / "log"
-    with subprocess.Popen([sys.executable, "-c", code, str(log)], cwd=REPO, stdout=subprocess.PIPE, text=True) as child:
-        while not log.exists() or "begun" not in log.read_text():
-            time.sleep(0.05)
+    with (
+        subprocess.Popen([sys.executable, "-c", code], cwd=REPO, stdout=subprocess.PIPE, text=True) as child,
+        step_clock.spending(child),
+    ):
         os.kill(child.pid, signal.SIGINT)
         said, _ = child.communicate(timeout=60)
     found = json.loads(said.splitlines()[-1])

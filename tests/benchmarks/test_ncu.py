@@ -12,6 +12,7 @@ import pytest
 from attribution import Launch, Mismatch, Place
 from ncu import Counted, NcuFailed
 from processes import ends
+from step_clock import SPEND, StepClock
 
 from baize_engine.model.cost import OpCost
 
@@ -103,9 +104,7 @@ def test_kernels_of_an_op_apart() -> None:
 def stand_in(folder: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """A program `ncu` on the PATH, `body` being Python; `words` are its arguments."""
     program = folder / "ncu"
-    program.write_text(
-        f"#!{sys.executable}\nimport sys, time\nfrom pathlib import Path\nwords = sys.argv[1:]\n{body}\n"
-    )
+    program.write_text(f"#!{sys.executable}\nimport sys\nfrom pathlib import Path\nwords = sys.argv[1:]\n{body}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
 
@@ -136,24 +135,30 @@ def test_ncu_is_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("print('RuntimeError: out of memory', file=sys.stderr); sys.exit(9)", "code 9: RuntimeError: out of memory"),
         ("print('==ERROR== unrecognised option'); sys.exit(1)", "code 1: ==ERROR== unrecognised option"),
         ("pass", "ncu ended with exit code 0: it said nothing"),
-        ("time.sleep(60)", "ncu was not done after 1 s"),
+        (f"{SPEND}spend(60)", "ncu was not done after 1 s"),
     ],
 )
-def test_ncu_that_cannot_count(body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ncu_that_cannot_count(
+    body: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_clock: StepClock
+) -> None:
     stand_in(tmp_path, monkeypatch, body)
-    monkeypatch.setattr(ncu, "SECONDS", 1 if "sleep" in body else 60)
+    step_clock.rule(monkeypatch)
+    monkeypatch.setattr(ncu, "SECONDS", 1)
     with pytest.raises(NcuFailed, match=message):
         ncu.count(["script.py"])
 
 
-def test_the_script_beneath_ncu_does_not_outlive_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_script_beneath_ncu_does_not_outlive_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step_clock: StepClock
+) -> None:
     """It holds a model's memory on the GPU."""
     child = tmp_path / "child"
     body = (
         "import subprocess\n"
-        f"beneath = subprocess.Popen(['sleep', '60'])\nPath({str(child)!r}).write_text(str(beneath.pid))\ntime.sleep(60)"
+        f"beneath = subprocess.Popen(['sleep', '60'])\nPath({str(child)!r}).write_text(str(beneath.pid))\n{SPEND}spend(60)"
     )
     stand_in(tmp_path, monkeypatch, body)
+    step_clock.rule(monkeypatch)
     monkeypatch.setattr(ncu, "SECONDS", 3)
     with pytest.raises(NcuFailed, match="ncu was not done after 3 s"):
         ncu.count(["script.py"])

@@ -61,6 +61,7 @@ def expected(kind: str) -> tuple[set[str], set[str]]:
     return {f"baize {kind}", *(peer.name for peer in found)}, set(absent)
 
 
+@pytest.mark.usefixtures("forked_with_transformers")
 def test_decode_beside_the_peers(folder: Path, run: Callable[..., dict[str, Any]]) -> None:
     kinds, short = (
         ("float16", "int8", "int4"),
@@ -88,6 +89,7 @@ def test_decode_beside_the_peers(folder: Path, run: Callable[..., dict[str, Any]
             assert row["ratio"] == pytest.approx(ours["tok/s"] / row["tok/s"])
 
 
+@pytest.mark.usefixtures("forked_with_transformers")
 def test_prefill_beside_the_peers(folder: Path, run: Callable[..., dict[str, Any]]) -> None:
     found = run(
         bench_prefill, "--tokens", 20, "--runs", 2, "--peers", "--folder", folder, "--kinds", "float16", "bfloat16"
@@ -171,12 +173,14 @@ def test_a_wrong_choice_ends_the_run(folder: Path) -> None:
         side_by_side.check("wrong", Wrong(), oracle, "float16")
 
 
+@pytest.mark.usefixtures("forked")
 def test_an_engine_that_ends_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="baize absent: its process ended with 1"):
         peers.Child("baize", tmp_path / "absent", 1)
     assert "absent" in capfd.readouterr().err
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_peer_that_crashes_is_left_out_and_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peer, codes = peers.Peer("other", "F16", (), 16, 2), [-11, 1]
     real = side_by_side.Child
@@ -266,32 +270,35 @@ def test_a_length_that_fails_costs_its_row(folder: Path, monkeypatch: pytest.Mon
     assert report.code == 1
 
 
+# bench_decode.py, in which the turns of batch 2, after the prompt's and two of batch 1, say that they begin and do not end
+ENDLESS = """
+import sys, bench_decode, side_by_side
+run, made = side_by_side.Turns.run, []
+
+def endless(self, turns, one):
+    made.append(one)
+    if len(made) == 4:
+        print("batch 2", flush=True)
+        turns = 10**9
+    return run(self, turns, one)
+
+side_by_side.Turns.run = endless
+sys.exit(bench_decode.main())
+"""
+
+
+@pytest.mark.usefixtures("forked")
 @pytest.mark.parametrize("whole_group", [False, True])
-def test_ctrl_c_keeps_what_was_measured(whole_group: bool, folder: Path) -> None:
+def test_ctrl_c_keeps_what_was_measured(whole_group: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal sends it to the engines' processes too."""
-    script = str(REPO / "benchmarks/bench_decode.py")
-    small = [
-        "--device",
-        "cpu",
-        "--preset",
-        "tiny",
-        "--contexts",
-        "20",
-        "--batches",
-        "1",
-        "2",
-        "--steps",
-        "3",
-        "--runs",
-        "1",
-    ]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(REPO), str(REPO / "benchmarks")]))
+    words = "--device cpu --preset tiny --contexts 20 --batches 1 2 --steps 3 --runs 1 --rounds 2 --folder"
     with subprocess.Popen(
-        [sys.executable, script, *small, "--rounds", "12", "--folder", str(folder)],
+        [sys.executable, "-c", ENDLESS, *words.split(), str(folder)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's background job ignores it
     ) as process:  # fmt: skip
         assert process.stdout is not None
-        first = [process.stdout.readline() for _ in range(2)]
+        first = list(iter(process.stdout.readline, "batch 2\n"))
         (os.killpg if whole_group else os.kill)(process.pid, signal.SIGINT)
         rest, _ = process.communicate(timeout=120)
     assert "baize float16" in first[1]

@@ -39,6 +39,7 @@ for chain, plan in (*rules, (layers, late)):
 """
 
 
+@pytest.mark.usefixtures("forked")
 def test_what_was_compiled_ahead_is_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Calls with tensors that have memory, at another number of rows and other contexts, compile nothing more."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
@@ -61,6 +62,7 @@ def test_what_was_compiled_ahead_is_in_the_cache(tmp_path: Path, monkeypatch: py
     assert sorted(tmp_path.rglob("*.cubin")) == made
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_job_that_fails_says_why_and_the_next_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
     chain = tiny(rows=1)

@@ -122,6 +122,7 @@ def test_a_failed_step_keeps_its_rows_and_the_others(
     assert json.loads(file.read_text())["steps"] == outcomes
 
 
+@pytest.mark.usefixtures("forked_with_transformers")
 def test_one_step_and_the_table(tmp_path: Path) -> None:
     command = [sys.executable, str(REPO / "benchmarks/standard.py"), "--preset", "tiny", "--only", "prefill"]
     done = subprocess.run([*command, "--json", str(tmp_path / "all.json")], capture_output=True, text=True, timeout=300)

@@ -21,6 +21,7 @@ import torch
 import tune_kernels
 from assets import REPO
 from chain_runs import Slow, fake_gpu, spoiled
+from in_turn import OnGpu
 from reports import INTERRUPTED, Report
 from table_file import TableFile
 from triton.runtime.errors import OutOfResources
@@ -108,6 +109,8 @@ def test_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys:
     monkeypatch.setattr(chains, "TOUCHED", 0)
     monkeypatch.setattr(chains, "CONTEXTS", (16, 64))
     monkeypatch.setattr(tuned, "FOLDER", tmp_path)
+    for number in ("turns", "repeats"):  # test_in_turn.py counts them
+        monkeypatch.setattr(OnGpu, number, 1)
     options = argparse.Namespace(
         presets=["tiny"], kinds=["int8"], batches=[1, 2], seconds=1e9, processes=0, out=None, json=None
     )
@@ -127,6 +130,7 @@ def call(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*COMMAND, *words], capture_output=True, text=True, env=ALONE, timeout=300, check=False)
 
 
+@pytest.mark.usefixtures("forked")
 def test_a_rehearsal(tmp_path: Path) -> None:
     out, kept = tmp_path / "table.json", tmp_path / "report.json"
     done = call("--preset", "tiny", "--batches", "1", "--kinds", "int4", "--out", str(out), "--json", str(kept))
@@ -144,6 +148,7 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     assert sorted(tuned.FOLDER.iterdir()) == before
 
 
+@pytest.mark.usefixtures("forked")
 def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
     """It reaches the processes that compile too."""
     out = tmp_path / "table.json"
