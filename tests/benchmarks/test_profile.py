@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +20,27 @@ import pytest
 import roofline
 import summary
 import torch
-from assets import REPO
-from common import REHEARSAL, Spread
+from common import Spread
 from decode_step import DecodeStep
-from models import KINDS, Decoder, random_model, transformers_model
-from reports import Report
+from models import KINDS, random_model, transformers_model
 from shapes import PRESETS
 from trace_events import device_events
 
-from baize_engine.backend.choose import reference_ops
 from baize_engine.kernels import quantized
 from baize_engine.model import cost, names
-from baize_engine.model.llama import Llama
 
 LIMITS = {"read_GB/s": 80.0, "copy_GB/s": 100.0, "matmul_TFLOP/s": 2.0}
 OPS = ["qkv_rope_store", "attention", "linear_add o", "gate_up", "linear_add down"]
 
 
-def run(script: str, *arguments: object) -> dict[str, Any]:
-    command = [sys.executable, str(REPO / "benchmarks" / script), "--device", "cpu", *map(str, arguments)]
-    whole = {**os.environ, REHEARSAL: ""}  # the share of an op is compared with that of its bandwidth
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=whole)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+def run(*arguments: object) -> dict[str, Any]:
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(StringIO()) as said:
+        patch.setattr(sys, "argv", ["profile_step.py", "--device", "cpu", *map(str, arguments)])
+        patch.setattr(
+            roofline, "ceilings", lambda *_: LIMITS
+        )  # the share of an op is compared with that of its bandwidth
+        assert profile_step.main() == 0
+    return json.loads(said.getvalue().splitlines()[-1])
 
 
 def test_roofline_rows() -> None:
@@ -144,37 +140,6 @@ def test_consecutive_steps_run_ahead(rows: int, monkeypatch: pytest.MonkeyPatch)
     assert step.state.lens.tolist() == [40] * rows
 
 
-def test_bench_prefill() -> None:
-    """The rows of a GPU, here of the CPU: ours, the reference ops and transformers."""
-    pytest.importorskip("transformers")
-    options = argparse.Namespace(preset="tiny", tokens=[20, 200], runs=2, baselines=True)
-    with Report("prefill", options) as report:
-        bench_prefill.bench(report, options, "float16", "cpu")
-    rows, facts = report.rows, report.facts
-    by_engine = {row["engine"]: row for row in rows if row["tokens"] == 200}
-    assert by_engine.keys() == {"baize float16", "torch float16", "transformers float32"}
-    for row in rows:
-        assert 0 < row["p20"] <= row["ms"] <= row["p80"]
-        assert row["tok/s"] == pytest.approx(row["tokens"] / row["ms"] * 1e3)
-        assert row["MFU"] == pytest.approx(row["TFLOP/s"] / facts["matmul_TFLOP/s"])
-    config = random_model(PRESETS["tiny"], "float16", "cpu").config
-    flops = sum(op.flops for op in cost.prefill(config, 200, "float16", "float32"))
-    mine = by_engine["baize float16"]
-    assert mine["TFLOP/s"] * mine["ms"] * 1e9 == pytest.approx(flops)
-
-
-def test_bench_prefill_notices_wrong_logits() -> None:
-    model = random_model(PRESETS["tiny"], "float16", "cpu")
-    decoder = Decoder(model, 80)
-    bench_prefill.check("baize", lambda ids: bench_prefill.ours(decoder, ids), model)
-    weights = {**model.weights, names.HEAD: model.weights[names.HEAD].roll(1, 0)}
-    wrong = Decoder(Llama(model.config, weights, reference_ops("cpu")), 80)
-    with pytest.raises(SystemExit, match="the last logits are"):
-        bench_prefill.check("baize", lambda ids: bench_prefill.ours(wrong, ids), model)
-    with pytest.raises(SystemExit, match="are nan off"):
-        bench_prefill.check("baize", lambda ids: torch.full((1, 1000), float("nan")), model)
-
-
 @pytest.mark.parametrize("kind", ["float16", "int4"])
 def test_transformers_gets_the_same_weights(kind: str) -> None:
     pytest.importorskip("transformers")
@@ -188,7 +153,7 @@ def profile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the report and the trace of the script's run."""
     folder = tmp_path_factory.mktemp("profile")
     files = ["--json", folder / "report.json", "--trace", folder / "trace.json", "--markdown", folder / "summary.md"]
-    found = run("profile_step.py", "--preset", "tiny", "--batch", 2, "--context", 30, "--repeats", 3, *files)
+    found = run("--preset", "tiny", "--batch", 2, "--context", 30, "--repeats", 3, *files)
     assert found == json.loads((folder / "report.json").read_text())
     return folder
 
