@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,9 +16,11 @@ from interpreter import Interpreter, interpreter
 from baize_engine import recover
 from baize_engine.text.tokenizer import Tokenizer
 
-os.environ["BAIZE_REHEARSAL"] = (
-    "1"  # benchmarks, here and in children: ceilings on little memory (benchmarks/common.py)
-)
+# benchmarks, here and in children: ceilings on little memory (benchmarks/common.py)
+os.environ["BAIZE_REHEARSAL"] = "1"
+# Hundreds of children import the same modules: they are compiled once, whatever the shell says.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
 @pytest.fixture(scope="module")
