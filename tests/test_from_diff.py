@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import folders
+import forked
 import pytest
 import sparse
 import tiny
 import tiny_meta
 import torch
+from commands import MODULE
 from fakes import small_model
 from folders import snapshot
 from refusals import REFUSALS
@@ -272,8 +274,8 @@ def test_chat_with_a_base_that_has_more_rows(tmp_path: Path) -> None:
     tiny.write_model(base, grown, tiny.state(grown, 0, torch.float16))
     (diff / "tokenizer.model").write_bytes(small_model())
     pair = ["--path_raw", str(base), "--path_diff", str(diff), "--device", "cpu", "--max_new_tokens", "2"]
-    line = [sys.executable, "-m", "baize_engine", "chat", *pair]
+    line = [*MODULE, "chat", *pair]
     for more, code in (([], 1), (["--drop_rows"], 0)):
-        done = subprocess.run([*line, *more], input=b"hi\n", capture_output=True, timeout=300, check=False)
+        done = forked.run([*line, *more], b"hi\n")
         assert done.returncode == code, done.stderr
         assert (b"--drop_rows" in done.stderr) == (code == 1)

@@ -126,7 +126,7 @@ class _Talk:
             for piece in self._engine.stream(ids, self._params):
                 print(piece, end="", flush=True)
                 pieces.append(piece)
-            print()
+            print(flush=True)
         except Terminated:
             raise
         except KeyboardInterrupt:

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 from tiny import PROMPTS, model
+
+
+def printed(code: str, *arguments: object) -> list[str]:
+    """The lines of a program that computes for itself all that its children get: the fork server has computed nothing."""
+    done = forked.run(["-c", code, *arguments])
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout.decode().splitlines()
+
 
 CODE = """
 import os, signal, sys
@@ -51,10 +58,7 @@ def test_a_forked_child_works_or_is_told_to_spawn(
 ) -> None:
     code = CODE.replace("PROMPT", repr(PROMPTS[0]))
     arguments = [str(model(tmp_path / "m")), str(parents), str(childs), whose]
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=300, check=True
-    )
-    child, parent = done.stdout.splitlines()
+    child, parent = printed(code, *arguments)
     assert parent == "0 length"
     if works:
         assert child == "same"
@@ -91,14 +95,7 @@ print(len(next(stream)[0].token_ids), len(next(other)[0].token_ids))
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 def test_a_child_does_not_go_on_with_its_parents_calls(tmp_path: Path) -> None:
     code = PARENTS_STREAM.replace("PROMPT", repr(PROMPTS[0]))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(model(tmp_path / "m"))],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    own, parents, left, after = done.stdout.splitlines()
+    own, parents, left, after = printed(code, model(tmp_path / "m"))
     assert own == "True"
     assert parents.startswith("BackendError this call was made before this process was forked")
     assert left == "0"
@@ -130,8 +127,7 @@ if child == 0:
     os._exit(0)
 os.waitpid(child, 0)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
-    first, second = done.stdout.splitlines()
+    first, second = printed(code)
     assert "made by fork in the middle of a call to this engine" in first
     assert second == "a turn"
 
@@ -163,4 +159,4 @@ for _ in range(40):
 
 
 def test_threads_of_a_child_that_begin_together_take_turns() -> None:
-    subprocess.run([sys.executable, "-c", THREADS_OF_A_CHILD], check=True, timeout=300)
+    assert printed(THREADS_OF_A_CHILD) == []

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -84,7 +83,7 @@ def test_the_remedy_for_fsdp_gives_what_is_read(tmp_path: Path) -> None:
     told = hint_of_other_layouts(tmp_path / "dcp") or ""
     command = told.split("`")[1].replace("FOLDER", str(tmp_path / "dcp")).split()
     assert command[0] == "python"
-    done = subprocess.run([sys.executable, *command[1:]], cwd=tmp_path, capture_output=True, text=True)
+    done = forked.run(command[1:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     found = read_index(tmp_path).entries
     assert {name: entry.shape for name, entry in found.items()} == {

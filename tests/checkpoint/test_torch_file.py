@@ -6,11 +6,11 @@ import random
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
+import forked
 import pytest
 import tiny
 import torch
@@ -131,7 +131,7 @@ def rewritten(refused: pytest.ExceptionInfo[CheckpointError], folder: Path, old:
     program = str(refused.value).split('python -c "')[1].removesuffix('"').replace("OLD", old).replace("NEW", "new")
     for placeholder, key in keys.items():
         program = program.replace(placeholder, key)
-    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True)
+    assert forked.run(["-c", program], cwd=folder).returncode == 0
     return folder / "new"
 
 

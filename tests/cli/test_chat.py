@@ -114,11 +114,8 @@ def test_a_signal_at_the_prompt_ends_the_chat_in_a_line(folder: Path, sent: sign
 
 def test_what_is_typed_is_answered(folder: Path) -> None:
     (reply,) = conversation(folder, "hello")
-    terminal = Terminal(command(folder))
+    terminal = Terminal(command(folder), real=True)
     terminal.say(b"hello\n")
     terminal.say(b"\x04")  # Ctrl-D
     assert terminal.end() == 0
     assert reply.encode().replace(b"\n", b"\r\n") + b"\r\n" in terminal.everything
-
-
-MAIN = "from baize_engine.cli import main; sys.exit(main())"

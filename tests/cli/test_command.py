@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import tiny
-from commands import baize
+from commands import baize, forked_baize
 
 import baize_engine
 from baize_engine.cli import main
@@ -70,7 +70,7 @@ def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str])
 
 def test_generate_refuses_a_base_without_a_tokenizer_by_name(tmp_path: Path) -> None:
     base, _ = tiny.write_pair(tmp_path)
-    done = baize("generate", base, "--prompt", "hello")
+    done = forked_baize("generate", base, "--prompt", "hello")
     assert done.returncode == 1
     assert "tokenizer.model" in done.stderr
     assert "Traceback" not in done.stderr

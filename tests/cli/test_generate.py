@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import slow_baize
-from commands import baize, generate, read, write
+from commands import forked_baize, generate, read, write
 
 from baize_engine import Engine, SamplingParams
 
@@ -108,7 +108,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path:
         assert f"of 36 records are in {out}, --resume goes on" in err
         assert "Traceback" not in err
     out.write_bytes(kept + b'{"index": ' + str(done).encode())  # a line that was torn in the middle
-    again = baize(*command(folder, path, out), "--resume")
+    again = forked_baize(*command(folder, path, out), "--resume")
     assert (again.returncode, again.stdout) == (0, f"{out}: 36 records, 0 of them errors\n")
     assert "an unfinished line at the end was cut off" in again.stderr
     assert out.read_bytes().startswith(kept)

@@ -7,11 +7,11 @@ import json
 import os
 import readline
 import stat
-import sys
 from pathlib import Path
 
 import pytest
 from chats import Terminal, command, conversation
+from commands import MODULE
 
 from baize_engine.cli import line_editing
 
@@ -52,13 +52,9 @@ LIBEDIT = ctypes.util.find_library("edit")
 
 
 EDITORS = {
-    "readline": [sys.executable, "-m", "baize_engine"],
-    "libedit": [sys.executable, "-m", "baize_engine"],
-    "none": [
-        sys.executable,
-        "-c",
-        "import sys; sys.modules['readline'] = None; from baize_engine.cli import main; sys.exit(main())",
-    ],
+    "readline": MODULE,
+    "libedit": MODULE,
+    "none": ["-c", "import sys; sys.modules['readline'] = None; from baize_engine.cli import main; sys.exit(main())"],
 }
 
 
@@ -71,7 +67,7 @@ def test_pasted_lines_are_one_message(folder: Path, tmp_path: Path, editor: str)
             pytest.skip("no libedit to put in the place of GNU readline")
         environment["LD_PRELOAD"] = LIBEDIT
     replies = conversation(folder, "the\ncat\n\nsat", "a b\nc", "dog")
-    terminal = Terminal([*EDITORS[editor], *command(folder)[3:]], **environment)
+    terminal = Terminal([*EDITORS[editor], *command(folder)[len(MODULE) :]], editor == "libedit", **environment)
     terminal.say(PASTE % b"the\rcat\r\rsat" + b"\n")
     terminal.say(b"a " + PASTE % b"b\rc" + b"\n")
     terminal.say(b"dog\n")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import tiny
-from commands import baize
+from commands import baize, forked_baize
 
 from baize_engine import Engine, SamplingParams
 
@@ -24,7 +24,7 @@ def test_quantize_writes_a_model_that_loads_and_is_refused_twice(tmp_path: Path)
         assert saved.generate(prompt, params)[0].token_ids == packed.generate(prompt, params)[0].token_ids
     kept = sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir())
     for arguments in (("--path", base, "--path_quantized", out), ("--path", out, "--path_quantized", tmp_path / "two")):
-        again = baize("quantize", *arguments)
+        again = forked_baize("quantize", *arguments)
         assert again.returncode == 1
         assert again.stderr.startswith("baize: ")
     assert sorted((path.name, path.stat().st_mtime_ns) for path in out.iterdir()) == kept

@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
+from tempfile import TemporaryFile
 
-BAIZE = [sys.executable, "-m", "baize_engine"]
+from commands import MODULE
+from forked import Forked
 
 
 def test_two_polite_kills_in_a_row_show_no_traceback(folder: Path) -> None:
     """Wherever the second comes while the process ends because of the first."""
     for wait in range(6):
-        child = subprocess.Popen(
-            [*BAIZE, "chat", str(folder), "--device", "cpu", "--max_new_tokens", "4"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        assert child.stdin is not None
-        assert child.stdout is not None
-        child.stdin.write(b"hello\n")
-        child.stdin.flush()
-        child.stdout.readline()
-        child.send_signal(signal.SIGTERM)
-        for _ in range(10**wait):  # some nanoseconds to some milliseconds
-            pass
-        child.send_signal(signal.SIGTERM)
-        _, err = child.communicate(timeout=120)
-        assert b"Traceback" not in err
+        (given, giving), (answers, answering) = os.pipe(), os.pipe()
+        with open(giving, "wb", 0) as stdin, open(answers, "rb") as stdout, TemporaryFile() as stderr:
+            chat = [*MODULE, "chat", folder, "--device", "cpu", "--max_new_tokens", "4"]
+            child = Forked(chat, {0: given, 1: answering, 2: stderr.fileno()})
+            os.close(given)
+            os.close(answering)
+            stdin.write(b"hello\n")
+            stdout.readline()
+            child.send_signal(signal.SIGTERM)
+            for _ in range(10**wait):  # some nanoseconds to some milliseconds
+                pass
+            child.send_signal(signal.SIGTERM)
+            stdin.close()  # a signal right before a read is seen after it
+            child.wait(120)
+            stderr.seek(0)
+            assert b"Traceback" not in stderr.read()
         assert child.returncode == 130

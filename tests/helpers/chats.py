@@ -10,18 +10,23 @@ import sys
 import time
 from pathlib import Path
 
+import forked
+from commands import MODULE
+from forked import Forked
+
 from baize_engine import Engine, SamplingParams
 
 FEW = SamplingParams(max_new_tokens=4, ignore_eos=True)
 
 
 def command(model: Path, *more: str) -> list[str]:
+    """What follows `python`."""
     options = ["--device", "cpu", "--threads", "1", "--max_new_tokens", "4", "--ignore_eos"]
-    return [sys.executable, "-m", "baize_engine", "chat", str(model), *options, *more]
+    return [*MODULE, "chat", str(model), *options, *more]
 
 
 def piped(model: Path, content: bytes, *more: str) -> tuple[int, str, list[str]]:
-    done = subprocess.run(command(model, *more), input=content, capture_output=True, timeout=300, check=False)
+    done = forked.run(command(model, *more), content)
     return done.returncode, done.stdout.decode(), done.stderr.decode().splitlines()
 
 
@@ -40,10 +45,22 @@ def conversation(model: Path, *said: str) -> list[str]:
 class Terminal:
     """A chat in a terminal of its own."""
 
-    def __init__(self, arguments: list[str], **environment: str) -> None:
+    def __init__(self, arguments: list[str], real: bool = False, **environment: str) -> None:
+        """`python` with these arguments, as a process of the fork server or a real one."""
         self.ours, theirs = pty.openpty()
-        given = {"stdin": theirs, "stdout": theirs, "stderr": theirs, "close_fds": True, "start_new_session": True}
-        self.child = subprocess.Popen(arguments, **given, env={**os.environ, "TERM": "xterm", **environment})  # type: ignore[call-overload]
+        env = {**os.environ, "TERM": "xterm", **environment}
+        self.child: Forked | subprocess.Popen[bytes]
+        if real:
+            self.child = subprocess.Popen(
+                [sys.executable, *arguments],
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                env=env,
+                start_new_session=True,
+            )
+        else:
+            self.child = Forked(arguments, dict.fromkeys(range(3), theirs), env=env, start_new_session=True)
         os.close(theirs)
         self.before, self.shown = b"", b""
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import forked
+
 from baize_engine.cli import main
 
 
@@ -23,6 +25,15 @@ def generate(folder: Path, *arguments: object) -> int:
     return main(["generate", str(folder), "--device", "cpu", *map(str, arguments)])
 
 
+MODULE = ["-m", "baize_engine"]
+
+
 def baize(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "baize_engine", *map(str, arguments)]
+    command = [sys.executable, *MODULE, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
+
+
+def forked_baize(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The same without the second that it takes to import torch (fork_server.py)."""
+    done = forked.run([*MODULE, *arguments], timeout=120)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())
