@@ -131,7 +131,8 @@ def rewritten(refused: pytest.ExceptionInfo[CheckpointError], folder: Path, old:
     program = str(refused.value).split('python -c "')[1].removesuffix('"').replace("OLD", old).replace("NEW", "new")
     for placeholder, key in keys.items():
         program = program.replace(placeholder, key)
-    assert forked.run(["-c", program], cwd=folder).returncode == 0
+    done = forked.run(["-c", program], cwd=folder)
+    assert done.returncode == 0, done.stderr.decode()
     return folder / "new"
 
 

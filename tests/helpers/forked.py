@@ -21,7 +21,7 @@ from tempfile import TemporaryFile
 import fork_server
 from fork_server import NUMBER, Order
 
-READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "GOMP_", "MKL_", "OPENBLAS_", "TORCH")
+READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "GOMP_", "MKL_", "OPENBLAS_")
 
 
 def at_start(environment: Mapping[str, str]) -> dict[str, str]:
