@@ -26,9 +26,9 @@ from baize_engine.model.config import ModelConfig
 
 # bench_kernels.py in Triton's interpreter, without what slows that down, on a short prompt and timing one call of an op
 INTERPRETED = """
-import sys, bench_kernels, interpreter
+import sys, bench_kernels, quick_interpreter
 from common import measure
-interpreter.patch_once()
+quick_interpreter.quicken()
 bench_kernels.GPU_PROMPT = 64
 bench_kernels.cpu_spread = lambda work, joined, spent: measure(joined(work[:1])[0], 1, 0)
 sys.exit(bench_kernels.main())

@@ -51,12 +51,13 @@ def interpreter() -> Iterator[Interpreter]:
 def _ready() -> None:
     import torch
     import triton
+    from quick_interpreter import quicken
 
     torch.set_num_threads(1)
     if not triton.knobs.runtime.interpret:
         raise RuntimeError("the child process does not interpret")
     _mend()
-    patch_once()
+    quicken()
 
 
 def _mend() -> None:
@@ -96,24 +97,6 @@ def _mend() -> None:
     InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
     for name in ("create_fp_ext", "create_fp_trunc", "create_si_to_fp", "create_ui_to_fp", "create_int_cast"):
         setattr(InterpreterBuilder, name, lambda self, src, dst_type, *_: cast_impl(self, src, dst_type))
-
-
-def patch_once() -> None:
-    """triton.language stays patched. The interpreter patches all of it for each launch and for each call of a device function,
-    which is half of its time; this process has no other use for it."""
-    from types import SimpleNamespace
-
-    from triton.runtime import interpreter
-
-    patch, patched = interpreter._patch_lang, set()
-
-    def patch_for(fn: Any) -> Any:
-        if fn.__module__ not in patched:  # it is by a function's globals that the interpreter finds what to patch
-            patch(fn)
-            patched.add(fn.__module__)
-        return SimpleNamespace(restore=lambda: None)
-
-    interpreter._patch_lang = patch_for
 
 
 def _call(module: str, function: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, tuple[Any, ...]]:
