@@ -18,6 +18,7 @@ def quicken() -> None:
     keep_numpy_types()
     keep_shapes()
     forgo_unread_sums()
+    leave_equal_shapes()
 
 
 def patch_language_once() -> None:
@@ -36,6 +37,17 @@ def patch_language_once() -> None:
 def forgo_unread_sums() -> None:
     """Each sum and product of integers is computed in int64 too, for an assertion that is made in Triton's debug mode alone."""
     TritonSemantic.binary_op_sanitize_overflow_impl = lambda *_: None
+
+
+def leave_equal_shapes() -> None:
+    """Operands of one shape need not be brought to one."""
+    broadcast = TritonSemantic.broadcast_impl_value
+
+    def broadcast_impl_value(self: Any, left: Any, right: Any) -> Any:
+        shapes = [list(each.type.shape) if each.type.is_block() else None for each in (left, right)]
+        return (left, right) if shapes[0] == shapes[1] else broadcast(self, left, right)
+
+    TritonSemantic.broadcast_impl_value = broadcast_impl_value
 
 
 def keep_numpy_types() -> None:
