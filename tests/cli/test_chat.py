@@ -92,7 +92,10 @@ def test_commands_are_done_and_words_that_are_none_are_told(folder: Path) -> Non
 
 
 def asleep(pid: int) -> None:
-    """Returns once it waits for a key: a signal that comes right before is seen with the next one, as in all Python."""
+    """Returns once it waits for a key: a signal that comes right before is seen with the next one, as in all Python.
+
+    A poll, as nothing tells when another process falls asleep, and the prompt is shown before it does.
+    """
     deadline = time.monotonic() + 120
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
         assert time.monotonic() < deadline

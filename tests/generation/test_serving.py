@@ -7,7 +7,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from events import until
+from events import Door, Queue
 from fake_engine import all_free
 from pausing import LONG, held_blocks, in_threads, pausing
 
@@ -81,10 +81,14 @@ def test_close_in_another_thread_ends_what_is_under_way_and_what_waits() -> None
     with ThreadPoolExecutor(3) as pool:
         working = pool.submit(engine.generate, [1, 5], LONG)
         assert at_work.wait(60)
+        turns = engine._serving._turns
+        door = turns._door = Door()
         waiting = pool.submit(engine.generate, [1, 6], LONG)
-        until(lambda: engine._serving._turns._door.locked())
+        door.wait()
+        ends = turns._pending = Queue()
         closing = pool.submit(engine.close)
-        until(lambda: engine._serving._turns._closed)
+        ends.wait(1)  # and so it is closed to all others
+        assert turns._closed
         go_on.set()
         closing.result(60)
         assert engine._serving._loop is None
@@ -170,8 +174,9 @@ def test_calls_of_several_threads_share_the_steps() -> None:
     with ThreadPoolExecutor(4) as pool:
         runs = [pool.submit(engine.generate, [1, 5], LONG)]
         assert first.wait(60)
+        arriving = engine._serving._arriving = Queue()
         runs += [pool.submit(engine.generate, [1, 5 + n], LONG) for n in (1, 2, 3)]
-        until(lambda: len(engine._serving._arriving) == 3)
+        arriving.wait(3)
         decoder.at_step = None
         go_on.set()
         assert [run.result(60)[0].token_ids for run in runs] == wanted

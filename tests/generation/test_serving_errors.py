@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from events import until
+from events import Queue
 from fake_engine import all_free
 from pausing import LONG, fail_once, join_driver, pausing
 
@@ -253,8 +253,9 @@ def test_an_error_while_calls_join_the_loop_loses_none(monkeypatch: pytest.Monke
     with ThreadPoolExecutor(3) as pool:
         runs = [pool.submit(engine.generate, [1, 5], LONG)]
         assert first.wait(60)
+        arriving = engine._serving._arriving = Queue()
         runs += [pool.submit(engine.generate, [1, 5], LONG) for _ in range(2)]
-        until(lambda: len(engine._serving._arriving) == 2)
+        arriving.wait(2)
         monkeypatch.setattr(engine._serving.loop, "add", fail)
         go_on.set()
         found = [run.exception(60) or run.result() for run in runs]
