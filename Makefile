@@ -50,7 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/standard.py --preset $(PRESET) $(if $(JSON),--json $(JSON))
 
 # Torch comes by the constraints file; the package is installed editable, so that a change in Python needs no reinstall.
-$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/*)
+$(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/* csrc/*/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt torch triton
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint]'

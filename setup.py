@@ -58,8 +58,9 @@ def openmp_flag() -> list[str]:
 flags = openmp_flag()
 extension = Pybind11Extension(
     "baize_engine._C",
-    sorted(glob("csrc/*.cpp")),
-    depends=sorted([*glob("csrc/*.h"), *glob("csrc/*.inc")]),
+    sorted(glob("csrc/**/*.cpp", recursive=True)),
+    depends=sorted(glob("csrc/**/*.h", recursive=True)),
+    include_dirs=["."],  # headers of one name lie in csrc/ and csrc/generic/, so that includes say which
     cxx_std=17,
     # -ffp-contract=off: an a*b+c must not become a fused multiply-add on one machine and not on another.
     extra_compile_args=["-O3", "-fvisibility=hidden", "-ffp-contract=off", "-Wall", "-Wextra", *flags],

@@ -12,19 +12,23 @@ CHUNK: int
 LANES: int
 """float64 accumulators per chunk (1024)."""
 
-def diff_add_variants() -> list[str]:
-    """Names of the variants in this build, best first; "scalar" is the last."""
+class Implementation:
+    """The kernels of one instruction set. Functions take its name as `variant`."""
 
-def why_not(variant: str) -> str | None:
-    """None if this processor can run `variant` of diff_add, else the reason."""
+    @property
+    def name(self) -> str: ...
+    def why_not(self) -> str | None:
+        """None if this processor can run it, else the reason."""
+
+def implementations() -> list[Implementation]:
+    """Those of this build, best first; "scalar", which every processor runs, is the last. All give the same bits, but for
+    products with `int8_activations`, whose rounding of activations is the instruction set's own.
+    """
 
 def diff_add(
-    base: Buffer,
-    base_dtype: str,
-    diff: Buffer,
-    diff_dtype: str,
-    out: Buffer,
-    out_dtype: str,
+    base: tuple[Buffer, str],
+    diff: tuple[Buffer, str],
+    out: tuple[Buffer, str],
     *,
     variant: str,
     threads: int = 1,
@@ -32,7 +36,7 @@ def diff_add(
 ) -> tuple[list[float], int, int]:
     """out = float32(diff) + float32(base), or diff - base with `subtract`, rounded once to nearest even.
 
-    All three buffers hold the same number of elements; `out` is writable and overlaps neither input. Every NaN becomes the
+    Each operand is a buffer with its dtype. All three buffers hold the same number of elements; `out` is writable and overlaps neither input. Every NaN becomes the
     canonical positive quiet NaN. Returns the sum of each chunk of CHUNK elements before rounding, the number of finite
     results that rounding made infinite, and the number of results that were NaN or infinite before it. The contract, with
     the order of the sums, is `diff_add` of kernels/reference.py; results depend neither on `variant` nor on `threads` (1 to
@@ -40,26 +44,18 @@ def diff_add(
     """
 
 def diff_add_files(
-    base: int,
-    base_offset: int,
-    base_dtype: str,
-    base_name: str,
-    diff: int,
-    diff_offset: int,
-    diff_dtype: str,
-    diff_name: str,
-    out: Buffer,
-    out_dtype: str,
+    base: tuple[int, int, str, str],
+    diff: tuple[int, int, str, str],
+    out: tuple[Buffer, str],
     *,
     variant: str,
     subtract: bool = False,
 ) -> tuple[list[float], int, int] | None:
     """`diff_add` on the calling thread over ranges of two open files, as many elements as `out` holds.
 
-    `base` and `diff` are file descriptors, read from byte `base_offset` and `diff_offset` on. Reading and adding a chunk at a
-    time keeps what was read in the processor's cache, which suits files in the page cache. Returns None if a file ends too
-    early. OSError, with `base_name` or `diff_name` as its filename, if the system cannot read one. Either leaves `out`
-    partly filled.
+    `base` and `diff`: a file descriptor, the byte to read from on, the dtype, and the file's name. Reading and adding a chunk
+    at a time keeps what was read in the processor's cache, which suits files in the page cache. Returns None if a file ends
+    too early. OSError, with the name as its filename, if the system cannot read one. Either leaves `out` partly filled.
     """
 
 def add_rows(acc: Buffer, rows: Buffer, dtype: str) -> None:
@@ -70,12 +66,6 @@ def widen(src: Buffer, dtype: str, out: Buffer, *, variant: str | None = None) -
 
     `variant` as in diff_add; None takes the best one for this processor. All give equal bits.
     """
-
-def decoder_variants() -> list[str]:
-    """Names of the decoder's variants in this build, best first; "scalar" is the last."""
-
-def decoder_why_not(variant: str) -> str | None:
-    """None if this processor can run `variant` of the decoder, else the reason."""
 
 class Matrix:
     """A matrix (rows, columns) by address, in the layout that kernels/quantized.py defines.

@@ -34,8 +34,8 @@ COMBINATIONS = [
 def cpp(variant: str, threads: int, base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor) -> Callable[[], Any]:
     views: list[Any] = [tensor.view(torch.uint8).numpy() for tensor in (base, diff, out)]
     names: list[Any] = [str(tensor.dtype).removeprefix("torch.") for tensor in (base, diff, out)]
-    flat = [word for pair in zip(views, names, strict=True) for word in pair]
-    return lambda: _C.diff_add(*flat, variant=variant, threads=threads)
+    operands = list(zip(views, names, strict=True))
+    return lambda: _C.diff_add(*operands, variant=variant, threads=threads)
 
 
 def check(name: str, types: tuple[str, ...], out: torch.Tensor, wanted: torch.Tensor, stats: Any, made: Any) -> None:
@@ -66,7 +66,7 @@ def said(types: tuple[str, ...]) -> str:
 def cpu_rows(report: Report, count: int, runs: int) -> None:
     most = torch.get_num_threads()
     ceilings = {threads: memory_bandwidth(threads)["copy"] for threads in {1, most}}
-    able = [variant for variant in _C.diff_add_variants() if _C.why_not(variant) is None]
+    able = [row.name for row in _C.implementations() if row.why_not() is None]
     for types in COMBINATIONS:
         base, diff, out = tensors(types, count, "cpu")
         forms = [(f"cpp-{v}", t, cpp(v, t, base, diff, out)) for v in able for t in sorted(ceilings)]

@@ -4,8 +4,9 @@
 #include <cerrno>
 #include <memory>
 
-#include "diff_add.h"
-#include "float_state.h"
+#include "csrc/diff_add.h"
+#include "csrc/float_state.h"
+#include "csrc/implementation.h"
 
 namespace baize {
 
@@ -34,17 +35,21 @@ std::optional<Unread> read_all(const FileOperand& from, size_t first, size_t cou
 
 }  // namespace
 
-std::optional<Unread> diff_add_files(const Variant& variant, const FileOperand& base, const FileOperand& diff, Target out,
-                                     size_t count, bool subtract, double* chunk_sums, Counts& counts) {
-    thread_local const std::unique_ptr<Room> left(new Room), right(new Room);  // fresh memory in each call would be slow
-    for (size_t first = 0; first < count; first += kChunk) {
-        const size_t size = std::min(kChunk, count - first);
-        if (auto unread = read_all(base, first, size, left->bytes)) return unread;
-        if (auto unread = read_all(diff, first, size, right->bytes)) return unread;
+std::optional<Unread> diff_add_files(const Implementation& by, const FileAddition& what, double* chunk_sums,
+                                     Counts& counts) {
+    // Fresh memory in each call would be slow.
+    thread_local const std::unique_ptr<Room> left(new Room), right(new Room);
+    for (size_t first = 0; first < what.count; first += kChunk) {
+        const size_t size = std::min(kChunk, what.count - first);
+        if (auto unread = read_all(what.base, first, size, left->bytes)) return unread;
+        if (auto unread = read_all(what.diff, first, size, right->bytes)) return unread;
+        const Addition chunk{{left->bytes, what.base.dtype},
+                             {right->bytes, what.diff.dtype},
+                             what.out.from(first),
+                             size,
+                             what.subtract};
         const DefaultFloatState state;
-        chunk_sums[first / kChunk] = variant.chunk({left->bytes, base.dtype}, {right->bytes, diff.dtype},
-                                                   {out.data + first * itemsize(out.dtype), out.dtype}, size, subtract,
-                                                   counts);
+        chunk_sums[first / kChunk] = by.add_chunk(chunk, counts);
     }
     return std::nullopt;
 }

@@ -1,16 +1,37 @@
-// Element types, and conversion of single elements to and from float32.
+// Element types, elements in memory, and conversion of single ones to and from float32.
 #pragma once
 
 #include <cstddef>
 #include <cstring>
 
-#include "half.h"
+#include "csrc/half.h"
 
 namespace baize {
 
 enum class Dtype { float32, float16, bfloat16 };
 
 constexpr size_t itemsize(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+// Elements that are read, and those that are written; at any address.
+struct Operand {
+    const uint8_t* data;
+    Dtype dtype;
+
+    Operand from(size_t element) const { return {data + element * itemsize(dtype), dtype}; }
+};
+
+struct Target {
+    uint8_t* data;
+    Dtype dtype;
+
+    Target from(size_t element) const { return {data + element * itemsize(dtype), dtype}; }
+};
+
+struct ElementKernels {
+    // Exact, to any address; only a signalling float16 NaN changes: it becomes quiet.
+    void (*widen)(Operand values, size_t count, void* floats);
+    void (*narrow)(const float* values, size_t count, Target to);  // to nearest, ties to even
+};
 
 template <Dtype D>
 inline float load_one(const uint8_t* at) {

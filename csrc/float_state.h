@@ -1,4 +1,5 @@
-// Sets default rounding and kept denormals for a scope, because torch.set_flush_denormal and others change the thread's state.
+// Sets default rounding and kept denormals for a scope, because torch.set_flush_denormal and others change
+// the thread's state.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +19,8 @@ class DefaultFloatState {
 
    private:
 #if defined(__x86_64__)
-    static constexpr uint64_t kDefault = 0x1f80;  // MXCSR: nearest even, denormals kept, all exceptions masked
+    // MXCSR: nearest even, denormals kept, all exceptions masked.
+    static constexpr uint64_t kDefault = 0x1f80;
     static uint64_t get() { return _mm_getcsr(); }
     static void set(uint64_t state) { _mm_setcsr(unsigned(state)); }
 #elif defined(__aarch64__)

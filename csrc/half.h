@@ -1,5 +1,5 @@
-// Scalar conversions between float32 and the 16-bit types: the definition that every vector variant must match.
-// Integer arithmetic only, so the caller's rounding mode and denormal flushing do not matter.
+// Scalar conversions between float32 and the 16-bit types: the definition that every vector variant must
+// match. Integer arithmetic only, so the caller's rounding mode and denormal flushing do not matter.
 #pragma once
 
 #include <cstdint>
@@ -42,12 +42,12 @@ inline uint16_t float_to_half(float value) {
     const uint32_t magnitude = bits & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return 0x7e00u;
     if (magnitude >= 0x477ff000u) return uint16_t(sign | 0x7c00u);  // 65520 and above
-    if (magnitude >= 0x38800000u) {                                 // 2^-14 and above: normal
+    if (magnitude >= 0x38800000u) {  // 2^-14 and above: normal
         const uint32_t rounded = magnitude + 0xfffu + (magnitude >> 13 & 1u);
         return uint16_t(sign | ((rounded >> 13) - (112u << 10)));
     }
     if (magnitude < 0x33000000u) return uint16_t(sign);  // below 2^-25, half the smallest subnormal
-    const uint32_t shift = 126 - (magnitude >> 23);      // 14..24 bits below the result's last
+    const uint32_t shift = 126 - (magnitude >> 23);  // 14..24 bits below the result's last
     const uint32_t mantissa = (magnitude & 0x7fffffu) | 0x800000u;
     const uint32_t kept = mantissa >> shift, rest = mantissa & ((1u << shift) - 1), tie = 1u << (shift - 1);
     return uint16_t(sign | (kept + (rest > tie || (rest == tie && (kept & 1u)))));

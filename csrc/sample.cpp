@@ -1,6 +1,7 @@
-// Sampling without a sort: top_k, top_p and min_p each keep the logits above a threshold, which is found by counting in
-// buckets, and again in the bucket where it lies. Blocks of kBestBlock logits whose greatest is below it are skipped.
-#include "sample.h"
+// Sampling without a sort: top_k, top_p and min_p each keep the logits above a threshold, which is found by
+// counting in buckets, and again in the bucket where it lies. Blocks of kBestBlock logits whose greatest is
+// below it are skipped.
+#include "csrc/sample.h"
 
 #include <algorithm>
 #include <cfloat>
@@ -15,8 +16,8 @@ namespace {
 
 constexpr size_t kFew = 24;  // so few values are sorted, not counted
 
-// The greatest t such that the values x >= t have a total weight of `wanted`; the smallest value if all together have less.
-// Without `weights` each value weighs 1. Destroys x and weights.
+// The greatest t such that the values x >= t have a total weight of `wanted`; the smallest value if all
+// together have less. Without `weights` each value weighs 1. Destroys x and weights.
 float reach(float* x, double* weights, size_t count, double wanted) {
     constexpr size_t buckets = 256;
     double above = 0.0;  // weight of the values above those that are left
@@ -25,7 +26,9 @@ float reach(float* x, double* weights, size_t count, double wanted) {
         const double low = *least, range = double(*greatest) - low;
         if (range == 0.0) break;
         const double scale = double(buckets - 1) / range;
-        const auto bucket = [=](float value) { return std::min(buckets - 1, size_t((double(value) - low) * scale)); };
+        const auto bucket = [=](float value) {
+            return std::min(buckets - 1, size_t((double(value) - low) * scale));
+        };
         double sums[buckets] = {};
         for (size_t i = 0; i < count; ++i) sums[bucket(x[i])] += weights ? weights[i] : 1.0;
         size_t here = buckets - 1;
@@ -61,7 +64,7 @@ float reach(float* x, double* weights, size_t count, double wanted) {
 
 // A row while its token is chosen. `greatest`: the greatest logit of each block, scaled.
 struct Row {
-    const SampleLoops& loops;
+    const SampleKernels& kernels;
     const float* logits;
     size_t vocabulary, blocks;
     float temperature, top;
@@ -70,7 +73,7 @@ struct Row {
     // Writes a block's logits divided by the temperature; returns their number.
     size_t scaled(size_t block, float* x) const {
         const size_t begin = block * kBestBlock, count = std::min(kBestBlock, vocabulary - begin);
-        loops.scale(logits + begin, count, temperature, x);
+        kernels.scale(logits + begin, count, temperature, x);
         return count;
     }
 
@@ -93,7 +96,7 @@ struct Row {
     double mass(float* x) const {
         double total = 0.0;
         for (size_t block = 0; block < blocks; ++block)
-            if (greatest[block] > top - 25.0f) total += loops.weigh(x, scaled(block, x), top, nullptr);
+            if (greatest[block] > top - 25.0f) total += kernels.weigh(x, scaled(block, x), top, nullptr);
         return total;
     }
 };
@@ -103,7 +106,8 @@ float threshold(const Row& row, int64_t top_k, float top_p, float min_p, float* 
     float floor = -FLT_MAX;
     size_t count = 0;  // values in x, if it holds the logits of at least the floor
     if (top_k > 0 && size_t(top_k) < row.vocabulary) {
-        if (size_t(top_k) <= row.blocks) {  // top_k blocks with a greatest of at least t have top_k logits of at least t
+        // top_k blocks with a greatest of at least t have top_k logits of at least t.
+        if (size_t(top_k) <= row.blocks) {
             std::memcpy(x, row.greatest, row.blocks * sizeof(float));
             floor = reach(x, nullptr, row.blocks, double(top_k));
         }
@@ -119,13 +123,13 @@ float threshold(const Row& row, int64_t top_k, float top_p, float min_p, float* 
     if (top_p < 1.0f) {
         double total;
         if (count) {
-            total = row.loops.weigh(x, count, row.top, weights);
+            total = row.kernels.weigh(x, count, row.top, weights);
         } else {
             total = row.mass(x);
             // Logits below this floor, however many, together weigh less than what top_p leaves out.
             const double rest = std::max(total - double(top_p) * total, 1e-30) / double(row.vocabulary);
             count = row.gather(float(double(row.top) + std::log(rest) - 0.001), x);
-            row.loops.weigh(x, count, row.top, weights);
+            row.kernels.weigh(x, count, row.top, weights);
         }
         floor = std::max(floor, reach(x, weights, count, double(top_p) * total));
     }
@@ -142,17 +146,12 @@ double noise(uint32_t bits) { return -std::log(-std::log((double(bits) + 0.5) * 
 
 }  // namespace
 
-const SampleLoops& sample_loops(const char* variant) {
-    static const SampleLoops scalar = scalar_sample_loops(), avx2 = avx2_sample_loops();
-    return std::strcmp(variant, "scalar") == 0 || !avx2.weigh ? scalar : avx2;
-}
-
 size_t sample_scratch(const Sample& what) {
     const size_t whole = what.blocks() * kBestBlock;
     return (what.blocks() + 15) / 16 * 16 + whole + whole * sizeof(double) / sizeof(float);
 }
 
-void sample(const Sample& what, const SampleLoops& loops, size_t n, float* scratch) {
+void sample(const Sample& what, const SampleKernels& kernels, size_t n, float* scratch) {
     const size_t blocks = what.blocks(), whole = blocks * kBestBlock;
     const float* logits = what.logits + n * what.vocabulary;
     float *greatest = scratch, *x = scratch + (blocks + 15) / 16 * 16;
@@ -165,21 +164,22 @@ void sample(const Sample& what, const SampleLoops& loops, size_t n, float* scrat
             greatest[block] = logits[id < 0 ? 0 : id] + 0.0f;
         }
     } else {
-        finite = loops.maxima(logits, what.vocabulary, greatest);
+        finite = kernels.maxima(logits, what.vocabulary, greatest);
     }
     what.out[n] = -1;
     if (!finite) return;
     const size_t first = size_t(std::max_element(greatest, greatest + blocks) - greatest);
-    const size_t best = size_t(std::find(logits + first * kBestBlock, logits + what.vocabulary, greatest[first]) - logits);
+    const size_t best =
+        size_t(std::find(logits + first * kBestBlock, logits + what.vocabulary, greatest[first]) - logits);
     const float temperature = what.temperature[n];
     if (!(temperature > 0.0f)) {
         what.out[n] = int64_t(best);
         return;
     }
-    loops.scale(greatest, blocks, temperature, greatest);
+    kernels.scale(greatest, blocks, temperature, greatest);
     const float top = greatest[first];
     if (!(std::abs(logits[best] / temperature) <= FLT_MAX)) return;
-    const Row row{loops, logits, what.vocabulary, blocks, temperature, top, greatest};
+    const Row row{kernels, logits, what.vocabulary, blocks, temperature, top, greatest};
     const float floor = threshold(row, what.top_k[n], what.top_p[n], what.min_p[n], x, weights);
 
     uint32_t hash = mix(uint32_t(what.seeds[n]) ^ 0x9e3779b9u);
@@ -192,11 +192,12 @@ void sample(const Sample& what, const SampleLoops& loops, size_t n, float* scrat
     uint32_t bits[kBestBlock];
     for (size_t block = 0; block < blocks; ++block) {
         if (greatest[block] < floor) continue;
-        // For x - log(-log(u)) > highest, -log(u) must be below exp(x - highest), and so 1 - u, which is less: u is near 1.
+        // For x - log(-log(u)) > highest, -log(u) must be below exp(x - highest), and so 1 - u, which is
+        // less: u is near 1.
         const double missing = std::exp(double(greatest[block]) - highest) * 0x1.0001p23;
         if (missing < 0.5) continue;
         const uint32_t limit = missing < double(1 << 23) ? uint32_t((1 << 23) - missing - 0.5) : 0;
-        if (!loops.draw(hash, uint32_t(block * kBestBlock), limit, bits)) continue;
+        if (!kernels.draw(hash, uint32_t(block * kBestBlock), limit, bits)) continue;
         const size_t count = row.scaled(block, x);
         for (size_t i = 0; i < count; ++i) {
             if (bits[i] < limit || x[i] < floor) continue;
@@ -219,11 +220,13 @@ void advance(const Advance& what, size_t n) {
     if (what.left[n] == 0) return;
     const int64_t place = what.positions[n] + 1, number = place / what.block;
     if (place < 0 || size_t(number) >= what.table_stride)
-        throw std::out_of_range("position " + std::to_string(place) + " of row " + std::to_string(n) + " is in block " +
-                                std::to_string(number) + ", and its table has " + std::to_string(what.table_stride));
+        throw std::out_of_range("position " + std::to_string(place) + " of row " + std::to_string(n) +
+                                " is in block " + std::to_string(number) + ", and its table has " +
+                                std::to_string(what.table_stride));
     what.ids[n] = token;
     what.positions[n] = place;
-    what.slots[n] = int64_t(what.tables[n * what.table_stride + size_t(number)]) * what.block + place % what.block;
+    what.slots[n] =
+        int64_t(what.tables[n * what.table_stride + size_t(number)]) * what.block + place % what.block;
     what.lens[n] = int32_t(place + 1);
 }
 

@@ -14,7 +14,8 @@ inline uint32_t mix(uint32_t x) {  // `mix` of kernels/reference.py
     return x ^ (x >> 16);
 }
 
-// Arguments of `sample`, one value for each row. The positions are in `narrow` (int32) unless it is null, else in `positions`.
+// Arguments of `sample`, one value for each row. The positions are in `narrow` (int32) unless it is null,
+// else in `positions`.
 struct Sample {
     const float* logits;  // (rows, vocabulary)
     const int32_t* best;  // (rows, blocks), as `head` leaves it; or null
@@ -43,22 +44,20 @@ struct Advance {
 };
 
 // Loops over a vocabulary, for one instruction set; all give the same bits.
-struct SampleLoops {
+struct SampleKernels {
     // Writes the greatest logit of each block, -0 as 0; returns false if a logit is not finite.
     bool (*maxima)(const float* logits, size_t size, float* greatest);
     void (*scale)(const float* logits, size_t size, float temperature, float* scaled);  // at least -FLT_MAX
-    // Writes the weights exp(x - top), rounded to multiples of 2^-34, of which 2^19 add up exactly; returns their sum.
+    // Writes the weights exp(x - top), rounded to multiples of 2^-34, of which 2^19 add up exactly; returns
+    // their sum.
     double (*weigh)(const float* x, size_t size, double top, double* weights);
-    // Writes the 23 random bits of each of kBestBlock ids from `first` on; returns whether any is at least `limit`.
+    // Writes the 23 random bits of each of kBestBlock ids from `first` on; returns whether any is at least
+    // `limit`.
     bool (*draw)(uint32_t row_hash, uint32_t first, uint32_t limit, uint32_t* bits);
 };
 
-SampleLoops scalar_sample_loops();
-SampleLoops avx2_sample_loops();  // functions are nullptr if the build's architecture lacks it
-const SampleLoops& sample_loops(const char* variant);  // the loops for a variant of the decoder
-
 size_t sample_scratch(const Sample&);  // floats of scratch memory, to be aligned to 64 bytes
-void sample(const Sample&, const SampleLoops&, size_t row, float* scratch);
+void sample(const Sample&, const SampleKernels&, size_t row, float* scratch);
 void advance(const Advance&, size_t row);  // std::out_of_range if a row has no block for its next position
 
 }  // namespace baize

@@ -57,13 +57,13 @@ class CppAdder(Adder):
     def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         from baize_engine import _C
 
-        return _C.diff_add(*base, *other, *out, variant=self._variant, threads=1, subtract=subtract)
+        return _C.diff_add(base, other, out, variant=self._variant, threads=1, subtract=subtract)
 
     def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
         from baize_engine import _C
 
         try:
-            return _C.diff_add_files(*base, *other, *out, variant=self._variant, subtract=subtract)
+            return _C.diff_add_files(base, other, out, variant=self._variant, subtract=subtract)
         except OSError as error:
             with reading(error.filename):
                 raise

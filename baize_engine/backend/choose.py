@@ -16,6 +16,7 @@ from baize_engine.backend.devices import resolve_device
 from baize_engine.errors import BackendError
 
 if TYPE_CHECKING:
+    from baize_engine import _C
     from baize_engine.backend.adders import Adder
     from baize_engine.backend.plan_ops import PlanOp
     from baize_engine.kernels.quantized import Int4Weight, Int8Weight
@@ -162,11 +163,11 @@ def table(op: str) -> tuple[Implementation, ...]:
     if op == "diff_add":
         return _diff_add_rows()
     if op == "quantize":
-        return (*_cpp_decoder_rows(op), _torch_row(op))
+        return (*_cpp_rows(op), _torch_row(op))
     if op in DECODER_OPS:
         return (
             Implementation("triton", _no_triton_decoder, lambda device: _triton(op, device)),
-            *_cpp_decoder_rows(op),
+            *_cpp_rows(op),
             _torch_row(op),
         )
     raise BackendError(f"unknown op {op!r}, wanted one of {', '.join(OPS)}")
@@ -192,53 +193,32 @@ def _forced(op: str) -> str | None:
 
 
 def _diff_add_rows() -> tuple[Implementation, ...]:
-    def cpp(variant: str) -> Implementation:
-        return Implementation(
-            f"cpp-{variant}", lambda device: _no_cpp(device, variant), lambda device: _cpp_adder(variant)
-        )
-
     return (
         Implementation("triton", _no_triton, _cuda_adder),
-        *(cpp(variant) for variant in _cpp_variants()),
+        *_cpp_rows("diff_add"),
         Implementation("torch", lambda device: _no_torch(device) or _only_cpu(device), lambda device: _torch_adder()),
     )
 
 
-def _cpp_decoder_rows(op: str) -> list[Implementation]:
-    def cpp(variant: str) -> Implementation:
+def _cpp_rows(op: str) -> list[Implementation]:
+    """One for each instruction set of the C++ kernels, in the order of their own table."""
+
+    def cpp(of: _C.Implementation) -> Implementation:
         return Implementation(
-            f"cpp-{variant}",
-            lambda device: _no_cpp_decoder(device, variant),
-            lambda device: _native(op, variant),
+            f"cpp-{of.name}", lambda device: _only_cpu(device) or of.why_not(), lambda device: _native(op, of.name)
         )
 
-    from baize_engine import _C
+    from baize_engine._C import implementations
 
-    return [cpp(variant) for variant in _C.decoder_variants()]
-
-
-def _no_cpp_decoder(device: str, variant: str) -> str | None:
-    from baize_engine import _C
-
-    return _only_cpu(device) or _C.decoder_why_not(variant)
+    return [cpp(of) for of in implementations()]
 
 
 def _native(op: str, variant: str) -> Callable[..., Any]:
+    if op == "diff_add":
+        return _cpp_adder(variant)
     from baize_engine.backend import cpp_ops
 
     return cpp_ops.quantizer(variant) if op == "quantize" else cpp_ops.op(op, variant)
-
-
-def _cpp_variants() -> list[str]:
-    from baize_engine import _C
-
-    return _C.diff_add_variants()
-
-
-def _no_cpp(device: str, variant: str) -> str | None:
-    from baize_engine import _C
-
-    return _only_cpu(device) or _C.why_not(variant)
 
 
 def _only_cpu(device: str) -> str | None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from decoder_variants import VARIANTS
 from diff_oracle import DTYPES, as_bytes, bits, draw, oracle, same
 
 from baize_engine import _C
@@ -18,12 +19,9 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 LENGTHS = [0, 1, 7, 15, 17, 1023, 1024, 1025, 65535, 65536, 65537, 3 * 65536 + 77]
 
 
-@pytest.fixture(params=_C.diff_add_variants())
+@pytest.fixture(params=VARIANTS)
 def variant(request: pytest.FixtureRequest) -> str:
-    reason = _C.why_not(request.param)
-    if reason:
-        pytest.skip(f"{request.param}: {reason}")
-    return request.param
+    return str(request.param)
 
 
 def check(
@@ -35,7 +33,7 @@ def check(
     memory = bytearray(guard + bytes(len(wanted)) + guard)
     target = memoryview(memory)[64 : 64 + len(wanted)]
     got = _C.diff_add(
-        as_bytes(base), names[base.dtype], as_bytes(diff), names[diff.dtype], target, out,
+        (as_bytes(base), names[base.dtype]), (as_bytes(diff), names[diff.dtype]), (target, out),
         variant=variant, threads=threads, subtract=subtract,
     )  # fmt: skip
     assert bytes(target) == bytes(wanted)
@@ -110,7 +108,7 @@ def test_operands_in_files(tmp_path: Path, variant: str, base: str, diff: str, s
     out = bytearray(len(wanted[0]))
     with open(tmp_path / "base", "rb") as a, open(tmp_path / "diff", "rb") as b:
         got = _C.diff_add_files(
-            a.fileno(), 3, base, "a", b.fileno(), 7, diff, "b", out, "float16", variant=variant, subtract=subtract
+            (a.fileno(), 3, base, "a"), (b.fileno(), 7, diff, "b"), (out, "float16"), variant=variant, subtract=subtract
         )
     assert out == wanted[0]
     assert got is not None
@@ -125,7 +123,7 @@ def test_operands_in_files_that_cannot_be_read(tmp_path: Path, variant: str) -> 
     def add(first: int, offset: int, second: int) -> object:
         out = bytearray(2 * 70000)
         left, right = (first, offset, "float16", "one \udcff file"), (second, 0, "float32", "another")
-        return _C.diff_add_files(*left, *right, out, "float16", variant=variant)
+        return _C.diff_add_files(left, right, (out, "float16"), variant=variant)
 
     with (
         open(tmp_path / "base", "rb") as base,
@@ -147,7 +145,7 @@ def test_any_alignment(variant: str, shift: int) -> None:
     base, diff = draw(3000, torch.float16, 7), draw(3000, torch.float32, 8)
     wanted = oracle(base, diff, "float16", False)
     views = [memoryview(bytearray(shift) + as_bytes(tensor))[shift:] for tensor in (base, diff, base)]
-    got = _C.diff_add(views[0], "float16", views[1], "float32", views[2], "float16", variant=variant)
+    got = _C.diff_add((views[0], "float16"), (views[1], "float32"), (views[2], "float16"), variant=variant)
     assert bytes(views[2]) == bytes(wanted[0])
     assert same(got[0], wanted[1])
 
@@ -159,7 +157,7 @@ def test_flushing_denormals_elsewhere_changes_nothing(variant: str) -> None:
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
     try:
-        got = _C.diff_add(left, "float32", right, "float32", out, "float32", variant=variant)
+        got = _C.diff_add((left, "float32"), (right, "float32"), (out, "float32"), variant=variant)
         flushed = torch.tensor([1e-40]) + torch.tensor([1e-40])  # the state is the caller's again
     finally:
         torch.set_flush_denormal(False)
@@ -212,7 +210,7 @@ GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16"
         ({"base": bytes(10)}, "base has 10 bytes, wanted 8"),
         ({"diff": bytes(8)}, "diff has 8 bytes, wanted 16"),
         ({"out": bytearray(7)}, "out has 7 bytes, wanted a multiple of 2"),
-        ({"out_dtype": "float8"}, "out_dtype is 'float8'"),
+        ({"out_dtype": "float8"}, "out's dtype is 'float8'"),
         ({"variant": "mmx"}, "variant is 'mmx', wanted one of"),
         ({"threads": 0}, "threads is 0, wanted 1 to 1024"),
         ({"threads": 100_000}, "threads is 100000, wanted 1 to 1024"),
@@ -222,7 +220,7 @@ GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16"
 )
 def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
     call = {"base": bytes(8), "diff": bytes(16), "out": bytearray(8), **GOOD, **changes}
-    positional = [call.pop(name) for name in ("base", "base_dtype", "diff", "diff_dtype", "out", "out_dtype")]
+    positional = [(call.pop(name), call.pop(f"{name}_dtype")) for name in ("base", "diff", "out")]
     with pytest.raises(ValueError, match=message):
         _C.diff_add(*positional, **call)
 
@@ -230,9 +228,9 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
 def test_overlapping_memory_is_refused() -> None:
     memory = memoryview(bytearray(64))
     with pytest.raises(ValueError, match="out overlaps base"):
-        _C.diff_add(memory[:8], "float16", bytes(16), "float32", memory[6:14], "float16", variant="scalar")
+        _C.diff_add((memory[:8], "float16"), (bytes(16), "float32"), (memory[6:14], "float16"), variant="scalar")
     with pytest.raises(ValueError, match="out overlaps diff"):
-        _C.diff_add(bytes(8), "float16", memory[:16], "float32", memory[:8], "float16", variant="scalar")
+        _C.diff_add((bytes(8), "float16"), (memory[:16], "float32"), (memory[:8], "float16"), variant="scalar")
     with pytest.raises(ValueError, match="out overlaps src"):
         _C.widen(memory[:8], "float16", memory[4:20])
     with pytest.raises(ValueError, match="acc overlaps rows"):
@@ -242,7 +240,7 @@ def test_overlapping_memory_is_refused() -> None:
 def test_neighbouring_and_empty_memory_is_taken() -> None:
     memory = memoryview(bytearray(64))
     assert _C.diff_add(
-        memory[:8], "float16", memory[8:24], "float32", memory[24:32], "float16", variant="scalar"
+        (memory[:8], "float16"), (memory[8:24], "float32"), (memory[24:32], "float16"), variant="scalar"
     ) == ([0.0], 0, 0)  # fmt: skip
     _C.widen(np.zeros((2, 0), np.float16), "float16", np.zeros((2, 0), np.float32))
     assert bytes(memory) == bytes(64)
@@ -257,14 +255,14 @@ def test_wrong_rows_and_sums_are_named() -> None:
         _C.widen(bytes(8), "float16", bytearray(8))
 
 
-def test_variants_are_listed_best_first_and_unable_ones_raise() -> None:
-    names = _C.diff_add_variants()
-    order = ["avx512", "avx2", "scalar"]
-    assert names == [name for name in order if name in names]
-    assert _C.why_not("scalar") is None
+def test_implementations_are_listed_best_first_and_unable_ones_raise() -> None:
+    rows = _C.implementations()
+    order = ["amx", "avx512", "avx2", "scalar"]
+    assert [row.name for row in rows] == [name for name in order if name in {row.name for row in rows}]
+    assert (rows[-1].name, rows[-1].why_not()) == ("scalar", None)
     with pytest.raises(ValueError, match="variant is 'mmx', wanted one of"):
-        _C.why_not("mmx")
-    for name in names:
-        if reason := _C.why_not(name):
+        _C.widen(bytes(8), "float16", bytearray(16), variant="mmx")
+    for row in rows:
+        if reason := row.why_not():
             with pytest.raises(RuntimeError, match=reason):
-                _C.widen(bytes(8), "float16", bytearray(16), variant=name)
+                _C.widen(bytes(8), "float16", bytearray(16), variant=row.name)

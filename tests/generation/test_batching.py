@@ -34,7 +34,7 @@ PARAMS = [
     SamplingParams(max_new_tokens=25, n=2, stop_token_ids=list(range(3, 24))),
 ]
 BACKENDS = [
-    *(f"cpp-{name}" for name in _C.decoder_variants() if _C.decoder_why_not(name) is None), "torch",
+    *(f"cpp-{row.name}" for row in _C.implementations() if row.why_not() is None), "torch",
 ]  # fmt: skip
 
 

@@ -9,10 +9,8 @@ from baize_engine import _C
 from baize_engine.kernels import quantized
 
 VARIANTS = [
-    pytest.param(
-        name, marks=pytest.mark.skipif(_C.decoder_why_not(name) is not None, reason=str(_C.decoder_why_not(name)))
-    )
-    for name in _C.decoder_variants()
+    pytest.param(row.name, marks=pytest.mark.skipif(row.why_not() is not None, reason=str(row.why_not())))
+    for row in _C.implementations()
 ]
 
 

@@ -1,0 +1,26 @@
+// The memory for intermediate results of a plan.
+#pragma once
+
+#include "csrc/buffer.h"
+#include "csrc/plan.h"
+
+namespace baize {
+
+// Belongs to the thread that calls run(), and all plans that the thread runs share it.
+struct Plan::Arena {
+    Buffer<float> normed, parts, values, scales;
+    Buffer<int16_t> codes;
+    Buffer<int32_t> offsets;
+    Buffer<uint8_t> bytes;
+    std::vector<Buffer<float>> scratch;  // one per thread of the team
+
+    Activations activations(bool in_bytes) const {
+        return {values.data(), codes.data(), scales.data(), offsets.data(),
+                in_bytes ? bytes.data() : nullptr};
+    }
+    ActivationMemory memory() const {
+        return {values.data(), codes.data(), scales.data(), offsets.data(), bytes.data()};
+    }
+};
+
+}  // namespace baize

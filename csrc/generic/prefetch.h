@@ -1,0 +1,41 @@
+// Prefetches of a product's operands.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace baize {
+
+namespace {
+
+// Prefetches share `part` of `parts` of the next T tokens' block; otherwise the first rows to use it would
+// wait for each line.
+template <size_t T, size_t block, class X>
+BAIZE_TARGET inline void ask_tokens(const X* x, size_t part, size_t parts) {
+    const size_t lines = T * block * sizeof(X) / 64, end = lines * (part + 1) / parts;
+    for (size_t line = lines * part / parts; line < end; ++line)
+        __builtin_prefetch(reinterpret_cast<const uint8_t*>(x) + line * 64, 0, 3);
+}
+
+// The next block of a panel's rows, prefetched while the current one is computed: each register block
+// prefetches bytes [begin, end) of its rows, so that all are requested by the time the tokens are done.
+struct NextBlock {
+    const uint8_t* from;
+    size_t stride, bytes, parts, begin, end;
+
+    void take(size_t part) {
+        const size_t lines = (bytes + 63) / 64;
+        begin = lines * part / parts * 64;
+        end = lines * (part + 1) / parts * 64;
+    }
+    template <size_t R>
+    BAIZE_TARGET void prefetch(size_t row) const {
+        for (size_t at = begin; at < end; at += 64)
+#pragma GCC unroll 8
+            for (size_t r = 0; r < R; ++r) __builtin_prefetch(from + (row + r) * stride + at, 0, 2);
+    }
+};
+
+}  // namespace
+
+}  // namespace baize

@@ -1,0 +1,53 @@
+// Products with float32 activations or 16-bit codes, over the vector type `Vec` of the file that includes
+// this.
+//
+// Every output has one vector accumulator over the columns in order, summed at the end by a fixed tree,
+// whatever the number of tokens and the block it is computed in; so its bits do not depend on the batch.
+// Integer codes are summed exactly within a section of columns, and the sum enters the accumulator times the
+// section's factor.
+//
+// One token: product_single.h reads rows in place. Few: product_few.h does the same, in register blocks of
+// four tokens. Many: product_panel.h keeps a panel of rows in the caches while all tokens are multiplied with
+// it.
+#pragma once
+
+#include "csrc/generic/activations.h"
+#include "csrc/generic/product_few.h"
+#include "csrc/generic/product_panel.h"
+#include "csrc/generic/product_single.h"
+
+namespace baize {
+
+namespace {
+
+// Weights of a task, roughly: small enough to share evenly, large enough to stream.
+constexpr size_t kTaskBytes = 128 << 10;
+
+// Rows of a matrix in one task.
+size_t task_rows(const Matrix& matrix, size_t tokens) {
+    const size_t unit = tokens == 1 ? Blocks::single_rows : Blocks::panel_rows;
+    const size_t bytes = matrix.row_bytes() ? matrix.row_bytes() : 1;
+    const size_t rows = kTaskBytes / bytes / unit * unit;
+    return rows < unit || tokens > kPanelTokens ? unit : rows;
+}
+
+BAIZE_TARGET void product(const Product& what, size_t begin, size_t end, float* scratch) {
+    if (what.tokens == 1) return single(what, begin, end);
+    if (what.tokens <= few_tokens(what.matrix)) return few(what, begin, end);
+    switch (what.matrix.kind) {
+        case Kind::int8: return panels<CodePanel<Kind::int8>>(what, begin, end, scratch);
+        case Kind::int4: return panels<CodePanel<Kind::int4>>(what, begin, end, scratch);
+        case Kind::float16:
+            if (Vec::widens_halves && whole_rows(what.matrix))
+                return panels<FloatPanel<true>>(what, begin, end, scratch);
+            break;
+        default: break;
+    }
+    panels<FloatPanel<false>>(what, begin, end, scratch);
+}
+
+constexpr ProductKernels kProduct{.prepare = prepare, .run = product, .scratch = kPanelSums + kPanelFloats};
+
+}  // namespace
+
+}  // namespace baize

@@ -1,0 +1,108 @@
+// Products of a few tokens, over the vector type `Vec` of the file that includes this: straight from the
+// matrix, in streams as for one token (product_single.h), in register blocks of four tokens.
+//
+// The rows of a register block (four of 2048 float16: 16 KiB) come from memory for the first four tokens and
+// from the L1 cache for the others; the tokens' activations (16 of 2048 float32: 128 KiB) stay in the L2
+// cache. Up to about four tokens the memory's speed bounds them, beyond that the multiplier and the widening
+// of codes, which each register block repeats.
+#pragma once
+
+#include "csrc/generic/elements.h"
+#include "csrc/generic/register_block.h"
+
+namespace baize {
+
+namespace {
+
+// The outputs of rows row + r * step, r < R, and T tokens from `token` on.
+template <Kind K, size_t R, size_t T>
+BAIZE_TARGET void few_block(const Product& what, size_t row, size_t step, size_t token) {
+    const Matrix& m = what.matrix;
+    const size_t stride = m.row_bytes(), pass = token / 4,
+                 passes = what.tokens > 12  ? 4
+                          : what.tokens > 4 ? 2
+                                            : 1;
+    F sums[T * R + Vec::width];
+    for (F& sum : sums) sum = Vec::zero();
+    for (size_t begin = 0; begin < m.columns; begin += kBlock) {
+        const size_t count = m.columns - begin < kBlock ? m.columns - begin : kBlock;
+        const uint8_t* w = m.values + row * stride + m.bytes_of(begin);
+        const size_t place = begin / kBlock * what.tokens + token;
+        if constexpr (K == Kind::int8 || K == Kind::int4) {
+            constexpr size_t section = section_of(K), per_block = kBlock / section;
+            const size_t sections = (count + section - 1) / section;
+            const int16_t* x = what.x.codes + place * kBlock;
+            const float* x_factors = what.x.scales + place * per_block;
+            const MatrixCodes rows{w, step * stride, stride, pass, passes};
+            if constexpr (K == Kind::int4) {
+                alignas(64) float factors[R * per_block] = {}, both[T * R * per_block];
+                for (size_t r = 0; r < R; ++r)
+                    widen_as<Dtype::float16>(m.group_scales(row + r * step, begin), sections,
+                                             factors + r * per_block);
+                multiply_factors<per_block>(factors, R, x_factors, T, both);
+                code_block<K, R, T>(rows, x, Factors<per_block, R * per_block>{both}, sections,
+                                    Sums<R>{sums});
+            } else {
+                code_block<K, R, T>(rows, x, Factors<0, per_block>{x_factors}, sections, Sums<R>{sums});
+            }
+        } else {
+            const MatrixFloats<dtype_of(K)> rows{w, step * stride, stride, pass, passes};
+            float_block<R, T>(rows, what.x.values + place * kBlock, count / Vec::width, Sums<R>{sums});
+        }
+    }
+    alignas(64) float found[T * R + Vec::width];
+    for (size_t n = 0; n < T * R; n += Vec::width) Vec::store(found + n, Vec::sums(sums + n));
+    for (size_t t = 0; t < T; ++t)
+        for (size_t r = 0; r < R; ++r) {
+            float& y = what.y[(token + t) * what.ldy + row + r * step];
+            const float value =
+                K == Kind::int8 ? found[t * R + r] * m.row_scale(row + r * step) : found[t * R + r];
+            y = what.add ? y + value : value;
+        }
+}
+
+template <Kind K, size_t R, size_t T>
+BAIZE_TARGET void few_rows(const Product& what, size_t row, size_t step) {
+    size_t token = 0;
+    for (; token + T <= what.tokens; token += T) few_block<K, R, T>(what, row, step, token);
+    const size_t left = what.tokens - token;
+    if (left == 3) few_block<K, R, 3>(what, row, step, token);
+    if (left == 2) few_block<K, R, 2>(what, row, step, token);
+    if (left == 1) few_block<K, R, 1>(what, row, step, token);
+}
+
+template <Kind K>
+BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
+    constexpr size_t rows = K == Kind::int8 || K == Kind::int4 ? code_rows(K) : Blocks::float_rows;
+    const size_t step = (end - begin) / rows;
+    for (size_t row = begin; row < begin + step; ++row) few_rows<K, rows, 4>(what, row, step);
+    for (size_t row = begin + step * rows; row < end; ++row) few_rows<K, 1, 4>(what, row, 0);
+}
+
+// Whether a matrix's rows are whole vectors or sections, as reading them in place requires.
+bool whole_rows(const Matrix& m) {
+    if (m.kind == Kind::int4) return true;
+    return m.columns % (m.kind == Kind::int8 ? section_of(Kind::int8) : Vec::width) == 0;
+}
+
+// The most tokens for which a matrix is read in place: every four tokens read it once more.
+size_t few_tokens(const Matrix& m) {
+    if (!whole_rows(m)) return 1;
+    if (m.kind == Kind::int4) return 8;  // nibbles take longest to widen
+    if (m.kind == Kind::int8) return Blocks::few_of_int8;
+    return m.kind == Kind::float16 && !Vec::widens_halves ? 4 : 16;
+}
+
+BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
+    switch (what.matrix.kind) {
+        case Kind::float32: return few<Kind::float32>(what, begin, end);
+        case Kind::float16: return few<Kind::float16>(what, begin, end);
+        case Kind::bfloat16: return few<Kind::bfloat16>(what, begin, end);
+        case Kind::int8: return few<Kind::int8>(what, begin, end);
+        case Kind::int4: return few<Kind::int4>(what, begin, end);
+    }
+}
+
+}  // namespace
+
+}  // namespace baize

@@ -1,0 +1,135 @@
+// Products of many tokens: what a panel of rows holds, over the vector type `Vec` of the file that includes
+// this.
+//
+// A panel of Blocks::panel_rows rows by kBlock columns is widened once to float32 (AVX-512: 48 rows, 96 KiB)
+// or int16 (48 KiB), and is read from the L2 cache for every register block of tokens; each of its rows is 2
+// KiB or 1 KiB, so that the rows of a register block stay in the L1 cache from one token to the next. What
+// bounds it is the multiplier: a register block of 4 rows by 6 tokens loads 10 vectors for 24 multiply-adds.
+#pragma once
+
+#include "csrc/generic/elements.h"
+#include "csrc/generic/panel_loop.h"
+#include "csrc/generic/register_block.h"
+
+namespace baize {
+
+namespace {
+
+// For int4, the floats of the rows' factors, and of those times the factors of a register block's tokens.
+constexpr size_t kFactorFloats = Blocks::panel_rows * kSections * (1 + Blocks::code_tokens);
+constexpr size_t kPanelFloats = Blocks::panel_rows * kBlock + kFactorFloats;  // of either panel
+
+// Rows of float16 read in place (half the bytes, and widening costs nothing next to the sums), or rows of any
+// float type widened.
+template <bool in_place>
+struct FloatPanel {
+    using Rows = MatrixFloats<in_place ? Dtype::float16 : Dtype::float32>;
+    static constexpr size_t rows_at_once = Blocks::float_rows, tokens_at_once = Blocks::float_tokens,
+                            block = kBlock;
+
+    const Product& what;
+    float* panel;
+    Rows rows{};  // from the panel's first row on
+    size_t steps = 0;
+    const float* x = nullptr;
+    F* sums = nullptr;
+    NextBlock next{};
+
+    BAIZE_TARGET void fill(size_t row, size_t count_rows, size_t begin, size_t count) {
+        const Matrix& m = what.matrix;
+        const uint8_t* from = m.values + row * m.row_bytes() + m.bytes_of(begin);
+        steps = (count + Vec::width - 1) / Vec::width;
+        if constexpr (in_place) {
+            rows = Rows{from, m.row_bytes()};
+        } else {
+            rows = Rows{reinterpret_cast<const uint8_t*>(panel), kBlock * sizeof(float)};
+            for (size_t r = 0; r < count_rows; ++r) {
+                widen({from + r * m.row_bytes(), dtype_of(m.kind)}, count, panel + r * kBlock);
+                for (size_t k = count; k < steps * Vec::width; ++k) panel[r * kBlock + k] = 0.0f;
+            }
+        }
+    }
+    void take(size_t token, size_t) { next.take(token / Blocks::float_tokens); }
+    void set_block(size_t block, size_t token, F* to) {
+        x = what.x.values + (block * what.tokens + token) * kBlock;
+        sums = to;
+    }
+    template <size_t R, size_t T>
+    BAIZE_TARGET void run(size_t row, size_t token) const {
+        next.prefetch<R>(row);
+        ask_tokens<T, kBlock>(x + (token + T) * kBlock, row / Blocks::float_rows,
+                              (Blocks::panel_rows + Blocks::float_rows - 1) / Blocks::float_rows);
+        float_block<R, T>(Rows{rows.w + row * rows.stride, rows.stride}, x + token * kBlock, steps,
+                          Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
+    }
+};
+
+template <Kind K>
+struct CodePanel {
+    static constexpr size_t rows_at_once = code_rows(K), tokens_at_once = Blocks::code_tokens, block = kBlock;
+    static constexpr size_t section = section_of(K), per_block = kBlock / section;
+
+    const Product& what;
+    float* memory;  // for int4 the rows' factors, and those times the tokens'; then the panel
+    size_t sections = 0;
+    const int16_t* x = nullptr;
+    const float* x_factors = nullptr;
+    F* sums = nullptr;
+    NextBlock next{};
+
+    float* row_factors() const { return memory; }
+    float* both() const { return memory + Blocks::panel_rows * kSections; }
+    int16_t* panel() const { return reinterpret_cast<int16_t*>(memory + kFactorFloats); }
+
+    // Not inlined: GCC would keep its constants in registers, which the register blocks need.
+    BAIZE_TARGET __attribute__((noinline)) void fill(size_t row, size_t rows, size_t begin, size_t count) {
+        const Matrix& m = what.matrix;
+        const size_t stride = m.row_bytes();
+        sections = (count + section - 1) / section;
+        for (size_t r = 0; r < rows; ++r) {
+            int16_t* to = panel() + r * kBlock;
+            const uint8_t* from = m.values + (row + r) * stride + m.bytes_of(begin);
+            if constexpr (K == Kind::int4) {
+                for (size_t s = 0; s < sections; ++s) Vec::widen4(from + s * (kGroup / 2), to + s * kGroup);
+                widen_as<Dtype::float16>(m.group_scales(row + r, begin), sections,
+                                         row_factors() + r * per_block);
+            } else {
+                size_t k = 0;
+                for (; k + Vec::shorts <= count; k += Vec::shorts)
+                    Vec::store_shorts(to + k, Vec::load_codes(from + k));
+                for (; k < count; ++k) to[k] = int8_t(from[k]);
+                for (; k < sections * section; ++k) to[k] = 0;
+            }
+        }
+    }
+    void set_block(size_t block, size_t token, F* to) {
+        x = what.x.codes + (block * what.tokens + token) * kBlock;
+        x_factors = what.x.scales + (block * what.tokens + token) * per_block;
+        sums = to;
+    }
+    template <size_t R, size_t T>
+    BAIZE_TARGET void run(size_t row, size_t token) const {
+        next.prefetch<R>(row);
+        ask_tokens<T, kBlock>(x + (token + T) * kBlock, row / rows_at_once,
+                              Blocks::panel_rows / rows_at_once);
+        const PanelCodes rows{panel() + row * kBlock};
+        const Sums<Blocks::panel_rows> to{sums + token * Blocks::panel_rows + row};
+        if constexpr (K == Kind::int4) {
+            const Factors<per_block, Blocks::panel_rows * per_block> factors{both() + row * per_block};
+            code_block<K, R, T>(rows, x + token * kBlock, factors, sections, to);
+        } else {
+            const Factors<0, per_block> factors{x_factors + token * per_block};
+            code_block<K, R, T>(rows, x + token * kBlock, factors, sections, to);
+        }
+    }
+    BAIZE_TARGET void take(size_t token, size_t tokens) {
+        next.take(token / Blocks::code_tokens);
+        if (K == Kind::int4)
+            multiply_factors<per_block>(row_factors(), Blocks::panel_rows, x_factors + token * per_block,
+                                        tokens, both());
+    }
+};
+
+}  // namespace
+
+}  // namespace baize

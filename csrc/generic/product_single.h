@@ -1,0 +1,180 @@
+// Products of one token, over the vector type `Vec` of the file that includes this.
+//
+// Every weight is read once and used once, so that the memory's speed bounds them; nothing but the token's
+// row (8 KiB of float32 for 2048 columns) stays in the L1 cache. Rows are read in place, in
+// Blocks::single_rows streams with prefetches into the L2 cache.
+//
+// R rows that are far apart (`stride` bytes) are computed together, so that each is one long stream to the
+// processor's prefetcher, which follows several streams at once but confuses rows in one page. found[r]: the
+// dot product of row w + r * stride and the token.
+#pragma once
+
+#include "csrc/product.h"
+
+namespace baize {
+
+namespace {
+
+constexpr size_t kDistance = 1024;  // bytes by which prefetches run ahead of a row's stream
+
+// Prefetches what each stream reads next.
+template <size_t R>
+BAIZE_TARGET inline void prefetch_ahead(const uint8_t* w, size_t stride, size_t bytes) {
+#pragma GCC unroll 16
+    for (size_t r = 0; r < R; ++r)
+        for (size_t n = 0; n < bytes; n += 64) __builtin_prefetch(w + r * stride + n + kDistance, 0, 2);
+}
+
+// Where the rows of a block begin. For int4, `scales`: float16, one per group.
+struct Streams {
+    const uint8_t* w;
+    size_t stride;
+    const uint8_t* scales;
+    size_t scales_stride;
+};
+
+template <Dtype D, size_t R>
+BAIZE_TARGET void float_rows(const Streams& rows, const float* x, size_t columns, float* found) {
+    const uint8_t* w = rows.w;
+    const size_t stride = rows.stride;
+    // Steps in a cache line.
+    constexpr size_t line = 64 / (Vec::width * itemsize(D)) ? 64 / (Vec::width * itemsize(D)) : 1;
+    F sums[R];
+#pragma GCC unroll 16
+    for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
+    const auto step = [&](size_t k) BAIZE_TARGET {
+        const F value = Vec::load(x + k);
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r)
+            sums[r] = Vec::fma(Vec::template load_as<D>(w + r * stride + k * itemsize(D)), value, sums[r]);
+    };
+    size_t k = 0;
+    for (; k + line * Vec::width <= columns; k += line * Vec::width) {
+        prefetch_ahead<R>(w + k * itemsize(D), stride, 64);
+#pragma GCC unroll 4
+        for (size_t n = 0; n < line; ++n) step(k + n * Vec::width);
+    }
+    for (; k + Vec::width <= columns; k += Vec::width) step(k);
+    if (k < columns) {
+        const F value = Vec::load(x + k);
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r) {
+            alignas(64) uint8_t tail[Vec::width * 4] = {};
+            std::memcpy(tail, w + r * stride + k * itemsize(D), (columns - k) * itemsize(D));
+            sums[r] = Vec::fma(Vec::template load_as<D>(tail), value, sums[r]);
+        }
+    }
+    for (size_t r = 0; r < R; ++r) found[r] = Vec::sum(sums[r]);
+}
+
+template <size_t R>
+BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_t columns, float* found) {
+    const uint8_t* w = rows.w;
+    const size_t stride = rows.stride;
+    const int16_t* x = token.codes;
+    const float* factors = token.scales;
+    constexpr size_t section = section_of(Kind::int8);
+    F sums[R];
+#pragma GCC unroll 16
+    for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
+    const auto step = [&](const uint8_t* from, size_t from_stride, size_t s) BAIZE_TARGET {
+        typename Vec::I totals[R];
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r) totals[r] = Vec::no_total();
+#pragma GCC unroll 16
+        for (size_t n = 0; n < section; n += Vec::shorts) {
+            const auto value = Vec::load_shorts(x + s * section + n);
+#pragma GCC unroll 16
+            for (size_t r = 0; r < R; ++r)
+                totals[r] = Vec::add_products(totals[r], Vec::load_codes(from + r * from_stride + n), value);
+        }
+        const F factor = Vec::all(factors[s]);
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r) sums[r] = Vec::fma(Vec::to_float(totals[r]), factor, sums[r]);
+    };
+    const size_t whole = columns / section;
+    for (size_t s = 0; s < whole; ++s) {
+        prefetch_ahead<R>(w + s * section, stride, section);
+        step(w + s * section, stride, s);
+    }
+    if (whole * section < columns) {
+        alignas(64) uint8_t tail[R * section] = {};
+        for (size_t r = 0; r < R; ++r)
+            std::memcpy(tail + r * section, w + r * stride + whole * section, columns - whole * section);
+        step(tail, section, whole);
+    }
+    for (size_t r = 0; r < R; ++r) found[r] = Vec::sum(sums[r]);
+}
+
+// token.offsets: eight times the sums of x, a vector per group, because codes are stored plus 8.
+template <size_t R>
+BAIZE_TARGET void int4_rows(const Streams& rows, const Activations& token, size_t groups, float* found) {
+    constexpr size_t bytes = kGroup / 2, vectors = kGroup / Vec::shorts;
+    const uint8_t *w = rows.w, *scales = rows.scales;
+    const size_t stride = rows.stride, scales_stride = rows.scales_stride;
+    const int16_t* x = token.codes;
+    const float* factors = token.scales;
+    const int32_t* offsets = token.offsets;
+    F sums[R];
+#pragma GCC unroll 16
+    for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
+    for (size_t first = 0; first < groups; first += Vec::width) {
+        const size_t count = groups - first < Vec::width ? groups - first : Vec::width;
+        alignas(64) float both[R][Vec::width];  // the factor of the row's group times that of the token's
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r) {
+            alignas(64) uint8_t halves[Vec::width * 2] = {};
+            const uint8_t* from = scales + r * scales_stride + first * 2;
+            if (count < Vec::width) from = static_cast<uint8_t*>(std::memcpy(halves, from, count * 2));
+            Vec::store(both[r],
+                       Vec::mul(Vec::template load_as<Dtype::float16>(from), Vec::load(factors + first)));
+        }
+        for (size_t n = 0; n < count; ++n) {
+            const size_t g = first + n;
+            if (n % 2 == 0) prefetch_ahead<R>(w + g * bytes, stride, 64);
+            typename Vec::S values[vectors];
+#pragma GCC unroll 16
+            for (size_t v = 0; v < vectors; ++v)
+                values[v] = Vec::load_shorts(x + g * kGroup + v * Vec::shorts);
+            const auto offset = Vec::load_total(offsets + g * Vec::width);
+#pragma GCC unroll 16
+            for (size_t r = 0; r < R; ++r) {
+                const auto total = Vec::minus(Vec::dot4(w + r * stride + g * bytes, values), offset);
+                sums[r] = Vec::fma(Vec::to_float(total), Vec::all(both[r][n]), sums[r]);
+            }
+        }
+    }
+    for (size_t r = 0; r < R; ++r) found[r] = Vec::sum(sums[r]);
+}
+
+// The outputs of rows row + n * step, n < R.
+template <size_t R>
+BAIZE_TARGET void single_rows(const Product& what, size_t row, size_t step) {
+    const Matrix& m = what.matrix;
+    const size_t row_bytes = m.row_bytes(), groups = m.groups();
+    const Streams rows{m.values + row * row_bytes, step * row_bytes,
+                       m.kind == Kind::int4 ? m.group_scales(row, 0) : nullptr, step * groups * 2};
+    float found[R] = {};
+    switch (m.kind) {
+        case Kind::float32: float_rows<Dtype::float32, R>(rows, what.x.values, m.columns, found); break;
+        case Kind::float16: float_rows<Dtype::float16, R>(rows, what.x.values, m.columns, found); break;
+        case Kind::bfloat16: float_rows<Dtype::bfloat16, R>(rows, what.x.values, m.columns, found); break;
+        case Kind::int8: int8_rows<R>(rows, what.x, m.columns, found); break;
+        case Kind::int4: int4_rows<R>(rows, what.x, groups, found);
+    }
+    for (size_t r = 0; r < R; ++r) {
+        float& y = what.y[row + r * step];
+        const float value = m.kind == Kind::int8 ? found[r] * m.row_scale(row + r * step) : found[r];
+        y = what.add ? y + value : value;
+    }
+}
+
+BAIZE_TARGET void single(const Product& what, size_t begin, size_t end) {
+    const size_t step = (end - begin) / Blocks::single_rows;
+    for (size_t row = begin; row < begin + step; ++row) single_rows<Blocks::single_rows>(what, row, step);
+    for (size_t row = begin + step * Blocks::single_rows; row < end; ++row) single_rows<1>(what, row, 0);
+}
+
+}  // namespace
+
+}  // namespace baize

@@ -1,0 +1,40 @@
+// The kernels of one instruction set, and the table of all of them. Each file of isa/ makes one row from the
+// algorithms of generic/. Every row gives the same bits, but for the byte products, whose encoding of
+// activations is the set's own.
+#pragma once
+
+#include <vector>
+
+#include "csrc/attention.h"
+#include "csrc/diff_add.h"
+#include "csrc/product.h"
+#include "csrc/quantize.h"
+#include "csrc/sample.h"
+
+namespace baize {
+
+struct Implementation {
+    const char* name;
+    const char* (*why_not)();  // why this processor cannot run it; nullptr if it can
+
+    ElementKernels elements;
+    // At most kChunk elements; returns their sum. Called under the default floating-point state.
+    double (*add_chunk)(const Addition& what, Counts& counts);
+
+    size_t (*task_rows)(const Matrix& matrix, size_t tokens);  // rows of a matrix in one task of a product
+    ProductKernels product;  // float32 activations with float weights, 16-bit codes with quantised ones
+    ProductKernels byte_product;  // 8-bit codes with quantised weights
+    void (*rms_norm)(const float* x, const float* weight, float eps, size_t size, float* out);
+    void (*silu_mul)(const float* gate, const float* up, size_t size, float* out);
+    AttentionKernels attention;
+    QuantizeKernels quantize;
+    SampleKernels sample;
+};
+
+// All implementations of this build, the best first. The last one, "scalar", runs on every processor.
+const std::vector<Implementation>& implementations();
+
+// The first that this processor can run.
+const Implementation& best_implementation();
+
+}  // namespace baize

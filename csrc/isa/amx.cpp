@@ -1,0 +1,99 @@
+// AMX: one instruction computes 64 columns of a tile of generic/byte_tiles.h. All else is AVX-512's.
+#include "csrc/isa/rows.h"
+
+#if BAIZE_AMX
+
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#define BAIZE_TARGET \
+    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c,amx-tile,amx-int8")))
+#include "csrc/isa/avx512.h"
+// the vector type first, because the algorithms use it
+#include "csrc/generic/byte_tiles.h"
+
+namespace baize {
+
+namespace {
+
+struct AmxEngine {
+    // GCC does not know which memory its intrinsics read; this keeps it from delaying or dropping earlier
+    // stores.
+    static void written(const void* memory) { __asm__ volatile("" : : "r"(memory) : "memory"); }
+
+    BAIZE_TARGET static void start() {
+        struct alignas(64) {
+            uint8_t palette = 1, start_row = 0, reserved[14] = {};
+            uint16_t row_bytes[16] = {64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16};
+        } config;
+        written(&config);
+        _tile_loadconfig(&config);
+    }
+    BAIZE_TARGET static void stop() { _tile_release(); }
+
+    template <Kind K>
+    BAIZE_TARGET static void make(const TileAt& at, size_t s, int32_t* totals) {
+        constexpr size_t section = section_of(K);
+        _tile_loadd(0, at.beginnings + s * kGroupTokens, 0);
+#pragma GCC unroll 2
+        for (size_t k = 0; k < section; k += 64) {
+            _tile_loadd(1, at.w + s * section + k, kTileStride);
+            _tile_loadd(2, at.x + (s * section + k) * kGroupTokens, 64);
+            _tile_dpbusd(0, 1, 2);
+        }
+        _tile_stored(0, totals, 64);
+    }
+
+    // Computes a section's totals, then adds those of the section before: the processor overlaps the two.
+    template <Kind K>
+    BAIZE_TARGET static void run(const TileAt& at, size_t sections, F* sums) {
+        alignas(64) int32_t totals[2][kTileRows * kGroupTokens];
+        F own[kTileRows];
+#pragma GCC unroll 16
+        for (size_t r = 0; r < kTileRows; ++r) own[r] = sums[r];
+        written(at.w);
+        make<K>(at, 0, totals[0]);
+        for (size_t s = 0; s < sections; ++s) {
+            if (s + 1 < sections) make<K>(at, s + 1, totals[(s + 1) % 2]);
+            const F scale = Vec::load(at.scales + s * kGroupTokens);
+#pragma GCC unroll 16
+            for (size_t r = 0; r < kTileRows; ++r)
+                own[r] = with_total<K>(own[r], Vec::load_total(totals[s % 2] + r * kGroupTokens), scale,
+                                       at.row_scales + r * kByteFactors + s);
+        }
+#pragma GCC unroll 16
+        for (size_t r = 0; r < kTileRows; ++r) sums[r] = own[r];
+    }
+};
+
+const char* why_not() {
+    if (const char* reason = why_not_avx512()) return reason;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 24)) || !(d & (1u << 25)))
+        return "this processor lacks AMX with 8-bit integers";
+    // Requests permission from the system, once for all threads: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
+    static const char* const refused = []() -> const char* {
+        if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) return nullptr;
+        return errno == ENOSPC ? "a thread's signal stack is too small for AMX's registers"
+                               : "the system does not offer AMX";
+    }();
+    return refused;
+}
+
+}  // namespace
+
+Implementation amx_implementation() {
+    Implementation row = avx512_implementation();
+    row.name = "amx";
+    row.why_not = why_not;
+    row.byte_product = kByteTiles<AmxEngine>;
+    return row;
+}
+
+}  // namespace baize
+
+#endif

@@ -1,0 +1,191 @@
+// The vector type of portable C++: four floats, eight codes or 16 bytes, which GCC and Clang compile to
+// whatever the processor has.
+#pragma once
+
+#include <cmath>
+#include <cstring>
+
+#include "csrc/product.h"
+
+namespace baize {
+
+namespace {
+
+// Rows and tokens of register blocks.
+struct Blocks {
+    static constexpr size_t single_rows = 2, panel_rows = 24, float_rows = 2, float_tokens = 2;
+    static constexpr size_t int8_rows = 1, int4_rows = 1, code_tokens = 2, byte_rows = 1, byte_tokens = 2;
+    static constexpr bool holds_int4_sums = false;  // the sums of int4's short sections stay in memory
+    static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
+};
+
+struct Vec {
+    static constexpr size_t width = 4, shorts = 8;
+    static constexpr bool widens_halves = false;  // whether a load of float16 is an instruction
+    typedef float F __attribute__((vector_size(16)));
+    typedef int32_t I __attribute__((vector_size(16)));
+    typedef int16_t S __attribute__((vector_size(16)));
+
+    template <size_t N>
+    using Ints [[gnu::vector_size(N * 4)]] = int32_t;
+
+    template <class V>
+    static V get(const void* at) {
+        V value;
+        std::memcpy(&value, at, sizeof(value));
+        return value;
+    }
+    template <class What>
+    static F each(What what) {
+        F out{};
+        for (size_t n = 0; n < width; ++n) out[n] = what(n);
+        return out;
+    }
+    static F zero() { return F{}; }
+    static F all(float value) { return F{value, value, value, value}; }
+    static F load(const float* at) { return get<F>(at); }
+    static void store(float* at, F value) { std::memcpy(at, &value, sizeof(value)); }
+    static F fma(F a, F b, F c) { return a * b + c; }
+    static F add(F a, F b) { return a + b; }
+    static F subtract(F a, F b) { return a - b; }
+    static F mul(F a, F b) { return a * b; }
+    static F div(F a, F b) { return a / b; }
+    static F greater(F a, F b) { return b > a ? b : a; }  // returns the second operand, a, if one is NaN
+    static F lesser(F a, F b) { return b < a ? b : a; }
+    static float sum(F v) { return (v[0] + v[2]) + (v[1] + v[3]); }
+    static F nearest(F value) {
+        return each([&](size_t n) { return std::nearbyint(value[n]); });
+    }
+    static F times_power(F value, F power) {
+        return each([&](size_t n) { return std::ldexp(value[n], std::isnan(power[n]) ? 0 : int(power[n])); });
+    }
+
+    template <Dtype D>
+    static F load_as(const uint8_t* at) {
+        if constexpr (D == Dtype::float32) return get<F>(at);
+        return each([=](size_t n) { return load_one<D>(at + n * itemsize(D)); });
+    }
+
+    template <Dtype D>
+    static void store_as(uint8_t* at, F value) {
+        for (size_t n = 0; n < width; ++n) store_one<D>(at + n * itemsize(D), value[n]);
+    }
+    static uint16_t to_half(float value) { return float_to_half(value); }
+    static float from_half(uint16_t half) { return half_to_float(half); }
+
+    // For diff_add: NaNs made one, the sum of each lane in float64, whether a magnitude (as bits) is at least
+    // `limit`.
+    static F canonical(F value) {
+        return each([&](size_t n) { return baize::canonical(value[n]); });
+    }
+    static void accumulate(double* lanes, F value) {
+        for (size_t n = 0; n < width; ++n) lanes[n] += double(value[n]);
+    }
+    static bool any_at_least(F value, uint32_t limit) {
+        bool any = false;
+        for (size_t n = 0; n < width; ++n) any |= (bits_of(value[n]) & 0x7fffffffu) >= limit;
+        return any;
+    }
+
+    static F magnitude(F value) {
+        return each([&](size_t n) { return std::fabs(value[n]); });
+    }
+    static float greatest(F value) {
+        float most = value[0];
+        for (size_t n = 1; n < width; ++n) most = value[n] > most ? value[n] : most;
+        return most;
+    }
+    static F sums(const F* v) {
+        return each([=](size_t n) { return sum(v[n]); });
+    }
+    static void transpose(F (&rows)[width]) {  // rows[k][n] = the previous rows[n][k]
+        alignas(64) float from[width][width], to[width];
+        for (size_t n = 0; n < width; ++n) store(from[n], rows[n]);
+        for (size_t k = 0; k < width; ++k) {
+            for (size_t n = 0; n < width; ++n) to[n] = from[n][k];
+            rows[k] = load(to);
+        }
+    }
+
+    static I no_total() { return I{}; }
+    static S load_shorts(const int16_t* at) { return get<S>(at); }
+    static void store_shorts(int16_t* at, S value) { std::memcpy(at, &value, sizeof(value)); }
+    static S load_codes(const uint8_t* at) {
+        S value{};
+        for (size_t n = 0; n < shorts; ++n) value[n] = int8_t(at[n]);
+        return value;
+    }
+    static I products(S a, S b) {
+        const auto products = __builtin_convertvector(a, Ints<8>) * __builtin_convertvector(b, Ints<8>);
+        I halves[2];
+        std::memcpy(halves, &products, sizeof(halves));
+        return halves[0] + halves[1];
+    }
+    static I add_products(I total, S a, S b) { return total + products(a, b); }
+    static I minus(I a, I b) { return a - b; }
+    static I load_total(const int32_t* at) { return get<I>(at); }
+    static void store_total(int32_t* at, I value) { std::memcpy(at, &value, sizeof(value)); }
+    static F to_float(I total) { return __builtin_convertvector(total, F); }
+
+    static S stored(const uint8_t* group, size_t part) {  // with 8 added, columns in order
+        S codes{};
+        for (size_t n = 0; n < shorts; ++n) {
+            const size_t column = part * shorts + n, half = kGroup / 2;
+            codes[n] = column < half ? group[column] & 15 : group[column - half] >> 4;
+        }
+        return codes;
+    }
+    static S nibbles(const uint8_t* group, size_t part) { return stored(group, part) - 8; }
+    static I dot4(const uint8_t* group, const S* values) {  // with the stored codes, which have 8 added
+        I total{};
+        for (size_t n = 0; n < kGroup / shorts; ++n) total = add_products(total, stored(group, n), values[n]);
+        return total;
+    }
+    static I eight_times(const int16_t* x) {
+        I total{};
+        for (size_t n = 0; n < kGroup; n += shorts)
+            total += products(load_shorts(x + n), S{8, 8, 8, 8, 8, 8, 8, 8});
+        return total;
+    }
+    static void widen4(const uint8_t* group, int16_t* to) {
+        for (size_t n = 0; n < kGroup / shorts; ++n) store_shorts(to + n * shorts, nibbles(group, n));
+    }
+    // Encodes a section of x in the order of the matrix's codes.
+    template <Kind K>
+    static void encode(const float* x, F inverse, int16_t* codes) {
+        for (size_t k = 0; k < section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
+    }
+
+    typedef uint8_t B __attribute__((vector_size(16)));
+    using P = I;  // four sums of four products
+    static constexpr size_t bytes = 16;
+    static B load_bytes(const void* at) { return get<B>(at); }
+    static B all_bytes(int8_t value) { return B{} + uint8_t(value); }
+    static P pairs(B codes, B weights) {
+        typedef int8_t Signed __attribute__((vector_size(16)));
+        const auto products =
+            __builtin_convertvector(codes, Ints<16>) * __builtin_convertvector(Signed(weights), Ints<16>);
+        I quarters[4];
+        std::memcpy(quarters, &products, sizeof(quarters));
+        return (quarters[0] + quarters[1]) + (quarters[2] + quarters[3]);
+    }
+    static P add_pairs(P a, P b) { return a + b; }
+    static I total(P sums) { return sums; }
+    static I plus(I a, I b) { return a + b; }
+    static bool fit(B, B) { return true; }
+    static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
+        for (size_t n = 0; n < kGroup / 2; ++n) {
+            to[n] = int8_t((group[n] & 15) - 8);
+            to[kGroup / 2 + n] = int8_t((group[n] >> 4) - 8);
+        }
+    }
+    static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
+        for (size_t n = 0; n < bytes; ++n) codes[n] = uint8_t(std::lrintf(x[n] * inverse[0]) + zero);
+    }
+};
+
+using F = Vec::F;
+
+}  // namespace
+
+}  // namespace baize

@@ -1,0 +1,134 @@
+#include "csrc/plan.h"
+
+#include <algorithm>
+#include <exception>
+#include <stdexcept>
+
+#include "csrc/arena.h"
+#include "csrc/float_state.h"
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace baize {
+
+namespace {
+
+int this_thread() {
+#ifdef _OPENMP
+    return omp_get_thread_num();
+#else
+    return 0;
+#endif
+}
+
+}  // namespace
+
+void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
+
+void Plan::prepare(const Input& in, const Matrix& matrix) {
+    const size_t columns = matrix.columns, tokens = in.tokens;
+    const size_t padded = (columns + kBlock - 1) / kBlock * kBlock * tokens;
+    if (in.norm) normed_ = std::max(normed_, tokens * columns);
+    if (in.bytes) {
+        const size_t groups = (tokens + kGroupTokens - 1) / kGroupTokens;
+        const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * groups * kGroupTokens;
+        bytes_ = std::max(bytes_, blocks * kByteBlock);
+        scales_ = std::max(scales_, blocks * kByteFactors);
+        offsets_ = std::max(offsets_, blocks * kByteFactors);
+    } else if (matrix.quantised()) {
+        codes_ = std::max(codes_, padded);
+        // The widest vector may begin at the last scale.
+        scales_ = std::max(scales_, padded / section_of(matrix.kind) + 16);
+        if (tokens == 1) offsets_ = std::max(offsets_, padded / kGroup * kOffsets);
+    } else {
+        values_ = std::max(values_, padded);
+    }
+    // Tokens of a group may share cache lines, which two threads would take from each other.
+    const size_t at_once = in.bytes ? kGroupTokens : 1;
+    add((tokens + at_once - 1) / at_once, [=, kind = matrix.kind](Arena& arena, size_t task, float*) {
+        for (size_t t = task * at_once; t < std::min(tokens, (task + 1) * at_once); ++t) {
+            const float* row = in.x + t * columns;
+            if (in.norm) {
+                float* normed = arena.normed.data() + t * columns;
+                by_.rms_norm(row, in.norm, in.eps, columns, normed);
+                row = normed;
+            }
+            kernels(in).prepare(kind, {row, columns, t, tokens}, arena.memory());
+        }
+    });
+}
+
+void Plan::products(const Input& in, const std::vector<Matrix>& matrices, const Output& out) {
+    struct Part {
+        Matrix matrix;
+        size_t begin, rows, first;  // its first column of y, rows per task, its first task
+    };
+    std::vector<Part> parts;
+    size_t tasks = 0, begin = 0;
+    for (const Matrix& matrix : matrices) {
+        const size_t rows = by_.task_rows(matrix, in.tokens);
+        parts.push_back({matrix, begin, rows, tasks});
+        tasks += (matrix.rows + rows - 1) / rows;
+        begin += matrix.rows;
+    }
+    if (!out.y) parts_ = std::max(parts_, in.tokens * out.ldy);
+    if (in.tokens > 1 || in.bytes) scratch_ = std::max(scratch_, kernels(in).scratch);
+    add(tasks, [=](Arena& arena, size_t task, float* scratch) {
+        size_t n = parts.size() - 1;
+        while (parts[n].first > task) --n;
+        const Part& part = parts[n];
+        const size_t row = (task - part.first) * part.rows;
+        const Product what{part.matrix, arena.activations(in.bytes),
+                           in.tokens,   (out.y ? out.y : arena.parts.data()) + part.begin,
+                           out.ldy,     out.add};
+        kernels(in).run(what, row, std::min(row + part.rows, part.matrix.rows), scratch);
+    });
+}
+
+void Plan::run(int threads) {
+    if (running_.exchange(true))
+        throw std::logic_error("this plan runs on another thread already, over the same memory");
+    struct Done {
+        std::atomic<bool>& running;
+        ~Done() { running = false; }
+    } done{running_};
+    thread_local Arena arena;
+    arena.normed.grow(normed_);
+    arena.parts.grow(parts_);
+    arena.values.grow(values_);
+    arena.codes.grow(codes_);
+    arena.scales.grow(scales_);
+    arena.offsets.grow(offsets_);
+    arena.bytes.grow(bytes_);
+    if (arena.scratch.size() < size_t(threads)) arena.scratch.resize(size_t(threads));
+    for (int n = 0; n < threads; ++n) arena.scratch[size_t(n)].grow(scratch_);
+    for (auto& op : ops_) op->next = 0;
+    Arena& shared = arena;
+    std::exception_ptr failure;
+    std::atomic<bool> failed{false};
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+    {
+        const DefaultFloatState state;
+        float* scratch = shared.scratch[size_t(this_thread())].data();
+        for (auto& op : ops_) {
+            for (size_t task;
+                 !failed && (task = op->next.fetch_add(1, std::memory_order_relaxed)) < op->tasks;) {
+                try {
+                    op->work(shared, task, scratch);
+                } catch (...) {
+                    if (!failed.exchange(true)) failure = std::current_exception();
+                }
+            }
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+        }
+    }
+    if (failure) std::rethrow_exception(failure);
+}
+
+}  // namespace baize

@@ -1,0 +1,63 @@
+// The operands of a product: activations as the kernels of every instruction set read them, and the output.
+#pragma once
+
+#include "csrc/matrix.h"
+
+namespace baize {
+
+// Columns that a product processes at a time: a panel of them stays in the caches.
+constexpr size_t kBlock = 512;
+constexpr size_t kOffsets = 16;  // the most totals of any instruction set's vector
+constexpr size_t kByteBlock = 1024;  // columns that a product processes at a time when activations are bytes
+constexpr size_t kByteFactors = kByteBlock / kGroup;  // the most scales of such a block
+// Tokens encoded as bytes together; some sets keep them together in memory.
+constexpr size_t kGroupTokens = 16;
+
+// Row `token` of x (tokens, columns).
+struct TokenRow {
+    const float* x;
+    size_t columns, token, tokens;
+};
+
+// x (T, columns) as products read it: in blocks of kBlock columns, each block token by token. Float weights
+// use `values`; quantised ones use `codes` and `scales`, one per section. Columns that pad a vector or a
+// section are zero.
+struct Activations {
+    const float* values;
+    const int16_t* codes;
+    const float* scales;
+    // With `codes` of one token for int4: eight times their sums, a vector per section.
+    const int32_t* offsets;
+    // Replace `codes` in byte products; else null. The layout, and that of scales and offsets, is the
+    // instruction set's own (generic/byte_panels.h, generic/byte_tiles.h); both have room for kByteFactors
+    // per token (in whole groups) and block.
+    const uint8_t* bytes;
+};
+
+struct ActivationMemory {
+    float* values;
+    int16_t* codes;
+    float* scales;
+    int32_t* offsets;
+    uint8_t* bytes;
+};
+
+// One product: y (T, ldy) (+)= x times the matrix transposed.
+struct Product {
+    Matrix matrix;
+    Activations x;
+    size_t tokens;
+    float* y;
+    size_t ldy;
+    bool add;
+};
+
+// The kernels of one way to encode activations. Scratch memory is aligned to 64 bytes.
+struct ProductKernels {
+    void (*prepare)(Kind weights, const TokenRow& row, const ActivationMemory& to);  // lays out one row of x
+    // Rows [begin, end) of the matrix.
+    void (*run)(const Product& what, size_t begin, size_t end, float* scratch);
+    size_t scratch;  // in floats
+};
+
+}  // namespace baize
