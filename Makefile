@@ -34,7 +34,7 @@ else
 	$(GATE)
 endif
 
-# On a machine with a GPU, with the packages it has and no network: what the GPU, the benchmarks and the host's C++ variants say.
+# On a machine with a GPU, with the packages it has and no network: what the GPU, the benchmarks and the host's C++ implementations say.
 # OUT=FOLDER takes all results, STEPS="decode13b profile" runs some alone; `python benchmarks/gpu_report.py --list` shows them all.
 gpu:
 	$(PYTHON) benchmarks/gpu_report.py $(if $(OUT),--out "$(OUT)") $(if $(STEPS),--steps $(STEPS)) $(if $(COMMIT),--commit $(COMMIT))

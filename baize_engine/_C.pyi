@@ -1,7 +1,7 @@
 """The C++ host kernels. Buffers are C-contiguous objects of the buffer protocol, taken as bytes. Calls release the GIL.
 
 dtypes are "float32", "float16" or "bfloat16". Wrong sizes or names, overlaps, and read-only or strided memory raise
-ValueError, which names the argument, what it got and what it wanted; a variant that this processor cannot run raises
+ValueError, which names the argument, what it got and what it wanted; an implementation that this processor cannot run raises
 RuntimeError.
 """
 
@@ -13,7 +13,7 @@ LANES: int
 """float64 accumulators per chunk (1024)."""
 
 class Implementation:
-    """The kernels of one instruction set. Functions take its name as `variant`."""
+    """The kernels of one instruction set. Functions take its name."""
 
     @property
     def name(self) -> str: ...
@@ -21,8 +21,10 @@ class Implementation:
         """None if this processor can run it, else the reason."""
 
 def implementations() -> list[Implementation]:
-    """Those of this build, best first; "scalar", which every processor runs, is the last. All give the same bits, but for
-    products with `int8_activations`, whose rounding of activations is the instruction set's own.
+    """Those of this build, best first; "scalar", which every processor runs, is the last.
+
+    diff_add, widen, quantize, and the ops Embed, Sample and Advance give equal bits in all of them. Products, norms and
+    attention sum in the lanes of the set's vectors: equal bits in "amx" and "avx512" only.
     """
 
 def diff_add(
@@ -30,17 +32,17 @@ def diff_add(
     diff: tuple[Buffer, str],
     out: tuple[Buffer, str],
     *,
-    variant: str,
+    implementation: str,
     threads: int = 1,
     subtract: bool = False,
 ) -> tuple[list[float], int, int]:
     """out = float32(diff) + float32(base), or diff - base with `subtract`, rounded once to nearest even.
 
-    Each operand is a buffer with its dtype. All three buffers hold the same number of elements; `out` is writable and overlaps neither input. Every NaN becomes the
-    canonical positive quiet NaN. Returns the sum of each chunk of CHUNK elements before rounding, the number of finite
-    results that rounding made infinite, and the number of results that were NaN or infinite before it. The contract, with
-    the order of the sums, is `diff_add` of kernels/reference.py; results depend neither on `variant` nor on `threads` (1 to
-    1024).
+    Each operand is a buffer and its dtype. All three buffers hold the same number of elements; `out` is writable and overlaps
+    neither input. Every NaN becomes the canonical positive quiet NaN. Returns the sum of each chunk of CHUNK elements before
+    rounding, the number of finite results that rounding made infinite, and the number of results that were NaN or infinite
+    before it. The contract, with the order of the sums, is `diff_add` of kernels/reference.py; results depend neither on
+    `implementation` nor on `threads` (1 to 1024).
     """
 
 def diff_add_files(
@@ -48,7 +50,7 @@ def diff_add_files(
     diff: tuple[int, int, str, str],
     out: tuple[Buffer, str],
     *,
-    variant: str,
+    implementation: str,
     subtract: bool = False,
 ) -> tuple[list[float], int, int] | None:
     """`diff_add` on the calling thread over ranges of two open files, as many elements as `out` holds.
@@ -61,10 +63,10 @@ def diff_add_files(
 def add_rows(acc: Buffer, rows: Buffer, dtype: str) -> None:
     """acc[c] += rows[r, c] for each row in order, in float64. `acc`: writable, a float64 per column; `rows`: whole rows."""
 
-def widen(src: Buffer, dtype: str, out: Buffer, *, variant: str | None = None) -> None:
+def widen(src: Buffer, dtype: str, out: Buffer, *, implementation: str | None = None) -> None:
     """out = float32(src), exact; a signalling float16 NaN becomes quiet. `out`: writable, 4 bytes per element of `src`.
 
-    `variant` as in diff_add; None takes the best one for this processor. All give equal bits.
+    `implementation` as in diff_add; None takes the best one for this processor. All give equal bits.
     """
 
 class Matrix:
@@ -76,7 +78,7 @@ class Matrix:
 
     def __init__(self, kind: str, values: int, scales: int, rows: int, columns: int) -> None: ...
 
-def quantize(variant: str, weight: int, dtype: str, out: Matrix) -> None:
+def quantize(implementation: str, weight: int, dtype: str, out: Matrix) -> None:
     """`quantize` of kernels/quantized.py for the matrix of float type `dtype` at address `weight`, on the calling thread.
 
     The caller checks shapes and types (backend/cpp_ops.py). ValueError if a value is not finite; `out` is then partly filled.
@@ -153,7 +155,7 @@ class Plan:
     The caller checks shapes and types (backend/cpp_ops.py) and keeps the memory alive.
     """
 
-    def __init__(self, variant: str) -> None: ...
+    def __init__(self, implementation: str) -> None: ...
     def append(self, op: PlanOp) -> None: ...
     def run(self, threads: int) -> None:
         """Runs the ops on `threads` threads (1 to 1024) without the GIL.

@@ -31,11 +31,13 @@ COMBINATIONS = [
 ]
 
 
-def cpp(variant: str, threads: int, base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor) -> Callable[[], Any]:
+def cpp(
+    implementation: str, threads: int, base: torch.Tensor, diff: torch.Tensor, out: torch.Tensor
+) -> Callable[[], Any]:
     views: list[Any] = [tensor.view(torch.uint8).numpy() for tensor in (base, diff, out)]
     names: list[Any] = [str(tensor.dtype).removeprefix("torch.") for tensor in (base, diff, out)]
     operands = list(zip(views, names, strict=True))
-    return lambda: _C.diff_add(*operands, variant=variant, threads=threads)
+    return lambda: _C.diff_add(*operands, implementation=implementation, threads=threads)
 
 
 def check(name: str, types: tuple[str, ...], out: torch.Tensor, wanted: torch.Tensor, stats: Any, made: Any) -> None:

@@ -26,12 +26,12 @@ const Implementation& runnable(const std::string& name) {
     for (const Implementation& row : implementations()) {
         if (name == row.name) {
             if (const char* reason = row.why_not())
-                throw std::runtime_error("variant '" + name + "' cannot run: " + reason);
+                throw std::runtime_error("implementation '" + name + "' cannot run: " + reason);
             return row;
         }
         known += (known.empty() ? "" : ", ") + std::string(row.name);
     }
-    throw py::value_error("variant is '" + name + "', wanted one of " + known);
+    throw py::value_error("implementation is '" + name + "', wanted one of " + known);
 }
 
 }  // namespace baize

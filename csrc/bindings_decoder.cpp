@@ -30,8 +30,9 @@ Matrix matrix(const std::string& kind, uintptr_t values, uintptr_t scales, size_
     return {kind_named(kind), at<const uint8_t>(values), at<const uint8_t>(scales), rows, columns};
 }
 
-void py_quantize(const std::string& variant, uintptr_t weight, const std::string& dtype, const Matrix& out) {
-    const Implementation& row = runnable(variant);
+void py_quantize(const std::string& implementation, uintptr_t weight, const std::string& dtype,
+                 const Matrix& out) {
+    const Implementation& row = runnable(implementation);
     const Operand from{at<const uint8_t>(weight), dtype_named(dtype, "dtype")};
     if (!out.quantised()) throw py::value_error("out is a matrix of floats, wanted int8 or int4");
     bool finite;
@@ -224,11 +225,11 @@ void bind_decoder(py::module_& module) {
     py::class_<Matrix>(module, "Matrix")
         .def(py::init(&matrix), py::arg("kind"), py::arg("values"), py::arg("scales"), py::arg("rows"),
              py::arg("columns"));
-    module.def("quantize", &py_quantize, py::arg("variant"), py::arg("weight"), py::arg("dtype"),
+    module.def("quantize", &py_quantize, py::arg("implementation"), py::arg("weight"), py::arg("dtype"),
                py::arg("out"));
     py::class_<Plan> plan(module, "Plan");
-    plan.def(py::init([](const std::string& variant) { return new Plan(runnable(variant)); }),
-             py::arg("variant"));
+    plan.def(py::init([](const std::string& implementation) { return new Plan(runnable(implementation)); }),
+             py::arg("implementation"));
     plan.def(
         "run",
         [](Plan& plan, int threads) {

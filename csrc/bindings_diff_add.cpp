@@ -68,8 +68,8 @@ void check_apart(const Bytes& written, const char* written_argument, const Bytes
                               ", wanted memory of its own");
 }
 
-py::tuple py_diff_add(const Typed& base, const Typed& diff, const Typed& out, const std::string& variant,
-                      int threads, bool subtract) {
+py::tuple py_diff_add(const Typed& base, const Typed& diff, const Typed& out,
+                      const std::string& implementation, int threads, bool subtract) {
     const Dtype b = dtype_named(base.second, "base's dtype"), d = dtype_named(diff.second, "diff's dtype");
     const Dtype o = dtype_named(out.second, "out's dtype");
     const Bytes from(base.first, "base", false), with(diff.first, "diff", false), to(out.first, "out", true);
@@ -79,7 +79,7 @@ py::tuple py_diff_add(const Typed& base, const Typed& diff, const Typed& out, co
     check_apart(to, "out", from, "base");
     check_apart(to, "out", with, "diff");
     check_threads(threads);
-    const Implementation& row = runnable(variant);
+    const Implementation& row = runnable(implementation);
     const Addition what{{from.data(), b}, {with.data(), d}, {to.data(), o}, count, subtract};
     std::vector<double> sums(what.chunks());
     Counts counts;
@@ -95,7 +95,7 @@ FileOperand file_operand(const TypedRange& range, const char* dtype_argument) {
 }
 
 py::object py_diff_add_files(const TypedRange& base, const TypedRange& diff, const Typed& out,
-                             const std::string& variant, bool subtract) {
+                             const std::string& implementation, bool subtract) {
     const Dtype o = dtype_named(out.second, "out's dtype");
     const Bytes to(out.first, "out", true);
     const FileAddition what{file_operand(base, "base's dtype"),
@@ -103,7 +103,7 @@ py::object py_diff_add_files(const TypedRange& base, const TypedRange& diff, con
                             {to.data(), o},
                             elements(to, o, "out"),
                             subtract};
-    const Implementation& row = runnable(variant);
+    const Implementation& row = runnable(implementation);
     std::vector<double> sums((what.count + kChunk - 1) / kChunk);
     Counts counts;
     std::optional<Unread> unread;
@@ -138,13 +138,13 @@ void py_add_rows(const py::buffer& sums, const py::buffer& rows, const std::stri
 }
 
 void py_widen(const py::buffer& values, const std::string& dtype, const py::buffer& out,
-              const std::optional<std::string>& variant) {
+              const std::optional<std::string>& implementation) {
     const Dtype kind = dtype_named(dtype, "dtype");
     const Bytes from(values, "src", false), to(out, "out", true);
     const size_t count = elements(from, kind, "src");
     check_size(to, count * sizeof(float), "out");
     check_apart(to, "out", from, "src");
-    const Implementation& row = variant ? runnable(*variant) : best_implementation();
+    const Implementation& row = implementation ? runnable(*implementation) : best_implementation();
     py::gil_scoped_release release;
     row.elements.widen({from.data(), kind}, count, to.data());
 }
@@ -155,12 +155,13 @@ void bind_diff_add(py::module_& module) {
     using A = py::arg;
     module.attr("CHUNK") = kChunk;
     module.attr("LANES") = kLanes;
-    module.def("diff_add", &py_diff_add, A("base"), A("diff"), A("out"), py::kw_only(), A("variant"),
+    module.def("diff_add", &py_diff_add, A("base"), A("diff"), A("out"), py::kw_only(), A("implementation"),
                A("threads") = 1, A("subtract") = false);
     module.def("diff_add_files", &py_diff_add_files, A("base"), A("diff"), A("out"), py::kw_only(),
-               A("variant"), A("subtract") = false);
+               A("implementation"), A("subtract") = false);
     module.def("add_rows", &py_add_rows, A("acc"), A("rows"), A("dtype"));
-    module.def("widen", &py_widen, A("src"), A("dtype"), A("out"), py::kw_only(), A("variant") = py::none());
+    module.def("widen", &py_widen, A("src"), A("dtype"), A("out"), py::kw_only(),
+               A("implementation") = py::none());
 }
 
 }  // namespace baize

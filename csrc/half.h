@@ -1,4 +1,4 @@
-// Scalar conversions between float32 and the 16-bit types: the definition that every vector variant must
+// Scalar conversions between float32 and the 16-bit types: the definition that every vector type must
 // match. Integer arithmetic only, so the caller's rounding mode and denormal flushing do not matter.
 #pragma once
 

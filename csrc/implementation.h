@@ -1,6 +1,11 @@
 // The kernels of one instruction set, and the table of all of them. Each file of isa/ makes one row from the
-// algorithms of generic/. Every row gives the same bits, but for the byte products, whose encoding of
-// activations is the set's own.
+// algorithms of generic/, compiled for a vector type `Vec` in its own anonymous namespace, with target
+// attributes on functions: code for one instruction set is never linked into another's, and what the files
+// share is compiled for every processor.
+//
+// elements, add_chunk, quantize and sample give equal bits in every row. Products, rms_norm and attention sum
+// in the lanes of the set's vectors: equal bits for any number of tokens and threads, and in "amx" and
+// "avx512".
 #pragma once
 
 #include <vector>

@@ -85,8 +85,10 @@ namespace {
 // Throws unless queries [first, last) belong to sequence `n`, its context holds them, and its tokens [from,
 // to) are in blocks of the cache.
 void check_sequence(const Attention& a, size_t n, size_t first, size_t last, size_t from, size_t to) {
-    const int64_t begin = a.starts[n], end = a.starts[n + 1], length = a.lens[n],
-                  most = int64_t(a.table_stride * a.block);
+    const int64_t begin = a.starts[n];
+    const int64_t end = a.starts[n + 1];
+    const int64_t length = a.lens[n];
+    const int64_t most = int64_t(a.table_stride * a.block);
     const bool one_each = a.sequences == a.tokens;
     if (begin < 0 || begin > int64_t(first) || end < int64_t(last) || end > int64_t(a.tokens) ||
         (one_each && end - begin != 1))
@@ -121,8 +123,9 @@ void Plan::append_each(const Attention& a) {
     scratch_ = std::max(scratch_, by_.attention.scratch(a, group, together));
     if (split) parts_ = std::max(parts_, a.tokens * a.heads * a.splits * a.part_floats());
     add(a.tokens * a.splits * pieces, [=](Arena& arena, size_t task, float* scratch) {
-        const size_t n = task / pieces % a.splits, t = task / pieces / a.splits,
-                     head = task % pieces * together;
+        const size_t n = task / pieces % a.splits;
+        const size_t t = task / pieces / a.splits;
+        const size_t head = task % pieces * together;
         check_sequence(a, t, t, t + 1, n * kSplit, (n + 1) * kSplit);
         const Queries what{t, t, t + 1, head, std::min(together, a.kv_heads - head), n, n + 1};
         if (n * kSplit < size_t(a.lens[t]))
@@ -136,8 +139,8 @@ void Plan::append_each(const Attention& a) {
 // most to read.
 void Plan::append_prompts(const Attention& a) {
     const size_t group = a.heads / a.kv_heads;
-    const size_t queries = std::min(std::max<size_t>(1, 64 / group), a.tokens),
-                 blocks = (a.tokens + queries - 1) / queries;
+    const size_t queries = std::min(std::max<size_t>(1, 64 / group), a.tokens);
+    const size_t blocks = (a.tokens + queries - 1) / queries;
     scratch_ = std::max(scratch_, by_.attention.scratch(a, queries * group, 1));
     add(blocks * a.kv_heads, [=](Arena&, size_t task, float* scratch) {
         const size_t block = blocks - 1 - task / a.kv_heads, end = std::min((block + 1) * queries, a.tokens);

@@ -48,22 +48,22 @@ class Adder(ABC):
 
 
 class CppAdder(Adder):
-    """The C++ kernel in one variant, on the calling thread: the workers are the parallelism."""
+    """The C++ kernel in one implementation, on the calling thread: the workers are the parallelism."""
 
-    def __init__(self, variant: str) -> None:
-        self.name = f"cpp-{variant}"
-        self._variant = variant
+    def __init__(self, implementation: str) -> None:
+        self.name = f"cpp-{implementation}"
+        self._implementation = implementation
 
     def add(self, base: Operand, other: Operand, out: Operand, *, subtract: bool = False) -> Stats:
         from baize_engine import _C
 
-        return _C.diff_add(base, other, out, variant=self._variant, threads=1, subtract=subtract)
+        return _C.diff_add(base, other, out, implementation=self._implementation, threads=1, subtract=subtract)
 
     def add_files(self, base: FileRange, other: FileRange, out: Operand, *, subtract: bool = False) -> Stats | None:
         from baize_engine import _C
 
         try:
-            return _C.diff_add_files(base, other, out, variant=self._variant, subtract=subtract)
+            return _C.diff_add_files(base, other, out, implementation=self._implementation, subtract=subtract)
         except OSError as error:
             with reading(error.filename):
                 raise

@@ -78,8 +78,8 @@ class Ops:
                 joined = None
                 calls.append(partial(function, **op.operands()))
                 continue
-            if joined is None or joined.variant != function.variant:
-                joined = cpp_ops.Joined(function.variant)
+            if joined is None or joined.implementation != function.implementation:
+                joined = cpp_ops.Joined(function.implementation)
                 calls.append(joined)
             joined.append(op)
         return calls
@@ -213,12 +213,12 @@ def _cpp_rows(op: str) -> list[Implementation]:
     return [cpp(of) for of in implementations()]
 
 
-def _native(op: str, variant: str) -> Callable[..., Any]:
+def _native(op: str, name: str) -> Callable[..., Any]:
     if op == "diff_add":
-        return _cpp_adder(variant)
+        return _cpp_adder(name)
     from baize_engine.backend import cpp_ops
 
-    return cpp_ops.quantizer(variant) if op == "quantize" else cpp_ops.op(op, variant)
+    return cpp_ops.quantizer(name) if op == "quantize" else cpp_ops.op(op, name)
 
 
 def _only_cpu(device: str) -> str | None:
@@ -277,10 +277,10 @@ def _torch_row(op: str) -> Implementation:
     return Implementation("torch", why_not, load)
 
 
-def _cpp_adder(variant: str) -> Callable[[], Adder]:
+def _cpp_adder(name: str) -> Callable[[], Adder]:
     from baize_engine.backend.adders import CppAdder
 
-    return lambda: CppAdder(variant)
+    return lambda: CppAdder(name)
 
 
 def _torch_adder() -> Callable[[], Adder]:

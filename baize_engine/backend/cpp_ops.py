@@ -36,14 +36,14 @@ FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 class Op:
     """An op for one instruction set, called like its function in kernels/reference.py."""
 
-    def __init__(self, name: str, variant: str) -> None:
-        self.__name__, self.variant, self._kind = name, variant, KINDS[name]
+    def __init__(self, name: str, implementation: str) -> None:
+        self.__name__, self.implementation, self._kind = name, implementation, KINDS[name]
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
         operands = self._kind(*arguments, **options)
         if isinstance(operands, Embed | Attention | Sample) and operands.out is None:
             operands = replace(operands, out=_new_out(operands))
-        once = Joined(self.variant)
+        once = Joined(self.implementation)
         once.append(operands)
         once()
         return getattr(operands, "out", None)
@@ -52,8 +52,8 @@ class Op:
 class Joined:
     """Ops of one instruction set that run as one call. Keeps their tensors alive."""
 
-    def __init__(self, variant: str) -> None:
-        self.variant, self._plan, self._held = variant, _C.Plan(variant), list[PlanOp]()
+    def __init__(self, implementation: str) -> None:
+        self.implementation, self._plan, self._held = implementation, _C.Plan(implementation), list[PlanOp]()
 
     def append(self, op: PlanOp) -> None:
         """Adds an op. ValueError names the operand with a wrong shape, type, device or layout."""
@@ -64,18 +64,18 @@ class Joined:
         self._plan.run(forks.check())
 
 
-def op(name: str, variant: str) -> Op:
-    """The op `name` of kernels/reference.py for instruction set `variant`."""
-    return Op(name, variant)
+def op(name: str, implementation: str) -> Op:
+    """The op `name` of kernels/reference.py for instruction set `implementation`."""
+    return Op(name, implementation)
 
 
-def quantizer(variant: str) -> Callable[..., Int8Weight | Int4Weight]:
+def quantizer(implementation: str) -> Callable[..., Int8Weight | Int4Weight]:
     """`quantize` of kernels/quantized.py for CPU tensors, with the same bits, on the calling thread."""
-    return partial(_quantize, variant)
+    return partial(_quantize, implementation)
 
 
 def _quantize(
-    variant: str, weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None
+    implementation: str, weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None
 ) -> Int8Weight | Int4Weight:
     if weight.dim() != 2 or weight.dtype not in FLOATS:
         raise ValueError(f"weight is {weight.dtype} of shape {tuple(weight.shape)}, wanted a float matrix (N, K)")
@@ -85,7 +85,7 @@ def _quantize(
         raise ValueError(f"out has shape {done.shape}, wanted {(rows, columns)}")
     if rows and columns:
         place = _address("weight", weight, (rows, columns), weight.dtype)
-        _C.quantize(variant, place, FLOATS[weight.dtype], _matrix(done, columns))
+        _C.quantize(implementation, place, FLOATS[weight.dtype], _matrix(done, columns))
     return done
 
 

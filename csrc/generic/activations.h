@@ -1,5 +1,6 @@
-// Activations as generic/product.h reads them, over the vector type `Vec` of the file that includes this. One
-// pass over a token's row, which is in the L1 cache: the norm, or the op before, has just written it.
+// Activations as generic/product.h reads them, over the vector type `Vec` of the file that includes this. A
+// section of a row is read for its greatest magnitude, and again from the L1 cache for its codes; encoding a
+// row is a few operations a value, where the product has thousands.
 #pragma once
 
 #include "csrc/generic/section.h"

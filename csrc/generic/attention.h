@@ -156,8 +156,8 @@ BAIZE_TARGET void attend_split(const Attention& a, const int32_t* table, size_t 
 
 BAIZE_TARGET void attend(const Attention& a, const Queries& what, float* parts, float* scratch) {
     const size_t first = what.first, last = what.last;
-    const size_t group = a.heads / a.kv_heads, of_head = (what.end - what.begin) * group,
-                 count = of_head * what.kv_heads;
+    const size_t group = a.heads / a.kv_heads;
+    const size_t of_head = (what.end - what.begin) * group, count = of_head * what.kv_heads;
     const size_t length = size_t(a.lens[what.sequence]), behind = size_t(a.starts[what.sequence + 1]);
     const int32_t* table = a.tables + what.sequence * a.table_stride;
     const TaskRows rows = carve(a, of_head, what.kv_heads, scratch);

@@ -118,8 +118,8 @@ template <class Engine, Kind K>
 BAIZE_TARGET void tiles(const Product& what, size_t begin, size_t end, float* scratch) {
     constexpr size_t section = section_of(K), of_block = kByteBlock / section;
     const Matrix& m = what.matrix;
-    const size_t sections = sections_in<K>(m.columns),
-                 groups = (what.tokens + kGroupTokens - 1) / kGroupTokens;
+    const size_t sections = sections_in<K>(m.columns);
+    const size_t groups = (what.tokens + kGroupTokens - 1) / kGroupTokens;
     const size_t fitting = kChunkBytes / (sections * section * kGroupTokens);
     const size_t at_once = fitting < 1 ? 1 : fitting > kTileGroups ? kTileGroups : fitting;
     F* sums = reinterpret_cast<F*>(scratch);

@@ -1,4 +1,8 @@
 // The addition of one chunk, over the vector type `Vec` of the file that includes this.
+//
+// Each element is read, added and written once, so that the memory's speed bounds it. The kLanes float64
+// accumulators (8 KiB) stay in the L1 cache; element i of every kLanes goes to lane i, whatever the vector's
+// width, so that the sums are the same.
 #pragma once
 
 #include "csrc/diff_add.h"
@@ -40,8 +44,8 @@ BAIZE_TARGET double chunk_of(const Addition& what, Counts& counts) {
         uint8_t* o = what.out.data + row * so;
         size_t i = 0;
         for (; i + Vec::width <= width; i += Vec::width) {
-            const auto left = Vec::template load_as<B>(b + i * sb),
-                       right = Vec::template load_as<D>(d + i * sd);
+            const auto left = Vec::template load_as<B>(b + i * sb);
+            const auto right = Vec::template load_as<D>(d + i * sd);
             const auto sum = Vec::canonical(Subtract ? Vec::subtract(right, left) : Vec::add(left, right));
             Vec::template store_as<O>(o + i * so, sum);
             Vec::accumulate(lanes + i, sum);

@@ -1,4 +1,5 @@
-// Conversion of rows of elements, over the vector type `Vec` of the file that includes this.
+// Conversion of rows of elements, over the vector type `Vec` of the file that includes this. Loads and stores
+// bound it.
 #pragma once
 
 #include "csrc/element.h"

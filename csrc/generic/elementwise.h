@@ -1,4 +1,6 @@
-// The ops between products, over the vector type `Vec` of the file that includes this.
+// The ops between products, over the vector type `Vec` of the file that includes this. They are a few
+// operations a value, where a product has thousands: rms_norm reads its row from memory once, and again from
+// the L1 cache; silu_mul reads what the products of its task have just left in the cache.
 #pragma once
 
 #include <cstring>

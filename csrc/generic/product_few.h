@@ -3,8 +3,8 @@
 //
 // The rows of a register block (four of 2048 float16: 16 KiB) come from memory for the first four tokens and
 // from the L1 cache for the others; the tokens' activations (16 of 2048 float32: 128 KiB) stay in the L2
-// cache. Up to about four tokens the memory's speed bounds them, beyond that the multiplier and the widening
-// of codes, which each register block repeats.
+// cache. The memory's speed bounds the fewest tokens; for more it is the multiplier, and with codes their
+// widening, which each register block repeats.
 #pragma once
 
 #include "csrc/generic/elements.h"
@@ -18,10 +18,9 @@ namespace {
 template <Kind K, size_t R, size_t T>
 BAIZE_TARGET void few_block(const Product& what, size_t row, size_t step, size_t token) {
     const Matrix& m = what.matrix;
-    const size_t stride = m.row_bytes(), pass = token / 4,
-                 passes = what.tokens > 12  ? 4
-                          : what.tokens > 4 ? 2
-                                            : 1;
+    const size_t stride = m.row_bytes();
+    const size_t pass = token / 4;
+    const size_t passes = what.tokens > 12 ? 4 : what.tokens > 4 ? 2 : 1;
     F sums[T * R + Vec::width];
     for (F& sum : sums) sum = Vec::zero();
     for (size_t begin = 0; begin < m.columns; begin += kBlock) {

@@ -1,5 +1,8 @@
 // The loops of quantize.h, over the vector type `Vec` of the file that includes this. Plain arithmetic, which
 // the compiler vectorises; each operation is one of kernels/quantized.py, in float32.
+//
+// A row, widened to float32, stays in the L1 or L2 cache between its passes. Divisions bound them: one a
+// value for int8, four for int4, whose groups try four scales each.
 #pragma once
 
 #include "csrc/quantize.h"
@@ -32,8 +35,8 @@ BAIZE_TARGET void row_to_int8(const float* x, size_t columns, int8_t* values, fl
     int32_t greatest = 0;
     for (size_t i = 0; i < columns; ++i)
         greatest = magnitude_bits(x[i]) > greatest ? magnitude_bits(x[i]) : greatest;
-    const float wanted = float_of(uint32_t(greatest)) / 127.0f,
-                one = wanted < __FLT_MIN__ ? __FLT_MIN__ : wanted;
+    const float wanted = float_of(uint32_t(greatest)) / 127.0f;
+    const float one = wanted < __FLT_MIN__ ? __FLT_MIN__ : wanted;
     for (size_t i = 0; i < columns; ++i) values[i] = int8_t(clamped(-127, nearest_int(x[i] / one), 127));
     *scale = one;
 }

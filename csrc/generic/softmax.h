@@ -19,8 +19,8 @@ struct Softmax {
 // Merges row `s` of `from` into row `r` of `into`.
 BAIZE_TARGET void merge_rows(const Softmax& into, size_t r, const Softmax& from, size_t s) {
     const float greatest = into.greatest[r] > from.greatest[s] ? into.greatest[r] : from.greatest[s];
-    const float old = exponential(into.greatest[r] - greatest),
-                added = exponential(from.greatest[s] - greatest);
+    const float old = exponential(into.greatest[r] - greatest);
+    const float added = exponential(from.greatest[s] - greatest);
     into.total[r] = into.total[r] * old + from.total[s] * added;
     into.greatest[r] = greatest;
     float *to = into.values + r * into.width, *add = from.values + s * from.width;

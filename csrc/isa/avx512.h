@@ -149,10 +149,10 @@ struct Vec {
         }
 #pragma GCC unroll 4
         for (size_t k = 0; k < 4; ++k) {
-            const F low = _mm512_shuffle_f32x4(rows[k], rows[4 + k], 0x88),
-                    high = _mm512_shuffle_f32x4(rows[k], rows[4 + k], 0xdd);
-            const F low2 = _mm512_shuffle_f32x4(rows[8 + k], rows[12 + k], 0x88),
-                    high2 = _mm512_shuffle_f32x4(rows[8 + k], rows[12 + k], 0xdd);
+            const F low = _mm512_shuffle_f32x4(rows[k], rows[4 + k], 0x88);
+            const F high = _mm512_shuffle_f32x4(rows[k], rows[4 + k], 0xdd);
+            const F low2 = _mm512_shuffle_f32x4(rows[8 + k], rows[12 + k], 0x88);
+            const F high2 = _mm512_shuffle_f32x4(rows[8 + k], rows[12 + k], 0xdd);
             some[k] = _mm512_shuffle_f32x4(low, low2, 0x88);
             some[4 + k] = _mm512_shuffle_f32x4(high, high2, 0x88);
             some[8 + k] = _mm512_shuffle_f32x4(low, low2, 0xdd);

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoder_variants import VARIANTS, matrix
+from implementations import IMPLEMENTATIONS, matrix
 
 from baize_engine.backend import cpp_ops
 from baize_engine.kernels import quantized
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -20,23 +20,23 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def test_threads_change_no_bit(variant: str) -> None:
+def test_threads_change_no_bit(implementation: str) -> None:
     weight, x, held = matrix("float16", 500, 256), torch.randn(3, 256), torch.get_num_threads()
     found = []
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(cpp_ops.op("linear_add", variant)(x, weight, out=torch.zeros(3, 500)))
+            found.append(cpp_ops.op("linear_add", implementation)(x, weight, out=torch.zeros(3, 500)))
     finally:
         torch.set_num_threads(held)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
 
 
-def test_places_that_are_not_there_are_refused(variant: str) -> None:
+def test_places_that_are_not_there_are_refused(implementation: str) -> None:
     x, ones, weight = torch.randn(1, 16), torch.ones(16), torch.randn(48, 16)
     turns, cache = torch.ones(4, 8), torch.zeros(2, 3, 16, 1, 16)
-    run = cpp_ops.op("qkv_rope_store", variant)
+    run = cpp_ops.op("qkv_rope_store", implementation)
     for position, slot, message in (
         (4, 0, "position 4, wanted 0 to 3"),
         (0, 48, "slot 48, wanted 0 to 47"),
@@ -47,7 +47,7 @@ def test_places_that_are_not_there_are_refused(variant: str) -> None:
                 x, ones, 1e-5, [weight], turns, turns, torch.tensor([position]), *cache, torch.tensor([slot]),
                 q=torch.zeros(1, 1, 16),
             )  # fmt: skip
-    attend = cpp_ops.op("attention", variant)
+    attend = cpp_ops.op("attention", implementation)
     one, starts = torch.zeros(1, 1, 16), torch.tensor([0, 1], dtype=torch.int32)
     tables = torch.zeros(1, 2, dtype=torch.int32)
     for context, table, message in (
@@ -77,15 +77,15 @@ def test_places_that_are_not_there_are_refused(variant: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["float32", "float16", "bfloat16"])
-def test_embed(variant: str, kind: str) -> None:
+def test_embed(implementation: str, kind: str) -> None:
     weight, ids = torch.randn(20, 37).to(getattr(torch, kind)), torch.tensor([3, 19, 0])
-    assert torch.equal(cpp_ops.op("embed", variant)(ids, weight), weight[ids].float())
+    assert torch.equal(cpp_ops.op("embed", implementation)(ids, weight), weight[ids].float())
     with pytest.raises(IndexError, match="token id 20, wanted 0 to 19"):
-        cpp_ops.op("embed", variant)(torch.tensor([20]), weight)
+        cpp_ops.op("embed", implementation)(torch.tensor([20]), weight)
 
 
-def test_wrong_tensors_are_refused_by_name(variant: str) -> None:
-    add = cpp_ops.op("linear_add", variant)
+def test_wrong_tensors_are_refused_by_name(implementation: str) -> None:
+    add = cpp_ops.op("linear_add", implementation)
     weight = torch.randn(4, 8)
     with pytest.raises(ValueError, match=r"weight is torch\.float32 of shape \(4, 8\).*\(4, 9\)"):
         add(torch.randn(2, 9), weight, out=torch.zeros(2, 4))

@@ -57,7 +57,7 @@ def test_workers_that_begin_together_compile_one_after_the_other(monkeypatch: py
     count = PART + 77
     left, right = (as_bytes(torch.randn(count).to(dtype)) for dtype in (torch.float16, torch.float32))
     wanted = bytearray(count * 2)
-    stats = _C.diff_add((left, "float16"), (right, "float32"), (wanted, "float16"), variant="scalar")
+    stats = _C.diff_add((left, "float16"), (right, "float32"), (wanted, "float16"), implementation="scalar")
 
     def work(_: int) -> None:
         adder, out = CudaAdder("cpu"), bytearray(count * 2)
@@ -85,7 +85,7 @@ def test_bits_and_sums_are_those_of_the_cpu(base: str, out: str, count: int) -> 
     adder = CudaAdder("cuda")
     left, right = as_bytes(draw(count, DTYPES[base], 1)), as_bytes(draw(count, torch.float32, 2))
     wanted = bytearray(count * DTYPES[out].itemsize)
-    stats = _C.diff_add((left, base), (right, "float32"), (wanted, out), variant="scalar")
+    stats = _C.diff_add((left, base), (right, "float32"), (wanted, out), implementation="scalar")
     views = [adder.buffer(len(content)) for content in (left, right, wanted)]
     views[0][:], views[1][:] = left, right
     assert adder.add(*map(Operand, views, (base, "float32", out))) == stats

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from decoder_variants import VARIANTS, matrix
+from implementations import IMPLEMENTATIONS, matrix
 
 from baize_engine import _C
 from baize_engine.backend import cpp_ops
@@ -13,8 +13,8 @@ from baize_engine.kernels import quantized, reference
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -38,34 +38,34 @@ BOUND = {"int8": 3e-5, "int4": 3e-5}
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (33, 64), (100, 172), (129, 700)])
-def test_products_of_any_number_of_tokens(variant: str, kind: str, rows: int, columns: int) -> None:
+def test_products_of_any_number_of_tokens(implementation: str, kind: str, rows: int, columns: int) -> None:
     weight = matrix(kind, rows, columns)
     for tokens in (1, 2, 3, 4, 5, 9, 16, 64, 65, 130):
         x, before = torch.randn(tokens, columns), torch.randn(tokens, rows)
         out = before.clone()
-        cpp_ops.op("linear_add", variant)(x, weight, out=out)
+        cpp_ops.op("linear_add", implementation)(x, weight, out=out)
         assert error(out - before, exact(x, weight)) < BOUND.get(kind, 1e-6) + 1e-6, tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("columns", [300, 1152])  # not whole vectors, and whole ones of several blocks, read in place
-def test_a_row_is_the_same_alone_and_among_131(variant: str, kind: str, columns: int) -> None:
+def test_a_row_is_the_same_alone_and_among_131(implementation: str, kind: str, columns: int) -> None:
     weight = matrix(kind, 70, columns)
     x = torch.randn(131, columns)
-    whole = cpp_ops.op("linear_add", variant)(x, weight, out=torch.zeros(131, 70))
+    whole = cpp_ops.op("linear_add", implementation)(x, weight, out=torch.zeros(131, 70))
     assert error(whole, exact(x, weight)) < BOUND.get(kind, 1e-6) + 1e-6
     for tokens in (1, 2, 3, 7, 8, 9, 12, 15, 16, 17, 33, 64, 65):
-        part = cpp_ops.op("linear_add", variant)(x[:tokens].clone(), weight, out=torch.zeros(tokens, 70))
+        part = cpp_ops.op("linear_add", implementation)(x[:tokens].clone(), weight, out=torch.zeros(tokens, 70))
         assert torch.equal(part, whole[:tokens]), tokens
 
 
-def in_bytes(x: torch.Tensor, kind: str, variant: str) -> torch.Tensor:
+def in_bytes(x: torch.Tensor, kind: str, implementation: str) -> torch.Tensor:
     """x (T, K) as a product with int8 activations reads it: 127 levels each way, a scale for 128 (int8) or 64 (int4) columns.
 
     With int8 weights 63 levels where pairs of products are summed in 16 bits.
     """
     section = 128 if kind == "int8" else 64
-    levels = 63 if kind == "int8" and variant in ("avx2", "scalar") else 127
+    levels = 63 if kind == "int8" and implementation in ("avx2", "scalar") else 127
     padded = torch.nn.functional.pad(x, (0, -x.shape[1] % section)).unflatten(1, (-1, section))
     most = padded.abs().amax(2, keepdim=True)
     codes = (padded * (levels / most)).round()
@@ -74,14 +74,14 @@ def in_bytes(x: torch.Tensor, kind: str, variant: str) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize(("rows", "columns"), [(1, 64), (33, 192), (100, 172), (129, 1100)])
-def test_coarse_products(variant: str, kind: str, rows: int, columns: int) -> None:
+def test_coarse_products(implementation: str, kind: str, rows: int, columns: int) -> None:
     """Exact but for the rounding of x to bytes; a row's bits do not depend on the others."""
     weight = matrix(kind, rows, columns)
     x, before = torch.randn(131, columns), torch.randn(131, rows)
-    add = cpp_ops.op("linear_add", variant)
+    add = cpp_ops.op("linear_add", implementation)
     for tokens in (1, 2, 8, 9, 12, 64, 131):
         out = add(x[:tokens].clone(), weight, out=before[:tokens].clone(), int8_activations=True)
-        assert error(out - before[:tokens], exact(in_bytes(x[:tokens], kind, variant), weight)) < 1e-4, tokens
+        assert error(out - before[:tokens], exact(in_bytes(x[:tokens], kind, implementation), weight)) < 1e-4, tokens
         assert torch.equal(out[:1], add(x[:1].clone(), weight, out=before[:1].clone(), int8_activations=True)), tokens
     assert 1e-4 < error(out - before, exact(x, weight)) < 2e-2
 
@@ -102,12 +102,12 @@ def test_coarse_products_are_the_same_by_tiles_and_by_vectors(kind: str) -> None
     assert error(tiles, exact(in_bytes(x, kind, "amx"), weight)) < 1e-4
 
 
-def test_coarse_products_of_the_greatest_codes(variant: str) -> None:
+def test_coarse_products_of_the_greatest_codes(implementation: str) -> None:
     """Nothing is cut off where every weight and activation is at its limit, whatever the signs."""
     for signs in (torch.ones(3, 256), -torch.ones(3, 256), torch.randn(3, 256).sign()):
         weight = quantized.Int8Weight((127 * signs).to(torch.int8), torch.ones(3))
         x = torch.cat([torch.ones(5, 256), -torch.ones(5, 256)])
-        found = cpp_ops.op("linear_add", variant)(x, weight, out=torch.zeros(10, 3), int8_activations=True)
+        found = cpp_ops.op("linear_add", implementation)(x, weight, out=torch.zeros(10, 3), int8_activations=True)
         assert torch.allclose(found.double(), exact(x, weight), rtol=1e-6, atol=1e-2)
 
 
@@ -115,29 +115,31 @@ def test_coarse_products_of_the_greatest_codes(variant: str) -> None:
     ("heads", "kv_heads", "dim"), [(8, 8, 64), (8, 2, 16), (4, 4, 8), (6, 2, 128), (4, 1, 20), (2, 1, 96)]
 )
 @pytest.mark.parametrize("queries", [(1, 1, 1), (40, 7, 11), (1, 7, 100)])
-def test_attention(variant: str, heads: int, kv_heads: int, dim: int, queries: tuple[int, ...]) -> None:
+def test_attention(implementation: str, heads: int, kv_heads: int, dim: int, queries: tuple[int, ...]) -> None:
     keys, values = torch.randn(2, 30, 16, kv_heads, dim)
     lens = torch.tensor([40, 7, 100], dtype=torch.int32)
     tables = torch.randperm(30)[:21].view(3, 7).int()
     starts = torch.tensor([0, queries[0], queries[0] + queries[1], sum(queries)], dtype=torch.int32)
     q = torch.randn(sum(queries), heads, dim)
-    found = cpp_ops.op("attention", variant)(q, keys, values, tables, starts, lens, dim**-0.5)
+    found = cpp_ops.op("attention", implementation)(q, keys, values, tables, starts, lens, dim**-0.5)
     wanted = reference.attention(q.double(), keys.double(), values.double(), tables, starts, lens, dim**-0.5)
     assert float((found - wanted).abs().max()) < 5e-6
-    alone = cpp_ops.op("attention", variant)(
+    alone = cpp_ops.op("attention", implementation)(
         q[-1:].clone(), keys, values, tables[2:], torch.tensor([0, 1], dtype=torch.int32), lens[2:], dim**-0.5
     )
     assert torch.equal(alone[0], found[-1])  # neither neighbours nor earlier queries change a bit
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (6, 2)])
-def test_later_values_that_are_not_finite_reach_no_earlier_query(variant: str, heads: int, kv_heads: int) -> None:
+def test_later_values_that_are_not_finite_reach_no_earlier_query(
+    implementation: str, heads: int, kv_heads: int
+) -> None:
     keys, values = torch.randn(2, 3, 16, kv_heads, 32)
     values[1, 4:] = float("inf")  # tokens from 20 on
     keys[1, 7] = float("nan")  # token 23
     q, lens = torch.randn(40, heads, 32), torch.tensor([40], dtype=torch.int32)
     tables, starts = torch.arange(3, dtype=torch.int32)[None], torch.tensor([0, 40], dtype=torch.int32)
-    found = cpp_ops.op("attention", variant)(q, keys, values, tables, starts, lens, 0.2)
+    found = cpp_ops.op("attention", implementation)(q, keys, values, tables, starts, lens, 0.2)
     wanted = reference.attention(q[:20], keys, values, tables, starts // 2, lens // 2, 0.2)
     assert torch.allclose(found[:20], wanted, atol=1e-5)
     assert not found[20:].isfinite().any()
@@ -146,7 +148,7 @@ def test_later_values_that_are_not_finite_reach_no_earlier_query(variant: str, h
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(4, 4, 64), (6, 2, 20), (10, 10, 24)])
 def test_attention_over_contexts_of_several_splits(
-    variant: str, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+    implementation: str, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
 ) -> None:
     """Decoding merges splits that were tasks of their own, a prompt's task goes through them: the bits are the same."""
     keys, values = torch.randn(2, 90, 16, kv_heads, dim).to(dtype)
@@ -154,7 +156,7 @@ def test_attention_over_contexts_of_several_splits(
     tables = torch.randperm(90)[:84].repeat(3, 1).int()
     q = torch.randn(3, heads, dim)
     starts = torch.arange(4, dtype=torch.int32)
-    attend = cpp_ops.op("attention", variant)
+    attend = cpp_ops.op("attention", implementation)
     found = attend(q, keys, values, tables, starts, lens, dim**-0.5)
     wanted = reference.attention(q.double(), keys.double(), values.double(), tables, starts, lens, dim**-0.5)
     assert float((found - wanted).abs().max()) < 5e-6
@@ -170,12 +172,12 @@ def test_attention_over_contexts_of_several_splits(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_the_cache_takes_rounded_keys_and_values(variant: str, dtype: torch.dtype) -> None:
+def test_the_cache_takes_rounded_keys_and_values(implementation: str, dtype: torch.dtype) -> None:
     x, norm, weight = torch.randn(3, 64), torch.ones(64), torch.randn(96, 64) / 8
     angles = torch.rand(9, 8) * 6
     state = [(torch.zeros(3, 2, 16), *torch.zeros(2, 2, 16, 2, 16, dtype=kind)) for kind in (dtype, torch.float32)]
     for q, keys, values in state:
-        cpp_ops.op("qkv_rope_store", variant)(
+        cpp_ops.op("qkv_rope_store", implementation)(
             x, norm, 1e-5, [weight], angles.cos(), angles.sin(), torch.tensor([0, 4, 8]), keys, values,
             torch.tensor([31, 0, 17]), q=q,
         )  # fmt: skip
@@ -184,12 +186,12 @@ def test_the_cache_takes_rounded_keys_and_values(variant: str, dtype: torch.dtyp
         assert wanted.count_nonzero() == 3 * 32
 
 
-def test_attention_of_far_scores(variant: str) -> None:
+def test_attention_of_far_scores(implementation: str) -> None:
     """One key that takes all, first or last: earlier sums are scaled to nothing, without a NaN."""
     for best in (0, 39):
         keys, values = torch.zeros(3, 16, 1, 16), torch.randn(3, 16, 1, 16)
         keys.view(48, 16)[best] = 200.0
-        found = cpp_ops.op("attention", variant)(
+        found = cpp_ops.op("attention", implementation)(
             torch.ones(1, 1, 16), keys, values, torch.tensor([[0, 1, 2]], dtype=torch.int32),
             torch.tensor([0, 1], dtype=torch.int32), torch.tensor([40], dtype=torch.int32), 0.25,
         )  # fmt: skip
@@ -199,7 +201,7 @@ def test_attention_of_far_scores(variant: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 5])
 @pytest.mark.parametrize("apart", [True, False])
-def test_fused_ops(variant: str, kind: str, tokens: int, apart: bool) -> None:
+def test_fused_ops(implementation: str, kind: str, tokens: int, apart: bool) -> None:
     hidden, heads, kv_heads, dim, inner, vocabulary = 96, 4, 2, 24, 70, 77
     x, norm = torch.randn(tokens, hidden), 1 + torch.randn(hidden) * 0.1
     parts = [matrix(kind, rows * dim, hidden) for rows in (heads, kv_heads, kv_heads)]
@@ -208,7 +210,7 @@ def test_fused_ops(variant: str, kind: str, tokens: int, apart: bool) -> None:
     positions, slots = torch.randperm(50)[:tokens], torch.randperm(64)[:tokens]
     state = [[torch.zeros(tokens, heads, dim), *torch.zeros(2, 4, 16, kv_heads, dim)] for _ in range(2)]
     for run, (q, keys, values) in zip(
-        (cpp_ops.op("qkv_rope_store", variant), reference.qkv_rope_store), state, strict=True
+        (cpp_ops.op("qkv_rope_store", implementation), reference.qkv_rope_store), state, strict=True
     ):
         run(x, norm, 1e-5, weights, angles.cos(), angles.sin(), positions, keys, values, slots, q=q)
     for mine, wanted in zip(*state, strict=True):
@@ -216,13 +218,13 @@ def test_fused_ops(variant: str, kind: str, tokens: int, apart: bool) -> None:
     gates = [matrix(kind, inner, hidden) for _ in range(2)]
     gates = gates if apart else [quantized.join(gates)]
     mine, wanted = torch.empty(2, tokens, inner)
-    cpp_ops.op("gate_up", variant)(x, norm, 1e-5, gates, out=mine)
+    cpp_ops.op("gate_up", implementation)(x, norm, 1e-5, gates, out=mine)
     reference.gate_up(x, norm, 1e-5, gates, out=wanted)
     assert error(mine, wanted.double()) < 6e-5
     mine, wanted = torch.empty(2, tokens, vocabulary)
     best = torch.empty(tokens, 3, dtype=torch.int32)
     last = matrix(kind, vocabulary, hidden)
-    cpp_ops.op("head", variant)(x, norm, 1e-5, last, out=mine, best=best)
+    cpp_ops.op("head", implementation)(x, norm, 1e-5, last, out=mine, best=best)
     reference.head(x, norm, 1e-5, last, out=wanted)
     assert error(mine, wanted.double()) < 4e-5
     padded = torch.nn.functional.pad(mine, (0, 19), value=float("-inf")).view(tokens, 3, 32)
@@ -230,7 +232,7 @@ def test_fused_ops(variant: str, kind: str, tokens: int, apart: bool) -> None:
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_fused_ops_of_prompts(variant: str, kind: str) -> None:
+def test_fused_ops_of_prompts(implementation: str, kind: str) -> None:
     """The products of matrices side by side with activations in bytes are those of linear_add, to the bit."""
     hidden, heads, dim, inner, tokens = 200, 3, 16, 70, 12
     x, ones = torch.randn(tokens, hidden), torch.ones(hidden)
@@ -239,33 +241,37 @@ def test_fused_ops_of_prompts(variant: str, kind: str) -> None:
     still = torch.ones(tokens, dim // 2), torch.zeros(tokens, dim // 2)  # no rotation
     q, keys, values = torch.zeros(tokens, heads, dim), *torch.zeros(2, 1, 16, heads, dim)
     where = torch.arange(tokens)
-    cpp_ops.op("qkv_rope_store", variant)(
+    cpp_ops.op("qkv_rope_store", implementation)(
         x, ones, 1e-5, parts, *still, where, keys, values, where, q=q, int8_activations=True
     )  # fmt: skip
     for found, weight in zip((q, keys[0, :tokens], values[0, :tokens]), parts, strict=True):
         assert (
-            error(found.flatten(1), exact(in_bytes(normed, kind, variant), weight)) < 3e-3
+            error(found.flatten(1), exact(in_bytes(normed, kind, implementation), weight)) < 3e-3
         )  # a code may fall to the other side
     gates = [matrix(kind, inner, hidden) for _ in range(2)]
-    found = cpp_ops.op("gate_up", variant)(x, ones, 1e-5, gates, out=torch.empty(tokens, inner), int8_activations=True)
-    gate, up = (exact(in_bytes(normed, kind, variant), weight) for weight in gates)
+    found = cpp_ops.op("gate_up", implementation)(
+        x, ones, 1e-5, gates, out=torch.empty(tokens, inner), int8_activations=True
+    )
+    gate, up = (exact(in_bytes(normed, kind, implementation), weight) for weight in gates)
     assert error(found, torch.nn.functional.silu(gate) * up) < 3e-3
 
 
 @pytest.mark.parametrize("kind", ["float16", "int8", "int4"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_stay_so(variant: str, kind: str, bad: float) -> None:
+def test_values_that_are_not_finite_stay_so(implementation: str, kind: str, bad: float) -> None:
     x = torch.randn(2, 128)
     x[1, 70] = bad
     weight = matrix(kind, 40, 128)
-    found = cpp_ops.op("linear_add", variant)(x, weight, out=torch.zeros(2, 40))
+    found = cpp_ops.op("linear_add", implementation)(x, weight, out=torch.zeros(2, 40))
     assert torch.isfinite(found[0]).all()
     assert not torch.isfinite(found[1]).any()
     many = torch.cat([torch.randn(9, 128), x])
-    int8_activations = cpp_ops.op("linear_add", variant)(many, weight, out=torch.zeros(11, 40), int8_activations=True)
+    int8_activations = cpp_ops.op("linear_add", implementation)(
+        many, weight, out=torch.zeros(11, 40), int8_activations=True
+    )
     assert torch.isfinite(int8_activations[:10]).all()
     assert not torch.isfinite(int8_activations[10]).any()
     norm, best = torch.ones(128), torch.empty(2, 2, dtype=torch.int32)
-    cpp_ops.op("head", variant)(x, norm, 1e-5, weight, out=torch.empty(2, 40), best=best)
+    cpp_ops.op("head", implementation)(x, norm, 1e-5, weight, out=torch.empty(2, 40), best=best)
     assert (best[0] >= 0).all()
     assert (best[1] == reference.NO_TOKEN).all()

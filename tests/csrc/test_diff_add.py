@@ -1,4 +1,4 @@
-"""The C++ diff_add in every variant that this machine runs, against an oracle written here: equal bits, equal sums."""
+"""The C++ diff_add in every implementation that this machine runs, against an oracle written here: equal bits, equal sums."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from decoder_variants import VARIANTS
 from diff_oracle import DTYPES, as_bytes, bits, draw, oracle, same
+from implementations import IMPLEMENTATIONS
 
 from baize_engine import _C
 
@@ -19,13 +19,13 @@ pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered:Runtim
 LENGTHS = [0, 1, 7, 15, 17, 1023, 1024, 1025, 65535, 65536, 65537, 3 * 65536 + 77]
 
 
-@pytest.fixture(params=VARIANTS)
-def variant(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=IMPLEMENTATIONS)
+def implementation(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 def check(
-    base: torch.Tensor, diff: torch.Tensor, out: str, variant: str, subtract: bool = False, threads: int = 1
+    base: torch.Tensor, diff: torch.Tensor, out: str, implementation: str, subtract: bool = False, threads: int = 1
 ) -> None:
     names = {dtype: name for name, dtype in DTYPES.items()}
     wanted, sums, overflowed, nonfinite = oracle(base, diff, out, subtract)
@@ -34,7 +34,7 @@ def check(
     target = memoryview(memory)[64 : 64 + len(wanted)]
     got = _C.diff_add(
         (as_bytes(base), names[base.dtype]), (as_bytes(diff), names[diff.dtype]), (target, out),
-        variant=variant, threads=threads, subtract=subtract,
+        implementation=implementation, threads=threads, subtract=subtract,
     )  # fmt: skip
     assert bytes(target) == bytes(wanted)
     assert memory[:64] == guard
@@ -47,18 +47,18 @@ def check(
 @pytest.mark.parametrize("diff", DTYPES)
 @pytest.mark.parametrize("out", DTYPES)
 @pytest.mark.parametrize("subtract", [False, True])
-def test_every_mix_of_types(variant: str, base: str, diff: str, out: str, subtract: bool) -> None:
-    check(draw(4099, DTYPES[base], 1), draw(4099, DTYPES[diff], 2), out, variant, subtract)
+def test_every_mix_of_types(implementation: str, base: str, diff: str, out: str, subtract: bool) -> None:
+    check(draw(4099, DTYPES[base], 1), draw(4099, DTYPES[diff], 2), out, implementation, subtract)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
 @pytest.mark.parametrize("out", DTYPES)
-def test_every_length(variant: str, length: int, out: str) -> None:
-    check(draw(length, torch.float16, 3), draw(length, torch.float32, 4), out, variant)
+def test_every_length(implementation: str, length: int, out: str) -> None:
+    check(draw(length, torch.float16, 3), draw(length, torch.float32, 4), out, implementation)
 
 
 @pytest.mark.parametrize("out", DTYPES)
-def test_special_values(variant: str, out: str) -> None:
+def test_special_values(implementation: str, out: str) -> None:
     patterns = [
         0x7FC00000, 0xFFC00000, 0x7F800001, 0xFFABCDEF, 0x7F800000, 0xFF800000, 0, 0x80000000, 1, 0x80000001, 0x007FFFFF,
         0x00800000, 0x33000000, 0x33000001, 0x32FFFFFF, 0x33C00000, 0x387FC000, 0x387FE000, 0x38800000, 0x477FE000,
@@ -67,39 +67,39 @@ def test_special_values(variant: str, out: str) -> None:
     ]  # fmt: skip
     values = torch.from_numpy(np.array(patterns, dtype=np.uint32).view(np.float32).copy())
     left, right = torch.meshgrid(values, values, indexing="ij")
-    check(left.flatten().contiguous(), right.flatten().contiguous(), out, variant)
-    check(left.flatten().contiguous(), right.flatten().contiguous(), out, variant, subtract=True)
+    check(left.flatten().contiguous(), right.flatten().contiguous(), out, implementation)
+    check(left.flatten().contiguous(), right.flatten().contiguous(), out, implementation, subtract=True)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize("out", DTYPES)
-def test_every_16_bit_pattern(variant: str, dtype: str, out: str) -> None:
+def test_every_16_bit_pattern(implementation: str, dtype: str, out: str) -> None:
     every = torch.arange(65536).to(torch.int16).view(DTYPES[dtype])
-    check(every, torch.zeros(65536), out, variant)
-    check(torch.full((65536,), -0.0), every, out, variant)
+    check(every, torch.zeros(65536), out, implementation)
+    check(torch.full((65536,), -0.0), every, out, implementation)
 
 
 @pytest.mark.parametrize("out", ["float16", "bfloat16"])
-def test_rounding_next_to_every_tie(variant: str, out: str) -> None:
+def test_rounding_next_to_every_tie(implementation: str, out: str) -> None:
     """Each value of the type, the midpoint to its neighbour, and one float32 step to either side of that."""
     finite = torch.arange(0x7C00 if out == "float16" else 0x7F80).to(torch.int16).view(DTYPES[out]).float()
     middle = ((finite[:-1].double() + finite[1:].double()) / 2).float()
     steps = bits(middle.clone())
     near = torch.cat([finite, middle, (steps - 1).view(torch.float32), (steps + 1).view(torch.float32)])
-    check(near, torch.full_like(near, -0.0), out, variant)
-    check(-near, torch.full_like(near, -0.0), out, variant)
+    check(near, torch.full_like(near, -0.0), out, implementation)
+    check(-near, torch.full_like(near, -0.0), out, implementation)
 
 
-def test_threads_change_nothing(variant: str) -> None:
+def test_threads_change_nothing(implementation: str) -> None:
     base, diff = draw(7 * 65536 + 5, torch.bfloat16, 5), draw(7 * 65536 + 5, torch.float32, 6)
     for threads in (1, 2, 5):
-        check(base, diff, "float16", variant, threads=threads)
+        check(base, diff, "float16", implementation, threads=threads)
 
 
 @pytest.mark.parametrize("base", DTYPES)
 @pytest.mark.parametrize("diff", DTYPES)
 @pytest.mark.parametrize("subtract", [False, True])
-def test_operands_in_files(tmp_path: Path, variant: str, base: str, diff: str, subtract: bool) -> None:
+def test_operands_in_files(tmp_path: Path, implementation: str, base: str, diff: str, subtract: bool) -> None:
     count = 2 * 65536 + 77
     left, right = draw(count, DTYPES[base], 13), draw(count, DTYPES[diff], 14)
     wanted = oracle(left, right, "float16", subtract)
@@ -108,7 +108,11 @@ def test_operands_in_files(tmp_path: Path, variant: str, base: str, diff: str, s
     out = bytearray(len(wanted[0]))
     with open(tmp_path / "base", "rb") as a, open(tmp_path / "diff", "rb") as b:
         got = _C.diff_add_files(
-            (a.fileno(), 3, base, "a"), (b.fileno(), 7, diff, "b"), (out, "float16"), variant=variant, subtract=subtract
+            (a.fileno(), 3, base, "a"),
+            (b.fileno(), 7, diff, "b"),
+            (out, "float16"),
+            implementation=implementation,
+            subtract=subtract,
         )
     assert out == wanted[0]
     assert got is not None
@@ -116,14 +120,14 @@ def test_operands_in_files(tmp_path: Path, variant: str, base: str, diff: str, s
     assert got[1:] == wanted[2:]
 
 
-def test_operands_in_files_that_cannot_be_read(tmp_path: Path, variant: str) -> None:
+def test_operands_in_files_that_cannot_be_read(tmp_path: Path, implementation: str) -> None:
     (tmp_path / "base").write_bytes(bytes(2 * 70000))
     (tmp_path / "diff").write_bytes(bytes(4 * 70000))
 
     def add(first: int, offset: int, second: int) -> object:
         out = bytearray(2 * 70000)
         left, right = (first, offset, "float16", "one \udcff file"), (second, 0, "float32", "another")
-        return _C.diff_add_files(left, right, (out, "float16"), variant=variant)
+        return _C.diff_add_files(left, right, (out, "float16"), implementation=implementation)
 
     with (
         open(tmp_path / "base", "rb") as base,
@@ -141,23 +145,25 @@ def test_operands_in_files_that_cannot_be_read(tmp_path: Path, variant: str) -> 
 
 
 @pytest.mark.parametrize("shift", [1, 2, 3, 6])
-def test_any_alignment(variant: str, shift: int) -> None:
+def test_any_alignment(implementation: str, shift: int) -> None:
     base, diff = draw(3000, torch.float16, 7), draw(3000, torch.float32, 8)
     wanted = oracle(base, diff, "float16", False)
     views = [memoryview(bytearray(shift) + as_bytes(tensor))[shift:] for tensor in (base, diff, base)]
-    got = _C.diff_add((views[0], "float16"), (views[1], "float32"), (views[2], "float16"), variant=variant)
+    got = _C.diff_add(
+        (views[0], "float16"), (views[1], "float32"), (views[2], "float16"), implementation=implementation
+    )
     assert bytes(views[2]) == bytes(wanted[0])
     assert same(got[0], wanted[1])
 
 
-def test_flushing_denormals_elsewhere_changes_nothing(variant: str) -> None:
+def test_flushing_denormals_elsewhere_changes_nothing(implementation: str) -> None:
     base, diff = draw(5000, torch.float32, 9) * 1e-3, draw(5000, torch.float32, 10) * 1e-3
     wanted = oracle(base, diff, "float32", False)
     out, left, right = bytearray(20000), as_bytes(base), as_bytes(diff)
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot flush denormals")
     try:
-        got = _C.diff_add((left, "float32"), (right, "float32"), (out, "float32"), variant=variant)
+        got = _C.diff_add((left, "float32"), (right, "float32"), (out, "float32"), implementation=implementation)
         flushed = torch.tensor([1e-40]) + torch.tensor([1e-40])  # the state is the caller's again
     finally:
         torch.set_flush_denormal(False)
@@ -167,8 +173,8 @@ def test_flushing_denormals_elsewhere_changes_nothing(variant: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-@pytest.mark.parametrize("count", [65536, 3])  # 3: the scalar path of the wide variants
-def test_widen_of_every_16_bit_pattern(variant: str, dtype: str, count: int) -> None:
+@pytest.mark.parametrize("count", [65536, 3])  # 3: the scalar path of the wide implementations
+def test_widen_of_every_16_bit_pattern(implementation: str, dtype: str, count: int) -> None:
     every = np.arange(65536, dtype=np.uint16)
     wanted = torch.from_numpy(every.view(np.int16)).view(DTYPES[dtype]).float().numpy().view(np.uint32).copy()
     nan = (every & 0x7FFF) > (0x7C00 if dtype == "float16" else 0x7F80)
@@ -180,7 +186,9 @@ def test_widen_of_every_16_bit_pattern(variant: str, dtype: str, count: int) -> 
     starts = range(0, 65536, count) if count == 65536 else [0, 1, 0x3FF, 0x7BFE, 0x7C00, 0x7DFF, 0x7F81, 0xFC01, 0xFFFD]
     for start in starts:
         memory = bytearray(b"\xa5" * (4 * count + 32))
-        _C.widen(every[start : start + count], dtype, memoryview(memory)[17 : 17 + 4 * count], variant=variant)
+        _C.widen(
+            every[start : start + count], dtype, memoryview(memory)[17 : 17 + 4 * count], implementation=implementation
+        )
         assert bytes(memory[17 : 17 + 4 * count]) == wanted[start : start + count].tobytes()
         assert memory[:17] == b"\xa5" * 17
         assert memory[17 + 4 * count :] == b"\xa5" * 15
@@ -201,7 +209,7 @@ def test_widen_and_add_rows(dtype: str) -> None:
     assert sums.tobytes() == start.tobytes()
 
 
-GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16", "variant": "scalar"}
+GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16", "implementation": "scalar"}
 
 
 @pytest.mark.parametrize(
@@ -211,7 +219,7 @@ GOOD = {"base_dtype": "float16", "diff_dtype": "float32", "out_dtype": "float16"
         ({"diff": bytes(8)}, "diff has 8 bytes, wanted 16"),
         ({"out": bytearray(7)}, "out has 7 bytes, wanted a multiple of 2"),
         ({"out_dtype": "float8"}, "out's dtype is 'float8'"),
-        ({"variant": "mmx"}, "variant is 'mmx', wanted one of"),
+        ({"implementation": "mmx"}, "implementation is 'mmx', wanted one of"),
         ({"threads": 0}, "threads is 0, wanted 1 to 1024"),
         ({"threads": 100_000}, "threads is 100000, wanted 1 to 1024"),
         ({"base": memoryview(bytes(16))[::2]}, "base has stride 2 in dimension 0, wanted 1"),
@@ -228,9 +236,9 @@ def test_wrong_arguments_are_named(changes: dict, message: str) -> None:
 def test_overlapping_memory_is_refused() -> None:
     memory = memoryview(bytearray(64))
     with pytest.raises(ValueError, match="out overlaps base"):
-        _C.diff_add((memory[:8], "float16"), (bytes(16), "float32"), (memory[6:14], "float16"), variant="scalar")
+        _C.diff_add((memory[:8], "float16"), (bytes(16), "float32"), (memory[6:14], "float16"), implementation="scalar")
     with pytest.raises(ValueError, match="out overlaps diff"):
-        _C.diff_add((bytes(8), "float16"), (memory[:16], "float32"), (memory[:8], "float16"), variant="scalar")
+        _C.diff_add((bytes(8), "float16"), (memory[:16], "float32"), (memory[:8], "float16"), implementation="scalar")
     with pytest.raises(ValueError, match="out overlaps src"):
         _C.widen(memory[:8], "float16", memory[4:20])
     with pytest.raises(ValueError, match="acc overlaps rows"):
@@ -240,7 +248,7 @@ def test_overlapping_memory_is_refused() -> None:
 def test_neighbouring_and_empty_memory_is_taken() -> None:
     memory = memoryview(bytearray(64))
     assert _C.diff_add(
-        (memory[:8], "float16"), (memory[8:24], "float32"), (memory[24:32], "float16"), variant="scalar"
+        (memory[:8], "float16"), (memory[8:24], "float32"), (memory[24:32], "float16"), implementation="scalar"
     ) == ([0.0], 0, 0)  # fmt: skip
     _C.widen(np.zeros((2, 0), np.float16), "float16", np.zeros((2, 0), np.float32))
     assert bytes(memory) == bytes(64)
@@ -253,16 +261,3 @@ def test_wrong_rows_and_sums_are_named() -> None:
         _C.add_rows(bytearray(12), bytes(6), "float16")
     with pytest.raises(ValueError, match="out has 8 bytes, wanted 16"):
         _C.widen(bytes(8), "float16", bytearray(8))
-
-
-def test_implementations_are_listed_best_first_and_unable_ones_raise() -> None:
-    rows = _C.implementations()
-    order = ["amx", "avx512", "avx2", "scalar"]
-    assert [row.name for row in rows] == [name for name in order if name in {row.name for row in rows}]
-    assert (rows[-1].name, rows[-1].why_not()) == ("scalar", None)
-    with pytest.raises(ValueError, match="variant is 'mmx', wanted one of"):
-        _C.widen(bytes(8), "float16", bytearray(16), variant="mmx")
-    for row in rows:
-        if reason := row.why_not():
-            with pytest.raises(RuntimeError, match=reason):
-                _C.widen(bytes(8), "float16", bytearray(16), variant=row.name)

@@ -8,8 +8,8 @@ import decoders
 import pytest
 import tiny
 import torch
-from decoder_variants import VARIANTS
 from decoders import Decoder, prompt
+from implementations import IMPLEMENTATIONS
 from tolerances import PREFILL_SHAPE
 
 from baize_engine.model.llama import Llama
@@ -133,12 +133,12 @@ def run_parts(decoder: Decoder, numbers: Sequence[int]) -> dict[int, list[torch.
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32", "int8", "int4"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_pieces_of_several_prompts_at_once_have_the_bits_of_each_alone(
-    variant: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    implementation: str, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Beginnings and ends of prompts, single tokens among them; logits of all positions, of some, of the last and of none."""
-    monkeypatch.setenv("BAIZE_BACKEND", f"cpp-{variant}")
+    monkeypatch.setenv("BAIZE_BACKEND", f"cpp-{implementation}")
     monkeypatch.setattr("baize_engine.model.prompt_runner.LOGIT_ROWS", 16)
     quantize = kind if kind.startswith("int") else None
     decoder = Decoder(decoders.make(LONG, torch.float16 if quantize else getattr(torch, kind), quantize), 2048)

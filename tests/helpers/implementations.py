@@ -8,7 +8,7 @@ import torch
 from baize_engine import _C
 from baize_engine.kernels import quantized
 
-VARIANTS = [
+IMPLEMENTATIONS = [
     pytest.param(row.name, marks=pytest.mark.skipif(row.why_not() is not None, reason=str(row.why_not())))
     for row in _C.implementations()
 ]
