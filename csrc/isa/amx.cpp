@@ -70,17 +70,19 @@ struct AmxEngine {
     }
 };
 
-const char* why_not() {
-    if (const char* reason = why_not_avx512()) return reason;
+// Requests permission from the system, for all threads: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
+const char* request() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 24)) || !(d & (1u << 25)))
         return "this processor lacks AMX with 8-bit integers";
-    // Requests permission from the system, once for all threads: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
-    static const char* const refused = []() -> const char* {
-        if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) return nullptr;
-        return errno == ENOSPC ? "a thread's signal stack is too small for AMX's registers"
-                               : "the system does not offer AMX";
-    }();
+    if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) return nullptr;
+    return errno == ENOSPC ? "a thread's signal stack is too small for AMX's registers"
+                           : "the system does not offer AMX";
+}
+
+const char* why_not() {
+    if (const char* reason = why_not_avx512()) return reason;
+    static const char* const refused = request();
     return refused;
 }
 

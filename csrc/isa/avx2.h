@@ -93,8 +93,10 @@ struct Vec {
     BAIZE_TARGET static void accumulate(double* lanes, F value) {
         const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(value));
         const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(value, 1));
-        _mm256_storeu_pd(lanes, _mm256_add_pd(_mm256_loadu_pd(lanes), low));
-        _mm256_storeu_pd(lanes + 4, _mm256_add_pd(_mm256_loadu_pd(lanes + 4), high));
+        const __m256d first = _mm256_add_pd(_mm256_loadu_pd(lanes), low);
+        const __m256d second = _mm256_add_pd(_mm256_loadu_pd(lanes + 4), high);
+        _mm256_storeu_pd(lanes, first);
+        _mm256_storeu_pd(lanes + 4, second);
     }
     BAIZE_TARGET static bool any_at_least(F value, uint32_t limit) {
         const __m256i magnitude = _mm256_and_si256(_mm256_castps_si256(value), _mm256_set1_epi32(0x7fffffff));

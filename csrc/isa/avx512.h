@@ -102,8 +102,10 @@ struct Vec {
     BAIZE_TARGET static void accumulate(double* lanes, F value) {
         const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(value));
         const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(value, 1));
-        _mm512_storeu_pd(lanes, _mm512_add_pd(_mm512_loadu_pd(lanes), low));
-        _mm512_storeu_pd(lanes + 8, _mm512_add_pd(_mm512_loadu_pd(lanes + 8), high));
+        const __m512d first = _mm512_add_pd(_mm512_loadu_pd(lanes), low);
+        const __m512d second = _mm512_add_pd(_mm512_loadu_pd(lanes + 8), high);
+        _mm512_storeu_pd(lanes, first);
+        _mm512_storeu_pd(lanes + 8, second);
     }
     BAIZE_TARGET static bool any_at_least(F value, uint32_t limit) {
         const __m512i magnitude = _mm512_and_si512(_mm512_castps_si512(value), _mm512_set1_epi32(0x7fffffff));

@@ -25,6 +25,7 @@ struct Vec {
     typedef float F __attribute__((vector_size(16)));
     typedef int32_t I __attribute__((vector_size(16)));
     typedef int16_t S __attribute__((vector_size(16)));
+    typedef uint16_t Halves __attribute__((vector_size(8)));
 
     template <size_t N>
     using Ints [[gnu::vector_size(N * 4)]] = int32_t;
@@ -63,7 +64,15 @@ struct Vec {
     template <Dtype D>
     static F load_as(const uint8_t* at) {
         if constexpr (D == Dtype::float32) return get<F>(at);
-        return each([=](size_t n) { return load_one<D>(at + n * itemsize(D)); });
+        const I half = __builtin_convertvector(get<Halves>(at), I);
+        if constexpr (D == Dtype::bfloat16) return F(half << 16);
+        // As half_to_float, without branches; a subnormal times 2^-24 is exact, and normal as a float32.
+        const I magnitude = half & 0x7fff;
+        const I tiny = I(__builtin_convertvector(magnitude, F) * 0x1p-24f);
+        const I normal = (magnitude << 13) + (112 << 23);
+        const I special = (magnitude << 13) | 0x7f800000 | ((magnitude > 0x7c00) & 0x400000);
+        const I bits = magnitude < 0x400 ? tiny : magnitude < 0x7c00 ? normal : special;
+        return F(bits | ((half & 0x8000) << 16));
     }
 
     template <Dtype D>
@@ -75,21 +84,16 @@ struct Vec {
 
     // For diff_add: NaNs made one, the sum of each lane in float64, whether a magnitude (as bits) is at least
     // `limit`.
-    static F canonical(F value) {
-        return each([&](size_t n) { return baize::canonical(value[n]); });
-    }
+    static F canonical(F value) { return value != value ? all(float_of(0x7fc00000u)) : value; }
     static void accumulate(double* lanes, F value) {
         for (size_t n = 0; n < width; ++n) lanes[n] += double(value[n]);
     }
     static bool any_at_least(F value, uint32_t limit) {
-        bool any = false;
-        for (size_t n = 0; n < width; ++n) any |= (bits_of(value[n]) & 0x7fffffffu) >= limit;
-        return any;
+        const I less = I(magnitude(value)) < I{} + int32_t(limit);
+        return (less[0] & less[1] & less[2] & less[3]) == 0;
     }
 
-    static F magnitude(F value) {
-        return each([&](size_t n) { return std::fabs(value[n]); });
-    }
+    static F magnitude(F value) { return F(I(value) & 0x7fffffff); }
     static float greatest(F value) {
         float most = value[0];
         for (size_t n = 1; n < width; ++n) most = value[n] > most ? value[n] : most;
