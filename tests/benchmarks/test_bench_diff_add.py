@@ -35,9 +35,9 @@ def test_bench_diff_add() -> None:
 def test_bench_diff_add_notices(part: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     right = bench_diff_add.cpp
 
-    def wrong(variant: str, threads: int, *tensors: torch.Tensor) -> Callable[[], Any]:
+    def wrong(implementation: str, threads: int, *tensors: torch.Tensor) -> Callable[[], Any]:
         def run_it() -> Any:
-            sums, overflowed, nonfinite = right(variant, threads, *tensors)()
+            sums, overflowed, nonfinite = right(implementation, threads, *tensors)()
             if part == "bits":
                 tensors[2].view(torch.int16)[-1] ^= 1
             else:
