@@ -99,6 +99,7 @@ class TableDecoder:
         self.table = torch.randn(7, vocab, vocab, generator=generator) * 2
         self.fail_at: int | None = None  # a position whose logits get a NaN
         self.calls: list[int] = []  # tokens fed by each call, and for each row of a step
+        self.taken = 0  # positions of prompts whose logits were asked for
 
     def run(self, pieces: list[PromptPiece]) -> None:
         for piece in pieces:
@@ -106,6 +107,7 @@ class TableDecoder:
             for ids in [piece.ids] if piece.first >= last else [[token] for token in piece.ids]:
                 logits = self.forward([ids], [piece.sequence])
                 if (position := piece.sequence.num_cached - 1) >= piece.first:
+                    self.taken += 1
                     piece.take(position, logits)
 
     def forward(self, token_ids: list[list[int]], sequences: list[Sequence]) -> torch.Tensor:
