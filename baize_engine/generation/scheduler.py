@@ -136,7 +136,7 @@ class Scheduler:
             self._has_row()
             and (twin := _first(twins))
             and _are_twins(twin, sequence)
-            and self._pool.free_blocks > len(self._running) + 1
+            and self._pool.free_blocks > len(self._running) + len(self._filling) + 1
         ):
             twins.popleft()
             copy = self._pool.fork(sequence, twin)
