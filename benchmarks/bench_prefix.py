@@ -2,7 +2,8 @@
 
 A model of random weights runs the first questions of each subject and chooses one token after each ("generated"), or gives the
 log-probabilities of four candidates ("scored"), once in a cache that shares equal beginnings of prompts and once in one that
-does not, subject by subject in turns; the results must be equal bit for bit.
+does not, subject by subject in turns; the results must be equal bit for bit. Sharing, a subject's prompts are one call, whose
+rests may run together on a CPU; without, each is a call by itself.
 `tokens_ratio` is prompt tokens over tokens computed, both counted; `speedup` is the ratio of the times, `share` the speedup
 over `tokens_ratio`. `best_ratio`: the ratio if prefixes were shared by single tokens instead of blocks. The last row counts
 all questions of all subjects through the block pool alone.

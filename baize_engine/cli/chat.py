@@ -130,7 +130,7 @@ class _Talk:
         except Terminated:
             raise
         except KeyboardInterrupt:
-            print()
+            print(flush=True)
         self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 
     def _fitting(self, messages: Messages) -> tuple[Messages, list[int]]:

@@ -31,7 +31,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """Compute these pieces of different prompts together, and advance num_cached; then call `prefilled` for each in order."""
+    """Compute these pieces of different prompts together and advance num_cached; then call `prefilled` or `finish` for each."""
 
     pieces: list[Piece]
 
@@ -97,6 +97,8 @@ class Scheduler:
         # Those whose prompts are being computed, with the lines that they came from; started after all running ones. Between
         # two actions that is at most one.
         self._filling: dict[Sequence, deque[Sequence]] = {}
+        # The line of the prompt that was preempted in progress; nothing else starts before that returns.
+        self._interrupted: deque[Sequence] = deque()
         self._running: list[Sequence] = []  # in the order in which they started
         self._budget = FILL * piece  # prompt tokens that may still be computed before the next step
 
@@ -171,10 +173,12 @@ class Scheduler:
 
     def _take_next(self) -> deque[Sequence]:
         """Removes the sequence that `_next_waiting` returned, and returns its line. A call's turn goes to the next call."""
-        line = self._preempted or self._calls[0]
+        if self._preempted:
+            self._preempted.popleft()
+            return self._interrupted
+        line = self._calls[0]
         line.popleft()
-        if line is not self._preempted:
-            self._calls.rotate(-1)
+        self._calls.rotate(-1)
         return line
 
     def _prompts(self) -> Action | None:
@@ -213,10 +217,7 @@ class Scheduler:
             return None
         if any(_are_twins(sequence, other) for other in self._filling):
             return None
-        try:
-            if not self._start(sequence):
-                return None
-        except CacheFull:  # not with these beside it
+        if not self._start(sequence):
             return None
         self._fill(sequence)
         return sequence
@@ -280,7 +281,7 @@ class Scheduler:
     def _make_room(self) -> SwapOut | None:
         """Preempts what started last. A prompt in progress starts over, but may reuse the chunks it has written."""
         if self._filling:
-            victim, _ = self._filling.popitem()
+            victim, self._interrupted = self._filling.popitem()
             self._pool.free(victim)
             victim.status = Status.WAITING
             self._preempted.appendleft(victim)

@@ -313,6 +313,21 @@ def test_samples_of_a_prompt_compute_it_once_and_share_its_blocks(length: int, t
     assert machine.computed == length
 
 
+@pytest.mark.parametrize("together", [False, True])
+def test_samples_share_a_prompt_that_was_preempted_in_progress(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    preempted = []
+    make_room = Scheduler._make_room
+    monkeypatch.setattr(Scheduler, "_make_room", lambda policy: preempted.extend(policy._filling) or make_room(policy))
+    running, prompt = [1, 2, 3] * 7, [5] * 150
+    machine = FakeMachine([(running, 16, 1), (prompt, 2, 2)], 45, 4, 4, 0, together)
+    machine.samples[0].seed = next(seed for seed in range(10**5) if machine.would_make(running, 16, seed) == 16)
+    machine.run(4, 4)
+    machine.check_done()
+    assert preempted == [machine.samples[1]]
+    ends = [piece for pieces in pieces_of(machine) for piece in pieces if piece[2] == len(prompt)]
+    assert len(ends) == 1  # the other sample has no piece of its own
+
+
 def pieces_of(machine: FakeMachine) -> list[list[tuple[int, int, int]]]:
     """The pieces of each action that computed prompts: the first id of the prompt, begin and end."""
     found = [action.pieces for action in machine.actions if isinstance(action, Prefill)]
