@@ -2,7 +2,7 @@
 
 #include <algorithm>
 
-#include "csrc/isa/rows.h"
+#include "csrc/isa/implementations.h"
 
 namespace baize {
 

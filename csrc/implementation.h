@@ -3,9 +3,10 @@
 // attributes on functions: code for one instruction set is never linked into another's, and what the files
 // share is compiled for every processor.
 //
-// elements, add_chunk, quantize and sample give equal bits in every row. Products, rms_norm and attention sum
-// in the lanes of the set's vectors: equal bits for any number of tokens and threads, and in "amx" and
-// "avx512".
+// elements, add_chunk, quantize and sample give equal bits in every row, but for the sign and payload of a
+// NaN that is narrowed to float16. Products, rms_norm and attention sum in the lanes of the set's vectors:
+// equal bits for any number of tokens and threads, and in "amx" and "avx512". All but elements are called
+// under the default floating-point state (float_state.h).
 #pragma once
 
 #include <vector>
@@ -23,7 +24,7 @@ struct Implementation {
     const char* (*why_not)();  // why this processor cannot run it; nullptr if it can
 
     ElementKernels elements;
-    // At most kChunk elements; returns their sum. Called under the default floating-point state.
+    // At most kChunk elements; returns their sum.
     double (*add_chunk)(const Addition& what, Counts& counts);
 
     size_t (*task_rows)(const Matrix& matrix, size_t tokens);  // rows of a matrix in one task of a product

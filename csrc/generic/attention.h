@@ -4,9 +4,10 @@
 // splits of kSplit tokens and within a split in tiles of kKeys: a row's bits depend on its own query and
 // context, never on the other rows. Each split has its own softmax; splits are merged in order.
 //
-// A tile's keys and values (for heads of 64: 16 KiB in float32) stay in the L1 cache for all rows, with the
-// rows' scores. One query a sequence: reading the cache bounds it, and the next tile is prefetched into the
-// L2 cache. A prompt's queries share a tile, and the multiplier bounds them.
+// A tile's keys and values of a key head (of 64: 16 KiB in float32) stay in the L1 cache for all of a
+// prompt's queries, with their scores, and the multiplier bounds them. One query a sequence: a task has up to
+// eight key heads (128 KiB), in the L2 cache; reading the keys and values bounds it, and the next tile is
+// prefetched.
 #pragma once
 
 #include <cstring>

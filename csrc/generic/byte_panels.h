@@ -6,8 +6,9 @@
 // signed bytes: x ~ (u - zero) * f. The zero's share, zero times the sum of a section's weights, is
 // subtracted in floats, a vector of sections at a time. Integer sums are exact in any grouping.
 //
-// A panel of Blocks::panel_rows rows by kByteBlock columns (AVX2: 48 KiB) stays in the L2 cache, the rows of
-// a register block (4 KiB) in the L1 cache. The multiplier bounds it, with the widening of its 16-bit sums.
+// A panel of Blocks::panel_rows rows by kByteBlock columns (AVX2: 48 KiB) streams from the L2 cache once for
+// every register block of tokens, whose activations (1 KiB a token) stay in the L1 cache meanwhile. The
+// multiplier bounds it, with the widening of its 16-bit sums.
 #pragma once
 
 #include "csrc/generic/elements.h"

@@ -11,9 +11,9 @@
 // Layout of activations: for group g and section s, at (g * sections + s): the codes, token by token in runs
 // of four columns (section * kGroupTokens bytes); the totals' initial values; the tokens' scales.
 //
-// Sixteen rows of a block of columns (17 KiB) stay in the L1 cache while every group of a chunk passes; the
-// chunk, kChunkBytes of activations, stays in the L2 cache for all rows of the task. The engine's multiplier
-// bounds it.
+// Sixteen rows of a block of columns (17 KiB) stay in the L1 cache while every group of a chunk passes. The
+// chunk, kChunkBytes of activations, passes once for every sixteen rows of the task: from an L2 cache of 2
+// MiB (the Xeon with AMX), in part from the L3 cache where L2 has 1 MiB (Zen 5).
 #pragma once
 
 #include "csrc/generic/elements.h"

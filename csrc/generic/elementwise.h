@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstring>
+
 #include "csrc/generic/exponential.h"
 
 namespace baize {

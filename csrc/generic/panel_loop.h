@@ -1,9 +1,10 @@
 // The loop over panels of a matrix, for products of many tokens, over the vector type `Vec` of the file that
 // includes this.
 //
-// kPanelTokens tokens at a time keep one vector accumulator for each row of the panel (AVX-512: 384 KiB for
-// 48 rows, in the L2 cache); their activations of a block (256 KiB of float32) stream from the L2 cache past
-// the panel's rows.
+// kPanelTokens tokens at a time keep one vector accumulator for each row of the panel (for 48 rows 384 KiB
+// with AVX-512, 192 KiB with AVX2). These, the activations of a block (256 KiB of float32) and the panel are
+// what a core goes through for each block: less than Zen 5's L2 cache of 1 MiB with AVX-512, a little more
+// than Zen 3's of 512 KiB with AVX2.
 #pragma once
 
 #include "csrc/generic/prefetch.h"

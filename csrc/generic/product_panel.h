@@ -2,9 +2,9 @@
 // this.
 //
 // A panel of Blocks::panel_rows rows by kBlock columns is widened once to float32 (AVX-512: 48 rows, 96 KiB)
-// or int16 (48 KiB), and is read from the L2 cache for every register block of tokens; each of its rows is 2
-// KiB or 1 KiB, so that the rows of a register block stay in the L1 cache from one token to the next. What
-// bounds it is the multiplier: a register block of 4 rows by 6 tokens loads 10 vectors for 24 multiply-adds.
+// or int16 (48 KiB). It streams from the L2 cache once for every register block of tokens, whose activations
+// (2 KiB of floats or 1 KiB of codes a token) stay in the L1 cache meanwhile. What bounds it is the
+// multiplier: a register block of 4 rows by 6 tokens loads 10 vectors for 24 multiply-adds.
 #pragma once
 
 #include "csrc/generic/elements.h"

@@ -6,6 +6,7 @@
 #pragma once
 
 #include <cstring>
+
 #include "csrc/half.h"
 #include "csrc/sample.h"
 

@@ -1,5 +1,5 @@
 // AMX: one instruction computes 64 columns of a tile of generic/byte_tiles.h. All else is AVX-512's.
-#include "csrc/isa/rows.h"
+#include "csrc/isa/implementations.h"
 
 #if BAIZE_AMX
 

@@ -1,5 +1,5 @@
 // AVX2 with FMA and F16C.
-#include "csrc/isa/rows.h"
+#include "csrc/isa/implementations.h"
 
 #if BAIZE_X86
 
@@ -8,14 +8,8 @@
 #define BAIZE_TARGET __attribute__((target("avx2,fma,f16c")))
 #include "csrc/isa/avx2.h"
 // the vector type first, because the algorithms use it
-#include "csrc/generic/attention.h"
 #include "csrc/generic/byte_panels.h"
-#include "csrc/generic/diff_add.h"
-#include "csrc/generic/elements.h"
-#include "csrc/generic/elementwise.h"
-#include "csrc/generic/product.h"
-#include "csrc/generic/quantize.h"
-#include "csrc/generic/sample.h"
+#include "csrc/isa/own_kernels.h"
 
 namespace baize {
 
@@ -28,22 +22,7 @@ const char* why_not() {
 
 }  // namespace
 
-Implementation avx2_implementation() {
-    return {
-        .name = "avx2",
-        .why_not = why_not,
-        .elements = kElements,
-        .add_chunk = add_chunk,
-        .task_rows = task_rows,
-        .product = kProduct,
-        .byte_product = kBytePanels,
-        .rms_norm = rms_norm,
-        .silu_mul = silu_mul,
-        .attention = kAttention,
-        .quantize = kQuantize,
-        .sample = kSample,
-    };
-}
+Implementation avx2_implementation() { return own_kernels("avx2", why_not, kBytePanels); }
 
 }  // namespace baize
 

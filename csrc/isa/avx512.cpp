@@ -1,5 +1,5 @@
 // AVX-512 (F, BW, DQ, VL, VNNI).
-#include "csrc/isa/rows.h"
+#include "csrc/isa/implementations.h"
 
 #if BAIZE_X86
 
@@ -7,14 +7,8 @@
 #include "csrc/cpu.h"
 #include "csrc/isa/avx512.h"
 // the vector type first, because the algorithms use it
-#include "csrc/generic/attention.h"
 #include "csrc/generic/byte_tiles.h"
-#include "csrc/generic/diff_add.h"
-#include "csrc/generic/elements.h"
-#include "csrc/generic/elementwise.h"
-#include "csrc/generic/product.h"
-#include "csrc/generic/quantize.h"
-#include "csrc/generic/sample.h"
+#include "csrc/isa/own_kernels.h"
 
 namespace baize {
 
@@ -63,20 +57,7 @@ const char* why_not_avx512() {
 }
 
 Implementation avx512_implementation() {
-    return {
-        .name = "avx512",
-        .why_not = why_not_avx512,
-        .elements = kElements,
-        .add_chunk = add_chunk,
-        .task_rows = task_rows,
-        .product = kProduct,
-        .byte_product = kByteTiles<VnniEngine>,
-        .rms_norm = rms_norm,
-        .silu_mul = silu_mul,
-        .attention = kAttention,
-        .quantize = kQuantize,
-        .sample = kSample,
-    };
+    return own_kernels("avx512", why_not_avx512, kByteTiles<VnniEngine>);
 }
 
 }  // namespace baize

@@ -24,7 +24,7 @@ Implementation avx2_implementation();
 Implementation avx512_implementation();
 #endif
 #if BAIZE_AMX
-Implementation amx_implementation();  // avx512's, with its byte product by tiles
+Implementation amx_implementation();  // avx512's, with byte products by AMX's tile registers
 #endif
 
 }  // namespace baize
