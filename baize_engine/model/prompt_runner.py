@@ -20,7 +20,7 @@ from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.short_prompts import FEWEST, MOST, ShortPrompts
 
-MAX_PLANS = 64  # plans kept, one for each shape of a piece; last pieces have many lengths
+MAX_PLANS = 64  # plans kept, one for each number of tokens and of pieces; there are many of both
 # The most tokens of a piece. A GPU's products need more rows to be bound by arithmetic.
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
@@ -216,7 +216,8 @@ class PromptRunner:
         if rows <= self._rows and sequences <= self._sequences:
             return
         self._rows = max(rows, self._rows, min(2 * self._rows, self.prefill_chunk))
-        self._sequences = max(sequences, self._sequences)
+        if sequences > self._sequences:
+            self._sequences = max(sequences, 2 * self._sequences)
         model, device = self.model, self.model.device
         blocks = -(-model.config.max_position_embeddings // self.cache.block_size)
         self._work = Activations.of(model.config, self._rows, model.dtype, device)
