@@ -20,12 +20,16 @@ def test_a_hundred_streams_of_coroutines_share_a_batch() -> None:
     few = SamplingParams(ignore_eos=True, max_new_tokens=12)
     wanted = [engine.generate([1, 5 + n], few)[0] for n in range(100)]
     decoder.steps.clear()
+    all_have_come = threading.Event()  # a fast engine would end the first before the event loop begins the last
+    decoder.at_step = lambda: all_have_come.wait(60)
 
     async def read(number: int) -> str:
         return "".join([piece async for piece in engine.astream([1, 5 + number], few)])
 
     async def all_of_them() -> tuple[list[str], list[Completion]]:
         reading = asyncio.gather(*(read(number) for number in range(100)))
+        await asyncio.sleep(0)  # each begins
+        all_have_come.set()
         return await reading, await engine.agenerate([[1, 5], [1, 6]], few)
 
     texts, made = asyncio.run(all_of_them())
