@@ -14,12 +14,23 @@ struct Plan::Arena {
     Buffer<uint8_t> bytes;
     std::vector<Buffer<float>> scratch;  // one per thread of the team
 
-    Activations activations(bool in_bytes) const {
-        return {values.data(), codes.data(), scales.data(), offsets.data(),
-                in_bytes ? bytes.data() : nullptr};
+    Activations activations() const {
+        return {
+            .values = values.data(),
+            .codes = codes.data(),
+            .scales = scales.data(),
+            .offsets = offsets.data(),
+            .bytes = bytes.data(),
+        };
     }
     ActivationMemory memory() const {
-        return {values.data(), codes.data(), scales.data(), offsets.data(), bytes.data()};
+        return {
+            .values = values.data(),
+            .codes = codes.data(),
+            .scales = scales.data(),
+            .offsets = offsets.data(),
+            .bytes = bytes.data(),
+        };
     }
 };
 

@@ -23,11 +23,20 @@ Kind kind_named(const std::string& name) {
     throw py::value_error("kind is '" + name + "', wanted float32, float16, bfloat16, int8 or int4");
 }
 
-Matrix matrix(const std::string& kind, uintptr_t values, uintptr_t scales, size_t rows, size_t columns) {
+Matrix matrix(const std::string& kind, uintptr_t values, uintptr_t scales, size_t rows, size_t columns,
+              uintptr_t factors, size_t first) {
     if (rows == 0 || columns == 0)
         throw py::value_error("a matrix has " + std::to_string(rows) + " rows of " + std::to_string(columns) +
                               " columns, wanted at least one of each");
-    return {kind_named(kind), at<const uint8_t>(values), at<const uint8_t>(scales), rows, columns};
+    return {
+        .kind = kind_named(kind),
+        .values = at<const uint8_t>(values),
+        .scales = at<const uint8_t>(scales),
+        .rows = rows,
+        .columns = columns,
+        .factors = at<const float>(factors),
+        .first = first,
+    };
 }
 
 void py_quantize(const std::string& implementation, uintptr_t weight, const std::string& dtype,
@@ -224,7 +233,7 @@ void bind_op(py::module_& module, py::class_<Plan>& plan, const char* name, Op (
 void bind_decoder(py::module_& module) {
     py::class_<Matrix>(module, "Matrix")
         .def(py::init(&matrix), py::arg("kind"), py::arg("values"), py::arg("scales"), py::arg("rows"),
-             py::arg("columns"));
+             py::arg("columns"), py::arg("factors") = 0, py::arg("first") = 0);
     module.def("quantize", &py_quantize, py::arg("implementation"), py::arg("weight"), py::arg("dtype"),
                py::arg("out"));
     py::class_<Plan> plan(module, "Plan");

@@ -31,7 +31,12 @@ void Plan::prepare(const Input& in, const Matrix& matrix) {
     const size_t columns = matrix.columns, tokens = in.tokens;
     const size_t padded = (columns + kBlock - 1) / kBlock * kBlock * tokens;
     if (in.norm) normed_ = std::max(normed_, tokens * columns);
-    if (in.bytes) {
+    if (matrix.kind == Kind::int4) {
+        const size_t blocks = (columns + kInt4Chunk - 1) / kInt4Chunk * tokens;
+        bytes_ = std::max(bytes_, blocks * kInt4ChunkBytes);
+        scales_ = std::max(scales_, blocks * kInt4ChunkScales);
+        offsets_ = std::max(offsets_, blocks * kInt4ChunkStarts);
+    } else if (in.bytes && matrix.quantised()) {
         const size_t groups = (tokens + kGroupTokens - 1) / kGroupTokens;
         const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * groups * kGroupTokens;
         bytes_ = std::max(bytes_, blocks * kByteBlock);
@@ -46,7 +51,7 @@ void Plan::prepare(const Input& in, const Matrix& matrix) {
         values_ = std::max(values_, padded);
     }
     // Tokens of a group may share cache lines, which two threads would take from each other.
-    const size_t at_once = in.bytes ? kGroupTokens : 1;
+    const size_t at_once = in.bytes && matrix.kind == Kind::int8 ? kGroupTokens : 1;
     add((tokens + at_once - 1) / at_once, [=, kind = matrix.kind](Arena& arena, size_t task, float*) {
         for (size_t t = task * at_once; t < std::min(tokens, (task + 1) * at_once); ++t) {
             const float* row = in.x + t * columns;
@@ -55,7 +60,7 @@ void Plan::prepare(const Input& in, const Matrix& matrix) {
                 by_.rms_norm(row, in.norm, in.eps, columns, normed);
                 row = normed;
             }
-            kernels(in).prepare(kind, {row, columns, t, tokens}, arena.memory());
+            kernels(in, kind).prepare(kind, {row, columns, t, tokens}, arena.memory());
         }
     });
 }
@@ -74,16 +79,22 @@ void Plan::products(const Input& in, const std::vector<Matrix>& matrices, const 
         begin += matrix.rows;
     }
     if (!out.y) parts_ = std::max(parts_, in.tokens * out.ldy);
-    if (in.tokens > 1 || in.bytes) scratch_ = std::max(scratch_, kernels(in).scratch);
+    for (const Matrix& matrix : matrices)
+        if (in.tokens > 1 || in.bytes) scratch_ = std::max(scratch_, kernels(in, matrix.kind).scratch);
     add(tasks, [=](Arena& arena, size_t task, float* scratch) {
         size_t n = parts.size() - 1;
         while (parts[n].first > task) --n;
         const Part& part = parts[n];
         const size_t row = (task - part.first) * part.rows;
-        const Product what{part.matrix, arena.activations(in.bytes),
-                           in.tokens,   (out.y ? out.y : arena.parts.data()) + part.begin,
-                           out.ldy,     out.add};
-        kernels(in).run(what, row, std::min(row + part.rows, part.matrix.rows), scratch);
+        const Product what{
+            .matrix = part.matrix,
+            .x = arena.activations(),
+            .tokens = in.tokens,
+            .y = (out.y ? out.y : arena.parts.data()) + part.begin,
+            .ldy = out.ldy,
+            .add = out.add,
+        };
+        kernels(in, part.matrix.kind).run(what, row, std::min(row + part.rows, part.matrix.rows), scratch);
     });
 }
 

@@ -98,7 +98,7 @@ class Plan {
     struct Input {
         const float* x;
         size_t tokens;
-        bool bytes;  // whether they are rounded to bytes
+        bool bytes;  // whether they may be rounded to bytes where they meet quantised matrices
         const float* norm = nullptr;
         float eps = 0.0f;
     };
@@ -109,7 +109,10 @@ class Plan {
         bool add;
     };
 
-    const ProductKernels& kernels(const Input& x) const { return x.bytes ? by_.byte_product : by_.product; }
+    const ProductKernels& kernels(const Input& x, Kind weights) const {
+        if (weights == Kind::int4) return x.bytes ? by_.int4_product : by_.exact_int4_product;
+        return x.bytes && weights == Kind::int8 ? by_.byte_product : by_.product;
+    }
     void add(size_t tasks, Work work);
     // Adds the op that lays out x as products with such a matrix read it.
     void prepare(const Input& x, const Matrix& matrix);

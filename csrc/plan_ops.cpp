@@ -36,9 +36,6 @@ void check_beside(const std::vector<Matrix>& matrices) {
                 "matrices side by side must have as many columns, and one kind where they are quantised");
 }
 
-// Whether activations are rounded to bytes.
-bool by_bytes(bool int8_activations, const Matrix& matrix) { return int8_activations && matrix.quantised(); }
-
 }  // namespace
 
 void Plan::append(const Embed& op) {
@@ -55,7 +52,7 @@ void Plan::append(const QkvRopeStore& op) {
     const size_t width = (op.heads + 2 * op.kv_heads) * op.dim, half = op.dim / 2;
     const size_t row_bytes = op.kv_heads * op.dim * itemsize(op.cache);
     check_beside(op.matrices);
-    const Input in{op.x, op.tokens, by_bytes(op.int8_activations, op.matrices[0]), op.norm, op.eps};
+    const Input in{op.x, op.tokens, op.int8_activations, op.norm, op.eps};
     prepare(in, op.matrices[0]);
     products(in, op.matrices, {nullptr, width, false});
     scratch_ = std::max(scratch_, op.kv_heads * op.dim);
@@ -157,7 +154,7 @@ void Plan::append_prompts(const Attention& a) {
 }
 
 void Plan::append(const LinearAdd& op) {
-    const Input in{op.x, op.tokens, by_bytes(op.int8_activations, op.matrix)};
+    const Input in{op.x, op.tokens, op.int8_activations};
     prepare(in, op.matrix);
     products(in, {op.matrix}, {op.out, op.matrix.rows, true});
 }
@@ -167,11 +164,12 @@ void Plan::append(const GateUp& op) {
     check_beside(matrices);
     size_t width = 0;
     for (const Matrix& matrix : matrices) width += matrix.rows;
-    const Input in{op.x, op.tokens, by_bytes(op.int8_activations, matrices[0]), op.norm, op.eps};
+    const Input in{op.x, op.tokens, op.int8_activations, op.norm, op.eps};
     prepare(in, matrices[0]);
     // A task computes gate and up of the same rows, which are still in its core's cache when they are
     // multiplied.
-    const size_t inner = width / 2, rows = by_.task_rows(matrices[0], op.tokens), own = kernels(in).scratch;
+    const ProductKernels& by = kernels(in, matrices[0].kind);
+    const size_t inner = width / 2, rows = by_.task_rows(matrices[0], op.tokens), own = by.scratch;
     scratch_ = std::max(scratch_, own + 2 * rows * op.tokens);
     add((inner + rows - 1) / rows, [=](Arena& arena, size_t task, float* scratch) {
         const size_t begin = task * rows, count = std::min(rows, inner - begin);
@@ -183,13 +181,15 @@ void Plan::append(const GateUp& op) {
             for (const Matrix& matrix : op.matrices) {
                 const size_t from = std::max(first, before), to = std::min(last, before + matrix.rows);
                 if (from < to) {
-                    const Product what{matrix.part(from - before, to - before),
-                                       arena.activations(in.bytes),
-                                       op.tokens,
-                                       both + half * count + (from - first),
-                                       2 * count,
-                                       false};
-                    kernels(in).run(what, 0, to - from, scratch);
+                    const Product what{
+                        .matrix = matrix.part(from - before, to - before),
+                        .x = arena.activations(),
+                        .tokens = op.tokens,
+                        .y = both + half * count + (from - first),
+                        .ldy = 2 * count,
+                        .add = false,
+                    };
+                    kernels(in, matrix.kind).run(what, 0, to - from, scratch);
                 }
                 before += matrix.rows;
             }

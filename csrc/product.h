@@ -13,6 +13,11 @@ constexpr size_t kByteFactors = kByteBlock / kGroup;  // the most scales of such
 // Tokens encoded as bytes together; some sets keep them together in memory.
 constexpr size_t kGroupTokens = 16;
 
+// int4 products process kInt4Chunk columns at a time: bytes for their codes (of 16 bits, or two planes of 8),
+// scales and what totals begin with, a token.
+constexpr size_t kInt4Chunk = 512, kInt4ChunkBytes = kInt4Chunk * 2, kInt4ChunkScales = kInt4Chunk / 64,
+                 kInt4ChunkStarts = 2 * 2 * kInt4Chunk / kInt4Block;
+
 // Row `token` of x (tokens, columns).
 struct TokenRow {
     const float* x;
@@ -28,7 +33,7 @@ struct Activations {
     const float* scales;
     // With `codes` of one token for int4: eight times their sums, a vector per section.
     const int32_t* offsets;
-    // Replace `codes` in byte products; else null. The layout, and that of scales and offsets, is the
+    // Replace `codes` in byte and int4 products. The layout, and that of scales and offsets, is the
     // instruction set's own (generic/byte_panels.h, generic/byte_tiles.h); both have room for kByteFactors
     // per token (in whole groups) and block.
     const uint8_t* bytes;

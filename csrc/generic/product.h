@@ -22,10 +22,13 @@ namespace {
 
 // Weights of a task, roughly: small enough to share evenly, large enough to stream.
 constexpr size_t kTaskBytes = 128 << 10;
+constexpr size_t kInt4TaskRows = 2 * kInt4Panel;  // or a multiple
 
 // Rows of a matrix in one task.
 size_t task_rows(const Matrix& matrix, size_t tokens) {
-    const size_t unit = tokens == 1 ? Blocks::single_rows : Blocks::panel_rows;
+    const size_t unit = matrix.kind == Kind::int4 ? kInt4TaskRows
+                        : tokens == 1             ? Blocks::single_rows
+                                                  : Blocks::panel_rows;
     const size_t bytes = matrix.row_bytes() ? matrix.row_bytes() : 1;
     const size_t rows = kTaskBytes / bytes / unit * unit;
     return rows < unit || tokens > kPanelTokens ? unit : rows;

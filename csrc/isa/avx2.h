@@ -3,6 +3,8 @@
 
 #include <immintrin.h>
 
+#include <cstring>
+
 #include "csrc/product.h"
 
 namespace baize {
@@ -15,6 +17,8 @@ struct Blocks {
     static constexpr size_t int8_rows = 2, int4_rows = 2, code_tokens = 4, byte_rows = 4, byte_tokens = 3;
     static constexpr bool holds_int4_sums = false;  // the sums of int4's short sections stay in memory
     static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
+    // of int4: vectors of rows and tokens of a register block; tokens that need no unpacked rows
+    static constexpr size_t int4_vectors = 2, int4_tokens = 3, few_int4_tokens = 4;
 };
 
 struct Vec {
@@ -170,6 +174,7 @@ struct Vec {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value);
     }
     BAIZE_TARGET static F to_float(I total) { return _mm256_cvtepi32_ps(total); }
+    BAIZE_TARGET static I to_int(F value) { return _mm256_cvtps_epi32(value); }
 
     // A group of int4 in the order in which shifts of 16-bit lanes give it: columns 2i, 32 + 2i, 2i + 1, 32 +
     // 2i + 1.
@@ -221,6 +226,47 @@ struct Vec {
                 store_shorts(codes + 32 + half * 16, _mm256_permute4x64_epi64(odd, 0xd8));
             }
         }
+    }
+
+    // int4 (generic/int4_product.h): four columns a lane. vpmaddubsw takes unsigned by signed bytes, so a
+    // token's codes give their signs to the weights.
+    using Quads = __m256i;
+    struct TokenQuads {
+        __m256i codes, magnitudes;
+    };
+    using Odd = __m256i;
+    static constexpr int quad_bias = 0;
+    BAIZE_TARGET static void unpack_quads(const uint8_t* at, Quads& low, Quads& high) {
+        const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
+        const __m256i mask = _mm256_set1_epi8(15);
+        const __m256i values =
+            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kInt4Values)));
+        low = _mm256_shuffle_epi8(values, _mm256_and_si256(codes, mask));
+        high = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask));
+    }
+    BAIZE_TARGET static TokenQuads all_quads(const int8_t* at) {  // a token's four codes in every lane
+        int32_t four;
+        std::memcpy(&four, at, 4);
+        const __m256i codes = _mm256_set1_epi32(four);
+        return {codes, _mm256_abs_epi8(codes)};
+    }
+    BAIZE_TARGET static I add_quads(I total, Quads weights, const TokenQuads& token) {
+        const __m256i pairs =
+            _mm256_maddubs_epi16(token.magnitudes, _mm256_sign_epi8(weights, token.codes));
+        return plus(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+    BAIZE_TARGET static I plus_256_times(I low, I high) {
+        return _mm256_add_epi32(low, _mm256_slli_epi32(high, 8));
+    }
+    BAIZE_TARGET static F widen_scales(const int8_t* at) {
+        return to_float(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
+    }
+    BAIZE_TARGET static Odd odd_scales(const int8_t* at) {
+        const I wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
+        return _mm256_srai_epi32(_mm256_slli_epi32(wide, 31), 31);
+    }
+    BAIZE_TARGET static I start(const int32_t* at, Odd odd) {  // at[0], which is 0, where the scale is even
+        return _mm256_and_si256(odd, _mm256_set1_epi32(at[1]));
     }
 
     using B = __m256i;  // thirty-two bytes

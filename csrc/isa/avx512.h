@@ -28,6 +28,8 @@ struct Blocks {
     static constexpr size_t int8_rows = 4, int4_rows = 3, code_tokens = 4;
     static constexpr bool holds_int4_sums = true;
     static constexpr size_t few_of_int8 = 64;  // tokens up to which int8 rows are read in place
+    // of int4: vectors of rows and tokens of a register block; tokens that need no unpacked rows
+    static constexpr size_t int4_vectors = 2, int4_tokens = 4, few_int4_tokens = 4;
 };
 
 struct Vec {
@@ -180,6 +182,7 @@ struct Vec {
     BAIZE_TARGET static I load_total(const int32_t* at) { return _mm512_loadu_si512(at); }
     BAIZE_TARGET static void store_total(int32_t* at, I value) { _mm512_storeu_si512(at, value); }
     BAIZE_TARGET static F to_float(I total) { return _mm512_cvtepi32_ps(total); }
+    BAIZE_TARGET static I to_int(F value) { return _mm512_cvtps_epi32(value); }
 
     // A group of int4: columns 0 to 31, then 32 to 63.
     BAIZE_TARGET static S stored(const uint8_t* group, size_t part) {  // with 8 added
@@ -211,6 +214,40 @@ struct Vec {
         }
     }
 
+    // int4 (generic/int4_product.h): four columns a lane, with quad_bias added, because vpdpbusd takes
+    // unsigned by signed bytes.
+    using Quads = __m512i;
+    using Odd = __mmask16;
+    static constexpr int quad_bias = 128;
+    BAIZE_TARGET static void unpack_quads(const uint8_t* at, Quads& low, Quads& high) {
+        const __m512i codes = _mm512_loadu_si512(at), mask = _mm512_set1_epi8(15);
+        const __m512i values = _mm512_xor_si512(
+            _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kInt4Values))),
+            _mm512_set1_epi8(-128));
+        low = _mm512_shuffle_epi8(values, _mm512_and_si512(codes, mask));
+        high = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask));
+    }
+    BAIZE_TARGET static Quads all_quads(const int8_t* at) {  // a token's four codes in every lane
+        int32_t four;
+        std::memcpy(&four, at, 4);
+        return _mm512_set1_epi32(four);
+    }
+    BAIZE_TARGET static I add_quads(I total, Quads weights, Quads token) {
+        __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(weights), "v"(token));
+        return total;
+    }
+    BAIZE_TARGET static I plus_256_times(I low, I high) {
+        return _mm512_add_epi32(low, _mm512_slli_epi32(high, 8));
+    }
+    BAIZE_TARGET static F widen_scales(const int8_t* at) {
+        return to_float(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at))));
+    }
+    BAIZE_TARGET static Odd odd_scales(const int8_t* at) {
+        return _mm_movepi8_mask(_mm_slli_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(at)), 7));
+    }
+    BAIZE_TARGET static I start(const int32_t* at, Odd odd) {  // at[0] where the scale is even, else at[1]
+        return _mm512_mask_set1_epi32(_mm512_set1_epi32(at[0]), odd, at[1]);
+    }
     using B = __m512i;  // sixty-four bytes
     static constexpr size_t bytes = 64;
     BAIZE_TARGET static B load_bytes(const void* at) { return _mm512_loadu_si512(at); }

@@ -6,6 +6,7 @@
 #include "csrc/generic/diff_add.h"
 #include "csrc/generic/elements.h"
 #include "csrc/generic/elementwise.h"
+#include "csrc/generic/int4_product.h"
 #include "csrc/generic/product.h"
 #include "csrc/generic/quantize.h"
 #include "csrc/generic/sample.h"
@@ -24,6 +25,8 @@ Implementation own_kernels(const char* name, const char* (*why_not)(), const Pro
         .task_rows = task_rows,
         .product = kProduct,
         .byte_product = byte_product,
+        .int4_product = kInt4Product<false>,
+        .exact_int4_product = kInt4Product<true>,
         .rms_norm = rms_norm,
         .silu_mul = silu_mul,
         .attention = kAttention,

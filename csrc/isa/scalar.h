@@ -17,6 +17,8 @@ struct Blocks {
     static constexpr size_t int8_rows = 1, int4_rows = 1, code_tokens = 2, byte_rows = 1, byte_tokens = 2;
     static constexpr bool holds_int4_sums = false;  // the sums of int4's short sections stay in memory
     static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
+    // of int4: vectors of rows and tokens of a register block; tokens that need no unpacked rows
+    static constexpr size_t int4_vectors = 1, int4_tokens = 2, few_int4_tokens = 2;
 };
 
 struct Vec {
@@ -130,6 +132,11 @@ struct Vec {
     static I load_total(const int32_t* at) { return get<I>(at); }
     static void store_total(int32_t* at, I value) { std::memcpy(at, &value, sizeof(value)); }
     static F to_float(I total) { return __builtin_convertvector(total, F); }
+    static I to_int(F value) {
+        I out{};
+        for (size_t n = 0; n < width; ++n) out[n] = int32_t(std::lrintf(value[n]));
+        return out;
+    }
 
     static S stored(const uint8_t* group, size_t part) {  // with 8 added, columns in order
         S codes{};
@@ -160,6 +167,34 @@ struct Vec {
         for (size_t k = 0; k < section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
     }
 
+    // int4 (generic/int4_product.h): the four columns of a lane, each widened.
+    struct Quads {
+        I columns[4];
+    };
+    using Odd = I;
+    static constexpr int quad_bias = 0;
+    static void unpack_quads(const uint8_t* at, Quads& low, Quads& high) {
+        for (size_t j = 0; j < 4; ++j)
+            for (size_t r = 0; r < width; ++r) {
+                low.columns[j][r] = kInt4Values[at[r * 4 + j] & 15];
+                high.columns[j][r] = kInt4Values[at[r * 4 + j] >> 4];
+            }
+    }
+    static const int8_t* all_quads(const int8_t* at) { return at; }
+    static I add_quads(I total, const Quads& weights, const int8_t* token) {
+        for (size_t j = 0; j < 4; ++j) total += weights.columns[j] * int32_t(token[j]);
+        return total;
+    }
+    static I plus_256_times(I low, I high) { return low + high * 256; }
+    static F widen_scales(const int8_t* at) {
+        return each([=](size_t n) { return float(at[n]); });
+    }
+    static Odd odd_scales(const int8_t* at) {
+        I odd{};
+        for (size_t n = 0; n < width; ++n) odd[n] = at[n] & 1;
+        return odd;
+    }
+    static I start(const int32_t* at, Odd odd) { return odd * at[1]; }  // 0 where the scale is even
     typedef uint8_t B __attribute__((vector_size(16)));
     using P = I;  // four sums of four products
     static constexpr size_t bytes = 16;
