@@ -10,7 +10,7 @@ namespace baize {
 struct Plan::Arena {
     Buffer<float> normed, parts, values, scales;
     Buffer<int16_t> codes;
-    Buffer<int32_t> offsets;
+    Buffer<int32_t> starts;
     Buffer<uint8_t> bytes;
     std::vector<Buffer<float>> scratch;  // one per thread of the team
 
@@ -19,7 +19,7 @@ struct Plan::Arena {
             .values = values.data(),
             .codes = codes.data(),
             .scales = scales.data(),
-            .offsets = offsets.data(),
+            .starts = starts.data(),
             .bytes = bytes.data(),
         };
     }
@@ -28,7 +28,7 @@ struct Plan::Arena {
             .values = values.data(),
             .codes = codes.data(),
             .scales = scales.data(),
-            .offsets = offsets.data(),
+            .starts = starts.data(),
             .bytes = bytes.data(),
         };
     }

@@ -5,8 +5,6 @@
 
 namespace baize {
 
-constexpr size_t kGroup = 64;  // columns that share an int4 scale: GROUP of kernels/quantized.py
-
 enum class Kind { float32, float16, bfloat16, int8, int4 };
 
 // int4: kInt4Block columns of a row share a scale, and kInt4Panel rows lie together, whose block takes
@@ -21,9 +19,8 @@ constexpr Dtype dtype_of(Kind kind) {
     return kind == Kind::float16 ? Dtype::float16 : kind == Kind::bfloat16 ? Dtype::bfloat16 : Dtype::float32;
 }
 
-// Columns of an integer activation that share a scale. With int8 weights a section costs 2 operations on top
-// of 16.
-constexpr size_t section_of(Kind kind) { return kind == Kind::int8 ? 2 * kGroup : kGroup; }
+// Columns of an integer activation that share a scale where it meets int8: 2 operations on top of 16.
+constexpr size_t kSection = 128;
 
 // A matrix (rows, columns). `scales`: for int8 a float32 per row, for int4 an int8 per block. `factors`: for
 // int4 one per row, as `scales` of a row are multiples of it. `first`: for int4 the place of row 0 in its
@@ -38,7 +35,6 @@ struct Matrix {
 
     size_t int4_blocks() const { return (columns + kInt4Block - 1) / kInt4Block; }
 
-    size_t groups() const { return (columns + kGroup - 1) / kGroup; }
     bool quantised() const { return kind == Kind::int8 || kind == Kind::int4; }
     size_t bytes_of(size_t count) const {  // bytes of `count` columns of a row; int4: of whole blocks
         switch (kind) {
@@ -60,10 +56,6 @@ struct Matrix {
         return {kind, values + begin * row_bytes(), scales + begin * scales_of_row, end - begin, columns};
     }
     float row_scale(size_t row) const { return load_one<Dtype::float32>(scales + row * sizeof(float)); }
-    // The float16 scales of an int4 row from the group of column `column` on.
-    const uint8_t* group_scales(size_t row, size_t column) const {
-        return scales + (row * groups() + column / kGroup) * 2;
-    }
 };
 
 }  // namespace baize

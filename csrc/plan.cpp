@@ -35,18 +35,17 @@ void Plan::prepare(const Input& in, const Matrix& matrix) {
         const size_t blocks = (columns + kInt4Chunk - 1) / kInt4Chunk * tokens;
         bytes_ = std::max(bytes_, blocks * kInt4ChunkBytes);
         scales_ = std::max(scales_, blocks * kInt4ChunkScales);
-        offsets_ = std::max(offsets_, blocks * kInt4ChunkStarts);
+        starts_ = std::max(starts_, blocks * kInt4ChunkStarts);
     } else if (in.bytes && matrix.quantised()) {
         const size_t groups = (tokens + kGroupTokens - 1) / kGroupTokens;
         const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * groups * kGroupTokens;
         bytes_ = std::max(bytes_, blocks * kByteBlock);
         scales_ = std::max(scales_, blocks * kByteFactors);
-        offsets_ = std::max(offsets_, blocks * kByteFactors);
+        starts_ = std::max(starts_, blocks * kByteFactors);
     } else if (matrix.quantised()) {
         codes_ = std::max(codes_, padded);
         // The widest vector may begin at the last scale.
-        scales_ = std::max(scales_, padded / section_of(matrix.kind) + 16);
-        if (tokens == 1) offsets_ = std::max(offsets_, padded / kGroup * kOffsets);
+        scales_ = std::max(scales_, padded / kSection + 16);
     } else {
         values_ = std::max(values_, padded);
     }
@@ -111,7 +110,7 @@ void Plan::run(int threads) {
     arena.values.grow(values_);
     arena.codes.grow(codes_);
     arena.scales.grow(scales_);
-    arena.offsets.grow(offsets_);
+    arena.starts.grow(starts_);
     arena.bytes.grow(bytes_);
     if (arena.scratch.size() < size_t(threads)) arena.scratch.resize(size_t(threads));
     for (int n = 0; n < threads; ++n) arena.scratch[size_t(n)].grow(scratch_);

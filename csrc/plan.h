@@ -125,7 +125,7 @@ class Plan {
     std::atomic<bool> running_{false};
     std::vector<std::unique_ptr<Op>> ops_;
     // the elements that the arena needs in each buffer, and the floats of a thread's scratch memory
-    size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, offsets_ = 0, bytes_ = 0,
+    size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, starts_ = 0, bytes_ = 0,
            scratch_ = 0;
 };
 

@@ -7,9 +7,8 @@ namespace baize {
 
 // Columns that a product processes at a time: a panel of them stays in the caches.
 constexpr size_t kBlock = 512;
-constexpr size_t kOffsets = 16;  // the most totals of any instruction set's vector
 constexpr size_t kByteBlock = 1024;  // columns that a product processes at a time when activations are bytes
-constexpr size_t kByteFactors = kByteBlock / kGroup;  // the most scales of such a block
+constexpr size_t kByteFactors = kByteBlock / kSection;  // scales of such a block
 // Tokens encoded as bytes together; some sets keep them together in memory.
 constexpr size_t kGroupTokens = 16;
 
@@ -25,17 +24,16 @@ struct TokenRow {
 };
 
 // x (T, columns) as products read it: in blocks of kBlock columns, each block token by token. Float weights
-// use `values`; quantised ones use `codes` and `scales`, one per section. Columns that pad a vector or a
-// section are zero.
+// use `values`; int8 ones use `codes` and `scales`, one per section. Columns that pad a vector or a section
+// are zero.
 struct Activations {
     const float* values;
     const int16_t* codes;
     const float* scales;
-    // With `codes` of one token for int4: eight times their sums, a vector per section.
-    const int32_t* offsets;
-    // Replace `codes` in byte and int4 products. The layout, and that of scales and offsets, is the
-    // instruction set's own (generic/byte_panels.h, generic/byte_tiles.h); both have room for kByteFactors
-    // per token (in whole groups) and block.
+    const int32_t* starts;  // what totals of bytes begin with
+    // Replace `codes` in int8 products with bytes and in int4 products. The layout, and that of scales and
+    // starts, is generic/int4_product.h's, or the instruction set's own (generic/byte_panels.h,
+    // generic/byte_tiles.h), which have room for kByteFactors per token (in whole groups) and block.
     const uint8_t* bytes;
 };
 
@@ -43,7 +41,7 @@ struct ActivationMemory {
     float* values;
     int16_t* codes;
     float* scales;
-    int32_t* offsets;
+    int32_t* starts;
     uint8_t* bytes;
 };
 

@@ -11,7 +11,7 @@ namespace baize {
 bool quantize(const Implementation& by, Operand weight, const Matrix& matrix, uint8_t* values,
               uint8_t* scales) {
     const DefaultFloatState state;
-    const size_t columns = matrix.columns, groups = matrix.groups();
+    const size_t columns = matrix.columns, groups = (matrix.columns + kGroup - 1) / kGroup;
     Buffer<float> buffer;
     buffer.grow(groups * kGroup);
     float* row = buffer.data();

@@ -6,6 +6,8 @@
 
 namespace baize {
 
+constexpr size_t kGroup = 64;
+
 struct Implementation;
 
 // Loops over a row; columns that pad the last group must be zero.

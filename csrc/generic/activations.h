@@ -10,27 +10,23 @@ namespace baize {
 namespace {
 
 // x as int16, with a scale per section of columns. Columns that pad the last section are zero.
-template <Kind K>
 BAIZE_TARGET void encode(const TokenRow& row, const ActivationMemory& to) {
     const auto [x, columns, token, tokens] = row;
     int16_t* codes = to.codes;
-    constexpr size_t section = section_of(K), per_block = kBlock / section;
-    for (size_t begin = 0, n = 0; begin < columns; begin += section, ++n) {
-        const Section<section> found(x + begin, columns - begin < section ? columns - begin : section);
+    constexpr size_t per_block = kBlock / kSection;
+    for (size_t begin = 0, n = 0; begin < columns; begin += kSection, ++n) {
+        const Section<kSection> found(x + begin, columns - begin < kSection ? columns - begin : kSection);
         const size_t at = (begin / kBlock * tokens + token) * kBlock + begin % kBlock;
         if (found.finite)
-            Vec::template encode<K>(found.from, Vec::all(found.inverse(32767.0f)), codes + at);
+            Vec::encode(found.from, Vec::all(found.inverse(32767.0f)), codes + at);
         else
-            std::memset(codes + at, 0, section * sizeof(int16_t));
-        if (K == Kind::int4 && tokens == 1)
-            Vec::store_total(to.offsets + n * Vec::width, Vec::eight_times(codes + at));
+            std::memset(codes + at, 0, kSection * sizeof(int16_t));
         to.scales[(n / per_block * tokens + token) * per_block + n % per_block] = found.scale(32767.0f);
     }
 }
 
 BAIZE_TARGET void prepare(Kind weights, const TokenRow& row, const ActivationMemory& to) {
-    if (weights == Kind::int8) return encode<Kind::int8>(row, to);
-    if (weights == Kind::int4) return encode<Kind::int4>(row, to);
+    if (weights == Kind::int8) return encode(row, to);
     for (size_t begin = 0; begin < row.columns; begin += kBlock) {
         const size_t count = row.columns - begin < kBlock ? row.columns - begin : kBlock;
         float* block = to.values + (begin / kBlock * row.tokens + row.token) * kBlock;

@@ -1,4 +1,4 @@
-// Products with activations of 8 bits for any number of tokens, by panels (panel_loop.h), over the vector
+// Products of int8 weights with activations of 8 bits for any number of tokens, by panels (panel_loop.h), over the vector
 // type `Vec` of the file that includes this. A token's bits do not depend on the other tokens here either,
 // but they differ from those of product.h.
 //
@@ -11,25 +11,21 @@
 // multiplier bounds it, with the widening of its 16-bit sums.
 #pragma once
 
-#include "csrc/generic/elements.h"
 #include "csrc/generic/panel_loop.h"
-#include "csrc/generic/register_block.h"
 #include "csrc/generic/section.h"
 
 namespace baize {
 
 namespace {
 
-// Chosen so that the sum of two products fits in 16 bits: 127 * 128 * 2 with int8 weights; with int4's -8 to
-// 7 even four fit.
-constexpr int zero_of(Kind kind) { return kind == Kind::int8 ? 64 : 128; }
-constexpr int levels_of(Kind kind) { return zero_of(kind) - 1; }
+// The codes' zero, chosen so that the sum of two products fits in 16 bits: 127 * 128 * 2.
+constexpr int kZero = 64, kLevels = kZero - 1;
 
 // totals[t][r] of one section, for R rows and T tokens. With `Twos`, the pairs' sums of two vectors are added
 // before widening.
-template <Kind K, size_t R, size_t T, bool Twos>
+template <size_t R, size_t T, bool Twos>
 BAIZE_TARGET inline void byte_totals(const int8_t* w, const uint8_t* x, typename Vec::I (&totals)[T][R]) {
-    constexpr size_t vectors = section_of(K) / Vec::bytes, step = Twos ? 2 : 1;
+    constexpr size_t vectors = kSection / Vec::bytes, step = Twos ? 2 : 1;
 #pragma GCC unroll 16
     for (size_t n = 0; n < vectors; n += step)
 #pragma GCC unroll 16
@@ -46,45 +42,40 @@ BAIZE_TARGET inline void byte_totals(const int8_t* w, const uint8_t* x, typename
         }
 }
 
-// Rows of a panel and tokens of a block. `both`: for int4, the rows' factors times the tokens'; `own`: the
-// tokens' factors; `fits`: whether a row's section may use `Twos`.
+// Rows of a panel and tokens of a block. `own`: the tokens' factors; `fits`: whether a row's section may use
+// `Twos`.
 struct ByteBlock {
     const int8_t* w;
     const uint8_t* x;
-    const float *both, *own, *shares;
+    const float *own, *shares;
     const uint8_t* fits;
     size_t sections;
 };
 
 // Adds the products of R rows and T tokens over a block's sections to sums[t * Blocks::panel_rows + r].
 // Not inlined: GCC would fold the addresses into instructions too long for the processor to decode in time.
-template <Kind K, size_t R, size_t T>
+template <size_t R, size_t T>
 BAIZE_TARGET __attribute__((noinline)) void byte_block(const ByteBlock& block, F* sums) {
-    auto [w, x, both, own, shares, fits, sections] = block;
-    constexpr size_t section = section_of(K);
-    constexpr bool several = section > Vec::bytes;
-    for (size_t s = 0; s < sections; ++s, w += section, x += section) {
+    auto [w, x, own, shares, fits, sections] = block;
+    for (size_t s = 0; s < sections; ++s, w += kSection, x += kSection) {
         typename Vec::I totals[T][R];
         uint8_t fit = 1;
-        if (K == Kind::int8)
 #pragma GCC unroll 16
-            for (size_t r = 0; r < R; ++r) fit &= fits[r * kByteFactors + s];
-        if (several && fit)
-            byte_totals<K, R, T, several>(w, x, totals);
+        for (size_t r = 0; r < R; ++r) fit &= fits[r * kByteFactors + s];
+        if (fit)
+            byte_totals<R, T, true>(w, x, totals);
         else
-            byte_totals<K, R, T, false>(w, x, totals);
+            byte_totals<R, T, false>(w, x, totals);
 #pragma GCC unroll 16
         for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 16
             for (size_t r = 0; r < R; ++r) {
-                const float factor = K == Kind::int4 ? both[(t * Blocks::panel_rows + r) * kByteFactors + s]
-                                                     : own[t * kByteFactors + s];
                 F& sum = sums[t * Blocks::panel_rows + r];
-                sum = Vec::fma(Vec::to_float(totals[t][r]), Vec::all(factor), sum);
+                sum = Vec::fma(Vec::to_float(totals[t][r]), Vec::all(own[t * kByteFactors + s]), sum);
             }
         __asm__("" ::: "memory");  // keeps the sums in place: GCC would also copy them to the stack
     }
-    constexpr size_t corrections = (kByteBlock / section + Vec::width - 1) / Vec::width;  // in vectors
+    constexpr size_t corrections = kByteFactors / Vec::width;  // in vectors
 #pragma GCC unroll 16
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 16
@@ -97,47 +88,35 @@ BAIZE_TARGET __attribute__((noinline)) void byte_block(const ByteBlock& block, F
             }
 }
 
-template <Kind K>
 struct BytePanel {
     static constexpr size_t rows_at_once = Blocks::byte_rows, tokens_at_once = Blocks::byte_tokens;
-    static constexpr size_t section = section_of(K), block = kByteBlock, vectors = section / Vec::bytes;
+    static constexpr size_t block = kByteBlock, vectors = kSection / Vec::bytes;
 
     const Product& what;
-    // For int4 the rows' factors, and those times the tokens'; the zero's shares; flags; then the panel.
-    float* memory;
+    float* memory;  // the zero's shares; flags; then the panel
     size_t sections = 0;
     const uint8_t* x = nullptr;
     const float* x_factors = nullptr;
     F* sums = nullptr;
     NextBlock next{};
 
-    float* row_factors() const { return memory; }
-    float* both() const { return memory + Blocks::panel_rows * kByteFactors; }
-    float* shares() const { return both() + Blocks::panel_rows * kByteFactors * Blocks::byte_tokens; }
+    float* shares() const { return memory; }
     uint8_t* fits() const { return reinterpret_cast<uint8_t*>(shares() + Blocks::panel_rows * kByteFactors); }
     int8_t* panel() const { return reinterpret_cast<int8_t*>(fits() + Blocks::panel_rows * kByteFactors); }
 
     BAIZE_TARGET void fill(size_t row, size_t rows, size_t begin, size_t count) {
         const Matrix& m = what.matrix;
         const size_t stride = m.row_bytes();
-        sections = (count + section - 1) / section;
+        sections = (count + kSection - 1) / kSection;
         std::memset(shares(), 0, rows * kByteFactors * sizeof(float));
         for (size_t r = 0; r < rows; ++r) {
             int8_t* to = panel() + r * kByteBlock;
-            const uint8_t* from = m.values + (row + r) * stride + m.bytes_of(begin);
-            if constexpr (K == Kind::int4) {
-                for (size_t s = 0; s < sections; ++s) Vec::bytes4(from + s * (kGroup / 2), to + s * kGroup);
-                widen_as<Dtype::float16>(m.group_scales(row + r, begin), sections,
-                                         row_factors() + r * kByteFactors);
-            } else {
-                std::memcpy(to, from, count);
-                std::memset(to + count, 0, sections * section - count);
-            }
+            std::memcpy(to, m.values + (row + r) * stride + begin, count);
+            std::memset(to + count, 0, sections * kSection - count);
             for (size_t s = 0; s < sections; ++s) {
-                const float share = -float(zero_of(K)) * Vec::sum(Vec::to_float(sum_of(to + s * section)));
                 shares()[r * kByteFactors + s] =
-                    K == Kind::int4 ? share * row_factors()[r * kByteFactors + s] : share;
-                fits()[r * kByteFactors + s] = K == Kind::int4 || all_fit(to + s * section);
+                    -float(kZero) * Vec::sum(Vec::to_float(sum_of(to + s * kSection)));
+                fits()[r * kByteFactors + s] = all_fit(to + s * kSection);
             }
         }
     }
@@ -161,62 +140,50 @@ struct BytePanel {
         x_factors = what.x.scales + (block * what.tokens + token) * kByteFactors;
         sums = to;
     }
-    BAIZE_TARGET void take(size_t token, size_t tokens) {
-        next.take(token / Blocks::byte_tokens);
-        if (K == Kind::int4)
-            multiply_factors<kByteFactors>(row_factors(), Blocks::panel_rows,
-                                           x_factors + token * kByteFactors, tokens, both());
-    }
+    void take(size_t token, size_t) { next.take(token / Blocks::byte_tokens); }
     template <size_t R, size_t T>
     BAIZE_TARGET void run(size_t row, size_t token) const {
         next.prefetch<R>(row);
         ask_tokens<T, kByteBlock>(x + (token + T) * kByteBlock, row / Blocks::byte_rows,
                                   Blocks::panel_rows / Blocks::byte_rows);
-        const ByteBlock block{panel() + row * kByteBlock,
-                              x + token * kByteBlock,
-                              K == Kind::int4 ? both() + row * kByteFactors : nullptr,
-                              x_factors + token * kByteFactors,
-                              shares() + row * kByteFactors,
-                              fits() + row * kByteFactors,
-                              sections};
-        byte_block<K, R, T>(block, sums + token * Blocks::panel_rows + row);
+        const ByteBlock block{
+            .w = panel() + row * kByteBlock,
+            .x = x + token * kByteBlock,
+            .own = x_factors + token * kByteFactors,
+            .shares = shares() + row * kByteFactors,
+            .fits = fits() + row * kByteFactors,
+            .sections = sections,
+        };
+        byte_block<R, T>(block, sums + token * Blocks::panel_rows + row);
     }
 };
 
 BAIZE_TARGET void product_by_panels(const Product& what, size_t begin, size_t end, float* scratch) {
-    if (what.matrix.kind == Kind::int8) return panels<BytePanel<Kind::int8>>(what, begin, end, scratch);
-    panels<BytePanel<Kind::int4>>(what, begin, end, scratch);
+    panels<BytePanel>(what, begin, end, scratch);
 }
 
-constexpr size_t kBytePanelFloats = Blocks::panel_rows * kByteFactors * (2 + Blocks::byte_tokens) +
-                                    Blocks::panel_rows * (kByteFactors + kByteBlock) / sizeof(float);
+constexpr size_t kBytePanelFloats =
+    Blocks::panel_rows * (kByteFactors + (kByteFactors + kByteBlock) / sizeof(float));
 
 // x as bytes, with a scale per section of columns. Columns that pad the last section are zero, and so are a
 // block's other scales.
-template <Kind K>
-BAIZE_TARGET void encode_for_panels(const TokenRow& row, const ActivationMemory& to) {
+BAIZE_TARGET void prepare_for_panels(Kind, const TokenRow& row, const ActivationMemory& to) {
     const auto [x, columns, token, tokens] = row;
-    constexpr size_t section = section_of(K);
-    for (size_t begin = 0; begin < columns; begin += section) {
+    for (size_t begin = 0; begin < columns; begin += kSection) {
         const size_t place = begin / kByteBlock * tokens + token;
         float* scales = to.scales + place * kByteFactors;
         if (begin % kByteBlock == 0)
             for (size_t n = 0; n < kByteFactors; ++n) scales[n] = 0.0f;
-        const Section<section> found(x + begin, columns - begin < section ? columns - begin : section);
-        constexpr float levels = float(levels_of(K));
+        const Section<kSection> found(x + begin, columns - begin < kSection ? columns - begin : kSection);
+        constexpr float levels = float(kLevels);
         uint8_t* codes = to.bytes + place * kByteBlock + begin % kByteBlock;
         if (found.finite)
-            for (size_t k = 0; k < section; k += Vec::bytes)
-                Vec::encode_bytes(found.from + k, Vec::all(found.inverse(levels)), zero_of(K), codes + k);
+            for (size_t k = 0; k < kSection; k += Vec::bytes)
+                Vec::encode_bytes(found.from + k, Vec::all(found.inverse(levels)), kZero, codes + k);
         else
-            std::memset(codes, zero_of(K), section);
-        scales[begin % kByteBlock / section] = found.scale(levels);
+            std::memset(codes, kZero, kSection);
+        scales[begin % kByteBlock / kSection] = found.scale(levels);
     }
-}
-
-BAIZE_TARGET void prepare_for_panels(Kind weights, const TokenRow& row, const ActivationMemory& to) {
-    if (weights == Kind::int8) return encode_for_panels<Kind::int8>(row, to);
-    encode_for_panels<Kind::int4>(row, to);
 }
 
 constexpr ProductKernels kBytePanels{

@@ -47,38 +47,47 @@ struct Int4Tokens {
     }
 };
 
-// Rows as they are stored, from a panel's block on.
+// R vectors of rows as they are stored, from a panel's block on.
+template <size_t R>
 struct StoredRows {
-    const uint8_t* codes;
-    const int8_t* scales;
+    const uint8_t* codes[R];
+    const int8_t* scales[R];
 
-    BAIZE_TARGET F scale(size_t block, size_t) const { return Vec::widen_scales(scales + block * kInt4Panel); }
-    BAIZE_TARGET typename Vec::Odd odd(size_t block, size_t) const {
-        return Vec::odd_scales(scales + block * kInt4Panel);
+    BAIZE_TARGET F scale(size_t block, size_t r) const {
+        return Vec::widen_scales(scales[r] + block * kInt4Panel);
     }
-    BAIZE_TARGET void quads(size_t block, size_t q, size_t, typename Vec::Quads& low,
+    BAIZE_TARGET typename Vec::Odd odd(size_t block, size_t r) const {
+        return Vec::odd_scales(scales[r] + block * kInt4Panel);
+    }
+    BAIZE_TARGET typename Vec::I start(size_t block, size_t r, const int32_t* starts) const {
+        return Vec::start(starts, odd(block, r));
+    }
+    BAIZE_TARGET void quads(size_t block, size_t q, size_t r, typename Vec::Quads& low,
                             typename Vec::Quads& high) const {
-        Vec::unpack_quads(codes + block * kInt4BlockBytes + q * 4 * kInt4Panel, low, high);
+        Vec::unpack_quads(codes[r] + block * kInt4BlockBytes + q * 4 * kInt4Panel, low, high);
     }
     BAIZE_TARGET void prefetch(size_t block) const {
         constexpr size_t ahead = 8;  // blocks: 2 KiB of codes
-        for (size_t n = 0; n < kInt4BlockBytes; n += 64)
-            __builtin_prefetch(codes + (block + ahead) * kInt4BlockBytes + n, 0, 3);
-        if (block % 4 == 0) __builtin_prefetch(scales + (block + 2 * ahead) * kInt4Panel, 0, 3);
+        for (size_t r = 0; r < R; r += kInt4Panel / Vec::width) {
+            for (size_t n = 0; n < kInt4BlockBytes; n += 64)
+                __builtin_prefetch(codes[r] + (block + ahead) * kInt4BlockBytes + n, 0, 3);
+            if (block % 4 == 0) __builtin_prefetch(scales[r] + (block + 2 * ahead) * kInt4Panel, 0, 3);
+        }
     }
 };
 
-// kInt4Vectors vectors of rows, unpacked: a chunk of columns.
+// kInt4Vectors vectors of rows, unpacked and shifted: a chunk of columns.
 struct UnpackedRows {
     struct Block {
         typename Vec::Quads quads[kQuads][kInt4Vectors];
         F scales[kInt4Vectors];
-        typename Vec::Odd odd[kInt4Vectors];
     };
     const Block* blocks;
 
     BAIZE_TARGET F scale(size_t block, size_t r) const { return blocks[block].scales[r]; }
-    BAIZE_TARGET typename Vec::Odd odd(size_t block, size_t r) const { return blocks[block].odd[r]; }
+    BAIZE_TARGET typename Vec::I start(size_t, size_t, const int32_t* starts) const {
+        return Vec::all_totals(starts[0]);
+    }
     BAIZE_TARGET void quads(size_t block, size_t q, size_t r, typename Vec::Quads& low,
                             typename Vec::Quads& high) const {
         low = blocks[block].quads[q][r];
@@ -94,13 +103,11 @@ BAIZE_TARGET inline void add_block(const Rows& rows, const Int4Tokens<planes>& x
                                    F (&group)[T][R]) {
     typename Vec::I totals[T][R][planes];
 #pragma GCC unroll 16
-    for (size_t r = 0; r < R; ++r) {
-        const auto odd = rows.odd(block, r);
+    for (size_t r = 0; r < R; ++r)
 #pragma GCC unroll 16
         for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 2
-            for (size_t p = 0; p < planes; ++p) totals[t][r][p] = Vec::start(x.start(t, p, block), odd);
-    }
+            for (size_t p = 0; p < planes; ++p) totals[t][r][p] = rows.start(block, r, x.start(t, p, block));
 #pragma GCC unroll 4
     for (size_t q = 0; q < kQuads / 2; ++q) {
         typename Vec::Quads low[R], high[R];
@@ -179,18 +186,26 @@ struct Int4Task {
         const size_t place = chunk * what.tokens;
         const Int4Tokens<planes> first{
             reinterpret_cast<const int8_t*>(what.x.bytes) + place * planes * kChunk,
-            what.x.offsets + place * planes * kChunkBlocks * 2, what.x.scales + place * kChunkGroups};
+            what.x.starts + place * planes * kChunkBlocks * 2, what.x.scales + place * kChunkGroups};
         return first.from(token);
+    }
+    size_t last() const {  // of the rows that the panels hold: whole vectors
+        return (end + Vec::width - 1) / Vec::width * Vec::width;
     }
     size_t blocks_of(size_t chunk) const {
         const size_t left = blocks - chunk * kChunkBlocks;
         return left < kChunkBlocks ? left : kChunkBlocks;
     }
-    // Vector `row` / Vec::width of the rows.
-    StoredRows rows(size_t row, size_t chunk) const {
-        const size_t block = row / kInt4Panel * blocks + chunk * kChunkBlocks, lane = row % kInt4Panel;
-        return {what.matrix.values + block * kInt4BlockBytes + lane * 4,
-                reinterpret_cast<const int8_t*>(what.matrix.scales) + block * kInt4Panel + lane};
+    template <size_t R>
+    StoredRows<R> rows(size_t row, size_t chunk) const {
+        StoredRows<R> found;
+        for (size_t r = 0; r < R; ++r) {
+            const size_t of = row + r * Vec::width, lane = of % kInt4Panel;
+            const size_t block = of / kInt4Panel * blocks + chunk * kChunkBlocks;
+            found.codes[r] = what.matrix.values + block * kInt4BlockBytes + lane * 4;
+            found.scales[r] = reinterpret_cast<const int8_t*>(what.matrix.scales) + block * kInt4Panel + lane;
+        }
+        return found;
     }
     // Writes, or adds, the sums of the rows of a vector that belong to the task.
     BAIZE_TARGET void put(size_t row, size_t token, F sums) const {
@@ -214,29 +229,41 @@ struct Int4Task {
 
 constexpr size_t few_int4_tokens(size_t planes) { return Blocks::few_int4_tokens / planes; }
 
-template <size_t planes>
-BAIZE_TARGET void few_int4(const Int4Task& task) {
+// R vectors of rows from `row` on and all tokens.
+template <size_t R, size_t planes>
+BAIZE_TARGET inline void few_int4_rows(const Int4Task& task, size_t row) {
     constexpr size_t most = few_int4_tokens(planes);
     const size_t tokens = task.what.tokens;
-    for (size_t row = task.begin / Vec::width * Vec::width; row < task.end; row += Vec::width) {
-        F sums[most];
-        for (size_t t = 0; t < tokens; ++t) sums[t] = Vec::zero();
-        for (size_t chunk = 0; chunk * kChunkBlocks < task.blocks; ++chunk)
-            int4_tokens<1, most>(task.rows(row, chunk), task.template tokens<planes>(chunk, 0),
-                                 task.blocks_of(chunk), tokens, sums);
-        for (size_t t = 0; t < tokens; ++t) task.put(row, t, sums[t]);
-    }
+    F sums[most * R];
+    for (size_t n = 0; n < tokens * R; ++n) sums[n] = Vec::zero();
+    for (size_t chunk = 0; chunk * kChunkBlocks < task.blocks; ++chunk)
+        int4_tokens<R, most>(task.template rows<R>(row, chunk), task.template tokens<planes>(chunk, 0),
+                             task.blocks_of(chunk), tokens, sums);
+    for (size_t t = 0; t < tokens; ++t)
+        for (size_t r = 0; r < R; ++r) task.put(row + r * Vec::width, t, sums[t * R + r]);
 }
 
-BAIZE_TARGET inline void unpack_rows(const StoredRows& from, size_t blocks, size_t r,
+template <size_t planes>
+BAIZE_TARGET void few_int4(const Int4Task& task) {
+    size_t row = task.begin / Vec::width * Vec::width;
+    constexpr size_t R = Blocks::few_int4_vectors;
+    for (; row + R * Vec::width <= task.last(); row += R * Vec::width) few_int4_rows<R, planes>(task, row);
+    for (; row < task.last(); row += Vec::width) few_int4_rows<1, planes>(task, row);
+}
+
+BAIZE_TARGET inline void unpack_rows(const StoredRows<1>& from, size_t blocks, size_t r,
                                      UnpackedRows::Block* to) {
     for (size_t block = 0; block < blocks; ++block) {
         for (size_t n = 0; n < kInt4BlockBytes; n += 64)  // the next chunk, or the next panel
-            __builtin_prefetch(from.codes + (block + blocks) * kInt4BlockBytes + n, 0, 2);
+            __builtin_prefetch(from.codes[0] + (block + blocks) * kInt4BlockBytes + n, 0, 2);
         to[block].scales[r] = from.scale(block, 0);
-        to[block].odd[r] = from.odd(block, 0);
-        for (size_t q = 0; q < kQuads / 2; ++q)
-            from.quads(block, q, 0, to[block].quads[q][r], to[block].quads[kQuads / 2 + q][r]);
+        const auto odd = from.odd(block, 0);
+        for (size_t q = 0; q < kQuads / 2; ++q) {
+            typename Vec::Quads low, high;
+            from.quads(block, q, 0, low, high);
+            to[block].quads[q][r] = Vec::shifted(low, odd);
+            to[block].quads[kQuads / 2 + q][r] = Vec::shifted(high, odd);
+        }
     }
 }
 
@@ -245,7 +272,7 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
     constexpr size_t R = kInt4Vectors, T = Blocks::int4_tokens / planes;
     auto* panel = reinterpret_cast<UnpackedRows::Block*>(scratch);
     F* sums = reinterpret_cast<F*>(panel + kChunkBlocks);
-    const size_t last = (task.end + Vec::width - 1) / Vec::width * Vec::width;  // the panels hold these rows
+    const size_t last = task.last();
     for (size_t first = 0; first < task.what.tokens; first += kInt4Tokens) {
         const size_t left = task.what.tokens - first, tokens = left < kInt4Tokens ? left : kInt4Tokens;
         for (size_t row = task.begin / Vec::width * Vec::width; row < last; row += kInt4Rows) {
@@ -253,7 +280,7 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
             for (size_t chunk = 0; chunk * kChunkBlocks < task.blocks; ++chunk) {
                 const size_t blocks = task.blocks_of(chunk);
                 for (size_t r = 0; r < R && row + r * Vec::width < last; ++r)
-                    unpack_rows(task.rows(row + r * Vec::width, chunk), blocks, r, panel);
+                    unpack_rows(task.template rows<1>(row + r * Vec::width, chunk), blocks, r, panel);
                 for (size_t t = 0; t < tokens; t += T)
                     int4_tokens<R, T>(UnpackedRows{panel}, task.template tokens<planes>(chunk, first + t),
                                       blocks, tokens - t < T ? tokens - t : T, sums + t * R);
@@ -312,7 +339,7 @@ BAIZE_TARGET void prepare_int4(Kind, const TokenRow& row, const ActivationMemory
         const size_t place = begin / kChunk * tokens + token, at = begin % kChunk;
         const F inverse = Vec::all(found.inverse(levels));
         int8_t* codes = reinterpret_cast<int8_t*>(to.bytes) + place * planes * kChunk + at;
-        int32_t* starts = to.offsets + (place * planes * kChunkBlocks + at / kInt4Block) * 2;
+        int32_t* starts = to.starts + (place * planes * kChunkBlocks + at / kInt4Block) * 2;
         for (size_t n = 0; n < kInt4Group; n += kInt4Block) {
             alignas(64) const float zeros[kInt4Block] = {};
             encode_block<exact>(found.finite ? found.from + n : zeros, inverse, codes + n,

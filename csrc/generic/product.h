@@ -38,8 +38,7 @@ BAIZE_TARGET void product(const Product& what, size_t begin, size_t end, float* 
     if (what.tokens == 1) return single(what, begin, end);
     if (what.tokens <= few_tokens(what.matrix)) return few(what, begin, end);
     switch (what.matrix.kind) {
-        case Kind::int8: return panels<CodePanel<Kind::int8>>(what, begin, end, scratch);
-        case Kind::int4: return panels<CodePanel<Kind::int4>>(what, begin, end, scratch);
+        case Kind::int8: return panels<CodePanel>(what, begin, end, scratch);
         case Kind::float16:
             if (Vec::widens_halves && whole_rows(what.matrix))
                 return panels<FloatPanel<true>>(what, begin, end, scratch);

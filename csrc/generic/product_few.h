@@ -27,23 +27,13 @@ BAIZE_TARGET void few_block(const Product& what, size_t row, size_t step, size_t
         const size_t count = m.columns - begin < kBlock ? m.columns - begin : kBlock;
         const uint8_t* w = m.values + row * stride + m.bytes_of(begin);
         const size_t place = begin / kBlock * what.tokens + token;
-        if constexpr (K == Kind::int8 || K == Kind::int4) {
-            constexpr size_t section = section_of(K), per_block = kBlock / section;
-            const size_t sections = (count + section - 1) / section;
+        if constexpr (K == Kind::int8) {
+            constexpr size_t per_block = kBlock / kSection;
+            const size_t sections = (count + kSection - 1) / kSection;
             const int16_t* x = what.x.codes + place * kBlock;
             const float* x_factors = what.x.scales + place * per_block;
             const MatrixCodes rows{w, step * stride, stride, pass, passes};
-            if constexpr (K == Kind::int4) {
-                alignas(64) float factors[R * per_block] = {}, both[T * R * per_block];
-                for (size_t r = 0; r < R; ++r)
-                    widen_as<Dtype::float16>(m.group_scales(row + r * step, begin), sections,
-                                             factors + r * per_block);
-                multiply_factors<per_block>(factors, R, x_factors, T, both);
-                code_block<K, R, T>(rows, x, Factors<per_block, R * per_block>{both}, sections,
-                                    Sums<R>{sums});
-            } else {
-                code_block<K, R, T>(rows, x, Factors<0, per_block>{x_factors}, sections, Sums<R>{sums});
-            }
+            code_block<R, T>(rows, x, x_factors, sections, Sums<R>{sums});
         } else {
             const MatrixFloats<dtype_of(K)> rows{w, step * stride, stride, pass, passes};
             float_block<R, T>(rows, what.x.values + place * kBlock, count / Vec::width, Sums<R>{sums});
@@ -72,7 +62,7 @@ BAIZE_TARGET void few_rows(const Product& what, size_t row, size_t step) {
 
 template <Kind K>
 BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
-    constexpr size_t rows = K == Kind::int8 || K == Kind::int4 ? code_rows(K) : Blocks::float_rows;
+    constexpr size_t rows = K == Kind::int8 ? Blocks::int8_rows : Blocks::float_rows;
     const size_t step = (end - begin) / rows;
     for (size_t row = begin; row < begin + step; ++row) few_rows<K, rows, 4>(what, row, step);
     for (size_t row = begin + step * rows; row < end; ++row) few_rows<K, 1, 4>(what, row, 0);
@@ -80,14 +70,12 @@ BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
 
 // Whether a matrix's rows are whole vectors or sections, as reading them in place requires.
 bool whole_rows(const Matrix& m) {
-    if (m.kind == Kind::int4) return true;
-    return m.columns % (m.kind == Kind::int8 ? section_of(Kind::int8) : Vec::width) == 0;
+    return m.columns % (m.kind == Kind::int8 ? kSection : Vec::width) == 0;
 }
 
 // The most tokens for which a matrix is read in place: every four tokens read it once more.
 size_t few_tokens(const Matrix& m) {
     if (!whole_rows(m)) return 1;
-    if (m.kind == Kind::int4) return 8;  // nibbles take longest to widen
     if (m.kind == Kind::int8) return Blocks::few_of_int8;
     return m.kind == Kind::float16 && !Vec::widens_halves ? 4 : 16;
 }
@@ -98,7 +86,7 @@ BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
         case Kind::float16: return few<Kind::float16>(what, begin, end);
         case Kind::bfloat16: return few<Kind::bfloat16>(what, begin, end);
         case Kind::int8: return few<Kind::int8>(what, begin, end);
-        case Kind::int4: return few<Kind::int4>(what, begin, end);
+        case Kind::int4: return;  // int4_product.h
     }
 }
 

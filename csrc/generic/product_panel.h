@@ -15,9 +15,7 @@ namespace baize {
 
 namespace {
 
-// For int4, the floats of the rows' factors, and of those times the factors of a register block's tokens.
-constexpr size_t kFactorFloats = Blocks::panel_rows * kSections * (1 + Blocks::code_tokens);
-constexpr size_t kPanelFloats = Blocks::panel_rows * kBlock + kFactorFloats;  // of either panel
+constexpr size_t kPanelFloats = Blocks::panel_rows * kBlock;  // of either panel
 
 // Rows of float16 read in place (half the bytes, and widening costs nothing next to the sums), or rows of any
 // float type widened.
@@ -64,42 +62,34 @@ struct FloatPanel {
     }
 };
 
-template <Kind K>
 struct CodePanel {
-    static constexpr size_t rows_at_once = code_rows(K), tokens_at_once = Blocks::code_tokens, block = kBlock;
-    static constexpr size_t section = section_of(K), per_block = kBlock / section;
+    static constexpr size_t rows_at_once = Blocks::int8_rows, tokens_at_once = Blocks::code_tokens,
+                            block = kBlock;
+    static constexpr size_t per_block = kBlock / kSection;
 
     const Product& what;
-    float* memory;  // for int4 the rows' factors, and those times the tokens'; then the panel
+    float* memory;  // for the panel
     size_t sections = 0;
     const int16_t* x = nullptr;
     const float* x_factors = nullptr;
     F* sums = nullptr;
     NextBlock next{};
 
-    float* row_factors() const { return memory; }
-    float* both() const { return memory + Blocks::panel_rows * kSections; }
-    int16_t* panel() const { return reinterpret_cast<int16_t*>(memory + kFactorFloats); }
+    int16_t* panel() const { return reinterpret_cast<int16_t*>(memory); }
 
     // Not inlined: GCC would keep its constants in registers, which the register blocks need.
     BAIZE_TARGET __attribute__((noinline)) void fill(size_t row, size_t rows, size_t begin, size_t count) {
         const Matrix& m = what.matrix;
         const size_t stride = m.row_bytes();
-        sections = (count + section - 1) / section;
+        sections = (count + kSection - 1) / kSection;
         for (size_t r = 0; r < rows; ++r) {
             int16_t* to = panel() + r * kBlock;
-            const uint8_t* from = m.values + (row + r) * stride + m.bytes_of(begin);
-            if constexpr (K == Kind::int4) {
-                for (size_t s = 0; s < sections; ++s) Vec::widen4(from + s * (kGroup / 2), to + s * kGroup);
-                widen_as<Dtype::float16>(m.group_scales(row + r, begin), sections,
-                                         row_factors() + r * per_block);
-            } else {
-                size_t k = 0;
-                for (; k + Vec::shorts <= count; k += Vec::shorts)
-                    Vec::store_shorts(to + k, Vec::load_codes(from + k));
-                for (; k < count; ++k) to[k] = int8_t(from[k]);
-                for (; k < sections * section; ++k) to[k] = 0;
-            }
+            const uint8_t* from = m.values + (row + r) * stride + begin;
+            size_t k = 0;
+            for (; k + Vec::shorts <= count; k += Vec::shorts)
+                Vec::store_shorts(to + k, Vec::load_codes(from + k));
+            for (; k < count; ++k) to[k] = int8_t(from[k]);
+            for (; k < sections * kSection; ++k) to[k] = 0;
         }
     }
     void set_block(size_t block, size_t token, F* to) {
@@ -107,26 +97,15 @@ struct CodePanel {
         x_factors = what.x.scales + (block * what.tokens + token) * per_block;
         sums = to;
     }
+    void take(size_t token, size_t) { next.take(token / Blocks::code_tokens); }
     template <size_t R, size_t T>
     BAIZE_TARGET void run(size_t row, size_t token) const {
         next.prefetch<R>(row);
         ask_tokens<T, kBlock>(x + (token + T) * kBlock, row / rows_at_once,
                               Blocks::panel_rows / rows_at_once);
-        const PanelCodes rows{panel() + row * kBlock};
-        const Sums<Blocks::panel_rows> to{sums + token * Blocks::panel_rows + row};
-        if constexpr (K == Kind::int4) {
-            const Factors<per_block, Blocks::panel_rows * per_block> factors{both() + row * per_block};
-            code_block<K, R, T>(rows, x + token * kBlock, factors, sections, to);
-        } else {
-            const Factors<0, per_block> factors{x_factors + token * per_block};
-            code_block<K, R, T>(rows, x + token * kBlock, factors, sections, to);
-        }
-    }
-    BAIZE_TARGET void take(size_t token, size_t tokens) {
-        next.take(token / Blocks::code_tokens);
-        if (K == Kind::int4)
-            multiply_factors<per_block>(row_factors(), Blocks::panel_rows, x_factors + token * per_block,
-                                        tokens, both());
+        code_block<R, T>(PanelCodes{panel() + row * kBlock}, x + token * kBlock,
+                         x_factors + token * per_block, sections,
+                         Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
     }
 };
 

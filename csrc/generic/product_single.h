@@ -25,12 +25,10 @@ BAIZE_TARGET inline void prefetch_ahead(const uint8_t* w, size_t stride, size_t 
         for (size_t n = 0; n < bytes; n += 64) __builtin_prefetch(w + r * stride + n + kDistance, 0, 2);
 }
 
-// Where the rows of a block begin. For int4, `scales`: float16, one per group.
+// Where the rows of a block begin.
 struct Streams {
     const uint8_t* w;
     size_t stride;
-    const uint8_t* scales;
-    size_t scales_stride;
 };
 
 template <Dtype D, size_t R>
@@ -73,7 +71,7 @@ BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_
     const size_t stride = rows.stride;
     const int16_t* x = token.codes;
     const float* factors = token.scales;
-    constexpr size_t section = section_of(Kind::int8);
+    constexpr size_t section = kSection;
     F sums[R];
 #pragma GCC unroll 16
     for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
@@ -106,61 +104,19 @@ BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_
     for (size_t r = 0; r < R; ++r) found[r] = Vec::sum(sums[r]);
 }
 
-// token.offsets: eight times the sums of x, a vector per group, because codes are stored plus 8.
-template <size_t R>
-BAIZE_TARGET void int4_rows(const Streams& rows, const Activations& token, size_t groups, float* found) {
-    constexpr size_t bytes = kGroup / 2, vectors = kGroup / Vec::shorts;
-    const uint8_t *w = rows.w, *scales = rows.scales;
-    const size_t stride = rows.stride, scales_stride = rows.scales_stride;
-    const int16_t* x = token.codes;
-    const float* factors = token.scales;
-    const int32_t* offsets = token.offsets;
-    F sums[R];
-#pragma GCC unroll 16
-    for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
-    for (size_t first = 0; first < groups; first += Vec::width) {
-        const size_t count = groups - first < Vec::width ? groups - first : Vec::width;
-        alignas(64) float both[R][Vec::width];  // the factor of the row's group times that of the token's
-#pragma GCC unroll 16
-        for (size_t r = 0; r < R; ++r) {
-            alignas(64) uint8_t halves[Vec::width * 2] = {};
-            const uint8_t* from = scales + r * scales_stride + first * 2;
-            if (count < Vec::width) from = static_cast<uint8_t*>(std::memcpy(halves, from, count * 2));
-            Vec::store(both[r],
-                       Vec::mul(Vec::template load_as<Dtype::float16>(from), Vec::load(factors + first)));
-        }
-        for (size_t n = 0; n < count; ++n) {
-            const size_t g = first + n;
-            if (n % 2 == 0) prefetch_ahead<R>(w + g * bytes, stride, 64);
-            typename Vec::S values[vectors];
-#pragma GCC unroll 16
-            for (size_t v = 0; v < vectors; ++v)
-                values[v] = Vec::load_shorts(x + g * kGroup + v * Vec::shorts);
-            const auto offset = Vec::load_total(offsets + g * Vec::width);
-#pragma GCC unroll 16
-            for (size_t r = 0; r < R; ++r) {
-                const auto total = Vec::minus(Vec::dot4(w + r * stride + g * bytes, values), offset);
-                sums[r] = Vec::fma(Vec::to_float(total), Vec::all(both[r][n]), sums[r]);
-            }
-        }
-    }
-    for (size_t r = 0; r < R; ++r) found[r] = Vec::sum(sums[r]);
-}
-
 // The outputs of rows row + n * step, n < R.
 template <size_t R>
 BAIZE_TARGET void single_rows(const Product& what, size_t row, size_t step) {
     const Matrix& m = what.matrix;
-    const size_t row_bytes = m.row_bytes(), groups = m.groups();
-    const Streams rows{m.values + row * row_bytes, step * row_bytes,
-                       m.kind == Kind::int4 ? m.group_scales(row, 0) : nullptr, step * groups * 2};
+    const size_t row_bytes = m.row_bytes();
+    const Streams rows{m.values + row * row_bytes, step * row_bytes};
     float found[R] = {};
     switch (m.kind) {
         case Kind::float32: float_rows<Dtype::float32, R>(rows, what.x.values, m.columns, found); break;
         case Kind::float16: float_rows<Dtype::float16, R>(rows, what.x.values, m.columns, found); break;
         case Kind::bfloat16: float_rows<Dtype::bfloat16, R>(rows, what.x.values, m.columns, found); break;
         case Kind::int8: int8_rows<R>(rows, what.x, m.columns, found); break;
-        case Kind::int4: int4_rows<R>(rows, what.x, groups, found);
+        case Kind::int4: break;  // int4_product.h
     }
     for (size_t r = 0; r < R; ++r) {
         float& y = what.y[row + r * step];

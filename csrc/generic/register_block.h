@@ -12,11 +12,10 @@ namespace {
 // R rows of a matrix as register blocks read them: codes that were widened to a panel.
 struct PanelCodes {
     const int16_t* w;
-    template <Kind K>
     BAIZE_TARGET Vec::S load(size_t r, size_t s, size_t n) const {
-        return Vec::load_shorts(w + r * kBlock + s * section_of(K) + n * Vec::shorts);
+        return Vec::load_shorts(w + r * kBlock + s * kSection + n * Vec::shorts);
     }
-    template <Kind K, size_t R>
+    template <size_t R>
     void prefetch(size_t) const {}
 };
 
@@ -42,20 +41,15 @@ struct MatrixFloats {
 struct MatrixCodes {
     const uint8_t* w;
     size_t stride, ahead, pass, passes;
-    template <Kind K>
     BAIZE_TARGET Vec::S load(size_t r, size_t s, size_t n) const {
-        constexpr size_t bytes = K == Kind::int4 ? kGroup / 2 : section_of(K);
-        const uint8_t* from = w + r * stride + s * bytes;
-        return K == Kind::int4 ? Vec::nibbles(from, n) : Vec::load_codes(from + n * Vec::shorts);
+        return Vec::load_codes(w + r * stride + s * kSection + n * Vec::shorts);
     }
-    template <Kind K, size_t R>
+    template <size_t R>
     BAIZE_TARGET void prefetch(size_t s) const {
-        constexpr size_t bytes = K == Kind::int4 ? kGroup / 2 : section_of(K);
-        if (s * bytes % 64 == 0)
-            for (size_t r = 0; r < R; ++r)
-                for (size_t n = 0; n < bytes; n += 64)
-                    if (((s * bytes + n) / 64 & (passes - 1)) == pass)
-                        __builtin_prefetch(w + r * stride + s * bytes + n + ahead, 0, 2);
+        for (size_t r = 0; r < R; ++r)
+            for (size_t n = 0; n < kSection; n += 64)
+                if (((s * kSection + n) / 64 & (passes - 1)) == pass)
+                    __builtin_prefetch(w + r * stride + s * kSection + n + ahead, 0, 2);
     }
 };
 
@@ -63,12 +57,6 @@ struct MatrixCodes {
 template <size_t stride>
 struct Sums {
     F* at;
-};
-
-// The factor of row r, token t and section s is at[r * of_row + t * of_token + s].
-template <size_t of_row, size_t of_token>
-struct Factors {
-    const float* at;
 };
 
 // Adds the products of R rows and T tokens, which are kBlock apart, over `steps` vectors to `sums`.
@@ -97,30 +85,22 @@ BAIZE_TARGET inline void float_block(const Rows& w, const float* x, size_t steps
         for (size_t r = 0; r < R; ++r) sums.at[t * stride + r] = own[t][r];
 }
 
-// The same with codes, over sections.
-template <Kind K, size_t R, size_t T, class Rows, size_t of_row, size_t of_token, size_t stride>
-BAIZE_TARGET inline void code_block(const Rows& w, const int16_t* x, Factors<of_row, of_token> factors,
-                                    size_t sections, Sums<stride> sums) {
-    constexpr size_t section = section_of(K);
-    // int8's sections are long, so there more rows pay better.
-    constexpr bool held = K == Kind::int4 && Blocks::holds_int4_sums;
-    F own[T][R];  // the sums, if they are held in registers; else they stay in memory
-    if (held)
-#pragma GCC unroll 16
-        for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 16
-            for (size_t r = 0; r < R; ++r) own[t][r] = sums.at[t * stride + r];
+// The same with codes, over sections; token t's factor in section s is factors[t * kBlock / kSection + s].
+// The sums stay in memory: sections are long, so that more rows pay better than held sums.
+template <size_t R, size_t T, class Rows, size_t stride>
+BAIZE_TARGET inline void code_block(const Rows& w, const int16_t* x, const float* factors, size_t sections,
+                                    Sums<stride> sums) {
     for (size_t s = 0; s < sections; ++s) {
-        w.template prefetch<K, R>(s);
+        w.template prefetch<R>(s);
         typename Vec::I totals[T][R];
 #pragma GCC unroll 16
-        for (size_t n = 0; n < section / Vec::shorts; ++n) {
+        for (size_t n = 0; n < kSection / Vec::shorts; ++n) {
             typename Vec::S rows[R];
 #pragma GCC unroll 16
-            for (size_t r = 0; r < R; ++r) rows[r] = w.template load<K>(r, s, n);
+            for (size_t r = 0; r < R; ++r) rows[r] = w.load(r, s, n);
 #pragma GCC unroll 16
             for (size_t t = 0; t < T; ++t) {
-                const auto value = Vec::load_shorts(x + t * kBlock + s * section + n * Vec::shorts);
+                const auto value = Vec::load_shorts(x + t * kBlock + s * kSection + n * Vec::shorts);
 #pragma GCC unroll 16
                 for (size_t r = 0; r < R; ++r)
                     totals[t][r] = n == 0 ? Vec::products(rows[r], value)
@@ -128,39 +108,15 @@ BAIZE_TARGET inline void code_block(const Rows& w, const int16_t* x, Factors<of_
             }
         }
 #pragma GCC unroll 16
-        for (size_t t = 0; t < T; ++t)
+        for (size_t t = 0; t < T; ++t) {
+            const F factor = Vec::all(factors[t * (kBlock / kSection) + s]);
 #pragma GCC unroll 16
             for (size_t r = 0; r < R; ++r) {
-                F& sum = held ? own[t][r] : sums.at[t * stride + r];
-                sum = Vec::fma(Vec::to_float(totals[t][r]),
-                               Vec::all(factors.at[r * of_row + t * of_token + s]), sum);
+                F& sum = sums.at[t * stride + r];
+                sum = Vec::fma(Vec::to_float(totals[t][r]), factor, sum);
             }
-    }
-    if (held)
-#pragma GCC unroll 16
-        for (size_t t = 0; t < T; ++t)
-#pragma GCC unroll 16
-            for (size_t r = 0; r < R; ++r) sums.at[t * stride + r] = own[t][r];
-}
-
-// Rows of a register block of codes.
-constexpr size_t code_rows(Kind kind) { return kind == Kind::int4 ? Blocks::int4_rows : Blocks::int8_rows; }
-
-constexpr size_t kSections = kBlock / kGroup;  // int4 sections in a block
-
-// both[(t * rows + r) * S + s] = the rows' factors times the tokens', S of each.
-template <size_t S>
-BAIZE_TARGET inline void multiply_factors(const float* of_rows, size_t rows, const float* of_tokens,
-                                          size_t tokens, float* both) {
-    for (size_t t = 0; t < tokens; ++t)
-        for (size_t r = 0; r < rows; ++r) {
-            const float *row = of_rows + r * S, *token = of_tokens + t * S;
-            float* to = both + (t * rows + r) * S;
-            size_t s = 0;
-            for (; s + Vec::width <= S; s += Vec::width)
-                Vec::store(to + s, Vec::mul(Vec::load(row + s), Vec::load(token + s)));
-            for (; s < S; ++s) to[s] = row[s] * token[s];
         }
+    }
 }
 
 }  // namespace

@@ -35,35 +35,32 @@ struct AmxEngine {
     }
     BAIZE_TARGET static void stop() { _tile_release(); }
 
-    template <Kind K>
     BAIZE_TARGET static void make(const TileAt& at, size_t s, int32_t* totals) {
-        constexpr size_t section = section_of(K);
         _tile_loadd(0, at.beginnings + s * kGroupTokens, 0);
 #pragma GCC unroll 2
-        for (size_t k = 0; k < section; k += 64) {
-            _tile_loadd(1, at.w + s * section + k, kTileStride);
-            _tile_loadd(2, at.x + (s * section + k) * kGroupTokens, 64);
+        for (size_t k = 0; k < kSection; k += 64) {
+            _tile_loadd(1, at.w + s * kSection + k, kTileStride);
+            _tile_loadd(2, at.x + (s * kSection + k) * kGroupTokens, 64);
             _tile_dpbusd(0, 1, 2);
         }
         _tile_stored(0, totals, 64);
     }
 
     // Computes a section's totals, then adds those of the section before: the processor overlaps the two.
-    template <Kind K>
     BAIZE_TARGET static void run(const TileAt& at, size_t sections, F* sums) {
         alignas(64) int32_t totals[2][kTileRows * kGroupTokens];
         F own[kTileRows];
 #pragma GCC unroll 16
         for (size_t r = 0; r < kTileRows; ++r) own[r] = sums[r];
         written(at.w);
-        make<K>(at, 0, totals[0]);
+        make(at, 0, totals[0]);
         for (size_t s = 0; s < sections; ++s) {
-            if (s + 1 < sections) make<K>(at, s + 1, totals[(s + 1) % 2]);
+            if (s + 1 < sections) make(at, s + 1, totals[(s + 1) % 2]);
             const F scale = Vec::load(at.scales + s * kGroupTokens);
 #pragma GCC unroll 16
             for (size_t r = 0; r < kTileRows; ++r)
-                own[r] = with_total<K>(own[r], Vec::load_total(totals[s % 2] + r * kGroupTokens), scale,
-                                       at.row_scales + r * kByteFactors + s);
+                own[r] = Vec::fma(Vec::to_float(Vec::load_total(totals[s % 2] + r * kGroupTokens)), scale,
+                                  own[r]);
         }
 #pragma GCC unroll 16
         for (size_t r = 0; r < kTileRows; ++r) sums[r] = own[r];

@@ -14,11 +14,11 @@ namespace {
 // Rows and tokens of register blocks: as many sums as the 16 registers hold beside the operands.
 struct Blocks {
     static constexpr size_t single_rows = 4, panel_rows = 48, float_rows = 3, float_tokens = 4;
-    static constexpr size_t int8_rows = 2, int4_rows = 2, code_tokens = 4, byte_rows = 4, byte_tokens = 3;
-    static constexpr bool holds_int4_sums = false;  // the sums of int4's short sections stay in memory
+    static constexpr size_t int8_rows = 2, code_tokens = 4, byte_rows = 4, byte_tokens = 3;
     static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
-    // of int4: vectors of rows and tokens of a register block; tokens that need no unpacked rows
-    static constexpr size_t int4_vectors = 2, int4_tokens = 3, few_int4_tokens = 4;
+    // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
+    // unpacked rows
+    static constexpr size_t int4_vectors = 2, int4_tokens = 3, few_int4_vectors = 2, few_int4_tokens = 4;
 };
 
 struct Vec {
@@ -166,66 +166,23 @@ struct Vec {
         __asm__("" : "+x"(total));  // keeps GCC from turning the sums into trees, which spill
         return total;
     }
-    BAIZE_TARGET static I minus(I a, I b) { return _mm256_sub_epi32(a, b); }
     BAIZE_TARGET static I load_total(const int32_t* at) {
         return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
     }
     BAIZE_TARGET static void store_total(int32_t* at, I value) {
         _mm256_storeu_si256(reinterpret_cast<__m256i*>(at), value);
     }
+    BAIZE_TARGET static I all_totals(int32_t value) { return _mm256_set1_epi32(value); }
     BAIZE_TARGET static F to_float(I total) { return _mm256_cvtepi32_ps(total); }
     BAIZE_TARGET static I to_int(F value) { return _mm256_cvtps_epi32(value); }
 
-    // A group of int4 in the order in which shifts of 16-bit lanes give it: columns 2i, 32 + 2i, 2i + 1, 32 +
-    // 2i + 1.
-    BAIZE_TARGET static S stored(const uint8_t* group, size_t part) {  // with 8 added
-        const S packed = load_shorts(reinterpret_cast<const int16_t*>(group)), mask = _mm256_set1_epi16(15);
-        if (part == 0) return _mm256_and_si256(packed, mask);
-        if (part == 1) return _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-        if (part == 2) return _mm256_and_si256(_mm256_srli_epi16(packed, 8), mask);
-        return _mm256_srli_epi16(packed, 12);
-    }
-    BAIZE_TARGET static S nibbles(const uint8_t* group, size_t part) {
-        return _mm256_sub_epi16(stored(group, part), _mm256_set1_epi16(8));
-    }
-    // With the stored codes, which have 8 added.
-    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {
-        const I one =
-            add_products(_mm256_madd_epi16(stored(group, 0), values[0]), stored(group, 1), values[1]);
-        const I two =
-            add_products(_mm256_madd_epi16(stored(group, 2), values[2]), stored(group, 3), values[3]);
-        return _mm256_add_epi32(one, two);
-    }
-    BAIZE_TARGET static I eight_times(const int16_t* x) {
-        const S eight = _mm256_set1_epi16(8);
-        const I one = add_products(_mm256_madd_epi16(load_shorts(x + 0), eight), load_shorts(x + 16), eight);
-        const I two = add_products(_mm256_madd_epi16(load_shorts(x + 32), eight), load_shorts(x + 48), eight);
-        return _mm256_add_epi32(one, two);
-    }
-    BAIZE_TARGET static void widen4(const uint8_t* group, int16_t* to) {
-#pragma GCC unroll 4
-        for (size_t n = 0; n < 4; ++n) store_shorts(to + n * 16, nibbles(group, n));
-    }
     BAIZE_TARGET static S rounded(const float* x, F inverse) {  // sixteen columns in order
         const I low = _mm256_cvtps_epi32(_mm256_mul_ps(load(x), inverse));
         const I high = _mm256_cvtps_epi32(_mm256_mul_ps(load(x + 8), inverse));
         return _mm256_permute4x64_epi64(_mm256_packs_epi32(low, high), 0xd8);
     }
-    // Encodes a section of x in the order of the matrix's codes.
-    template <Kind K>
     BAIZE_TARGET static void encode(const float* x, F inverse, int16_t* codes) {
-        if constexpr (K == Kind::int8) {
-            for (size_t k = 0; k < section_of(K); k += 16) store_shorts(codes + k, rounded(x + k, inverse));
-        } else {
-            for (int half = 0; half < 2; ++half) {
-                const S a = rounded(x + half * 32, inverse), b = rounded(x + half * 32 + 16, inverse);
-                const S even = _mm256_packs_epi32(_mm256_srai_epi32(_mm256_slli_epi32(a, 16), 16),
-                                                  _mm256_srai_epi32(_mm256_slli_epi32(b, 16), 16));
-                const S odd = _mm256_packs_epi32(_mm256_srai_epi32(a, 16), _mm256_srai_epi32(b, 16));
-                store_shorts(codes + half * 16, _mm256_permute4x64_epi64(even, 0xd8));
-                store_shorts(codes + 32 + half * 16, _mm256_permute4x64_epi64(odd, 0xd8));
-            }
-        }
+        for (size_t k = 0; k < kSection; k += 16) store_shorts(codes + k, rounded(x + k, inverse));
     }
 
     // int4 (generic/int4_product.h): four columns a lane. vpmaddubsw takes unsigned by signed bytes, so a
@@ -243,6 +200,9 @@ struct Vec {
             _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kInt4Values)));
         low = _mm256_shuffle_epi8(values, _mm256_and_si256(codes, mask));
         high = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask));
+    }
+    BAIZE_TARGET static Quads shifted(Quads weights, Odd odd) {  // plus kInt4Shift where scales are odd
+        return _mm256_add_epi8(weights, _mm256_and_si256(odd, _mm256_set1_epi8(kInt4Shift)));
     }
     BAIZE_TARGET static TokenQuads all_quads(const int8_t* at) {  // a token's four codes in every lane
         int32_t four;
@@ -295,12 +255,6 @@ struct Vec {
         const P most = _mm256_set1_epi16(32767 / 127);
         return _mm256_testz_si256(_mm256_cmpgt_epi16(_mm256_max_epi16(above, below), most),
                                   _mm256_set1_epi8(-1));
-    }
-    BAIZE_TARGET static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
-        const B packed = load_bytes(group), mask = _mm256_set1_epi8(15), eight = _mm256_set1_epi8(8);
-        store_shorts(reinterpret_cast<int16_t*>(to), _mm256_sub_epi8(_mm256_and_si256(packed, mask), eight));
-        store_shorts(reinterpret_cast<int16_t*>(to + 32),
-                     _mm256_sub_epi8(_mm256_and_si256(_mm256_srli_epi16(packed, 4), mask), eight));
     }
     BAIZE_TARGET static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
         const B both = _mm256_packs_epi16(rounded(x, inverse), rounded(x + 16, inverse));

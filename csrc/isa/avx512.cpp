@@ -21,17 +21,15 @@ struct VnniEngine {
 
     // Not inlined: GCC would hoist the rows' addresses out of the loop, and there are more of them than
     // registers.
-    template <Kind K>
     BAIZE_TARGET __attribute__((noinline)) static void run(const TileAt& at, size_t sections, F* sums) {
-        constexpr size_t section = section_of(K);
         const uint8_t* w = at.w;
         const int8_t* x = at.x;
-        for (size_t s = 0; s < sections; ++s, w += section) {
+        for (size_t s = 0; s < sections; ++s, w += kSection) {
             const auto beginning = Vec::load_total(at.beginnings + s * kGroupTokens);
             typename Vec::I totals[kTileRows];
 #pragma GCC unroll 16
             for (size_t r = 0; r < kTileRows; ++r) totals[r] = beginning;
-            for (size_t k = 0; k < section; k += 4, x += 64) {
+            for (size_t k = 0; k < kSection; k += 4, x += 64) {
                 const auto tokens = Vec::load_bytes(x);
 #pragma GCC unroll 16
                 for (size_t r = 0; r < kTileRows; ++r)
@@ -40,7 +38,7 @@ struct VnniEngine {
             const F scale = Vec::load(at.scales + s * kGroupTokens);
 #pragma GCC unroll 16
             for (size_t r = 0; r < kTileRows; ++r)
-                sums[r] = with_total<K>(sums[r], totals[r], scale, at.row_scales + r * kByteFactors + s);
+                sums[r] = Vec::fma(Vec::to_float(totals[r]), scale, sums[r]);
             __asm__("" ::: "memory");  // keeps the sums in place: GCC would also copy them to the stack
         }
     }

@@ -24,12 +24,11 @@ namespace {
 // Rows and tokens of register blocks: as many sums as the 32 registers hold beside the operands.
 struct Blocks {
     static constexpr size_t single_rows = 4, panel_rows = 48, float_rows = 4, float_tokens = 6;
-    // int4's sections are short: its sums stay in registers.
-    static constexpr size_t int8_rows = 4, int4_rows = 3, code_tokens = 4;
-    static constexpr bool holds_int4_sums = true;
+    static constexpr size_t int8_rows = 4, code_tokens = 4;
     static constexpr size_t few_of_int8 = 64;  // tokens up to which int8 rows are read in place
-    // of int4: vectors of rows and tokens of a register block; tokens that need no unpacked rows
-    static constexpr size_t int4_vectors = 2, int4_tokens = 4, few_int4_tokens = 4;
+    // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
+    // unpacked rows
+    static constexpr size_t int4_vectors = 2, int4_tokens = 4, few_int4_vectors = 1, few_int4_tokens = 4;
 };
 
 struct Vec {
@@ -178,36 +177,14 @@ struct Vec {
         __asm__("vpdpwssd %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
         return total;
     }
-    BAIZE_TARGET static I minus(I a, I b) { return _mm512_sub_epi32(a, b); }
     BAIZE_TARGET static I load_total(const int32_t* at) { return _mm512_loadu_si512(at); }
     BAIZE_TARGET static void store_total(int32_t* at, I value) { _mm512_storeu_si512(at, value); }
+    BAIZE_TARGET static I all_totals(int32_t value) { return _mm512_set1_epi32(value); }
     BAIZE_TARGET static F to_float(I total) { return _mm512_cvtepi32_ps(total); }
     BAIZE_TARGET static I to_int(F value) { return _mm512_cvtps_epi32(value); }
 
-    // A group of int4: columns 0 to 31, then 32 to 63.
-    BAIZE_TARGET static S stored(const uint8_t* group, size_t part) {  // with 8 added
-        const S wide = _mm512_cvtepu8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)));
-        return part == 0 ? _mm512_and_si512(wide, _mm512_set1_epi16(15)) : _mm512_srli_epi16(wide, 4);
-    }
-    BAIZE_TARGET static S nibbles(const uint8_t* group, size_t part) {
-        return _mm512_sub_epi16(stored(group, part), _mm512_set1_epi16(8));
-    }
-    // With the stored codes, which have 8 added.
-    BAIZE_TARGET static I dot4(const uint8_t* group, const S* values) {
-        return add_products(add_products(no_total(), stored(group, 0), values[0]), stored(group, 1),
-                            values[1]);
-    }
-    BAIZE_TARGET static I eight_times(const int16_t* x) {
-        const S eight = _mm512_set1_epi16(8);
-        return add_products(add_products(no_total(), load_shorts(x + 0), eight), load_shorts(x + 32), eight);
-    }
-    BAIZE_TARGET static void widen4(const uint8_t* group, int16_t* to) {
-        for (size_t n = 0; n < 2; ++n) store_shorts(to + n * 32, nibbles(group, n));
-    }
-    // Encodes a section of x in the order of the matrix's codes.
-    template <Kind K>
     BAIZE_TARGET static void encode(const float* x, F inverse, int16_t* codes) {
-        for (size_t k = 0; k < section_of(K); k += 16) {
+        for (size_t k = 0; k < kSection; k += 16) {
             const __m256i some =
                 _mm512_cvtsepi32_epi16(_mm512_cvtps_epi32(_mm512_mul_ps(load(x + k), inverse)));
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes + k), some);
@@ -226,6 +203,9 @@ struct Vec {
             _mm512_set1_epi8(-128));
         low = _mm512_shuffle_epi8(values, _mm512_and_si512(codes, mask));
         high = _mm512_shuffle_epi8(values, _mm512_and_si512(_mm512_srli_epi16(codes, 4), mask));
+    }
+    BAIZE_TARGET static Quads shifted(Quads weights, Odd odd) {  // plus kInt4Shift where scales are odd
+        return _mm512_add_epi8(weights, _mm512_maskz_set1_epi32(odd, kInt4Shift * 0x01010101));
     }
     BAIZE_TARGET static Quads all_quads(const int8_t* at) {  // a token's four codes in every lane
         int32_t four;
@@ -263,16 +243,8 @@ struct Vec {
     BAIZE_TARGET static void biased8(const uint8_t* from, uint8_t* to) {  // int8 with 128 added
         _mm512_storeu_si512(to, _mm512_xor_si512(load_bytes(from), _mm512_set1_epi8(-128)));
     }
-    // A group of int4, columns in order, with 8 added.
-    BAIZE_TARGET static void biased4(const uint8_t* group, uint8_t* to) {
-        const __m256i packed = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(group)),
-                      mask = _mm256_set1_epi8(15);
-        const __m256i low = _mm256_and_si256(packed, mask),
-                      high = _mm256_and_si256(_mm256_srli_epi16(packed, 4), mask);
-        _mm512_storeu_si512(to, _mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1));
-    }
-    template <size_t count>
     // Returns the codes' sum.
+    template <size_t count>
     BAIZE_TARGET static int32_t encode_signed(const float* x, F inverse, int8_t* codes) {
         I sum = no_total();
         for (size_t k = 0; k < count; k += width) {

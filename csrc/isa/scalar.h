@@ -14,11 +14,11 @@ namespace {
 // Rows and tokens of register blocks.
 struct Blocks {
     static constexpr size_t single_rows = 2, panel_rows = 24, float_rows = 2, float_tokens = 2;
-    static constexpr size_t int8_rows = 1, int4_rows = 1, code_tokens = 2, byte_rows = 1, byte_tokens = 2;
-    static constexpr bool holds_int4_sums = false;  // the sums of int4's short sections stay in memory
+    static constexpr size_t int8_rows = 1, code_tokens = 2, byte_rows = 1, byte_tokens = 2;
     static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
-    // of int4: vectors of rows and tokens of a register block; tokens that need no unpacked rows
-    static constexpr size_t int4_vectors = 1, int4_tokens = 2, few_int4_tokens = 2;
+    // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
+    // unpacked rows
+    static constexpr size_t int4_vectors = 1, int4_tokens = 2, few_int4_vectors = 1, few_int4_tokens = 2;
 };
 
 struct Vec {
@@ -128,9 +128,9 @@ struct Vec {
         return halves[0] + halves[1];
     }
     static I add_products(I total, S a, S b) { return total + products(a, b); }
-    static I minus(I a, I b) { return a - b; }
     static I load_total(const int32_t* at) { return get<I>(at); }
     static void store_total(int32_t* at, I value) { std::memcpy(at, &value, sizeof(value)); }
+    static I all_totals(int32_t value) { return I{value, value, value, value}; }
     static F to_float(I total) { return __builtin_convertvector(total, F); }
     static I to_int(F value) {
         I out{};
@@ -138,33 +138,8 @@ struct Vec {
         return out;
     }
 
-    static S stored(const uint8_t* group, size_t part) {  // with 8 added, columns in order
-        S codes{};
-        for (size_t n = 0; n < shorts; ++n) {
-            const size_t column = part * shorts + n, half = kGroup / 2;
-            codes[n] = column < half ? group[column] & 15 : group[column - half] >> 4;
-        }
-        return codes;
-    }
-    static S nibbles(const uint8_t* group, size_t part) { return stored(group, part) - 8; }
-    static I dot4(const uint8_t* group, const S* values) {  // with the stored codes, which have 8 added
-        I total{};
-        for (size_t n = 0; n < kGroup / shorts; ++n) total = add_products(total, stored(group, n), values[n]);
-        return total;
-    }
-    static I eight_times(const int16_t* x) {
-        I total{};
-        for (size_t n = 0; n < kGroup; n += shorts)
-            total += products(load_shorts(x + n), S{8, 8, 8, 8, 8, 8, 8, 8});
-        return total;
-    }
-    static void widen4(const uint8_t* group, int16_t* to) {
-        for (size_t n = 0; n < kGroup / shorts; ++n) store_shorts(to + n * shorts, nibbles(group, n));
-    }
-    // Encodes a section of x in the order of the matrix's codes.
-    template <Kind K>
     static void encode(const float* x, F inverse, int16_t* codes) {
-        for (size_t k = 0; k < section_of(K); ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
+        for (size_t k = 0; k < kSection; ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
     }
 
     // int4 (generic/int4_product.h): the four columns of a lane, each widened.
@@ -174,11 +149,17 @@ struct Vec {
     using Odd = I;
     static constexpr int quad_bias = 0;
     static void unpack_quads(const uint8_t* at, Quads& low, Quads& high) {
-        for (size_t j = 0; j < 4; ++j)
-            for (size_t r = 0; r < width; ++r) {
-                low.columns[j][r] = kInt4Values[at[r * 4 + j] & 15];
-                high.columns[j][r] = kInt4Values[at[r * 4 + j] >> 4];
-            }
+        for (size_t j = 0; j < 4; ++j) {
+            const uint8_t *a = at + j, *b = a + 4, *c = b + 4, *d = c + 4;
+            low.columns[j] = I{kInt4Values[*a & 15], kInt4Values[*b & 15], kInt4Values[*c & 15],
+                               kInt4Values[*d & 15]};
+            high.columns[j] =
+                I{kInt4Values[*a >> 4], kInt4Values[*b >> 4], kInt4Values[*c >> 4], kInt4Values[*d >> 4]};
+        }
+    }
+    static Quads shifted(Quads weights, Odd odd) {  // plus kInt4Shift where scales are odd
+        for (I& column : weights.columns) column += odd * kInt4Shift;
+        return weights;
     }
     static const int8_t* all_quads(const int8_t* at) { return at; }
     static I add_quads(I total, const Quads& weights, const int8_t* token) {
@@ -212,12 +193,6 @@ struct Vec {
     static I total(P sums) { return sums; }
     static I plus(I a, I b) { return a + b; }
     static bool fit(B, B) { return true; }
-    static void bytes4(const uint8_t* group, int8_t* to) {  // a group of int4, columns in order
-        for (size_t n = 0; n < kGroup / 2; ++n) {
-            to[n] = int8_t((group[n] & 15) - 8);
-            to[kGroup / 2 + n] = int8_t((group[n] >> 4) - 8);
-        }
-    }
     static void encode_bytes(const float* x, F inverse, int zero, uint8_t* codes) {
         for (size_t n = 0; n < bytes; ++n) codes[n] = uint8_t(std::lrintf(x[n] * inverse[0]) + zero);
     }
