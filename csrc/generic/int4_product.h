@@ -267,12 +267,21 @@ BAIZE_TARGET inline void unpack_rows(const StoredRows<1>& from, size_t blocks, s
     }
 }
 
-template <size_t planes>
+// Tiles::run computes int4_tile<kInt4Vectors, Tiles::tokens> in another way; 0 tokens: not at all.
+struct NoTiles {
+    static constexpr size_t tokens = 0;
+    BAIZE_TARGET static void start() {}
+    BAIZE_TARGET static void stop() {}
+    BAIZE_TARGET static void run(const UnpackedRows&, const Int4Tokens<1>&, size_t, F*) {}
+};
+
+template <size_t planes, class Tiles>
 BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
     constexpr size_t R = kInt4Vectors, T = Blocks::int4_tokens / planes;
     auto* panel = reinterpret_cast<UnpackedRows::Block*>(scratch);
     F* sums = reinterpret_cast<F*>(panel + kChunkBlocks);
     const size_t last = task.last();
+    Tiles::start();
     for (size_t first = 0; first < task.what.tokens; first += kInt4Tokens) {
         const size_t left = task.what.tokens - first, tokens = left < kInt4Tokens ? left : kInt4Tokens;
         for (size_t row = task.begin / Vec::width * Vec::width; row < last; row += kInt4Rows) {
@@ -281,7 +290,12 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
                 const size_t blocks = task.blocks_of(chunk);
                 for (size_t r = 0; r < R && row + r * Vec::width < last; ++r)
                     unpack_rows(task.template rows<1>(row + r * Vec::width, chunk), blocks, r, panel);
-                for (size_t t = 0; t < tokens; t += T)
+                size_t t = 0;
+                if constexpr (Tiles::tokens > 0 && planes == 1)
+                    for (; t + Tiles::tokens <= tokens; t += Tiles::tokens)
+                        Tiles::run(UnpackedRows{panel}, task.template tokens<1>(chunk, first + t), blocks,
+                                   sums + t * R);
+                for (; t < tokens; t += T)
                     int4_tokens<R, T>(UnpackedRows{panel}, task.template tokens<planes>(chunk, first + t),
                                       blocks, tokens - t < T ? tokens - t : T, sums + t * R);
             }
@@ -290,17 +304,18 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
                     task.put(row + r * Vec::width, first + t, sums[t * R + r]);
         }
     }
+    Tiles::stop();
 }
 
 template <bool exact>
 constexpr size_t kPlanes = exact ? 2 : 1;
 
-template <bool exact>
+template <bool exact, class Tiles>
 BAIZE_TARGET void int4_product(const Product& what, size_t begin, size_t end, float* scratch) {
     const Matrix& m = what.matrix;
     const Int4Task task{what, m.first + begin, m.first + end, m.int4_blocks()};
     if (what.tokens <= few_int4_tokens(kPlanes<exact>)) return few_int4<kPlanes<exact>>(task);
-    many_int4<kPlanes<exact>>(task, scratch);
+    many_int4<kPlanes<exact>, Tiles>(task, scratch);
 }
 
 // A block of x, times `inverse`, as codes: their low bytes and the rest divided by 256, kChunk apart, and
@@ -352,9 +367,9 @@ BAIZE_TARGET void prepare_int4(Kind, const TokenRow& row, const ActivationMemory
 constexpr size_t kInt4Scratch =
     (kChunkBlocks * sizeof(UnpackedRows::Block) + kInt4Tokens * kInt4Vectors * sizeof(F)) / sizeof(float);
 
-template <bool exact>
+template <bool exact, class Tiles = NoTiles>
 constexpr ProductKernels kInt4Product{
-    .prepare = prepare_int4<exact>, .run = int4_product<exact>, .scratch = kInt4Scratch};
+    .prepare = prepare_int4<exact>, .run = int4_product<exact, Tiles>, .scratch = kInt4Scratch};
 
 }  // namespace
 

@@ -216,6 +216,7 @@ struct Vec {
         __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(weights), "v"(token));
         return total;
     }
+    BAIZE_TARGET static I plus(I a, I b) { return _mm512_add_epi32(a, b); }
     BAIZE_TARGET static I plus_256_times(I low, I high) {
         return _mm512_add_epi32(low, _mm512_slli_epi32(high, 8));
     }
