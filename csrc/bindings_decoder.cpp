@@ -47,8 +47,7 @@ void py_quantize(const std::string& implementation, uintptr_t weight, const std:
     bool finite;
     {
         py::gil_scoped_release release;
-        finite = quantize(row, from, out, const_cast<uint8_t*>(out.values),
-                          const_cast<uint8_t*>(out.scales));  // the memory of tensors, which is writable
+        finite = quantize(row, from, out);  // the memory of tensors, which is writable
     }
     if (!finite) throw py::value_error("weight holds values that are not finite, which have no code");
 }

@@ -10,16 +10,21 @@ constexpr size_t kGroup = 64;
 
 struct Implementation;
 
-// Loops over a row; columns that pad the last group must be zero.
+// What a row's quantiser keeps of a block: its extreme, and its scale over that with each table.
+struct Int4Fit {
+    float extreme, scales[2];
+};
+
+// Loops over a row; columns that pad the last block must be zero.
 struct QuantizeKernels {
     bool (*finite)(const float* x, size_t count);
     void (*int8)(const float* x, size_t columns, int8_t* values, float* scale);
-    void (*int4)(const float* x, size_t groups, uint8_t* values, uint16_t* scales);
+    // Overwrites x. `codes`: one a byte, in order; `scales`: one a block. Returns the row's factor.
+    float (*int4)(float* x, size_t blocks, Int4Fit* fits, uint8_t* codes, int8_t* scales);
 };
 
-// Quantises rows [0, matrix.rows) of `weight` to the kind of `matrix`, int8 or int4, into `values` and
-// `scales`. Returns false, with some rows written, if a value is not finite.
-bool quantize(const Implementation& by, Operand weight, const Matrix& matrix, uint8_t* values,
-              uint8_t* scales);
+// Quantises rows [0, matrix.rows) of `weight` into the memory of `matrix`, int8 or int4, which must be
+// writable. Returns false, with some rows written, if a value is not finite.
+bool quantize(const Implementation& by, Operand weight, const Matrix& matrix);
 
 }  // namespace baize

@@ -1,12 +1,16 @@
-"""The quantised format, the same for GPU and CPU, in memory and on disk: reference quantiser and dequantiser.
+"""The quantised formats, the same for GPU and CPU but for the order of int4's bytes: reference quantiser and dequantiser.
 
-    int8:  w[n, k] ~ q[n, k] * s[n]            q in -127..127, s float32 for each row
-    int4:  w[n, k] ~ (u[n, k] - 8) * s[n, g]   u in 0..15, s float16 for each group g of GROUP columns
+    int8:  w[n, k] ~ q[n, k] * s[n]                      q in -127..127, s float32 for each row
+    int4:  w[n, k] ~ T[u[n, k]] * c[n, k // BLOCK] * f[n]  u in 0..15, c in -127..127 for each block, f float32 for each row
 
-An int4 row is ceil(K / GROUP) groups of GROUP / 2 bytes: byte j of a group holds its column j in the low four bits and column
-j + GROUP / 2 in the high four, so that one mask and one shift of a 32-byte vector give 64 columns in order. Columns that pad
-the last group are zero. Of several candidate scales, a group gets the one with the least squared error; README has the
-measured errors by scheme and group size. int4 takes 4.25 bits a weight, int8 a little over 8.
+T is INT4_VALUES where c is even, and INT4_VALUES + INT4_SHIFT where it is odd: a block takes the table and the scale that
+leave the least squared error. The values lie as weights do, denser around zero (a cubic, rounded); README has the measured
+errors. int4 takes 4.25 bits a weight and 4 bytes a row, int8 a little over 8 bits.
+
+A block of an int4 row is 16 bytes: byte j holds column j in the low four bits and column 16 + j in the high four. The GPU has
+them row by row. On the CPU and in files PANEL rows lie together: the block's bytes 4q to 4q + 3 of the first row, then of the
+second and so on, for q = 0, then for q = 1, ..., so that a 32-bit lane of a vector holds four columns of its own row. Scales lie
+likewise, PANEL of a block together. What pads the last block and panel is zero.
 """
 
 from __future__ import annotations
@@ -17,10 +21,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEME = "baize-1"  # written into saved models; a change of the layout or its meaning needs another name
-GROUP = 64  # columns that share an int4 scale
-CANDIDATES = (1.0, 0.95, 0.9, 0.85)  # times the scale that maps a group's extreme to -8: less range, finer steps
-ROWS = 1 << 22  # weights quantised at a time, to bound temporary memory
+SCHEMES = {"int8": "baize-1", "int4": "baize-2"}  # in saved models; a change of a layout or its meaning needs another name
+BLOCK = 32  # columns that share an int4 scale
+PANEL = 16  # int4 rows that lie together on the CPU
+# round(0.0809585 x^3 - 0.0542717 x^2 + 11.431296 x - 4.53) for x = u - 7.5; -128 would have no counterpart in bytes
+INT4_VALUES = (-127, -103, -83, -64, -49, -35, -22, -10, 1, 13, 25, 38, 53, 70, 90, 112)
+INT4_SHIFT = 8
+# The quantiser's first scales, times the one that maps a block's extreme to 127 or -127: less range, finer steps.
+CANDIDATES = (1.0, 0.9, 0.8)
+ROWS = 1 << 21  # weights quantised at a time, to bound temporary memory
 
 
 @dataclass(frozen=True)
@@ -45,23 +54,38 @@ class Int8Weight:
 
 @dataclass(frozen=True)
 class Int4Weight:
-    """A matrix (N, K): `values` (N, groups * GROUP / 2) uint8, `scales` (N, groups) float16; K is `columns`."""
+    """A matrix (N, K); K is `columns`, B = ceil(K / BLOCK), P = ceil((first + N) / PANEL).
+
+    In panels: `values` (P, B, PANEL * BLOCK / 2) uint8, `scales` (P, B, PANEL) int8. Row 0 is row `first` of the first panel.
+    In rows, on a GPU: `values` (N, B * BLOCK / 2), `scales` (N, B). `factors` (N,) float32.
+    """
 
     values: Tensor
     scales: Tensor
+    factors: Tensor
     columns: int
+    first: int = 0
 
     @property
     def shape(self) -> tuple[int, int]:
-        return self.values.shape[0], self.columns
+        return self.factors.shape[0], self.columns
 
     @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes
+        return self.values.nbytes + self.scales.nbytes + self.factors.nbytes
+
+    @property
+    def in_panels(self) -> bool:
+        return self.values.dim() == 3
 
     def rows(self, begin: int, end: int) -> Int4Weight:
         """Rows [begin, end), a view."""
-        return Int4Weight(self.values[begin:end], self.scales[begin:end], self.columns)
+        factors = self.factors[begin:end]
+        if not self.in_panels:
+            return Int4Weight(self.values[begin:end], self.scales[begin:end], factors, self.columns)
+        place, last = self.first + begin, -(-(self.first + begin + factors.shape[0]) // PANEL)
+        panels = slice(place // PANEL, last)
+        return Int4Weight(self.values[panels], self.scales[panels], factors, self.columns, place % PANEL)
 
 
 Weight = Tensor | Int8Weight | Int4Weight
@@ -70,27 +94,82 @@ Weight = Tensor | Int8Weight | Int4Weight
 Stored = tuple[str, tuple[int, ...]]  # a tensor's dtype and shape
 
 
-def layout(kind: str, rows: int, columns: int) -> tuple[Stored, Stored]:
-    """dtype and shape of (values, scales) of a matrix (rows, columns) of `kind`, "int8" or "int4"."""
+def layout(kind: str, rows: int, columns: int) -> tuple[Stored, ...]:
+    """dtype and shape of the stored tensors of a matrix (rows, columns) of `kind`: for "int8" of values and scales, for "int4"
+    of values, scales and factors, in panels."""
     if kind == "int8":
         return ("int8", (rows, columns)), ("float32", (rows,))
     if kind == "int4":
-        groups = -(-columns // GROUP)
-        return ("uint8", (rows, groups * GROUP // 2)), ("float16", (rows, groups))
+        panels, blocks = -(-rows // PANEL), -(-columns // BLOCK)
+        return (
+            ("uint8", (panels, blocks, PANEL * BLOCK // 2)), ("int8", (panels, blocks, PANEL)), ("float32", (rows,))
+        )  # fmt: skip
     raise ValueError(f"kind is {kind!r}, wanted 'int8' or 'int4'")
 
 
-def matrix(kind: str, values: Tensor, scales: Tensor, columns: int) -> Int8Weight | Int4Weight:
-    """Make a matrix (N, columns) of its stored tensors."""
-    return Int8Weight(values, scales) if kind == "int8" else Int4Weight(values, scales, columns)
+def matrix(kind: str, tensors: Sequence[Tensor], columns: int) -> Int8Weight | Int4Weight:
+    """Make a matrix (N, columns) of its stored tensors, in the order of `layout`."""
+    return Int8Weight(*tensors) if kind == "int8" else Int4Weight(*tensors, columns)
 
 
 def empty(kind: str, rows: int, columns: int, device: str = "cpu") -> Int8Weight | Int4Weight:
-    """An unfilled matrix of `kind`."""
-    values, scales = (
-        torch.empty(shape, dtype=getattr(torch, dtype), device=device) for dtype, shape in layout(kind, rows, columns)
-    )
-    return matrix(kind, values, scales, columns)
+    """An unfilled matrix of `kind`; int4 in panels on the CPU, what pads them zero, in rows elsewhere."""
+    stored = layout(kind, rows, columns)
+    if kind == "int4" and device != "cpu":
+        blocks = -(-columns // BLOCK)
+        stored = ("uint8", (rows, blocks * BLOCK // 2)), ("int8", (rows, blocks)), ("float32", (rows,))
+    tensors = [torch.empty(shape, dtype=getattr(torch, dtype), device=device) for dtype, shape in stored]
+    if kind == "int4" and device == "cpu" and rows % PANEL:
+        tensors[0][-1:].zero_()
+        tensors[1][-1:].zero_()
+    return matrix(kind, tensors, columns)
+
+
+def in_rows(weight: Int4Weight) -> Int4Weight:
+    """The matrix row by row; itself if it is."""
+    if not weight.in_panels:
+        return weight
+    panels, blocks, _ = weight.values.shape
+    rows = slice(weight.first, weight.first + weight.shape[0])
+    quads = weight.values.view(panels, blocks, 4, PANEL, 4).permute(0, 3, 1, 2, 4)
+    values = quads.reshape(panels * PANEL, blocks * BLOCK // 2)[rows]
+    scales = weight.scales.permute(0, 2, 1).reshape(panels * PANEL, blocks)[rows]
+    return Int4Weight(values.contiguous(), scales.contiguous(), weight.factors, weight.columns)
+
+
+def in_panels(weight: Int4Weight) -> Int4Weight:
+    """The matrix in panels, the first of which begins with row 0; itself if it is."""
+    if weight.in_panels and weight.first == 0:
+        return weight
+    flat = in_rows(weight)
+    rows, blocks = flat.scales.shape
+    out = Int4Weight(
+        *(torch.zeros(shape, dtype=getattr(torch, dtype), device=flat.values.device)
+          for dtype, shape in layout("int4", rows, weight.columns)[:2]),
+        flat.factors, flat.columns,
+    )  # fmt: skip
+    _put(flat.values.view(rows, blocks, 4, 4), flat.scales, out)
+    return out
+
+
+def _put(quads: Tensor, scales: Tensor, out: Int4Weight) -> None:
+    """Writes the bytes (N, B, 4, 4) and scales (N, B) of rows to `out`, which may be in panels."""
+    rows, blocks = scales.shape
+    if not out.in_panels:
+        out.values.copy_(quads.flatten(1))
+        out.scales.copy_(scales)
+        return
+    begin = 0
+    while begin < rows:
+        panel, lane = divmod(out.first + begin, PANEL)
+        whole = (rows - begin) // PANEL if lane == 0 else 0
+        count = whole * PANEL or min(PANEL - lane, rows - begin)
+        to = out.values[panel : panel + max(whole, 1)].view(-1, blocks, 4, PANEL, 4)[:, :, :, lane : lane + count]
+        part = slice(begin, begin + count)
+        to.copy_(quads[part].view(max(whole, 1), -1, blocks, 4, 4).permute(0, 2, 3, 1, 4))
+        to = out.scales[panel : panel + max(whole, 1)][:, :, lane : lane + count]
+        to.copy_(scales[part].view(max(whole, 1), -1, blocks).permute(0, 2, 1))
+        begin += count
 
 
 def quantize(weight: Tensor, kind: str, *, out: Int8Weight | Int4Weight | None = None) -> Int8Weight | Int4Weight:
@@ -126,27 +205,57 @@ def _quantize_int8(block: Tensor, out: Int8Weight) -> None:
 
 
 def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
-    rows, groups = out.scales.shape
-    padded = torch.nn.functional.pad(block, (0, groups * GROUP - block.shape[1])).view(rows, groups, GROUP)
-    extreme = padded.gather(2, padded.abs().argmax(2, keepdim=True))  # signed, because -8 has no positive counterpart
+    rows, blocks = block.shape[0], -(-block.shape[1] // BLOCK)
+    padded = torch.nn.functional.pad(block, (0, blocks * BLOCK - block.shape[1])).view(rows, blocks, BLOCK)
+    extreme = padded.gather(2, padded.abs().argmax(2, keepdim=True))
+    extreme = torch.where(extreme == 0, 1.0, extreme)
+    x = padded / extreme  # -1 to 1, so that no square overflows
+    found = [_best_scale(x, shift) for shift in (0, INT4_SHIFT)]
+    (plain, gain), (shifted, other) = found
+    top = (torch.where(other > gain, shifted, plain) * extreme).abs().amax(1, keepdim=True)
+    factors = (top / torch.full_like(top, 127.0)).clamp(min=torch.finfo(torch.float32).tiny)
     best = torch.full_like(extreme, float("inf"))
-    codes, scales = torch.zeros_like(padded), torch.zeros_like(extreme, dtype=torch.float16)
+    codes, scales = torch.zeros_like(padded, dtype=torch.uint8), torch.zeros_like(extreme)
+    for odd, (wanted, _) in enumerate(found):
+        nearest = ((wanted * extreme / factors - odd) * 0.5).round() * 2 + odd
+        for step in (0, -2, 2):  # a block of zeros keeps the first, 0
+            scale = (nearest + step).clamp(-126 - odd, 126 + odd)
+            unit = scale * factors / extreme
+            code, value = _nearest(x / torch.where(unit == 0, 1.0, unit), odd * INT4_SHIFT)
+            error = _sum_of_block((value * unit - x).square())
+            better = error < best
+            best = torch.where(better, error, best)
+            codes, scales = torch.where(better, code, codes), torch.where(better, scale, scales)
+    packed = codes[:, :, : BLOCK // 2] | codes[:, :, BLOCK // 2 :] << 4
+    _put(packed.view(rows, blocks, 4, 4), scales[:, :, 0].to(torch.int8), out)
+    out.factors.copy_(factors[:, 0, 0])
+
+
+def _best_scale(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """The scale of each block of `x`, whose extremes are 1, that fits best with the table moved by `shift`: of a candidate's
+    codes, that with the least squared error. Also what it takes off the sum of squares."""
+    best = torch.full_like(x[:, :, :1], -1.0)
+    scale = torch.zeros_like(best)
     for factor in CANDIDATES:
-        scale = (extreme * (factor / -8)).half()  # the scale as it will be read back
-        wide = scale.float()
-        code = (padded / torch.where(wide == 0, 1.0, wide)).round().clamp(-8, 7)
-        error = _sum_of_group((code * wide - padded).square())
-        better = error < best
-        best = torch.where(better, error, best)
-        codes, scales = torch.where(better, code, codes), torch.where(better, scale, scales)
-    stored = (codes + 8).to(torch.uint8)
-    low, high = stored[:, :, : GROUP // 2], stored[:, :, GROUP // 2 :]
-    out.values.copy_((low | high << 4).flatten(1))
-    out.scales.copy_(scales[:, :, 0])
+        for sign in (-1, 1):
+            _, value = _nearest(x * (sign * 127 / factor), shift)
+            along, square = _sum_of_block(value * x), _sum_of_block(value * value)
+            fitted = along / square
+            gain = fitted * along
+            better = gain > best
+            best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
+    return scale, best
 
 
-def _sum_of_group(x: Tensor) -> Tensor:
-    """Sum over the last dimension, GROUP long and kept as 1, by halves: the order is the same on every device."""
+def _nearest(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
+    """The code of the value that is nearest to each of `x`, uint8, and that value, with the table moved by `shift`."""
+    table = torch.tensor(INT4_VALUES, dtype=torch.float32, device=x.device) + shift
+    code = torch.bucketize(x, (table[1:] + table[:-1]) * 0.5)  # halves are exact
+    return code.to(torch.uint8), table[code]
+
+
+def _sum_of_block(x: Tensor) -> Tensor:
+    """Sum over the last dimension, BLOCK long and kept as 1, by halves: the order is the same on every device."""
     while x.shape[-1] > 1:
         first, second = x.chunk(2, -1)
         x = first + second
@@ -154,14 +263,18 @@ def _sum_of_group(x: Tensor) -> Tensor:
 
 
 def dequantize(weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Dequantise `weight` to (N, K) of `dtype`: code times scale in float32, rounded once. A tensor is only converted."""
+    """Dequantise `weight` to (N, K) of `dtype`: value times scale, exact, times the factor in float32, rounded to `dtype`. A tensor is
+    only converted."""
     if isinstance(weight, Int8Weight):
         return (weight.values.float() * weight.scales[:, None]).to(dtype)
     if isinstance(weight, Int4Weight):
-        rows, groups = weight.scales.shape
-        packed = weight.values.view(rows, groups, GROUP // 2)
-        codes = torch.cat([packed & 15, packed >> 4], dim=2).float() - 8
-        wide = codes * weight.scales.float()[:, :, None]
+        flat = in_rows(weight)
+        rows, blocks = flat.scales.shape
+        packed = flat.values.view(rows, blocks, BLOCK // 2)
+        codes = torch.cat([packed & 15, packed >> 4], dim=2).long()
+        values = torch.tensor(INT4_VALUES, dtype=torch.float32, device=codes.device)[codes]
+        scales = flat.scales[:, :, None]
+        wide = (values + INT4_SHIFT * (scales & 1)) * scales.float() * flat.factors[:, None, None]
         return wide.flatten(1)[:, : weight.columns].to(dtype)
     return weight.to(dtype)
 
@@ -176,6 +289,12 @@ def join(weights: Sequence[Weight]) -> Weight:
     first = weights[0]
     if isinstance(first, Tensor):
         return torch.cat([w for w in weights if isinstance(w, Tensor)])
-    values = torch.cat([w.values for w in weights if not isinstance(w, Tensor)])
-    scales = torch.cat([w.scales for w in weights if not isinstance(w, Tensor)])
-    return Int8Weight(values, scales) if isinstance(first, Int8Weight) else Int4Weight(values, scales, first.columns)
+    if isinstance(first, Int8Weight):
+        parts = [w for w in weights if isinstance(w, Int8Weight)]
+        return Int8Weight(torch.cat([w.values for w in parts]), torch.cat([w.scales for w in parts]))
+    flat = [in_rows(w) for w in weights if isinstance(w, Int4Weight)]
+    joined = Int4Weight(
+        torch.cat([w.values for w in flat]), torch.cat([w.scales for w in flat]), torch.cat([w.factors for w in flat]),
+        first.columns,
+    )  # fmt: skip
+    return in_panels(joined) if first.in_panels else joined

@@ -27,7 +27,7 @@ from baize_engine.backend.plan_ops import (
     QkvRopeStore,
     Sample,
 )
-from baize_engine.kernels.quantized import GROUP, Int4Weight, Int8Weight, Weight, empty
+from baize_engine.kernels.quantized import BLOCK, PANEL, Int4Weight, Int8Weight, Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
 
 FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
@@ -116,10 +116,18 @@ def _matrix(weight: Weight, columns: int) -> _C.Matrix:
     if isinstance(weight, Int8Weight):
         values = _address("values", weight.values, (rows, columns), torch.int8)
         return _C.Matrix("int8", values, _address("scales", weight.scales, (rows,)), rows, columns)
-    assert isinstance(weight, Int4Weight)
-    groups = -(-columns // GROUP)
-    values = _address("values", weight.values, (rows, groups * GROUP // 2), torch.uint8)
-    return _C.Matrix("int4", values, _address("scales", weight.scales, (rows, groups), torch.float16), rows, columns)
+    if not weight.in_panels:
+        raise ValueError("weight is int4 in rows, wanted panels on the CPU")
+    panels, blocks = -(-(weight.first + rows) // PANEL), -(-columns // BLOCK)
+    return _C.Matrix(
+        "int4",
+        _address("values", weight.values, (panels, blocks, PANEL * BLOCK // 2), torch.uint8),
+        _address("scales", weight.scales, (panels, blocks, PANEL), torch.int8),
+        rows,
+        columns,
+        factors=_address("factors", weight.factors, (rows,)),
+        first=weight.first,
+    )
 
 
 def _cache_kind(cache: Tensor) -> str:

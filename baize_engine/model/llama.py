@@ -45,8 +45,8 @@ class Llama:
     (names.JOINED), as `load_weights` returns them.
     ops: the decoder's ops on `device` (backend/choose.py).
     activation: type of the activations. Default: float32 on the CPU, the embedding's type on a GPU.
-    exact_activations: if false, a backend may round the activations of prompts to 8 bits where they meet quantised weights.
-    Decode steps never do.
+    exact_activations: if false, a backend may round activations to 8 bits where they meet int4 weights, and those of prompts
+    where they meet int8 weights. The output matrix always meets more.
     """
 
     config: ModelConfig
@@ -66,18 +66,23 @@ class Llama:
         """The ops of layer `number`: they update work.x, and write keys and values to the cache before attention reads it."""
         layer, eps, (cos, sin), at = self.layers[number], self.config.rms_norm_eps, self.rope, inputs
         keys, values, scale = cache.keys[number], cache.values[number], self.config.head_dim**-0.5
-        how = {"batch_invariant": batch_invariant, "int8_activations": prompt and not self.exact_activations}
+
+        def how(weight: Weight) -> dict[str, bool]:
+            rounded = not self.exact_activations and (prompt or isinstance(weight, Int4Weight))
+            return {"batch_invariant": batch_invariant, "int8_activations": rounded}
+
         return [
             QkvRopeStore(
-                work.x, layer.attention_norm, eps, layer.qkv, cos, sin, at.positions, keys, values, at.slots, q=work.q, **how
+                work.x, layer.attention_norm, eps, layer.qkv, cos, sin, at.positions, keys, values, at.slots, q=work.q,
+                **how(layer.qkv[0]),
             ),
             Attention(
                 work.q, keys, values, at.block_tables, at.query_starts, at.context_lens, scale, out=work.mixed,
                 max_context=at.max_context,
             ),
-            LinearAdd(work.mixed.flatten(1), layer.o, out=work.x, **how),
-            GateUp(work.x, layer.mlp_norm, eps, layer.gate_up, out=work.inner, **how),
-            LinearAdd(work.inner, layer.down, out=work.x, **how),
+            LinearAdd(work.mixed.flatten(1), layer.o, out=work.x, **how(layer.o)),
+            GateUp(work.x, layer.mlp_norm, eps, layer.gate_up, out=work.inner, **how(layer.gate_up[0])),
+            LinearAdd(work.inner, layer.down, out=work.x, **how(layer.down)),
         ]  # fmt: skip
 
     def head_op(self, hidden: Tensor, logits: Tensor, *, batch_invariant: bool, best: Tensor | None = None) -> PlanOp:
@@ -91,7 +96,7 @@ class Llama:
         """All ops from token ids to the hidden states work.x, before the final norm.
 
         batch_invariant: a row's bits do not depend on the other rows.
-        prompt: the tokens belong to a prompt, so that activations may be rounded (see the class).
+        prompt: the tokens belong to a prompt, so that more activations may be rounded (see the class).
         """
         plan = [self.embed_op(work, inputs)]
         for number in range(self.config.num_layers):
