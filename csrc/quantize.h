@@ -19,8 +19,8 @@ struct Int4Fit {
 struct QuantizeKernels {
     bool (*finite)(const float* x, size_t count);
     void (*int8)(const float* x, size_t columns, int8_t* values, float* scale);
-    // Overwrites x. `codes`: one a byte, in order; `scales`: one a block. Returns the row's factor.
-    float (*int4)(float* x, size_t blocks, Int4Fit* fits, uint8_t* codes, int8_t* scales);
+    // `codes`: one a byte, in order; `scales`: one a block. Returns the row's factor.
+    float (*int4)(const float* x, size_t blocks, Int4Fit* fits, uint8_t* codes, int8_t* scales);
 };
 
 // Quantises rows [0, matrix.rows) of `weight` into the memory of `matrix`, int8 or int4, which must be

@@ -27,8 +27,6 @@ PANEL = 16  # int4 rows that lie together on the CPU
 # round(0.0809585 x^3 - 0.0542717 x^2 + 11.431296 x - 4.53) for x = u - 7.5; -128 would have no counterpart in bytes
 INT4_VALUES = (-127, -103, -83, -64, -49, -35, -22, -10, 1, 13, 25, 38, 53, 70, 90, 112)
 INT4_SHIFT = 8
-# The quantiser's first scales, times the one that maps a block's extreme to 127 or -127: less range, finer steps.
-CANDIDATES = (1.0, 0.9, 0.8)
 ROWS = 1 << 21  # weights quantised at a time, to bound temporary memory
 
 
@@ -209,22 +207,24 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
     padded = torch.nn.functional.pad(block, (0, blocks * BLOCK - block.shape[1])).view(rows, blocks, BLOCK)
     extreme = padded.gather(2, padded.abs().argmax(2, keepdim=True))
     extreme = torch.where(extreme == 0, 1.0, extreme)
-    x = padded / extreme  # -1 to 1, so that no square overflows
+    x = padded / extreme * 127  # the extreme is 127: sums of products with codes' values are whole numbers in float32
     found = [_best_scale(x, shift) for shift in (0, INT4_SHIFT)]
     (plain, gain), (shifted, other) = found
     top = (torch.where(other > gain, shifted, plain) * extreme).abs().amax(1, keepdim=True)
-    factors = (top / torch.full_like(top, 127.0)).clamp(min=torch.finfo(torch.float32).tiny)
-    best = torch.full_like(extreme, float("inf"))
+    factors = (top / torch.full_like(top, 127.0 * 127)).clamp(min=torch.finfo(torch.float32).tiny)
+    step = factors * 127 / extreme  # what one more of a scale is, where the extreme is 127
+    best = torch.full_like(extreme, float("-inf"))
     codes, scales = torch.zeros_like(padded, dtype=torch.uint8), torch.zeros_like(extreme)
     for odd, (wanted, _) in enumerate(found):
-        nearest = ((wanted * extreme / factors - odd) * 0.5).round() * 2 + odd
-        for step in (0, -2, 2):  # a block of zeros keeps the first, 0
-            scale = (nearest + step).clamp(-126 - odd, 126 + odd)
-            unit = scale * factors / extreme
-            code, value = _nearest(x / torch.where(unit == 0, 1.0, unit), odd * INT4_SHIFT)
-            error = _sum_of_block((value * unit - x).square())
-            better = error < best
-            best = torch.where(better, error, best)
+        nearest = ((wanted / step - odd) * 0.5).round() * 2 + odd
+        for further in (0, -2, 2):  # a block of zeros keeps the first, 0
+            scale = (nearest + further).clamp(-126 - odd, 126 + odd)
+            unit = scale * step
+            one = torch.where(unit == 0, 1.0, unit)
+            code, along, square = _codes(x, torch.ones_like(one) / one, odd * INT4_SHIFT)
+            gain = (along * 2 - unit * square) * unit  # the sum of squares less that of the errors
+            better = gain > best
+            best = torch.where(better, gain, best)
             codes, scales = torch.where(better, code, codes), torch.where(better, scale, scales)
     packed = codes[:, :, : BLOCK // 2] | codes[:, :, BLOCK // 2 :] << 4
     _put(packed.view(rows, blocks, 4, 4), scales[:, :, 0].to(torch.int8), out)
@@ -232,26 +232,26 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
 
 
 def _best_scale(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """The scale of each block of `x`, whose extremes are 1, that fits best with the table moved by `shift`: of a candidate's
-    codes, that with the least squared error. Also what it takes off the sum of squares."""
+    """The scale of each block of `x`, whose extremes are 127, that fits best with the table moved by `shift`: for the codes of
+    x and of -x, that with the least squared error. Also what it takes off the sum of squares."""
     best = torch.full_like(x[:, :, :1], -1.0)
     scale = torch.zeros_like(best)
-    for factor in CANDIDATES:
-        for sign in (-1, 1):
-            _, value = _nearest(x * (sign * 127 / factor), shift)
-            along, square = _sum_of_block(value * x), _sum_of_block(value * value)
-            fitted = along / square
-            gain = fitted * along
-            better = gain > best
-            best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
+    for sign in (-1.0, 1.0):
+        _, along, square = _codes(x, sign, shift)
+        fitted = along / square
+        gain = fitted * along
+        better = gain > best
+        best, scale = torch.where(better, gain, best), torch.where(better, fitted, scale)
     return scale, best
 
 
-def _nearest(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """The code of the value that is nearest to each of `x`, uint8, and that value, with the table moved by `shift`."""
-    table = torch.tensor(INT4_VALUES, dtype=torch.float32, device=x.device) + shift
-    code = torch.bucketize(x, (table[1:] + table[:-1]) * 0.5)  # halves are exact
-    return code.to(torch.uint8), table[code]
+def _codes(x: Tensor, factor: Tensor | float, shift: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of `x` times `factor` with the table moved by `shift`, uint8: of the value nearest to it, rounded to a whole number.
+    Also the sums over blocks of the codes' values times `x`, rounded, and of their squares."""
+    table = torch.tensor(INT4_VALUES, device=x.device) + shift
+    code = torch.bucketize((x * factor).clamp(-127, 127).round(), ((table[1:] + table[:-1]) // 2).float())
+    value = table[code].float()
+    return code.to(torch.uint8), _sum_of_block(value * x.round()), _sum_of_block(value * value)
 
 
 def _sum_of_block(x: Tensor) -> Tensor:
@@ -263,8 +263,9 @@ def _sum_of_block(x: Tensor) -> Tensor:
 
 
 def dequantize(weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Dequantise `weight` to (N, K) of `dtype`: value times scale, exact, times the factor in float32, rounded to `dtype`. A tensor is
-    only converted."""
+    """Dequantise `weight` to (N, K) of `dtype`: value times scale, which is exact, times the factor in float32, then rounded.
+
+    A tensor is only converted."""
     if isinstance(weight, Int8Weight):
         return (weight.values.float() * weight.scales[:, None]).to(dtype)
     if isinstance(weight, Int4Weight):

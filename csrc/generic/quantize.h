@@ -2,7 +2,8 @@
 // the compiler vectorises; each operation is one of kernels/quantized.py, in float32.
 //
 // A row, widened to float32, stays in the L1 or L2 cache between its passes. Divisions bound int8, one a
-// value. int4's blocks try 18 scales each, with 15 comparisons a value to find the nearest: these bound it.
+// value. int4's blocks try 18 scales each, with 15 comparisons a value, in bytes, to
+// find the nearest.
 #pragma once
 
 #include "csrc/quantize.h"
@@ -41,50 +42,71 @@ BAIZE_TARGET void row_to_int8(const float* x, size_t columns, int8_t* values, fl
     *scale = one;
 }
 
-// Sums the terms of a block by halves: 16 sums of two, 8 of four, ...
-BAIZE_TARGET inline float sum_of_block(float* terms) {
-    static_assert(kInt4Block == 32);
-    for (size_t i = 0; i < 16; ++i) terms[i] += terms[i + 16];
-    for (size_t i = 0; i < 8; ++i) terms[i] += terms[i + 8];
-    for (size_t i = 0; i < 4; ++i) terms[i] += terms[i + 4];
-    return (terms[0] + terms[2]) + (terms[1] + terms[3]);
-}
-
-// kInt4Values plus `shift`, and the middles between them.
-struct Int4Table {
-    float values[16], middles[15];
-    constexpr explicit Int4Table(int shift) : values{}, middles{} {
-        for (int u = 0; u < 16; ++u) values[u] = float(kInt4Values[u] + shift);
-        for (int u = 0; u < 15; ++u) middles[u] = (values[u] + values[u + 1]) * 0.5f;
+// The steps of the values of int4, and the last whole numbers that are nearer to the lower of two.
+struct Int4Steps {
+    int8_t first, middles[15], steps[15];
+    constexpr explicit Int4Steps(int shift) : first(int8_t(kInt4Values[0] + shift)), middles{}, steps{} {
+        for (int u = 0; u < 15; ++u) {
+            const int sum = kInt4Values[u] + kInt4Values[u + 1] + 2 * shift;
+            middles[u] = int8_t((sum - (sum < 0 && sum % 2 ? 1 : 0)) / 2);  // rounded down
+            steps[u] = int8_t(kInt4Values[u + 1] - kInt4Values[u]);
+        }
     }
 };
-constexpr Int4Table kInt4Tables[2] = {Int4Table(0), Int4Table(kInt4Shift)};
+constexpr Int4Steps kInt4Steps[2] = {Int4Steps(0), Int4Steps(kInt4Shift)};
 
-// values[i]: the table's value that is nearest to x[i] * factor, summed up from the steps below it.
-BAIZE_TARGET inline void nearest_values(const Int4Table& table, const float* x, float factor, float* values) {
-    for (size_t i = 0; i < kInt4Block; ++i) {
-        const float wanted = x[i] * factor;
-        float value = table.values[0];
-        for (size_t u = 0; u < 15; ++u)
-            value += wanted > table.middles[u] ? table.values[u + 1] - table.values[u] : 0.0f;
-        values[i] = value;
-    }
+typedef int8_t Bytes __attribute__((vector_size(kInt4Block)));  // GCC does not make them of nested loops itself
+typedef int16_t Shorts __attribute__((vector_size(2 * kInt4Block)));
+
+// A block whose extreme is 127: its values, and the whole numbers next to them.
+struct Int4Block {
+    float x[kInt4Block];
+    Bytes rounded;
+};
+
+// The values of a block's codes, and their sums with the block and with themselves.
+struct Int4Codes {
+    Bytes values;
+    float along, square;
+};
+
+BAIZE_TARGET inline float sum_of_products(const Bytes& a, const Bytes& b) {
+    const Shorts products = __builtin_convertvector(a, Shorts) * __builtin_convertvector(b, Shorts);
+    int32_t sum = 0;
+    for (size_t i = 0; i < kInt4Block; ++i) sum += products[i];
+    return float(sum);
 }
 
-// The scale of a block, whose extreme is 1, that fits best with a table; `gain`: what it takes off the sum of
-// squares.
-BAIZE_TARGET inline float best_scale(const Int4Table& table, const float* x, float* gain) {
-    // CANDIDATES of kernels/quantized.py: 127 over each, divided in float64, with both signs
-    constexpr float factors[] = {-127.0f, 127.0f, float(-127 / 0.9), float(127 / 0.9), float(-127 / 0.8),
-                                 float(127 / 0.8)};
+// The codes of whole numbers.
+BAIZE_TARGET inline void codes_of(const Int4Steps& table, const Bytes& wanted, const Int4Block& block,
+                                  Int4Codes& out) {
+    out.values = Bytes{} + table.first;
+#pragma GCC unroll 15
+    for (size_t u = 0; u < 15; ++u)
+        out.values += (wanted > Bytes{} + table.middles[u]) & (Bytes{} + table.steps[u]);
+    out.along = sum_of_products(out.values, block.rounded);
+    out.square = sum_of_products(out.values, out.values);
+}
+
+// x times `factor` as whole numbers from -127 to 127.
+BAIZE_TARGET inline void round_block(const float* x, float factor, Bytes& out) {
+    int8_t rounded[kInt4Block];
+    for (size_t i = 0; i < kInt4Block; ++i) {
+        float value = x[i] * factor;
+        value = value < -127.0f ? -127.0f : value;
+        rounded[i] = int8_t(nearest_int(value > 127.0f ? 127.0f : value));
+    }
+    std::memcpy(&out, rounded, sizeof out);
+}
+
+// The scale of a block that fits best with a table; `gain`: what it takes off the sum of squares.
+BAIZE_TARGET inline float best_scale(const Int4Steps& table, const Int4Block& block, float* gain) {
     float scale = 0.0f;
     *gain = -1.0f;
-    for (const float factor : factors) {
-        float values[kInt4Block], along[kInt4Block], square[kInt4Block];
-        nearest_values(table, x, factor, values);
-        for (size_t i = 0; i < kInt4Block; ++i) along[i] = values[i] * x[i];
-        for (size_t i = 0; i < kInt4Block; ++i) square[i] = values[i] * values[i];
-        const float sum = sum_of_block(along), fitted = sum / sum_of_block(square), taken = fitted * sum;
+    for (int sign = -1; sign <= 1; sign += 2) {
+        Int4Codes codes;
+        codes_of(table, sign < 0 ? -block.rounded : block.rounded, block, codes);
+        const float fitted = codes.along / codes.square, taken = fitted * codes.along;
         if (taken > *gain) {
             *gain = taken;
             scale = fitted;
@@ -105,56 +127,60 @@ BAIZE_TARGET inline float extreme_of(const float* x) {
     return x[first] == 0.0f ? 1.0f : x[first];
 }
 
-// Divides a row's blocks by their extremes, finds their scales with both tables, and returns the row's factor.
-BAIZE_TARGET float fit_row(float* x, size_t blocks, Int4Fit* fits) {
+BAIZE_TARGET inline void scale_block(const float* x, float extreme, Int4Block& block) {
+    for (size_t i = 0; i < kInt4Block; ++i) block.x[i] = x[i] / extreme * 127.0f;
+    round_block(block.x, 1.0f, block.rounded);
+}
+
+// Finds the blocks' scales with both tables, and returns the row's factor.
+BAIZE_TARGET float fit_row(const float* x, size_t blocks, Int4Fit* fits) {
     float top = 0.0f;
-    for (size_t b = 0; b < blocks; ++b, x += kInt4Block) {
+    for (size_t b = 0; b < blocks; ++b) {
         Int4Fit& fit = fits[b];
-        fit.extreme = extreme_of(x);
-        for (size_t i = 0; i < kInt4Block; ++i) x[i] /= fit.extreme;
+        fit.extreme = extreme_of(x + b * kInt4Block);
+        Int4Block block;
+        scale_block(x + b * kInt4Block, fit.extreme, block);
         float gains[2];
-        for (int odd = 0; odd < 2; ++odd) fit.scales[odd] = best_scale(kInt4Tables[odd], x, gains + odd);
+        for (int odd = 0; odd < 2; ++odd) fit.scales[odd] = best_scale(kInt4Steps[odd], block, gains + odd);
         const float scale = fit.scales[gains[1] > gains[0]] * fit.extreme;
-        top = float_of(uint32_t(magnitude_bits(scale))) > top ? float_of(uint32_t(magnitude_bits(scale))) : top;
+        const float magnitude = float_of(uint32_t(magnitude_bits(scale)));
+        top = magnitude > top ? magnitude : top;
     }
-    const float factor = top / 127.0f;
+    const float factor = top / (127.0f * 127.0f);
     return factor < __FLT_MIN__ ? __FLT_MIN__ : factor;
 }
 
-BAIZE_TARGET float row_to_int4(float* x, size_t blocks, Int4Fit* fits, uint8_t* codes, int8_t* scales) {
+BAIZE_TARGET float row_to_int4(const float* x, size_t blocks, Int4Fit* fits, uint8_t* codes, int8_t* scales) {
     const float factor = fit_row(x, blocks, fits);
-    for (size_t b = 0; b < blocks; ++b, x += kInt4Block) {
-        float least = __builtin_inff(), best_values[kInt4Block] = {};
-        int best = 0;
+    for (size_t b = 0; b < blocks; ++b) {
+        Int4Block block;
+        scale_block(x + b * kInt4Block, fits[b].extreme, block);
+        const float step = factor * 127.0f / fits[b].extreme;
+        float most = -__builtin_inff();
+        Int4Codes best{}, tried;
+        int best_of = 0;
         for (int odd = 0; odd < 2; ++odd) {
-            const float wanted = (fits[b].scales[odd] * fits[b].extreme / factor - float(odd)) * 0.5f;
-            const int nearest = nearest_int(wanted) * 2 + odd;
-            for (const int step : {0, -2, 2}) {
-                const int scale = clamped(-126 - odd, nearest + step, 126 + odd);
-                const float unit = float(scale) * factor / fits[b].extreme;
-                const float divisor = unit == 0.0f ? 1.0f : unit;
-                float quotients[kInt4Block], values[kInt4Block], errors[kInt4Block];
-                for (size_t i = 0; i < kInt4Block; ++i) quotients[i] = x[i] / divisor;
-                nearest_values(kInt4Tables[odd], quotients, 1.0f, values);
-                for (size_t i = 0; i < kInt4Block; ++i) {
-                    const float difference = values[i] * unit - x[i];
-                    errors[i] = difference * difference;
-                }
-                const float error = sum_of_block(errors);
-                if (error < least) {
-                    least = error;
-                    best = scale;
-                    std::memcpy(best_values, values, sizeof values);
+            const int nearest = nearest_int((fits[b].scales[odd] / step - float(odd)) * 0.5f) * 2 + odd;
+            for (const int further : {0, -2, 2}) {
+                const int scale = clamped(-126 - odd, nearest + further, 126 + odd);
+                const float unit = float(scale) * step;
+                Bytes wanted;
+                round_block(block.x, 1.0f / (unit == 0.0f ? 1.0f : unit), wanted);
+                codes_of(kInt4Steps[odd], wanted, block, tried);
+                const float gain = (tried.along * 2.0f - unit * tried.square) * unit;
+                if (gain > most) {
+                    most = gain;
+                    best = tried;
+                    best_of = scale;
                 }
             }
         }
-        scales[b] = int8_t(best);
-        const Int4Table& table = kInt4Tables[best & 1];
-        for (size_t i = 0; i < kInt4Block; ++i) {
-            int code = 0;
-            for (size_t u = 0; u < 15; ++u) code += best_values[i] > table.values[u];
-            codes[b * kInt4Block + i] = uint8_t(code);
-        }
+        scales[b] = int8_t(best_of);
+        const int shift = best_of % 2 ? kInt4Shift : 0;
+        Bytes found{};
+        for (size_t u = 0; u < 15; ++u)
+            found -= best.values > Bytes{} + int8_t(kInt4Values[u] + shift);  // true is -1
+        std::memcpy(codes + b * kInt4Block, &found, sizeof found);
     }
     return factor;
 }
