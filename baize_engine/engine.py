@@ -84,8 +84,8 @@ class Engine:
         threads: torch's CPU threads, for the whole process. Default: torch's setting.
         cache_dtype: type of the KV cache: "auto" (float32 on the CPU, the weights' type on a GPU), or on the CPU "float32",
             "float16" or "bfloat16".
-        exact_activations: if False, a CPU computes prompts with quantised weights at 8 bits per activation, which is faster;
-            the README says what that costs.
+        exact_activations: if False, a CPU multiplies int4 weights, and int8 weights in prompts, with 8 bits per activation,
+            which is faster; the README says what that costs.
 
         RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
         a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model, the engine serves

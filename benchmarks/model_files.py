@@ -19,7 +19,7 @@ from models import random_model
 from shapes import PRESETS, Shape
 from torch import Tensor
 
-from baize_engine.kernels.quantized import SCHEME
+from baize_engine.kernels.quantized import SCHEMES
 from baize_engine.model import names
 from baize_engine.model.quantize import quantize
 
@@ -46,7 +46,7 @@ class Store:
         if kind in FLOATS:
             return self._made(kind, lambda out: write_model(self.shape, out, kind))
         source = self.ours("float16")
-        return self._made(f"{kind}-{SCHEME}", lambda out: quantize(source, out, kind))
+        return self._made(f"{kind}-{SCHEMES[kind]}", lambda out: quantize(source, out, kind))
 
     def gguf(self, kind: str) -> Path:
         """A file for llama.cpp with matrices of `kind`, one of GGUF."""

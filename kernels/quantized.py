@@ -42,8 +42,13 @@ class Int8Weight:
         return self.values.shape[0], self.values.shape[1]
 
     @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """Its tensors, in the order of `layout`."""
+        return self.values, self.scales
+
+    @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes
+        return sum(tensor.nbytes for tensor in self.stored)
 
     def rows(self, begin: int, end: int) -> Int8Weight:
         """Rows [begin, end), a view."""
@@ -69,8 +74,13 @@ class Int4Weight:
         return self.factors.shape[0], self.columns
 
     @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """Its tensors, in the order of `layout`."""
+        return self.values, self.scales, self.factors
+
+    @property
     def nbytes(self) -> int:
-        return self.values.nbytes + self.scales.nbytes + self.factors.nbytes
+        return sum(tensor.nbytes for tensor in self.stored)
 
     @property
     def in_panels(self) -> bool:

@@ -114,7 +114,7 @@ def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
     print(f"  memory of {device}: {f'{speed / 1e9:.1f} GB/s, ' if speed else ''}{how}")
     context = min(128, config.max_position_embeddings)
     print(f"  decode at batch 1 and context {context}:")
-    for kind in (config.quantization,) if config.quantization else (table.dtype, "int8", "int4"):
+    for kind in (config.held,) if config.held else (table.dtype, "int8", "int4"):
         costs = cost.decode_step(config, kind, 1, context, activation, table.dtype)
         weights = cost.weight_bytes(config, kind, activation, table.dtype)
         ceiling = f"{cost.ceiling_tokens_per_second(costs, 1, speed):,.1f} tok/s" if speed else "not known"

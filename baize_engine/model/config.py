@@ -11,6 +11,10 @@ from baize_engine.checkpoint.config_file import check_runnable, normalise, read_
 from baize_engine.errors import ConfigError
 
 
+# The `quantization_config` of int4 models as `baize quantize` wrote it before the scheme of today (model/old_int4.py).
+OLD_INT4 = {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """The sizes of a model: elements, layers, heads. `rope` holds the parameters of `rope_type` (see model/rope.py)."""
@@ -28,7 +32,8 @@ class ModelConfig:
     rope: Mapping[str, float] = field(default_factory=dict)
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
-    quantization: str | None = None  # "int8" or "int4": the files hold matrices quantised in this project's scheme
+    quantization: str | None = None  # "int8" or "int4": the files hold matrices quantised in this project's `scheme`
+    scheme: str | None = None
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> ModelConfig:
@@ -58,27 +63,35 @@ class ModelConfig:
             rope=rope,
             max_position_embeddings=config["max_position_embeddings"],
             tie_word_embeddings=config["tie_word_embeddings"],
-            quantization=_quantization(config["quantization_config"]),
+            **_quantization(config["quantization_config"]),
         )
+
+
+    @property
+    def held(self) -> str | None:
+        """The kind of a quantised model's matrices in memory: int4 of an old scheme is held as int8."""
+        old = self.quantization == "int4" and self.scheme == OLD_INT4["scheme"]
+        return "int8" if old else self.quantization
 
 
 def quantization_config(kind: str) -> dict[str, Any]:
     """The `quantization_config` of a config.json whose model stores its matrices as `kind` ("int8" or "int4")."""
-    from baize_engine.kernels.quantized import GROUP, SCHEME
+    from baize_engine.kernels.quantized import BLOCK, SCHEMES
 
-    group = {"group_size": GROUP} if kind == "int4" else {}
-    return {"quant_method": "baize", "scheme": SCHEME, "weights": kind, **group}
+    group = {"group_size": BLOCK} if kind == "int4" else {}
+    return {"quant_method": "baize", "scheme": SCHEMES[kind], "weights": kind, **group}
 
 
-def _quantization(found: Mapping[str, Any] | None) -> str | None:
+def _quantization(found: Mapping[str, Any] | None) -> dict[str, str]:
     if found is None:
-        return None
-    from baize_engine.kernels.quantized import SCHEME
+        return {}
+    from baize_engine.kernels.quantized import SCHEMES
 
-    kind = found.get("weights")
-    if kind in ("int8", "int4") and dict(found) == quantization_config(kind):
-        return str(kind)
+    for known in (*(quantization_config(kind) for kind in SCHEMES), OLD_INT4):
+        if dict(found) == known:
+            return {"quantization": known["weights"], "scheme": known["scheme"]}
+    schemes = ", ".join(f"{scheme!r} ({kind})" for kind, scheme in SCHEMES.items())
     raise ConfigError(
         f"config: quantization_config is {dict(found)!r}, this decoder runs unquantised models and those written by "
-        f"`baize quantize` in scheme {SCHEME!r}"
+        f"`baize quantize` in the schemes {schemes}"
     )

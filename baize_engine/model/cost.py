@@ -15,7 +15,7 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 
 WEIGHT_BITS = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "int4": 4}
-INT4_GROUP = 64  # columns that share a float16 scale; as in kernels/quantized.py, which imports torch
+INT4_BLOCK = 32  # columns that share a scale of a byte; as in kernels/quantized.py, which imports torch
 LOGIT, TOKEN = 4, 8  # bytes: logits are float32, chosen ids int64
 
 
@@ -41,11 +41,12 @@ def itemsize(kind: str) -> int:
 
 
 def matrix_bytes(rows: int, columns: int, kind: str) -> int:
-    """Bytes of a matrix (rows, columns) in memory, with its scales."""
+    """Bytes of a matrix (rows, columns), with its scales; without what pads int4 rows to whole panels."""
     if kind == "int8":
         return rows * (columns + 4)  # a float32 scale per row
     if kind == "int4":
-        return rows * -(-columns // INT4_GROUP) * (INT4_GROUP // 2 + 2)  # a float16 scale per group
+        blocks = -(-columns // INT4_BLOCK)
+        return rows * (blocks * (INT4_BLOCK // 2 + 1) + 4)  # a byte per block and a float32 per row are scales
     return rows * columns * itemsize(kind)
 
 

@@ -8,22 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from baize_engine.backend.choose import Ops
 from baize_engine.backend.plan_ops import Attention, Embed, GateUp, Head, LinearAdd, PlanOp, QkvRopeStore
+from baize_engine.kernels.quantized import Int4Weight, Weight
 from baize_engine.model import names
 from baize_engine.model.buffers import Activations, Inputs
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.rope import tables
-
-if TYPE_CHECKING:
-    from baize_engine.kernels.quantized import Weight
-
 
 @dataclass(frozen=True, eq=False)
 class Layer:

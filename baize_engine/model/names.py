@@ -23,7 +23,8 @@ from baize_engine.model.config import ModelConfig
 # matrices whose rows are joined, so that one product reads them; never in a published file
 QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
 JOINED = {QKV: (Q, K, V), GATE_UP: (GATE, UP)}
-VALUES, SCALES = ".qweight", ".scales"  # in a saved quantised model, in place of .weight
+# in a saved quantised model, in place of .weight: the tensors of a matrix (kernels/quantized.py), int8 has no factors
+STORED = (".qweight", ".scales", ".factors")
 
 
 def shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -17,7 +17,7 @@ from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.checkpoint.side_files import collect
 from baize_engine.checkpoint.writer import CheckpointWriter, TensorSpec, lay_out
 from baize_engine.errors import CheckpointError, RequestError
-from baize_engine.kernels.quantized import SCHEME, Weight
+from baize_engine.kernels.quantized import SCHEMES, Weight
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig, quantization_config
 from baize_engine.model.weight_loader import allocate, fill, packed_shapes, pieces_of
@@ -70,7 +70,7 @@ def quantize(
     files = collect(path, path, entries[names.EMBED].dtype, config.vocab_size, follow_links)
     described = {**json.loads(files["config.json"]), "quantization_config": quantization_config(weights)}
     files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
-    shards = lay_out(specs, metadata={"scheme": SCHEME, "weights": weights})
+    shards = lay_out(specs, metadata={"scheme": SCHEMES[weights], "weights": weights})
     with CheckpointWriter(out, shards) as writer:
         for name in names.packed(config):
             matrix = allocate(name, entries, config, "auto", "cpu", weights)
@@ -86,6 +86,6 @@ def _write(writer: CheckpointWriter, name: str, matrix: Weight) -> None:
         tensors = {name: matrix}
     else:
         stem = name.removesuffix(names.WEIGHT)
-        tensors = {stem + names.VALUES: matrix.values, stem + names.SCALES: matrix.scales}
+        tensors = {stem + part: tensor for part, tensor in zip(names.STORED, matrix.stored, strict=False)}
     for stored, tensor in tensors.items():
         writer.write(stored, 0, tensor.contiguous().view(torch.uint8).flatten().numpy().data)

@@ -25,7 +25,7 @@ from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.kernels.quantized import Int8Weight, Weight, empty, layout
 from baize_engine.kernels.quantized import rows as rows_of
-from baize_engine.model import names
+from baize_engine.model import names, old_int4
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, warn_overflow
 
@@ -42,14 +42,20 @@ class Piece:
     target: Weight
 
 
-def packed_shapes(config: ModelConfig, kind: str) -> dict[str, tuple[str | None, tuple[int, ...]]]:
-    """{name in the file: (dtype, shape)} of a model quantised as `kind`; dtype None stands for any float type."""
+def packed_shapes(
+    config: ModelConfig, kind: str, scheme: str | None = None
+) -> dict[str, tuple[str | None, tuple[int, ...]]]:
+    """{name in the file: (dtype, shape)} of a model quantised as `kind`; dtype None stands for any float type.
+
+    scheme: of the file; by default the current one.
+    """
+    old = (kind, scheme) == ("int4", old_int4.SCHEME)
     shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
     for name, shape in names.packed(config).items():
         if name in names.quantized(config):
-            (values, scales) = layout(kind, *shape)
             stem = name.removesuffix(names.WEIGHT)
-            shapes[stem + names.VALUES], shapes[stem + names.SCALES] = values, scales
+            tensors = old_int4.layout(*shape) if old else layout(kind, *shape)
+            shapes |= {stem + part: stored for part, stored in zip(names.STORED, tensors, strict=False)}
         else:
             shapes[name] = (None, shape)
     return shapes

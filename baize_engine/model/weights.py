@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +17,10 @@ from torch import Tensor
 from baize_engine.checkpoint.dtypes import FLOATS, ITEMSIZE
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.names import is_recomputed
-from baize_engine.errors import CheckpointError, RequestError
-from baize_engine.kernels.quantized import SCHEME, Weight
+from baize_engine.errors import BaizeWarning, CheckpointError, RequestError
+from baize_engine.kernels.quantized import Int4Weight, Weight, in_rows
 from baize_engine.kernels.quantized import matrix as matrix_of
-from baize_engine.model import names
+from baize_engine.model import names, old_int4
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, warn_overflow
 from baize_engine.model.weight_loader import load, pack, packed_shapes
@@ -47,7 +47,7 @@ def load_weights(
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
     if config.quantization is not None:
-        return _load_quantized(index, config, config.quantization, dtype, device)
+        return _load_quantized(index, config, dtype, device)
     kept = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
     check({name: entry.shape for name, entry in kept.items()}, config, str(index.folder))
     for entry in kept.values():
@@ -84,17 +84,16 @@ def _check_names(found: Collection[str], wanted: Collection[str], allowed: set[s
             raise CheckpointError(f"{where} {kind} {listed[0]}{more} (by its config.json)")
 
 
-def _load_quantized(
-    index: CheckpointIndex, config: ModelConfig, kind: str, dtype: str, device: str
-) -> dict[str, Weight]:
-    wanted = packed_shapes(config, kind)
+def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, device: str) -> dict[str, Weight]:
+    kind, scheme = str(config.quantization), str(config.scheme)
+    wanted = packed_shapes(config, kind, scheme)
     _check_names(index.entries, wanted, set(wanted), str(index.folder))
     for name, (stored, shape) in wanted.items():
         entry = index.entries[name]
         if entry.shape != shape or (stored is not None and entry.dtype != stored):
             raise CheckpointError(
                 f"{entry.path}: {name} is {entry.dtype} of shape {list(entry.shape)}, wanted {stored or 'a float'} of "
-                f"{list(shape)} for {kind} of scheme {SCHEME}"
+                f"{list(shape)} for {kind} of scheme {scheme}"
             )
         if stored is None:
             _check_float(entry)
@@ -107,20 +106,36 @@ def _load_quantized(
         }
         tensors = load(index.entries, kinds, device)
     weights: dict[str, Weight] = {}
-    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith((names.VALUES, names.SCALES))}
+    plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(names.STORED)}
     weights |= plain if dtype == "auto" else _converted(plain, dtype)
-    for name, tensor in tensors.items():
-        if name.endswith(names.VALUES):
-            matrix = name.removesuffix(names.VALUES)
-            weights[matrix + names.WEIGHT] = matrix_of(
-                kind, tensor, tensors[matrix + names.SCALES], names.packed(config)[matrix + names.WEIGHT][1]
-            )
+    for name, shape in names.packed(config).items():
+        if name in names.quantized(config):
+            stem = name.removesuffix(names.WEIGHT)
+            stored_tensors = [tensors.pop(stem + part) for part in names.STORED if stem + part in tensors]
+            weights[name] = _matrix(config, stored_tensors, shape[1])
+    if config.held != kind:
+        warnings.warn(
+            f"{index.folder} holds int4 of the old scheme {scheme}: its matrices are held as int8, in twice the memory. "
+            "Quantise the original model again",
+            BaizeWarning,
+            stacklevel=2,
+        )
     return weights
+
+
+def _matrix(config: ModelConfig, tensors: Sequence[Tensor], columns: int) -> Weight:
+    """A quantised matrix of its stored tensors, as the ops of their device take it."""
+    if config.held != config.quantization:
+        return old_int4.to_int8(*tensors, columns)
+    matrix = matrix_of(str(config.quantization), tensors, columns)
+    return in_rows(matrix) if isinstance(matrix, Int4Weight) and tensors[0].device.type != "cpu" else matrix
 
 
 def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", quantize: str | None = None) -> int:
     """Bytes that the weights will take in memory, loaded with `dtype` and `quantize` as in `load_weights`."""
-    if quantize is None or config.quantization is not None:
+    if config.held != config.quantization:
+        quantize = config.held
+    elif quantize is None or config.quantization is not None:
         kept = [entry for name, entry in index.entries.items() if not is_recomputed(name)]
         return sum(
             entry.numel * ITEMSIZE[entry.dtype if dtype == "auto" or entry.dtype not in FLOATS else dtype]

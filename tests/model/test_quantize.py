@@ -6,18 +6,21 @@ import json
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import tiny
 import torch
 from decoders import greedy_logits, prompt
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.backend import choose
-from baize_engine.errors import CheckpointError, ConfigError, OutputError, RequestError
+from baize_engine.checkpoint.index import read_index
+from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError, OutputError, RequestError
+from baize_engine.kernels import quantized
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.quantize import quantize
-from baize_engine.model.weights import load_weights
+from baize_engine.model.weights import load_weights, nbytes
 
 KINDS = ("int8", "int4")
 
@@ -64,8 +67,11 @@ def test_saved_and_loaded_back(tmp_path: Path, kind: str) -> None:
     mapped = load_weights(tmp_path / "q", config)
     assert set(mapped) == set(at_load)
     for name, weight in mapped.items():
-        for part in ("values", "scales") if name in names.quantized(config) else ("data",):
-            assert torch.equal(getattr(weight, part), getattr(at_load[name], part)), name
+        wanted = at_load[name]
+        if isinstance(weight, torch.Tensor) or isinstance(wanted, torch.Tensor):
+            assert torch.equal(weight, wanted), name
+        else:
+            assert all(torch.equal(a, b) for a, b in zip(weight.stored, wanted.stored, strict=True)), name
     assert result.bytes_after == sum(weight.nbytes for weight in mapped.values()) < result.bytes_before
     maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if "q/model" in line]
     ranges = [tuple(int(edge, 16) for edge in line[0].split("-")) for line in maps]
@@ -86,14 +92,14 @@ def test_saved_and_loaded_back(tmp_path: Path, kind: str) -> None:
 def test_the_scheme_stands_in_header_and_config(tmp_path: Path) -> None:
     quantize(folder(tmp_path / "m"), tmp_path / "q", "int4")
     described = json.loads((tmp_path / "q" / "config.json").read_text())["quantization_config"]
-    assert described == {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
+    assert described == {"quant_method": "baize", "scheme": "baize-2", "weights": "int4", "group_size": 32}
     raw = (tmp_path / "q" / "model.safetensors").read_bytes()
     header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
-    assert header["__metadata__"] == {"format": "pt", "scheme": "baize-1", "weights": "int4"}
+    assert header["__metadata__"] == {"format": "pt", "scheme": "baize-2", "weights": "int4"}
 
 
 @pytest.mark.parametrize(
-    "change", [{"scheme": "baize-2"}, {"group_size": 32}, {"quant_method": "gptq"}, {"weights": "int3"}]
+    "change", [{"scheme": "baize-3"}, {"group_size": 64}, {"quant_method": "gptq"}, {"weights": "int3"}]
 )
 def test_another_scheme_is_refused(tmp_path: Path, change: dict) -> None:
     quantize(folder(tmp_path / "m"), tmp_path / "q", "int4")
@@ -101,8 +107,58 @@ def test_another_scheme_is_refused(tmp_path: Path, change: dict) -> None:
     described = json.loads(path.read_text())
     described["quantization_config"] |= change
     path.write_text(json.dumps(described))
-    with pytest.raises(ConfigError, match=r"config\.json: config: quantization_config is .*'baize-1'"):
+    with pytest.raises(ConfigError, match=r"config\.json: config: quantization_config is .*those written by `baize quantize`"):
         ModelConfig.from_folder(tmp_path / "q")
+
+
+def write_old(path: Path, model: Path) -> dict[str, torch.Tensor]:
+    """The model in `model` as `baize quantize --weights int4` wrote it in scheme "baize-1"; its matrices, dequantised."""
+    config = ModelConfig.from_folder(model)
+    published = load_weights(model, config)
+    tensors, wanted = {}, {}
+    for name in names.packed(config):
+        whole = torch.cat([published[part] for part in names.parts(name)])
+        if name not in names.quantized(config):
+            tensors[name] = whole
+            continue
+        rows, columns = whole.shape
+        groups = torch.nn.functional.pad(whole.float(), (0, -columns % 64)).view(rows, -1, 64)
+        scales = (groups.abs().amax(2) / 7).half()
+        codes = (groups / scales.float()[:, :, None]).round().clamp(-8, 7)
+        wanted[name] = (codes * scales.float()[:, :, None]).flatten(1)[:, :columns]
+        stored = (codes + 8).to(torch.uint8)
+        stem = name.removesuffix(names.WEIGHT)
+        tensors[stem + ".qweight"] = (stored[:, :, :32] | stored[:, :, 32:] << 4).flatten(1)
+        tensors[stem + ".scales"] = scales
+    path.mkdir()
+    safetensors.torch.save_file(tensors, path / "model.safetensors", {"format": "pt"})
+    old = {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
+    described = {**json.loads((model / "config.json").read_text()), "quantization_config": old}
+    (path / "config.json").write_text(json.dumps(described))
+    return wanted
+
+
+def test_int4_of_the_old_scheme_is_read_and_held_as_int8(tmp_path: Path) -> None:
+    model = folder(tmp_path / "m", shards=1)
+    wanted = write_old(tmp_path / "old", model)
+    config = ModelConfig.from_folder(tmp_path / "old")
+    assert (config.quantization, config.held) == ("int4", "int8")
+    with pytest.warns(BaizeWarning, match=r"old holds int4 of the old scheme baize-1: .* held as int8"):
+        weights = load_weights(tmp_path / "old", config)
+    for name, exact in wanted.items():
+        weight = weights[name]
+        assert isinstance(weight, quantized.Int8Weight)
+        step = exact.abs().amax(1, keepdim=True) / 127
+        assert ((quantized.dequantize(weight) - exact).abs() <= step / 2 * 1.001).all(), name
+    assert nbytes(read_index(tmp_path / "old"), config) == sum(weight.nbytes for weight in weights.values())
+    for quantize_ in (None, "int4"):
+        with (
+            pytest.warns(BaizeWarning),
+            Engine.from_pretrained(tmp_path / "old", device="cpu", quantize=quantize_) as engine,
+        ):
+            assert len(engine.generate(prompt(9), SamplingParams(max_new_tokens=3, ignore_eos=True))[0].token_ids) == 3
+    with pytest.raises(RequestError, match="holds int4 weights already"):
+        quantize(tmp_path / "old", tmp_path / "new", "int4")
 
 
 def test_a_saved_model_is_checked(tmp_path: Path) -> None:
