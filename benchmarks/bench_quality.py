@@ -1,26 +1,30 @@
-"""The quality lost by quantised weights: KL divergence of the logits, and perplexity, against the model's own weights.
+"""The quality lost by quantised weights: KL divergence of the logits, perplexity, and squared errors of the matrices.
 
 The text is the model's own, sampled with fixed seeds, so that any model can be judged without data. Its perplexity is low by
 construction, and only differences count. On the CPU: KL, perplexity and argmax by the reference ops, whose
 activations are float32; then what the kernels' activations add where they meet quantised weights, KL of the logits from the
 reference's on the same weights: with `exact_activations`, as in a decode step, and as a prompt runs by default.
+
+Where gguf is installed, the same of llama.cpp's four-bit formats as that package makes them, with the reference ops.
 """
 
 from __future__ import annotations
 
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from common import parser
+from matrix_errors import GGUF, Matrices, has_gguf, matrices, squared_errors, through_gguf
 from models import Decoder
 from reports import Report
 
 from baize_engine import recover
 from baize_engine.backend import choose
-from baize_engine.model import cost
+from baize_engine.model import cost, names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.weights import load_weights
@@ -77,14 +81,30 @@ def bench(report: Report, name: str, folder: Path, texts: int, length: int) -> N
     exact, fast, _ = load(folder, None)
     length = min(length, exact.config.max_position_embeddings)
     many = [speak(fast, length, seed) for seed in range(texts)]
-    wanted = [logits_of(exact, ids) for ids in many]
+    wanted, published = [logits_of(exact, ids) for ids in many], matrices(exact)
     for kind in (None, "int8", "int4"):
         with report.case(model=name, weights=kind or "as published"):
-            row = judged(name, kind, load(folder, kind), many, wanted)
+            models = load(folder, kind)
+            row = judged(name, kind, models, many, wanted) | squared_errors(published, matrices(models[0]))
             apart = max(row["KL"], row["added_by_exact_activations"], row["added_in_a_prompt"])
             if kind is None and not apart <= 1e-9:  # also where it is not a number
                 raise SystemExit(f"{name}: the model diverges from itself by {apart}")
             report.row(row)
+    for kind in GGUF if has_gguf() else ():
+        with report.case(model=name, weights=f"{kind} of gguf"):
+            report.row({"model": name, "weights": f"{kind} of gguf", **of_gguf(kind, exact, published, many, wanted)})
+
+
+def of_gguf(
+    kind: str, exact: Llama, published: Matrices, many: list[list[int]], wanted: list[torch.Tensor]
+) -> dict[str, Any]:
+    """KL and errors of the model whose matrices are of `kind`, one of GGUF."""
+    found = through_gguf(published, kind)
+    if found is None:
+        return {"KL": "not available", "squared_error": "not available"}
+    kept = {name: weight for name, weight in exact.weights.items() if names.parts(name)[0] not in found}
+    model = replace(exact, weights={**kept, **found})
+    return {"KL": mean_divergence(wanted, [logits_of(model, ids) for ids in many]), **squared_errors(published, found)}
 
 
 def judged(

@@ -82,12 +82,13 @@ def matrix(rows: int, columns: int, kind: str, device: str) -> quantized.Weight:
     if kind == "float16":
         return drawn(torch.empty(rows, columns, dtype=torch.float16, device=device), SPREAD)
     made = quantized.empty(kind, rows, columns, device)
-    if kind == "int8":
+    if isinstance(made, quantized.Int8Weight):
         made.values.random_(-127, 128)
-        made.scales.fill_(SPREAD / 73)  # the standard deviation of such codes is 73, that of int4's 4.6
+        made.scales.fill_(SPREAD / 73)  # the standard deviation of such codes is 73
     else:
         made.values.random_(0, 256)
-        made.scales.fill_(SPREAD / 4.6)
+        made.scales.random_(-127, 128)
+        made.factors.fill_(SPREAD / 73 / 67)  # that of int4's values is 67 in both tables
     return made
 
 

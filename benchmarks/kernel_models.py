@@ -16,7 +16,7 @@ from card_model import SCHEDULERS, Estimate, Machine, waves
 from compiled import Loop
 
 from baize_engine.kernels.settings import AttentionSettings, ProductSettings, SampleSettings
-from baize_engine.model.cost import INT4_GROUP, matrix_bytes
+from baize_engine.model.cost import INT4_BLOCK, matrix_bytes
 
 VALUE = 2  # bytes of an activation, and of a cached value
 KINDS = {16: "float16", 8: "int8", 4: "int4"}
@@ -64,7 +64,7 @@ def product(
     slots = m.resident(code, how.num_warps) * m.card.sms
     first = min(programs, slots)
     tiles = -(-k // how.block_k)
-    tile = how.block_n * (how.block_k * bits / 8 + (how.block_k / INT4_GROUP * 2 if bits == 4 else 0))
+    tile = how.block_n * (how.block_k * bits / 8 + (how.block_k / INT4_BLOCK if bits == 4 else 0))
     weights = matrix_bytes(n, k, KINDS[bits]) + (k * VALUE if norm else 0)
 
     # the launch, half of the code outside of loops (the other half comes before the wait), norms, the first tile, the end

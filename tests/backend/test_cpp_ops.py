@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from implementations import IMPLEMENTATIONS, matrix
@@ -93,8 +95,10 @@ def test_wrong_tensors_are_refused_by_name(implementation: str) -> None:
         add(torch.randn(2, 8), weight, out=torch.zeros(2, 3))
     with pytest.raises(ValueError, match=r"x is torch\.float64"):
         add(torch.randn(2, 8).double(), weight, out=torch.zeros(2, 4))
-    few = quantized.Int4Weight(torch.zeros(4, 32, dtype=torch.uint8), torch.zeros(4, 1).half(), 1000)
-    with pytest.raises(ValueError, match=r"values is .*\(4, 512\)"):
-        add(torch.randn(2, 1000), few, out=torch.zeros(2, 4))
+    few = quantized.quantize(torch.randn(4, 8), "int4")
+    with pytest.raises(ValueError, match=r"values is .*\(1, 32, 256\)"):
+        add(torch.randn(2, 1000), replace(few, columns=1000), out=torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="weight is int4 in rows, wanted panels on the CPU"):
+        add(torch.randn(2, 8), quantized.in_rows(few), out=torch.zeros(2, 4))
     with pytest.raises(ValueError, match="x has strides"):
         add(torch.randn(8, 2).t(), weight, out=torch.zeros(2, 4))

@@ -17,7 +17,7 @@ from baize_engine.model import cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.quantize import quantize
 
-# 100 columns are not a multiple of INT4_GROUP, 72 rows none of anything; q has another width than hidden
+# 100 columns are not a multiple of INT4_BLOCK, 72 rows none of anything; q has another width than hidden
 ODD = tiny.config(hidden_size=100, intermediate_size=72, num_attention_heads=6, num_key_value_heads=2, head_dim=20)
 LLAMA_13B = ModelConfig(
     vocab_size=32000,
