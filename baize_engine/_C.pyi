@@ -72,11 +72,14 @@ def widen(src: Buffer, dtype: str, out: Buffer, *, implementation: str | None = 
 class Matrix:
     """A matrix (rows, columns) by address, in the layout that kernels/quantized.py defines.
 
-    kind: "float32", "float16", "bfloat16", "int8" (scales: float32, per row) or "int4" (float16, per group of 64 columns).
-    values, scales: addresses; scales is 0 for the float kinds.
+    kind: "float32", "float16", "bfloat16", "int8" (scales: float32, per row) or "int4" (int8, per block, in panels).
+    values, scales, factors: addresses; scales is 0 for the float kinds, factors (float32, per row) for all but int4.
+    first: for int4, the place of row 0 in the first panel.
     """
 
-    def __init__(self, kind: str, values: int, scales: int, rows: int, columns: int) -> None: ...
+    def __init__(
+        self, kind: str, values: int, scales: int, rows: int, columns: int, factors: int = 0, first: int = 0
+    ) -> None: ...
 
 def quantize(implementation: str, weight: int, dtype: str, out: Matrix) -> None:
     """`quantize` of kernels/quantized.py for the matrix of float type `dtype` at address `weight`, on the calling thread.

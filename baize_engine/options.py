@@ -43,7 +43,8 @@ class EngineOptions:
         "auto", "keys and values in memory; auto: float32 on the CPU, the weights' type on a GPU", choices=DTYPES
     )
     exact_activations: bool = option(
-        False, "on a CPU, multiply quantised weights with 16 bits an activation instead of 8, in prompts and with int4 in every step"
+        False,
+        "on a CPU, multiply quantised weights with 16 bits an activation instead of 8, in prompts and with int4 in every step",
     )
 
     def __post_init__(self) -> None:

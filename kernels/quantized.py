@@ -7,10 +7,10 @@ T is INT4_VALUES where c is even, and INT4_VALUES + INT4_SHIFT where it is odd: 
 leave the least squared error. The values lie as weights do, denser around zero (a cubic, rounded); README has the measured
 errors. int4 takes 4.25 bits a weight and 4 bytes a row, int8 a little over 8 bits.
 
-A block of an int4 row is 16 bytes: byte j holds column j in the low four bits and column 16 + j in the high four. The GPU has
-them row by row. On the CPU and in files PANEL rows lie together: the block's bytes 4q to 4q + 3 of the first row, then of the
-second and so on, for q = 0, then for q = 1, ..., so that a 32-bit lane of a vector holds four columns of its own row. Scales lie
-likewise, PANEL of a block together. What pads the last block and panel is zero.
+A block of an int4 row is 16 bytes: byte j holds column j in the low four bits and column 16 + j in the high four. The GPU
+has them row by row. On the CPU and in files PANEL rows lie together: the block's bytes 4q to 4q + 3 of the first row, then of
+the second and so on, for q = 0, then for q = 1, ..., so that a 32-bit lane of a vector holds four columns of its own row.
+Scales lie likewise, PANEL of a block together. What pads the last block and panel is zero.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-SCHEMES = {"int8": "baize-1", "int4": "baize-2"}  # in saved models; a change of a layout or its meaning needs another name
+SCHEMES = {
+    "int8": "baize-1",
+    "int4": "baize-2",
+}  # in saved models; a change of a layout or its meaning needs another name
 BLOCK = 32  # columns that share an int4 scale
 PANEL = 16  # int4 rows that lie together on the CPU
 # round(0.0809585 x^3 - 0.0542717 x^2 + 11.431296 x - 4.53) for x = u - 7.5; -128 would have no counterpart in bytes
@@ -256,7 +259,8 @@ def _best_scale(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
 
 
 def _codes(x: Tensor, factor: Tensor | float, shift: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of `x` times `factor` with the table moved by `shift`, uint8: of the value nearest to it, rounded to a whole number.
+    """Codes of `x` times `factor` with the table moved by `shift`, uint8: of the value nearest to that whole number.
+
     Also the sums over blocks of the codes' values times `x`, rounded, and of their squares."""
     table = torch.tensor(INT4_VALUES, device=x.device) + shift
     code = torch.bucketize((x * factor).clamp(-127, 127).round(), ((table[1:] + table[:-1]) // 2).float())

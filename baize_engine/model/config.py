@@ -10,7 +10,6 @@ from typing import Any
 from baize_engine.checkpoint.config_file import check_runnable, normalise, read_config
 from baize_engine.errors import ConfigError
 
-
 # The `quantization_config` of int4 models as `baize quantize` wrote it before the scheme of today (model/old_int4.py).
 OLD_INT4 = {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
 
@@ -65,7 +64,6 @@ class ModelConfig:
             tie_word_embeddings=config["tie_word_embeddings"],
             **_quantization(config["quantization_config"]),
         )
-
 
     @property
     def held(self) -> str | None:

@@ -21,6 +21,7 @@ from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.rope import tables
 
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """The weights of one layer. `qkv` and `gate_up` hold one joined matrix, or the separate ones in order."""

@@ -126,7 +126,8 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, dev
 def _matrix(config: ModelConfig, tensors: Sequence[Tensor], columns: int) -> Weight:
     """A quantised matrix of its stored tensors, as the ops of their device take it."""
     if config.held != config.quantization:
-        return old_int4.to_int8(*tensors, columns)
+        values, scales = tensors
+        return old_int4.to_int8(values, scales, columns)
     matrix = matrix_of(str(config.quantization), tensors, columns)
     return in_rows(matrix) if isinstance(matrix, Int4Weight) and tensors[0].device.type != "cpu" else matrix
 
@@ -142,7 +143,7 @@ def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", qua
             for entry in kept
         )
     total = 0
-    for name, (stored, shape) in packed_shapes(config, quantize).items():
+    for name, (stored, shape) in packed_shapes(config, str(quantize)).items():
         # a missing tensor is refused by name later
         own = index.entries[name].dtype if name in index.entries else "float32"
         total += torch.Size(shape).numel() * ITEMSIZE[stored or (own if dtype == "auto" else dtype)]

@@ -107,7 +107,9 @@ def test_another_scheme_is_refused(tmp_path: Path, change: dict) -> None:
     described = json.loads(path.read_text())
     described["quantization_config"] |= change
     path.write_text(json.dumps(described))
-    with pytest.raises(ConfigError, match=r"config\.json: config: quantization_config is .*those written by `baize quantize`"):
+    with pytest.raises(
+        ConfigError, match=r"config\.json: config: quantization_config is .*those written by `baize quantize`"
+    ):
         ModelConfig.from_folder(tmp_path / "q")
 
 
