@@ -120,7 +120,8 @@ def layout(kind: str, rows: int, columns: int) -> tuple[Stored, ...]:
 
 def matrix(kind: str, tensors: Sequence[Tensor], columns: int) -> Int8Weight | Int4Weight:
     """Make a matrix (N, columns) of its stored tensors, in the order of `layout`."""
-    return Int8Weight(*tensors) if kind == "int8" else Int4Weight(*tensors, columns)
+    values, scales = tensors[:2]
+    return Int8Weight(values, scales) if kind == "int8" else Int4Weight(values, scales, tensors[2], columns)
 
 
 def empty(kind: str, rows: int, columns: int, device: str = "cpu") -> Int8Weight | Int4Weight:
@@ -154,11 +155,11 @@ def in_panels(weight: Int4Weight) -> Int4Weight:
         return weight
     flat = in_rows(weight)
     rows, blocks = flat.scales.shape
-    out = Int4Weight(
-        *(torch.zeros(shape, dtype=getattr(torch, dtype), device=flat.values.device)
-          for dtype, shape in layout("int4", rows, weight.columns)[:2]),
-        flat.factors, flat.columns,
-    )  # fmt: skip
+    values, scales = (
+        torch.zeros(shape, dtype=getattr(torch, dtype), device=flat.values.device)
+        for dtype, shape in layout("int4", rows, weight.columns)[:2]
+    )
+    out = Int4Weight(values, scales, flat.factors, flat.columns)
     _put(flat.values.view(rows, blocks, 4, 4), flat.scales, out)
     return out
 
