@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from implementations import IMPLEMENTATIONS, matrix
@@ -32,7 +34,7 @@ def error(found: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((found.double() - wanted).square().mean().sqrt() / wanted.square().mean().sqrt())
 
 
-# int16 codes of 64 or 128 activations with the same scale: a rounding of at most 2^-16 of the greatest of them
+# codes of 16 bits of 64 (int4) or 128 (int8) activations with one scale: a rounding of 2^-16 of the greatest of them at most
 BOUND = {"int8": 3e-5, "int4": 3e-5}
 
 
@@ -100,6 +102,51 @@ def test_coarse_products_are_the_same_by_tiles_and_by_vectors(kind: str) -> None
     )
     assert torch.equal(tiles, vectors)
     assert error(tiles, exact(in_bytes(x, kind, "amx"), weight)) < 1e-4
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+def test_int4_products_have_equal_bits_in_every_set_that_fuses(coarse: bool) -> None:
+    """Integer sums are exact, and each row's floats are added in one order, whatever the width of the vectors."""
+    names = [row.name for row in _C.implementations() if row.name != "scalar" and row.why_not() is None]
+    if len(names) < 2:
+        pytest.skip(f"this machine has {len(names)} of the sets with fused multiply-adds")
+    for rows, columns in ((75, 2300), (16, 32), (33, 544)):
+        weight = matrix("int4", rows, columns)
+        for tokens in (1, 3, 7, 70):
+            x = torch.randn(tokens, columns)
+            first, *others = (
+                cpp_ops.op("linear_add", name)(x, weight, out=torch.zeros(tokens, rows), int8_activations=coarse)
+                for name in names
+            )
+            assert all(torch.equal(first, other) for other in others), tokens
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+def test_int4_rows_inside_panels(implementation: str, coarse: bool) -> None:
+    """A part of a joined matrix, as gate and up are, may begin and end inside a panel of 16 rows."""
+    weight = matrix("int4", 90, 300)
+    for tokens in (1, 4, 20):
+        x = torch.randn(tokens, 300)
+        add = cpp_ops.op("linear_add", implementation)
+        whole = add(x, weight, out=torch.zeros(tokens, 90), int8_activations=coarse)
+        for begin, end in ((0, 90), (3, 90), (16, 40), (17, 18), (31, 70)):
+            part = quantized.rows(weight, begin, end)
+            found = add(x, part, out=torch.zeros(tokens, end - begin), int8_activations=coarse)
+            assert torch.equal(found, whole[:, begin:end]), (tokens, begin, end)
+
+
+@pytest.mark.parametrize("coarse", [True, False])
+def test_int4_products_of_the_greatest_codes(implementation: str, coarse: bool) -> None:
+    """Nothing is cut off where every weight and activation is at its limit, whatever the signs."""
+    for code, scale, sign in itertools.product((0, 15), (-127, -126, 126, 127), (-1.0, 1.0)):
+        values = torch.full((1, 8, 256), code * 17, dtype=torch.uint8)
+        scales = torch.full((1, 8, 16), scale, dtype=torch.int8)
+        weight = quantized.Int4Weight(values, scales, torch.ones(5), 256)
+        x = torch.full((6, 256), sign)
+        for tokens in (1, 6):
+            out = torch.zeros(tokens, 5)
+            found = cpp_ops.op("linear_add", implementation)(x[:tokens], weight, out=out, int8_activations=coarse)
+            assert torch.allclose(found.double(), exact(x[:tokens], weight), rtol=1e-6)
 
 
 def test_coarse_products_of_the_greatest_codes(implementation: str) -> None:
