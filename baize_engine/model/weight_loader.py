@@ -51,8 +51,9 @@ def packed_shapes(
     """
     old = (kind, scheme) == ("int4", old_int4.SCHEME)
     shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
+    quantized = names.quantized(config)
     for name, shape in names.packed(config).items():
-        if name in names.quantized(config):
+        if name in quantized:
             stem = name.removesuffix(names.WEIGHT)
             tensors = old_int4.layout(*shape) if old else layout(kind, *shape)
             shapes |= {stem + part: stored for part, stored in zip(names.STORED, tensors, strict=False)}

@@ -108,8 +108,9 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, dev
     weights: dict[str, Weight] = {}
     plain = {name: tensor for name, tensor in tensors.items() if not name.endswith(names.STORED)}
     weights |= plain if dtype == "auto" else _converted(plain, dtype)
+    quantized = names.quantized(config)
     for name, shape in names.packed(config).items():
-        if name in names.quantized(config):
+        if name in quantized:
             stem = name.removesuffix(names.WEIGHT)
             stored_tensors = [tensors.pop(stem + part) for part in names.STORED if stem + part in tensors]
             weights[name] = _matrix(config, stored_tensors, shape[1])
