@@ -13,14 +13,13 @@ from typing import Any
 from baize_engine import plain
 from baize_engine.completion import AnswerText
 from baize_engine.errors import RequestError, ValueRefused
-from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.params import DRAWN_SEEDS, SamplingParams
 from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.shaping import check_choice
 from baize_engine.generation.stop import stop_token_ids
 from baize_engine.text.options import AS_FILES_SAY, TextOptions
 from baize_engine.text.tokenizer import Tokenizer
 
-DRAWN_SEEDS = 2**32  # short enough to retype, and exact for JSON readers that parse numbers as doubles
 Prompt = str | abc.Sequence[int]  # or an array of ids, of numpy or torch
 
 

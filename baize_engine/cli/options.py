@@ -12,7 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from baize_engine.cli.streams import tell
-from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.params import DRAWN_SEEDS, SamplingParams
 from baize_engine.options import EngineOptions
 from baize_engine.printable import shown
 from baize_engine.recovery.options import RecoveryOptions
@@ -140,8 +140,6 @@ def sampling_params(options: argparse.Namespace) -> SamplingParams:
 
 def with_seed(params: SamplingParams) -> SamplingParams:
     """`params` with a seed; one that had to be drawn is printed, so that the same text can be made again."""
-    from baize_engine.requests import DRAWN_SEEDS
-
     if not params.temperature or params.seed is not None:
         return params
     seed = secrets.randbelow(DRAWN_SEEDS)
@@ -156,11 +154,18 @@ def engine_options(options: argparse.Namespace) -> EngineOptions:
 
 def load_engine(options: argparse.Namespace) -> Engine:
     """The model of `model_options`, which `check_model_options` must have passed."""
-    from baize_engine.engine import Engine
-
     settings = asdict(engine_options(options))
     if options.model is not None:
-        return Engine.from_pretrained(options.model, **settings)
+        from baize_engine.checkpoint.hub import folder_of
+        from baize_engine.checkpoint.index import read_index
+
+        folder = folder_of(options.model)
+        read_index(folder)  # a folder that is no model is refused before torch is imported
+        from baize_engine.engine import Engine
+
+        return Engine.from_pretrained(folder, **settings)
+    from baize_engine.engine import Engine
+
     if settings["dtype"] == "auto":
         settings["dtype"] = "float16"
     rows = {name: getattr(options, name) for name in ROWS}

@@ -12,6 +12,7 @@ from baize_engine.errors import ValueRefused
 from baize_engine.fields import option
 
 SEED_LIMIT = 2**63  # seeds travel to the kernels as int64
+DRAWN_SEEDS = 2**32  # short enough to retype, and exact for JSON readers that parse numbers as doubles
 # logits / temperature must stay in float32's range, and FORBIDDEN (shaping.py) below every logit that may be drawn
 COLDEST, HOTTEST = 1e-4, 1e6
 LARGEST = 1e9  # penalty or bias, for the same reason; usual values are 2 and 100
