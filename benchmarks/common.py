@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import IO
 
 UNKNOWN = "unknown"  # the commit of a tree that does not say
 # Set by `gpu_report.py --rehearse` and by tests: ceilings are measured on little memory and small matrices, engines take turns
@@ -71,17 +72,19 @@ def measure(run: Callable[[], object], runs: int, warmup: int = 1) -> Spread:
 
 @dataclass(frozen=True)
 class Run:
-    """A finished child process: wall and CPU seconds, peak resident bytes, exit code, and what it printed."""
+    """A finished child process: wall and CPU seconds, peak resident bytes, exit code, what it printed, and the seconds after
+    which the first of that came."""
 
     wall: float
     cpu: float
     peak: int
     code: int
     output: str
+    first: float = 0.0
 
 
-def run_child(command: Sequence[str | os.PathLike[str]]) -> Run:
-    """Runs `command` by itself and reads the system's own account of it.
+def run_child(command: Sequence[str | os.PathLike[str]], stderr: int | IO[bytes] = subprocess.STDOUT) -> Run:
+    """Runs `command` by itself and reads the system's own account of it. stderr: as of subprocess.
 
     A launcher process in between, fresh and small, does the fork: a child's peak begins at what its parent had resident.
     """
@@ -89,14 +92,20 @@ def run_child(command: Sequence[str | os.PathLike[str]]) -> Run:
         "import os, sys, time, json; begin = time.perf_counter();"
         "pid = os.posix_spawn(sys.argv[1], sys.argv[1:], os.environ);"
         "_, status, usage = os.wait4(pid, 0);"
-        "print('\\n' + json.dumps([time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024,"
+        "print('\\n' + json.dumps([begin, time.perf_counter() - begin, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024,"
         " os.waitstatus_to_exitcode(status)]))"
     )
     words = [sys.executable, "-S", "-E", "-c", launcher, *(str(word) for word in command)]
-    done = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True)
-    output, _, account = done.stdout.rstrip("\n").rpartition("\n")
-    wall, cpu, peak, code = json.loads(account)
-    return Run(wall, cpu, peak, code, output)
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=stderr, text=True) as launcher:
+        assert launcher.stdout is not None
+        said = launcher.stdout.read(1)
+        came = time.perf_counter()  # the same clock in all processes
+        said += launcher.stdout.read()
+    if launcher.returncode:
+        raise subprocess.CalledProcessError(launcher.returncode, words, said)
+    output, _, account = said.rstrip("\n").rpartition("\n")
+    begin, wall, cpu, peak, code = json.loads(account)
+    return Run(wall, cpu, peak, code, output, came - begin)
 
 
 def drop_cache(folders: Iterable[Path]) -> None:

@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import IO
 
 import bench_start
 import peers
@@ -19,10 +21,10 @@ from preloaded import WithTransformers
 STAMPS = '{"imported": 1.0, "loaded": 2.5, "first": 4.0, "token": 7, "own": 1024}'
 
 
-def run_forked(command: Sequence[str]) -> Run:
+def run_forked(command: Sequence[str], stderr: int | IO[bytes]) -> Run:
     """As `run_child`, of a process that torch and transformers are imported for."""
     begin = time.perf_counter()
-    with WithTransformers(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with WithTransformers(command, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         said, _ = process.communicate(timeout=300)
     return Run(time.perf_counter() - begin, 0.0, process.peak, process.returncode, said)
 
@@ -32,7 +34,7 @@ def test_every_way_to_start(
 ) -> None:
     """The first of them as a user has it; the others without the seconds that their imports take."""
     ways = iter([bench_start.run_child])
-    monkeypatch.setattr(bench_start, "run_child", lambda command: next(ways, run_forked)(command))
+    monkeypatch.setattr(bench_start, "run_child", lambda *called: next(ways, run_forked)(*called))
     words = ["--preset", "tiny", "--runs", "1", "--peers", "--folder", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["bench_start.py", *words])
     assert bench_start.main() == 0
@@ -42,15 +44,20 @@ def test_every_way_to_start(
     wanted = {peer.name for kind in bench_start.SAVED for peer in peers.PEERS[kind]}
     ours = {
         *(f"baize {kind}" for kind in bench_start.SAVED),
+        *(f"baize generate {kind}" for kind in bench_start.SAVED),
         *(f"baize {kind} at load" for kind in bench_start.AT_LOAD),
     }
     assert rows.keys() == wanted | ours
     absent = {name for kind in bench_start.SAVED for name in peers.installed(kind, peers.ENGINES)[1]}
-    assert {name for name, row in rows.items() if isinstance(row["to_first_token_s"], str)} == absent
+    assert {name for name, row in rows.items() if isinstance(row["start_to_token_s"], str)} == absent
     for name in rows.keys() - absent:
         row = rows[name]
+        if name.startswith("baize generate"):
+            assert 0 <= row["start_to_token_s"] <= row["process_s"]
+            continue
         assert 0 < row["of_it_load_s"] < row["to_first_token_s"]
-        assert row["start_and_imports_s"] + row["to_first_token_s"] < row["process_s"] + 0.02  # hundredths are counted
+        assert row["start_and_imports_s"] + row["to_first_token_s"] == pytest.approx(row["start_to_token_s"])
+        assert row["start_to_token_s"] < row["process_s"] + 0.02  # hundredths are counted
         assert row["peak_MiB"] > row["own_MiB"] > 1
 
 
@@ -62,6 +69,7 @@ def test_a_failing_process_and_a_wrong_token_end_the_run() -> None:
 
     found = bench_start.run(Start("one", "int8", [sys.executable, "-S", "-c", f"print('{STAMPS}')"]), check)
     assert (found["first"], found["load"], found["imports"], tokens) == (3.0, 1.5, 1.0, [7])
+    assert found["since_start"] == 4.0
     with pytest.raises(SystemExit, match=r"(?s)two: its process ended with 3.*out of order"):
         bench_start.run(Start("two", "int8", [sys.executable, "-c", "print('out of order'); exit(3)"]), check)
 
@@ -75,14 +83,19 @@ def test_a_start_that_fails_takes_no_further_turn(
         asked.append(start.name)
         if start.name == "baize int8" and asked.count(start.name) == 2:
             raise SystemExit("its process ended with 1")
+        if start.is_baize:
+            answer = '{"completions": [{"token_ids": [7]}]}'
+            return real(replace(start, command=[sys.executable, "-S", "-c", f"print('{answer}')"]), lambda *_: None)
         return real(Start(start.name, start.kind, [sys.executable, "-S", "-c", f"print('{STAMPS}')"]), lambda *_: None)
 
     monkeypatch.setattr(bench_start, "run", run)
     small = ["--preset", "tiny", "--runs", "3", "--kinds", "int8", "float16", "--at_load", "--folder", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["bench_start.py", *small])
     assert bench_start.main() == 1
-    failed, measured = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    failed, typed, measured, typed_float = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert failed == {"engine": "baize int8", "problem": "its process ended with 1"}
+    assert (typed["engine"], typed["runs"]) == ("baize generate int8", 3)
+    assert 0 < typed_float["start_to_token_s"] <= typed_float["process_s"]
     assert (measured["engine"], measured["runs"], measured["to_first_token_s"]) == ("baize float16", 3, 3.0)
     assert asked.count("baize int8") == 2
 

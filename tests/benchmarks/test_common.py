@@ -18,6 +18,7 @@ def test_a_childs_peak_is_its_own() -> None:
     assert small.peak < 100 << 20 < 200 << 20 <= large.peak
     assert len(ballast) == 300 << 20
     failed = run_child([sys.executable, "-c", "import sys; print('out'); sys.exit(3)"])
+    assert 0 < failed.first <= failed.wall
     assert (failed.code, failed.output) == (3, "out\n")
 
 
