@@ -14,23 +14,19 @@ import sys
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 from typing import Any
 
 TORCH = "torch"
-# `import torch` ends with it and takes no name from it, in any version since 2.0
-META = "torch._meta_registrations"
-# Packages that only users of torch ask for names. The order in which torch's modules load is part of their working, so that
-# these are deferred where tests have tried it, by the beginning of torch's version.
+META = "torch._meta_registrations"  # `import torch` ends with it, and takes no name from it
+# Modules that only users of torch ask for names. In which order its modules load is part of how torch works, so that these
+# are deferred in versions that the tests have seen, by the beginning of the version.
 UNASKED = {
-    "2.13.": frozenset(
-        f"torch.{name}"
-        for name in (
-            "ao", "distributions", "masked", "nested", "nn.intrinsic", "nn.qat", "nn.quantizable", "nn.quantized", "optim",
-            "profiler", "quantization", "testing", "utils.data",
-        )
-    )
+    "2.13.": (
+        "torch.ao", "torch.distributed.config", "torch.distributions", "torch.masked", "torch.nested", "torch.nn.intrinsic",
+        "torch.nn.qat", "torch.nn.quantizable", "torch.nn.quantized", "torch.optim", "torch.profiler", "torch.quantization",
+        "torch.testing", "torch.utils.data",
+    ),
 }  # fmt: skip
 
 
@@ -76,6 +72,11 @@ class LeanFinder(MetaPathFinder):
 
     def load(self, torch: ModuleType, loader: Loader) -> None:
         """Runs torch's own loader."""
+        from importlib.metadata import (
+            PackageNotFoundError,
+            version,
+        )  # which torch imports too, and other commands do not
+
         try:
             self._deferred = deferred(version(TORCH))
         except PackageNotFoundError:  # built in its own folder, of whatever version
