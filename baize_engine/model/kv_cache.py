@@ -6,12 +6,13 @@ The block pool (generation/block_pool.py) knows which sequence owns which block.
 from __future__ import annotations
 
 import math
+import mmap
 from collections.abc import Sequence
 
-import numpy
 import torch
 from torch import Tensor
 
+from baize_engine.checkpoint.buffers import HUGE, huge_pages
 from baize_engine.model.config import ModelConfig
 
 BLOCK_SIZE = 16  # tokens: at most 15 wasted per sequence, and a block of 13B is still 160 KiB of keys per layer
@@ -69,10 +70,18 @@ class KVCache:
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:
-    """Zeros. On the CPU only pages that are written take memory, so that a short text in a long cache costs what it uses."""
+    """Zeros. On the CPU only pages that are written take memory, so that a short text in a long cache costs what it uses.
+
+    For that a layer's first blocks, which short texts take, are in small pages: to clear a huge one in each of 22 layers took
+    0.03 to 0.1 s of the first token's time. The others are in huge pages where there are any.
+    """
     if device != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     size = math.prod(shape) * dtype.itemsize
-    memory = numpy.zeros(size + 64, numpy.uint8)
-    begin = -memory.ctypes.data % 64  # bytes to the next cache line
-    return torch.from_numpy(memory[begin : begin + size]).view(dtype).view(shape)
+    memory = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if huge_pages():
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        for begin in range(0, size, size // shape[0]):
+            page = begin - begin % mmap.PAGESIZE
+            memory.madvise(mmap.MADV_NOHUGEPAGE, page, min(HUGE, size - page))
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

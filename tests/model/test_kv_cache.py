@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
+from pathlib import Path
+
 import pytest
 import tiny
 import torch
 
+from baize_engine.checkpoint.buffers import HUGE
 from baize_engine.model.buffers import cache_slots
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
@@ -25,6 +29,21 @@ def test_size_in_bytes_is_that_of_the_tensors() -> None:
     size = KVCache.nbytes(CONFIG, 5 * 16 - 3, torch.float16)
     assert size == cache.keys.nbytes + cache.values.nbytes
     assert [KVCache.tokens_in(CONFIG, size + more, torch.float16) for more in (-1, 0, 1)] == [4 * 16, 5 * 16, 5 * 16]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="counts resident pages as Linux does")
+def test_a_short_text_takes_little_of_a_long_cache() -> None:
+    cache = KVCache(CONFIG, 8192)
+    assert cache.keys[0].nbytes > 4 * HUGE
+    before = resident()
+    cache.keys[:, :3] = cache.values[:, :3] = 1.0
+    assert cache.keys[:, 3:].data_ptr() % 64 == 0
+    assert resident() - before < HUGE
+    assert not cache.keys[:, 3].any()
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE
 
 
 def test_a_copied_block_is_the_block_in_every_layer() -> None:
