@@ -65,7 +65,7 @@ def test_every_field_has_its_flag_and_its_help(command: str, capsys: pytest.Capt
         assert field.metadata["help"] in shown
 
 
-def test_the_flags_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_flags_reach_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[dict] = []
 
     def refuse(path: str, **settings: object) -> None:
@@ -75,8 +75,8 @@ def test_the_flags_reach_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Engine, "from_pretrained", refuse)
     flags = ["--device", "cpu", "--dtype", "float32", "--quantize", "int8", "--max_model_len", "64", "--cache_tokens"]
     flags += ["96", "--threads", "2", "--cache_dtype", "bfloat16", "--exact_activations"]
-    assert main(["generate", "folder", "--prompt", "a", *flags]) == 1
-    assert main(["generate", "folder", "--prompt", "a"]) == 1
+    assert main(["generate", str(folder), "--prompt", "a", *flags]) == 1
+    assert main(["generate", str(folder), "--prompt", "a"]) == 1
     wanted = EngineOptions("cpu", "float32", "int8", 64, 96, 2, "bfloat16", True)
     assert [EngineOptions(**settings) for settings in seen] == [wanted, EngineOptions()]
     assert all(settings.keys() == FIELDS.keys() for settings in seen)

@@ -64,10 +64,12 @@ def test_the_memory_check_counts_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert seen == [2 * loaded.loop.cache.keys.nbytes, loaded.loop.cache.keys.nbytes]
 
 
-def test_the_flag_of_the_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_flag_of_the_command(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refuse(path: Path, **settings: object) -> None:
         raise RequestError(f"{path} with a cache of {settings['cache_dtype']}")
 
     monkeypatch.setattr(Engine, "from_pretrained", refuse)
-    assert main(["generate", "folder", "--prompt", "a", "--device", "cpu", "--cache_dtype", "bfloat16"]) == 1
-    assert "folder with a cache of bfloat16" in capsys.readouterr().err
+    assert main(["generate", str(folder), "--prompt", "a", "--device", "cpu", "--cache_dtype", "bfloat16"]) == 1
+    assert f"{folder} with a cache of bfloat16" in capsys.readouterr().err
