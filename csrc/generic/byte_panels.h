@@ -140,7 +140,7 @@ struct BytePanel {
         x_factors = what.x.scales + (block * what.tokens + token) * kByteFactors;
         sums = to;
     }
-    void take(size_t token, size_t) { next.take(token / Blocks::byte_tokens); }
+    void take(size_t token, size_t count) { next.take(token, count); }
     template <size_t R, size_t T>
     BAIZE_TARGET void run(size_t row, size_t token) const {
         next.prefetch<R>(row);

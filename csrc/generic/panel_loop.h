@@ -29,7 +29,9 @@ BAIZE_TARGET void over_rows(Block& block, size_t rows, size_t token) {
 template <size_t R, size_t T, class Block>
 BAIZE_TARGET void over_block(Block& block, size_t rows, size_t tokens) {
     size_t token = 0;
-    for (; token + T <= tokens; token += T) over_rows<R, T>(block, rows, token);
+    // 7 or 8 tokens: blocks of 4, rather than one of 6 and a slow one of 1 or 2.
+    for (; token + T <= tokens && !(T == 6 && (tokens - token == 7 || tokens - token == 8)); token += T)
+        over_rows<R, T>(block, rows, token);
     if constexpr (T > 4)
         for (; token + 4 <= tokens; token += 4) over_rows<R, 4>(block, rows, token);
     if constexpr (T > 2) {
@@ -77,8 +79,7 @@ BAIZE_TARGET void panels(const Product& what, size_t begin, size_t end, float* s
                 const bool last = block + 1 == blocks;
                 const uint8_t* next = m.values + (last ? (row + Blocks::panel_rows) * stride
                                                        : row * stride + (block + 1) * block_bytes);
-                const size_t parts = (tokens + Panel::tokens_at_once - 1) / Panel::tokens_at_once;
-                panel.next = {next, stride, block_bytes, parts, 0, 0};
+                panel.next = {next, stride, block_bytes, tokens, 0, 0};
                 over_block<Panel::rows_at_once, Panel::tokens_at_once>(panel, rows, tokens);
             }
             for (size_t t = 0; t < tokens; ++t)

@@ -21,15 +21,15 @@ BAIZE_TARGET inline void ask_tokens(const X* x, size_t part, size_t parts) {
 // prefetches bytes [begin, end) of its rows, so that all are requested by the time the tokens are done.
 struct NextBlock {
     const uint8_t* from;
-    size_t stride, bytes, parts, begin, end;
+    size_t stride, bytes, tokens, begin, end;
 
-    void take(size_t part) {
+    void take(size_t token, size_t count) {  // the share of these tokens
         const size_t lines = (bytes + 63) / 64;
-        begin = lines * part / parts * 64;
-        end = lines * (part + 1) / parts * 64;
+        begin = lines * token / tokens * 64;
+        end = lines * (token + count) / tokens * 64;
     }
     template <size_t R>
-    BAIZE_TARGET void prefetch(size_t row) const {
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t row) const {
         for (size_t at = begin; at < end; at += 64)
 #pragma GCC unroll 8
             for (size_t r = 0; r < R; ++r) __builtin_prefetch(from + (row + r) * stride + at, 0, 2);

@@ -17,11 +17,10 @@ namespace {
 
 constexpr size_t kPanelFloats = Blocks::panel_rows * kBlock;  // of either panel
 
-// Rows of float16 read in place (half the bytes, and widening costs nothing next to the sums), or rows of any
-// float type widened.
-template <bool in_place>
+// Rows of a float type read in place, or widened.
+template <Dtype D, bool in_place>
 struct FloatPanel {
-    using Rows = MatrixFloats<in_place ? Dtype::float16 : Dtype::float32>;
+    using Rows = MatrixFloats<in_place ? D : Dtype::float32>;
     static constexpr size_t rows_at_once = Blocks::float_rows, tokens_at_once = Blocks::float_tokens,
                             block = kBlock;
 
@@ -42,23 +41,31 @@ struct FloatPanel {
         } else {
             rows = Rows{reinterpret_cast<const uint8_t*>(panel), kBlock * sizeof(float)};
             for (size_t r = 0; r < count_rows; ++r) {
-                widen({from + r * m.row_bytes(), dtype_of(m.kind)}, count, panel + r * kBlock);
+                widen_as<D>(from + r * m.row_bytes(), count, panel + r * kBlock);
                 for (size_t k = count; k < steps * Vec::width; ++k) panel[r * kBlock + k] = 0.0f;
             }
         }
     }
-    void take(size_t token, size_t) { next.take(token / Blocks::float_tokens); }
+    void take(size_t token, size_t count) {
+        next.take(token, count);
+        if constexpr (in_place) {
+            rows.ahead = size_t(next.from - rows.w);
+            rows.begin = next.begin / 64;
+            rows.end = next.end / 64;
+        }
+    }
     void set_block(size_t block, size_t token, F* to) {
         x = what.x.values + (block * what.tokens + token) * kBlock;
         sums = to;
     }
     template <size_t R, size_t T>
     BAIZE_TARGET void run(size_t row, size_t token) const {
-        next.prefetch<R>(row);
+        if constexpr (!in_place) next.prefetch<R>(row);
         ask_tokens<T, kBlock>(x + (token + T) * kBlock, row / Blocks::float_rows,
                               (Blocks::panel_rows + Blocks::float_rows - 1) / Blocks::float_rows);
-        float_block<R, T>(Rows{rows.w + row * rows.stride, rows.stride}, x + token * kBlock, steps,
-                          Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
+        Rows at = rows;
+        at.w += row * rows.stride;
+        float_block<R, T>(at, x + token * kBlock, steps, Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
     }
 };
 
@@ -97,7 +104,7 @@ struct CodePanel {
         x_factors = what.x.scales + (block * what.tokens + token) * per_block;
         sums = to;
     }
-    void take(size_t token, size_t) { next.take(token / Blocks::code_tokens); }
+    void take(size_t token, size_t count) { next.take(token, count); }
     template <size_t R, size_t T>
     BAIZE_TARGET void run(size_t row, size_t token) const {
         next.prefetch<R>(row);

@@ -9,7 +9,10 @@ namespace baize {
 
 namespace {
 
-// R rows of a matrix as register blocks read them: codes that were widened to a panel.
+// R rows of a matrix as register blocks read them. `prefetch` is always inlined: GCC drops calls of a function
+// that does nothing but prefetch.
+
+// Codes that were widened to a panel.
 struct PanelCodes {
     const int16_t* w;
     BAIZE_TARGET Vec::S load(size_t r, size_t s, size_t n) const {
@@ -19,25 +22,31 @@ struct PanelCodes {
     void prefetch(size_t) const {}
 };
 
-// R rows in the matrix itself (or a panel of floats), `stride` bytes apart. What is read next lies `ahead`
-// bytes on; pass `pass` of `passes` over the rows prefetches its share of those lines (`ahead` 0: nothing is
-// prefetched).
+// R rows in the matrix itself, or of a panel of floats, `stride` bytes apart. While they are read, the R rows
+// behind them are prefetched into the L1 cache, and lines [begin, end) of the rows that lie `ahead` bytes on,
+// which are read later, from memory.
 template <Dtype D>
 struct MatrixFloats {
     const uint8_t* w;
-    size_t stride, ahead = 0, pass = 0, passes = 1;
+    size_t stride, ahead = 0, begin = 0, end = 0;
+    static constexpr size_t step = Vec::width * itemsize(D);  // bytes of a row
+    static constexpr size_t steps = step < 64 ? 64 / step : 1;  // of a cache line
     BAIZE_TARGET F load(size_t r, size_t n) const {
-        return Vec::template load_as<D>(w + r * stride + n * Vec::width * itemsize(D));
+        return Vec::template load_as<D>(w + r * stride + n * step);
     }
     template <size_t R>
-    BAIZE_TARGET void prefetch(size_t n) const {
-        constexpr size_t bytes = Vec::width * itemsize(D);
-        const size_t line = n * bytes / 64;
-        if (ahead && n * bytes % 64 < bytes && (line & (passes - 1)) == pass)
-            for (size_t r = 0; r < R; ++r) __builtin_prefetch(w + r * stride + n * bytes + ahead, 0, 2);
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t n) const {  // the line of step n
+        const uint8_t* from = w + n * step;
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r) __builtin_prefetch(from + (R + r) * stride, 0, 3);
+        const size_t line = n / steps;
+        if (line < begin || line >= end) return;
+#pragma GCC unroll 16
+        for (size_t r = 0; r < R; ++r) __builtin_prefetch(from + ahead + r * stride, 0, 2);
     }
 };
 
+// Pass `pass` of `passes` over the rows prefetches its share of the lines that lie `ahead` bytes on.
 struct MatrixCodes {
     const uint8_t* w;
     size_t stride, ahead, pass, passes;
@@ -45,7 +54,7 @@ struct MatrixCodes {
         return Vec::load_codes(w + r * stride + s * kSection + n * Vec::shorts);
     }
     template <size_t R>
-    BAIZE_TARGET void prefetch(size_t s) const {
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t s) const {
         for (size_t r = 0; r < R; ++r)
             for (size_t n = 0; n < kSection; n += 64)
                 if (((s * kSection + n) / 64 & (passes - 1)) == pass)
@@ -67,8 +76,7 @@ BAIZE_TARGET inline void float_block(const Rows& w, const float* x, size_t steps
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 16
         for (size_t r = 0; r < R; ++r) own[t][r] = sums.at[t * stride + r];
-    for (size_t n = 0; n < steps; ++n) {
-        w.template prefetch<R>(n);
+    const auto step = [&](size_t n) BAIZE_TARGET {
         F rows[R];
 #pragma GCC unroll 16
         for (size_t r = 0; r < R; ++r) rows[r] = w.load(r, n);
@@ -78,7 +86,14 @@ BAIZE_TARGET inline void float_block(const Rows& w, const float* x, size_t steps
 #pragma GCC unroll 16
             for (size_t r = 0; r < R; ++r) own[t][r] = Vec::fma(rows[r], value, own[t][r]);
         }
+    };
+    size_t n = 0;
+    for (; n + Rows::steps <= steps; n += Rows::steps) {
+        w.template prefetch<R>(n);
+#pragma GCC unroll 4
+        for (size_t k = 0; k < Rows::steps; ++k) step(n + k);
     }
+    for (; n < steps; ++n) step(n);
 #pragma GCC unroll 16
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 16
