@@ -1,10 +1,11 @@
 // Products of many tokens: what a panel of rows holds, over the vector type `Vec` of the file that includes
 // this.
 //
-// A panel of Blocks::panel_rows rows by kBlock columns is widened once to float32 (AVX-512: 48 rows, 96 KiB)
-// or int16 (48 KiB). It streams from the L2 cache once for every register block of tokens, whose activations
-// (2 KiB of floats or 1 KiB of codes a token) stay in the L1 cache meanwhile. What bounds it is the
-// multiplier: a register block of 4 rows by 6 tokens loads 10 vectors for 24 multiply-adds.
+// A panel of Blocks::panel_rows rows by kBlock columns is read in place (AVX-512: 48 rows, 48 KiB of float16)
+// or widened once to float32 (96 KiB) or int16 (48 KiB). It streams from the L2 cache once for every register
+// block of tokens, whose activations (2 KiB of floats or 1 KiB of codes a token) stay in the L1 cache
+// meanwhile. The memory's speed bounds the fewest tokens; for more it is the multiplier: a register block of 4
+// rows by 6 tokens loads 10 vectors for 24 multiply-adds.
 #pragma once
 
 #include "csrc/generic/elements.h"
@@ -65,7 +66,8 @@ struct FloatPanel {
                               (Blocks::panel_rows + Blocks::float_rows - 1) / Blocks::float_rows);
         Rows at = rows;
         at.w += row * rows.stride;
-        float_block<R, T>(at, x + token * kBlock, steps, Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
+        float_block<R, T>(at, x + token * kBlock, steps,
+                          Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
     }
 };
 

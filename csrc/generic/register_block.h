@@ -22,9 +22,8 @@ struct PanelCodes {
     void prefetch(size_t) const {}
 };
 
-// R rows in the matrix itself, or of a panel of floats, `stride` bytes apart. While they are read, the R rows
-// behind them are prefetched into the L1 cache, and lines [begin, end) of the rows that lie `ahead` bytes on,
-// which are read later, from memory.
+// R rows in the matrix itself, or of a panel of floats, `stride` bytes apart. While they are read, lines
+// [begin, end) of the rows that lie `ahead` bytes on, which are read later, are prefetched.
 template <Dtype D>
 struct MatrixFloats {
     const uint8_t* w;
@@ -36,13 +35,10 @@ struct MatrixFloats {
     }
     template <size_t R>
     BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t n) const {  // the line of step n
-        const uint8_t* from = w + n * step;
-#pragma GCC unroll 16
-        for (size_t r = 0; r < R; ++r) __builtin_prefetch(from + (R + r) * stride, 0, 3);
         const size_t line = n / steps;
         if (line < begin || line >= end) return;
 #pragma GCC unroll 16
-        for (size_t r = 0; r < R; ++r) __builtin_prefetch(from + ahead + r * stride, 0, 2);
+        for (size_t r = 0; r < R; ++r) __builtin_prefetch(w + n * step + ahead + r * stride, 0, 2);
     }
 };
 
