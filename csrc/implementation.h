@@ -21,7 +21,9 @@ namespace baize {
 
 struct Implementation {
     const char* name;
-    const char* (*why_not)();  // why this processor cannot run it; nullptr if it can
+    const char* (*why_not)();  // why this processor or system cannot run it; nullptr if it can
+    // Asks the system for what products need, for the whole process; why it refuses, or nullptr.
+    const char* (*request)();
 
     ElementKernels elements;
     // At most kChunk elements; returns their sum.

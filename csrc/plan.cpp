@@ -25,6 +25,10 @@ int this_thread() {
 
 }  // namespace
 
+Plan::Plan(const Implementation& by) : by_(by) {
+    if (const char* reason = by.request()) throw std::runtime_error(reason);
+}
+
 void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
 
 void Plan::prepare(const Input& in, const Matrix& matrix) {

@@ -72,7 +72,7 @@ struct Head {
 
 class Plan {
    public:
-    explicit Plan(const Implementation& by) : by_(by) {}
+    explicit Plan(const Implementation& by);
 
     void append(const Embed& op);
     void append(const QkvRopeStore& op);

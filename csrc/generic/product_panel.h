@@ -4,8 +4,8 @@
 // A panel of Blocks::panel_rows rows by kBlock columns is read in place (AVX-512: 48 rows, 48 KiB of float16)
 // or widened once to float32 (96 KiB) or int16 (48 KiB). It streams from the L2 cache once for every register
 // block of tokens, whose activations (2 KiB of floats or 1 KiB of codes a token) stay in the L1 cache
-// meanwhile. The memory's speed bounds the fewest tokens; for more it is the multiplier: a register block of 4
-// rows by 6 tokens loads 10 vectors for 24 multiply-adds.
+// meanwhile. The memory's speed bounds the fewest tokens; for more it is the multiplier: a register block of
+// 4 rows by 6 tokens loads 10 vectors for 24 multiply-adds.
 #pragma once
 
 #include "csrc/generic/elements.h"

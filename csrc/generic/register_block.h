@@ -9,8 +9,8 @@ namespace baize {
 
 namespace {
 
-// R rows of a matrix as register blocks read them. `prefetch` is always inlined: GCC drops calls of a function
-// that does nothing but prefetch.
+// R rows of a matrix as register blocks read them. `prefetch` is always inlined: GCC drops calls of a
+// function that does nothing but prefetch.
 
 // Codes that were widened to a panel.
 struct PanelCodes {

@@ -129,20 +129,30 @@ struct AmxInt4 {
     }
 };
 
-// Requests permission from the system, for all threads: ARCH_REQ_XCOMP_PERM of XFEATURE_XTILEDATA.
-const char* request() {
+constexpr int kTileData = 18;  // XFEATURE_XTILEDATA, the state that Linux grants on request
+constexpr int kGetSupported = 0x1021, kRequest = 0x1023;  // ARCH_GET_XCOMP_SUPP, ARCH_REQ_XCOMP_PERM
+
+const char* why_no_tiles() {
     unsigned a = 0, b = 0, c = 0, d = 0;
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || !(d & (1u << 24)) || !(d & (1u << 25)))
         return "this processor lacks AMX with 8-bit integers";
-    if (syscall(SYS_arch_prctl, 0x1023, 18) == 0) return nullptr;
-    return errno == ENOSPC ? "a thread's signal stack is too small for AMX's registers"
-                           : "the system does not offer AMX";
+    uint64_t supported = 0;
+    const bool known = syscall(SYS_arch_prctl, kGetSupported, &supported) == 0;
+    return known && supported >> kTileData & 1 ? nullptr : "the system does not offer AMX";
 }
 
 const char* why_not() {
     if (const char* reason = why_not_avx512()) return reason;
-    static const char* const refused = request();
-    return refused;
+    static const char* const reason = why_no_tiles();
+    return reason;
+}
+
+// For all threads, those that run already too.
+const char* request() {
+    static const int error = syscall(SYS_arch_prctl, kRequest, kTileData) == 0 ? 0 : errno;
+    if (error == 0) return nullptr;
+    return error == ENOSPC ? "a thread's signal stack is too small for AMX's registers"
+                           : "the system refuses AMX's registers";
 }
 
 }  // namespace
@@ -151,6 +161,7 @@ Implementation amx_implementation() {
     Implementation row = avx512_implementation();
     row.name = "amx";
     row.why_not = why_not;
+    row.request = request;
     row.byte_product = kByteTiles<AmxEngine>;
     row.int4_product = kInt4Product<false, AmxInt4>;
     return row;

@@ -20,6 +20,7 @@ Implementation own_kernels(const char* name, const char* (*why_not)(), const Pro
     return {
         .name = name,
         .why_not = why_not,
+        .request = []() -> const char* { return nullptr; },
         .elements = kElements,
         .add_chunk = add_chunk,
         .task_rows = task_rows,
