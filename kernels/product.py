@@ -14,7 +14,7 @@ pair, and the second half the second.
 The result depends neither on T nor on how a product is launched (kernels/settings.py): K is walked in the same order, with the
 same tensor instruction, m16n8k16, on every GPU since Ampere (Hopper's wgmma would need four warps and 64 rows of W; the gate
 checks that it is not used). For many rows the norm is a separate kernel, with the same bits. W is float16, bfloat16, float32,
-int8 (codes are exact in 16 bits; the row's scale is applied to the sum) or int4 (dequantised to x's type).
+int8 or int4 (codes, and values times scales of blocks, in x's type; the row's scale is applied to the sum).
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 
 from . import tuned
-from .dequantize import codes4, codes8, dequantize
+from .dequantize import codes4, codes8, dequantize, scales4, stored_parts
 from .launch import (
     check,
     check_device,
@@ -36,7 +36,7 @@ from .launch import (
     wait_for_inputs,
 )
 from .norm import LANES, inverse_rms, rms_norm
-from .quantized import GROUP, Int4Weight, Int8Weight, Weight
+from .quantized import BLOCK, Weight
 from .rope import rope_and_store
 from .settings import BEST_BLOCK, MAX_ROWS, NORM_TRIGGERS
 from .silu import silu_mul
@@ -47,8 +47,8 @@ WIDENED_BYTES = 512 << 20  # memory for dequantised rows of a matrix at a time, 
 
 @triton.jit(do_not_specialize=["T"])
 def _product_kernel(
-    x_ptr, norm_ptr, w_ptr, scale_ptr, out_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, k_ptr, v_ptr, index_ptr,
-    eps, T, N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, NORM: tl.constexpr,
+    x_ptr, norm_ptr, w_ptr, block_scale_ptr, scale_ptr, out_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, k_ptr, v_ptr,
+    index_ptr, eps, T, N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
     EPILOGUE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LANES: tl.constexpr, AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr,
     PDL: tl.constexpr,
@@ -74,8 +74,8 @@ def _product_kernel(
         n = part * BLOCK_N + r
         inside = n < N
     WIDTH: tl.constexpr = BLOCK_K // 2 if BITS == 4 else BLOCK_K  # elements of a tile's row as stored
-    GROUPS: tl.constexpr = (K + GROUP - 1) // GROUP
-    STRIDE: tl.constexpr = GROUPS * (GROUP // 2) if BITS == 4 else K
+    BLOCKS: tl.constexpr = (K + BLOCK - 1) // BLOCK
+    STRIDE: tl.constexpr = BLOCKS * (BLOCK // 2) if BITS == 4 else K
     WHOLE: tl.constexpr = (N // 2) % HALF == 0 if PAIRED else N % BLOCK_N == 0
     EVEN: tl.constexpr = WHOLE and STRIDE % WIDTH == 0
     row = n.to(tl.int64) * STRIDE
@@ -104,22 +104,22 @@ def _product_kernel(
                 w_ptr + row[:, None] + stored[None, :], mask=inside[:, None] & (stored < STRIDE)[None, :], other=0
             )
         if BITS == 4:
-            low, high = codes4(w, ASSEMBLY)
-            g = tile * (BLOCK_K // GROUP) + tl.arange(0, BLOCK_K // GROUP)
-            scales = scale_ptr + n.to(tl.int64)[:, None] * GROUPS + g[None, :]
+            b = tile * (BLOCK_K // BLOCK) + tl.arange(0, BLOCK_K // BLOCK)
+            scales = block_scale_ptr + n.to(tl.int64)[:, None] * BLOCKS + b[None, :]
             if EVEN:
-                s = tl.load(scales)
+                c = tl.load(scales)
             else:
-                s = tl.load(scales, mask=inside[:, None] & (g < GROUPS)[None, :], other=0.0)
-            s = tl.reshape(tl.broadcast_to(s[:, :, None], (BLOCK_N, BLOCK_K // GROUP, GROUP // 2)), (BLOCK_N, WIDTH))
-            if kind == tl.float16:  # a code of 4 bits times a scale of 11: rounded once, like the product in float32
-                low, high = low * s, high * s
+                c = tl.load(scales, mask=inside[:, None] & (b < BLOCKS)[None, :], other=0)
+            c, bias = scales4(c, BLOCK_N, BLOCK_K // BLOCK, BLOCK, ASSEMBLY)
+            low, high = codes4(w, bias, ASSEMBLY)
+            if kind == tl.float16:  # whole numbers of 8 bits, their product rounded once, like one in float32
+                low, high = low * c, high * c
             else:
-                low, high = low.to(tl.float32) * s.to(tl.float32), high.to(tl.float32) * s.to(tl.float32)
-            k = tile * BLOCK_K + column // (GROUP // 2) * GROUP + column % (GROUP // 2)
+                low, high = low.to(tl.float32) * c.to(tl.float32), high.to(tl.float32) * c.to(tl.float32)
+            k = tile * BLOCK_K + column // (BLOCK // 2) * BLOCK + column % (BLOCK // 2)
             x = _x_tile(x_rows, norm_ptr, k, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
             acc = tl.dot(low.to(kind), tl.trans(x), acc, input_precision="ieee")
-            x = _x_tile(x_rows, norm_ptr, k + GROUP // 2, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
+            x = _x_tile(x_rows, norm_ptr, k + BLOCK // 2, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
             acc = tl.dot(high.to(kind), tl.trans(x), acc, input_precision="ieee")
         else:
             if BITS == 8:
@@ -127,7 +127,7 @@ def _product_kernel(
             x = _x_tile(x_rows, norm_ptr, stored, t, T, rms if NORM else None, K, BLOCK_K, NORM, kind)
             acc = tl.dot(w.to(kind), tl.trans(x), acc, input_precision="ieee")
     start_next(PDL)
-    if BITS == 8:
+    if BITS <= 8:
         acc *= tl.load(scale_ptr + n, mask=inside, other=0.0)[:, None]
     if PAIRED:
         first, second = tl.split(tl.permute(tl.reshape(acc, (2, HALF, BLOCK_T)), (1, 2, 0)))
@@ -170,8 +170,8 @@ def _product_kernel(
             broken = tl.max(tl.where(mask & (acc - acc != 0), 1, 0), axis=0)
             best = tl.max(tl.where(mask, acc, float("-inf")), axis=0)
             index = tl.min(tl.where(mask & (acc == best[None, :]), n[:, None], N), axis=0)
-            BLOCKS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
-            place = t.to(tl.int64) * BLOCKS + part
+            PARTS: tl.constexpr = (N + BLOCK_N - 1) // BLOCK_N
+            place = t.to(tl.int64) * PARTS + part
             tl.store(index_ptr + place, tl.where(broken > 0, -1, index), mask=t < T)
         tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -200,14 +200,14 @@ def _launch(
     count = weight.shape[0]
     if weight.shape[1] != columns:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (N, {columns}) for x of {tuple(x.shape)}")
-    values, scales, bits = _stored(weight, x)
+    values, block_scales, scales, bits = _stored(weight, x)
     how = tuned.product(op, bits, (count, columns), rows, x.device)
     if norm is not None and not how.fuse_norm:
         x, norm = rms_norm(x, norm, eps, trigger=NORM_TRIGGERS[how.trigger]), None
     block_t = how.block_t(rows)
     grid = triton.cdiv(rows, block_t), triton.cdiv(count, how.block_n)
     _product_kernel[grid](
-        x, norm, values, scales, out, *rope, index, eps, rows, N=count, K=columns, BITS=bits, GROUP=GROUP,
+        x, norm, values, block_scales, scales, out, *rope, index, eps, rows, N=count, K=columns, BITS=bits, BLOCK=BLOCK,
         NORM=norm is not None, EPILOGUE=EPILOGUES[op], HEADS=heads[0], KV_HEADS=heads[1], D=heads[2], LANES=LANES,
         BLOCK_T=block_t, BLOCK_N=how.block_n, BLOCK_K=how.block_k, num_warps=how.num_warps, num_stages=how.num_stages,
         AHEAD=how.prefetched if norm is not None or dependent_launch(x.device) else 0, ASSEMBLY=not interpreting(),
@@ -215,19 +215,25 @@ def _launch(
     )  # fmt: skip
 
 
-def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, int]:
-    """(values, scales, bits) of a weight for the kernel. ValueError if it or x is strided or on another device."""
-    values, scales = (weight, None) if isinstance(weight, torch.Tensor) else (weight.values, weight.scales)
-    for name, tensor in (("weight", values), ("x", x), ("weight's scales", scales)):
+def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]:
+    """(values, scales of blocks, scales of rows, bits) of a weight for the kernel. ValueError if it or x is strided or on
+    another device."""
+    parts: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]
+    if isinstance(weight, torch.Tensor):
+        parts = weight, None, None, 8 * weight.element_size()
+    else:
+        parts = stored_parts(weight)
+    for name, tensor in (
+        ("weight", parts[0]),
+        ("x", x),
+        ("weight's block scales", parts[1]),
+        ("weight's scales", parts[2]),
+    ):
         if tensor is not None:
             check_device(name, tensor, x.device)
             if not tensor.is_contiguous():
                 raise ValueError(f"{name} of shape {tuple(tensor.shape)} is strided, wanted contiguous rows")
-    if isinstance(weight, Int8Weight):
-        return values, scales, 8
-    if isinstance(weight, Int4Weight):
-        return values, scales, 4
-    return values, None, 8 * values.element_size()
+    return parts
 
 
 def small(rows: int, batch_invariant: bool) -> bool:

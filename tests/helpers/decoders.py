@@ -23,12 +23,13 @@ from baize_engine.model.prompt_runner import PromptRunner, new_cache
 
 
 def make(cfg: dict, dtype: torch.dtype = torch.float32, quantize: str | None = None, joined: bool = False) -> Llama:
-    """A decoder with seeded weights; activations of the weights' type where `joined`, as on a GPU."""
+    """A decoder with seeded weights; as on a GPU where `joined`: activations of the weights' type, int4 in rows."""
     weights: dict = tiny.state(cfg, 0, dtype, scale=0.2)
     if quantize:
         plain = ("norm.weight", names.EMBED)
         weights = {n: w if n.endswith(plain) else quantized.quantize(w, quantize) for n, w in weights.items()}
     if joined:
+        weights = {n: quantized.in_rows(w) if isinstance(w, quantized.Int4Weight) else w for n, w in weights.items()}
         for number in range(cfg["num_hidden_layers"]):
             for whole, parts in names.JOINED.items():
                 matrices = [weights.pop(names.layer(number, part)) for part in parts]

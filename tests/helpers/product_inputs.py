@@ -19,8 +19,12 @@ def rand(*shape: int, seed: int, dtype: torch.dtype = torch.float32, scale: floa
 
 
 def matrix(n: int, k: int, kind: str, dtype: torch.dtype, seed: int = 5) -> Any:
+    """int4 in rows, as on a GPU."""
     weight = rand(n, k, seed=seed, dtype=dtype, scale=k**-0.5)
-    return weight if kind == "same" else quantized.quantize(weight, kind)
+    if kind == "same":
+        return weight
+    made = quantized.quantize(weight, kind)
+    return quantized.in_rows(made) if isinstance(made, quantized.Int4Weight) else made
 
 
 def case(rows: int, k: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:

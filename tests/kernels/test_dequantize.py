@@ -19,3 +19,17 @@ def test_dequantize_gives_the_references_bits(
     weight = matrix(rows, columns, kind, torch.float32)
     got, _ = triton.call("dequantize", "dequantize", weight, ACTIVATIONS[activation])
     assert torch.equal(got, quantized.dequantize(weight, ACTIVATIONS[activation]))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_byte_and_every_scale_of_int4(triton: Interpreter, activation: str) -> None:
+    scales = torch.arange(-127, 128, dtype=torch.int8)[:, None].expand(255, 16).contiguous()
+    values = torch.arange(256, dtype=torch.uint8).expand(255, 256).contiguous()
+    weight = quantized.Int4Weight(values, scales, torch.linspace(-1e-3, 1e-3, 255), 512)
+    got, _ = triton.call("dequantize", "dequantize", weight, ACTIVATIONS[activation])
+    assert torch.equal(got, quantized.dequantize(weight, ACTIVATIONS[activation]))
+
+
+def test_panels_are_refused(triton: Interpreter) -> None:
+    with pytest.raises(ValueError, match=r"int4 weight of shape \(20, 64\) is in panels, wanted rows"):
+        triton.call("dequantize", "dequantize", quantized.quantize(torch.ones(20, 64), "int4"), torch.float16)

@@ -9,7 +9,7 @@ from sample_cases import sample_cases
 
 from baize_engine.kernels import dequantize, diff_add, norm, rope, silu
 from baize_engine.kernels.diff_add import BFLOAT16, FLOAT16, FLOAT32
-from baize_engine.kernels.quantized import GROUP
+from baize_engine.kernels.quantized import BLOCK
 
 
 def cases() -> list[GateCase]:
@@ -26,14 +26,15 @@ def dequantize_cases() -> list[GateCase]:
             name=f"dequantize {bits} bits {kind} {columns}{' pdl' if trigger else ''}",
             kernel=dequantize._dequantize_kernel,
             signature={
-                "values_ptr": {8: "*i8", 4: "*u8"}[bits], "scales_ptr": {8: "*fp32", 4: "*fp16"}[bits], "out_ptr": f"*{kind}",
-                "N": "i32",
+                "values_ptr": {8: "*i8", 4: "*u8"}[bits], **({"block_scales_ptr": "*i8"} if bits == 4 else {}),
+                "scales_ptr": "*fp32", "out_ptr": f"*{kind}", "N": "i32",
             },
             constexprs={
-                "K": columns, "BITS": bits, "GROUP": GROUP, "ROWS": dequantize.ROWS, "COLUMNS": dequantize.COLUMNS,
+                "K": columns, "BITS": bits, "BLOCK": BLOCK, "ROWS": dequantize.ROWS, "COLUMNS": dequantize.COLUMNS,
                 "ASSEMBLY": True, "PDL": pdl_code(trigger),
+                **({} if bits == 4 else {"block_scales_ptr": None}),
             },
-            aligned=("values_ptr", "scales_ptr", "out_ptr"),
+            aligned=("values_ptr", *(("block_scales_ptr",) if bits == 4 else ()), "scales_ptr", "out_ptr"),
             pdl=trigger,
             ci=(kind, columns, trigger) == ("fp16", 5120, None),
         )

@@ -8,7 +8,7 @@ from compile_gate import GateCase, pdl_code
 
 from baize_engine.kernels import product, settings
 from baize_engine.kernels.norm import LANES
-from baize_engine.kernels.quantized import GROUP
+from baize_engine.kernels.quantized import BLOCK
 from baize_engine.kernels.settings import ProductSettings
 
 # The matrices of a layer: (hidden, inner, heads); head_dim is 128.
@@ -42,13 +42,14 @@ def product_case(
     rope, head = function == "qkv_rope_store", function == "head"
     pointers: dict[str, str | None] = {
         "x_ptr": x, "norm_ptr": x if norm else None, "w_ptr": w,
-        "scale_ptr": {8: "*fp32", 4: "*fp16"}.get(bits), "out_ptr": "*fp32" if head else x,
+        "block_scale_ptr": "*i8" if bits == 4 else None, "scale_ptr": "*fp32" if bits <= 8 else None,
+        "out_ptr": "*fp32" if head else x,
         "cos_ptr": "*fp32" if rope else None, "sin_ptr": "*fp32" if rope else None,
         "positions_ptr": "*i64" if rope else None, "slots_ptr": "*i64" if rope else None,
         "k_ptr": x if rope else None, "v_ptr": x if rope else None, "index_ptr": "*i32" if head else None,
     }  # fmt: skip
     constants: dict[str, Any] = {
-        "N": n, "K": k, "BITS": bits, "GROUP": GROUP, "NORM": norm, "EPILOGUE": product.EPILOGUES[function],
+        "N": n, "K": k, "BITS": bits, "BLOCK": BLOCK, "NORM": norm, "EPILOGUE": product.EPILOGUES[function],
         "HEADS": heads, "KV_HEADS": heads, "D": 128, "LANES": LANES, "PDL": pdl_code(how.trigger if dependent else None),
         "AHEAD": how.prefetched if norm or dependent else 0, "ASSEMBLY": True,
         "BLOCK_T": how.block_t(rows), "BLOCK_N": how.block_n, "BLOCK_K": how.block_k,
