@@ -27,6 +27,9 @@ Steps = tuple[list[list[int]], list[float]]  # ids of each step, one for each se
 class Engine(Protocol):
     """What is timed. `prefill` and `start` give the token after the prompt and the seconds; `steps` the rest."""
 
+    def build(self) -> str:
+        """Its version, how it was built as far as it tells, and its threads."""
+
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
         """The prompt from an empty cache."""
 
@@ -53,9 +56,15 @@ class Baize:
         from baize_engine.model.weights import load_weights
 
         config = ModelConfig.from_folder(path)
-        self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), choose.ops("cpu"), "cpu")
+        ops, self.threads = choose.ops("cpu"), threads
+        self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), ops, "cpu")
         self.arrivals = arrivals
         self._room(CACHED)
+
+    def build(self) -> str:
+        import baize_engine
+
+        return f"{baize_engine.__version__}, {self.threads} threads"
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
         if self.loop.cache.num_blocks * self.loop.cache.block_size < len(prompt) + 1:
@@ -99,6 +108,12 @@ class LlamaCpp:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
         self.context: Any = None
         self.room = (0, 0)
+
+    def build(self) -> str:
+        from builds import processor_flags, told
+
+        system = self.api.llama_print_system_info().decode()
+        return f"{told(self.api.__version__, system, processor_flags())}, {self.threads} threads"
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
         self._make(1, max(len(prompt), CACHED))
@@ -171,6 +186,11 @@ class CTranslate2:
         self.generator = ctranslate2.Generator(
             path, "cpu", compute_type="default", inter_threads=1, intra_threads=threads
         )
+        self.version, self.threads = ctranslate2.__version__, threads
+
+    def build(self) -> str:
+        forced = os.environ.get("CT2_FORCE_CPU_ISA", "chosen by it as it runs")
+        return f"{self.version}, instruction set {forced}, {self.threads} threads"
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
         ids, times = self._generate(prompt, 1, 1)
@@ -209,6 +229,13 @@ class Transformers:
 
         torch.set_num_threads(threads)
         self.torch, self.model = torch, LlamaForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+
+    def build(self) -> str:
+        from importlib.metadata import version
+
+        torch = self.torch
+        kind = torch.backends.cpu.get_cpu_capability()
+        return f"{version('transformers')}, torch {torch.__version__} with {kind}, {torch.get_num_threads()} threads"
 
     def prefill(self, prompt: list[int]) -> tuple[int, float]:
         token, seconds, _ = self._run([prompt], None)
@@ -276,7 +303,7 @@ def main() -> int:
         token, _ = engine.prefill(json.loads(prompt[0]))
         print("\n" + stamps(imported, loaded, now_since_start(), token), file=answers, flush=True)
         return 0
-    print(json.dumps("ready"), file=answers, flush=True)
+    print(json.dumps(engine.build()), file=answers, flush=True)
     for line in sys.stdin:
         request = json.loads(line)
         print(json.dumps(getattr(engine, request["call"])(*request["arguments"])), file=answers, flush=True)

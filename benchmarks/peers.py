@@ -79,7 +79,7 @@ class Ended(SystemExit):
 
 
 class Child:
-    """An engine's process; `ask` calls a method of `engines.Engine` there."""
+    """An engine's process; `ask` calls a method of `engines.Engine` there, `build` is how it says it was built."""
 
     def __init__(self, engine: str, path: Path, threads: int) -> None:
         here = Path(__file__).resolve().parent
@@ -92,7 +92,7 @@ class Child:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self._answer()
+        self.build: str = self._answer()
 
     def ask(self, call: str, *arguments: Any) -> Any:
         """The value of `call`; Ended where the process has ended."""

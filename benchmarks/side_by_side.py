@@ -21,7 +21,7 @@ from common import FIRST, GAP, REHEARSING, Spread, latencies
 from model_files import Store
 from models import Decoder
 from peers import ENGINES, Child, Ended, Peer, installed
-from reports import Report
+from reports import Report, say
 from roofline import matmul_peak
 
 from baize_engine.backend.choose import reference_ops
@@ -231,6 +231,9 @@ def _each_kind(report: Report, options: argparse.Namespace, rows: Callable[..., 
             with report.case(engine=f"baize {kind}", kind=kind):
                 peers, absent = installed(kind, options.peers)
                 with group(store, kind, peers, torch.get_num_threads()) as (children, crashed):
+                    for name, child in children.items():
+                        say(f"{name}: {child.build}")
+                        report.facts.setdefault("builds", {})[name] = child.build
                     ended = rows(store, kind, peers, children)
                 for name, why in (absent | crashed | ended).items():
                     report.row({"engine": name, "kind": kind, "tok/s": why})

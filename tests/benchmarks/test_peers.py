@@ -75,6 +75,8 @@ def test_decode_beside_the_peers(folder: Path, run: Callable[..., dict[str, Any]
     measured |= {f"baize {kind} sampled" for kind in kinds}
     assert {(row["engine"], row["batch"]) for row in rows} == {(name, batch) for name in measured for batch in (1, 3)}
     assert {row["engine"] for row in found["rows"] if "not installed" in str(row["tok/s"])} == absent
+    assert found["builds"].keys() >= {row["engine"].removesuffix(" sampled") for row in rows}
+    assert all(said.endswith(" threads") for said in found["builds"].values())
     for row in rows:
         assert 0 < row["p20"] <= row["ms/token"] <= row["p80"]
         assert row["p80"] <= row["p99"]
@@ -204,6 +206,8 @@ def test_a_peer_that_crashes_is_left_out_and_named(folder: Path, monkeypatch: py
 
 class Fading:
     """An engine whose process lives for so many calls."""
+
+    build = "1.0"
 
     def __init__(self, calls: int, seconds: float = 0.1) -> None:
         self.calls, self.seconds = calls, seconds
