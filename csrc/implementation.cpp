@@ -13,6 +13,11 @@ const std::vector<Implementation>& implementations() {
 #endif
 #if BAIZE_X86
         avx512_implementation(),
+#endif
+#if BAIZE_HAS_AVX_VNNI
+        avx_vnni_implementation(),
+#endif
+#if BAIZE_X86
         avx2_implementation(),
 #endif
         scalar_implementation(),

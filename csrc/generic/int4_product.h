@@ -66,7 +66,8 @@ struct StoredRows {
                             typename Vec::Quads& high) const {
         Vec::unpack_quads(codes[r] + block * kInt4BlockBytes + q * 4 * kInt4Panel, low, high);
     }
-    BAIZE_TARGET void prefetch(size_t block) const {
+    // Always inlined: GCC drops calls of a function that does nothing but prefetch.
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t block) const {
         constexpr size_t ahead = 8;  // blocks: 2 KiB of codes
         for (size_t r = 0; r < R; r += kInt4Panel / Vec::width) {
             for (size_t n = 0; n < kInt4BlockBytes; n += 64)

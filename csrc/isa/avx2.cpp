@@ -13,16 +13,12 @@
 
 namespace baize {
 
-namespace {
-
-const char* why_not() {
+const char* why_not_avx2() {
     const bool has = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c();
     return has ? nullptr : "this processor lacks AVX2, FMA or F16C";
 }
 
-}  // namespace
-
-Implementation avx2_implementation() { return own_kernels("avx2", why_not, kBytePanels); }
+Implementation avx2_implementation() { return own_kernels("avx2", why_not_avx2, kBytePanels); }
 
 }  // namespace baize
 

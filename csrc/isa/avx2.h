@@ -1,4 +1,5 @@
-// The vector type of AVX2 with FMA and F16C: 8 floats, 16 codes or 32 bytes.
+// The vector type of AVX2 with FMA and F16C: 8 floats, 16 codes or 32 bytes; and of AVX-VNNI for the file that
+// defines BAIZE_AVX_VNNI.
 #pragma once
 
 #include <immintrin.h>
@@ -185,19 +186,35 @@ struct Vec {
         for (size_t k = 0; k < kSection; k += 16) store_shorts(codes + k, rounded(x + k, inverse));
     }
 
-    // int4 (generic/int4_product.h): four columns a lane. vpmaddubsw takes unsigned by signed bytes, so a
-    // token's codes give their signs to the weights.
+    // int4 (generic/int4_product.h): four columns a lane. vpdpbusd and vpmaddubsw take unsigned by signed bytes:
+    // the weights have quad_bias added, or a token's codes give their signs to them.
     using Quads = __m256i;
+    using Odd = __m256i;
+#if defined(BAIZE_AVX_VNNI)
+    using TokenQuads = __m256i;
+    static constexpr int quad_bias = 128;
+    BAIZE_TARGET static TokenQuads token_quads(__m256i codes) { return codes; }
+    BAIZE_TARGET static I add_quads(I total, Quads weights, TokenQuads token) {
+        return _mm256_dpbusd_avx_epi32(total, weights, token);
+    }
+#else
     struct TokenQuads {
         __m256i codes, magnitudes;
     };
-    using Odd = __m256i;
     static constexpr int quad_bias = 0;
+    BAIZE_TARGET static TokenQuads token_quads(__m256i codes) { return {codes, _mm256_abs_epi8(codes)}; }
+    BAIZE_TARGET static I add_quads(I total, Quads weights, const TokenQuads& token) {
+        const __m256i pairs =
+            _mm256_maddubs_epi16(token.magnitudes, _mm256_sign_epi8(weights, token.codes));
+        return plus(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+    }
+#endif
     BAIZE_TARGET static void unpack_quads(const uint8_t* at, Quads& low, Quads& high) {
         const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(at));
         const __m256i mask = _mm256_set1_epi8(15);
-        const __m256i values =
-            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kInt4Values)));
+        const __m256i values = _mm256_add_epi8(
+            _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kInt4Values))),
+            _mm256_set1_epi8(int8_t(quad_bias)));
         low = _mm256_shuffle_epi8(values, _mm256_and_si256(codes, mask));
         high = _mm256_shuffle_epi8(values, _mm256_and_si256(_mm256_srli_epi16(codes, 4), mask));
     }
@@ -207,13 +224,7 @@ struct Vec {
     BAIZE_TARGET static TokenQuads all_quads(const int8_t* at) {  // a token's four codes in every lane
         int32_t four;
         std::memcpy(&four, at, 4);
-        const __m256i codes = _mm256_set1_epi32(four);
-        return {codes, _mm256_abs_epi8(codes)};
-    }
-    BAIZE_TARGET static I add_quads(I total, Quads weights, const TokenQuads& token) {
-        const __m256i pairs =
-            _mm256_maddubs_epi16(token.magnitudes, _mm256_sign_epi8(weights, token.codes));
-        return plus(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+        return token_quads(_mm256_set1_epi32(four));
     }
     BAIZE_TARGET static I plus_256_times(I low, I high) {
         return _mm256_add_epi32(low, _mm256_slli_epi32(high, 8));
@@ -225,8 +236,8 @@ struct Vec {
         const I wide = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at)));
         return _mm256_srai_epi32(_mm256_slli_epi32(wide, 31), 31);
     }
-    BAIZE_TARGET static I start(const int32_t* at, Odd odd) {  // at[0], which is 0, where the scale is even
-        return _mm256_and_si256(odd, _mm256_set1_epi32(at[1]));
+    BAIZE_TARGET static I start(const int32_t* at, Odd odd) {  // at[0] where the scale is even, else at[1]
+        return _mm256_blendv_epi8(_mm256_set1_epi32(at[0]), _mm256_set1_epi32(at[1]), odd);
     }
 
     using B = __m256i;  // thirty-two bytes

@@ -67,7 +67,7 @@ def in_bytes(x: torch.Tensor, kind: str, implementation: str) -> torch.Tensor:
     With int8 weights 63 levels where pairs of products are summed in 16 bits.
     """
     section = 128 if kind == "int8" else 64
-    levels = 63 if kind == "int8" and implementation in ("avx2", "scalar") else 127
+    levels = 63 if kind == "int8" and implementation in ("avx_vnni", "avx2", "scalar") else 127
     padded = torch.nn.functional.pad(x, (0, -x.shape[1] % section)).unflatten(1, (-1, section))
     most = padded.abs().amax(2, keepdim=True)
     codes = (padded * (levels / most)).round()

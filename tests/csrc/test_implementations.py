@@ -22,7 +22,7 @@ TARGETS = {
 
 def test_implementations_are_listed_best_first_and_unable_ones_raise() -> None:
     rows = _C.implementations()
-    order = ["amx", "avx512", "avx2", "scalar"]
+    order = ["amx", "avx512", "avx_vnni", "avx2", "scalar"]
     assert [row.name for row in rows] == [name for name in order if name in {row.name for row in rows}]
     assert (rows[-1].name, rows[-1].why_not()) == ("scalar", None)
     with pytest.raises(ValueError, match="implementation is 'mmx', wanted one of"):
