@@ -3,10 +3,13 @@
 // attributes on functions: code for one instruction set is never linked into another's, and what the files
 // share is compiled for every processor.
 //
-// elements, add_chunk, quantize and sample give equal bits in every row, but for the sign and payload of a
-// NaN that is narrowed to float16. Products, rms_norm and attention sum in the lanes of the set's vectors:
-// equal bits for any number of tokens and threads, and in "amx" and "avx512". All but elements are called
-// under the default floating-point state (float_state.h).
+// elements, add_chunk, quantize and sample give equal bits in every row; a NaN narrowed to 16 bits becomes
+// the positive quiet one without a payload. Products, rms_norm and attention sum in the lanes of the set's
+// vectors: equal bits for any number of tokens and threads, and in "amx" and "avx512". All but elements are
+// called under the default floating-point state (float_state.h).
+//
+// A row has one why_not for all its kernels: AVX-512 without VNNI takes AVX2's for everything, also where
+// VNNI is not used.
 #pragma once
 
 #include <vector>

@@ -1,6 +1,6 @@
-// Products of int8 weights with activations of 8 bits for any number of tokens, by panels (panel_loop.h), over the vector
-// type `Vec` of the file that includes this. A token's bits do not depend on the other tokens here either,
-// but they differ from those of product.h.
+// Products of int8 weights with activations of 8 bits for any number of tokens, by panels (panel_loop.h),
+// over the vector type `Vec` of the file that includes this. A token's bits do not depend on the other tokens
+// here either, but they differ from those of product.h.
 //
 // A section of x becomes codes from 1 to 2 * zero - 1 around `zero`, because the multiplier takes unsigned by
 // signed bytes: x ~ (u - zero) * f. The zero's share, zero times the sum of a section's weights, is

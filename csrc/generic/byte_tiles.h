@@ -1,6 +1,7 @@
-// Products of int8 weights with activations of 8 bits for any number of tokens, by tiles, over the vector type `Vec` of the
-// file that includes this: for processors that multiply bytes into 32-bit sums. A token's bits do not depend
-// on the other tokens here either, but they differ from those of product.h and byte_panels.h.
+// Products of int8 weights with activations of 8 bits for any number of tokens, by tiles, over the vector
+// type `Vec` of the file that includes this: for processors that multiply bytes into 32-bit sums. A token's
+// bits do not depend on the other tokens here either, but they differ from those of product.h and
+// byte_panels.h.
 //
 // Sixteen tokens form a group, one per lane of a vector. The totals of sixteen rows and a group over a
 // section of columns are a tile, computed by an `Engine`. Integer sums are exact and a lane depends only on

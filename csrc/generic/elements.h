@@ -33,7 +33,7 @@ BAIZE_TARGET void narrow_as(const float* from, size_t count, uint8_t* to) {
     size_t n = 0;
     for (; n + Vec::width <= count; n += Vec::width) {
         const F value = Vec::load(from + n);
-        Vec::template store_as<D>(to + n * itemsize(D), D == Dtype::bfloat16 ? Vec::canonical(value) : value);
+        Vec::template store_as<D>(to + n * itemsize(D), D == Dtype::float32 ? value : Vec::canonical(value));
     }
     for (; n < count; ++n) store_one<D>(to + n * itemsize(D), from[n]);
 }

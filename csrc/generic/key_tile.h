@@ -1,5 +1,7 @@
 // The tile of keys and values that attention has at hand, and a task's memory, over the vector type `Vec` of
-// the file that includes this. A tile is widened once to float32, for all rows of the task.
+// the file that includes this. A tile is widened once to float32, for all rows of the task: reading the cache
+// bounds the gather for one query a sequence, transposing the keys for a prompt; attention.h says where the
+// tile stays.
 #pragma once
 
 #include <cstring>

@@ -6,9 +6,9 @@
 // Integer codes are summed exactly within a section of columns, and the sum enters the accumulator times the
 // section's factor.
 //
-// One token: product_single.h reads rows in place. A few with int8: product_few.h does the same, in register
-// blocks of four tokens. Otherwise product_panel.h keeps a panel of rows in the caches while all tokens are
-// multiplied with it.
+// One token: product_single.h reads rows in place. Few: product_few.h does the same, in register blocks of
+// four tokens. Many: product_panel.h keeps a panel of rows in the caches while all tokens are multiplied with
+// it.
 #pragma once
 
 #include "csrc/generic/activations.h"
@@ -37,14 +37,14 @@ size_t task_rows(const Matrix& matrix, size_t tokens) {
 // Rows are read in place where they are whole vectors that widen in a load.
 template <Dtype D>
 BAIZE_TARGET void float_panels(const Product& what, size_t begin, size_t end, float* scratch) {
-    if ((D != Dtype::float16 || Vec::widens_halves) && what.matrix.columns % Vec::width == 0)
+    if ((D != Dtype::float16 || Vec::widens_halves) && whole_rows(what.matrix))
         return panels<FloatPanel<D, true>>(what, begin, end, scratch);
     panels<FloatPanel<D, false>>(what, begin, end, scratch);
 }
 
 BAIZE_TARGET void product(const Product& what, size_t begin, size_t end, float* scratch) {
     if (what.tokens == 1) return single(what, begin, end);
-    if (is_few(what)) return few(what, begin, end);
+    if (what.tokens <= few_tokens(what.matrix)) return few(what, begin, end);
     switch (what.matrix.kind) {
         case Kind::float32: return float_panels<Dtype::float32>(what, begin, end, scratch);
         case Kind::float16: return float_panels<Dtype::float16>(what, begin, end, scratch);

@@ -1,5 +1,6 @@
 // A section of a token's activations on its way to codes, over the vector type `Vec` of the file that
-// includes this.
+// includes this. Loads bound it: a few operations a value, which stays in the L1 cache (512 bytes for 128)
+// for the codes.
 #pragma once
 
 #include <cstring>

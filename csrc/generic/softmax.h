@@ -1,5 +1,6 @@
 // Softmaxes of parts of a context, and their merging in order, over the vector type `Vec` of the file that
-// includes this.
+// includes this. Loads and stores bound the merging: two operations a value, on a row of 512 bytes of float32
+// for 128 dimensions, which is in the L1 cache within a task and in the L2 cache after all splits.
 #pragma once
 
 #include "csrc/attention.h"

@@ -30,6 +30,8 @@ struct alignas(64) TileConfig {
     uint8_t rows[16] = {};
 };
 
+// A tile of totals for 16 rows and 16 tokens takes two loads of operands for each multiplication, from the L1
+// and L2 caches, which bound it together with turning totals into sums; byte_tiles.h says what stays where.
 struct AmxEngine {
     BAIZE_TARGET static void start() {
         TileConfig config;
@@ -116,8 +118,10 @@ struct AmxInt4 {
 #pragma GCC unroll 16
                 for (size_t t = 0; t < tokens; ++t) {
                     const auto total = Vec::load_total(totals[block % 2][r] + t * Vec::width);
-                    const F value = Vec::to_float(Vec::plus(total, rows.start(block, r, x.start(t, 0, block))));
-                    const F sum = block % 2 == 0 ? Vec::mul(value, scale) : Vec::fma(value, scale, group[t][r]);
+                    const auto start = rows.start(block, r, x.start(t, 0, block));
+                    const F value = Vec::to_float(Vec::plus(total, start));
+                    const F sum =
+                        block % 2 == 0 ? Vec::mul(value, scale) : Vec::fma(value, scale, group[t][r]);
                     F& own = sums[t * kInt4Vectors + r];
                     if (last)
                         own = Vec::fma(sum, Vec::all(x.scales[t * kChunkGroups + block / 2]), own);

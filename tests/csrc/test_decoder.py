@@ -233,6 +233,30 @@ def test_the_cache_takes_rounded_keys_and_values(implementation: str, dtype: tor
         assert wanted.count_nonzero() == 3 * 32
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dim", [2, 14, 16, 18, 46])
+def test_narrowing_has_the_same_bits_in_all_rows(implementation: str, dtype: torch.dtype, dim: int) -> None:
+    """Whole vectors and tails; a projection of ones by rows with one weight gives that weight to the bit."""
+    bits = [0x7FC00000, 0xFFC00000, 0x7FC12345, 0xFFD54321, 0x7F800000, 0xFF800000, 0x477FEFFF, 0x477FF000,
+            0x3F801000, 0x3F803000, 0x3F808000, 0x3F818000, 0x33000000, 0x33000001, 0x33C00000, 0xB8800001]  # fmt: skip
+    rows = torch.tensor([bits[n % 16] - (bits[n % 16] >> 31 << 32) for n in range(16 * dim)], dtype=torch.int32)
+    values = rows.view(torch.float32)
+    weight = torch.zeros(16 * dim, 16)
+    weight[:, 0] = values
+    none = torch.zeros(16 * dim, 16)
+    keys, stored = torch.zeros(2, 1, 16, 16, dim).to(dtype)
+    place, turn = torch.zeros(1, dtype=torch.int64), torch.ones(1, dim // 2)
+    cpp_ops.op("qkv_rope_store", implementation)(
+        torch.ones(1, 16), torch.ones(16), 0.0, [none, none, weight], turn, turn * 0, place, keys, stored, place,
+        q=torch.zeros(1, 16, dim),
+    )  # fmt: skip
+    wanted = values.to(dtype)
+    wanted[values.isnan()] = torch.tensor(float("nan"), dtype=dtype)
+    quiet = {torch.float16: 0x7E00, torch.bfloat16: 0x7FC0}[dtype]
+    found = stored[0, 0].flatten().view(torch.int16)
+    assert found.tolist() == torch.where(values.isnan(), quiet, wanted.view(torch.int16)).tolist()
+
+
 def test_attention_of_far_scores(implementation: str) -> None:
     """One key that takes all, first or last: earlier sums are scaled to nothing, without a NaN."""
     for best in (0, 39):
