@@ -32,7 +32,7 @@ struct Activations {
     const float* scales;
     const int32_t* starts;  // what totals of bytes begin with
     // Replace `codes` in int8 products with bytes and in int4 products. The layout, and that of scales and
-    // starts, is generic/int4_product.h's, or the instruction set's own (generic/byte_panels.h,
+    // starts, is generic/int4_activations.h's, or the instruction set's own (generic/byte_panels.h,
     // generic/byte_tiles.h), which have room for kByteFactors per token (in whole groups) and block.
     const uint8_t* bytes;
 };

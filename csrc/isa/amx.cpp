@@ -1,5 +1,5 @@
 // AMX: one instruction computes 64 columns of a tile of generic/byte_tiles.h, or a block of int4 rows and 16
-// tokens of generic/int4_product.h. All else is AVX-512's.
+// tokens of generic/int4_tile.h. All else is AVX-512's.
 #include "csrc/isa/implementations.h"
 
 #if BAIZE_AMX

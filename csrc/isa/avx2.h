@@ -1,5 +1,5 @@
-// The vector type of AVX2 with FMA and F16C: 8 floats, 16 codes or 32 bytes; and of AVX-VNNI for the file that
-// defines BAIZE_AVX_VNNI.
+// The vector type of AVX2 with FMA and F16C: 8 floats, 16 codes or 32 bytes; and of AVX-VNNI for the file
+// that defines BAIZE_AVX_VNNI.
 #pragma once
 
 #include <immintrin.h>
@@ -186,8 +186,8 @@ struct Vec {
         for (size_t k = 0; k < kSection; k += 16) store_shorts(codes + k, rounded(x + k, inverse));
     }
 
-    // int4 (generic/int4_product.h): four columns a lane. vpdpbusd and vpmaddubsw take unsigned by signed bytes:
-    // the weights have quad_bias added, or a token's codes give their signs to them.
+    // int4 (generic/int4_tile.h): four columns a lane. vpdpbusd and vpmaddubsw take unsigned by signed
+    // bytes: the weights have quad_bias added, or a token's codes give their signs to them.
     using Quads = __m256i;
     using Odd = __m256i;
 #if defined(BAIZE_AVX_VNNI)

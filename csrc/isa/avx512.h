@@ -191,7 +191,7 @@ struct Vec {
         }
     }
 
-    // int4 (generic/int4_product.h): four columns a lane, with quad_bias added, because vpdpbusd takes
+    // int4 (generic/int4_tile.h): four columns a lane, with quad_bias added, because vpdpbusd takes
     // unsigned by signed bytes.
     using Quads = __m512i;
     using Odd = __mmask16;

@@ -1,5 +1,5 @@
-// AVX2 with AVX-VNNI, of processors that have no AVX-512: int4 weights are multiplied by vpdpbusd. All else is
-// AVX2's, compiled again.
+// AVX2 with AVX-VNNI, of processors that have no AVX-512: int4 weights are multiplied by vpdpbusd. All else
+// is AVX2's, compiled again.
 #include "csrc/isa/implementations.h"
 
 #if BAIZE_HAS_AVX_VNNI

@@ -142,7 +142,7 @@ struct Vec {
         for (size_t k = 0; k < kSection; ++k) codes[k] = int16_t(std::lrintf(x[k] * inverse[0]));
     }
 
-    // int4 (generic/int4_product.h): the four columns of a lane, each widened.
+    // int4 (generic/int4_tile.h): the four columns of a lane, each widened.
     struct Quads {
         I columns[4];
     };
