@@ -33,13 +33,13 @@ def random_model(shape: Shape, kind: str, device: str, seed: int = 0) -> Llama:
         raise ValueError(f"kind is {kind!r}, wanted one of {', '.join(KINDS)}")
     kept = "float16" if kind in ("int8", "int4") else kind
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, kept))
-    generator = torch.Generator(device).manual_seed(seed)
+    generator, quantize = torch.Generator(device).manual_seed(seed), choose.quantizer(device)
     weights: dict[str, Any] = {}
     for name, dims in names.packed(config).items():
         drawn = torch.empty(dims, dtype=getattr(torch, kept), device=device)
         drawn.normal_(float(name.endswith("norm.weight")), SPREAD, generator=generator)
         coded = kept != kind and name in names.quantized(config)
-        weights[name] = quantized.quantize(drawn, kind) if coded else drawn
+        weights[name] = quantize(drawn, kind) if coded else drawn
     return Llama(config, weights, choose.ops(device), device)
 
 

@@ -263,10 +263,11 @@ def _codes(x: Tensor, factor: Tensor | float, shift: int) -> tuple[Tensor, Tenso
     """Codes of `x` times `factor` with the table moved by `shift`, uint8: of the value nearest to that whole number.
 
     Also the sums over blocks of the codes' values times `x`, rounded, and of their squares."""
-    table = torch.tensor(INT4_VALUES, device=x.device) + shift
-    code = torch.bucketize((x * factor).clamp(-127, 127).round(), ((table[1:] + table[:-1]) // 2).float())
-    value = table[code].float()
-    return code.to(torch.uint8), _sum_of_block(value * x.round()), _sum_of_block(value * value)
+    table = torch.tensor(INT4_VALUES) + shift
+    nearest = torch.bucketize(torch.arange(-127, 128), (table[1:] + table[:-1]) // 2)  # of every whole number
+    whole = ((x * factor).clamp(-127, 127).round() + 127).int()
+    value = table[nearest].float().to(x.device)[whole]
+    return nearest.to(x.device, torch.uint8)[whole], _sum_of_block(value * x.round()), _sum_of_block(value * value)
 
 
 def _sum_of_block(x: Tensor) -> Tensor:
