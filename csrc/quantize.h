@@ -10,9 +10,10 @@ constexpr size_t kGroup = 64;
 
 struct Implementation;
 
-// What a row's quantiser keeps of a block: its extreme, and its scale over that with each table.
+// What a row's quantiser keeps of a block: its extreme, its scale over that, and its table.
 struct Int4Fit {
-    float extreme, scales[2];
+    float extreme, scale;
+    bool odd;
 };
 
 // Loops over a row; columns that pad the last block must be zero.

@@ -222,36 +222,36 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
     extreme = padded.gather(2, padded.abs().argmax(2, keepdim=True))
     extreme = torch.where(extreme == 0, 1.0, extreme)
     x = padded / extreme * 127  # the extreme is 127: sums of products with codes' values are whole numbers in float32
-    found = [_best_scale(x, shift) for shift in (0, INT4_SHIFT)]
-    (plain, gain), (shifted, other) = found
-    top = (torch.where(other > gain, shifted, plain) * extreme).abs().amax(1, keepdim=True)
+    (plain, gain), (shifted, other) = (_best_scale(x, shift) for shift in (0, 1))
+    odd = other > gain
+    wanted, least = torch.where(odd, shifted, plain), odd.float()
+    top = (wanted * extreme).abs().amax(1, keepdim=True)
     factors = (top / torch.full_like(top, 127.0 * 127)).clamp(min=torch.finfo(torch.float32).tiny)
     step = factors * 127 / extreme  # what one more of a scale is, where the extreme is 127
-    best = torch.full_like(extreme, float("-inf"))
+    nearest = ((wanted / step - least) * 0.5).round() * 2 + least
+    best = torch.zeros_like(extreme)  # what a scale of 0 takes off the sum of squares
     codes, scales = torch.zeros_like(padded, dtype=torch.uint8), torch.zeros_like(extreme)
-    for odd, (wanted, _) in enumerate(found):
-        nearest = ((wanted / step - odd) * 0.5).round() * 2 + odd
-        for further in (0, -2, 2):  # a block of zeros keeps the first, 0
-            scale = (nearest + further).clamp(-126 - odd, 126 + odd)
-            unit = scale * step
-            one = torch.where(unit == 0, 1.0, unit)
-            code, along, square = _codes(x, torch.ones_like(one) / one, odd * INT4_SHIFT)
-            gain = (along * 2 - unit * square) * unit  # the sum of squares less that of the errors
-            better = gain > best
-            best = torch.where(better, gain, best)
-            codes, scales = torch.where(better, code, codes), torch.where(better, scale, scales)
+    for further in (0, -2, 2):
+        scale = (nearest + further).clamp(-126 - least, 126 + least)
+        unit = scale * step
+        one = torch.where(unit == 0, 1.0, unit)
+        code, along, square = _codes(x, torch.ones_like(one) / one, odd.int())
+        gain = (along * 2 - unit * square) * unit  # the sum of squares less that of the errors
+        better = gain > best
+        best = torch.where(better, gain, best)
+        codes, scales = torch.where(better, code, codes), torch.where(better, scale, scales)
     packed = codes[:, :, : BLOCK // 2] | codes[:, :, BLOCK // 2 :] << 4
     _put(packed.view(rows, blocks, 4, 4), scales[:, :, 0].to(torch.int8), out)
     out.factors.copy_(factors[:, 0, 0])
 
 
-def _best_scale(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
-    """The scale of each block of `x`, whose extremes are 127, that fits best with the table moved by `shift`: for the codes of
+def _best_scale(x: Tensor, odd: int) -> tuple[Tensor, Tensor]:
+    """The scale of each block of `x`, whose extremes are 127, that fits best with table `odd`: for the codes of
     x and of -x, that with the least squared error. Also what it takes off the sum of squares."""
     best = torch.full_like(x[:, :, :1], -1.0)
     scale = torch.zeros_like(best)
     for sign in (-1.0, 1.0):
-        _, along, square = _codes(x, sign, shift)
+        _, along, square = _codes(x, sign, odd)
         fitted = along / square
         gain = fitted * along
         better = gain > best
@@ -259,15 +259,20 @@ def _best_scale(x: Tensor, shift: int) -> tuple[Tensor, Tensor]:
     return scale, best
 
 
-def _codes(x: Tensor, factor: Tensor | float, shift: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of `x` times `factor` with the table moved by `shift`, uint8: of the value nearest to that whole number.
+def _codes(x: Tensor, factor: Tensor | float, odd: Tensor | int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of `x` times `factor` in table `odd`, uint8: of the value nearest to that whole number.
 
     Also the sums over blocks of the codes' values times `x`, rounded, and of their squares."""
-    table = torch.tensor(INT4_VALUES) + shift
-    nearest = torch.bucketize(torch.arange(-127, 128), (table[1:] + table[:-1]) // 2)  # of every whole number
-    whole = ((x * factor).clamp(-127, 127).round() + 127).int()
-    value = table[nearest].float().to(x.device)[whole]
-    return nearest.to(x.device, torch.uint8)[whole], _sum_of_block(value * x.round()), _sum_of_block(value * value)
+    tables = torch.tensor([INT4_VALUES] * 2) + torch.tensor([[0], [INT4_SHIFT]])
+    middles = (tables[:, 1:] + tables[:, :-1]) // 2
+    nearest = torch.searchsorted(middles, torch.arange(-127, 128).repeat(2, 1))  # in both tables, of every whole number
+    place = ((x * factor).clamp(-127, 127).round() + 127).int() + 255 * odd
+    value = tables.gather(1, nearest).flatten().float().to(x.device)[place]
+    return (
+        nearest.flatten().to(x.device, torch.uint8)[place],
+        _sum_of_block(value * x.round()),
+        _sum_of_block(value * value),
+    )
 
 
 def _sum_of_block(x: Tensor) -> Tensor:
