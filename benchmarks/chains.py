@@ -81,7 +81,7 @@ def matrix(rows: int, columns: int, kind: str, device: str) -> quantized.Weight:
     """Random weights. Those of int8 and int4 are drawn as codes: quantising a layer of 65B takes longer than measuring it."""
     if kind == "float16":
         return drawn(torch.empty(rows, columns, dtype=torch.float16, device=device), SPREAD)
-    made = quantized.empty(kind, rows, columns, device)
+    made = quantized.empty(kind, rows, columns, device, panels=False)
     if isinstance(made, quantized.Int8Weight):
         made.values.random_(-127, 128)
         made.scales.fill_(SPREAD / 73)  # the standard deviation of such codes is 73

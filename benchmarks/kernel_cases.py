@@ -37,6 +37,7 @@ from baize_engine.model.rope import tables
 TOUCHED, MOST = 512 << 20, 128  # bytes that the copies of an op's data have together, where as many as MOST reach that
 BLOCK, STOPS = 16, 8  # tokens of a cache block, stop ids of a row
 HALF = 1e-2  # greatest difference over greatest value: a few roundings to float16, of 5e-4 each
+BYTES = 5e-2  # the same where a CPU rounds activations to 8 bits, of 4e-3 each
 DRAWN = 0.05  # share of drawn ids that may differ: two of 32000 may be as close as the roundings of a logarithm
 Call = Callable[[], Sequence[Tensor]]
 
@@ -148,6 +149,10 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
     gain, (cos, sin) = m.gains(hidden), tables(config, config.max_position_embeddings, str(torch.get_default_device()))
     Made = tuple[list[PlanOp | Call], list[Tensor], list[Call], Call]
 
+    def in_bytes(rows: int) -> bool:
+        """Whether a model has the activations of this product rounded to 8 bits (model/llama.py)."""
+        return not m.is_gpu and (kind == "int4" or (kind == "int8" and rows == prompt))
+
     def qkv(weights: list[Any], wide: list[Any], rows: int) -> Made:
         x, slots = m.values(rows, hidden), torch.randperm(rows * BLOCK)[:rows]
         positions = torch.randint(config.max_position_embeddings, (rows,))
@@ -156,7 +161,10 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
             return [m.cache(rows, heads, dim), *m.cache(2, rows, BLOCK, kv, dim)]
 
         def fused(out: list[Tensor], weight: Any) -> QkvRopeStore:
-            return QkvRopeStore(x, gain, eps, [weight], cos, sin, positions, out[1], out[2], slots, q=out[0])
+            return QkvRopeStore(
+                x, gain, eps, [weight], cos, sin, positions, out[1], out[2], slots, q=out[0],
+                int8_activations=in_bytes(rows),
+            )  # fmt: skip
 
         def plain(out: list[Tensor], weight: Tensor) -> list[Tensor]:
             parts = F.linear(F.rms_norm(x, (hidden,), gain, eps), weight).unflatten(1, (-1, dim))
@@ -177,7 +185,7 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
         x, before = m.values(rows, weights[0].shape[1], scale=0.25), m.values(rows, hidden, scale=0.3)  # stays finite
         mine, theirs = before.clone(), before.clone()
         return (
-            [LinearAdd(x, w, out=mine) for w in weights], [mine],
+            [LinearAdd(x, w, out=mine, int8_activations=in_bytes(rows)) for w in weights], [mine],
             [lambda w=w: [theirs.addmm_(x, w.t())] for w in wide], lambda: [reference.linear_add(x, weights[0], out=before)],
         )  # fmt: skip
 
@@ -189,7 +197,8 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
             return [F.silu(gate) * up]
 
         return (
-            [GateUp(x, gain, eps, [w], out=out) for w in weights], [out], [partial(plain, w) for w in wide],
+            [GateUp(x, gain, eps, [w], out=out, int8_activations=in_bytes(rows)) for w in weights], [out],
+            [partial(plain, w) for w in wide],
             lambda: [reference.gate_up(x, gain, eps, weights[:1], out=torch.empty_like(out))],
         )  # fmt: skip
 
@@ -208,11 +217,15 @@ def products(m: Machine, config: ModelConfig, kind: str, batches: Sequence[int],
         ("head", (config.vocab_size, hidden), logits),
     ):  # fmt: skip
         drawn = torch.randn(shape, dtype=torch.float16) * shape[1] ** -0.5
-        weights = m.rotation(drawn if kind == "float16" else quantized.quantize(drawn, kind))
+        coded = drawn if kind == "float16" else quantized.quantize(drawn, kind)
+        if m.is_gpu and isinstance(coded, quantized.Int4Weight):
+            coded = quantized.in_rows(coded)
+        weights = m.rotation(coded)
         same = isinstance(weights[0], Tensor) and m.activation == torch.float16
         wide = weights if same else m.rotation(quantized.dequantize(weights[0], m.activation))
         for rows in [*batches, *([prompt] if prompt and op != "head" else [])]:
-            yield Case(op, kind, rows, 0, *made(weights, wide, rows))
+            bound = BYTES if in_bytes(rows) and op != "head" else HALF
+            yield Case(op, kind, rows, 0, *made(weights, wide, rows), bound)
 
 
 def attending(m: Machine, config: ModelConfig, op: str, batch: int, queries: int, context: int) -> Case:

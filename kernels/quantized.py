@@ -124,14 +124,17 @@ def matrix(kind: str, tensors: Sequence[Tensor], columns: int) -> Int8Weight | I
     return Int8Weight(values, scales) if kind == "int8" else Int4Weight(values, scales, tensors[2], columns)
 
 
-def empty(kind: str, rows: int, columns: int, device: str = "cpu") -> Int8Weight | Int4Weight:
-    """An unfilled matrix of `kind`; int4 in panels on the CPU, what pads them zero, in rows elsewhere."""
+def empty(
+    kind: str, rows: int, columns: int, device: str = "cpu", *, panels: bool | None = None
+) -> Int8Weight | Int4Weight:
+    """An unfilled matrix of `kind`; int4 in panels, what pads them zero, or in rows: by default panels on the CPU only."""
     stored = layout(kind, rows, columns)
-    if kind == "int4" and device != "cpu":
+    panels = device == "cpu" if panels is None else panels
+    if kind == "int4" and not panels:
         blocks = -(-columns // BLOCK)
         stored = ("uint8", (rows, blocks * BLOCK // 2)), ("int8", (rows, blocks)), ("float32", (rows,))
     tensors = [torch.empty(shape, dtype=getattr(torch, dtype), device=device) for dtype, shape in stored]
-    if kind == "int4" and device == "cpu" and rows % PANEL:
+    if kind == "int4" and panels and rows % PANEL:
         tensors[0][-1:].zero_()
         tensors[1][-1:].zero_()
     return matrix(kind, tensors, columns)

@@ -6,6 +6,8 @@
 // find the nearest.
 #pragma once
 
+#include <initializer_list>
+
 #include "csrc/quantize.h"
 
 namespace baize {
@@ -55,7 +57,8 @@ struct Int4Steps {
 };
 constexpr Int4Steps kInt4Steps[2] = {Int4Steps(0), Int4Steps(kInt4Shift)};
 
-typedef int8_t Bytes __attribute__((vector_size(kInt4Block)));  // GCC does not make them of nested loops itself
+// GCC does not make vectors of nested loops itself.
+typedef int8_t Bytes __attribute__((vector_size(kInt4Block)));
 typedef int16_t Shorts __attribute__((vector_size(2 * kInt4Block)));
 
 // A block whose extreme is 127: its values, and the whole numbers next to them.

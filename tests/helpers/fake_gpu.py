@@ -24,7 +24,7 @@ from triton.runtime.jit import JITFunction
 
 from baize_engine.backend import choose
 from baize_engine.kernels import launch, reference, sample
-from baize_engine.kernels.quantized import quantize
+from baize_engine.kernels.quantized import empty, quantize
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
@@ -70,7 +70,10 @@ def model(preset: str, kind: str = "float16", device: str = "meta") -> Llama:
     weights: dict[str, Any] = {}
     for name, dims in names.packed(config).items():
         made = torch.zeros(dims, dtype=getattr(torch, kept), device=device)
-        weights[name] = quantize(made, kind) if kept != kind and name in names.quantized(config) else made
+        if kept != kind and name in names.quantized(config):
+            weights[name] = quantize(made, kind, out=empty(kind, *dims, device, panels=False))
+        else:
+            weights[name] = made
     return Llama(config, weights, triton_ops(), device, getattr(torch, kept))
 
 
