@@ -44,10 +44,10 @@ gpu-tune: STEPS = build tune
 gpu-tune: gpu
 
 # The standard set of benchmarks on this CPU, one table at the end; peers where they are installed (pip install '.[peers]').
-# PRESET=1b takes the larger model, JSON=FILE keeps the reports.
+# PRESET=1b takes the larger model, JSON=FILE keeps the reports, IK_LLAMA=FOLDER is where ik_llama.cpp's binaries are.
 PRESET ?= 125m
 bench: $(STAMP)
-	$(BIN)/python benchmarks/standard.py --preset $(PRESET) $(if $(JSON),--json $(JSON))
+	$(BIN)/python benchmarks/standard.py --preset $(PRESET) $(if $(JSON),--json $(JSON)) $(if $(IK_LLAMA),--ik_llama "$(IK_LLAMA)")
 
 # Torch comes by the constraints file; the package is installed editable, so that a change in Python needs no reinstall.
 $(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/* csrc/*/*)

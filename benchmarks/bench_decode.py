@@ -22,6 +22,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import ik_llama
 import launch_table
 import side_by_side
 import torch
@@ -244,6 +245,7 @@ def main() -> int:
     )
     launch_table.add_option(options)
     side_by_side.add_options(options)
+    ik_llama.add_option(options)
     chosen = options.parse_args()
     device, shape = devices.resolve_device(chosen.device), PRESETS[chosen.preset]
     on_gpu = device != "cpu"

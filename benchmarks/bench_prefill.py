@@ -16,6 +16,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import ik_llama
 import launch_table
 import side_by_side
 import torch
@@ -134,6 +135,7 @@ def main() -> int:
     )
     launch_table.add_option(options)
     side_by_side.add_options(options)
+    ik_llama.add_option(options)
     chosen = options.parse_args()
     device, most = devices.resolve_device(chosen.device), PRESETS[chosen.preset].positions
     most -= device == "cpu"  # the engine there makes the token after the prompt

@@ -10,7 +10,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from model_files import Store, missing
 
@@ -24,13 +24,17 @@ LLAMA_CPP, CTRANSLATE2 = ("llama_cpp", "gguf"), ("ctranslate2", "transformers") 
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine on one form of the weights. `bits` a weight as stored, `cache` bytes of a value in its cache."""
+    """An engine on one form of the weights.
+
+    `bits` a weight as stored, `cache` bytes of a value in its cache; `shares_prompt`: one cache of it for a whole batch.
+    """
 
     engine: str
     form: str
     packages: tuple[str, ...]
     bits: float
     cache: int
+    shares_prompt: bool = False
 
     @property
     def name(self) -> str:
@@ -46,10 +50,11 @@ class Peer:
             return store.gguf(self.form)
         return store.ctranslate2(self.form) if self.engine == "ctranslate2" else store.ours("float16")
 
-    def bytes(self, config: ModelConfig, batch: int, context: int) -> int:
-        """What a decode step must read: every weight but the embedding's, and the cache."""
+    def bytes(self, config: ModelConfig, batch: int, context: int, prompt: int = 0) -> int:
+        """What a decode step must read: every weight but the embedding's, and the cache, which begins with the prompt."""
         weights = cost.step_bytes_weights(config, "float16") * self.bits / 16
-        return int(weights) + batch * context * cost.kv_bytes_per_token(config, self.cache)
+        tokens = batch * context - (batch - 1) * prompt * self.shares_prompt
+        return int(weights) + tokens * cost.kv_bytes_per_token(config, self.cache)
 
 
 # the kind of our weights -> its peers of the same precision; transformers' fastest type on a CPU is float32
@@ -70,12 +75,24 @@ def installed(kind: str, engines: Collection[str]) -> tuple[list[Peer], dict[str
     return [peer for peer in wanted if peer.name not in absent], absent
 
 
-class Ended(SystemExit):
+class Lost(SystemExit):
+    """An engine takes no further part; the message says why."""
+
+
+class Ended(Lost):
     """An engine's process is gone, by a signal where `crashed`; the message says how it ended."""
 
     def __init__(self, name: str, code: int) -> None:
         super().__init__(f"{name}: its process ended with {code}, see its message above")
         self.crashed = code < 0
+
+
+class Timed(Protocol):
+    """What takes turns: `ask` calls a method of `engines.Engine`, or raises Lost; `build` is how it says it was built."""
+
+    build: str
+
+    def ask(self, call: str, *arguments: Any) -> Any: ...
 
 
 class Child:

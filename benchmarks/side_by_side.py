@@ -1,8 +1,9 @@
 """Our engine and its peers on a CPU in one run: their tokens are checked, then they are timed in turns.
 
-Every engine has a process of its own that lives for the turns of its group and waits between them. In each turn the memory's
-read speed, or the matrix product's peak, is measured too: both drift on machines that are shared, and a share is of what the
-machine did in those turns.
+Every engine has a process of its own that lives for the turns of its group and waits between them; only ik_llama.cpp's
+binaries are started anew in each turn, and not checked (benchmarks/ik_llama.py). In each turn the memory's read speed, or the
+matrix product's peak, is measured too: both drift on machines that are shared, and a share is of what the machine did in
+those turns.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import ik_llama
 import torch
 from bandwidth import ReadProbe
 from common import FIRST, GAP, REHEARSING, Spread, latencies
 from model_files import Store
 from models import Decoder
-from peers import ENGINES, Child, Ended, Peer, installed
+from peers import ENGINES, Child, Ended, Lost, Peer, Timed, installed
 from reports import Report, say
 from roofline import matmul_peak
 
@@ -108,32 +110,32 @@ def group(
 class Turns:
     """Seconds of each engine over turns, and what the machine was capable of in them.
 
-    A peer whose process ends takes no further part, and `ended` says how it did.
+    A peer that is lost takes no further part, and `ended` says why.
     """
 
-    def __init__(self, children: dict[str, Child], ceiling: Callable[[], float]) -> None:
+    def __init__(self, children: dict[str, Timed], ceiling: Callable[[], float]) -> None:
         self._children, self._ceiling = dict(children), ceiling
         self.ended: dict[str, str] = {}
 
-    def each(self, one: Callable[[Child], Any]) -> dict[str, Any]:
+    def each(self, one: Callable[[Timed], Any]) -> dict[str, Any]:
         """What `one` gives for each engine."""
         found = {}
         for name, child in list(self._children.items()):
             try:
                 found[name] = one(child)
-            except Ended as error:
+            except Lost as error:
                 if name.startswith("baize "):
                     raise
                 del self._children[name]
                 self.ended[name] = str(error)
         return found
 
-    def run(self, turns: int, one: Callable[[Child], list[float]]) -> tuple[dict[str, list[float]], float]:
+    def run(self, turns: int, one: Callable[[Timed], list[float]]) -> tuple[dict[str, list[float]], float]:
         """The seconds that `one` gives for each engine in `turns` turns, and the median of the ceiling in them."""
         seconds: dict[str, list[float]] = {}
         ceilings = []
 
-        def calm(child: Child) -> list[float]:
+        def calm(child: Timed) -> list[float]:
             time.sleep(CALM)
             return one(child)
 
@@ -148,7 +150,7 @@ def decode_rows(report: Report, options: argparse.Namespace) -> None:
     """A row for each kind, context, batch and engine; the first step of a turn is not counted, it finds others' caches."""
     probe = ReadProbe(torch.get_num_threads())
 
-    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> dict[str, str]:
+    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Timed]) -> dict[str, str]:
         config, ours = ModelConfig.from_folder(store.ours(kind)), f"baize {kind}"
         turns, by_name = Turns(children, probe), {peer.name: peer for peer in peers}
         count = options.steps + 1
@@ -156,7 +158,7 @@ def decode_rows(report: Report, options: argparse.Namespace) -> None:
         def show(name: str, seconds: list[float], firsts: list[float], speed: float, place: dict[str, int]) -> None:
             middle = place["context"] + options.steps // 2  # what a step attends to on the average
             if name in by_name:
-                moved = by_name[name].bytes(config, place["batch"], middle)
+                moved = by_name[name].bytes(config, place["batch"], middle, place["context"])
             else:
                 moved = sum(op.bytes for op in cost.decode_step(config, kind, place["batch"], middle, "float32"))
             step = Spread.of(seconds).median
@@ -169,7 +171,7 @@ def decode_rows(report: Report, options: argparse.Namespace) -> None:
         for context in options.contexts:
             prompt = random_prompt(context, config.vocab_size)
 
-            def first(child: Child, prompt: list[int] = prompt) -> list[float]:
+            def first(child: Timed, prompt: list[int] = prompt) -> list[float]:
                 return [child.ask("prefill", prompt)[1]]
 
             firsts: dict[str, list[float]] = {}
@@ -195,14 +197,14 @@ def decode_rows(report: Report, options: argparse.Namespace) -> None:
 def prefill_rows(report: Report, options: argparse.Namespace) -> None:
     """A row for each kind, length of prompt and engine, of the prompt with the choice of the token after it."""
 
-    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Child]) -> dict[str, str]:
+    def rows(store: Store, kind: str, peers: Sequence[Peer], children: dict[str, Timed]) -> dict[str, str]:
         config, ours = ModelConfig.from_folder(store.ours(kind)), f"baize {kind}"
         turns = Turns(children, lambda: matmul_peak("cpu", torch.float32, 2) * 1e3)
         for tokens in options.tokens:
             prompt = random_prompt(tokens, config.vocab_size)
             flops = sum(op.flops for op in cost.prefill(config, tokens, kind, "float32"))
 
-            def one(child: Child, prompt: list[int] = prompt) -> list[float]:
+            def one(child: Timed, prompt: list[int] = prompt) -> list[float]:
                 return [child.ask("prefill", prompt)[1]]
 
             with report.case(engine=ours, kind=kind, tokens=tokens):
@@ -230,12 +232,15 @@ def _each_kind(report: Report, options: argparse.Namespace, rows: Callable[..., 
         for kind in options.kinds:
             with report.case(engine=f"baize {kind}", kind=kind):
                 peers, absent = installed(kind, options.peers)
-                with group(store, kind, peers, torch.get_num_threads()) as (children, crashed):
+                threads = torch.get_num_threads()
+                with group(store, kind, peers, threads) as (checked, crashed):
+                    binaries, failed = ik_llama.started(kind, options.ik_llama, store, threads)
+                    children = {**checked, **{form.name: child for form, child in binaries.items()}}
                     for name, child in children.items():
                         say(f"{name}: {child.build}")
                         report.facts.setdefault("builds", {})[name] = child.build
-                    ended = rows(store, kind, peers, children)
-                for name, why in (absent | crashed | ended).items():
+                    ended = rows(store, kind, [*peers, *binaries], children)
+                for name, why in (absent | crashed | failed | ended).items():
                     report.row({"engine": name, "kind": kind, "tok/s": why})
 
 

@@ -26,15 +26,27 @@ KINDS = ("float16", "int8", "int4")
 LIMIT = 1800  # seconds of a step; all of them take under 10 minutes with the 125m preset on two cores
 
 
-def steps(preset: str, folder: Path) -> list[Step]:
+def steps(preset: str, folder: Path, ik_llama: Path | None = None) -> list[Step]:
     tokens = min(512, PRESETS[preset].positions - 1)
     model, files = ["--preset", preset, "--kinds", *KINDS], ["--peers", "--folder", str(folder)]
-    cpu = ["--device", "cpu"]
+    cpu, binaries = ["--device", "cpu"], ["--ik_llama", str(ik_llama.absolute())] if ik_llama else []
     return [
         bench("diff_add", LIMIT, "bench_diff_add.py"),
         bench("recover", LIMIT, "bench_recover.py", *cpu, "--preset", preset),
-        bench("decode", LIMIT, "bench_decode.py", *cpu, *model, *files),
-        bench("prefill", LIMIT, "bench_prefill.py", *cpu, *model, "--tokens", str(tokens), "--runs", "3", *files),
+        bench("decode", LIMIT, "bench_decode.py", *cpu, *model, *files, *binaries),
+        bench(
+            "prefill",
+            LIMIT,
+            "bench_prefill.py",
+            *cpu,
+            *model,
+            "--tokens",
+            str(tokens),
+            "--runs",
+            "3",
+            *files,
+            *binaries,
+        ),
         bench("start", LIMIT, "bench_start.py", *model, "--runs", "3", *files),
         bench("kernels", LIMIT, "bench_kernels.py", *cpu, *model, "--rows", "1", "--contexts", "128"),
     ]
@@ -144,11 +156,12 @@ def main() -> int:
         "--folder", type=Path, help="where the models' files are kept for later runs (default: temporary)"
     )
     options.add_argument("--json", type=Path, metavar="FILE", help="write all reports there")
+    options.add_argument("--ik_llama", type=Path, metavar="PATH", help="as of bench_decode.py and bench_prefill.py")
     chosen = options.parse_args()
     found: dict[str, dict[str, Any]] = {}
     lines: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() if chosen.folder is None else nullcontext(chosen.folder) as folder:
-        for step in steps(chosen.preset, Path(folder)):
+        for step in steps(chosen.preset, Path(folder), chosen.ik_llama):
             if chosen.only is None or step.name in chosen.only:
                 print(f"== {step.name}: {' '.join(step.command)}", flush=True)
                 found[step.name] = one = run(step, step.seconds, shown=False)

@@ -238,7 +238,7 @@ def fading(
     monkeypatch.setattr(side_by_side, "matmul_peak", lambda *_: 0.01)
     monkeypatch.setattr(side_by_side, "installed", lambda kind, engines: (peers.PEERS[kind][:1], {}))
     asked = argparse.Namespace(
-        folder=folder, preset="tiny", kinds=["float16", "int8"], peers=(), runs=2, rounds=2, **options
+        folder=folder, preset="tiny", kinds=["float16", "int8"], peers=(), ik_llama=None, runs=2, rounds=2, **options
     )
     with Report("toy", asked) as report:
         rows(report, asked)
