@@ -6,14 +6,15 @@
 //
 // A tile's keys and values of a key head (of 64: 16 KiB in float32) stay in the L1 cache for all of a
 // prompt's queries, with their scores, and the multiplier bounds them. One query a sequence: a task has up to
-// eight key heads (128 KiB), in the L2 cache; reading the keys and values bounds it, and the next tile is
-// prefetched.
+// eight key heads; where several queries share one (128 KiB, in the L2 cache), or each has its own
+// (single_query.h), reading the keys and values bounds it, and the next tile is prefetched.
 #pragma once
 
 #include <cstring>
 
 #include "csrc/generic/exponential.h"
 #include "csrc/generic/key_tile.h"
+#include "csrc/generic/single_query.h"
 #include "csrc/generic/softmax.h"
 
 namespace baize {
@@ -133,11 +134,18 @@ BAIZE_TARGET void attend_split(const Attention& a, const int32_t* table, size_t 
         const KeyTile& tile = tiles[n % 2];
         KeyTile& next = tiles[(n + 1) % 2];
         next.find(a, table, at + kKeys, end, kv_head);
-        gather(a, tile, rows);
+        if (count > 1) gather(a, tile, rows);
         while (first < count && rows.limits[first] <= at) ++first;
         for (size_t head = 0; head < rows.heads; ++head) {
             const size_t own = head * count;
             next.prefetch(a, head, rows.heads, rows.heads * a.head_bytes());
+            if (count == 1) {
+                const size_t seen = rows.limits[0] - at < tile.count ? rows.limits[0] - at : tile.count;
+                score_query(a, tile, head, rows);
+                weigh_scores(rows, head, seen, at == begin);
+                mix_values(a, tile, head, seen, rows);
+                continue;
+            }
             by_rows(own + first, own + count, Score{rows, rows.keys + head * rows.width * kKeys, a.dim});
             for (size_t r = first; r < count; ++r)
                 weigh_scores(rows, own + r,

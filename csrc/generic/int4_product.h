@@ -93,8 +93,6 @@ BAIZE_TARGET void few_int4(const Int4Task& task) {
 BAIZE_TARGET inline void unpack_rows(const StoredRows<1>& from, size_t blocks, size_t r,
                                      UnpackedRows::Block* to) {
     for (size_t block = 0; block < blocks; ++block) {
-        for (size_t n = 0; n < kInt4BlockBytes; n += 64)  // the next chunk, or the next panel
-            __builtin_prefetch(from.codes[0] + (block + blocks) * kInt4BlockBytes + n, 0, 2);
         to[block].scales[r] = from.scale(block, 0);
         const auto odd = from.odd(block, 0);
         for (size_t q = 0; q < kQuads / 2; ++q) {
@@ -129,14 +127,21 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
                 const size_t blocks = task.blocks_of(chunk);
                 for (size_t r = 0; r < R && row + r * Vec::width < last; ++r)
                     unpack_rows(task.template rows<1>(row + r * Vec::width, chunk), blocks, r, panel);
+                const bool more = (chunk + 1) * kChunkBlocks < task.blocks;
+                const size_t further = more ? row : row + kInt4Rows, parts = (tokens + T - 1) / T;
+                const StoredRows<R> next = task.template rows<R>(further, more ? chunk + 1 : 0);
+                const size_t lines = task.blocks_of(more ? chunk + 1 : 0) * kInt4BlockBytes / 64;
                 size_t t = 0;
                 if constexpr (Tiles::tokens > 0 && planes == 1)
                     for (; t + Tiles::tokens <= tokens; t += Tiles::tokens)
-                        Tiles::run(UnpackedRows{panel}, task.template tokens<1>(chunk, first + t), blocks,
-                                   sums + t * R);
-                for (; t < tokens; t += T)
-                    int4_tokens<R, T>(UnpackedRows{panel}, task.template tokens<planes>(chunk, first + t),
-                                      blocks, tokens - t < T ? tokens - t : T, sums + t * R);
+                        Tiles::run(UnpackedRows{panel, next, 0, 0},
+                                   task.template tokens<1>(chunk, first + t), blocks, sums + t * R);
+                for (; t < tokens; t += T) {
+                    const size_t part = t / T, line = lines * part / parts;
+                    const UnpackedRows rows{panel, next, line, lines * (part + 1) / parts - line};
+                    int4_tokens<R, T>(rows, task.template tokens<planes>(chunk, first + t), blocks,
+                                      tokens - t < T ? tokens - t : T, sums + t * R);
+                }
             }
             for (size_t t = 0; t < tokens; ++t)
                 for (size_t r = 0; r < R && row + r * Vec::width < last; ++r)

@@ -75,6 +75,10 @@ struct UnpackedRows {
         F scales[kInt4Vectors];
     };
     const Block* blocks;
+    // What is unpacked next: while these are met, `count` lines of each of its panels, from `line` on, are
+    // prefetched from memory.
+    StoredRows<kInt4Vectors> next;
+    size_t line, count;
 
     BAIZE_TARGET F scale(size_t block, size_t r) const { return blocks[block].scales[r]; }
     BAIZE_TARGET typename Vec::I start(size_t, size_t, const int32_t* starts) const {
@@ -85,7 +89,13 @@ struct UnpackedRows {
         low = blocks[block].quads[q][r];
         high = blocks[block].quads[kQuads / 2 + q][r];
     }
-    void prefetch(size_t) const {}
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t block) const {
+        constexpr size_t of_panel = kInt4Panel / Vec::width;  // vectors
+        constexpr size_t step = of_panel < kInt4Vectors ? of_panel : kInt4Vectors;
+        for (size_t n = count * block / kChunkBlocks; n < count * (block + 1) / kChunkBlocks; ++n)
+            for (size_t r = 0; r < kInt4Vectors; r += step)
+                __builtin_prefetch(next.codes[r] + (line + n) * 64, 0, 2);
+    }
 };
 
 // The sums over a block of R vectors of rows and T tokens, times the rows' scales, put into or added to
