@@ -24,17 +24,13 @@ LLAMA_CPP, CTRANSLATE2 = ("llama_cpp", "gguf"), ("ctranslate2", "transformers") 
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine on one form of the weights.
-
-    `bits` a weight as stored, `cache` bytes of a value in its cache; `shares_prompt`: one cache of it for a whole batch.
-    """
+    """An engine on one form of the weights. `bits` a weight as stored, `cache` bytes of a value in its cache."""
 
     engine: str
     form: str
     packages: tuple[str, ...]
     bits: float
     cache: int
-    shares_prompt: bool = False
 
     @property
     def name(self) -> str:
@@ -50,11 +46,10 @@ class Peer:
             return store.gguf(self.form)
         return store.ctranslate2(self.form) if self.engine == "ctranslate2" else store.ours("float16")
 
-    def bytes(self, config: ModelConfig, batch: int, context: int, prompt: int = 0) -> int:
-        """What a decode step must read: every weight but the embedding's, and the cache, which begins with the prompt."""
+    def bytes(self, config: ModelConfig, batch: int, context: int) -> int:
+        """What a decode step must read: every weight but the embedding's, and the cache."""
         weights = cost.step_bytes_weights(config, "float16") * self.bits / 16
-        tokens = batch * context - (batch - 1) * prompt * self.shares_prompt
-        return int(weights) + tokens * cost.kv_bytes_per_token(config, self.cache)
+        return int(weights) + batch * context * cost.kv_bytes_per_token(config, self.cache)
 
 
 # the kind of our weights -> its peers of the same precision; transformers' fastest type on a CPU is float32

@@ -158,7 +158,7 @@ def decode_rows(report: Report, options: argparse.Namespace) -> None:
         def show(name: str, seconds: list[float], firsts: list[float], speed: float, place: dict[str, int]) -> None:
             middle = place["context"] + options.steps // 2  # what a step attends to on the average
             if name in by_name:
-                moved = by_name[name].bytes(config, place["batch"], middle, place["context"])
+                moved = by_name[name].bytes(config, place["batch"], middle)
             else:
                 moved = sum(op.bytes for op in cost.decode_step(config, kind, place["batch"], middle, "float32"))
             step = Spread.of(seconds).median

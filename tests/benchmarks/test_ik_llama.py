@@ -38,18 +38,18 @@ told = dict(build_commit="ab12cd34", n_threads=int(of("-t")), repack=of("-rtr") 
             avg_ns=3000000 * tokens, stddev_ns=0, samples_ns=samples)
 print("[", "============ Repacked 12 tensors", json.dumps(told, indent=4), "", "]", sep="\\n")
 """
-# A step of n sequences takes n + 1 ms, half of it where they are repacked, and a second by itself.
+# A step of n sequences takes n + 1 ms, half of it where they are repacked, and a second after prompts of one token.
 TABLE = f"""{ASKED}
-prompt, batch, shared = int(of("-npp")), int(of("-npl")), "-pps" in sys.argv
+steps, batch = int(of("-ntg")), int(of("-npl"))
 def say(*cells): print("|" + " | ".join(cells) + " |", file=sys.stderr)
 open("llama.log", "w").close()
-print("main: n_kv_max = 256, is_pp_shared = 1, n_threads = 2", file=sys.stderr)
+print("main: n_kv_max = 256, is_pp_shared = 0, n_threads = 2", file=sys.stderr)
 say("    PP", "    TG", "   B", "  N_KV", "  T_PP s", "S_PP t/s", "  T_TG s", "S_TG t/s", "     T s", "   S t/s")
 say("------", "------", "----", "------", "--------", "--------", "--------", "--------", "--------", "--------")
-for steps in map(int, of("-ntg").split(",")):
-    cells = prompt + batch * steps
-    assert shared and cells <= int(of("-c"))
-    step = 1.0 if steps == 1 else (batch + 1) * 1e-3 / (2 if "-rtr" in sys.argv else 1)
+for prompt in map(int, of("-npp").split(",")):
+    cells = batch * (prompt + steps)
+    assert cells <= int(of("-c"))
+    step = 1.0 if prompt == 1 else (batch + 1) * 1e-3 / (2 if "-rtr" in sys.argv else 1)
     say("%6d" % prompt, "%6d" % steps, "%4d" % batch, "%6d" % cells, "   0.100", "  200.00", "%8.3f" % (steps * step),
         "%8.2f" % (batch / step), "   1.000", "  100.00")
 """
@@ -90,7 +90,7 @@ def decode(run: Callable[..., dict[str, Any]], folder: Path, *kinds: str) -> dic
 
 
 def test_decode(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
-    """The first step of a run is not counted; a turn gives one mean."""
+    """A turn gives one mean; the steps that warm up are not counted."""
     found = decode(run, build(tmp_path / "build"), "float16", "int4")
     theirs = [row for row in found["rows"] if not row["engine"].startswith("baize ")]
     plain, repacked = "ik_llama.cpp Q4_0", "ik_llama.cpp Q4_0 repacked"
@@ -106,7 +106,7 @@ def test_decode(tmp_path: Path, run: Callable[..., dict[str, Any]]) -> None:
         assert (row["gaps"], row["firsts"]) == (2, 2)
         assert row["ratio"] == pytest.approx(ours["tok/s"] / row["tok/s"])
         bits = 16 if row["kind"] == "float16" else 4.5
-        tokens = CONTEXT + row["batch"] * (STEPS // 2)  # one prompt's, and each sequence's own
+        tokens = row["batch"] * (CONTEXT + STEPS // 2)
         moved = int(cost.step_bytes_weights(config, "float16") * bits / 16) + tokens * cost.kv_bytes_per_token(config)
         assert row["GB/s"] * row["ms/token"] * 1e6 == pytest.approx(moved)
     threads = found["threads"]
@@ -149,12 +149,20 @@ def test_an_empty_folder_costs_only_its_rows(tmp_path: Path, run: Callable[..., 
 
 UNKNOWN = 'print("usage: llama-bench"); sys.exit("error: invalid parameter for argument: -rtr")'
 
+ABORTED = """
+import os, sys
+print("iqk_mul_mat.cpp:581: GGML_ASSERT(false) failed", "[Inferior 1 (process 7) detached]", sep="\\n", file=sys.stderr)
+sys.stderr.flush()
+os.abort()
+"""
+
 
 @pytest.mark.parametrize(
     ("program", "did"),
     [
         (f"import sys; {UNKNOWN}", r"/llama-bench ended with 1 \(error: invalid parameter for argument: -rtr\)"),
         ("import os; os.kill(os.getpid(), 11)", r"/llama-bench ended with -11 \(nothing\)"),
+        (ABORTED, r"/llama-bench ended with -6 \(iqk_mul_mat.cpp:581: GGML_ASSERT\(false\) failed\)"),
         ("print('hello')", "llama-bench printed 'hello'"),
         ("print('[ {\"n_prompt\": 1, ')", "llama-bench printed "),
         (PROMPTS.replace("repack=", "repacked="), "llama-bench printed "),
