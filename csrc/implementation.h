@@ -33,7 +33,7 @@ struct Implementation {
     double (*add_chunk)(const Addition& what, Counts& counts);
 
     size_t (*task_rows)(const Matrix& matrix, size_t tokens);  // rows of a matrix in one task of a product
-    ProductKernels product;  // float32 activations with float weights, 16-bit codes with quantised ones
+    ProductKernels product;  // float32 activations with float weights, 16-bit codes with int8
     ProductKernels byte_product;  // 8-bit codes with int8 weights
     ProductKernels int4_product, exact_int4_product;  // 8-bit and 16-bit codes with int4 weights
     void (*rms_norm)(const float* x, const float* weight, float eps, size_t size, float* out);

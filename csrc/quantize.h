@@ -6,8 +6,6 @@
 
 namespace baize {
 
-constexpr size_t kGroup = 64;
-
 struct Implementation;
 
 // What a row's quantiser keeps of a block: its extreme, its scale over that, and its table.

@@ -10,7 +10,7 @@ errors. int4 takes 4.25 bits a weight and 4 bytes a row, int8 a little over 8 bi
 A block of an int4 row is 16 bytes: byte j holds column j in the low four bits and column 16 + j in the high four. The GPU
 has them row by row. On the CPU and in files PANEL rows lie together: the block's bytes 4q to 4q + 3 of the first row, then of
 the second and so on, for q = 0, then for q = 1, ..., so that a 32-bit lane of a vector holds four columns of its own row.
-Scales lie likewise, PANEL of a block together. What pads the last block and panel is zero.
+Scales lie likewise, PANEL of a block together. What pads the last panel is zero; what pads the last block stands for zeros.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ PANEL = 16  # int4 rows that lie together on the CPU
 # round(0.0809585 x^3 - 0.0542717 x^2 + 11.431296 x - 4.53) for x = u - 7.5; -128 would have no counterpart in bytes
 INT4_VALUES = (-127, -103, -83, -64, -49, -35, -22, -10, 1, 13, 25, 38, 53, 70, 90, 112)
 INT4_SHIFT = 8
+GREATEST_FACTOR = 2.1e34  # times any value and scale, 127 * 127 at most, it is finite
 ROWS = 1 << 21  # weights quantised at a time, to bound temporary memory
 
 
@@ -229,8 +230,11 @@ def _quantize_int4(block: Tensor, out: Int4Weight) -> None:
     odd = other > gain
     wanted, least = torch.where(odd, shifted, plain), odd.float()
     top = (wanted * extreme).abs().amax(1, keepdim=True)
-    factors = (top / torch.full_like(top, 127.0 * 127)).clamp(min=torch.finfo(torch.float32).tiny)
-    step = factors * 127 / extreme  # what one more of a scale is, where the extreme is 127
+    float32 = torch.finfo(torch.float32)
+    factors = (top / torch.full_like(top, 127.0 * 127)).clamp(float32.tiny, GREATEST_FACTOR)
+    step = (factors * 127 / extreme).clamp(
+        -float32.max, float32.max
+    )  # what one more of a scale is, where the extreme is 127
     nearest = ((wanted / step - least) * 0.5).round() * 2 + least
     best = torch.zeros_like(extreme)  # what a scale of 0 takes off the sum of squares
     codes, scales = torch.zeros_like(padded, dtype=torch.uint8), torch.zeros_like(extreme)

@@ -229,7 +229,7 @@ def qkv_rope_store(
     """rms_norm, the products with q, k and v, rope_and_store. x: (T, H); q: (T, Hq, D) is written.
 
     `weights`: the three matrices, or one with their rows joined in this order. `int8_activations` allows a backend to round
-    the activations that meet quantised weights to 8 bits, with one scale for a group of columns, if that is faster; here
+    the activations that meet quantised weights to 8 bits, with one scale for 64 (int4) or 128 columns, if that is faster; here
     they are not rounded.
     """
     kv_heads, dim = k_cache.shape[2:]

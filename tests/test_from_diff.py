@@ -33,7 +33,7 @@ from baize_engine.options import EngineOptions
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.text.tokenizer import Tokenizer
 
-CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no group of 64 divides
+CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no block of 32 divides
 
 
 def write_pair(root: Path, **changes: object) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import gc
 import sys
+import threading
 from collections.abc import Sequence
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
@@ -56,6 +57,7 @@ class LeanFinder(MetaPathFinder):
         self._deferred: frozenset[str] = frozenset()  # while torch is being imported
         self._left: list[Deferred] = []  # in the order in which torch asked for them
         self._imported = False
+        self._lock = threading.RLock()  # a thread that asks while another completes waits for it
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -103,10 +105,11 @@ class LeanFinder(MetaPathFinder):
 
     def complete(self) -> None:
         """Loads what was deferred, all of it: it may rely on each other by what it registers."""
-        if self in sys.meta_path:
-            sys.meta_path.remove(self)
-        while self._left:
-            self._left.pop(0).load()
+        with self._lock:
+            if self in sys.meta_path:
+                sys.meta_path.remove(self)
+            while self._left:
+                self._left.pop(0).load()
 
     def want(self, module: Deferred) -> None:
         """Loads `module`, and with it, once torch is there, all others."""
@@ -152,7 +155,7 @@ class Deferred(ModuleType):
         self.__loader, self.__finder = loader, finder
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # what the import system asks of any module
+        if name.startswith("__") and name != "__all__":  # what the import system asks of any module
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         self.__finder.want(self)
         return getattr(self, name)

@@ -11,7 +11,7 @@ from baize_engine.checkpoint.config_file import check_runnable, normalise, read_
 from baize_engine.errors import ConfigError
 
 # The `quantization_config` of int4 models as `baize quantize` wrote it before the scheme of today (model/old_int4.py).
-OLD_INT4 = {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
+OLD_INT4: dict[str, Any] = {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from baize_engine.backend.choose import quantizer
 from baize_engine.kernels.quantized import Int8Weight, Stored, empty
+from baize_engine.model.config import OLD_INT4
 
-SCHEME = "baize-1"
-GROUP = 64
+SCHEME, GROUP = str(OLD_INT4["scheme"]), int(OLD_INT4["group_size"])
 ROWS = 1 << 22  # weights converted at a time, to bound temporary memory
 
 

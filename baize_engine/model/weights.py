@@ -113,7 +113,10 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, dev
         if name in quantized:
             stem = name.removesuffix(names.WEIGHT)
             stored_tensors = [tensors.pop(stem + part) for part in names.STORED if stem + part in tensors]
-            weights[name] = _matrix(config, stored_tensors, shape[1])
+            try:
+                weights[name] = _matrix(config, stored_tensors, shape[1])
+            except ValueError as error:
+                raise CheckpointError(f"{index.entries[stem + names.STORED[0]].path}: {stem}: {error}") from None
     if config.held != kind:
         warnings.warn(
             f"{index.folder} holds int4 of the old scheme {scheme}: its matrices are held as int8, in twice the memory. "

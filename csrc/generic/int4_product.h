@@ -153,6 +153,7 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
 
 template <bool exact, class Tiles>
 BAIZE_TARGET void int4_product(const Product& what, size_t begin, size_t end, float* scratch) {
+    if (what.tokens == 0) return;
     const Matrix& m = what.matrix;
     const Int4Task task{what, m.first + begin, m.first + end, m.int4_blocks()};
     if (what.tokens <= few_int4_tokens(kPlanes<exact>)) return few_int4<kPlanes<exact>>(task);

@@ -2,8 +2,7 @@
 // the compiler vectorises; each operation is one of kernels/quantized.py, in float32.
 //
 // A row, widened to float32, stays in the L1 or L2 cache between its passes. Divisions bound int8, one a
-// value. int4's blocks try 7 scales each, with 15 comparisons a value, in bytes, to
-// find the nearest.
+// value. int4's blocks try 7 scales each, with 15 comparisons a value, in bytes, to find the nearest.
 #pragma once
 
 #include <initializer_list>
@@ -155,6 +154,7 @@ BAIZE_TARGET float fit_row(const float* x, size_t blocks, Int4Fit* fits) {
         top = magnitude > top ? magnitude : top;
     }
     const float factor = top / (127.0f * 127.0f);
+    if (factor > 2.1e34f) return 2.1e34f;  // GREATEST_FACTOR of kernels/quantized.py
     return factor < __FLT_MIN__ ? __FLT_MIN__ : factor;
 }
 
@@ -163,7 +163,8 @@ BAIZE_TARGET float row_to_int4(const float* x, size_t blocks, Int4Fit* fits, uin
     for (size_t b = 0; b < blocks; ++b) {
         Int4Block block;
         scale_block(x + b * kInt4Block, fits[b].extreme, block);
-        const float step = factor * 127.0f / fits[b].extreme;
+        const float ratio = factor * 127.0f / fits[b].extreme;
+        const float step = ratio > __FLT_MAX__ ? __FLT_MAX__ : ratio < -__FLT_MAX__ ? -__FLT_MAX__ : ratio;
         const int odd = fits[b].odd;
         const int nearest = nearest_int((fits[b].scale / step - float(odd)) * 0.5f) * 2 + odd;
         float most = 0.0f;  // what a scale of 0 takes off the sum of squares

@@ -35,7 +35,7 @@ Implementation avx512_implementation();
 Implementation avx_vnni_implementation();
 #endif
 #if BAIZE_AMX
-Implementation amx_implementation();  // avx512's, with byte products by AMX's tile registers
+Implementation amx_implementation();  // avx512's, with byte and int4 products by AMX's tile registers
 #endif
 
 }  // namespace baize

@@ -187,7 +187,7 @@ def test_more_context_is_never_faster(card, batch: int) -> None:
 
 def test_constants_have_their_say() -> None:
     """Half or twice any of them changes some step, but for what stands between steps."""
-    kinds = (("13b", "int4", 1), ("13b", "float16", 64), ("7b", "int8", 64))
+    kinds = (("13b", "int4", 1), ("13b", "int8", 1), ("13b", "float16", 64), ("7b", "int8", 64))
     cases = [(card, *kind, 1024) for card in (H100, A100) for kind in kinds]
 
     def times(constants: Constants) -> list[float]:
@@ -204,8 +204,9 @@ def test_constants_have_their_say() -> None:
 
 
 def test_fewer_bits_are_faster_and_drawing_is_slower() -> None:
-    times = [step_us(H100, "13b", kind) for kind in ("float16", "int8", "int4")]
-    assert times == sorted(times, reverse=True)
+    """Look-ups bound int4's products on a card: by this model they are slower than int8's, which read twice the bytes."""
+    float16, int8, int4 = (step_us(H100, "13b", kind) for kind in ("float16", "int8", "int4"))
+    assert float16 > max(int8, int4)
     assert step_us(H100, "13b", drawn=True) > step_us(H100, "13b")
 
 

@@ -50,6 +50,14 @@ def test_products_of_any_number_of_tokens(implementation: str, kind: str, rows: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("coarse", [True, False])
+def test_products_of_no_token(implementation: str, kind: str, coarse: bool) -> None:
+    weight, out = matrix(kind, 20, 36), torch.zeros(0, 20)
+    found = cpp_ops.op("linear_add", implementation)(torch.zeros(0, 36), weight, out=out, int8_activations=coarse)
+    assert found.shape == (0, 20)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("columns", [300, 1152])  # not whole vectors, and whole ones of several blocks, read in place
 def test_a_row_is_the_same_alone_and_among_131(implementation: str, kind: str, columns: int) -> None:
     weight = matrix(kind, 70, columns)
@@ -112,7 +120,7 @@ def test_int4_products_have_equal_bits_in_every_set_that_fuses(coarse: bool) -> 
         pytest.skip(f"this machine has {len(names)} of the sets with fused multiply-adds")
     for rows, columns in ((75, 2300), (16, 32), (33, 544)):
         weight = matrix("int4", rows, columns)
-        for tokens in (1, 3, 7, 70):
+        for tokens in (1, 3, 7, 270):
             x = torch.randn(tokens, columns)
             first, *others = (
                 cpp_ops.op("linear_add", name)(x, weight, out=torch.zeros(tokens, rows), int8_activations=coarse)

@@ -51,6 +51,15 @@ def test_equals_and_ties(implementation: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_least_and_the_greatest_in_a_row(implementation: str, kind: str) -> None:
+    for weight in (
+        torch.tensor([[1.0] * 32 + [1e-42] * 32]), torch.tensor([[8.0] * 32 + [9.2e-41] * 32]).bfloat16(),
+        torch.full((2, 64), 3.4e38) * torch.linspace(-1, 1, 64),
+    ):  # fmt: skip
+        same(implementation, weight, kind)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_not_finite_is_refused(implementation: str, kind: str, bad: float) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):

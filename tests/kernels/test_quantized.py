@@ -150,6 +150,20 @@ def test_rows_of_one_value(kind: str, value: float) -> None:
     assert (back - value).abs().max() <= bound
 
 
+HARD = {  # rows whose blocks are float32's least beside common ones, and its greatest
+    "denormals": torch.tensor([[1.0] * 32 + [1e-42] * 32]),
+    "greatest": torch.full((2, 64), 3.4e38) * torch.linspace(-1, 1, 64),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_int4_of_the_least_and_the_greatest(name: str) -> None:
+    weight = HARD[name]
+    back = quantized.dequantize(quantized.quantize(weight, "int4"))
+    assert back.isfinite().all()
+    assert (back - weight).abs().max() <= 0.17 * weight.abs().max()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_rows_and_join(kind: str) -> None:
     weight = draw(30, 100)

@@ -6,21 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
-import safetensors.torch
 import tiny
 import torch
 from decoders import greedy_logits, prompt
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.backend import choose
-from baize_engine.checkpoint.index import read_index
-from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError, OutputError, RequestError
-from baize_engine.kernels import quantized
+from baize_engine.errors import CheckpointError, ConfigError, OutputError, RequestError
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.quantize import quantize
-from baize_engine.model.weights import load_weights, nbytes
+from baize_engine.model.weights import load_weights
 
 KINDS = ("int8", "int4")
 
@@ -111,56 +108,6 @@ def test_another_scheme_is_refused(tmp_path: Path, change: dict) -> None:
         ConfigError, match=r"config\.json: config: quantization_config is .*those written by `baize quantize`"
     ):
         ModelConfig.from_folder(tmp_path / "q")
-
-
-def write_old(path: Path, model: Path) -> dict[str, torch.Tensor]:
-    """The model in `model` as `baize quantize --weights int4` wrote it in scheme "baize-1"; its matrices, dequantised."""
-    config = ModelConfig.from_folder(model)
-    published = load_weights(model, config)
-    tensors, wanted = {}, {}
-    for name in names.packed(config):
-        whole = torch.cat([published[part] for part in names.parts(name)])
-        if name not in names.quantized(config):
-            tensors[name] = whole
-            continue
-        rows, columns = whole.shape
-        groups = torch.nn.functional.pad(whole.float(), (0, -columns % 64)).view(rows, -1, 64)
-        scales = (groups.abs().amax(2) / 7).half()
-        codes = (groups / scales.float()[:, :, None]).round().clamp(-8, 7)
-        wanted[name] = (codes * scales.float()[:, :, None]).flatten(1)[:, :columns]
-        stored = (codes + 8).to(torch.uint8)
-        stem = name.removesuffix(names.WEIGHT)
-        tensors[stem + ".qweight"] = (stored[:, :, :32] | stored[:, :, 32:] << 4).flatten(1)
-        tensors[stem + ".scales"] = scales
-    path.mkdir()
-    safetensors.torch.save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    old = {"quant_method": "baize", "scheme": "baize-1", "weights": "int4", "group_size": 64}
-    described = {**json.loads((model / "config.json").read_text()), "quantization_config": old}
-    (path / "config.json").write_text(json.dumps(described))
-    return wanted
-
-
-def test_int4_of_the_old_scheme_is_read_and_held_as_int8(tmp_path: Path) -> None:
-    model = folder(tmp_path / "m", shards=1)
-    wanted = write_old(tmp_path / "old", model)
-    config = ModelConfig.from_folder(tmp_path / "old")
-    assert (config.quantization, config.held) == ("int4", "int8")
-    with pytest.warns(BaizeWarning, match=r"old holds int4 of the old scheme baize-1: .* held as int8"):
-        weights = load_weights(tmp_path / "old", config)
-    for name, exact in wanted.items():
-        weight = weights[name]
-        assert isinstance(weight, quantized.Int8Weight)
-        step = exact.abs().amax(1, keepdim=True) / 127
-        assert ((quantized.dequantize(weight) - exact).abs() <= step / 2 * 1.001).all(), name
-    assert nbytes(read_index(tmp_path / "old"), config) == sum(weight.nbytes for weight in weights.values())
-    for quantize_ in (None, "int4"):
-        with (
-            pytest.warns(BaizeWarning),
-            Engine.from_pretrained(tmp_path / "old", device="cpu", quantize=quantize_) as engine,
-        ):
-            assert len(engine.generate(prompt(9), SamplingParams(max_new_tokens=3, ignore_eos=True))[0].token_ids) == 3
-    with pytest.raises(RequestError, match="holds int4 weights already"):
-        quantize(tmp_path / "old", tmp_path / "new", "int4")
 
 
 def test_a_saved_model_is_checked(tmp_path: Path) -> None:
