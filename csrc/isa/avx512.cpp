@@ -35,7 +35,7 @@ struct VnniEngine {
                 const auto tokens = Vec::load_bytes(x);
 #pragma GCC unroll 16
                 for (size_t r = 0; r < kTileRows; ++r)
-                    totals[r] = Vec::add_fours(totals[r], Vec::all_fours(w + r * kTileStride + k), tokens);
+                    totals[r] = Vec::add_quads(totals[r], Vec::all_quads(w + r * kTileStride + k), tokens);
             }
             const F scale = Vec::load(at.scales + s * kGroupTokens);
 #pragma GCC unroll 16

@@ -171,7 +171,7 @@ struct Vec {
         return _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
     }
     BAIZE_TARGET static I products(S a, S b) { return _mm512_dpwssd_epi32(no_total(), a, b); }
-    // Assembly, here and in add_fours, because GCC copies the totals of the intrinsics between registers
+    // Assembly, here and in add_quads, because GCC copies the totals of the intrinsics between registers
     // around every loop.
     BAIZE_TARGET static I add_products(I total, S a, S b) {
         __asm__("vpdpwssd %2, %1, %0" : "+v"(total) : "v"(a), "v"(b));
@@ -207,7 +207,7 @@ struct Vec {
     BAIZE_TARGET static Quads shifted(Quads weights, Odd odd) {  // plus kInt4Shift where scales are odd
         return _mm512_add_epi8(weights, _mm512_maskz_set1_epi32(odd, kInt4Shift * 0x01010101));
     }
-    BAIZE_TARGET static Quads all_quads(const int8_t* at) {  // a token's four codes in every lane
+    BAIZE_TARGET static Quads all_quads(const void* at) {  // four codes in every lane
         int32_t four;
         std::memcpy(&four, at, 4);
         return _mm512_set1_epi32(four);
@@ -229,18 +229,10 @@ struct Vec {
     BAIZE_TARGET static I start(const int32_t* at, Odd odd) {  // at[0] where the scale is even, else at[1]
         return _mm512_mask_set1_epi32(_mm512_set1_epi32(at[0]), odd, at[1]);
     }
+
     using B = __m512i;  // sixty-four bytes
     static constexpr size_t bytes = 64;
     BAIZE_TARGET static B load_bytes(const void* at) { return _mm512_loadu_si512(at); }
-    BAIZE_TARGET static B all_fours(const uint8_t* at) {  // four bytes in every lane
-        int32_t four;
-        std::memcpy(&four, at, 4);
-        return _mm512_set1_epi32(four);
-    }
-    BAIZE_TARGET static I add_fours(I total, B codes, B signed_codes) {
-        __asm__("vpdpbusd %2, %1, %0" : "+v"(total) : "v"(codes), "v"(signed_codes));
-        return total;
-    }
     BAIZE_TARGET static void biased8(const uint8_t* from, uint8_t* to) {  // int8 with 128 added
         _mm512_storeu_si512(to, _mm512_xor_si512(load_bytes(from), _mm512_set1_epi8(-128)));
     }
