@@ -34,6 +34,10 @@ class RequestError(BaizeError, ValueError):
     """A prompt or parameter cannot be served. The message names it by index or field."""
 
 
+class DataError(BaizeError, ValueError):
+    """Data of an evaluation are missing or damaged. The message names the file, and the line or where to get it."""
+
+
 class ValueRefused(RequestError):
     """A RequestError about one value. The message is `before`, the shortened repr of `value`, then `after`.
 

@@ -1,0 +1,99 @@
+"""Finding and reading the data of tasks, as downloaded. Every failure is a DataError that names the file, and the line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from baize_engine.errors import DataError
+from baize_engine.printable import kind, shown
+
+MAX_BYTES = 1 << 30  # of one file, decompressed: TydiQA-GoldP's training questions, the largest, have 60 MB
+
+
+def locate(data: Path, names: tuple[str, ...], source: str) -> Path:
+    """The first of `names` that is in the folder `data`; names may have folders. source: where to download it."""
+    for name in names:
+        if (data / name).exists():
+            return data / name
+    wanted = " or ".join(names)
+    raise DataError(f"{wanted} is absent from {data}: download it from {source}")
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, decompressed if its name ends in .gz."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DataError(f"{path}: damaged, not whole gzip data ({shown(str(error))})") from None
+    return decoded(content, str(path))
+
+
+def read_archive(path: Path) -> Iterator[tuple[str, str]]:
+    """(name, text) of each regular file in a tar archive, compressed or not, in the archive's order."""
+    try:
+        with tarfile.open(path) as archive:
+            for member in archive:
+                if member.isfile():
+                    file = archive.extractfile(member)
+                    assert file is not None  # as it is a regular file
+                    if member.size > MAX_BYTES:
+                        raise DataError(f"{path}: {member.name} has {member.size} bytes, wanted at most {MAX_BYTES}")
+                    yield member.name, decoded(file.read(), f"{path}: {member.name}")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: damaged, not a whole tar archive ({shown(str(error))})") from None
+
+
+def decoded(content: bytes, what: str) -> str:
+    """The text in `content`, which is UTF-8, with or without a mark in front."""
+    if len(content) > MAX_BYTES:
+        raise DataError(f"{what} has more than {MAX_BYTES} bytes")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(f"{what}, line {line}: not UTF-8") from None
+
+
+def json_lines(text: str, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line number, object) of each line that is not blank."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            yield number, _object(line, f"{what}, line {number}")
+
+
+def texts(record: dict[str, Any], names: tuple[str, ...], what: str) -> list[str]:
+    """The values under `names` in a record, all of which must be texts. `what` says where the record is, as its line."""
+    found = []
+    for name in names:
+        value = record.get(name)
+        if not isinstance(value, str):
+            raise DataError(f"{what}: {name} is {kind(value) if name in record else 'absent'}, wanted a text")
+        found.append(value)
+    return found
+
+
+def json_value(text: str, what: str) -> Any:
+    """The JSON value in a text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{what}, line {error.lineno}: not JSON ({shown(error.msg)})") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what}: not JSON ({shown(str(error))})") from None
+
+
+def _object(line: str, what: str) -> dict[str, Any]:
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what}: not JSON ({shown(str(error))})") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{what}: {kind(value)}, wanted a JSON object")
+    return value

@@ -1,0 +1,126 @@
+"""What a task is: data → examples → requests → verdicts → scores, each step a method without side effects.
+
+Knows no engine and no files of results: `evaluate.py` runs tasks.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
+
+from baize_engine.generation.params import SamplingParams
+
+
+class Encoder(Protocol):
+    """What a task needs of a tokenizer; `text.tokenizer.Tokenizer` is one."""
+
+    def encode(self, text: str, add_bos: bool | None = None) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One item of a task; each task adds what it asks about.
+
+    name: unique within the task, such as "astronomy/17". group: what `--subjects` chooses and `--limit` counts by: a subject,
+    a task of BBH, a language; "" where the task has no groups.
+    """
+
+    name: str
+    group: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Asks which of `options` comes next after the text `prompt`, by the log-probabilities of their first tokens."""
+
+    prompt: str
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """Asks for params.n texts after the text `prompt`."""
+
+    prompt: str
+    params: SamplingParams
+
+
+Request = Choice | Generation
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came out for one example.
+
+    prediction: what was read from the outputs, as JSON. gold: what is right, as JSON. measures: {name: value}, such as
+    {"right": 1.0}; what scores are made of. Empty where nothing here can judge.
+    """
+
+    prediction: Any
+    gold: Any
+    measures: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """An example and its measures, which a resumed run reads from its records: what scores are computed from."""
+
+    name: str
+    group: str
+    measures: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A figure of the table. value, standard_error and card (the model card's figure) in percent; count: examples.
+
+    value is None where nothing was judged.
+    """
+
+    metric: str
+    value: float | None
+    standard_error: float | None
+    count: int
+    card: float | None = None
+
+
+E = TypeVar("E", bound=Example)
+
+
+class Task(ABC, Generic[E]):
+    """A row of the table. Instances hold a task's settings and no data.
+
+    name: as `--tasks` takes it. about: one line for the help text.
+    """
+
+    name: str
+    about: str
+
+    @abstractmethod
+    def examples(self, data: Path, seed: int) -> list[E]:
+        """All examples, in order, read from the folder `data` as downloaded; `seed` draws samples where the card took some.
+
+        Raises DataError: a missing file with its source address and where it was looked for, a damaged one with the line.
+        """
+
+    @abstractmethod
+    def request(self, example: E, chat: bool, encoder: Encoder) -> Request:
+        """What is asked. chat: in the chat format, as the card's figures were made; else the raw prompt of a base model."""
+
+    @abstractmethod
+    def judge(self, example: E, outputs: Sequence[str]) -> Verdict:
+        """The verdict on the texts that were generated, or on the option that was chosen."""
+
+    @abstractmethod
+    def scores(self, judged: Sequence[Judged]) -> list[Score]:
+        """The task's figures."""
+
+
+def chat_prompt(user: str, reply: str) -> str:
+    """One turn of open-instruct's chat format, and the beginning of the reply, which the model continues."""
+    return f"<|user|>\n{user}\n<|assistant|>\n{reply}"
