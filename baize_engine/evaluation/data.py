@@ -89,6 +89,16 @@ def json_value(text: str, what: str) -> Any:
         raise DataError(f"{what}: not JSON ({shown(str(error))})") from None
 
 
+def objects(value: Any, what: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(where it is, such as "what[3]", object) of each item of a JSON value, which must be a list of objects."""
+    if not isinstance(value, list):
+        raise DataError(f"{what} is {kind(value)}, wanted a list")
+    for i, item in enumerate(value):
+        if not isinstance(item, dict):
+            raise DataError(f"{what}[{i}] is {kind(item)}, wanted an object")
+        yield f"{what}[{i}]", item
+
+
 def _object(line: str, what: str) -> dict[str, Any]:
     try:
         value = json.loads(line)

@@ -17,7 +17,7 @@ from baize_engine.generation.params import SamplingParams
 class Encoder(Protocol):
     """What a task needs of a tokenizer; `text.tokenizer.Tokenizer` is one."""
 
-    def encode(self, text: str, add_bos: bool | None = None) -> list[int]: ...
+    def encode(self, text: str, add_bos: bool | None = None, *, allow_special: bool = False) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -44,10 +44,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Generation:
-    """Asks for params.n texts after the text `prompt`."""
+    """Asks for params.n texts after the text `prompt`.
+
+    parse_special: special tokens spelled in the prompt, such as "<s>", become their ids, as for `Engine.generate`.
+    """
 
     prompt: str
     params: SamplingParams
+    parse_special: bool = False
 
 
 Request = Choice | Generation
