@@ -36,7 +36,7 @@ class Annotation:
 
 @dataclass(frozen=True)
 class Instruction(Example):
-    """instruction, input ("" if there is none), dataset: the file's. annotations: of this instruction. group: the dataset."""
+    """instruction, input ("" if there is none): the file's. annotations: of this instruction. group: the file's dataset."""
 
     instruction: str
     input: str

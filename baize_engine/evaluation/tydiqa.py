@@ -99,7 +99,8 @@ def cut(passage: str, encoder: Encoder) -> str:
     """A passage of more than MAX_PASSAGE tokens: the text of the first ones. A shorter one: itself.
 
     The original decoded the begin token with the rest, so that a cut passage began with "<s>", and so does ours if that is
-    how the encoder spells its begin token. transformers reads it as that token again, in the middle of the prompt.
+    how the encoder spells its begin token. transformers then read it as that token again, in the middle of the prompt.
+    (Version 4.31.0 also dropped the space in front of it and put one behind; ours stays in front.)
     """
     ids = encoder.encode(passage)
     if len(ids) <= MAX_PASSAGE:
