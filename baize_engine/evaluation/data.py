@@ -7,13 +7,22 @@ import json
 import tarfile
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from baize_engine.errors import DataError
 from baize_engine.printable import kind, shown
 
 MAX_BYTES = 1 << 30  # of one file, decompressed: TydiQA-GoldP's training questions, the largest, have 60 MB
+
+
+@dataclass(frozen=True)
+class Part:
+    """A file of a folder or of an archive. where: its name in messages."""
+
+    where: str
+    text: str
 
 
 def locate(data: Path, names: tuple[str, ...], source: str) -> Path:
@@ -48,6 +57,25 @@ def read_archive(path: Path) -> Iterator[tuple[str, str]]:
                     yield member.name, decoded(file.read(), f"{path}: {member.name}")
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: damaged, not a whole tar archive ({shown(str(error))})") from None
+
+
+def read_parts(path: Path, folder: str, ending: str) -> dict[str, Part]:
+    """{name without `ending`: file} of the files in `folder` that end so, in order of names; hidden ones are left out.
+
+    path: a folder that has `folder`, or a tar archive that has it at any depth. Raises DataError if there are no such files.
+    """
+    pattern, parts = f"[!.]*{ending}", {}
+    if path.is_dir():
+        for file in (path / folder).glob(pattern):
+            parts[file.name.removesuffix(ending)] = Part(str(file), read_text(file))
+    else:
+        for name, text in read_archive(path):
+            member = PurePosixPath(name)
+            if member.parent.name == folder and member.match(pattern):
+                parts[member.name.removesuffix(ending)] = Part(f"{path}: {name}", text)
+    if not parts:
+        raise DataError(f"{path} has no files {folder}/*{ending}")
+    return dict(sorted(parts.items()))
 
 
 def decoded(content: bytes, what: str) -> str:

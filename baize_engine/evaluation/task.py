@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from baize_engine.evaluation.statistics import mean_of_groups
 from baize_engine.generation.params import SamplingParams
 
 
@@ -128,3 +129,16 @@ class Task(ABC, Generic[E]):
 def chat_prompt(user: str, reply: str) -> str:
     """One turn of open-instruct's chat format, and the beginning of the reply, which the model continues."""
     return f"<|user|>\n{user}\n<|assistant|>\n{reply}"
+
+
+def mean_score(
+    metric: str, judged: Sequence[Judged], measure: str, card: float | None, by_group: bool = False
+) -> Score:
+    """The mean of a measure over all examples, or, `by_group`, over the groups, each of which counts alike."""
+    if not judged:
+        return Score(metric, None, None, 0, card)
+    groups: dict[str, list[float]] = {}
+    for each in judged:
+        groups.setdefault(each.group if by_group else "", []).append(each.measures[measure])
+    value, error = mean_of_groups(groups)
+    return Score(metric, 100 * value, None if error is None else 100 * error, len(judged), card)

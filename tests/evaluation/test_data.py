@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 from baize_engine.errors import DataError
-from baize_engine.evaluation.data import json_lines, json_value, locate, read_archive, read_text, texts
+from baize_engine.evaluation.data import (
+    Part,
+    json_lines,
+    json_value,
+    locate,
+    read_archive,
+    read_parts,
+    read_text,
+    texts,
+)
 
 
 def test_the_first_name_that_is_there(tmp_path: Path) -> None:
@@ -88,3 +97,32 @@ def test_json_that_is_damaged_names_its_line() -> None:
     assert json_value("[1,\n2]", "x") == [1, 2]
     with pytest.raises(DataError, match="x, line 2: not JSON"):
         json_value('{"a":\n}', "x")
+
+
+FILES = {
+    "z/b/2.txt": b"two",
+    "z/b/10.txt": b"ten",
+    "z/b/.3.txt": b"",
+    "z/b/4.csv": b"",
+    "z/b/c/5.txt": b"",
+    "z/6.txt": b"",
+}
+
+
+def test_files_of_one_ending_in_a_folder(tmp_path: Path) -> None:
+    path = archive(tmp_path / "a.tar.gz", FILES)
+    assert read_parts(path, "b", ".txt") == {
+        "10": Part(f"{path}: z/b/10.txt", "ten"),
+        "2": Part(f"{path}: z/b/2.txt", "two"),
+    }
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    folder = tmp_path / "z"
+    assert list(read_parts(folder, "b", ".txt").items()) == [
+        ("10", Part(f"{folder}/b/10.txt", "ten")),
+        ("2", Part(f"{folder}/b/2.txt", "two")),
+    ]
+    for each in (path, folder):
+        with pytest.raises(DataError, match=r" has no files b/\*\.json"):
+            read_parts(each, "b", ".json")
