@@ -14,11 +14,8 @@ nothing is measured and the report says why.
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import os
 import sys
-import tarfile
 import time
 from collections import abc
 from itertools import pairwise
@@ -35,6 +32,7 @@ from shapes import PRESETS
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.backend import devices
+from baize_engine.evaluation.mmlu import Mmlu, prompt
 from baize_engine.generation.block_pool import BlockPool
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
@@ -51,34 +49,12 @@ ONE_TOKEN = SamplingParams(max_new_tokens=1, ignore_eos=True)
 CANDIDATES = [5, 29, 319, 350]  # ids that are scored, as those of the four letters are
 
 
-def question(line: list[str], answer: bool) -> str:
-    text, *choices, right = line
-    shown = "".join(f"\n{letter}. {choice}" for letter, choice in zip("ABCD", choices, strict=True))
-    return f"{text}{shown}\nAnswer:" + (f" {right}\n\n" if answer else "")
-
-
-def subjects(archive: Path) -> dict[str, tuple[str, list[str]]]:
-    """{subject: (its examples as one text, its questions)}, in the form of Hendrycks's evaluation."""
-    lines: dict[str, dict[str, list[list[str]]]] = {"dev": {}, "test": {}}
-    with tarfile.open(archive) as files:
-        for member in files:
-            part, name = Path(member.name).parent.name, Path(member.name).name
-            if member.isfile() and part in lines and name.endswith(f"_{part}.csv"):
-                text = files.extractfile(member).read().decode("utf-8-sig")  # type: ignore[union-attr]
-                lines[part][name.removesuffix(f"_{part}.csv")] = list(csv.reader(io.StringIO(text)))
-    found = {}
-    for name, asked in sorted(lines["test"].items()):
-        begin = f"The following are multiple choice questions (with answers) about {name.replace('_', ' ')}.\n\n"
-        examples = begin + "".join(question(line, True) for line in lines["dev"][name][:SHOTS])
-        found[name] = examples, [question(line, False) for line in asked]
+def prompts(data: Path, tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
+    """{subject: its prompts}, each with all its examples, whether it fits the model or not."""
+    found: dict[str, list[list[int]]] = {}
+    for example in Mmlu(SHOTS).examples(data, seed=0):
+        found.setdefault(example.group, []).append(tokenizer.encode(prompt(example, SHOTS, chat=False)))
     return found
-
-
-def prompts(one: tuple[str, list[str]], tokenizer: Tokenizer, most: int, longest: int) -> list[list[int]]:
-    """The first `most` prompts of a subject, those that are too long for the model left out."""
-    examples, asked = one
-    many = (tokenizer.encode(examples + text) for text in asked[:most])
-    return [ids for ids in many if len(ids) < longest]
 
 
 def common(a: list[int], b: list[int]) -> int:
@@ -183,8 +159,8 @@ def measured(model: Llama, many: dict[str, list[list[int]]], scores: bool) -> di
 
 def bench(report: Report, chosen: argparse.Namespace, device: str) -> None:
     shape = PRESETS[chosen.preset]
-    tokenizer, texts = Tokenizer((SHARED / TOKENIZER).read_bytes()), subjects(SHARED / DATA)
-    every = {name: prompts(one, tokenizer, sys.maxsize, shape.positions) for name, one in texts.items()}
+    asked = prompts((SHARED / DATA).parent, Tokenizer((SHARED / TOKENIZER).read_bytes()))
+    every = {name: [ids for ids in many if len(ids) < shape.positions] for name, many in asked.items()}
     step = len(every) / min(chosen.subjects or len(every), len(every))
     names = [list(every)[int(n * step)] for n in range(round(len(every) / step))]
     model = random_model(shape, chosen.kind, device)
@@ -200,7 +176,7 @@ def bench(report: Report, chosen: argparse.Namespace, device: str) -> None:
             "counted, all", sum(map(len, every.values())), sum(len(ids) for one in every.values() for ids in one),
             sum(counted(one, chunk, shape.positions) for one in every.values()), sum(map(least, every.values())),
         )  # fmt: skip
-        report.facts["too_long"] = sum(len(asked) for _, asked in texts.values()) - whole["prompts"]
+        report.facts["too_long"] = sum(map(len, asked.values())) - whole["prompts"]
         report.row(whole)
 
 

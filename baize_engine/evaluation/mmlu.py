@@ -68,18 +68,18 @@ class Mmlu(Task[MmluExample]):
         known = read_parts(path, "dev", "_dev.csv") if self.shots else {}
         found = []
         for subject, part in asked.items():
-            shots: list[Question] = []
-            if self.shots:
-                if subject not in known:
-                    raise DataError(
-                        f"{path} has no file dev/{subject}_dev.csv, wanted one as for test/{subject}_test.csv"
-                    )
-                shots = questions(known[subject])[: self.shots]
-                if len(shots) < self.shots:
-                    raise DataError(f"{known[subject].where}: {len(shots)} questions, wanted at least {self.shots}")
+            shots = self._shots(path, known, subject) if self.shots else ()
             for number, question in enumerate(questions(part)):
-                found.append(MmluExample(f"{subject}/{number}", subject, question, tuple(shots)))
+                found.append(MmluExample(f"{subject}/{number}", subject, question, shots))
         return found
+
+    def _shots(self, path: Path, known: dict[str, Part], subject: str) -> tuple[Question, ...]:
+        if subject not in known:
+            raise DataError(f"{path} has no file dev/{subject}_dev.csv, wanted one as for test/{subject}_test.csv")
+        found = questions(known[subject])
+        if len(found) < self.shots:
+            raise DataError(f"{known[subject].where}: {len(found)} questions, wanted at least {self.shots}")
+        return tuple(found[: self.shots])
 
     def request(self, example: MmluExample, chat: bool, encoder: Encoder) -> Choice:
         shots = len(example.shots)
