@@ -91,6 +91,7 @@ BAIZE_TARGET __attribute__((noinline)) void byte_block(const ByteBlock& block, F
 struct BytePanel {
     static constexpr size_t rows_at_once = Blocks::byte_rows, tokens_at_once = Blocks::byte_tokens;
     static constexpr size_t block = kByteBlock, vectors = kSection / Vec::bytes;
+    static constexpr bool starts_sums = false;
 
     const Product& what;
     float* memory;  // the zero's shares; flags; then the panel

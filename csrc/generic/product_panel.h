@@ -24,6 +24,7 @@ struct FloatPanel {
     using Rows = MatrixFloats<in_place ? D : Dtype::float32>;
     static constexpr size_t rows_at_once = Blocks::float_rows, tokens_at_once = Blocks::float_tokens,
                             block = kBlock;
+    static constexpr bool starts_sums = true;
 
     const Product& what;
     float* panel;
@@ -31,6 +32,7 @@ struct FloatPanel {
     size_t steps = 0;
     const float* x = nullptr;
     F* sums = nullptr;
+    bool fresh = false;  // whether the sums begin here
     NextBlock next{};
 
     BAIZE_TARGET void fill(size_t row, size_t count_rows, size_t begin, size_t count) {
@@ -58,6 +60,7 @@ struct FloatPanel {
     void set_block(size_t block, size_t token, F* to) {
         x = what.x.values + (block * what.tokens + token) * kBlock;
         sums = to;
+        fresh = block == 0;
     }
     template <size_t R, size_t T>
     BAIZE_TARGET void run(size_t row, size_t token) const {
@@ -67,13 +70,14 @@ struct FloatPanel {
         Rows at = rows;
         at.w += row * rows.stride;
         float_block<R, T>(at, x + token * kBlock, steps,
-                          Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row});
+                          Sums<Blocks::panel_rows>{sums + token * Blocks::panel_rows + row, fresh});
     }
 };
 
 struct CodePanel {
     static constexpr size_t rows_at_once = Blocks::int8_rows, tokens_at_once = Blocks::code_tokens,
                             block = kBlock;
+    static constexpr bool starts_sums = false;
     static constexpr size_t per_block = kBlock / kSection;
 
     const Product& what;

@@ -58,10 +58,21 @@ struct MatrixCodes {
     }
 };
 
-// The sums of register blocks: that of row r and token t is at[t * stride + r].
+// The sums of register blocks: that of row r and token t is at[t * stride + r]. fresh: they begin at zero,
+// whatever is there.
 template <size_t stride>
 struct Sums {
     F* at;
+    bool fresh = false;
+
+    // While the first T lines of rows are computed, prefetches the sums of the R rows behind, a token a line.
+    template <size_t R, size_t T>
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t line) const {
+        if constexpr (stride > R)
+            if (line < T)
+#pragma GCC unroll 16
+                for (size_t r = 0; r < R; ++r) __builtin_prefetch(at + line * stride + R + r, 1, 3);
+    }
 };
 
 // Adds the products of R rows and T tokens, which are kBlock apart, over `steps` vectors to `sums`.
@@ -71,7 +82,7 @@ BAIZE_TARGET inline void float_block(const Rows& w, const float* x, size_t steps
 #pragma GCC unroll 16
     for (size_t t = 0; t < T; ++t)
 #pragma GCC unroll 16
-        for (size_t r = 0; r < R; ++r) own[t][r] = sums.at[t * stride + r];
+        for (size_t r = 0; r < R; ++r) own[t][r] = sums.fresh ? Vec::zero() : sums.at[t * stride + r];
     const auto step = [&](size_t n) BAIZE_TARGET {
         F rows[R];
 #pragma GCC unroll 16
@@ -86,6 +97,7 @@ BAIZE_TARGET inline void float_block(const Rows& w, const float* x, size_t steps
     size_t n = 0;
     for (; n + Rows::steps <= steps; n += Rows::steps) {
         w.template prefetch<R>(n);
+        sums.template prefetch<R, T>(n / Rows::steps);
 #pragma GCC unroll 4
         for (size_t k = 0; k < Rows::steps; ++k) step(n + k);
     }
