@@ -88,8 +88,8 @@ def find_place(scratch: str, namespaces: bool) -> Place:
             why = str(refused)
     try:
         return tried(Folders(scratch, why))
-    except Refused as refused:
-        sys.exit(f"{refused} (and no namespaces: {why})")
+    except (OSError, Refused) as error:
+        sys.exit(f"{error} (and no namespaces: {why})")
 
 
 def tried(place: Place) -> Place:

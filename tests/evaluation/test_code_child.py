@@ -107,9 +107,24 @@ def test_an_error_in_a_line(error: BaseException, text: bytes) -> None:
     assert explain(error) == text
 
 
-def test_a_supervisor_whose_caller_has_gone_already_ends_at_once(tmp_path: Path) -> None:
+def supervisor(caller: int, scratch: Path) -> subprocess.CompletedProcess[bytes]:
+    """One that is given no program."""
     code = START.format(
-        packages=str(PACKAGES), caller=os.getppid(), seconds=1.0, memory=1 << 28, scratch=str(tmp_path), namespaces=True
+        packages=str(PACKAGES), caller=caller, seconds=1.0, memory=1 << 28, scratch=str(scratch), namespaces=True
     )
-    done = subprocess.run([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.DEVNULL, capture_output=True)
+    return subprocess.run([sys.executable, "-I", "-S", "-c", code], stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def test_a_supervisor_whose_caller_has_gone_already_ends_at_once(tmp_path: Path) -> None:
+    done = supervisor(os.getppid(), tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (1, b"", b"")
+
+
+def test_a_supervisor_without_a_place_says_what_it_has_tried(tmp_path: Path) -> None:
+    """In namespaces, if there are any, the first to fail is the mount of the new root."""
+    done = supervisor(os.getpid(), tmp_path / "absent")
+    assert (done.returncode, done.stdout) == (1, b"")
+    tried = done.stderr.decode().partition("(and no namespaces: ")
+    assert f"No such file or directory: '{tmp_path / 'absent'}'" in tried[0]
+    assert tried[2].endswith(")\n")
+    assert "mount: " in tried[2] or "unshare: " in tried[2] or "users of the namespace: " in tried[2]

@@ -18,53 +18,53 @@ from baize_engine.evaluation import code_execution
 from baize_engine.evaluation.code_execution import CodeRunner, Outcome
 
 ENDS = (
-        ("", "passed"),
-        ("from typing import List\ndef f(x: List[int]): return x\nassert f([1]) == [1]", "passed"),
-        ("import cmath, fractions, hashlib, json, unittest, unicodedata", "passed"),
-        ("größe = 'ä\U0001f600'\nprint(größe)\nassert len(größe) == 2", "passed"),
-        ("print('x' * 100_000)\nimport sys\nprint('y', file=sys.stderr)", "passed"),
-        ("import os\nopen('a', 'w').write('x')\nassert os.listdir() == ['a'] and os.getcwd() == os.environ['HOME']", "passed"),
-        ("import tempfile\ntempfile.TemporaryFile().write(b'x')", "passed"),
-        ("import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()", "passed"),
-        ("import sys\nassert sys.stdin.read() == ''", "passed"),
-        ("assert 1 == 2", "failed: AssertionError"),
-        ("assert 1 == 2, 'one\\n\\x1b[31m'", "failed: AssertionError: one\\n\\x1b[31m"),
-        ("raise ValueError('ä' * 1000)", f"failed: ValueError: {'ä' * 139}…"),
-        ("x = (", "failed: SyntaxError: '(' was never closed (<program>, line 1)"),
-        ("x = '\0'", "failed: "),
-        ("x = '\ud800'", "failed: UnicodeEncodeError: "),
-        ("input()", "failed: EOFError: EOF when reading a line"),
-        ("def f(): f()\nf()", "failed: RecursionError: maximum recursion depth exceeded"),
-        ("import torch", "failed: ModuleNotFoundError: No module named 'torch'"),
-        ("import os\nos.kill(os.getpid(), 9)", "killed by signal 9"),
-        ("import os\nos.abort()", "killed by signal 6"),
-        ("x = bytearray(10**12)", "out of memory"),
-        ("x = []\nwhile True: x.append('a' * 1000)", "out of memory"),
-        ("while True: print('x' * 1000)", "too much output"),
-        ("f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))", "failed: OSError: [Errno "),
-        ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "failed: ValueError: "),
-        ("import subprocess\nsubprocess.run(['/bin/true'], timeout=1)", "failed: "),
+    ("", "passed"),
+    ("from typing import List\ndef f(x: List[int]): return x\nassert f([1]) == [1]", "passed"),
+    ("import cmath, fractions, hashlib, json, unittest, unicodedata", "passed"),
+    ("größe = 'ä\U0001f600'\nprint(größe)\nassert len(größe) == 2", "passed"),
+    ("print('x' * 100_000)\nimport sys\nprint('y', file=sys.stderr)", "passed"),
+    ("import os\nopen('a', 'w').write('x')\nassert os.listdir() == ['a'] and os.getcwd() == os.environ['HOME']", "passed"),
+    ("import tempfile\ntempfile.TemporaryFile().write(b'x')", "passed"),
+    ("import threading\nt = threading.Thread(target=print)\nt.start()\nt.join()", "passed"),
+    ("import sys\nassert sys.stdin.read() == ''", "passed"),
+    ("assert 1 == 2", "failed: AssertionError"),
+    ("assert 1 == 2, 'one\\n\\x1b[31m'", "failed: AssertionError: one\\n\\x1b[31m"),
+    ("raise ValueError('ä' * 1000)", f"failed: ValueError: {'ä' * 139}…"),
+    ("x = (", "failed: SyntaxError: '(' was never closed (<program>, line 1)"),
+    ("x = '\0'", "failed: "),
+    ("x = '\ud800'", "failed: UnicodeEncodeError: "),
+    ("input()", "failed: EOFError: EOF when reading a line"),
+    ("def f(): f()\nf()", "failed: RecursionError: maximum recursion depth exceeded"),
+    ("import torch", "failed: ModuleNotFoundError: No module named 'torch'"),
+    ("import os\nos.kill(os.getpid(), 9)", "killed by signal 9"),
+    ("import os\nos.abort()", "killed by signal 6"),
+    ("x = bytearray(10**12)", "out of memory"),
+    ("x = []\nwhile True: x.append('a' * 1000)", "out of memory"),
+    ("while True: print('x' * 1000)", "too much output"),
+    ("f = open('a', 'wb')\nwhile True: f.write(bytes(1 << 20))", "failed: OSError: [Errno "),
+    ("import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1))", "failed: ValueError: "),
+    ("import subprocess\nsubprocess.run(['/bin/true'], timeout=1)", "failed: "),
 )  # fmt: skip
 DECEIVERS = (
-        "raise SystemExit(0)",
-        "import sys\nsys.exit(0)",
-        "import os\nprint('passed')\nos._exit(0)",
-        "import sys, threading\nthreading.Thread(target=sys.exit).start()\nassert False",
-        "import os\nif os.fork(): os._exit(0)\nassert False",
-        "import atexit, os\natexit.register(os._exit, 0)\nassert False",
-        "import os\nos._exit = lambda code: None\nos.write = os.read = lambda *_: b'passed'\nassert False",
-        "import builtins\nbuiltins.BaseException = builtins.MemoryError = KeyError\nassert False",
-        "import builtins\nbuiltins.AssertionError = KeyError\nbuiltins.isinstance = lambda *_: True\nassert False",
-        "import builtins, json, sys\nsys.modules.clear()\nbuiltins.__import__ = builtins.type = print\nassert False",
-        "import sys\nfor m in list(sys.modules.values()): vars(m).update(judge=lambda *_: b'passed')\nassert False",
-        "class E(Exception):\n    def __str__(self): raise SystemExit(0)\nraise E",
-        "class E(Exception):\n    def __str__(self): return 'passed'\nE.__name__ = 'passed'\nraise E",
-        "import os\nfor d in range(1, 64):\n    try: os.write(d, b'passed')\n    except OSError: pass\nassert False",
-        "import os\nfor d in range(1, 64):\n    try: os.write(d, b'passed')\n    except OSError: pass\nos._exit(0)",
-        "import os\nos.closerange(0, 64)\nassert False",
-        "import signal\nsignal.signal(signal.SIGCHLD, lambda *_: None)\nassert False",
-        "import gc\nfor o in gc.get_objects():\n    if type(o) is dict: o['passed'] = True\nassert False",
-        "import sys\nf = sys._getframe()\nwhile f:\n    f.f_locals.update(text=lambda _: b'')\n    f = f.f_back\nassert 0",
+    "raise SystemExit(0)",
+    "import sys\nsys.exit(0)",
+    "import os\nprint('passed')\nos._exit(0)",
+    "import sys, threading\nthreading.Thread(target=sys.exit).start()\nassert False",
+    "import os\nif os.fork(): os._exit(0)\nassert False",
+    "import atexit, os\natexit.register(os._exit, 0)\nassert False",
+    "import os\nos._exit = lambda code: None\nos.write = os.read = lambda *_: b'passed'\nassert False",
+    "import builtins\nbuiltins.BaseException = builtins.MemoryError = KeyError\nassert False",
+    "import builtins\nbuiltins.AssertionError = KeyError\nbuiltins.isinstance = lambda *_: True\nassert False",
+    "import builtins, json, sys\nsys.modules.clear()\nbuiltins.__import__ = builtins.type = print\nassert False",
+    "import sys\nfor m in list(sys.modules.values()): vars(m).update(judge=lambda *_: b'passed')\nassert False",
+    "class E(Exception):\n    def __str__(self): raise SystemExit(0)\nraise E",
+    "class E(Exception):\n    def __str__(self): return 'passed'\nE.__name__ = 'passed'\nraise E",
+    "import os\nfor d in range(1, 64):\n    try: os.write(d, b'passed')\n    except OSError: pass\nassert False",
+    "import os\nfor d in range(1, 64):\n    try: os.write(d, b'passed')\n    except OSError: pass\nos._exit(0)",
+    "import os\nos.closerange(0, 64)\nassert False",
+    "import signal\nsignal.signal(signal.SIGCHLD, lambda *_: None)\nassert False",
+    "import gc\nfor o in gc.get_objects():\n    if type(o) is dict: o['passed'] = True\nassert False",
+    "import sys\nf = sys._getframe()\nwhile f:\n    f.f_locals.update(text=lambda _: b'')\n    f = f.f_back\nassert 0",
 )  # fmt: skip
 
 
@@ -90,7 +90,7 @@ def test_who_does_not_reach_the_end_has_not_passed(outcomes: dict[str, Outcome],
 
 def test_assertions_count_whatever_the_caller_optimises(anywhere: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONOPTIMIZE", "2")
-    assert SMALL.run(["assert False"]) == [Outcome(False, "failed: AssertionError")]
+    assert replace(SMALL, namespaces=anywhere).run(["assert False"]) == [Outcome(False, "failed: AssertionError")]
 
 
 def test_many_programs_in_their_order(anywhere: bool) -> None:
@@ -120,11 +120,10 @@ def test_a_program_longer_than_a_pipe_holds(anywhere: bool) -> None:
     ],
 )  # fmt: skip
 def test_what_does_not_end_is_killed(anywhere: bool, program: str) -> None:
-    timed_out, next_one = replace(BRIEF, namespaces=anywhere).run([program, ""])
-    assert timed_out.detail == "timed out" or (
-        not anywhere and "Error" in timed_out.detail
-    )  # a user with many processes
-    assert next_one == PASSED
+    (outcome,) = replace(BRIEF, namespaces=anywhere).run([program])
+    if not anywhere and "BlockingIOError" in outcome.detail:
+        pytest.skip("this user has so many processes already that programs start none")
+    assert outcome.detail == "timed out"
     assert left() == set()
 
 
