@@ -165,9 +165,10 @@ code_execution.CodeRunner(seconds=1000, workers=1, namespaces=sys.argv[1] == "Tr
 """
 
 
-def test_when_the_caller_is_killed_all_end(anywhere: bool) -> None:
+def test_when_the_caller_is_killed_all_end(anywhere: bool, public: Path) -> None:
     command = [sys.executable, "-c", CALLER, str(anywhere)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=code_execution.PACKAGES) as caller:
+    environment = {**os.environ, "TMPDIR": str(public)}  # nobody removes the caller's folder
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=code_execution.PACKAGES, env=environment) as caller:
         assert caller.stdout is not None
         for _ in range(3):  # for the greeting, whether it is there, for the outcome
             caller.stdout.readline()
