@@ -21,6 +21,7 @@ from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.scoring import GivenTokens, NextToken
 from baize_engine.generation.sequence import Scoring, Sequence
 from baize_engine.generation.serving import Serving
+from baize_engine.generation.usage import Usage
 from baize_engine.loading import LoadedModel, load
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
@@ -149,6 +150,11 @@ class Engine:
     def close(self) -> None:
         """Frees weights and cache. Later requests, and the rest of those in progress, raise RequestError."""
         self._serving.close()
+
+    @property
+    def usage(self) -> Usage:
+        """The tokens asked for, computed and made by all calls so far. RequestError once the engine is closed."""
+        return self._serving.loop.usage
 
     # Requests. Each is checked completely before its first token is computed.
 
@@ -339,10 +345,11 @@ class Engine:
     ) -> list[list[float]]:
         """For each prompt, the log-probabilities of the candidates as its next token, in the order given.
 
-        prompts, add_bos: as in `generate`. candidate_token_ids: ids in the vocabulary. RequestError names the argument or the
-        prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they come.
+        prompts, add_bos: as in `prompt_logprobs`. candidate_token_ids: ids in the vocabulary. RequestError names the argument
+        or the prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they
+        come.
         """
-        prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos))
+        prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         candidates = self._requests.ids(candidate_token_ids, "candidate_token_ids")
         scores = [NextToken(len(ids), candidates) for ids in prompt_ids]
         self._score([_scored(ids, scores[number], number) for number, ids in enumerate(prompt_ids)])

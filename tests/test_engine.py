@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import io
+from dataclasses import replace
 
 import pytest
 from fake_engine import TOKENIZER, all_free, make, saying
@@ -12,6 +13,7 @@ from fakes import EOS, VOCAB, TableDecoder
 from baize_engine.engine import Completion
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.usage import Usage
 
 
 def test_generation_ends_at_max_model_len() -> None:
@@ -221,3 +223,19 @@ def test_a_closed_engine_refuses() -> None:
 
 def test_the_tokenizers_end_id_ends_a_text_that_the_config_names_wrongly() -> None:
     assert saying("ab", eos_token_ids=(1,)).generate("q")[0].stop_reason == EOS
+
+
+def test_usage_counts_what_was_asked_for_and_what_was_computed() -> None:
+    engine = make(TableDecoder(VOCAB), None)
+    assert engine.usage == Usage()
+    begin = [1, *range(5, 12)]  # two of the cache's chunks
+    params = SamplingParams(max_new_tokens=3, ignore_eos=True)
+    engine.generate([[*begin, 20], [*begin, 21, 22]], params)
+    assert engine.usage == Usage(prompt_tokens=19, computed_tokens=11, generated_tokens=6)
+    engine.next_token_logprobs([[*begin, 23]], [5, 6])
+    assert engine.usage == Usage(prompt_tokens=28, computed_tokens=12, generated_tokens=6)
+    engine.generate([40, 41, 42, 43, 44], replace(params, n=4))  # samples of one prompt share it, to the token
+    assert engine.usage == Usage(prompt_tokens=33, computed_tokens=17, generated_tokens=18)
+    engine.close()
+    with pytest.raises(RequestError, match="this engine is closed"):
+        _ = engine.usage

@@ -6,7 +6,7 @@ call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from baize_engine.generation.sampling import SampleOp, choose_tokens, token_logp
 from baize_engine.generation.scheduler import Action, Fail, Launch, Piece, Prefill, Read, Scheduler, SwapIn, SwapOut
 from baize_engine.generation.sequence import FinishReason, Sequence
 from baize_engine.generation.shaping import shaping
+from baize_engine.generation.usage import Usage
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner
 from baize_engine.model.runner import Batch
 
@@ -49,9 +50,16 @@ class Loop:
         self._sample = sample or decoder.model.ops.sample
         self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk, decoder.together)
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
+        self._asked = self._computed = self._generated = 0
 
-    def add(self, sequences: Iterable[Sequence]) -> None:
+    @property
+    def usage(self) -> Usage:
+        """The numbers of tokens so far. May be read while another thread steps."""
+        return Usage(self._asked, self._computed, self._generated)
+
+    def add(self, sequences: Collection[Sequence]) -> None:
         """Queues sequences. Each, unless it is aborted, ends with an output marked as its last, also if it fails."""
+        self._asked += sum(len(sequence.prompt_ids) for sequence in sequences if not sequence.index)
         self._scheduler.add(sequences)
 
     def abort(self, sequence: Sequence) -> None:
@@ -96,6 +104,7 @@ class Loop:
         """Computes pieces of prompts. Returns the first tokens of those that are complete."""
         last: dict[Sequence, Tensor] = {}  # logits (1, V) of the last token of a prompt that is to be continued
         self.decoder.run([_piece(piece, last) for piece in action.pieces])
+        self._computed += sum(piece.end - piece.begin for piece in action.pieces)
         made: list[tuple[Sequence, int]] = []
         starting: list[Sequence] = []
         logits: list[Tensor] = []
@@ -183,6 +192,7 @@ class Loop:
             self._end(sequence, "length" if sequence.error is None else "error")
             return ""
         sequence.token_ids.append(token)
+        self._generated += 1
         reason: FinishReason | None = None
         if token in sequence.stop_ids:
             reason, sequence.stop_reason = "stop", token

@@ -36,7 +36,7 @@ class Serving:
 
     @property
     def loop(self) -> Loop:
-        """The loop, for a thread that has a turn. RequestError once this is closed."""
+        """The loop, for a thread that has a turn; its `usage` for any. RequestError once this is closed."""
         self._turns.check()
         if self._loop is None:
             raise ValueError("the loop was released, but this was not closed")
