@@ -14,7 +14,7 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,35 +26,44 @@ from baize_engine.errors import OutputError
 SYNC = 1.0  # seconds between syncs: a killed process loses no line anyway, and a disk may take long to sync
 
 
-def head(index: int, content: bytes, run: str) -> str:
-    """The beginning of the answer line to record number `index`, whose bytes are `content`.
+def digest(content: bytes, run: str) -> str:
+    """A digest of a record's bytes, and of `run`, which describes the model and all else that determines the answer."""
+    return hashlib.sha256(run.encode() + b"\n" + content).hexdigest()[:16]
 
-    run: describes the model and the parameters of all records.
-    """
-    digest = hashlib.sha256(run.encode() + b"\n" + content).hexdigest()[:16]
-    return f'{{"index": {index}, "input": "{digest}", '
+
+def head(index: int, content: bytes, run: str) -> str:
+    """The beginning of the answer line to record number `index`; its arguments else are those of `digest`."""
+    return f'{{"index": {index}, "input": "{digest(content, run)}", '
 
 
 class AnswerFile:
     """An open, locked output file. A context manager, which removes a new file that got no line.
 
     path: must not exist, unless `resume`. heads: of all records, in order; each line in the file must answer its record.
+    answers: names of which an answer has one. option: the flag that names the file, for messages.
     done: number of lines in the file; `failed` of them are errors. torn: whether an incomplete line was removed.
     Raises OutputError, which names the file and the line, and leaves the file as it was.
     """
 
-    def __init__(self, path: Path, heads: Iterable[str], resume: bool) -> None:
-        self.path = path
+    def __init__(
+        self,
+        path: Path,
+        heads: Iterable[str],
+        resume: bool,
+        answers: Collection[str] = ("completions", "error"),
+        option: str = "--output",
+    ) -> None:
+        self.path, self._answers, self._option = path, answers, option
         self.done = self.failed = 0
         self.torn = False
         self._made = not path.exists()
         if self._made and path.is_symlink():
             target = os.readlink(path)
             raise OutputError(
-                errno.ENOENT, f"{path} is a link to {target}, which is absent: remove it, or name another --output"
+                errno.ENOENT, f"{path} is a link to {target}, which is absent: remove it, or name another {option}"
             )
         if not resume and not self._made:
-            raise OutputError(errno.EEXIST, f"{path} exists: use --resume to continue it, or name another --output")
+            raise OutputError(errno.EEXIST, f"{path} exists: use --resume to continue it, or name another {option}")
         how = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | (0 if resume else os.O_EXCL)
         self._fd = os.open(path, how, 0o644)
         try:
@@ -89,7 +98,7 @@ class AnswerFile:
 
         Raises OutputError where the file cannot be written, or something else has changed its size.
         """
-        data = memoryview(_line(head, rest))
+        data = memoryview(line(head, rest))
         end = self._size + len(data)
         try:
             with writing(self.path):
@@ -126,7 +135,7 @@ class AnswerFile:
                     raise self._other(f"line {number} is there, but the input has only {self.done} record(s)")
                 self.torn = not raw.endswith(b"\n")
                 rest = {} if self.torn else strict_json.whole_line(raw)
-                known = begin.startswith(raw[: len(begin)]) and (self.torn or {"completions", "error"} & rest.keys())
+                known = begin.startswith(raw[: len(begin)]) and (self.torn or not rest.keys().isdisjoint(self._answers))
                 if not known:
                     raise self._other(f"line {number} is not the answer to record {number - 1}")
                 if self.torn:
@@ -138,7 +147,7 @@ class AnswerFile:
 
     def _other(self, found: str) -> OutputError:
         why = "it was made from another input, model or parameters, or changed since"
-        remedy = "resume with the same ones, or name another --output"
+        remedy = f"resume with the same ones, or name another {self._option}"
         return OutputError(errno.EEXIST, f"{self.path}: {found}: {why}; {remedy}")
 
 
@@ -159,13 +168,14 @@ class AnswerStream:
 
     def append(self, head: str, rest: dict[str, Any]) -> None:
         """Appends a record's line."""
-        self._stream.write(_line(head, rest))
+        self._stream.write(line(head, rest))
         self._stream.flush()
         self.done += 1
         self.failed += "error" in rest
 
 
-def _line(head: str, rest: dict[str, Any]) -> bytes:
+def line(head: str, rest: dict[str, Any]) -> bytes:
+    """A record's answer line."""
     text = head + json.dumps(rest, ensure_ascii=False)[1:] + "\n"
     # half of a surrogate pair, which UTF-8 cannot encode, is escaped as in JSON
     return text.encode("utf-8", "backslashreplace")

@@ -29,9 +29,16 @@ def heads(path: Path, run: str) -> Iterator[str]:
 def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
     """Describes, as JSON, everything besides the record that determines an answer.
 
+    sources, settings: as `describe_model` takes them. default: sampling parameters of records that give none. Later versions
+    must describe the same run in the same way, because --resume compares digests of it.
+    """
+    return json.dumps({**describe_model(sources, settings), "params": asdict(default)}, sort_keys=True)
+
+
+def describe_model(sources: Sequence[Path], settings: dict[str, Any]) -> dict[str, Any]:
+    """Tells a model from others, as JSON.
+
     sources: the model's folders; the name, size and modification time of their files count. settings: how the model was loaded.
-    default: sampling parameters of records that give none. Later versions must describe the same run in the same way, because
-    --resume compares digests of it.
     """
     files = [
         (path.name, path.stat().st_size, path.stat().st_mtime_ns)
@@ -40,7 +47,7 @@ def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: Sam
         for path in sorted(folder.iterdir())
         if path.suffix in MODEL_SUFFIXES and path.is_file()
     ]
-    return json.dumps({"files": files, "settings": settings, "params": asdict(default)}, sort_keys=True)
+    return {"files": files, "settings": settings}
 
 
 def answer(
