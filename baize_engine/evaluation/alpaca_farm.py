@@ -6,6 +6,7 @@ user has them made, give the win rate.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from baize_engine.printable import shown_json
 SOURCE = "https://huggingface.co/datasets/tatsu-lab/alpaca_farm/resolve/main/alpaca_farm_evaluation.json"
 FILES = ("alpaca_farm_evaluation.json", "alpaca_farm/alpaca_farm_evaluation.json", "alpaca_eval.json")
 CARD = 28.7
+GENERATOR = "baize_engine"  # what alpaca_eval calls the model in its table
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,12 @@ class AlpacaFarm(Task[Instruction]):
         output = outputs[0].removeprefix(" ")  # as transformers decodes a text that begins with a space
         wins = [each.win for each in example.annotations if each.output in (None, output)]
         return Verdict(output, None, {"win": mean(wins)[0]} if wins else {})
+
+    def files(self, examples: Sequence[Instruction], verdicts: Sequence[Verdict]) -> dict[str, str]:
+        """The outputs, as alpaca_eval reads them."""
+        pairs = zip(examples, verdicts, strict=True)
+        found = [judge_record(example, verdict.prediction, GENERATOR) for example, verdict in pairs]
+        return {"alpaca_farm_outputs.json": json.dumps(found, indent=1) + "\n"}
 
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
         wins = [100 * each.measures["win"] for each in judged if each.measures]

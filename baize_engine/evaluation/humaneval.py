@@ -6,6 +6,7 @@ tokens; here, as in the paper, as text. Knows no sandbox: who wants verdicts giv
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,14 @@ class HumanEval(Task[Problem]):
             record["result"] = outcome.detail
         correct = sum(outcome.passed for outcome in outcomes)
         return Verdict(records, example.canonical_solution, {"correct": correct, "samples": len(outputs)})
+
+    def files(self, examples: Sequence[Problem], verdicts: Sequence[Verdict]) -> dict[str, str]:
+        """The completions at each temperature, as HumanEval's own harness reads them."""
+        lines: dict[str, list[str]] = {}
+        for example, verdict in zip(examples, verdicts, strict=True):
+            name = f"humaneval_completions_T{example.temperature}.jsonl"
+            lines.setdefault(name, []).extend(json.dumps(record) + "\n" for record in verdict.prediction)
+        return {name: "".join(found) for name, found in lines.items()}
 
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
         """pass@1 at T = 0.1 and pass@10 at T = 0.8; the errors are over problems."""

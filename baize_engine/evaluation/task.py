@@ -37,10 +37,14 @@ class Example:
 
 @dataclass(frozen=True)
 class Choice:
-    """Asks which of `options` comes next after the text `prompt`, by the log-probabilities of their first tokens."""
+    """Asks which of `options` comes next after the text `prompt`, by the log-probabilities of their first tokens.
+
+    shorter: asked in place of a prompt that has more tokens than the model has positions.
+    """
 
     prompt: str
     options: tuple[str, ...]
+    shorter: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,10 @@ class Task(ABC, Generic[E]):
     @abstractmethod
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
         """The task's figures."""
+
+    def files(self, examples: Sequence[E], verdicts: Sequence[Verdict]) -> dict[str, str]:
+        """Files that are written beside the records: {name: text}. The verdicts are those of the examples, in their order."""
+        return {}
 
 
 def chat_prompt(user: str, reply: str) -> str:

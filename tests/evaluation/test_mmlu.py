@@ -12,7 +12,7 @@ from golden import DATA, ByteEncoder, digest, golden_prompts, in_lines
 
 from baize_engine.errors import DataError
 from baize_engine.evaluation.mmlu import Mmlu, MmluExample, Question, prompt
-from baize_engine.evaluation.task import Choice, Judged, Score
+from baize_engine.evaluation.task import Judged, Score
 from baize_engine.text.tokenizer import Tokenizer
 
 BOTH = pytest.mark.parametrize("chat", [True, False])
@@ -47,7 +47,8 @@ MISSING = {
 def test_prompts_of_the_original(shots: int, chat: bool) -> None:
     task = Mmlu(shots)
     requests = [task.request(example, chat, ByteEncoder()) for example in task.examples(DATA, 42)]
-    assert requests == [Choice(text, ("A", "B", "C", "D")) for text in golden_prompts(task.name, chat)]
+    assert [request.prompt for request in requests] == golden_prompts(task.name, chat)
+    assert {request.options for request in requests} == {("A", "B", "C", "D")}
 
 
 @BOTH
@@ -104,6 +105,7 @@ def test_examples_that_do_not_fit_are_left_out_from_the_last(chat: bool, spare: 
     long = example((100, 100), 2048 - spare - length)
     request = Mmlu(2).request(long, chat, ByteEncoder())
     assert request.prompt == prompt(long, kept, chat)
+    assert request.shorter == (prompt(long, kept - 1, chat) if kept else None)
     assert (len(request.prompt) + 1 <= 2048) == (spare > -1000)
 
 
