@@ -15,6 +15,7 @@ from pathlib import Path
 from baize_engine import __version__
 from baize_engine.cli.chat import chat, chat_options
 from baize_engine.cli.demo import demo, demo_options
+from baize_engine.cli.eval import eval_options, run_eval
 from baize_engine.cli.exit_codes import INTERRUPTED, REFUSED
 from baize_engine.cli.generate import generate, generate_options
 from baize_engine.cli.info import info, info_options
@@ -131,6 +132,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
     command("generate", generate_options, generate, "continue a prompt, or answer a file of prompts", more)
     more = "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message."
     command("chat", chat_options, chat, "talk to a model in its chat format", more)
+    more = (
+        "Prompts, samples and metrics are the model card's. A record of each example is written as soon as it is judged, and "
+        "--resume goes on with them; the command exits with 3 where examples failed."
+    )
+    command("eval", eval_options, run_eval, "make the model card's table with a model", more)
     text = "recover the bundled demo pair, a small trained model, and let it answer"
     command("demo", demo_options, demo, text)
     return parser, commands.choices

@@ -19,6 +19,7 @@ from baize_engine.cli.options import (
     field_values,
     flag,
     load_engine,
+    model_folders,
     model_options,
     path,
     prompt_options,
@@ -156,11 +157,9 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
 def _description(options: argparse.Namespace, params: SamplingParams) -> str:
     """What decides about the answers beside the records, by which --resume knows the output of the same run."""
     from baize_engine.batch.run import describe_run
-    from baize_engine.checkpoint.hub import folder_of
 
     settings = engine_options(options).for_answers()
     for name, default in ADDED_LATER.items():
         if getattr(options, name) not in (None, default):
             settings[name] = getattr(options, name)
-    sources = (options.model,) if options.model is not None else (options.path_raw, options.path_diff)
-    return describe_run([folder_of(source) for source in sources], settings, params)
+    return describe_run(model_folders(options), settings, params)

@@ -8,6 +8,7 @@ import re
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, fields, replace
+from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
@@ -170,6 +171,14 @@ def load_engine(options: argparse.Namespace) -> Engine:
         settings["dtype"] = "float16"
     rows = {name: getattr(options, name) for name in ROWS}
     return Engine.from_diff(options.path_raw, options.path_diff, **settings, **rows, progress=True)
+
+
+def model_folders(options: argparse.Namespace) -> list[Path]:
+    """The folders of the model's files: its own, or those of the base and the diff. A hub id's are fetched."""
+    from baize_engine.checkpoint.hub import folder_of
+
+    sources = (options.model,) if options.model is not None else (options.path_raw, options.path_diff)
+    return [folder_of(source) for source in sources]
 
 
 def check_model_options(options: argparse.Namespace) -> None:

@@ -14,6 +14,7 @@ import pytest
 import baize_engine
 from baize_engine import BaizeError, Completion, Engine, SamplingParams, make_diff, quantize, recover, verify, xor
 from baize_engine.cli import main
+from baize_engine.evaluation.evaluate import evaluate
 
 PAIR = Path(baize_engine.__file__).parent / "demo_pair"
 DEFAULT = object()  # an argument that has a default which is not a constant
@@ -71,6 +72,14 @@ ARGUMENTS: list[tuple[Callable, list[str], dict[str, object]]] = [
     (Engine.prompt_logprobs, ["self", "prompts"], {"top": 0, "add_bos": None}),
     (Engine.next_token_logprobs, ["self", "prompts", "candidate_token_ids"], {"add_bos": None}),
     (Engine.close, ["self"], {}),
+    (
+        evaluate,
+        ["engine", "tasks", "data", "out"],
+        {
+            "format": "chat", "add_bos": True, "limit": None, "too_long": "refuse", "subjects": None, "seed": 42,
+            "resume": False, "progress": False, "allow_code_execution": False, "annotations": None, "model": None,
+        },
+    ),
 ]  # fmt: skip
 MODEL = (
     "--path_raw --path_diff --new_rows --drop_rows --device --dtype --quantize --exact_activations --max_model_len "
@@ -92,6 +101,8 @@ FLAGS = {
     "generate": f"--prompt --input --output --extra_columns --resume --window --logprobs --quiet --n --parse_special --add_bos "
     f"{SAMPLING} {MODEL}",
     "chat": f"{SAMPLING} {MODEL}",
+    "eval": "--tasks --data --out --format --no_bos --limit --too_long --subjects --seed --resume --allow_code_execution "
+    f"--annotations --quiet {MODEL}",
 }
 
 
@@ -156,6 +167,7 @@ def test_what_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str
         (logprobs,) = engine.prompt_logprobs([ids], top=2)
         assert (logprobs[0], len(logprobs), len(logprobs[1].top)) == (None, len(ids), 2)
         assert len(engine.next_token_logprobs([ids], [5, 6])[0]) == 2
+        assert min(engine.usage.prompt_tokens, engine.usage.computed_tokens, engine.usage.generated_tokens) > 0
 
         async def pieces() -> str:
             return "".join([piece async for piece in engine.astream("Once upon a time", few)])
