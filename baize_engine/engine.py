@@ -49,6 +49,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel) -> None:
         self._serving = Serving(model.loop)
+        self._chat_format = model.chat_format
         self.tokenizer = model.tokenizer
         self.vocab_size = model.vocab_size
         self.max_model_len = model.max_model_len
@@ -71,6 +72,7 @@ class Engine:
         threads: int | None = None,
         cache_dtype: str = "auto",
         exact_activations: bool = False,
+        chat_format: str = "auto",
     ) -> Engine:
         """Loads a model from a folder: a recovered one, or any LLaMA in the layout of transformers.
 
@@ -87,13 +89,23 @@ class Engine:
             "float16" or "bfloat16".
         exact_activations: if False, a CPU multiplies int4 weights, and int8 weights in prompts, with 8 bits per activation,
             which is faster; the README says what that costs.
+        chat_format: how `chat` writes a conversation: "template" (the folder's chat template), "open_instruct", "alpaca",
+            "vicuna" or "raw"; "auto": the folder's template, or open-instruct's format if it has none.
 
         RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
-        a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model, the engine serves
-        token ids only.
+        a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model and tokenizer.json,
+        the engine serves token ids only.
         """
         options = EngineOptions(
-            device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
+            device,
+            dtype,
+            quantize,
+            max_model_len,
+            cache_tokens,
+            threads,
+            cache_dtype,
+            exact_activations,
+            chat_format,
         )
         return cls(load(path, options))
 
@@ -110,6 +122,7 @@ class Engine:
         threads: int | None = None,
         cache_dtype: str = "auto",
         exact_activations: bool = False,
+        chat_format: str = "auto",
         *,
         force: bool = False,
         new_rows: str = "auto",
@@ -134,7 +147,15 @@ class Engine:
         if dtype not in FLOATS:  # "auto", the type in the files, does not apply to a sum
             raise RequestError(f"dtype is {dtype!r}, wanted {', '.join(FLOATS)}")
         options = EngineOptions(
-            device, dtype, quantize, max_model_len, cache_tokens, threads, cache_dtype, exact_activations
+            device,
+            dtype,
+            quantize,
+            max_model_len,
+            cache_tokens,
+            threads,
+            cache_dtype,
+            exact_activations,
+            chat_format,
         )
         recovery = RecoveryOptions(new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress)
         return cls(load_diff(path_raw, path_diff, options, recovery))
@@ -284,7 +305,7 @@ class Engine:
 
     def chat_ids(self, messages: abc.Sequence[chat.Message]) -> list[int]:
         """The token ids of a conversation, as a prompt for `stream` or `generate`. `chat.render` says what messages may be."""
-        return chat.render(messages, self._requests.need_tokenizer("a conversation"))
+        return self._chat_format.render(messages, self._requests.need_tokenizer("a conversation"))
 
     def chat(self, messages: abc.Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation: one Completion.

@@ -22,7 +22,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.side_files import tokenizer_problems
-from baize_engine.checkpoint.tokenizer_files import MODEL, TokenizerFiles
+from baize_engine.checkpoint.tokenizer_files import FAST, MODEL
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as rows_of
@@ -40,7 +40,8 @@ from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import Target, stream, traffic
 from baize_engine.text import special_ids
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.chat_formats import format_of
+from baize_engine.text.choose import tokenizer_in
 
 # Workers where the CPU quantises: that takes most of the time, and temporary memory for each worker.
 QUANTISING = 2
@@ -72,12 +73,9 @@ def load_diff(
     # a stored copy of a tied head is not wanted
     work = replace(work, jobs=tuple(job for job in work.jobs if job.name in wanted))
     cache_tokens = cache_size(options, config, diff)
-    tokenizer = (
-        Tokenizer.parse(files[MODEL], TokenizerFiles.of(files, diff.folder), config.vocab_size)
-        if MODEL in files
-        else None
-    )
-    why_no_text = None if tokenizer else f"neither {diff.folder} nor its base has a {MODEL} that fits"
+    tokenizer = tokenizer_in(files, diff.folder, config.vocab_size)
+    chat_format = format_of(tokenizer, options.chat_format)
+    why_no_text = None if tokenizer else f"neither {diff.folder} nor its base has a {MODEL} or {FAST} that can be used"
     end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
     for line in (*work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
         warnings.warn(line, BaizeWarning, stacklevel=3)  # of the caller of Engine.from_diff
@@ -91,7 +89,7 @@ def load_diff(
     warn_overflow(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
     if options.device != "cpu":
         torch.cuda.synchronize(options.device)
-    return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
+    return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text, chat_format)
 
 
 class WeightSink:

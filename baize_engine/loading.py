@@ -28,8 +28,9 @@ from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
-from baize_engine.text import special_ids
-from baize_engine.text.tokenizer import Tokenizer, why_no_tokenizer
+from baize_engine.text import chat_formats, choose, special_ids
+from baize_engine.text.chat_formats import ChatFormat
+from baize_engine.text.tokenizer import Tokenizer
 
 # of the cache, for each sequence that may run: more than most prompts take with their answers
 DEFAULT_TOKENS_PER_SEQUENCE = 512
@@ -39,7 +40,7 @@ DEFAULT_TOKENS_PER_SEQUENCE = 512
 class LoadedModel:
     """All that an Engine runs: the loop over the model and its cache, and what text is to it.
 
-    eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer.
+    eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer. chat_format: of conversations.
     """
 
     loop: Loop
@@ -48,6 +49,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     tokenizer: Tokenizer | None = None
     why_no_text: str = "the engine was made without one"
+    chat_format: ChatFormat = chat_formats.DEFAULT
 
 
 def load(path: str | Path, options: EngineOptions) -> LoadedModel:
@@ -62,11 +64,11 @@ def load(path: str | Path, options: EngineOptions) -> LoadedModel:
         )
     refuse_diff(index)
     cache_tokens = cache_size(options, config, index)
-    why_no_text = why_no_tokenizer(folder)
-    tokenizer = None if why_no_text else Tokenizer.from_folder(folder, config.vocab_size)
+    tokenizer = choose.tokenizer_of(folder, config.vocab_size)
+    chat_format = chat_formats.format_of(tokenizer, options.chat_format)
     end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
     weights = load_weights(index, config, options.dtype, options.device, options.quantize)
-    return assemble(config, weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
+    return assemble(config, weights, options, cache_tokens, end_ids, tokenizer, choose.why_none(folder), chat_format)
 
 
 def resolved(options: EngineOptions) -> EngineOptions:
@@ -117,6 +119,7 @@ def assemble(
     eos_token_ids: tuple[int, ...],
     tokenizer: Tokenizer | None,
     why_no_text: str | None,
+    chat_format: ChatFormat,
 ) -> LoadedModel:
     """A decoder over `weights` with a new cache of `cache_tokens` tokens, and what text is to it."""
     backend = ops(options.device)
@@ -130,4 +133,5 @@ def assemble(
         eos_token_ids=eos_token_ids,
         tokenizer=tokenizer,
         why_no_text=why_no_text or "",
+        chat_format=chat_format,
     )

@@ -1,4 +1,4 @@
-"""EngineOptions: how an engine holds and runs its model, checked where it is made. Knows no torch, no files and no model."""
+"""EngineOptions: how an engine holds, runs and asks its model, checked where it is made. Knows no torch, files or model."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from baize_engine import plain
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.errors import RequestError
 from baize_engine.fields import option
+from baize_engine.text.chat_formats import AUTO, CHAT_FORMATS
 
 DTYPES = ("auto", *FLOATS)
 QUANTIZED = ("int8", "int4")
@@ -47,12 +48,20 @@ class EngineOptions:
         "on a CPU, multiply quantised weights with 16 bits an activation instead of 8, in prompts and with int4 in every step",
     )
 
+    chat_format: str = option(
+        AUTO,
+        "how a conversation is written; auto: the folder's chat template, or open-instruct's format if it has none",
+        choices=CHAT_FORMATS,
+    )
+
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
             raise RequestError(f"device is {self.device!r}, wanted auto, cpu, cuda or cuda:N")
         for name in ("dtype", "cache_dtype"):
             if getattr(self, name) not in DTYPES:
                 raise RequestError(f"{name} is {getattr(self, name)!r}, wanted {', '.join(DTYPES)}")
+        if self.chat_format not in CHAT_FORMATS:
+            raise RequestError(f"chat_format is {self.chat_format!r}, wanted {', '.join(CHAT_FORMATS)}")
         if self.quantize is not None and self.quantize not in QUANTIZED:
             raise RequestError(f"quantize is {self.quantize!r}, wanted None, 'int8' or 'int4'")
         self._check_count("threads", 1, MOST_THREADS)
@@ -69,9 +78,8 @@ class EngineOptions:
         A field that is added here must be left out while it has its default: the digests of outputs that were begun before
         it came would change.
         """
-        return {
-            name: value for name, value in asdict(self).items() if name not in ("device", "cache_tokens", "threads")
-        }
+        left_out = ["device", "cache_tokens", "threads", *(["chat_format"] if self.chat_format == AUTO else [])]
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def context_length(self, positions: int) -> int:
         """Most tokens of a prompt and its answer, for a model with `positions` positions.

@@ -21,6 +21,7 @@ from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache
 from baize_engine.model.runner import Batch
+from baize_engine.text.incremental import Rules
 
 GREEDY = SamplingParams(ignore_eos=True)
 SAMPLED = SamplingParams(temperature=0.8, top_k=40, top_p=0.9, ignore_eos=True)  # as people use it
@@ -41,7 +42,7 @@ def room(batch: int, context: int, count: int) -> int:
 class Numbers:
     """A tokenizer whose every token is text at once: its id and a blank, so that a piece tells which id came."""
 
-    eos_id, strips_first_space, strips_all_spaces = None, False, False
+    eos_id, rules = None, Rules()
 
     def piece(self, token_id: int) -> str:
         return f"{token_id} "

@@ -40,7 +40,7 @@ from baize_engine.loading import LoadedModel
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 SHARED = Path(os.environ.get("BAIZE_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 DATA, TOKENIZER = "assets/eval/mmlu_csv.tar.gz", "assets/tokenizer_32000.model"
@@ -49,7 +49,7 @@ ONE_TOKEN = SamplingParams(max_new_tokens=1, ignore_eos=True)
 CANDIDATES = [5, 29, 319, 350]  # ids that are scored, as those of the four letters are
 
 
-def prompts(data: Path, tokenizer: Tokenizer) -> dict[str, list[list[int]]]:
+def prompts(data: Path, tokenizer: SentencePieceTokenizer) -> dict[str, list[list[int]]]:
     """{subject: its prompts}, each with all its examples, whether it fits the model or not."""
     found: dict[str, list[list[int]]] = {}
     for example in Mmlu(SHOTS).examples(data, seed=0):
@@ -159,7 +159,7 @@ def measured(model: Llama, many: dict[str, list[list[int]]], scores: bool) -> di
 
 def bench(report: Report, chosen: argparse.Namespace, device: str) -> None:
     shape = PRESETS[chosen.preset]
-    asked = prompts((SHARED / DATA).parent, Tokenizer((SHARED / TOKENIZER).read_bytes()))
+    asked = prompts((SHARED / DATA).parent, SentencePieceTokenizer((SHARED / TOKENIZER).read_bytes()))
     every = {name: [ids for ids in many if len(ids) < shape.positions] for name, many in asked.items()}
     step = len(every) / min(chosen.subjects or len(every), len(every))
     names = [list(every)[int(n * step)] for n in range(round(len(every) / step))]

@@ -14,7 +14,7 @@ from fakes import small_model
 from interpreter import Interpreter, interpreter
 
 from baize_engine import recover
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 # benchmarks, here and in children: ceilings on little memory (benchmarks/common.py)
 os.environ["BAIZE_REHEARSAL"] = "1"
@@ -49,7 +49,7 @@ def shim(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny model with a tokenizer, in float32."""
-    config = tiny.config(torch_dtype="float32", vocab_size=Tokenizer(small_model()).vocab_size)
+    config = tiny.config(torch_dtype="float32", vocab_size=SentencePieceTokenizer(small_model()).vocab_size)
     made = tiny.write_model(tmp_path_factory.mktemp("model"), config, tiny.state(config, 0, scale=0.3))
     (made / "tokenizer.model").write_bytes(small_model())
     return made

@@ -31,7 +31,7 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.options import EngineOptions
 from baize_engine.recovery.options import RecoveryOptions
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no block of 32 divides
 
@@ -268,7 +268,7 @@ def test_options_of_rows_go_with_a_diff(
 
 
 def test_chat_with_a_base_that_has_more_rows(tmp_path: Path) -> None:
-    vocab = Tokenizer(small_model()).vocab_size
+    vocab = SentencePieceTokenizer(small_model()).vocab_size
     base, diff = tiny.write_pair(tmp_path, cfg=tiny.config(vocab_size=vocab))
     grown = tiny.config(vocab_size=vocab + 3)
     tiny.write_model(base, grown, tiny.state(grown, 0, torch.float16))

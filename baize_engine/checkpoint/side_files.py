@@ -19,17 +19,19 @@ from baize_engine.checkpoint.tokenizer_files import (
     FAST,
     MODEL,
     SETTINGS,
+    TEMPLATE,
     TOKENIZER_CONFIG,
     TokenizerFiles,
     model_for,
     pieces,
+    why_not_fast,
 )
 from baize_engine.errors import BaizeError, CheckpointError
 from baize_engine.printable import shown
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # a finetune may have the settings without the others
-TOKENIZER_FILES = (MODEL, FAST, *SETTINGS, "chat_template.jinja", "chat_template.json")
+TOKENIZER_FILES = (MODEL, FAST, *SETTINGS, TEMPLATE, "chat_template.json")
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
 MAX_BYTES = 64 << 20  # of all side files, held in memory until the result is complete; a tokenizer.json has a few MB
 MAX_LICENCE_NAME = 200  # bytes: leaves room for "base_" and the writer's suffix in the 255 of file systems
@@ -172,10 +174,10 @@ def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -
     contents, folder: as in `result_problems`.
     """
     if MODEL not in contents:
-        found, wanted = "no tokenizer", f"its {MODEL}"
-        if FAST in contents:
-            found, wanted = f"{FAST} without {MODEL}", f"the {MODEL} of the same vocabulary"
-        return [f"{folder} has {found}, so the model takes token ids only: put {wanted} beside it"]
+        if FAST not in contents:
+            return [f"{folder} has no tokenizer, so the model takes token ids only: put its {MODEL} beside it"]
+        missing = why_not_fast()
+        return [f"{folder} has {FAST} without {MODEL}: {missing}"] if missing else []
     try:
         known = len(pieces(contents[MODEL], str(folder / MODEL)))
         added = TokenizerFiles.of(contents, folder).added(known, None)

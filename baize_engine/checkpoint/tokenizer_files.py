@@ -1,8 +1,8 @@
 """A tokenizer's files, of any version of transformers: its vocabulary, added tokens, roles of tokens. Runs no tokenizer.
 
 The vocabulary is in tokenizer.model, sentencepiece's file, or in tokenizer.json, which newer versions of transformers write
-instead. For a LLaMA both hold the same, so a finetune that has only tokenizer.json can use its base's tokenizer.model. Read are
-the pieces of the one and two values of the other.
+instead. For a LLaMA of 2023 both hold the same, so a finetune that has only tokenizer.json can use its base's tokenizer.model.
+Read are the pieces of the one and two values of the other.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,9 @@ from baize_engine.printable import brief
 
 MODEL, FAST = "tokenizer.model", "tokenizer.json"
 MAX_MODEL = 8 << 20  # bytes; LLaMA's has 0.5 MB
+MAX_FAST = 64 << 20  # bytes; Llama-3's has 9 to 17 MB, Gemma's 34
 # bytes; one of 32000 pieces has 1.8 to 3.5 MB. Larger ones, such as Llama-3's, do not match a sentencepiece model
-MAX_FAST = 12 << 20
+MAX_COMPARED = 12 << 20
 MAX_ADDED = 1 << 20  # characters of the list of added tokens in tokenizer.json
 MAX_FIELDS = 1 << 19  # in tokenizer.model; each piece is a field
 _PIECES = 1  # ModelProto.pieces
@@ -31,8 +33,10 @@ _PIECE_TEXT = 1  # ModelProto.SentencePiece.piece
 _FIXED = {1: 8, 5: 4}  # protobuf wire type of fixed length -> bytes
 _ENTRY = re.compile(r'\s*("(?:[^"\\]|\\.){0,400}")\s*:\s*(\d{1,9})\s*(,|\})')  # a piece of a vocabulary and its id
 TOKENIZER_CONFIG, MAP, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
+TEMPLATE = "chat_template.jinja"
 SETTINGS = (TOKENIZER_CONFIG, MAP, ADDED)
 MAX_ID_DIGITS = 18
+MAX_TEMPLATE = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,7 @@ class TokenizerFiles:
     """The objects in tokenizer_config.json, special_tokens_map.json and added_tokens.json of `folder`; {} if absent.
 
     `fast_added`: the added tokens in tokenizer.json if no other file lists any, as in folders of transformers 5.
+    `template`: the text of chat_template.jinja.
     """
 
     folder: Path = Path()
@@ -47,25 +52,33 @@ class TokenizerFiles:
     special_map: Mapping[str, Any] = field(default_factory=dict)
     added_tokens: Mapping[str, Any] = field(default_factory=dict)
     fast_added: Sequence[Any] = ()
+    template: str = ""
 
     @classmethod
     def read(cls, folder: Path) -> TokenizerFiles:
         """Read the files in `folder`. CheckpointError names one that is not a JSON object."""
         paths = (folder / name for name in SETTINGS)
         parsed = [strict_json.read_settings(path) if is_file(path) else {} for path in paths]
-        return cls._of(folder, parsed, lambda: read_fast(folder))
+        template = read_whole(folder / TEMPLATE, MAX_TEMPLATE) if is_file(folder / TEMPLATE) else b""
+        return cls._of(folder, parsed, template, lambda: read_fast(folder))
 
     @classmethod
     def of(cls, contents: Mapping[str, bytes], folder: Path) -> TokenizerFiles:
         """Parse the files among {name: content}; errors name them as files of `folder`."""
         parsed = [strict_json.parse(contents.get(name, b"{}"), str(folder / name), strict=False) for name in SETTINGS]
-        return cls._of(folder, parsed, lambda: fast_text(contents.get(FAST, b"")))
+        return cls._of(folder, parsed, contents.get(TEMPLATE, b""), lambda: fast_text(contents.get(FAST, b"")))
 
     @classmethod
-    def _of(cls, folder: Path, parsed: Sequence[Mapping[str, Any]], fast: Callable[[], str | None]) -> TokenizerFiles:
+    def _of(
+        cls, folder: Path, parsed: Sequence[Mapping[str, Any]], template: bytes, fast: Callable[[], str | None]
+    ) -> TokenizerFiles:
         config, special_map, added = parsed
         listed = added or "added_tokens_decoder" in config
-        return cls(folder, config, special_map, added, () if listed else added_in(fast() or ""))
+        try:
+            text = template.decode()
+        except UnicodeDecodeError as bad:
+            raise CheckpointError(f"{folder / TEMPLATE}: not UTF-8 at byte {bad.start}") from None
+        return cls(folder, config, special_map, added, () if listed else added_in(fast() or ""), text)
 
     def named(self, key: str) -> tuple[str, str]:
         """(text, file) of the token with the role `key` ("eos_token"); the text is "" if there is none.
@@ -79,6 +92,21 @@ class TokenizerFiles:
             if key in file:
                 return content_of(file[key]) or "", name
         return "", TOKENIZER_CONFIG
+
+    def roles(self) -> dict[str, str]:
+        """The tokens with a role as {"eos_token": "</s>"}: what transformers gives to a chat template."""
+        keys = [key for key in (*self.config, *self.special_map) if key.endswith("_token")]
+        return {key: text for key in keys if (text := self.named(key)[0])}
+
+    def chat_template(self) -> tuple[str, str]:
+        """(source, file) of the chat template; the source is "" if there is none. Of several, the one named "default"."""
+        if self.template:
+            return self.template, TEMPLATE
+        found = self.config.get("chat_template")
+        for entry in found if isinstance(found, list) else ():
+            if isinstance(entry, dict) and entry.get("name") == "default":
+                found = entry.get("template")
+        return found if isinstance(found, str) else "", TOKENIZER_CONFIG
 
     def added(self, first: int, last: int | None) -> dict[str, tuple[int, bool]]:
         """Added tokens as text -> (id, special), for ids in [first, last); None: no upper limit. Others are not checked.
@@ -237,17 +265,24 @@ def read_fast(folder: Path) -> str | None:
     if not is_file(path):
         return None
     with opened(path) as file:
-        return fast_text(file.read(MAX_FAST + 1))
+        return fast_text(file.read(MAX_COMPARED + 1))
 
 
 def fast_text(content: bytes) -> str | None:
     """The text of a tokenizer.json; None if it is too large or not UTF-8."""
-    if len(content) > MAX_FAST:
+    if len(content) > MAX_COMPARED:
         return None
     try:
         return content.decode()
     except UnicodeDecodeError:
         return None
+
+
+def why_not_fast() -> str | None:
+    """Why a tokenizer.json cannot be used on this machine; None if it can."""
+    if find_spec("tokenizers") is None:
+        return "text needs the tokenizers library here: pip install 'baize-engine[tokenizers]'"
+    return None
 
 
 def model_for(folder: Path, others: Sequence[Path]) -> Path | None:

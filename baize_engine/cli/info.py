@@ -66,24 +66,26 @@ def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any],
 
 
 def _info_ids(folder: Path, vocab_size: int) -> None:
-    """Prints the ids around prompts and the ids that end a text, and which file says so."""
-    from baize_engine.text import special_ids
-    from baize_engine.text.tokenizer import Tokenizer, why_no_tokenizer
+    """Prints the ids around prompts, the ids that end a text and the chat format, and which file says so."""
+    from baize_engine.text import choose, special_ids
+    from baize_engine.text.chat_formats import format_of
 
     try:
-        reason = why_no_tokenizer(folder)
-        tokenizer = None if reason else Tokenizer.from_folder(folder, vocab_size)
+        tokenizer = choose.tokenizer_of(folder, vocab_size)
         found = special_ids.of_folder(folder, tokenizer, vocab_size)
+        chat = format_of(tokenizer)
     except CheckpointError as error:
         print(f"  no text: {error}")
         return
     text = found.text
     if tokenizer is None:
-        print(f"  no text: {reason}")
+        print(f"  no text: {choose.why_none(folder)}")
     elif text.adds_bos:
         print(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
     else:
         print(f"  prompts get no begin id: {'add_bos_token is false' if text.bos_id is not None else 'none is known'}")
+    if tokenizer is not None:
+        print(f"  chat format: {chat.name}: {chat.why}")
     if text.adds_eos:
         print(f"  prompts end with id {text.eos_id}: add_eos_token is true; {text.eos_why}")
     print(f"  texts end with {'; '.join(f'id {end}: {why}' for end, why in found.ends.items()) or 'no id'}")

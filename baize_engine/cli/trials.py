@@ -79,17 +79,19 @@ class Trials:
 def check_askable(path: str) -> None:
     """CheckpointError or ConfigError where the folder or hub id `path` cannot be asked in text.
 
-    That is a weight diff, a model that the decoder does not run, or one without a tokenizer. Headers, texts, tokenizer.model
+    That is a weight diff, a model that the decoder does not run, or one without a tokenizer. Headers, texts, the tokenizer
     and one norm are read; torch is not loaded.
     """
     from baize_engine.checkpoint.hub import folder_of
     from baize_engine.checkpoint.index import read_index
     from baize_engine.checkpoint.norms import refuse_diff
+    from baize_engine.errors import CheckpointError
     from baize_engine.model.config import ModelConfig
-    from baize_engine.text.tokenizer import Tokenizer
+    from baize_engine.text import choose
 
     folder = folder_of(path)
     index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
     config = ModelConfig.from_folder(folder)
     refuse_diff(index)
-    Tokenizer.from_folder(folder, config.vocab_size)
+    if choose.tokenizer_of(folder, config.vocab_size) is None:
+        raise CheckpointError(choose.why_none(folder) or "")

@@ -1,6 +1,6 @@
-"""Chat messages to token ids, in the format that open-instruct's models were trained on.
+"""Chat messages to token ids, in the format that open-instruct's models were trained on, and what all formats share.
 
-    <|system|>\\n…\\n   (optional)   <|user|>\\n…\\n   <|assistant|>\\n…</s>\\n   …   <|assistant|>\\n
+    <|system|>\n…\n   (optional)   <|user|>\n…\n   <|assistant|>\n…</s>\n   …   <|assistant|>\n
 
 The tags are plain text; only BOS (once, in front) and the end-of-sequence *id* after each reply are special, and neither
 can come from a message: "</s>" in one is encoded as those four characters. A message can, however, contain the tags.
@@ -29,22 +29,34 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     messages: {"role", "content"} each: an optional system message, then user and assistant in turn, the user first and last.
     Raises RequestError, naming the message by its index, or if the tokenizer has no begin or end token.
     """
-    _check(messages)
+    check(messages)
+    return closed(texts(messages), tokenizer)
+
+
+def texts(messages: Sequence[Message]) -> list[str]:
+    """The format's text of checked messages, cut where a reply ends with the end id."""
+    parts = [""]
+    for message in messages:
+        parts[-1] += f"<|{message['role']}|>\n{message['content'].strip()}"
+        if message["role"] == "assistant":
+            parts.append("")
+        parts[-1] += "\n"
+    parts[-1] += "<|assistant|>\n"
+    return parts
+
+
+def closed(parts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
+    """The begin id, then the texts with the end id between them. RequestError if the tokenizer lacks one of the two."""
     if tokenizer.bos_id is None or tokenizer.eos_id is None:
         raise RequestError("the chat format needs a tokenizer with a begin and an end token")
-    ids = [tokenizer.bos_id]
-    text, fresh = "", True  # fresh: no text of this prompt has been encoded yet, so the next gets the dummy space
-    for message in messages:
-        text += f"<|{message['role']}|>\n{message['content'].strip()}"
-        if message["role"] == "assistant":
-            ids += tokenizer.encode(text, add_bos=False, continues=not fresh)
-            ids.append(tokenizer.eos_id)
-            text, fresh = "", False
-        text += "\n"
-    return ids + tokenizer.encode(text + "<|assistant|>\n", add_bos=False, continues=not fresh)
+    ids = [tokenizer.bos_id, *tokenizer.encode(parts[0], add_bos=False)]
+    for part in parts[1:]:
+        ids += [tokenizer.eos_id, *tokenizer.encode(part, add_bos=False, continues=True)]
+    return ids
 
 
-def _check(messages: Sequence[Message]) -> None:
+def check(messages: Sequence[Message]) -> None:
+    """RequestError unless `messages` are as `render` wants them."""
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence) or not messages:
         raise ValueRefused("messages is", messages, ', wanted a non-empty list of {"role": …, "content": …}')
     wanted: tuple[str, ...] = ("system", "user")

@@ -1,27 +1,53 @@
 """Token ids to text, piece by piece, never half a character. Knows pieces and bytes; no model, no stop rules.
 
-The rules are sentencepiece's, so the joined pieces equal what it decodes at once: the first piece loses the dummy space that
-encoding added, a run of byte pieces is decoded as UTF-8, and each byte that cannot be part of a character becomes one U+FFFD.
+The joined pieces equal what the tokenizer's own library decodes at once: the first piece loses the dummy space that encoding
+added, and a run of pieces that are bytes is decoded as UTF-8. Where a run is broken, sentencepiece's rule is one U+FFFD for
+each byte that cannot be part of a character. The tokenizers library has the same for byte pieces, but replaces the whole
+run, characters that had been complete included; a stream cannot take those back, and we keep them.
 """
 
 from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
 SPACE = "\u2581"  # sentencepiece's spelling of a space inside a piece
-_BYTE = "baize.byte"  # our error handler, by its name among those of codecs: one U+FFFD for each byte
+BYTEWISE = "baize.byte"  # our error handler, by its name among those of codecs: one U+FFFD for each byte
+LOSSY = (
+    "replace"  # one for each sequence that is cut short: Unicode's advice, of Rust and so of byte-level vocabularies
+)
+
+
+class FirstSpaces(Enum):
+    """Which spaces at the beginning of a text stand for none."""
+
+    KEPT = auto()
+    ONE = auto()  # of the first piece
+    ONE_EACH = auto()  # of the first piece, and of each later one while the text is still empty
+    ALL = auto()  # of the first piece, wherever in it they are
+
+
+@dataclass(frozen=True)
+class Rules:
+    """How pieces become a text. errors: of codecs, for bytes that are no UTF-8."""
+
+    first_spaces: FirstSpaces = FirstSpaces.KEPT
+    errors: str = BYTEWISE
 
 
 class Vocabulary(Protocol):
     """What decoding needs from a tokenizer."""
 
-    strips_first_space: bool  # the first piece of a text loses one leading space
-    strips_all_spaces: bool  # and so does each later piece while the text is still empty
+    rules: Rules
 
     def piece(self, token_id: int) -> str | bytes:
-        """The text of one id, with SPACE for a space; one byte for a byte piece, "" for a special token."""
+        """The text of one id, with SPACE for a space, or bytes that may be a part of a character.
+
+        A special token is "", or b"" where it does not end a run of bytes.
+        """
         ...
 
 
@@ -34,8 +60,9 @@ class IncrementalDecoder:
 
     def __init__(self, vocabulary: Vocabulary, context: Iterable[int] = ()) -> None:
         self._vocabulary = vocabulary
-        self._bytes = codecs.getincrementaldecoder("utf-8")(_BYTE)
-        self._at_start = vocabulary.strips_first_space
+        self._first_spaces = vocabulary.rules.first_spaces
+        self._bytes = codecs.getincrementaldecoder("utf-8")(vocabulary.rules.errors)
+        self._at_start = self._first_spaces is not FirstSpaces.KEPT
         for token_id in context:
             self.push(token_id)
 
@@ -45,15 +72,17 @@ class IncrementalDecoder:
         if isinstance(piece, bytes):
             return self._utf8(piece)
         head = self._utf8(b"", final=True)  # a character comes from adjacent byte pieces only
-        if self._at_start and piece.startswith(SPACE):
+        if self._at_start and self._first_spaces is FirstSpaces.ALL:
+            piece, self._at_start = piece.replace(SPACE, ""), False
+        elif self._at_start and piece.startswith(SPACE):
             piece = piece[1:]
-            self._at_start = self._vocabulary.strips_all_spaces
+            self._at_start = self._first_spaces is FirstSpaces.ONE_EACH
         if piece:
             self._at_start = False
         return head + piece.replace(SPACE, " ")
 
     def flush(self) -> str:
-        """Return what is still held back: one U+FFFD for each byte of an incomplete character."""
+        """Return what is still held back: U+FFFD for an incomplete character."""
         return self._utf8(b"", final=True)
 
     def _utf8(self, content: bytes, final: bool = False) -> str:
@@ -69,4 +98,4 @@ def _one_mark(error: UnicodeError) -> tuple[str, int]:
     return "\ufffd", error.start + 1
 
 
-codecs.register_error(_BYTE, _one_mark)
+codecs.register_error(BYTEWISE, _one_mark)

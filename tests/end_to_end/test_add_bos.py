@@ -15,7 +15,8 @@ from fakes import small_model
 from baize_engine import Engine, SamplingParams
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.errors import RequestError
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.choose import tokenizer_of
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 FEW = SamplingParams(max_new_tokens=4, ignore_eos=True)
 TEXTS = ["Hello", "Hello there ", "the cat\n", "é", "<s>Hello", "Hello</s> world"]
@@ -29,7 +30,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path, adds: bool) -> None:
     settings = {"tokenizer_class": "LlamaTokenizer", "legacy": False, "add_bos_token": adds, "bos_token": "<s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "eos_token": "</s>", "unk_token": "<unk>"}))
     theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
-    engine = engine_of(Tokenizer.from_folder(tmp_path), 32000)
+    engine = engine_of(tokenizer_of(tmp_path), 32000)
     for text in TEXTS:
         bare = theirs.encode(text, add_special_tokens=False)
         assert engine.encode(text, parse_special=True, add_bos=False) == bare
@@ -75,7 +76,7 @@ def test_a_text_scored_after_a_text_begins_as_it_does(folder: Path) -> None:
 
 
 def test_a_tokenizer_without_begin_token_says_so() -> None:
-    tokenizer = Tokenizer(small_model(bos_id=-1), TokenizerFiles())
+    tokenizer = SentencePieceTokenizer(small_model(bos_id=-1), TokenizerFiles())
     engine = engine_of(tokenizer, tokenizer.vocab_size)
     assert engine.encode("the") == engine.encode("the", add_bos=False)
     with pytest.raises(RequestError, match="no begin token, wanted add_bos=False"):

@@ -14,7 +14,8 @@ from fakes import EOS, small_model
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.errors import RequestError
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.choose import tokenizer_of
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 FEW = SamplingParams(max_new_tokens=4, ignore_eos=True)
 
@@ -37,7 +38,7 @@ def test_ids_are_those_of_transformers(tmp_path: Path) -> None:
     )
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizer", "legacy": false}')
     theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_of(tmp_path)
     engine = engine_of(tokenizer, 32003)
     for text in TEXTS:
         first, *ids = engine.encode(text, parse_special=True)
@@ -62,7 +63,7 @@ Ask = Callable[[Engine, str, bool], object]
     ],
 )  # fmt: skip
 def test_every_request_that_takes_a_prompt_can_ask_for_it(ask: Ask) -> None:
-    tokenizer = Tokenizer(small_model())
+    tokenizer = SentencePieceTokenizer(small_model())
     engine = engine_of(tokenizer, tokenizer.vocab_size)
     ids = [*tokenizer.encode("the cat"), EOS, *tokenizer.encode("a", add_bos=False, continues=True)]
     assert ask(engine, "the cat</s>a", True) == ask(engine, ids, False)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from baize_engine import Engine, SamplingParams, verify
 from baize_engine.checkpoint.strict_json import read_settings
 from baize_engine.cli import main
 from baize_engine.errors import RequestError
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -115,7 +115,7 @@ def published(
     base = {**tiny.state(base_config, 0, torch.float16), **{k: v.half() for k, v in tiny.inv_freq(base_config).items()}}
     base_folder = write(root / "base", family.base, base, sentencepiece_model, "bin", shards=3)
     first = [] if family.bos is None else [family.bos]
-    ids = first + Tokenizer(sentencepiece_model).encode(PROMPT, add_bos=False)
+    ids = first + SentencePieceTokenizer(sentencepiece_model).encode(PROMPT, add_bos=False)
     for seed in range(1, 20):  # the first whose answer repeats nothing
         tuned = tiny.state(config, seed, torch.float16, scale=0.2)
         free = greedy(tuned, config, ids, SAID + 1)

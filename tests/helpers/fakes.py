@@ -10,8 +10,10 @@ from functools import cache
 import sentencepiece
 import torch
 
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.generation.sequence import Sequence
 from baize_engine.model.prompt_runner import PromptPiece
+from baize_engine.text.incremental import Rules
 
 EOS = 2
 FIRST_BYTE = 3  # ids below it: unknown, begin, end
@@ -146,8 +148,9 @@ class ByteTokenizer:
     bos_id = 1
     eos_id = EOS
     vocab_size = VOCAB
-    strips_first_space = False
-    strips_all_spaces = False
+    files = TokenizerFiles()
+    rules = Rules()
+    special_tokens = ()
 
     def encode(self, text: str, add_bos: bool | None = None, **_: bool) -> list[int]:
         return [self.bos_id] * (add_bos is not False) + [FIRST_BYTE + byte for byte in text.encode()]

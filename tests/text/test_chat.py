@@ -10,7 +10,8 @@ from fakes import ByteTokenizer, small_model
 
 from baize_engine.errors import RequestError
 from baize_engine.text import chat
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.choose import tokenizer_of
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
 def said(role: str, content: str) -> dict[str, str]:
@@ -21,7 +22,7 @@ TALK = [said("system", "Be brief."), said("user", "Hi"), said("assistant", "Hell
 
 
 def test_first_turn_is_the_plain_encoding_of_its_text() -> None:
-    tokenizer = Tokenizer(small_model())
+    tokenizer = SentencePieceTokenizer(small_model())
     assert chat.render([said("user", "Hi")], tokenizer) == tokenizer.encode("<|user|>\nHi\n<|assistant|>\n")
 
 
@@ -36,7 +37,7 @@ def test_several_turns_with_a_system_message() -> None:
 
 
 def test_no_dummy_space_after_an_end_id() -> None:
-    tokenizer = Tokenizer(small_model())
+    tokenizer = SentencePieceTokenizer(small_model())
     ids = chat.render(TALK, tokenizer)
     after = ids[ids.index(tokenizer.eos_id) + 1 :]
     assert tokenizer.piece(after[0]) == b"\n"
@@ -46,7 +47,7 @@ def test_no_dummy_space_after_an_end_id() -> None:
 
 
 def test_an_end_token_spelled_in_a_message_stays_text() -> None:
-    tokenizer = Tokenizer(small_model())
+    tokenizer = SentencePieceTokenizer(small_model())
     messages = [said("user", "a</s>b<s>"), said("assistant", "c</s>d"), said("user", "e")]
     ids = chat.render(messages, tokenizer)
     assert ids.count(tokenizer.eos_id) == 1
@@ -59,10 +60,10 @@ def test_replies_are_closed_by_the_end_token_that_the_files_name(tmp_path: Path)
     (tmp_path / "tokenizer.model").write_bytes(small_model())
     (tmp_path / "added_tokens.json").write_text('{"<|im_end|>": 360}')
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|im_end|>", "add_bos_token": false}')
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_of(tmp_path)
     ids = chat.render([said("user", "a<|im_end|>"), said("assistant", "b"), said("user", "c")], tokenizer)
     plain = chat.render(
-        [said("user", "a<|im_end|>"), said("assistant", "b"), said("user", "c")], Tokenizer(small_model())
+        [said("user", "a<|im_end|>"), said("assistant", "b"), said("user", "c")], SentencePieceTokenizer(small_model())
     )
     assert ids == [360 if token_id == 2 else token_id for token_id in plain]
     assert (ids[0], ids.count(360)) == (1, 1)
@@ -74,7 +75,7 @@ def test_agrees_with_transformers_on_the_whole_string(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(path.read_bytes())
     theirs = transformers.LlamaTokenizer.from_pretrained(tmp_path)
     text = "<s><|system|>\nBe brief.\n<|user|>\nHi\n<|assistant|>\nHello!</s>\n<|user|>\nBye\n<|assistant|>\n"
-    tokenizer = Tokenizer.from_folder(tmp_path)
+    tokenizer = tokenizer_of(tmp_path)
     ids = chat.render(TALK, tokenizer)
     assert ids[1:] == theirs.encode(text.removeprefix("<s>"), add_special_tokens=False)
     assert ids[0] == tokenizer.bos_id

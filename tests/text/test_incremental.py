@@ -10,6 +10,7 @@ from assets import shared
 from fakes import FIRST_BYTE, ByteTokenizer, small_model
 
 from baize_engine.text.incremental import IncrementalDecoder
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 from baize_engine.text.tokenizer import Tokenizer
 
 
@@ -32,7 +33,7 @@ def models() -> list:
 def test_agrees_with_sentencepiece_on_random_ids(load) -> None:  # type: ignore[no-untyped-def]
     model = load()
     oracle = sentencepiece.SentencePieceProcessor(model_proto=model)
-    tokenizer = Tokenizer(model)
+    tokenizer = SentencePieceTokenizer(model)
     rng = random.Random(1)
     space = oracle.piece_to_id("\u2581")
     few = [0, 1, 2, space, *range(3, 12), *(3 + b for b in "é€😀\u2581".encode()), 3 + 0xFF, 3 + 0x20, 280, 281, 290]
@@ -45,7 +46,7 @@ def test_agrees_with_sentencepiece_on_random_ids(load) -> None:  # type: ignore[
 @pytest.mark.parametrize("text", ["héllo wörld", "日本語 text", "a😀b", "  two  spaces ", "line\n\nline\t", "ﬁne"])
 @pytest.mark.parametrize("load", models()[:1] + models()[3:])
 def test_text_survives_encoding_and_streaming(load, text: str) -> None:  # type: ignore[no-untyped-def]
-    tokenizer = Tokenizer(load())
+    tokenizer = SentencePieceTokenizer(load())
     ids = tokenizer.encode(text)
     assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids) == text
     for cut in range(len(ids)):
@@ -69,7 +70,7 @@ def test_bytes_that_cannot_be_text_are_replaced_at_once() -> None:
 
 
 def test_a_continuation_keeps_its_leading_space() -> None:
-    tokenizer = Tokenizer(small_model())
+    tokenizer = SentencePieceTokenizer(small_model())
     prompt, more = tokenizer.encode("the cat"), tokenizer.encode("sat", add_bos=False)
     assert "".join(pieces(tokenizer, more)) == "sat"
     assert "".join(pieces(tokenizer, more, prompt)) == " sat"

@@ -12,7 +12,7 @@ from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.errors import CheckpointError
 from baize_engine.text import special_ids
 from baize_engine.text.special_ids import Own, text_ids
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.choose import tokenizer_of
 
 LLAMA = Own(bos=1, eos=2, unk=0)
 NAMES = {"<unk>": 0, "<s>": 1, "</s>": 2, "<|im_start|>": 32000, "<|im_end|>": 32001, "<|eot_id|>": 128009}
@@ -132,7 +132,7 @@ def test_of_a_folder(tmp_path: Path) -> None:
     assert special_ids.of_folder(tmp_path, None, 384).end_ids == (2, 361)
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [5], "x": 10**30}))
     (tmp_path / "tokenizer.model").write_bytes(small_model())
-    tokenizer = Tokenizer.from_folder(tmp_path, 384)
+    tokenizer = tokenizer_of(tmp_path, 384)
     assert special_ids.of_folder(tmp_path, tokenizer, 384).end_ids == (5, 2, 361)
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json: not JSON"):
