@@ -16,7 +16,7 @@ from baize_engine.engine import Completion, Engine
 from baize_engine.errors import BaizeError
 from baize_engine.generation.params import SamplingParams
 
-MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model"}  # no other file affects an answer
+MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model", ".jinja"}  # no other file affects an answer
 
 Request = tuple[list[int], SamplingParams]
 

@@ -176,8 +176,8 @@ def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -
     if MODEL not in contents:
         if FAST not in contents:
             return [f"{folder} has no tokenizer, so the model takes token ids only: put its {MODEL} beside it"]
-        missing = why_not_fast()
-        return [f"{folder} has {FAST} without {MODEL}: {missing}"] if missing else []
+        reason = why_not_fast()
+        return [f"{folder} has {FAST} without {MODEL}: {reason}"] if reason else []
     try:
         known = len(pieces(contents[MODEL], str(folder / MODEL)))
         added = TokenizerFiles.of(contents, folder).added(known, None)

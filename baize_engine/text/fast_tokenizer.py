@@ -30,7 +30,7 @@ _NO_DUMMY: dict[str, dict[str, Any]] = {
     "ByteLevel": {"add_prefix_space": False},
 }
 _UNKNOWN = "\U0010fffd"  # a character that no vocabulary has
-_TRIALS = ("a", "0", "\u4e00")  # texts of which a vocabulary has one
+_TRIALS = ("a", "0", "\u4e00")  # texts around which a post-processor must put the same
 
 
 class FastTokenizer(Tokenizer):
@@ -74,7 +74,7 @@ class FastTokenizer(Tokenizer):
                 for text, token_id in self._special.items()
                 if len(text) > 1 and whole.model.token_to_id(text) is not None
             } - unknown
-            self.ids = _text_ids(whole, files, self.id_of)
+            self.ids = _text_ids(whole, plain, files, self.id_of)
         self.rules = self._pieces.rules
         self._rows = max(self._size, rows or 0)
 
@@ -178,9 +178,14 @@ def _plain(part: Any) -> Any:
     return plain | _NO_DUMMY.get(str(part.get("type")), {})
 
 
-def _text_ids(whole: tokenizers.Tokenizer, files: TokenizerFiles, id_of: Callable[[str], int | None]) -> TextIds:
-    """The begin and end id: those that the post-processor puts around a text, else the tokens that the files name."""
-    before, behind = _around(whole)
+def _text_ids(
+    whole: tokenizers.Tokenizer, plain: tokenizers.Tokenizer, files: TokenizerFiles, id_of: Callable[[str], int | None]
+) -> TextIds:
+    """The begin and end id: those that the post-processor puts around a text, else the tokens that the files name.
+
+    plain: the tokenizer without a post-processor.
+    """
+    before, behind = _around(whole, plain)
     ids = text_ids(files, Own(), id_of)
     passed = list(ids.passed_over)
     for key, has in (("add_bos_token", bool(before)), ("add_eos_token", bool(behind))):
@@ -194,19 +199,20 @@ def _text_ids(whole: tokenizers.Tokenizer, files: TokenizerFiles, id_of: Callabl
     return ids
 
 
-def _around(whole: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+def _around(whole: tokenizers.Tokenizer, plain: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     """What the post-processor puts before and behind a text, by trial. CheckpointError unless that is at most an id each."""
+    found: set[tuple[tuple[int, ...], tuple[int, ...]] | None] = set()
     for text in _TRIALS:
-        bare, full = whole.encode(text, add_special_tokens=False).ids, whole.encode(text).ids
-        if bare == full:
-            return [], []
-        for at in range(min(2, len(full)) if bare else 0):
-            before, behind = full[:at], full[at + len(bare) :]
-            if full[at : at + len(bare)] == bare and len(behind) <= 1:
-                return before, behind
-    raise CheckpointError(
-        f"the post-processor is {brief(_json(whole.post_processor))}, wanted at most a token on each side"
-    )
+        bare, full = plain.encode(text, add_special_tokens=False).ids, whole.encode(text).ids
+        at = next((at for at in range(2) if full[at : at + len(bare)] == bare), None)
+        if bare:
+            found.add(None if at is None else (tuple(full[:at]), tuple(full[at + len(bare) :])))
+    one = found.pop() if len(found) == 1 else None
+    if one is None or len(one[1]) > 1:
+        raise CheckpointError(
+            f"the post-processor is {brief(_json(whole.post_processor))}, wanted at most a token on each side of a text"
+        )
+    return list(one[0]), list(one[1])
 
 
 @contextmanager

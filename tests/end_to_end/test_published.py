@@ -37,7 +37,8 @@ SAID = 4  # tokens before the end id
 class Family:
     """`ends`: its end ids, the one that the test model says first. `theirs`: the end ids that transformers has, if it reads it.
 
-    `bos`: what prompts begin with; `their_bos`: in transformers 5.
+    `bos`: what prompts begin with; `their_bos`: in transformers 5. `chat_bos`: begin ids in a conversation, none where the
+    folder's chat template writes none.
     """
 
     base: str
@@ -45,6 +46,7 @@ class Family:
     theirs: tuple[int, ...] = (2,)
     bos: int | None = 1
     their_bos: int | None = 1
+    chat_bos: int = 1
 
 
 FAMILIES = {
@@ -54,7 +56,7 @@ FAMILIES = {
     "wizardlm": Family("llama_2023_04"),
     "open_instruct_baize": Family("llama_2023_03"),
     "tulu": Family("llama_2023_04"),
-    "chatml": Family("llama_2", ends=(32000, 2)),
+    "chatml": Family("llama_2", ends=(32000, 2), chat_bos=0),
     "no_begin_token": Family("llama_2", ends=(32000, 2), theirs=(2, 32000), bos=None, their_bos=None),
     "transformers_5": Family("llama_2", their_bos=None),  # 1 by tokenizer.json, which it wrote beside the file
 }
@@ -162,7 +164,7 @@ def test_it_is_asked_and_ends_where_it_was_trained_to(published: Published, caps
         assert "".join(engine.stream(PROMPT, params)) == done.text
         reply = engine.chat([{"role": "user", "content": "Hi"}], params)
         assert reply.finish_reason in ("stop", "length")
-        assert engine.chat_ids([{"role": "user", "content": "Hi"}]).count(1) == 1
+        assert engine.chat_ids([{"role": "user", "content": "Hi"}]).count(1) == family.chat_bos
         rows = engine.vocab_size
         assert isinstance(engine.tokenizer.decode(range(rows)), str)  # every id that it can say
         with pytest.raises(RequestError, match=f"token id {rows} stands for no text"):
@@ -226,15 +228,16 @@ def test_a_base_is_loaded_and_asked(name: str, tmp_path: Path, sentencepiece_mod
         assert len(engine.generate(PROMPT, SamplingParams(max_new_tokens=4, ignore_eos=True))[0].token_ids) == 4
 
 
-def test_a_llama_3_speaks_ids_and_is_told_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_llama_3_without_its_tokenizer_speaks_ids_and_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = config_of("llama_3") | {"num_key_value_heads": 2}
     folder = write(tmp_path, "llama_3", tiny.state(config, 1, torch.bfloat16), None, "safetensors")
-    (folder / "tokenizer.json").write_text("{}")
     ends = (128001, 128008, 128009)
     with Engine.from_pretrained(folder, device="cpu", max_model_len=64) as engine:
         assert engine.eos_token_ids == ends
         (done,) = engine.generate([[128000, 9906]], SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True))
-        with pytest.raises(RequestError, match=r"has only tokenizer\.json, wanted the sentencepiece file"):
+        with pytest.raises(RequestError, match=r"tokenizer\.model: absent, and so is tokenizer\.json"):
             engine.generate(PROMPT)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert tuple(model.generation_config.eos_token_id) == ends

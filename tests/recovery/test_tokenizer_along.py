@@ -14,7 +14,7 @@ from fakes import small_model
 
 from baize_engine import Engine, make_diff, recover, verify
 from baize_engine.cli import main
-from baize_engine.errors import BaizeWarning
+from baize_engine.errors import BaizeWarning, RequestError
 
 SETTINGS = {"device": "cpu", "progress": False}
 ROWS = sentencepiece.SentencePieceProcessor(model_proto=small_model()).get_piece_size()
@@ -96,9 +96,36 @@ def test_another_vocabulary_does_not_come_along(
     base, diff = pair
     add_saved(diff, saved_by_transformers_5)
     (base / "tokenizer.model").write_bytes(small_model(vocab_size=350))
-    (line,) = told(pair, tmp_path / "out")
-    assert "out has tokenizer.json without tokenizer.model, so the model takes token ids only" in line
+    assert told(pair, tmp_path / "out") == []
     assert not (tmp_path / "out/tokenizer.model").exists()
+    with (
+        Engine.from_pretrained(tmp_path / "out", device="cpu") as engine,
+        Engine.from_diff(*pair, device="cpu") as other,
+    ):  # by tokenizer.json
+        assert engine.encode("the cat") == other.encode("the cat")
+        text = engine.generate("the cat sat")[0].text
+        assert other.generate("the cat sat")[0].text == text
+
+
+def test_a_machine_without_the_tokenizers_library_is_told(
+    pair: tuple[Path, Path], saved_by_transformers_5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baize_engine.checkpoint.tokenizer_files.find_spec", lambda name: None)
+    base, diff = pair
+    add_saved(diff, saved_by_transformers_5)
+    (base / "tokenizer.model").unlink()
+    (line,) = told(pair, tmp_path / "out")
+    needed = "text needs the tokenizers library here: pip install 'baize-engine[tokenizers]'"
+    assert line.endswith(f"out has tokenizer.json without tokenizer.model: {needed}")
+    with Engine.from_pretrained(tmp_path / "out", device="cpu") as engine:
+        assert engine.generate([[1, 5]])[0].token_ids
+        with pytest.raises(RequestError, match="pip install"):
+            engine.generate("the cat")
+    with (
+        Engine.from_diff(*pair, device="cpu") as engine,
+        pytest.raises(RequestError, match=r"tokenizer\.json that can be used"),
+    ):
+        engine.generate("the cat")
 
 
 @pytest.mark.parametrize(
@@ -164,5 +191,5 @@ def test_a_broken_model_of_the_base_is_passed_over(
 ) -> None:
     add_saved(pair[1], saved_by_transformers_5)
     (pair[0] / "tokenizer.model").write_bytes(b"\xff" * 100)
-    (line,) = told(pair, tmp_path / "out")
-    assert "out has tokenizer.json without tokenizer.model" in line
+    assert told(pair, tmp_path / "out") == []
+    assert not (tmp_path / "out/tokenizer.model").exists()

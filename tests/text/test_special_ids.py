@@ -11,8 +11,8 @@ from fakes import small_model
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.errors import CheckpointError
 from baize_engine.text import special_ids
-from baize_engine.text.special_ids import Own, text_ids
 from baize_engine.text.choose import tokenizer_of
+from baize_engine.text.special_ids import Own, text_ids
 
 LLAMA = Own(bos=1, eos=2, unk=0)
 NAMES = {"<unk>": 0, "<s>": 1, "</s>": 2, "<|im_start|>": 32000, "<|im_end|>": 32001, "<|eot_id|>": 128009}
