@@ -16,6 +16,13 @@ from baize_engine.printable import brief
 from baize_engine.text.incremental import LOSSY, SPACE, FirstSpaces, Rules
 
 _REPLACE = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
+_SENTENCEPIECE = (
+    "Replace",
+    "ByteFallback",
+    "Fuse",
+    "Strip",
+)  # in this order, as the library's own converters write them
+_METASPACE = ("ByteFallback", "Metaspace", "Fuse")
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
@@ -57,16 +64,19 @@ def pieces_by(decoder: Mapping[str, Any] | None) -> ByteLevel | Spaced:
     kinds = [step.get("type") for step in steps]
     if kinds == ["ByteLevel"]:
         return ByteLevel()
-    has_bytes = kinds[:1] == ["ByteFallback"] or kinds[1:2] == ["ByteFallback"]
-    rest = [step for step in steps if step.get("type") not in ("ByteFallback", "Fuse")]
-    fused = "Fuse" in kinds and kinds.index("Fuse") > kinds.index("Replace") if "Replace" in kinds else False
-    if rest == [_REPLACE]:
-        return Spaced(Rules(FirstSpaces.KEPT), has_bytes)
-    if rest == [_REPLACE, _STRIP] and fused:
-        return Spaced(Rules(FirstSpaces.ONE), has_bytes)
-    if [step.get("type") for step in rest] == ["Metaspace"] and rest[0].get("replacement") == SPACE:
-        first = FirstSpaces.KEPT if rest[0].get("prepend_scheme") == "never" else FirstSpaces.ALL
-        return Spaced(Rules(first), has_bytes)
+    by_kind = {step.get("type"): step for step in steps}
+    has_bytes = "ByteFallback" in kinds
+    # "Strip" is of the whole text behind "Fuse" only
+    of_text = "Fuse" in kinds if "Strip" in kinds else True
+    if kinds == [kind for kind in _SENTENCEPIECE if kind in kinds] and by_kind.get("Replace") == _REPLACE and of_text:
+        if "Strip" not in kinds:
+            return Spaced(Rules(FirstSpaces.KEPT), has_bytes)
+        if by_kind["Strip"] == _STRIP:
+            return Spaced(Rules(FirstSpaces.ONE), has_bytes)
+    meta = by_kind.get("Metaspace", {})
+    if kinds == [kind for kind in _METASPACE if kind in kinds] and meta.get("replacement") == SPACE:
+        never = meta.get("prepend_scheme") == "never"
+        return Spaced(Rules(FirstSpaces.KEPT if never else FirstSpaces.ALL), has_bytes)
     raise CheckpointError(
         f"the decoder is {brief(decoder)}, wanted ByteLevel, or Replace, ByteFallback, Fuse and Strip as sentencepiece "
         "decodes, or Metaspace"
