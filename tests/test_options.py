@@ -174,3 +174,13 @@ def test_outputs_of_earlier_versions_can_be_resumed(
 def test_options_load_no_torch() -> None:
     code = "import sys, baize_engine.options; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
+def test_options_that_came_later_do_not_change_what_a_run_is() -> None:
+    """An output that was begun before them can be resumed."""
+    assert "chat_format" not in EngineOptions().for_answers()
+    assert EngineOptions(chat_format="raw").for_answers()["chat_format"] == "raw"
+    with pytest.raises(
+        RequestError, match="chat_format is 'chatml', wanted auto, template, open_instruct, alpaca, vicuna, raw"
+    ):
+        EngineOptions(chat_format="chatml")

@@ -8,11 +8,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import sentencepiece
 from assets import SHARED
 from fakes import small_model
 
-from baize_engine.checkpoint.tokenizer_files import added_in, has_vocabulary, model_for, pieces
+from baize_engine.checkpoint.tokenizer_files import (
+    TokenizerFiles,
+    added_in,
+    has_vocabulary,
+    model_for,
+    pieces,
+    why_not_fast,
+)
 from baize_engine.errors import CheckpointError
 
 
@@ -80,3 +88,33 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before >> 10)
             [sys.executable, "-c", code, piece, str(count)], capture_output=True, text=True, check=True
         )
         assert int(done.stdout) < 128
+
+
+def test_the_chat_template_and_the_roles(tmp_path: Path) -> None:
+    config = {"chat_template": "of the config", "bos_token": "<s>", "pad_token": None, "eos_token": {"content": "</s>"}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
+    (tmp_path / "special_tokens_map.json").write_text('{"eos_token": "<|end|>", "image_token": "<image>"}')
+    files = TokenizerFiles.read(tmp_path)
+    assert files.chat_template() == ("of the config", "tokenizer_config.json")
+    assert files.roles() == {"bos_token": "<s>", "eos_token": "<|end|>", "image_token": "<image>"}
+    (tmp_path / "chat_template.jinja").write_text("é")
+    for found in (
+        TokenizerFiles.read(tmp_path),
+        TokenizerFiles.of({path.name: path.read_bytes() for path in tmp_path.iterdir()}, tmp_path),
+    ):
+        assert found.chat_template() == ("é", "chat_template.jinja")
+    assert TokenizerFiles().chat_template()[0] == ""
+
+
+def test_a_broken_chat_template_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "chat_template.jinja"
+    path.write_bytes(b"a\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8 at byte 1"):
+        TokenizerFiles.read(tmp_path)
+    path.write_bytes(bytes(1 << 21))
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja"):
+        TokenizerFiles.read(tmp_path)
+
+
+def test_the_library_is_here() -> None:
+    assert why_not_fast() is None

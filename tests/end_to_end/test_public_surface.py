@@ -20,7 +20,7 @@ PAIR = Path(baize_engine.__file__).parent / "demo_pair"
 DEFAULT = object()  # an argument that has a default which is not a constant
 LOADED = {
     "device": "auto", "dtype": "auto", "quantize": None, "max_model_len": None, "cache_tokens": None, "threads": None,
-    "cache_dtype": "auto", "exact_activations": False,
+    "cache_dtype": "auto", "exact_activations": False, "chat_format": "auto",
 }  # fmt: skip
 TEXT = {"parse_special": False, "add_bos": None}
 RECOVERED = {
@@ -83,7 +83,7 @@ ARGUMENTS: list[tuple[Callable, list[str], dict[str, object]]] = [
 ]  # fmt: skip
 MODEL = (
     "--path_raw --path_diff --new_rows --drop_rows --device --dtype --quantize --exact_activations --max_model_len "
-    "--cache_tokens --cache_dtype --threads"
+    "--cache_tokens --cache_dtype --threads --chat_format"
 )
 SAMPLING = (
     "--max_new_tokens --min_new_tokens --temperature --top_k --top_p --min_p --repetition_penalty --presence_penalty "
