@@ -13,7 +13,7 @@ from golden import DATA, ByteEncoder, digest, golden_prompts, in_lines
 from baize_engine.errors import DataError
 from baize_engine.evaluation.mmlu import Mmlu, MmluExample, Question, prompt
 from baize_engine.evaluation.task import Judged, Score
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 BOTH = pytest.mark.parametrize("chat", [True, False])
 # of the 14,042 prompts of the published data, with the tokenizer that decides how many examples fit
@@ -55,7 +55,7 @@ def test_prompts_of_the_original(shots: int, chat: bool) -> None:
 @pytest.mark.parametrize("shots", [0, 5])
 def test_every_prompt_of_the_published_data(shots: int, chat: bool) -> None:
     task, data = Mmlu(shots), shared("assets/eval")
-    tokenizer = Tokenizer(shared("assets/tokenizer_32000.model").read_bytes())
+    tokenizer = SentencePieceTokenizer(shared("assets/tokenizer_32000.model").read_bytes())
     requests = [task.request(example, chat, tokenizer) for example in task.examples(data, 42)]
     assert digest(request.prompt for request in requests) == WHOLE[task.name, chat]
 

@@ -19,7 +19,7 @@ from baize_engine.errors import DataError
 from baize_engine.evaluation.task import Judged, Score
 from baize_engine.evaluation.tydiqa import TydiQa, TydiQaExample, cut, read_questions
 from baize_engine.evaluation.tydiqa_wordings import WORDINGS
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 GOLDEN = Path(__file__).parent / "golden" / "tydiqa.json"
 LETTERS = {
@@ -149,7 +149,7 @@ def test_a_passage_is_cut_after_512_tokens() -> None:
 
 def test_a_cut_within_a_character() -> None:
     """With sentencepiece, and letters of three byte tokens: begin, space, 510 bytes; or begin, space, "." and 509."""
-    encoder = Tokenizer(small_model())
+    encoder = SentencePieceTokenizer(small_model())
     assert cut("ঢ" * 170, encoder) == "ঢ" * 170
     assert cut("ঢ" * 171, encoder) == "<s>" + "ঢ" * 170
     assert encoder.encode(cut("ঢ" * 171, encoder), False, allow_special=True)[0] == encoder.bos_id
