@@ -41,7 +41,7 @@ def why_none(folder: Path) -> str | None:
     if is_file(folder / FAST):
         missing = why_not_fast()
         return f"{folder}: has {FAST} and no {MODEL}; {missing}" if missing else None
-    return f"{folder / MODEL}: absent, and so is {FAST}"
+    return f"{folder / MODEL}: absent, wanted a sentencepiece model, or {FAST}"
 
 
 def _made(name: str, content: bytes, files: TokenizerFiles, rows: int | None) -> Tokenizer:

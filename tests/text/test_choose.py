@@ -39,7 +39,7 @@ def test_rows_reach_either_kind(tmp_path: Path) -> None:
 def test_a_folder_without_one_says_so(tmp_path: Path) -> None:
     assert tokenizer_of(tmp_path) is None
     assert tokenizer_in({}, tmp_path) is None
-    assert why_none(tmp_path) == f"{tmp_path}/tokenizer.model: absent, and so is tokenizer.json"
+    assert why_none(tmp_path) == f"{tmp_path}/tokenizer.model: absent, wanted a sentencepiece model, or tokenizer.json"
 
 
 def test_a_machine_without_the_library_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
