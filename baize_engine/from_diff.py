@@ -22,7 +22,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.side_files import tokenizer_problems
-from baize_engine.checkpoint.tokenizer_files import FAST, MODEL
+from baize_engine.checkpoint.tokenizer_files import FAST, MODEL, why_not_fast
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as rows_of
@@ -75,7 +75,10 @@ def load_diff(
     cache_tokens = cache_size(options, config, diff)
     tokenizer = tokenizer_in(files, diff.folder, config.vocab_size)
     chat_format = format_of(tokenizer, options.chat_format)
-    why_no_text = None if tokenizer else f"neither {diff.folder} nor its base has a {MODEL} or {FAST} that can be used"
+    why_no_text = None
+    if tokenizer is None:
+        absent = f"neither {diff.folder} nor its base has a {MODEL} or {FAST}"
+        why_no_text = why_not_fast() if FAST in files else absent
     end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
     for line in (*work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
         warnings.warn(line, BaizeWarning, stacklevel=3)  # of the caller of Engine.from_diff

@@ -237,7 +237,9 @@ def test_a_llama_3_without_its_tokenizer_speaks_ids_and_is_told_so(
     with Engine.from_pretrained(folder, device="cpu", max_model_len=64) as engine:
         assert engine.eos_token_ids == ends
         (done,) = engine.generate([[128000, 9906]], SamplingParams(max_new_tokens=4, temperature=0, ignore_eos=True))
-        with pytest.raises(RequestError, match=r"tokenizer\.model: absent, wanted a sentencepiece model, or tokenizer\.json"):
+        with pytest.raises(
+            RequestError, match=r"tokenizer\.model: absent, wanted a sentencepiece model, or tokenizer\.json"
+        ):
             engine.generate(PROMPT)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     assert tuple(model.generation_config.eos_token_id) == ends

@@ -123,7 +123,7 @@ def test_a_machine_without_the_tokenizers_library_is_told(
             engine.generate("the cat")
     with (
         Engine.from_diff(*pair, device="cpu") as engine,
-        pytest.raises(RequestError, match=r"tokenizer\.json that can be used"),
+        pytest.raises(RequestError, match="pip install"),
     ):
         engine.generate("the cat")
 

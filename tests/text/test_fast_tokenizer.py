@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tokenizers
+from assets import shared
 from fast_files import AWKWARD, BOS, EOS, EOT, byte_level, llama_3, spaced, special, write
 
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
@@ -48,6 +49,17 @@ def test_ids_are_transformers_own(folder: Path) -> None:
         bare = ours.encode(text, add_bos=False)
         assert bare == theirs.encode(text, split_special_tokens=True, add_special_tokens=False)
         assert not {ours.id_of(token) for token in ours.special_tokens} & {*bare} - {ours.id_of("<unk>")}
+
+
+def test_a_real_vocabulary(tmp_path: Path) -> None:
+    """LLaMA's, as transformers 5 writes it."""
+    (tmp_path / "tokenizer.model").write_bytes(shared("assets/tokenizer_32000.model").read_bytes())
+    transformers.LlamaTokenizer.from_pretrained(tmp_path).save_pretrained(tmp_path / "saved")
+    ours, theirs = both(tmp_path / "saved")
+    for text in [*AWKWARD, Path(__file__).read_text()]:
+        ids = theirs.encode(text)
+        assert ours.encode(text, allow_special=True) == ids
+        assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True)
 
 
 def test_texts_are_transformers_own_whole_and_piece_by_piece(folder: Path) -> None:
