@@ -22,7 +22,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import read_index
 from baize_engine.checkpoint.side_files import tokenizer_problems
-from baize_engine.checkpoint.tokenizer_files import FAST, MODEL, why_not_fast
+from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, why_not_fast
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as rows_of

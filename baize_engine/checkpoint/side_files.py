@@ -14,18 +14,8 @@ from baize_engine.checkpoint import strict_json
 from baize_engine.checkpoint.config_file import check_runnable, normalise, read_config
 from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.os_errors import is_file, reading
-from baize_engine.checkpoint.tokenizer_files import (
-    ADDED,
-    FAST,
-    MODEL,
-    SETTINGS,
-    TEMPLATE,
-    TOKENIZER_CONFIG,
-    TokenizerFiles,
-    model_for,
-    pieces,
-    why_not_fast,
-)
+from baize_engine.checkpoint.tokenizer_files import ADDED, SETTINGS, TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles
+from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, model_for, pieces, why_not_fast
 from baize_engine.errors import BaizeError, CheckpointError
 from baize_engine.printable import shown
 

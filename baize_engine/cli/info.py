@@ -83,11 +83,11 @@ def _info_ids(folder: Path, vocab_size: int) -> None:
     elif text.adds_bos:
         print(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
     else:
-        print(f"  prompts get no begin id: {'add_bos_token is false' if text.bos_id is not None else 'none is known'}")
+        print(f"  prompts get no begin id: {'none is known' if text.bos_id is None else 'the files ask for none'}")
     if tokenizer is not None:
         print(f"  chat format: {chat.name}: {chat.why}")
     if text.adds_eos:
-        print(f"  prompts end with id {text.eos_id}: add_eos_token is true; {text.eos_why}")
+        print(f"  prompts end with id {text.eos_id}: the files ask for it; {text.eos_why}")
     print(f"  texts end with {'; '.join(f'id {end}: {why}' for end, why in found.ends.items()) or 'no id'}")
     for line in found.passed_over:
         print(f"  passed over: {line}")

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from baize_engine.checkpoint.file_io import read_whole
 from baize_engine.checkpoint.os_errors import is_file
-from baize_engine.checkpoint.tokenizer_files import FAST, MAX_FAST, MAX_MODEL, MODEL, TokenizerFiles, why_not_fast
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
+from baize_engine.checkpoint.vocabulary_files import FAST, MAX_FAST, MAX_MODEL, MODEL, why_not_fast
 from baize_engine.text.tokenizer import Tokenizer
 
 

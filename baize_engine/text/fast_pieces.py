@@ -6,6 +6,7 @@ sentencepiece's, whose tokens have "▁" for a space and "<0x0A>" for a byte.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,13 +17,10 @@ from baize_engine.printable import brief
 from baize_engine.text.incremental import LOSSY, SPACE, FirstSpaces, Rules
 
 _REPLACE = {"type": "Replace", "pattern": {"String": SPACE}, "content": " "}
-_SENTENCEPIECE = (
-    "Replace",
-    "ByteFallback",
-    "Fuse",
-    "Strip",
-)  # in this order, as the library's own converters write them
+# in these orders, as the library's own converters write them
+_SENTENCEPIECE = ("Replace", "ByteFallback", "Fuse", "Strip")
 _METASPACE = ("ByteFallback", "Metaspace", "Fuse")
+_BYTE = re.compile("<0x([0-9A-Fa-f+][0-9A-Fa-f])>")  # the library takes a plus for a digit
 _STRIP = {"type": "Strip", "content": " ", "start": 1, "stop": 0}
 
 
@@ -46,11 +44,8 @@ class Spaced:
     has_bytes: bool
 
     def piece(self, token: str) -> str | bytes:
-        if self.has_bytes and len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
-            try:
-                byte = int(token[3:5], 16).to_bytes(1, "big")
-            except ValueError:
-                return token
+        if self.has_bytes and (found := _BYTE.fullmatch(token)):
+            byte = bytes([int(found[1], 16)])
             if byte != b" ":
                 return byte
             token = " "

@@ -17,7 +17,8 @@ from typing import Any
 
 import tokenizers
 
-from baize_engine.checkpoint.tokenizer_files import FAST, TokenizerFiles
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
+from baize_engine.checkpoint.vocabulary_files import FAST
 from baize_engine.errors import BaizeError, CheckpointError, RequestError
 from baize_engine.printable import brief, shown
 from baize_engine.text.fast_pieces import pieces_by

@@ -14,7 +14,8 @@ from typing import Any
 
 import sentencepiece
 
-from baize_engine.checkpoint.tokenizer_files import MODEL, TokenizerFiles
+from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
+from baize_engine.checkpoint.vocabulary_files import MODEL
 from baize_engine.errors import CheckpointError, RequestError
 from baize_engine.text.incremental import SPACE, FirstSpaces, Rules
 from baize_engine.text.special_ids import Own, text_ids

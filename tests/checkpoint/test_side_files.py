@@ -15,7 +15,7 @@ from families import SETTINGS, alpaca_diff, base_state, near_mean, tuned_state, 
 from folders import load, same_bits
 
 from baize_engine import Engine, quantize, recover, verify
-from baize_engine.checkpoint.tokenizer_files import pieces
+from baize_engine.checkpoint.vocabulary_files import pieces
 from baize_engine.cli import main
 from baize_engine.errors import BaizeError, BaizeWarning, CheckpointError
 

@@ -110,7 +110,7 @@ def test_another_vocabulary_does_not_come_along(
 def test_a_machine_without_the_tokenizers_library_is_told(
     pair: tuple[Path, Path], saved_by_transformers_5: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("baize_engine.checkpoint.tokenizer_files.find_spec", lambda name: None)
+    monkeypatch.setattr("baize_engine.checkpoint.vocabulary_files.find_spec", lambda name: None)
     base, diff = pair
     add_saved(diff, saved_by_transformers_5)
     (base / "tokenizer.model").unlink()

@@ -8,7 +8,7 @@ import pytest
 from fakes import small_model
 from fast_files import byte_level, spaced, write
 
-from baize_engine.checkpoint import tokenizer_files
+from baize_engine.checkpoint import vocabulary_files
 from baize_engine.errors import CheckpointError
 from baize_engine.text.choose import tokenizer_in, tokenizer_of, why_none
 from baize_engine.text.fast_tokenizer import FastTokenizer
@@ -44,7 +44,7 @@ def test_a_folder_without_one_says_so(tmp_path: Path) -> None:
 
 def test_a_machine_without_the_library_is_told_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, byte_level())
-    monkeypatch.setattr(tokenizer_files, "find_spec", lambda name: None)
+    monkeypatch.setattr(vocabulary_files, "find_spec", lambda name: None)
     assert tokenizer_of(folder) is None
     assert tokenizer_in(contents(folder), folder) is None
     needed = "text needs the tokenizers library here: pip install 'baize-engine[tokenizers]'"
@@ -53,6 +53,6 @@ def test_a_machine_without_the_library_is_told_how_to_get_it(tmp_path: Path, mon
 
 def test_files_that_are_too_large_are_not_read(tmp_path: Path) -> None:
     with (tmp_path / "tokenizer.json").open("wb") as file:
-        file.truncate(tokenizer_files.MAX_FAST + 1)
+        file.truncate(vocabulary_files.MAX_FAST + 1)
     with pytest.raises(CheckpointError, match=r"tokenizer\.json.* bytes"):
         tokenizer_of(tmp_path)
