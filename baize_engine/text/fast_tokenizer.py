@@ -70,11 +70,11 @@ class FastTokenizer(Tokenizer):
             plain = self._encoders[False, False]
             unknown = set(plain.encode(_UNKNOWN, add_special_tokens=False).ids)
             # special ids that a text can get: the model has them as well. One character stays: "!" as padding
-            self._given_away = {
+            self._given_away = frozenset(
                 token_id
                 for text, token_id in self._special.items()
                 if len(text) > 1 and whole.model.token_to_id(text) is not None
-            } - unknown
+            ).difference(unknown)
             self.ids = _text_ids(whole, plain, files, self.id_of)
         self.rules = self._pieces.rules
         self._rows = max(self._size, rows or 0)
@@ -103,18 +103,31 @@ class FastTokenizer(Tokenizer):
         )
 
     def _encode(self, text: str, continues: bool, allow_special: bool) -> list[int]:
-        with _naming(self._path, RequestError):
-            found = self._encoders[continues, allow_special].encode(text, add_special_tokens=False)
-        ids: list[int] = found.ids
-        if allow_special or self._given_away.isdisjoint(ids):
-            return ids
-        spans = [span for token_id, span in zip(ids, found.offsets, strict=True) if token_id in self._given_away]
-        cuts = [0, *(begin + 1 for begin, end in spans if end - begin > 1), len(text)]
-        if len(cuts) == 2:
-            wanted = "wanted a text without it, or parse_special"
-            raise RequestError(f"text has {shown(text)!r}, which this tokenizer takes for a special token: {wanted}")
+        found = self._found(text, continues, allow_special)
+        if allow_special or self._given_away.isdisjoint(found.ids):
+            return list(found.ids)
+        spans = zip(found.ids, found.offsets, strict=True)
+        cuts = [0, *(begin + 1 for token_id, (begin, _) in spans if token_id in self._given_away), len(text)]
         parts = [text[begin:end] for begin, end in pairwise(cuts)]
-        return [token_id for i, part in enumerate(parts) for token_id in self._encode(part, continues or i > 0, False)]
+        return [token_id for i, part in enumerate(parts) for token_id in self._spelled(part, continues or i > 0)]
+
+    def _spelled(self, part: str, continues: bool) -> list[int]:
+        """The ids of a part of a text, character by character if it is a special token even so."""
+        found = self._found(part, continues, False)
+        if self._given_away.isdisjoint(found.ids):
+            return list(found.ids)
+        ids: list[int] = []
+        for i, character in enumerate(part):
+            found = self._found(character, continues or i > 0, False)
+            if not self._given_away.isdisjoint(found.ids):
+                wanted = "wanted a text without it, or parse_special"
+                raise RequestError(f"text has {character!r}, which is a special token to this tokenizer: {wanted}")
+            ids += found.ids
+        return ids
+
+    def _found(self, text: str, continues: bool, allow_special: bool) -> tokenizers.Encoding:
+        with _naming(self._path, RequestError):
+            return self._encoders[continues, allow_special].encode(text, add_special_tokens=False)
 
 
 def _added(

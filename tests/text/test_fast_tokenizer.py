@@ -149,6 +149,22 @@ def test_special_tokens_of_a_vocabulary_are_not_found_in_text(tmp_path: Path) ->
     assert ours.encode("\u4e00") == [0]
 
 
+def test_a_vocabulary_of_special_tokens_leaves_some_texts_without_ids() -> None:
+    """What a stranger's file can do is refuse a text."""
+    runs = ["a" * count for count in range(2, 1500)]
+    pieces = [("<unk>", 0.0), ("a", -9.0), *((run, -1.0) for run in runs), ("VIII", -1.0)]
+    made = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    made.decoder = tokenizers.decoders.Metaspace(prepend_scheme="never")
+    made.normalizer = tokenizers.normalizers.NFKC()
+    made.add_special_tokens([special(text) for text, _ in pieces[2:]])
+    ours = FastTokenizer(made.to_str().encode())
+    assert ours.encode("a" * 1499) == [1] * 1499
+    with pytest.raises(
+        RequestError, match="is a special token to this tokenizer: wanted a text without it, or parse_special"
+    ):
+        ours.encode("x\u2167")  # one character that is normalised into four
+
+
 def test_tokens_that_only_other_files_name(tmp_path: Path) -> None:
     made = tokenizers.Tokenizer.from_str(byte_level())
     end = made.get_vocab_size()
