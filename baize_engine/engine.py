@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, abc, deque
 from contextlib import aclosing, closing
-from itertools import groupby
+from itertools import accumulate, groupby
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ from baize_engine.completion import Completion
 from baize_engine.errors import BaizeError, RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.sampling import TokenLogprobs
-from baize_engine.generation.scoring import GivenTokens, NextToken
+from baize_engine.generation.scoring import Endings, GivenTokens, NextToken
 from baize_engine.generation.sequence import Scoring, Sequence
 from baize_engine.generation.serving import Serving
 from baize_engine.generation.usage import Usage
@@ -348,14 +348,32 @@ class Engine:
         The first entry of each list is None: nothing comes before the first token. RequestError names the argument or the
         prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they come.
         """
-        count = plain.integer(top)
-        if count is None or count < 0:
-            raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
+        count = _top(top)
         prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         scores = [GivenTokens(ids, 1, count) for ids in prompt_ids]
         numbers = [number for number, ids in enumerate(prompt_ids) if len(ids) > 1]
         self._score([_scored(prompt_ids[number][:-1], scores[number], number) for number in numbers])
         return [[None, *score.logprobs] for score in scores]
+
+    def continuation_logprobs(
+        self, pairs: abc.Sequence[tuple[abc.Sequence[int], abc.Sequence[int]]], top: int = 0
+    ) -> abc.Generator[list[TokenLogprobs], None, None]:
+        """Yields, for each pair in order, the log-probability of each token of its continuation, given all those before it.
+
+        pairs: (context, continuation), lists of token ids, neither empty; any number, and together at most max_model_len + 1
+            ids in each. Neighbours that differ in their last id alone are computed once: sort the pairs to have most of that.
+        top: how many of the likeliest tokens TokenLogprobs.top lists.
+
+        Wrong arguments raise RequestError, naming the pair by index, before anything runs. BaizeError names the pair whose
+        logits are not finite, and the token, counted from 0, after which they come.
+        """
+        count = _top(top)
+        texts = self._checked.pairs(pairs)
+        alike = [list(run) for _, run in groupby(texts, lambda text: text[0][:-1])]
+        scores = [Endings(run, count) for run in alike]
+        firsts = accumulate(map(len, alike), initial=0)  # of each run, the number of its first pair
+        sequences = [_scored(score.prompt_ids, score, first) for score, first in zip(scores, firsts, strict=False)]
+        return self._endings(sequences, scores)
 
     def next_token_logprobs(
         self,
@@ -391,17 +409,32 @@ class Engine:
         return sequences
 
     def _in_order(self, sequences: list[Sequence], raise_errors: bool) -> abc.Generator[list[Completion], None, None]:
+        with closing(self._finished(sequences, raise_errors)) as finished:
+            for samples in finished:
+                yield [Completion.of(sample) for sample in samples]
+
+    def _endings(
+        self, sequences: list[Sequence], scores: list[Endings]
+    ) -> abc.Generator[list[TokenLogprobs], None, None]:
+        with closing(self._finished(sequences, raise_errors=True, what="pair")) as finished:
+            for score, _ in zip(scores, finished, strict=True):
+                yield from score.of_each()
+
+    def _finished(
+        self, sequences: list[Sequence], raise_errors: bool, what: str = "prompt"
+    ) -> abc.Generator[list[Sequence], None, None]:
+        """Runs the sequences. Yields those of each prompt as soon as they and those of earlier prompts have finished."""
         left = deque([list(group) for _, group in groupby(sequences, attrgetter("prompt_index"))])
         # counted by outputs: a sequence that has finished may have been aborted by another thread
         unfinished = Counter(sequence.prompt_index for sequence in sequences)
         with closing(self._serving.run(sequences)) as outputs:
             for sequence, _, last in outputs:
                 if last and raise_errors:
-                    _raise_error(sequence)
+                    _raise_error(sequence, what)
                 unfinished[sequence.prompt_index] -= last
                 while left and not unfinished[left[0][0].prompt_index]:
                     self._serving.check()
-                    yield [Completion.of(sample) for sample in left.popleft()]
+                    yield left.popleft()
 
     def _pieces(self, sequences: list[Sequence]) -> abc.Generator[tuple[int, int, str], None, None]:
         with closing(self._serving.run(sequences)) as outputs:
@@ -435,6 +468,13 @@ class Engine:
 def _scored(prompt_ids: list[int], scoring: Scoring, number: int) -> Sequence:
     """A sequence that is only scored and generates nothing."""
     return Sequence(prompt_ids, SamplingParams(), 0, prompt_index=number, scoring=scoring)
+
+
+def _top(top: int) -> int:
+    count = plain.integer(top)
+    if count is None or count < 0:
+        raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
+    return count
 
 
 def _raise_error(sequence: Sequence, what: str = "prompt") -> None:

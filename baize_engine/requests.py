@@ -92,6 +92,21 @@ class Requests:
             raise RequestError(f"completions is {completions!r}, wanted a list of texts or of lists of ids")
         return [self._joined(prompt, context, completion, text, i) for i, completion in enumerate(items)]
 
+    def pairs(self, pairs: abc.Sequence[tuple[abc.Sequence[int], abc.Sequence[int]]]) -> list[tuple[list[int], int]]:
+        """For each (context, continuation), lists of ids, those of both together, and the index at which the second begins."""
+        joined = []
+        for i, (context, continuation) in enumerate(pairs):
+            before, after = self.ids(context, f"context {i}"), self.ids(continuation, f"continuation {i}")
+            for name, ids in (("context", before), ("continuation", after)):
+                if not ids:
+                    raise RequestError(f"{name} {i} has 0 tokens, wanted at least 1")
+            count, most = len(before) + len(after), self.max_model_len + 1  # nothing is computed for the last id
+            if count > most:
+                limit = f"wanted at most {most} (max_model_len + 1)"
+                raise RequestError(f"context {i} and its continuation have {count} tokens, {limit}")
+            joined.append((before + after, len(before)))
+        return joined
+
     def params(self, params: SamplingParams | abc.Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
         """The parameters of each of `count` prompts, checked against the model."""
         given = SamplingParams() if params is None else params

@@ -204,6 +204,51 @@ def test_prompt_logprobs_are_those_of_each_token_after_the_others() -> None:
         engine.prompt_logprobs([1, 5], top=-1)
 
 
+def test_continuation_logprobs_are_those_of_each_token_after_context_and_earlier_ones() -> None:
+    decoder = TableDecoder(VOCAB)
+    engine = make(decoder, None, max_model_len=400, blocks=200)
+    long = [3 + i % 200 for i in range(300)]
+    pairs = [([1, 5], [9]), ([1, 5], [4, 7, 8]), ([5], [1]), (long, [7]), (long[:200], [*long[200:], 8])]
+    found = list(engine.continuation_logprobs(pairs, top=2))
+    for (context, continuation), tokens in zip(pairs, found, strict=True):
+        ids = context + continuation
+        rows = [decoder.table[i % 7, ids[i - 1]].log_softmax(dim=-1) for i in range(len(context), len(ids))]
+        wanted = [float(row[token]) for row, token in zip(rows, continuation, strict=True)]
+        assert [token.logprob for token in tokens] == pytest.approx(wanted, abs=1e-6)
+        assert [[i for i, _ in token.top] for token in tokens] == [row.topk(2).indices.tolist() for row in rows]
+    assert next(engine.continuation_logprobs(pairs))[0].top == ()
+    assert list(engine.continuation_logprobs([])) == []
+    assert all_free(engine)
+
+
+def test_continuations_that_differ_in_their_last_token_are_computed_once() -> None:
+    decoder = TableDecoder(VOCAB)
+    engine = make(decoder, None)
+    pairs = [([1, 5, 6], [9]), ([1, 5, 6], [4]), ([1, 5], [6, 9]), ([1, 5, 6], [9])]
+    assert len(list(engine.continuation_logprobs(pairs))) == 4
+    assert sum(decoder.calls) == 3
+    assert decoder.taken == 2
+
+
+def test_a_continuation_may_end_one_token_behind_the_context_length() -> None:
+    engine = make(TableDecoder(VOCAB), None, max_model_len=12)
+    (tokens,) = engine.continuation_logprobs([([1, 5], [7] * 11)])
+    assert len(tokens) == 11
+    for pair, wanted in (
+        (
+            ([1, 5], [7] * 12),
+            r"context 1 and its continuation have 14 tokens, wanted at most 13 \(max_model_len \+ 1\)",
+        ),
+        (([], [7]), "context 1 has 0 tokens, wanted at least 1"),
+        (([1], []), "continuation 1 has 0 tokens, wanted at least 1"),
+        (([1], [VOCAB]), f"continuation 1 has {VOCAB} at 0"),
+    ):
+        with pytest.raises(RequestError, match=wanted):
+            engine.continuation_logprobs([([1], [5]), pair])
+    with pytest.raises(RequestError, match="top is None"):
+        engine.continuation_logprobs([([1], [5])], top=None)
+
+
 def test_next_token_logprobs_of_candidates() -> None:
     decoder = TableDecoder(VOCAB)
     engine = make(decoder, None)

@@ -6,6 +6,7 @@ Each object is the `scoring` of a Sequence that generates nothing. It takes logi
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -40,6 +41,31 @@ class GivenTokens:
     def total(self) -> float:
         """The sum of the tokens' log-probabilities."""
         return math.fsum(token.logprob for token in self.logprobs)
+
+
+class Endings(GivenTokens):
+    """GivenTokens of several texts that differ in their last id alone, which one sequence runs: what they share is its prompt.
+
+    texts: (ids, start) of each; ids[start:] are scored.
+    """
+
+    def __init__(self, texts: Sequence[tuple[list[int], int]], top: int = 0) -> None:
+        super().__init__(texts[0][0], min(start for _, start in texts), top)
+        self.prompt_ids = self._ids[:-1]
+        self._texts = texts
+        self._last: list[float] = []  # of each text's last id
+
+    def take(self, position: int, logits: Tensor) -> None:
+        """Takes the logits (n, V) float32 of positions `position` to `position + n - 1`."""
+        super().take(position, logits)
+        if position + len(logits) == len(self.prompt_ids):
+            lasts = [ids[-1] for ids, _ in self._texts]
+            self._last = torch.log_softmax(logits[-1], dim=-1)[lasts].tolist()
+
+    def of_each(self) -> Iterator[list[TokenLogprobs]]:
+        """The log-probabilities of each text, once all logits were taken."""
+        for (_, start), logprob in zip(self._texts, self._last, strict=True):
+            yield [*self.logprobs[start - 1 - self.first : -1], TokenLogprobs(logprob, self.logprobs[-1].top)]
 
 
 class NextToken:

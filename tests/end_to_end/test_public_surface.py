@@ -70,6 +70,7 @@ ARGUMENTS: list[tuple[Callable, list[str], dict[str, object]]] = [
     (Engine.chat_ids, ["self", "messages"], {}),
     (Engine.score, ["self", "prompt", "completions"], {"add_bos": None}),
     (Engine.prompt_logprobs, ["self", "prompts"], {"top": 0, "add_bos": None}),
+    (Engine.continuation_logprobs, ["self", "pairs"], {"top": 0}),
     (Engine.next_token_logprobs, ["self", "prompts", "candidate_token_ids"], {"add_bos": None}),
     (Engine.close, ["self"], {}),
     (

@@ -11,7 +11,7 @@ from fake_engine import make
 from fakes import VOCAB, TableDecoder
 
 from baize_engine.errors import BaizeError
-from baize_engine.generation.scoring import GivenTokens, NextToken
+from baize_engine.generation.scoring import Endings, GivenTokens, NextToken
 
 V = 31
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5]
@@ -47,6 +47,19 @@ def test_slices_change_no_bit(cuts: list[int]) -> None:
 
 def test_more_of_the_likeliest_than_there_are_tokens_are_all() -> None:
     assert len(given(10, [], top=V + 5).logprobs[0].top) == V
+
+
+@pytest.mark.parametrize("cuts", [[], [4, 9]])
+def test_endings_are_given_tokens_of_each_text(cuts: list[int]) -> None:
+    texts = [(IDS, 5), ([*IDS[:-1], 7], 3), ([*IDS[:-1], 1], len(IDS) - 1), (IDS, 5)]
+    score = Endings(texts, top=2)
+    assert (score.first, score.prompt_ids) == (2, IDS[:-1])
+    for begin, end in pairwise([2, *cuts, len(LOGITS)]):
+        score.take(begin, LOGITS[begin:end])
+    for (ids, start), found in zip(texts, score.of_each(), strict=True):
+        alone = GivenTokens(ids, start, top=2)
+        alone.take(start - 1, LOGITS[start - 1 :])
+        assert found == alone.logprobs
 
 
 def test_candidates_in_the_order_given() -> None:
@@ -88,3 +101,5 @@ def test_an_error_names_the_prompt_or_the_completion_and_the_token() -> None:
         engine.prompt_logprobs([[5, 6, 7], [5], [5, 6, 7, 8, 9, 10]])
     with pytest.raises(BaizeError, match=f"^prompt 1: a logit {ending}"):
         engine.next_token_logprobs([[5, 6, 7], [5, 6, 7, 8], [5]], [3])
+    with pytest.raises(BaizeError, match=f"^pair 2: a logit {ending}"):
+        list(engine.continuation_logprobs([([5], [6]), ([5], [7]), ([5, 6, 7], [8, 9])]))
