@@ -20,6 +20,7 @@ from baize_engine.cli.exit_codes import INTERRUPTED, REFUSED
 from baize_engine.cli.generate import generate, generate_options
 from baize_engine.cli.info import info, info_options
 from baize_engine.cli.lean_torch import make_lean
+from baize_engine.cli.lm_eval import LM_EVAL_HELP, lm_eval_options, run_lm_eval
 from baize_engine.cli.make_diff import make_diff_options, run_make_diff
 from baize_engine.cli.notes import COMMANDS
 from baize_engine.cli.quantize import quantize_options, run_quantize
@@ -67,7 +68,7 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(where + (error.strerror or str(error)))
     except KeyboardInterrupt:
-        left = "" if options.run in (chat, info) else "; nothing half-written was left"
+        left = "" if options.run in (chat, info, run_lm_eval) else "; nothing half-written was left"
         print(f"\nbaize: interrupted{left}", file=sys.stderr)
         return INTERRUPTED
 
@@ -137,6 +138,8 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         "--resume goes on with them; the command exits with 3 where examples failed."
     )
     command("eval", eval_options, run_eval, "make the model card's table with a model", more)
+    text = "evaluate a model with lm-evaluation-harness (pip install 'baize-engine[eval]')"
+    command("lm_eval", lm_eval_options, run_lm_eval, text, LM_EVAL_HELP)
     text = "recover the bundled demo pair, a small trained model, and let it answer"
     command("demo", demo_options, demo, text)
     return parser, commands.choices

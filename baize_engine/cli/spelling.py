@@ -41,12 +41,20 @@ class Notes:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command. `notes` lists other scripts' options that it understands."""
+    """The parser of one command. `notes` lists other scripts' options that it understands.
+
+    passes_on: the arguments are another program's, and go to `arguments` as they are, but for a lone --help.
+    """
 
     notes = Notes()
+    passes_on = False
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
         given = sys.argv[1:] if args is None else list(args)
+        if self.passes_on and given not in (["help"], ["-h"], ["--help"]):
+            options, _ = super().parse_known_args([], namespace)
+            options.arguments = given
+            return options, []
         return super().parse_known_args(["--help"] if given == ["help"] else self._respelled(given), namespace)
 
     def _respelled(self, given: Sequence[str]) -> list[str]:

@@ -60,7 +60,9 @@ def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[
     assert "usage: baize" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["recover", "make_diff", "verify", "quantize", "info", "generate", "chat", "demo"])
+@pytest.mark.parametrize(
+    "command", ["recover", "make_diff", "verify", "quantize", "info", "generate", "chat", "demo", "lm_eval"]
+)
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
