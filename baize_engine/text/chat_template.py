@@ -60,8 +60,11 @@ class ChatTemplate:
             ids += tokenizer.encode(part, add_bos=False, continues=i > 0, allow_special=own)
         return ids
 
-    def text(self, messages: Sequence[chat.Message]) -> str:
-        """What the template makes of `messages`. RequestError names the file if it fails, refuses them or writes too much."""
+    def text(self, messages: Sequence[chat.Message], reply_begins: bool = True) -> str:
+        """What the template makes of `messages`. reply_begins: with what stands before a reply behind them.
+
+        RequestError names the file if it fails, refuses them or writes too much.
+        """
         parts: list[str] = []
         size = 0
         with self._naming():
@@ -69,7 +72,7 @@ class ChatTemplate:
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,
-                add_generation_prompt=True,
+                add_generation_prompt=reply_begins,
                 **self.tokens,
             )
             for part in rendering:

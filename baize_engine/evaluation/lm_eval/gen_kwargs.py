@@ -17,7 +17,7 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 @dataclass(frozen=True)
 class Generation:
-    """How to generate. until: the strings before which the harness wants the text cut."""
+    """How to generate. until: the strings before which the harness wants the text cut, the end token's among them."""
 
     params: SamplingParams
     until: tuple[str, ...]
@@ -30,7 +30,8 @@ def generation_of(gen_kwargs: Mapping[str, object], tokenizer: Tokenizer, max_ge
     and a value out of range.
     """
     given = dict(normalize_gen_kwargs(dict(gen_kwargs), max_gen_toks))
-    until = handle_stop_sequences(given.pop("until"), eos=None)
+    ends = [text for text in tokenizer.special_tokens if tokenizer.id_of(text) == tokenizer.eos_id]
+    until = handle_stop_sequences(given.pop("until"), eos=ends[0] if ends else None)
     limit = given.pop("max_gen_toks")
     drawn, temperature = given.pop("do_sample"), given.pop("temperature", 0.0)
     if (beams := given.pop("num_beams", 1)) != 1:

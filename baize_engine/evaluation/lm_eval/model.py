@@ -23,10 +23,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 
 from baize_engine.engine import Engine
 from baize_engine.errors import RequestError
+from baize_engine.evaluation.lm_eval.conversations import Conversations
 from baize_engine.evaluation.lm_eval.gen_kwargs import Generation, generation_of
 from baize_engine.generation.params import SamplingParams
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
+from baize_engine.text.chat_formats import AUTO
 
 Answer = tuple[float, bool]  # as the harness has it: a continuation's log-probability, and whether it is the greedy one
 Pair = tuple[list[int], list[int]]  # ids of a context, and of what continues it
@@ -77,7 +79,7 @@ class BaizeLM(TemplateLM):
         self.max_gen_toks, self._seed = max_gen_toks, seed
         self._begin = self.tokenizer.encode("", add_bos_token, add_eos=False)
         self._end = self.tokenizer.encode("", add_bos=False, add_eos=None)
-        self._name = "engine" if isinstance(pretrained, Engine) else str(pretrained or path_diff)
+        self._conversations = Conversations(self.tokenizer, options.get("chat_format", AUTO))
         prefixes = [prefix_token_id, self.tokenizer.bos_id, self.tokenizer.eos_id, *self.engine.eos_token_ids]
         found = [token_id for token_id in prefixes if token_id is not None]
         if not found:
@@ -118,6 +120,22 @@ class BaizeLM(TemplateLM):
         ids = self.tokenizer.encode(string, add_bos=False, allow_special=True)
         bare = ids[:1] == [self._prefix] if add_special_tokens is None else not add_special_tokens
         return ids if bare else [*self._begin, *ids, *self._end]
+
+    @property
+    def tokenizer_name(self) -> str:
+        """What the harness names its cache of prompts by."""
+        return str(self.tokenizer.files.folder).replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """The template's source or the format's name, for the harness's records; None without --apply_chat_template."""
+        if isinstance(chat_template, str):
+            wanted = "wanted --apply_chat_template alone: chat_format among --model_args chooses one"
+            raise RequestError(f"the chat template {chat_template!r} is not known, {wanted}")
+        return self._conversations.template if chat_template else None
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """A conversation as text, up to the reply; or else through the last message, which the reply goes on from."""
+        return self._conversations.text(chat_history, add_generation_prompt)
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[tuple[str, str] | None, list[int], list[int]]], disable_tqdm: bool = False

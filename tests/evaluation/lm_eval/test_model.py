@@ -23,7 +23,7 @@ import baize_engine
 from baize_engine import Engine
 from baize_engine.errors import RequestError
 from baize_engine.evaluation.lm_eval.model import BaizeLM
-from baize_engine.text.tokenizer import Tokenizer
+from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 PAIR = Path(baize_engine.__file__).parent / "demo_pair"
 WORDS = [
@@ -207,6 +207,41 @@ def test_prompts_encode_as_transformers_does(ours: BaizeLM, theirs: Any) -> None
     assert (theirs.eot_token_id, theirs.prefix_token_id, theirs.max_length) == (2, 1, 128)
 
 
+OPEN_INSTRUCT = (
+    "{% for m in messages %}{{ '<|' + m.role + '|>\n' + m.content.strip() }}{% if m.role == 'assistant' %}{{ eos_token }}"
+    "{% endif %}{{ '\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% endif %}"
+)
+BRACKETS = (
+    "{{ bos_token }}{% for m in messages %}[{{ m.role }}] {{ m.content }}{% if m.role == 'assistant' %}{{ eos_token }}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("template", [OPEN_INSTRUCT, BRACKETS])
+def test_conversations_are_those_of_hf(
+    template: str, spelled: Path, theirs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("jinja2", reason="jinja2 is not installed: chat templates need it")
+    file = spelled / "tokenizer_config.json"
+    before = file.read_text()
+    file.write_text(json.dumps({**json.loads(before), "chat_template": template}))
+    ours = BaizeLM(spelled, device="cpu")
+    file.write_text(before)
+    monkeypatch.setattr(theirs.tokenizer, "chat_template", template)
+    talk = [
+        {"role": role, "content": said}
+        for role, said in (("system", " a"), ("user", "who\n"), ("assistant", "the cat "))
+    ]
+    for messages, begins in (([*talk, {"role": "user", "content": "are"}], True), (talk[1:2], True), (talk, False)):
+        text = ours.apply_chat_template(messages, begins)
+        assert text == theirs.apply_chat_template(messages, begins)
+        assert ours.tok_encode(text) == theirs.tok_encode(text)
+    assert (ours.chat_template(True), ours.chat_template()) == (template, None)
+    assert ours.tokenizer_name == str(spelled).replace("/", "__")
+    with pytest.raises(RequestError, match="the chat template 'tools' is not known"):
+        ours.chat_template("tools")
+
+
 def test_samples_differ_come_again_and_do_not_depend_on_other_requests(spelled: Path, ours: BaizeLM) -> None:
     drawn = {"do_sample": True, "temperature": 1.0, "max_gen_toks": 12}
     asked = requests(
@@ -257,14 +292,16 @@ def test_model_arguments(spelled: Path, tmp_path: Path) -> None:
         f"pretrained={spelled},device=cpu,quantize=int8,max_model_len=64", more
     )
     assert (type(made), made.max_length) == (BaizeLM, 64)
-    tokenizer = Tokenizer.from_folder(PAIR / "base")
     asked = requests("generate_until", [("Once upon a time", {"max_gen_toks": 8})])
     recovered = BaizeLM.create_from_arg_obj({"path_raw": PAIR / "base", "path_diff": PAIR / "diff"}, {"device": "cpu"})
     with Engine.from_diff(PAIR / "base", PAIR / "diff", device="cpu") as engine:
         (direct,) = engine.generate("Once upon a time", baize_engine.SamplingParams(max_new_tokens=8))
-    assert recovered.generate_until(asked) == [tokenizer.decode(direct.token_ids)]
+    assert recovered.generate_until(asked) == [recovered.tokenizer.decode(direct.token_ids)]
     bare = BaizeLM(spelled, device="cpu", add_bos_token=False, prefix_token_id=2)
-    assert (bare.tok_encode("the"), bare.prefix_token_id) == (Tokenizer(small_model()).encode("the", add_bos=False), 2)
+    assert (bare.tok_encode("the"), bare.prefix_token_id) == (
+        SentencePieceTokenizer(small_model()).encode("the", add_bos=False),
+        2,
+    )
     for arguments, message in (
         (
             {"pretrained": str(spelled), "parallelize": True},
