@@ -29,6 +29,7 @@ from baize_engine.generation.params import SamplingParams
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
 from baize_engine.text.chat_formats import AUTO
+from baize_engine.text.lines import LineEncoder
 
 Answer = tuple[float, bool]  # as the harness has it: a continuation's log-probability, and whether it is the greedy one
 Pair = tuple[list[int], list[int]]  # ids of a context, and of what continues it
@@ -77,6 +78,7 @@ class BaizeLM(TemplateLM):
             raise RequestError("lm_eval's tasks are texts, and the model has no tokenizer")
         self.tokenizer = self.engine.tokenizer
         self.max_gen_toks, self._seed = max_gen_toks, seed
+        self._encoder = LineEncoder(self.tokenizer, allow_special=True)
         self._begin = self.tokenizer.encode("", add_bos_token, add_eos=False)
         self._end = self.tokenizer.encode("", add_bos=False, add_eos=None)
         self._conversations = Conversations(self.tokenizer, options.get("chat_format", AUTO))
@@ -117,7 +119,7 @@ class BaizeLM(TemplateLM):
 
         add_special_tokens: whether the begin and end id stand around it; None: unless it spells the begin token itself.
         """
-        ids = self.tokenizer.encode(string, add_bos=False, allow_special=True)
+        ids = self._encoder.encode(string)
         bare = ids[:1] == [self._prefix] if add_special_tokens is None else not add_special_tokens
         return ids if bare else [*self._begin, *ids, *self._end]
 
