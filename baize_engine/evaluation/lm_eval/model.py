@@ -49,11 +49,11 @@ class BaizeLM(TemplateLM):
 
     pretrained: a folder or hub id, or an Engine. path_raw, path_diff: in its place, a base and the diff to recover.
     max_gen_toks: the most tokens of an answer where the task does not say.
-    add_bos_token: whether texts begin with the begin token; None: as the tokenizer's files say.
+    add_bos_token: whether texts begin with the begin token; None: as the tokenizer's files say. False also omits the end token.
     prefix_token_id: what an empty context is replaced by; None: the begin token, else the end token.
     seed: of sampling. Requests that are equal, such as a task's repeats, are samples of one prompt.
     batch_size, max_batch_size: not used; the harness passes them to every model.
-    options: fields of EngineOptions.
+    options: fields of EngineOptions; with an Engine only chat_format.
 
     RequestError names what is wrong or unknown; other errors are those of Engine.from_pretrained and from_diff.
     """
@@ -80,7 +80,7 @@ class BaizeLM(TemplateLM):
         self.max_gen_toks, self._seed = max_gen_toks, seed
         self._encoder = LineEncoder(self.tokenizer, allow_special=True)
         self._begin = self.tokenizer.encode("", add_bos_token, add_eos=False)
-        self._end = self.tokenizer.encode("", add_bos=False, add_eos=None)
+        self._end = [] if add_bos_token is False else self.tokenizer.encode("", add_bos=False, add_eos=None)
         self._conversations = Conversations(self.tokenizer, options.get("chat_format", AUTO))
         prefixes = [prefix_token_id, self.tokenizer.bos_id, self.tokenizer.eos_id, *self.engine.eos_token_ids]
         found = [token_id for token_id in prefixes if token_id is not None]
@@ -234,4 +234,8 @@ def _engine(
         return Engine.from_diff(path_raw, path_diff, **options)
     if pretrained is None or path_raw is not None or path_diff is not None:
         raise RequestError("wanted pretrained=FOLDER, or path_raw=BASE and path_diff=DIFF in its place")
-    return pretrained if isinstance(pretrained, Engine) else Engine.from_pretrained(pretrained, **options)
+    if not isinstance(pretrained, Engine):
+        return Engine.from_pretrained(pretrained, **options)
+    if late := [name for name in options if name != "chat_format"]:
+        raise RequestError(f"{late[0]} is given with an Engine, which is loaded already")
+    return pretrained

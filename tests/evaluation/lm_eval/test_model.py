@@ -298,6 +298,8 @@ def test_model_arguments(spelled: Path, tmp_path: Path) -> None:
         (direct,) = engine.generate("Once upon a time", baize_engine.SamplingParams(max_new_tokens=8))
     assert recovered.generate_until(asked) == [recovered.tokenizer.decode(direct.token_ids)]
     bare = BaizeLM(spelled, device="cpu", add_bos_token=False, prefix_token_id=2)
+    with pytest.raises(RequestError, match="dtype is given with an Engine, which is loaded already"):
+        BaizeLM(bare.engine, dtype="float16")
     assert (bare.tok_encode("the"), bare.prefix_token_id) == (
         SentencePieceTokenizer(small_model()).encode("the", add_bos=False),
         2,
