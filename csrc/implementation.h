@@ -32,7 +32,7 @@ struct Implementation {
     // At most kChunk elements; returns their sum.
     double (*add_chunk)(const Addition& what, Counts& counts);
 
-    size_t (*task_rows)(const Matrix& matrix, size_t tokens);  // rows of a matrix in one task of a product
+    size_t (*task_rows)(const Matrix& matrix, size_t tokens, size_t threads);  // of one task of a product
     ProductKernels product;  // float32 activations with float weights, 16-bit codes with int8
     ProductKernels byte_product;  // 8-bit codes with int8 weights
     ProductKernels int4_product, exact_int4_product;  // 8-bit and 16-bit codes with int4 weights

@@ -29,6 +29,14 @@ Plan::Plan(const Implementation& by) : by_(by) {
     if (const char* reason = by.request()) throw std::runtime_error(reason);
 }
 
+size_t Plan::team_size() {
+#ifdef _OPENMP
+    return size_t(omp_get_max_threads());
+#else
+    return 1;
+#endif
+}
+
 void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
 
 void Plan::prepare(const Input& in, const Matrix& matrix) {
@@ -76,7 +84,7 @@ void Plan::products(const Input& in, const std::vector<Matrix>& matrices, const 
     std::vector<Part> parts;
     size_t tasks = 0, begin = 0;
     for (const Matrix& matrix : matrices) {
-        const size_t rows = by_.task_rows(matrix, in.tokens);
+        const size_t rows = by_.task_rows(matrix, in.tokens, team_size());
         parts.push_back({matrix, begin, rows, tasks});
         tasks += (matrix.rows + rows - 1) / rows;
         begin += matrix.rows;

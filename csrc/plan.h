@@ -113,6 +113,7 @@ class Plan {
         if (weights == Kind::int4) return x.bytes ? by_.int4_product : by_.exact_int4_product;
         return x.bytes && weights == Kind::int8 ? by_.byte_product : by_.product;
     }
+    static size_t team_size();  // of a team that this thread starts, as set by torch.set_num_threads
     void add(size_t tasks, Work work);
     // Adds the op that lays out x as products with such a matrix read it.
     void prepare(const Input& x, const Matrix& matrix);

@@ -5,22 +5,9 @@
 #include "csrc/arena.h"
 #include "csrc/plan.h"
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
 namespace baize {
 
 namespace {
-
-// Threads of a team that this thread starts, as set by torch.set_num_threads.
-size_t threads() {
-#ifdef _OPENMP
-    return size_t(omp_get_max_threads());
-#else
-    return 1;
-#endif
-}
 
 void check_place(const char* what, int64_t found, size_t count) {
     if (found < 0 || size_t(found) >= count)
@@ -114,7 +101,7 @@ void Plan::append_each(const Attention& a) {
     const size_t group = a.heads / a.kv_heads;
     // Key heads that are adjacent in memory form one task, as long as every thread gets two tasks (with short
     // contexts).
-    const size_t together = std::clamp<size_t>(a.tokens * a.kv_heads / (2 * threads()), 1, 8);
+    const size_t together = std::clamp<size_t>(a.tokens * a.kv_heads / (2 * team_size()), 1, 8);
     const size_t pieces = (a.kv_heads + together - 1) / together;
     const bool split = a.splits > 1;
     scratch_ = std::max(scratch_, by_.attention.scratch(a, group, together));
@@ -169,7 +156,8 @@ void Plan::append(const GateUp& op) {
     // A task computes gate and up of the same rows, which are still in its core's cache when they are
     // multiplied.
     const ProductKernels& by = kernels(in, matrices[0].kind);
-    const size_t inner = width / 2, rows = by_.task_rows(matrices[0], op.tokens), own = by.scratch;
+    const size_t inner = width / 2, own = by.scratch;
+    const size_t rows = by_.task_rows(matrices[0], op.tokens, team_size());
     scratch_ = std::max(scratch_, own + 2 * rows * op.tokens);
     add((inner + rows - 1) / rows, [=](Arena& arena, size_t task, float* scratch) {
         const size_t begin = task * rows, count = std::min(rows, inner - begin);

@@ -14,8 +14,8 @@ namespace baize {
 
 namespace {
 
-// Tokens whose accumulators a panel keeps: 22 register blocks of 6. 256 tokens, the most of a piece of a prompt,
-// are 132 and 124, which leaves 4 for a smaller block, where 128 would leave 8 twice.
+// Tokens whose accumulators a panel keeps: 22 register blocks of 6. 256 tokens, the most of a piece of a
+// prompt, are 132 and 124, which leaves 4 for a smaller block, where 128 would leave 8 twice.
 constexpr size_t kPanelTokens = 132;
 constexpr size_t kPanelSums = kPanelTokens * Blocks::panel_rows * Vec::width;  // floats of these
 

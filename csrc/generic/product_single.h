@@ -2,7 +2,7 @@
 //
 // Every weight is read once and used once, so that the memory's speed bounds them; nothing but the token's
 // row (8 KiB of float32 for 2048 columns) stays in the L1 cache. Rows are read in place, in
-// Blocks::single_rows streams with prefetches into the L2 cache.
+// Blocks::single_rows streams with prefetches into the L1 cache.
 //
 // R rows that are far apart (`stride` bytes) are computed together, so that each is one long stream to the
 // processor's prefetcher, which follows several streams at once but confuses rows in one page. found[r]: the
@@ -22,7 +22,7 @@ template <size_t R>
 BAIZE_TARGET inline void prefetch_ahead(const uint8_t* w, size_t stride, size_t bytes) {
 #pragma GCC unroll 16
     for (size_t r = 0; r < R; ++r)
-        for (size_t n = 0; n < bytes; n += 64) __builtin_prefetch(w + r * stride + n + kDistance, 0, 2);
+        for (size_t n = 0; n < bytes; n += 64) __builtin_prefetch(w + r * stride + n + kDistance, 0, 3);
 }
 
 // Where the rows of a block begin.
