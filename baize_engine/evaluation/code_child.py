@@ -36,6 +36,7 @@ from baize_engine.evaluation.code_places import (
 
 PROCESSES = 8  # of a program, threads included
 FILES = 64  # open at once
+SPARE_SECONDS = 10  # of processor time beyond the clock's: a supervisor on a busy machine may look late
 OUTPUT_BYTES = 1 << 20  # on standard output and error together
 MESSAGE_BYTES = 1000
 OUT_OF_MEMORY = b"out of memory"
@@ -139,8 +140,9 @@ def watch(caller: int, result: int, output: int, seconds: float) -> bytes:
     poll.register(result, select.POLLIN)
     poll.register(output, select.POLLIN)
     end, room = time.monotonic() + seconds, OUTPUT_BYTES
-    while (left := end - time.monotonic()) > 0:
-        ready = [descriptor for descriptor, _ in poll.poll(left * 1000)]
+    while True:
+        left = end - time.monotonic()
+        ready = [descriptor for descriptor, _ in poll.poll(max(left, 0) * 1000)]  # also where it comes late
         if caller in ready:
             sys.exit()
         if result in ready:
@@ -152,7 +154,8 @@ def watch(caller: int, result: int, output: int, seconds: float) -> bytes:
                 poll.unregister(output)
         if room < 0:
             return b"too much output"
-    return b"timed out"
+        if left <= 0:
+            return b"timed out"
 
 
 def run(program: bytes, ends: Ends, folder: str, limits: Limits, supervisor: int) -> NoReturn:
@@ -193,7 +196,7 @@ def confine(ends: Ends, folder: str, limits: Limits, supervisor: int) -> None:
     os.chdir(folder)
     os.environ.update(HOME=folder, TMPDIR=folder, LANG="C.UTF-8")
     for kind, most in (
-        (resource.RLIMIT_CPU, math.ceil(limits.seconds) + 1),
+        (resource.RLIMIT_CPU, math.ceil(limits.seconds) + SPARE_SECONDS),
         (resource.RLIMIT_NPROC, PROCESSES),
         (resource.RLIMIT_FSIZE, FILE_BYTES),
         (resource.RLIMIT_NOFILE, FILES),

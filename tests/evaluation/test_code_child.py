@@ -59,6 +59,16 @@ def test_no_result(pipes: list[Pipe]) -> None:
     assert watched(pipes, 0.01) == b"timed out"
 
 
+def test_a_result_that_is_there_counts_however_late_one_looks(pipes: list[Pipe]) -> None:
+    os.write(pipes[1].writing, b"result")
+    assert watched(pipes, 0) == b""
+
+
+def test_output_without_end_does_not_lengthen_the_time(pipes: list[Pipe]) -> None:
+    os.write(pipes[2].writing, b"x" * 1000)
+    assert watched(pipes, 0) == b"timed out"
+
+
 @pytest.mark.parametrize(("size", "stopped"), [(OUTPUT_BYTES, b""), (OUTPUT_BYTES + (1 << 20), b"too much output")])
 def test_output_up_to_its_limit(pipes: list[Pipe], size: int, stopped: bytes) -> None:
     """The output is written before the result."""

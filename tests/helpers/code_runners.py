@@ -8,7 +8,7 @@ from pathlib import Path
 
 from baize_engine.evaluation.code_execution import CodeRunner, Outcome
 
-SMALL = CodeRunner(seconds=20, memory_mib=128, workers=1)
+SMALL = CodeRunner(seconds=120, memory_mib=128, workers=1)  # what ends takes far less, also on a busy machine
 BRIEF = replace(SMALL, seconds=0.5)  # for programs that do not end
 PASSED = Outcome(True, "passed")
 # Starts as many processes as it may. Run on a system that does not limit them, it is the end of that system.

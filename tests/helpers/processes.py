@@ -6,7 +6,7 @@ import os
 import select
 
 
-def ends(pid: int, seconds: float = 10) -> bool:
+def ends(pid: int, seconds: float = 60) -> bool:
     """Whether the process has ended or does so in this time; one whose new parent has not looked yet has ended too."""
     try:
         process = os.pidfd_open(pid)
