@@ -64,7 +64,7 @@ def run_eval(options: argparse.Namespace) -> int:
         _tell_isolation()
     model = _model(options)
     with load_engine(options) as engine:
-        from baize_engine.evaluation.evaluate import run
+        from baize_engine.evaluation.run import run
 
         try:
             results = run(engine, selections, out, chosen, options.resume, not options.quiet, model)

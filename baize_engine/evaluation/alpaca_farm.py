@@ -49,7 +49,6 @@ class AlpacaFarm(Task[Instruction]):
     """annotations: alpaca_eval's annotations.json on the outputs of an earlier run, the model's as its second output."""
 
     name = "alpaca_farm"
-    about = "AlpacaFarm, outputs for alpaca_eval to judge against text-davinci-003: win rate, with its annotations"
 
     def __init__(self, annotations: Path | None = None) -> None:
         self.annotations = annotations

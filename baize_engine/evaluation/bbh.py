@@ -57,7 +57,6 @@ class Bbh(Task[BbhExample]):
     def __init__(self, cot: bool) -> None:
         self.cot = cot
         self.name = "bbh_cot" if cot else "bbh_direct"
-        self.about = f"27 hard tasks, after 3 examples with {'their reasoning' if cot else 'answers alone'}"
 
     def examples(self, data: Path, seed: int) -> list[BbhExample]:
         path = locate(data, FILES, SOURCE)

@@ -51,7 +51,6 @@ class Gsm(Task[GsmExample]):
     def __init__(self, cot: bool) -> None:
         self.cot = cot
         self.name = "gsm_cot" if cot else "gsm_direct"
-        self.about = f"grade-school arithmetic, after 8 examples with {'their reasoning' if cot else 'answers alone'}"
 
     def examples(self, data: Path, seed: int) -> list[GsmExample]:
         every = read(locate(data, FILES, SOURCE))

@@ -80,7 +80,6 @@ class HumanEval(Task[Problem]):
     """runner: judges the completions; without one they are recorded only. as_chat: ask in the chat format (see `request`)."""
 
     name = "humaneval"
-    about = "HumanEval, 20 samples of each problem at temperatures 0.1 and 0.8: pass@1 and pass@10"
 
     def __init__(self, runner: Runner | None = None, as_chat: bool = False) -> None:
         self.runner = runner

@@ -60,7 +60,6 @@ class Mmlu(Task[MmluExample]):
     def __init__(self, shots: int) -> None:
         self.shots = shots
         self.name = f"mmlu_{shots}shot"
-        self.about = f"multiple-choice questions on 57 subjects, after {shots or 'no'} examples"
 
     def examples(self, data: Path, seed: int) -> list[MmluExample]:
         path = locate(data, FILES, SOURCE)

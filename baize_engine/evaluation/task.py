@@ -1,6 +1,6 @@
 """What a task is: data → examples → requests → verdicts → scores, each step a method without side effects.
 
-Knows no engine and no files of results: `evaluate.py` runs tasks.
+Knows no engine and no files of results: `run.py` runs tasks.
 """
 
 from __future__ import annotations
@@ -104,11 +104,10 @@ E = TypeVar("E", bound=Example)
 class Task(ABC, Generic[E]):
     """A row of the table. Instances hold a task's settings and no data.
 
-    name: as `--tasks` takes it. about: one line for the help text.
+    name: as `--tasks` takes it.
     """
 
     name: str
-    about: str
 
     @abstractmethod
     def examples(self, data: Path, seed: int) -> list[E]:

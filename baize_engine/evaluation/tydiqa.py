@@ -49,7 +49,6 @@ class TydiQa(Task[TydiQaExample]):
     def __init__(self, passage: bool) -> None:
         self.passage = passage
         self.name = "tydiqa_gold" if passage else "tydiqa_closed"
-        self.about = f"TydiQA, nine languages, 1 shot, {'with the gold passage' if passage else 'closed book'}: F1"
         self.card = 33.9 if passage else 9.0
 
     def examples(self, data: Path, seed: int) -> list[TydiQaExample]:

@@ -15,8 +15,7 @@ import torch
 
 import baize_engine
 from baize_engine import Engine
-from baize_engine.evaluation import card
-from baize_engine.evaluation.evaluate import evaluate
+from baize_engine.evaluation import card, evaluate
 from baize_engine.evaluation.options import EvaluationOptions
 from baize_engine.evaluation.task import Choice, Encoder, Example, Generation, Judged, Score, Task, Verdict
 from baize_engine.text.tokenizer import Tokenizer

@@ -14,7 +14,7 @@ import pytest
 import baize_engine
 from baize_engine import BaizeError, Completion, Engine, SamplingParams, make_diff, quantize, recover, verify, xor
 from baize_engine.cli import main
-from baize_engine.evaluation.evaluate import evaluate
+from baize_engine.evaluation import evaluate
 
 PAIR = Path(baize_engine.__file__).parent / "demo_pair"
 DEFAULT = object()  # an argument that has a default which is not a constant

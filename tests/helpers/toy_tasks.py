@@ -48,8 +48,6 @@ def write_data(folder: Path, each: int = 3) -> Path:
 class Toy(Task[Item]):
     """What both have in common. judged: whether there is a verdict."""
 
-    about = "a toy"
-
     def __init__(self, name: str, judged: bool = True) -> None:
         self.name, self.judged = name, judged
 

@@ -18,7 +18,7 @@ from toy_tasks import Item, ToyChoice, ToyText
 
 from baize_engine import Engine, SamplingParams
 from baize_engine.errors import DataError, OutputError, RequestError
-from baize_engine.evaluation.evaluate import evaluate
+from baize_engine.evaluation import evaluate
 from baize_engine.evaluation.task import Verdict
 
 
