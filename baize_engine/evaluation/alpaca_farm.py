@@ -15,7 +15,17 @@ from typing import Any
 from baize_engine.errors import DataError
 from baize_engine.evaluation.data import json_value, locate, objects, read_text, texts
 from baize_engine.evaluation.statistics import mean
-from baize_engine.evaluation.task import Encoder, Example, Generation, Judged, Score, Task, Verdict, chat_prompt
+from baize_engine.evaluation.task import (
+    Encoder,
+    Example,
+    Generation,
+    Judged,
+    Score,
+    Task,
+    Verdict,
+    chat_prompt,
+    mean_score,
+)
 from baize_engine.generation.params import SamplingParams
 from baize_engine.printable import shown_json
 
@@ -80,9 +90,7 @@ class AlpacaFarm(Task[Instruction]):
         return {"alpaca_farm_outputs.json": json.dumps(found, indent=1) + "\n"}
 
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
-        wins = [100 * each.measures["win"] for each in judged if each.measures]
-        value, error = mean(wins) if wins else (None, None)
-        return [Score("win rate", value, error, len(wins), CARD)]
+        return [mean_score("win rate", judged, "win", CARD)]
 
 
 def user_text(instruction: str, extra: str) -> str:

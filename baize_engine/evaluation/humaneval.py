@@ -15,8 +15,17 @@ from typing import Protocol
 
 from baize_engine.evaluation.data import json_lines, locate, read_text, texts
 from baize_engine.evaluation.pass_at_k import pass_at_k
-from baize_engine.evaluation.statistics import mean
-from baize_engine.evaluation.task import Encoder, Example, Generation, Judged, Score, Task, Verdict, chat_prompt
+from baize_engine.evaluation.task import (
+    Encoder,
+    Example,
+    Generation,
+    Judged,
+    Score,
+    Task,
+    Verdict,
+    chat_prompt,
+    mean_score,
+)
 from baize_engine.generation.params import SamplingParams
 
 SOURCE = "https://github.com/openai/human-eval/raw/master/data/HumanEval.jsonl.gz"
@@ -54,6 +63,10 @@ class Column:
     @property
     def group(self) -> str:
         return f"T={self.temperature}"
+
+    @property
+    def measure(self) -> str:
+        return f"pass@{self.k}"
 
 
 COLUMNS = (Column(k=1, temperature=0.1, card=14.5), Column(k=10, temperature=0.8, card=27.3))
@@ -124,7 +137,10 @@ class HumanEval(Task[Problem]):
         for record, outcome in zip(records, outcomes, strict=True):
             record["result"] = outcome.detail
         correct = sum(outcome.passed for outcome in outcomes)
-        return Verdict(records, example.canonical_solution, {"correct": correct, "samples": len(outputs)})
+        measures = {
+            each.measure: pass_at_k(len(outputs), correct, each.k) for each in COLUMNS if each.group == example.group
+        }
+        return Verdict(records, example.canonical_solution, measures)
 
     def files(self, examples: Sequence[Problem], verdicts: Sequence[Verdict]) -> dict[str, str]:
         """The completions at each temperature, as HumanEval's own harness reads them."""
@@ -136,11 +152,6 @@ class HumanEval(Task[Problem]):
 
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
         """pass@1 at T = 0.1 and pass@10 at T = 0.8; the errors are over problems."""
-        return [_score(column, [each for each in judged if each.group == column.group]) for column in COLUMNS]
-
-
-def _score(column: Column, judged: Sequence[Judged]) -> Score:
-    counts = [each.measures for each in judged if each.measures]
-    passes = [100 * pass_at_k(int(count["samples"]), int(count["correct"]), column.k) for count in counts]
-    value, error = mean(passes) if passes else (None, None)
-    return Score(f"pass@{column.k}, {column.group}", value, error, len(passes), column.card)
+        return [
+            mean_score(f"{column.measure}, {column.group}", judged, column.measure, column.card) for column in COLUMNS
+        ]

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +156,10 @@ class _Begun:
                 bar.add(1, answer.tokens)
 
     def _verdict(self, question: Question, answer: Answer) -> Verdict | None:
-        """None where the answer is an error; a question that is too long to be asked is judged as if nothing was said."""
+        """None where the answer is an error. What is too long to be asked is wrong, whatever the task makes of silence."""
         if question.too_long is not None:
-            return self.task.judge(question.example, [""] * question.params.n)
+            silence = self.task.judge(question.example, [""] * question.params.n)
+            return replace(silence, measures=dict.fromkeys(silence.measures, 0.0))
         return None if answer.error is not None else self.task.judge(question.example, answer.outputs)
 
     def _write_files(self, out: Path, found: Sequence[Record]) -> None:
@@ -169,8 +170,13 @@ class _Begun:
             place(out / name, text.encode("utf-8", "backslashreplace"))
 
     def _by_group(self, scored: Sequence[Judged]) -> dict[str, list[Score]]:
-        """The scores of each group, where there are several."""
+        """The scores of each group, where there are several; the card has none of them."""
         groups: dict[str, list[Judged]] = {}
         for one in scored:
             groups.setdefault(one.group, []).append(one)
-        return {name: self.task.scores(ones) for name, ones in groups.items()} if len(groups) > 1 else {}
+        if len(groups) < 2:
+            return {}
+        return {
+            name: [replace(score, card=None) for score in self.task.scores(ones) if score.count]
+            for name, ones in groups.items()
+        }

@@ -66,8 +66,8 @@ Request = Choice | Generation
 class Verdict:
     """What came out for one example.
 
-    prediction: what was read from the outputs, as JSON. gold: what is right, as JSON. measures: {name: value}, such as
-    {"right": 1.0}; what scores are made of. Empty where nothing here can judge.
+    prediction: what was read from the outputs, as JSON. gold: what is right, as JSON. measures: {name: value}, what scores are
+    made of, each from 0 (wrong) to 1 (right), such as {"right": 1.0}. Empty where nothing here can judge.
     """
 
     prediction: Any
@@ -141,11 +141,10 @@ def chat_prompt(user: str, reply: str) -> str:
 def mean_score(
     metric: str, judged: Sequence[Judged], measure: str, card: float | None, by_group: bool = False
 ) -> Score:
-    """The mean of a measure over all examples, or, `by_group`, over the groups, each of which counts alike."""
-    if not judged:
-        return Score(metric, None, None, 0, card)
+    """The mean of a measure over the examples that have it, or, `by_group`, over their groups, each of which counts alike."""
     groups: dict[str, list[float]] = {}
     for each in judged:
-        groups.setdefault(each.group if by_group else "", []).append(each.measures[measure])
-    value, error = mean_of_groups(groups)
-    return Score(metric, 100 * value, None if error is None else 100 * error, len(judged), card)
+        if measure in each.measures:
+            groups.setdefault(each.group if by_group else "", []).append(100 * each.measures[measure])
+    value, error = mean_of_groups(groups) if groups else (None, None)
+    return Score(metric, value, error, sum(map(len, groups.values())), card)

@@ -14,8 +14,17 @@ from random import Random
 from baize_engine.errors import DataError
 from baize_engine.evaluation import squad
 from baize_engine.evaluation.data import json_value, locate, objects, read_text, texts
-from baize_engine.evaluation.statistics import mean_of_groups
-from baize_engine.evaluation.task import Encoder, Example, Generation, Judged, Score, Task, Verdict, chat_prompt
+from baize_engine.evaluation.task import (
+    Encoder,
+    Example,
+    Generation,
+    Judged,
+    Score,
+    Task,
+    Verdict,
+    chat_prompt,
+    mean_score,
+)
 from baize_engine.evaluation.tydiqa_wordings import WORDINGS
 from baize_engine.generation.params import SamplingParams
 from baize_engine.printable import kind, shown
@@ -91,7 +100,10 @@ class TydiQa(Task[TydiQaExample]):
         return Verdict(prediction, list(answers), squad.measures(prediction, answers))
 
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
-        return [_score("f1", judged, self.card), _score("exact_match", judged, None)]
+        return [
+            mean_score("f1", judged, "f1", self.card, by_group=True),
+            mean_score("exact_match", judged, "exact_match", None, by_group=True),
+        ]
 
 
 def cut(passage: str, encoder: Encoder) -> str:
@@ -134,12 +146,3 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
 def _locate(data: Path, part: str) -> Path:
     name = f"tydiqa-goldp-v1.1-{part}.json"
     return locate(data, (name, f"tydiqa/{name}"), SOURCE + name)
-
-
-def _score(measure: str, judged: Sequence[Judged], card: float | None) -> Score:
-    """The mean of the languages' means, in percent."""
-    groups: dict[str, list[float]] = {}
-    for each in judged:
-        groups.setdefault(each.group, []).append(100 * each.measures[measure])
-    value, error = mean_of_groups(groups) if groups else (None, None)
-    return Score(measure, value, error, len(judged), card)

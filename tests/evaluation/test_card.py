@@ -20,7 +20,7 @@ NAMES = [
     "mmlu_0shot", "mmlu_5shot", "gsm_direct", "gsm_cot", "bbh_direct", "bbh_cot", "tydiqa_gold", "tydiqa_closed",
     "humaneval", "alpaca_farm",
 ]  # fmt: skip
-MEASURES = {"right": 1.0, "f1": 1.0, "exact_match": 1.0, "win": 1.0, "correct": 20.0, "samples": 20.0}
+MEASURES = {"right": 1.0, "f1": 1.0, "exact_match": 1.0, "win": 1.0, "pass@1": 1.0, "pass@10": 1.0}
 
 
 def test_the_card_is_all_tasks_in_its_order() -> None:

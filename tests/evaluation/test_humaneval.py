@@ -122,7 +122,7 @@ def test_completions_are_judged_by_their_tests(problems: list[Problem]) -> None:
     runner = Trusting()
     outputs = ["    return x + x\n", "    return 3", "    return (", "    return 2 * x"]
     verdict = HumanEval(runner).judge(problems[0], outputs)
-    assert verdict.measures == {"correct": 2, "samples": 4}
+    assert verdict.measures == {"pass@1": 0.5}
     assert verdict.gold == "    return 2 * x\n"
     assert runner.programs == [problems[0].program(output) for output in outputs]
     assert [each["result"] for each in verdict.prediction] == [
@@ -142,12 +142,13 @@ def test_without_a_runner_completions_are_kept_only(problems: list[Problem]) -> 
     ]
 
 
-def test_scores_equal_the_original_ones(golden: dict[str, Any]) -> None:
-    judged = [
-        Judged(f"{i} {group}", group, {"correct": float(correct), "samples": 20.0})
-        for group, counts in COUNTS.items()
-        for i, correct in enumerate(counts)
-    ]
+def test_scores_equal_the_original_ones(problems: list[Problem], golden: dict[str, Any]) -> None:
+    judged = []
+    for problem in problems[:2]:  # one, at either temperature
+        for i, correct in enumerate(COUNTS[problem.group]):
+            outputs = ["    return 2 * x"] * correct + ["    return x"] * (20 - correct)
+            measures = HumanEval(Trusting()).judge(problem, outputs).measures
+            judged.append(Judged(f"{i} {problem.group}", problem.group, measures))
     at_1, at_10 = HumanEval().scores(judged)
     assert at_1.value == pytest.approx(100 * golden["pass@1"])
     assert at_10.value == pytest.approx(100 * golden["pass@10"])
@@ -181,4 +182,4 @@ def test_the_published_problems_and_their_solutions() -> None:
     assert len({each.name for each in problems}) == len(problems)
     assert problems[0].prompt.startswith("from typing import List\n\n\ndef has_close_elements(")
     for problem in problems[:20:2]:
-        assert HumanEval(Trusting()).judge(problem, [problem.canonical_solution]).measures["correct"] == 1
+        assert HumanEval(Trusting()).judge(problem, [problem.canonical_solution]).measures == {"pass@1": 1.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -260,7 +261,7 @@ def test_examples_that_are_too_long_may_count_as_wrong(engine: Engine, tmp_path:
     path.write_text(path.read_text().replace("dogs: ", "dogs: " + "cat " * 200))
     (result,) = evaluate(engine, [task], data, tmp_path / "out", too_long="wrong")
     assert (result.examples, result.too_long, result.failed, result.scores[0].count) == (6, 3, 0, 6)
-    assert result.groups["cats"] == short.scores
+    assert result.groups["cats"] == [replace(score, card=None) for score in short.scores]
     assert result.groups["dogs"][0].value == 0
     assert result.usage.prompt_tokens == short.usage.prompt_tokens
     records = read(tmp_path / "out" / f"{task.name}.jsonl")
@@ -273,6 +274,20 @@ def test_examples_that_are_too_long_may_count_as_wrong(engine: Engine, tmp_path:
         assert ("outputs" in record, record["measures"]) == (False, {"right": 0.0})
     (again,) = evaluate(engine, [task], data, tmp_path / "out", too_long="wrong", resume=True)
     assert (again.scores, again.too_long, again.resumed) == (result.scores, 3, 6)
+
+
+def test_what_is_too_long_is_wrong_even_where_silence_would_be_right(engine: Engine, tmp_path: Path) -> None:
+    class Silent(ToyText):
+        def judge(self, example: Item, outputs: Any) -> Verdict:
+            return Verdict(outputs, "", {"right": float(outputs == [""]), "f1": 1.0})
+
+    data = toy_tasks.write_data(tmp_path / "data")
+    path = data / toy_tasks.FILE
+    path.write_text(path.read_text().replace("dogs: ", "dogs: " + "cat " * 200))
+    evaluate(engine, [Silent("text")], data, tmp_path / "out", too_long="wrong")
+    assert [record["measures"] for record in read(tmp_path / "out" / "text.jsonl")[3:]] == [
+        {"right": 0.0, "f1": 0.0}
+    ] * 3
 
 
 def test_an_answer_ends_where_the_model_does(engine: Engine, data: Path, tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.evaluation.data import json_lines, locate, read_text, texts
-from baize_engine.evaluation.statistics import mean
 from baize_engine.evaluation.task import (
     Choice,
     Encoder,
@@ -19,6 +18,7 @@ from baize_engine.evaluation.task import (
     Task,
     Verdict,
     chat_prompt,
+    mean_score,
 )
 from baize_engine.generation.params import SamplingParams
 
@@ -64,9 +64,7 @@ class Toy(Task[Item]):
         return Verdict(list(outputs), example.gold, {"right": right} if self.judged else {})
 
     def scores(self, judged: Sequence[Judged]) -> list[Score]:
-        values = [100 * one.measures["right"] for one in judged if one.measures]
-        value, error = mean(values) if values else (None, None)
-        return [Score("right", value, error, len(values), 43.5)]
+        return [mean_score("right", judged, "right", 43.5)]
 
     def files(self, examples: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, str]:
         lines = [
