@@ -58,9 +58,9 @@ def run_eval(options: argparse.Namespace) -> int:
     from baize_engine.evaluation.selection import select
 
     # what is wrong with data and output is told before a model is loaded
-    check_out(out, options.resume)
+    check_out(out, [task.name for task in tasks], options.resume)
     selections = select(tasks, Path(options.data), chosen)
-    if chosen.allow_code_execution:
+    if chosen.allow_code_execution and any(task.name == card.HUMANEVAL for task in tasks):
         _tell_isolation()
     model = _model(options)
     with load_engine(options) as engine:
@@ -94,8 +94,8 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
 
 def _left(out: Path, tasks: list[str]) -> str:
     """What there is to go on with after an interruption."""
-    done = 0
-    for task in tasks:
-        if (file := out / f"{task}.jsonl").exists():
-            done += file.read_bytes().count(b"\n")
+    from baize_engine.evaluation.files import records_name
+
+    files = [out / records_name(task) for task in tasks]
+    done = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
     return f"{done} records are in {out}, --resume goes on" if done else "nothing was answered yet"

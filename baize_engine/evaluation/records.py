@@ -17,7 +17,7 @@ from typing import Any
 
 from baize_engine.batch.output import AnswerFile, digest, line
 from baize_engine.evaluation.answers import Answer
-from baize_engine.evaluation.files import place
+from baize_engine.evaluation.files import place, records_name
 from baize_engine.evaluation.questions import Question
 from baize_engine.evaluation.task import Judged, Verdict
 
@@ -35,7 +35,7 @@ class Records:
     def __init__(self, out: Path, task: str, questions: Sequence[Question], run: str, resume: bool) -> None:
         self._run = run
         heads = (self._head(question) for question in questions)
-        self._file = AnswerFile(out / f"{task}.jsonl", heads, resume, answers=("measures", "error"), option="--out")
+        self._file = AnswerFile(out / records_name(task), heads, resume, answers=("measures", "error"), option="--out")
 
     def __enter__(self) -> Records:
         return self

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from baize_engine.errors import OutputError
-from baize_engine.evaluation.files import place
+from baize_engine.evaluation.files import place, records_name
 from baize_engine.evaluation.task import Score
 from baize_engine.generation.usage import Usage
 
@@ -38,10 +38,13 @@ class TaskResult:
     usage: Usage = field(default_factory=Usage)
 
 
-def check_out(out: Path, resume: bool) -> None:
-    """OutputError where the folder `out` has results, unless they are resumed."""
-    if not resume and (out / RESULTS).exists():
-        raise OutputError(errno.EEXIST, f"{out / RESULTS} exists: use --resume to continue, or name another --out")
+def check_out(out: Path, tasks: Iterable[str], resume: bool) -> None:
+    """OutputError where `out` is no folder, or has results or records of these tasks, unless they are resumed."""
+    if out.exists() and not out.is_dir():
+        raise OutputError(errno.ENOTDIR, f"{out} is no folder: name another --out")
+    for name in [] if resume else [RESULTS, *(records_name(task) for task in tasks)]:
+        if (out / name).exists():
+            raise OutputError(errno.EEXIST, f"{out / name} exists: use --resume to continue, or name another --out")
 
 
 def table(results: Sequence[TaskResult]) -> list[str]:

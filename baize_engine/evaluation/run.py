@@ -85,7 +85,7 @@ def run(
     """`evaluate` with the examples that `select` returned."""
     facts = {"version": __version__, "model": model or {}}
     description = json.dumps(facts, sort_keys=True)
-    check_out(out, resume)
+    check_out(out, [one.task.name for one in selections], resume)
     asked = [(one.task, _questions(engine, one, options, progress)) for one in selections]
     with writing(out, "be made"):
         out.mkdir(parents=True, exist_ok=True)

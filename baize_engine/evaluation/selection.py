@@ -25,12 +25,19 @@ class Selection:
 def select(tasks: Sequence[Task[Any]], data: Path, options: EvaluationOptions) -> list[Selection]:
     """Reads the examples of all tasks from the folder `data`, and leaves out what `options` does not ask for.
 
-    DataError where the data of a task are missing or damaged; RequestError where no task has one of the subjects, or a task has
-    none of them.
+    DataError names all data that are missing or damaged, and their tasks; RequestError where no task has one of the subjects,
+    or a task has none of them.
     """
     if not data.is_dir():
         raise DataError(f"{data} is no folder, wanted that of the tasks' data")
-    selections = [Selection(task, _examples(task, data, options.seed)) for task in tasks]
+    selections, wrong = [], dict[str, list[str]]()  # what is wrong: its tasks
+    for task in tasks:
+        try:
+            selections.append(Selection(task, _examples(task, data, options.seed)))
+        except DataError as error:
+            wrong.setdefault(str(error), []).append(task.name)
+    if wrong:
+        raise DataError("; ".join(f"{', '.join(names)}: {error}" for error, names in wrong.items()))
     if options.subjects is not None:
         selections = _of_subjects(selections, options.subjects)
     if options.limit is not None:
@@ -41,7 +48,7 @@ def select(tasks: Sequence[Task[Any]], data: Path, options: EvaluationOptions) -
 def _examples(task: Task[Any], data: Path, seed: int) -> list[Example]:
     examples: list[Example] = task.examples(data, seed)
     if not examples:
-        raise DataError(f"{task.name}: {data} has no example of it")
+        raise DataError(f"{data} has no example of it")
     return examples
 
 

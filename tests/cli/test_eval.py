@@ -136,6 +136,15 @@ def test_an_interruption_before_the_first_record_says_so(
     assert list((tmp_path / "out").iterdir()) == []
 
 
+def test_what_keeps_programs_apart_is_told_where_there_are_programs(
+    demo: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("baize_engine.evaluation.code_execution.CodeRunner", None)  # it is not asked
+    more = command(data, tmp_path, "--allow_code_execution", tasks=["mmlu_0shot"])
+    assert main(["eval", str(demo), *more]) == 0
+    assert capsys.readouterr().err == ""
+
+
 def test_failed_examples_end_with_3(
     demo: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,6 +187,9 @@ def test_refusals_come_before_the_model_is_loaded(
     demo: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("baize_engine.engine.Engine.from_pretrained", None)
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / "mmlu_0shot.jsonl").write_text("")
     for tasks, folder, more, wanted in (
         (["mmlu"], data, (), "there is no task 'mmlu', wanted card or some of mmlu_0shot"),
         (["mmlu_0shot"], data, ("--subjects", "law"), "subjects has 'law', wanted some of animals, food"),
@@ -189,6 +201,13 @@ def test_refusals_come_before_the_model_is_loaded(
         ),
         (["mmlu_0shot"], tmp_path / "absent", (), "absent is no folder"),
         (["alpaca_farm"], data, ("--annotations", tmp_path / "a.json"), "a.json"),
+        (
+            ["mmlu_0shot"],
+            data,
+            ("--out", data / "gsm8k_test.jsonl"),
+            "gsm8k_test.jsonl is no folder: name another --out",
+        ),
+        (["mmlu_0shot"], data, ("--out", killed), "mmlu_0shot.jsonl exists: use --resume to continue, or name another"),
         (["mmlu_0shot"], data, ("--limit", "0"), "limit is 0"),
     ):
         assert main(["eval", str(demo), *command(folder, tmp_path / "out", *more, tasks=tasks)]) == 1

@@ -311,11 +311,11 @@ def test_what_is_wrong_is_refused_by_name(engine: Engine, data: Path, tmp_path: 
     with pytest.raises(DataError, match="is no folder"):
         evaluate(engine, both(), tmp_path / "absent", tmp_path / "out")
     (tmp_path / toy_tasks.FILE).write_text("")
-    with pytest.raises(DataError, match=r"choice: .* has no example of it"):
+    with pytest.raises(DataError, match=r"choice, text: .* has no example of it"):
         evaluate(engine, both(), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "taken").write_text("")
-    with pytest.raises(OutputError, match="taken cannot be made"):
+    with pytest.raises(OutputError, match="taken is no folder"):
         evaluate(engine, both(), data, tmp_path / "taken")
 
 

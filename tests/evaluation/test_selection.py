@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import toy_tasks
 from toy_tasks import Item, ToyText
 
 from baize_engine.errors import DataError, RequestError
+from baize_engine.evaluation import card
 from baize_engine.evaluation.options import EvaluationOptions
 from baize_engine.evaluation.selection import select
 
@@ -59,6 +61,13 @@ def test_subjects_that_no_task_has_are_refused_and_so_are_tasks_without_any(data
 def test_data_that_are_not_there_are_told(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="absent is no folder, wanted that of the tasks' data"):
         select([ToyText("text")], tmp_path / "absent", EvaluationOptions())
+    (data / toy_tasks.FILE).rename(tmp_path / "moved")
+    with pytest.raises(DataError) as missing:
+        select(card.tasks(["gsm_direct", "humaneval", "gsm_cot"], EvaluationOptions()), data, EvaluationOptions())
+    assert re.fullmatch(
+        r"gsm_direct, gsm_cot: gsm8k_test\.jsonl or .* is absent from .*; humaneval: HumanEval\.jsonl.* is absent from .*",
+        str(missing.value),
+    )
     (data / toy_tasks.FILE).write_text("\n")
     with pytest.raises(DataError, match=r"text: .* has no example of it"):
         select([ToyText("text")], data, EvaluationOptions())
