@@ -6,6 +6,7 @@ import json
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 
 from baize_engine.engine import Engine
 from baize_engine.errors import RequestError
@@ -34,6 +35,11 @@ class Question:
     options: tuple[str, ...] = ()
     candidates: tuple[int, ...] = ()
     too_long: str | None = None
+
+    @property
+    def prompt_digest(self) -> str:
+        """The first 16 digits of SHA-256 of the prompt's ids, 4 bytes each, the lowest first: the same for all models."""
+        return sha256(self.ids.tobytes()).hexdigest()[:16]
 
     @property
     def content(self) -> bytes:

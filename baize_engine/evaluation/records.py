@@ -1,8 +1,9 @@
 """Records of a task: OUT/<task>.jsonl, a line for each example, which only grows (batch/output.py), so that a run is resumed.
 
-    {"name": ..., "group": ..., "input": DIGEST, "prompt_tokens": ..., "outputs": [...], "finish_reasons": [...],
-     "prediction": ..., "gold": ..., "measures": {...}}
+    {"name": ..., "group": ..., "input": DIGEST, "prompt_tokens": ..., "prompt_digest": ..., "outputs": [...],
+     "finish_reasons": [...], "prediction": ..., "gold": ..., "measures": {...}}
 
+"input" is a digest of all that determines the outputs, the model included; "prompt_digest" of the prompt's ids alone.
 "logprobs" of the options stand in place of finish_reasons where one was chosen. "error" stands in place of the outputs where
 there is no answer: with a verdict where the prompt is too long and counts as wrong, else without. A resumed run judges again;
 where a verdict is another one then, as it has become possible, the file is replaced. Knows no engine.
@@ -50,7 +51,7 @@ class Records:
 
     def add(self, question: Question, answer: Answer, verdict: Verdict | None) -> None:
         """Appends a question's record. verdict: None where the example does not count."""
-        rest: Record = {"prompt_tokens": len(question.ids)}
+        rest: Record = {"prompt_tokens": len(question.ids), "prompt_digest": question.prompt_digest}
         if answer.error is not None:
             rest["error"] = answer.error
         else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
+from struct import pack
 
 import fake_engine
 import pytest
@@ -40,6 +42,12 @@ def test_a_prompt_is_the_tasks_in_either_format_with_the_begin_token_or_without(
     ):
         assert list(asked(engine, ToyText("text"), **given).ids) == TOKENIZER.encode(text, add_bos=add_bos)
         assert asked(engine, ToyChoice("choice"), **given).ids == asked(engine, ToyText("text"), **given).ids
+
+
+def test_the_digest_of_a_prompt_is_that_of_its_ids_alone(engine: Engine) -> None:
+    text, choice = asked(engine, ToyText("text")), asked(engine, ToyChoice("choice"))
+    assert text.prompt_digest == choice.prompt_digest == sha256(pack(f"<{len(text.ids)}i", *text.ids)).hexdigest()[:16]
+    assert asked(engine, ToyText("text"), add_bos=False).prompt_digest != text.prompt_digest
 
 
 def test_a_choice_is_made_among_the_first_ids_of_its_options(engine: Engine) -> None:

@@ -41,6 +41,7 @@ def test_a_line_says_what_was_asked_and_what_came_out(tmp_path: Path) -> None:
     assert [json.loads(line) for line in lines if line] == found
     digests = [each.pop("input") for each in found]
     assert len(set(digests)) == 3
+    assert [each.pop("prompt_digest") for each in found] == [question.prompt_digest for question in QUESTIONS]
     assert found == [
         {
             "name": "é/1", "group": "é", "prompt_tokens": 2, "outputs": ["x\ny\u2028", "half \ud83d"],
