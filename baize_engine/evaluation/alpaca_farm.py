@@ -59,6 +59,7 @@ class AlpacaFarm(Task[Instruction]):
     """annotations: alpaca_eval's annotations.json on the outputs of an earlier run, the model's as its second output."""
 
     name = "alpaca_farm"
+    verdicts_change = True  # with the annotations
 
     def __init__(self, annotations: Path | None = None) -> None:
         self.annotations = annotations

@@ -84,9 +84,8 @@ class Mmlu(Task[MmluExample]):
         shots = len(example.shots)
         while len(encoder.encode(prompt(example, shots, chat), False)) > MOST_TOKENS and shots:
             shots -= 1
-        shorter = (
-            prompt(example, shots - 1, chat) if shots else None
-        )  # with the begin token it may have a token too many
+        # with the begin token it may have a token too many
+        shorter = prompt(example, shots - 1, chat) if shots else None
         return Choice(prompt(example, shots, chat), LETTERS, shorter)
 
     def judge(self, example: MmluExample, outputs: Sequence[str]) -> Verdict:

@@ -38,7 +38,10 @@ class EvaluationOptions:
     )
     add_bos: bool = option(True, "no begin token in front of prompts, as in the scripts of June 2023", flag="--no_bos")
     limit: int | None = option(
-        None, "ask only the first N examples of each subject, language or task of BBH", metavar="N"
+        None,
+        "ask only the first N examples, or the first N of each subject, language, task of BBH, temperature of humaneval or "
+        "dataset of alpaca_farm",
+        metavar="N",
     )
     subjects: Sequence[str] | None = option(
         None, "ask only these subjects of MMLU, tasks of BBH or languages of TydiQA", nargs="+", metavar="SUBJECT"

@@ -5,8 +5,8 @@
 
 "input" is a digest of all that determines the outputs, the model included; "prompt_digest" of the prompt's ids alone.
 "logprobs" of the options stand in place of finish_reasons where one was chosen. "error" stands in place of the outputs where
-there is no answer: with a verdict where the prompt is too long and counts as wrong, else without. A resumed run judges again;
-where a verdict is another one then, as it has become possible, the file is replaced. Knows no engine.
+there is no answer: with a verdict where the prompt is too long and counts as wrong, else without. A resumed run may judge
+again; where a verdict is another one then, such as one that has become possible, the file is replaced. Knows no engine.
 """
 
 from __future__ import annotations
@@ -61,13 +61,13 @@ class Records:
             else:
                 rest["logprobs"] = answer.logprobs
         if verdict is not None:
-            rest |= _judged(verdict)
+            rest |= _of_verdict(verdict)
         self._file.append(self._head(question), rest)
 
     def read(self) -> list[Record]:
         """The records so far."""
         with self._file.path.open(encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
+            return [json.loads(each) for each in file]
 
     def judge_again(self, verdicts: Sequence[Verdict | None]) -> None:
         """Replaces the verdicts of the first records, where they are others; None leaves one as it is.
@@ -78,7 +78,7 @@ class Records:
         changed = False
         for record, verdict in zip(found, verdicts, strict=False):
             if verdict is not None:
-                new = json.loads(json.dumps(_judged(verdict)))
+                new = json.loads(json.dumps(_of_verdict(verdict)))
                 changed = changed or any(record[name] != value for name, value in new.items())
                 record |= new
         if changed:
@@ -99,7 +99,7 @@ def _line(record: Record) -> bytes:
     return line(_head(**begin), {name: value for name, value in record.items() if name not in BEGIN})
 
 
-def _judged(verdict: Verdict) -> Record:
+def _of_verdict(verdict: Verdict) -> Record:
     return {"prediction": verdict.prediction, "gold": verdict.gold, "measures": verdict.measures}
 
 

@@ -52,9 +52,11 @@ def evaluate(
     data: the folder with the tasks' data, as downloaded.
     out: the folder for results.json, which is written after each task, and the records, <task>.jsonl; made where absent.
     format, add_bos, limit, too_long, subjects, seed, allow_code_execution, annotations: as EvaluationOptions explains them.
-    resume: goes on with the records in `out`, which must be of the same model, prompts and version, and judges them again.
+    resume: goes on with the records in `out`, which must be of the same model, prompts and version, and judges those that were
+        not judged.
     progress: shows a bar for each task if stderr is a terminal.
-    model: tells the model from others, as JSON, such as `batch.run.describe_model` returns; only the same is resumed.
+    model: tells the model from others, as JSON, such as `batch.run.describe_model` returns; only the same is resumed. Without
+        it nothing tells one model from another.
 
     Before the model runs, RequestError names the option that is wrong, or the task and the example whose prompt is too long;
     DataError names the data that are missing or damaged, and OutputError what in `out` is of another run.
@@ -118,7 +120,7 @@ class _Begun:
         """Asks the questions that have no record, writes the task's files, and returns what came out."""
         resumed, before, begin = self.records.done, engine.usage, time.perf_counter()
         self._ask(engine, progress)
-        self._judge_again(resumed)
+        self._judge_again(resumed, progress)
         seconds, usage = time.perf_counter() - begin, engine.usage - before
         found = self.records.read()
         self._write_files(out, found)
@@ -136,12 +138,15 @@ class _Begun:
             usage=usage,
         )
 
-    def _judge_again(self, resumed: int) -> None:
-        """Judges the records of earlier runs, where that can be done now. A verdict without measures changes nothing."""
+    def _judge_again(self, resumed: int, progress: bool) -> None:
+        """Judges the records of earlier runs where that may give another verdict. One without measures changes nothing."""
         verdicts: list[Verdict | None] = []
-        for question, record in zip(self.questions[:resumed], self.records.read()[:resumed], strict=True):
-            verdict = self.task.judge(question.example, record["outputs"]) if "outputs" in record else None
-            verdicts.append(verdict if verdict is not None and verdict.measures else None)
+        with Progress(resumed, "verdict", progress and resumed > 0, f"{self.task.name}, verdicts") as bar:
+            for question, record in zip(self.questions[:resumed], self.records.read()[:resumed], strict=True):
+                settled = "outputs" not in record or (record["measures"] and not self.task.verdicts_change)
+                verdict = None if settled else self.task.judge(question.example, record["outputs"])
+                verdicts.append(verdict if verdict is not None and verdict.measures else None)
+                bar.add(1)
         self.records.judge_again(verdicts)
 
     def _ask(self, engine: Engine, progress: bool) -> None:

@@ -104,10 +104,12 @@ E = TypeVar("E", bound=Example)
 class Task(ABC, Generic[E]):
     """A row of the table. Instances hold a task's settings and no data.
 
-    name: as `--tasks` takes it.
+    name: as `--tasks` takes it. verdicts_change: whether a verdict with measures may be another one in a later run, which then
+    judges it again.
     """
 
     name: str
+    verdicts_change = False
 
     @abstractmethod
     def examples(self, data: Path, seed: int) -> list[E]:

@@ -145,4 +145,4 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
 
 def _locate(data: Path, part: str) -> Path:
     name = f"tydiqa-goldp-v1.1-{part}.json"
-    return locate(data, (name, f"tydiqa/{name}"), SOURCE + name)
+    return locate(data, (name, f"tydiqa/{name}"), f"{SOURCE}{name} (dev and train are both needed)")

@@ -105,9 +105,8 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(
     tasks = ["mmlu_0shot", "bbh_direct", "tydiqa_closed"]
     assert main(["eval", str(demo), *command(data, tmp_path / "whole", tasks=tasks)]) == 0
     out = tmp_path / "out"
-    child, told = slow_baize.start(
-        0.5, "eval", demo, *command(data, out, tasks=tasks)
-    )  # six seconds in which to be killed
+    # six seconds in which to be killed
+    child, told = slow_baize.start(0.5, "eval", demo, *command(data, out, tasks=tasks))
     slow_baize.wait_for(told, slow_baize.WRITTEN, 5)
     os.kill(child.pid, sent)
     _, err = child.communicate(timeout=120)

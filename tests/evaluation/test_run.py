@@ -226,6 +226,23 @@ def test_a_resumed_run_judges_what_could_not_be_judged_before(engine: Engine, da
     assert [(tmp_path / "out" / name).read_bytes() for name in names] == same
 
 
+def test_verdicts_stand_unless_their_task_says_that_they_change(engine: Engine, data: Path, tmp_path: Path) -> None:
+    judged: list[str] = []
+
+    class Counting(ToyText):
+        def judge(self, example: Item, outputs: Any) -> Verdict:
+            judged.append(example.name)
+            return super().judge(example, outputs)
+
+    evaluate(engine, [ToyText("text")], data, tmp_path, limit=1)
+    task = Counting("text")
+    evaluate(engine, [task], data, tmp_path, limit=1, resume=True)
+    assert judged == []
+    task.verdicts_change = True
+    evaluate(engine, [task], data, tmp_path, limit=1, resume=True)
+    assert judged == ["cats/1", "dogs/4"]
+
+
 def test_two_runs_do_not_write_the_same_records(engine: Engine, data: Path, tmp_path: Path) -> None:
     class Nested(ToyText):
         def judge(self, example: Item, outputs: Any) -> Verdict:
