@@ -5,28 +5,30 @@ Many prompts run together, but a result depends only on its prompt, parameters a
 
 from __future__ import annotations
 
-from collections import Counter, abc, deque
+from collections import abc
 from contextlib import aclosing, closing
+from functools import cached_property
 from itertools import accumulate, groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from baize_engine import plain
+from baize_engine import outputs, plain
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.completion import Completion
-from baize_engine.errors import BaizeError, RequestError
+from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.scoring import Endings, GivenTokens, NextToken
-from baize_engine.generation.sequence import Scoring, Sequence
+from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.serving import Serving
 from baize_engine.generation.usage import Usage
 from baize_engine.loading import LoadedModel, load
 from baize_engine.options import EngineOptions
+from baize_engine.outputs import raise_error, scored
 from baize_engine.progress import Progress
 from baize_engine.requests import Prompt, Requests
 from baize_engine.text import chat
+from baize_engine.text.chat_formats import ChatFormat, format_of
 from baize_engine.text.options import TextOptions
 
 if TYPE_CHECKING:
@@ -49,7 +51,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel) -> None:
         self._serving = Serving(model.loop)
-        self._chat_format = model.chat_format
+        self._asked_format = model.chat_format
         self.tokenizer = model.tokenizer
         self.vocab_size = model.vocab_size
         self.max_model_len = model.max_model_len
@@ -204,12 +206,12 @@ class Engine:
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         with (
             Progress(len(sequences), "sample", progress, "generate") as bar,
-            closing(self._serving.run(sequences)) as outputs,
+            closing(self._serving.run(sequences)) as made,
         ):
-            for sequence, _, last in outputs:
+            for sequence, _, last in made:
                 bar.add(int(last), tokens=1)
                 if last:
-                    _raise_error(sequence)
+                    raise_error(sequence)
         return [Completion.of(sequence) for sequence in sequences]
 
     async def agenerate(
@@ -222,10 +224,10 @@ class Engine:
     ) -> list[Completion]:
         """`generate` for a coroutine. Cancelling it ends its requests. Arguments and errors are those of `generate`."""
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
-        async with aclosing(self._serving.arun(sequences)) as outputs:
-            async for sequence, _, last in outputs:
+        async with aclosing(self._serving.arun(sequences)) as made:
+            async for sequence, _, last in made:
                 if last:
-                    _raise_error(sequence)
+                    raise_error(sequence)
         return [Completion.of(sequence) for sequence in sequences]
 
     def completions(
@@ -245,7 +247,7 @@ class Engine:
         The other arguments and errors are those of `generate`.
         """
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
-        return self._in_order(sequences, raise_errors)
+        return outputs.completions(self._serving, sequences, raise_errors)
 
     def stream(
         self,
@@ -261,7 +263,7 @@ class Engine:
         sample's blocks; the engine stays usable. Arguments and errors are those of `generate`; RequestError also if params.n
         is not 1 or the model has no tokenizer.
         """
-        return self._texts(self._one(prompt, params, TextOptions(parse_special, add_bos)))
+        return outputs.texts(self._serving, self._one(prompt, params, TextOptions(parse_special, add_bos)))
 
     def astream(
         self,
@@ -272,7 +274,7 @@ class Engine:
         add_bos: bool | None = None,
     ) -> abc.AsyncGenerator[str, None]:
         """`stream` for a coroutine: `async for piece in engine.astream(...)`. Cancelling the task frees the sample's blocks."""
-        return self._atexts(self._one(prompt, params, TextOptions(parse_special, add_bos)))
+        return outputs.atexts(self._serving, self._one(prompt, params, TextOptions(parse_special, add_bos)))
 
     def stream_many(
         self,
@@ -288,7 +290,8 @@ class Engine:
         `generate`, pieces those of `stream`.
         """
         self._requests.need_tokenizer("a stream")
-        return self._pieces(self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos)))
+        sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
+        return outputs.pieces(self._serving, sequences)
 
     def encode(
         self,
@@ -333,7 +336,8 @@ class Engine:
         pairs = [(ids, max(start, 1)) for ids, start in self._checked.continued(prompt, completions, add_bos)]
         scores = [GivenTokens(ids, start) for ids, start in pairs]
         numbers = [number for number, (ids, start) in enumerate(pairs) if start < len(ids)]
-        self._score([_scored(pairs[number][0][:-1], scores[number], number) for number in numbers], "completion")
+        sequences = [scored(pairs[number][0][:-1], scores[number], number) for number in numbers]
+        outputs.score(self._serving, sequences, "completion")
         return [score.total() for score in scores]
 
     def prompt_logprobs(
@@ -352,7 +356,8 @@ class Engine:
         prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         scores = [GivenTokens(ids, 1, count) for ids in prompt_ids]
         numbers = [number for number, ids in enumerate(prompt_ids) if len(ids) > 1]
-        self._score([_scored(prompt_ids[number][:-1], scores[number], number) for number in numbers])
+        sequences = [scored(prompt_ids[number][:-1], scores[number], number) for number in numbers]
+        outputs.score(self._serving, sequences)
         return [[None, *score.logprobs] for score in scores]
 
     def continuation_logprobs(
@@ -372,8 +377,8 @@ class Engine:
         alike = [list(run) for _, run in groupby(texts, lambda text: text[0][:-1])]
         scores = [Endings(run, count) for run in alike]
         firsts = accumulate(map(len, alike), initial=0)  # of each run, the number of its first pair
-        sequences = [_scored(score.prompt_ids, score, first) for score, first in zip(scores, firsts, strict=False)]
-        return self._endings(sequences, scores)
+        sequences = [scored(score.prompt_ids, score, first) for score, first in zip(scores, firsts, strict=False)]
+        return outputs.endings(self._serving, sequences, scores)
 
     def next_token_logprobs(
         self,
@@ -391,8 +396,14 @@ class Engine:
         prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         candidates = self._requests.ids(candidate_token_ids, "candidate_token_ids")
         scores = [NextToken(len(ids), candidates) for ids in prompt_ids]
-        self._score([_scored(ids, scores[number], number) for number, ids in enumerate(prompt_ids)])
+        sequences = [scored(ids, scores[number], number) for number, ids in enumerate(prompt_ids)]
+        outputs.score(self._serving, sequences)
         return [score.logprobs for score in scores]
+
+    @cached_property
+    def _chat_format(self) -> ChatFormat:
+        """The format of conversations. Finding it may run the folder's chat template, which only conversations should do."""
+        return format_of(self.tokenizer, self._asked_format)
 
     @property
     def _checked(self) -> Requests:
@@ -408,84 +419,9 @@ class Engine:
             raise RequestError(f"SamplingParams.n is {len(sequences)}, and a stream has one sample")
         return sequences
 
-    def _in_order(self, sequences: list[Sequence], raise_errors: bool) -> abc.Generator[list[Completion], None, None]:
-        with closing(self._finished(sequences, raise_errors)) as finished:
-            for samples in finished:
-                yield [Completion.of(sample) for sample in samples]
-
-    def _endings(
-        self, sequences: list[Sequence], scores: list[Endings]
-    ) -> abc.Generator[list[TokenLogprobs], None, None]:
-        with closing(self._finished(sequences, raise_errors=True, what="pair")) as finished:
-            for score, _ in zip(scores, finished, strict=True):
-                yield from score.of_each()
-
-    def _finished(
-        self, sequences: list[Sequence], raise_errors: bool, what: str = "prompt"
-    ) -> abc.Generator[list[Sequence], None, None]:
-        """Runs the sequences. Yields those of each prompt as soon as they and those of earlier prompts have finished."""
-        left = deque([list(group) for _, group in groupby(sequences, attrgetter("prompt_index"))])
-        # counted by outputs: a sequence that has finished may have been aborted by another thread
-        unfinished = Counter(sequence.prompt_index for sequence in sequences)
-        with closing(self._serving.run(sequences)) as outputs:
-            for sequence, _, last in outputs:
-                if last and raise_errors:
-                    _raise_error(sequence, what)
-                unfinished[sequence.prompt_index] -= last
-                while left and not unfinished[left[0][0].prompt_index]:
-                    self._serving.check()
-                    yield left.popleft()
-
-    def _pieces(self, sequences: list[Sequence]) -> abc.Generator[tuple[int, int, str], None, None]:
-        with closing(self._serving.run(sequences)) as outputs:
-            for sequence, piece, last in outputs:
-                if piece:
-                    yield sequence.prompt_index, sequence.index, piece
-                if last:
-                    _raise_error(sequence)
-
-    def _texts(self, sequences: list[Sequence]) -> abc.Generator[str, None, None]:
-        with closing(self._pieces(sequences)) as pieces:
-            for _, _, piece in pieces:
-                yield piece
-
-    async def _atexts(self, sequences: list[Sequence]) -> abc.AsyncGenerator[str, None]:
-        async with aclosing(self._serving.arun(sequences)) as outputs:
-            async for sequence, piece, last in outputs:
-                if piece:
-                    yield piece
-                if last:
-                    _raise_error(sequence)
-
-    def _score(self, sequences: list[Sequence], what: str = "prompt") -> None:
-        """Runs the sequences together, for their scoring."""
-        with closing(self._serving.run(sequences)) as outputs:
-            for sequence, _, last in outputs:
-                if last:
-                    _raise_error(sequence, what)
-
-
-def _scored(prompt_ids: list[int], scoring: Scoring, number: int) -> Sequence:
-    """A sequence that is only scored and generates nothing."""
-    return Sequence(prompt_ids, SamplingParams(), 0, prompt_index=number, scoring=scoring)
-
 
 def _top(top: int) -> int:
     count = plain.integer(top)
     if count is None or count < 0:
         raise RequestError(f"top is {top!r}, wanted an integer of at least 0")
     return count
-
-
-def _raise_error(sequence: Sequence, what: str = "prompt") -> None:
-    """Raises the error that ended the sequence, if any. Errors of the model get the index of the prompt."""
-    # the traceback refers to the sequence, which must not refer to the error
-    error, sequence.error = sequence.error, None
-    try:
-        if isinstance(error, RequestError):
-            raise error
-        if error is not None:
-            between = ", " if sequence.scoring is None else ": "
-            raise BaizeError(f"{what} {sequence.prompt_index}{between}{error}") from error
-    finally:
-        del error

@@ -40,7 +40,7 @@ from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import Target, stream, traffic
 from baize_engine.text import special_ids
-from baize_engine.text.chat_formats import format_of
+from baize_engine.text.chat_formats import check_asked
 from baize_engine.text.choose import tokenizer_in
 
 # Workers where the CPU quantises: that takes most of the time, and temporary memory for each worker.
@@ -74,7 +74,7 @@ def load_diff(
     work = replace(work, jobs=tuple(job for job in work.jobs if job.name in wanted))
     cache_tokens = cache_size(options, config, diff)
     tokenizer = tokenizer_in(files, diff.folder, config.vocab_size)
-    chat_format = format_of(tokenizer, options.chat_format)
+    check_asked(tokenizer, options.chat_format)
     why_no_text = None
     if tokenizer is None:
         absent = f"neither {diff.folder} nor its base has a {MODEL} or {FAST}"
@@ -92,7 +92,7 @@ def load_diff(
     warn_overflow(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
     if options.device != "cpu":
         torch.cuda.synchronize(options.device)
-    return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text, chat_format)
+    return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
 
 
 class WeightSink:

@@ -29,7 +29,6 @@ from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
 from baize_engine.text import chat_formats, choose, special_ids
-from baize_engine.text.chat_formats import ChatFormat
 from baize_engine.text.tokenizer import Tokenizer
 
 # of the cache, for each sequence that may run: more than most prompts take with their answers
@@ -40,7 +39,8 @@ DEFAULT_TOKENS_PER_SEQUENCE = 512
 class LoadedModel:
     """All that an Engine runs: the loop over the model and its cache, and what text is to it.
 
-    eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer. chat_format: of conversations.
+    eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer. chat_format: as it was asked
+    for, one of chat_formats.CHAT_FORMATS: which one "auto" is, only the first conversation needs to know.
     """
 
     loop: Loop
@@ -49,7 +49,7 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
     tokenizer: Tokenizer | None = None
     why_no_text: str = "the engine was made without one"
-    chat_format: ChatFormat = chat_formats.DEFAULT
+    chat_format: str = chat_formats.AUTO
 
 
 def load(path: str | Path, options: EngineOptions) -> LoadedModel:
@@ -65,10 +65,10 @@ def load(path: str | Path, options: EngineOptions) -> LoadedModel:
     refuse_diff(index)
     cache_tokens = cache_size(options, config, index)
     tokenizer = choose.tokenizer_of(folder, config.vocab_size)
-    chat_format = chat_formats.format_of(tokenizer, options.chat_format)
+    chat_formats.check_asked(tokenizer, options.chat_format)
     end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
     weights = load_weights(index, config, options.dtype, options.device, options.quantize)
-    return assemble(config, weights, options, cache_tokens, end_ids, tokenizer, choose.why_none(folder), chat_format)
+    return assemble(config, weights, options, cache_tokens, end_ids, tokenizer, choose.why_none(folder))
 
 
 def resolved(options: EngineOptions) -> EngineOptions:
@@ -119,7 +119,6 @@ def assemble(
     eos_token_ids: tuple[int, ...],
     tokenizer: Tokenizer | None,
     why_no_text: str | None,
-    chat_format: ChatFormat,
 ) -> LoadedModel:
     """A decoder over `weights` with a new cache of `cache_tokens` tokens, and what text is to it."""
     backend = ops(options.device)
@@ -133,5 +132,5 @@ def assemble(
         eos_token_ids=eos_token_ids,
         tokenizer=tokenizer,
         why_no_text=why_no_text or "",
-        chat_format=chat_format,
+        chat_format=options.chat_format,
     )

@@ -27,7 +27,7 @@ LAYERS = (
     ("backend",),
     ("model", "recovery"),
     ("generation",),
-    ("completion", "engine", "from_diff", "loading", "options", "requests"),
+    ("completion", "engine", "from_diff", "loading", "options", "outputs", "requests"),
     ("batch", "evaluation"),
     ("__main__", "cli"),
 )

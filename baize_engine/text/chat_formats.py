@@ -82,18 +82,23 @@ CHAT_FORMATS = (AUTO, TEMPLATE, *RENDERERS)
 DEFAULT = ChatFormat(OPEN_INSTRUCT, "the default", chat.render)
 
 
+def check_asked(tokenizer: Tokenizer | None, asked: str) -> None:
+    """RequestError if `asked` is TEMPLATE and the folder of `tokenizer` has no template. Runs none."""
+    if asked == TEMPLATE and tokenizer is not None and ChatTemplate.of(tokenizer) is None:
+        raise RequestError(f"chat_format is {asked!r}, and {tokenizer.files.folder} has no chat template")
+
+
 def format_of(tokenizer: Tokenizer | None, asked: str = AUTO) -> ChatFormat:
     """The format named `asked`, one of CHAT_FORMATS. AUTO: the folder's template, unless it has none or open-instruct's.
 
-    tokenizer: the folder's; None if it has none, so that no conversation will be rendered. RequestError if TEMPLATE is asked
-    for and there is none.
+    AUTO runs the folder's template, to know what it writes. tokenizer: the folder's; None if it has none, so that no
+    conversation will be rendered. RequestError as `check_asked` raises it.
     """
+    check_asked(tokenizer, asked)
     if asked in RENDERERS:
         return ChatFormat(asked, "asked for", RENDERERS[asked])
     template = None if tokenizer is None else ChatTemplate.of(tokenizer)
     if template is None:
-        if asked == TEMPLATE and tokenizer is not None:
-            raise RequestError(f"chat_format is {asked!r}, and {tokenizer.files.folder} has no chat template")
         return DEFAULT
     if asked == AUTO and _is_open_instruct(template):
         return ChatFormat(OPEN_INSTRUCT, f"the chat template in {template.path.name} writes it", chat.render)

@@ -18,6 +18,7 @@ import torch
 from baize_engine import Engine, SamplingParams, make_diff, verify
 from baize_engine.cli import main
 from baize_engine.errors import RequestError
+from baize_engine.text.chat_template import ChatTemplate
 
 transformers = pytest.importorskip("transformers")
 
@@ -161,6 +162,20 @@ def test_a_run_is_resumed_with_the_same_format_only(folder: Path, tmp_path: Path
     assert main([*run, "--quiet", "--resume"]) == 0
     assert main([*run, "--quiet", "--resume", "--chat_format", "auto"]) == 0
     assert main([*run, "--quiet", "--resume", "--chat_format", "raw"]) == 1
+
+
+def test_a_template_is_run_by_conversations_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is a stranger's program, which may run for ever: prompts do without it."""
+    rendered: list[object] = []
+    render = ChatTemplate.text
+    monkeypatch.setattr(ChatTemplate, "text", lambda self, talk: rendered.append(talk) or render(self, talk))
+    with Engine.from_pretrained(folder, device="cpu", max_model_len=64) as engine:
+        engine.generate("the cat", SamplingParams(max_new_tokens=2))
+        assert rendered == []
+        engine.chat_ids(TALK[1:2])
+        tried = len(rendered)
+        assert engine.chat_ids(TALK[1:2]) == engine.chat_ids(TALK[1:2])
+        assert len(rendered) == tried + 2  # the format is found once
 
 
 def test_what_cannot_be_is_refused_before_the_weights_are_read(folder: Path, tmp_path: Path) -> None:

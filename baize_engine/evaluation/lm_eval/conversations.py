@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from baize_engine.errors import RequestError
 from baize_engine.text.chat import Message
-from baize_engine.text.chat_formats import AUTO, TEMPLATE, format_of
+from baize_engine.text.chat_formats import AUTO, DEFAULT, TEMPLATE, format_of
 from baize_engine.text.chat_template import ChatTemplate
 from baize_engine.text.incremental import IncrementalDecoder
 from baize_engine.text.tokenizer import Tokenizer
@@ -19,8 +19,9 @@ class Conversations:
     """
 
     def __init__(self, tokenizer: Tokenizer, asked: str = AUTO) -> None:
-        self._tokenizer, self._format = tokenizer, format_of(tokenizer, asked)
+        self._tokenizer = tokenizer
         self._template = ChatTemplate.of(tokenizer) if asked in (AUTO, TEMPLATE) else None
+        self._format = DEFAULT if self._template is not None else format_of(tokenizer, asked)
 
     @property
     def template(self) -> str:
