@@ -46,7 +46,7 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     flag(parser, "--resume", action="store_true", help="go on with the records that a run with the same options left")
     field_flags(parser, EvaluationOptions, FLAGS)
     flag(parser, "--quiet", action="store_true", help="no progress bar")
-    model_options(parser)
+    model_options(parser, without=("chat_format",))  # --format says what the prompts are
 
 
 def run_eval(options: argparse.Namespace) -> int:

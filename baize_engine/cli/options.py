@@ -84,14 +84,14 @@ def text(argument: str) -> str:
         raise argparse.ArgumentTypeError(f"{argument!r} is not UTF-8, wanted text") from None
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
-    """Which model, and a flag for each field of EngineOptions."""
+def model_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
+    """Which model, and a flag for each field of EngineOptions but those in `without`."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of the model, or a hub id")
     base = "in place of MODEL: a base to recover with --path_diff, in memory; nothing is written"
     flag(parser, "--path_raw", type=path, metavar="BASE", help=base)
     flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff of --path_raw")
     field_flags(parser, RecoveryOptions, without={field.name for field in fields(RecoveryOptions)} - ROWS.keys())
-    field_flags(parser, EngineOptions)
+    field_flags(parser, EngineOptions, without=without)
 
 
 def prompt_options(parser: argparse.ArgumentParser) -> None:

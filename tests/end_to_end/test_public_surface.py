@@ -103,7 +103,7 @@ FLAGS = {
     f"{SAMPLING} {MODEL}",
     "chat": f"{SAMPLING} {MODEL}",
     "eval": "--tasks --data --out --format --no_bos --limit --too_long --subjects --seed --resume --allow_code_execution "
-    f"--annotations --quiet {MODEL}",
+    f"--annotations --quiet {MODEL.removesuffix(' --chat_format')}",
 }
 
 
