@@ -15,13 +15,14 @@ from baize_engine.checkpoint.config_file import check_runnable, normalise, read_
 from baize_engine.checkpoint.file_io import opened
 from baize_engine.checkpoint.os_errors import is_file, reading
 from baize_engine.checkpoint.tokenizer_files import ADDED, SETTINGS, TEMPLATE, TOKENIZER_CONFIG, TokenizerFiles
-from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, model_for, pieces, why_not_fast
+from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, model_for, pieces, token_count, why_not_fast
 from baize_engine.errors import BaizeError, CheckpointError
 from baize_engine.printable import shown
 
 CONFIG, GENERATION = "config.json", "generation_config.json"
 # a finetune may have the settings without the others
-TOKENIZER_FILES = (MODEL, FAST, *SETTINGS, TEMPLATE, "chat_template.json")
+TEMPLATES = (TEMPLATE, "chat_template.json")
+TOKENIZER_FILES = (MODEL, FAST, *SETTINGS, *TEMPLATES)
 LICENCE_WORDS = ("license", "licence", "notice", "use_policy", "copyright")
 MAX_BYTES = 64 << 20  # of all side files, held in memory until the result is complete; a tokenizer.json has a few MB
 MAX_LICENCE_NAME = 200  # bytes: leaves room for "base_" and the writer's suffix in the 255 of file systems
@@ -32,8 +33,8 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
 
     Config and generation config come from `tuned_like`, because bases of early converters have wrong token ids. The tokenizer
     comes from one folder, `tuned_like` if it has one, because parts of two would disagree on added tokens; but the settings of
-    `tuned_like` are used in any case, and if it has only tokenizer.json, a tokenizer.model of the same vocabulary is taken
-    from the base. Licence texts come from both.
+    `tuned_like` are used in any case, its chat template with them, and if it has only tokenizer.json, a tokenizer.model of
+    the same vocabulary is taken from the base. Licence texts come from both.
 
     tuned_like: the folder of the diff, or of the tuned model when a diff is made.
     dtype, vocab_size: of the result, for its config.
@@ -48,8 +49,10 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     folders = [tuned_like, base, *beside]
     source = next((folder for folder in folders if any(is_file(folder / name) for name in (MODEL, FAST))), base)
     own = any(is_file(tuned_like / name) for name in SETTINGS)  # take precedence over the base's
+    own_chat = own or any(is_file(tuned_like / name) for name in TEMPLATES)  # the base was asked in another format
     for name in TOKENIZER_FILES:
-        _add(files, (tuned_like if own and name in SETTINGS else source) / name, follow_links)
+        of_tuned = (name in SETTINGS and own) or (name in TEMPLATES and own_chat)
+        _add(files, (tuned_like if of_tuned else source) / name, follow_links)
     model = model_for(source, [folder for folder in folders if folder != source])
     if model is not None and MODEL not in files:
         _add(files, model, follow_links)
@@ -166,8 +169,15 @@ def tokenizer_problems(contents: Mapping[str, bytes], rows: int, folder: Path) -
     if MODEL not in contents:
         if FAST not in contents:
             return [f"{folder} has no tokenizer, so the model takes token ids only: put its {MODEL} beside it"]
-        reason = why_not_fast()
-        return [f"{folder} has {FAST} without {MODEL}: {reason}"] if reason else []
+        if reason := why_not_fast():
+            return [f"{folder} has {FAST} without {MODEL}: {reason}"]
+        count = token_count(contents[FAST])
+        if count is None or count == rows:
+            return []
+        found = f"{folder / FAST} has {count} tokens, and the model {rows} rows"
+        if count > rows:
+            return [f"{found}: it is another model's tokenizer, or tokens beyond the rows are read as plain text"]
+        return [f"{found}: {rows - count} row(s) stand for no text"]
     try:
         known = len(pieces(contents[MODEL], str(folder / MODEL)))
         added = TokenizerFiles.of(contents, folder).added(known, None)

@@ -91,23 +91,41 @@ def has_vocabulary(text: str, wanted: Sequence[str]) -> bool:
 
     Reads entry by entry, because a hostile vocabulary could take any amount of memory as Python objects.
     """
-    at, found = _value_start(text, "vocab"), bytearray(len(wanted))
-    if not wanted or not at or text[at] != "{":
+    found = bytearray(len(wanted))
+    try:
+        for spelling, token_id in _vocabulary(text):
+            if token_id < len(wanted):
+                found[token_id] = json.loads(spelling) == wanted[token_id]
+                if not found[token_id]:
+                    return False
+    except ValueError:
         return False
+    return bool(wanted) and all(found)
+
+
+def token_count(content: bytes) -> int | None:
+    """One more than the highest id that a tokenizer.json lists; None if its vocabulary is no object of pieces and ids."""
+    try:
+        text = content.decode()
+        highest = max((token_id for _, token_id in _vocabulary(text)), default=-1)
+    except ValueError:
+        return None
+    ids = (token.get("id") for token in added_in(text) if isinstance(token, dict))
+    return 1 + max([highest, *(token_id for token_id in ids if type(token_id) is int)])
+
+
+def _vocabulary(text: str) -> Iterator[tuple[str, int]]:
+    """(piece as JSON, id) of each entry of a tokenizer.json's vocabulary. ValueError, at its end, unless it is whole."""
+    at = _value_start(text, "vocab")
+    if not at or text[at] != "{":
+        raise ValueError("no object of pieces")
     at += 1
     while entry := _ENTRY.match(text, at):
-        spelling, token_id, mark = entry.groups()
-        if int(token_id) < len(wanted):
-            try:
-                found[int(token_id)] = json.loads(spelling) == wanted[int(token_id)]
-            except ValueError:
-                return False
-            if not found[int(token_id)]:
-                return False
+        yield entry[1], int(entry[2])
         at = entry.end()
-        if mark == "}":
-            return all(found)
-    return False
+        if entry[3] == "}":
+            return
+    raise ValueError(f"no piece and id at {at}")
 
 
 def _value_start(text: str, key: str) -> int:

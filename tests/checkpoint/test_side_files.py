@@ -15,6 +15,7 @@ from families import SETTINGS, alpaca_diff, base_state, near_mean, tuned_state, 
 from folders import load, same_bits
 
 from baize_engine import Engine, quantize, recover, verify
+from baize_engine.checkpoint.side_files import collect
 from baize_engine.checkpoint.vocabulary_files import pieces
 from baize_engine.cli import main
 from baize_engine.errors import BaizeError, BaizeWarning, CheckpointError
@@ -115,6 +116,20 @@ def test_stored_tensors_that_the_engine_has_no_use_for_are_told(tmp_path: Path) 
     diff = {**alpaca_diff(base, tuned_state(base, near_mean(1))), "reward_head.weight": torch.randn(1, 32)}
     with pytest.warns(BaizeWarning, match="this engine has no use for reward_head.weight, and will not run it"):
         recover(*write(tmp_path, base, diff), tmp_path / "out", **SETTINGS, keep_extra=True)
+
+
+@pytest.mark.parametrize("own", [{}, {"tokenizer_config.json": "{}"}, {"chat_template.jinja": "mine"}], ids=list)
+def test_the_chat_template_is_the_finetunes_if_it_has_settings(tmp_path: Path, own: dict[str, str]) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    (base / "tokenizer.model").write_bytes(b"pieces")
+    (base / "tokenizer_config.json").write_text('{"add_bos_token": true}')
+    (base / "chat_template.jinja").write_text("the base's")
+    for name, content in own.items():
+        (diff / name).write_text(content)
+    found = collect(diff, base, "float16", tiny.CONFIG["vocab_size"])
+    wanted = own.get("chat_template.jinja", None if own else "the base's")
+    assert found.get("chat_template.jinja") == (None if wanted is None else wanted.encode())
+    assert found["tokenizer_config.json"] == own.get("tokenizer_config.json", '{"add_bos_token": true}').encode()
 
 
 def test_what_a_finetune_says_of_its_tokens_goes_before_its_base(tmp_path: Path) -> None:

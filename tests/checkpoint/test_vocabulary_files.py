@@ -12,7 +12,14 @@ import sentencepiece
 from assets import SHARED
 from fakes import small_model
 
-from baize_engine.checkpoint.vocabulary_files import added_in, has_vocabulary, model_for, pieces, why_not_fast
+from baize_engine.checkpoint.vocabulary_files import (
+    added_in,
+    has_vocabulary,
+    model_for,
+    pieces,
+    token_count,
+    why_not_fast,
+)
 from baize_engine.errors import CheckpointError
 
 
@@ -51,6 +58,8 @@ def test_what_is_read_of_a_tokenizer_json(tmp_path: Path) -> None:
         assert has_vocabulary(text, ["a", '"\\', "é"])
         for other in (["a", '"\\', "e"], ["a", '"\\', "é", "x"], ["b"], []):
             assert not has_vocabulary(text, other)
+    assert token_count(text.encode()) == 10
+    assert token_count(text.replace('"id": 3', '"id": 30').encode()) == 31
     for broken in (
         '{"vocab": ',
         '{"vocab"',
@@ -60,6 +69,7 @@ def test_what_is_read_of_a_tokenizer_json(tmp_path: Path) -> None:
         '{"vocab": ' + "[" * 100_000,
     ):
         assert not has_vocabulary(broken, ["a"])
+        assert token_count(broken.encode()) is None
         assert added_in(broken.replace("vocab", "added_tokens")) == []
     (tmp_path / "tokenizer.json").write_bytes(b'{"vocab": \xff}')
     assert model_for(tmp_path, [tmp_path]) is None

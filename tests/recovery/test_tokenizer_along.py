@@ -20,6 +20,12 @@ SETTINGS = {"device": "cpu", "progress": False}
 ROWS = sentencepiece.SentencePieceProcessor(model_proto=small_model()).get_piece_size()
 
 
+def fast_file(count: int) -> bytes:
+    """A tokenizer.json of `count` tokens, as far as their number is read."""
+    added = [{"id": count - 1, "content": "<x>"}]
+    return json.dumps({"added_tokens": added, "model": {"vocab": {f"t{i}": i for i in range(count - 1)}}}).encode()
+
+
 @pytest.fixture
 def pair(tmp_path: Path) -> tuple[Path, Path]:
     """A base with tokenizer.model, and a diff with one more row and no tokenizer."""
@@ -147,6 +153,14 @@ def test_a_machine_without_the_tokenizers_library_is_told(
         (
             {"tokenizer.model": small_model(vocab_size=ROWS + 20)},
             f"has {ROWS + 20} pieces, and the model {ROWS + 1} rows: it is another model's tokenizer",
+        ),
+        (
+            {"tokenizer.json": fast_file(ROWS + 2)},
+            f"tokenizer.json has {ROWS + 2} tokens, and the model {ROWS + 1} rows: it is another model's tokenizer",
+        ),
+        (
+            {"tokenizer.json": fast_file(ROWS - 1)},
+            f"tokenizer.json has {ROWS - 1} tokens, and the model {ROWS + 1} rows: 2 row(s) stand for no text",
         ),
     ],
 )
