@@ -131,7 +131,10 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         '"error" in place of completions; the command then exits with 3.'
     )
     command("generate", generate_options, generate, "continue a prompt, or answer a file of prompts", more)
-    more = "Messages are wrapped as <|user|> and <|assistant|> turns; without a terminal, each input line is a message."
+    more = (
+        "Messages are written in the model's chat format, which `baize info MODEL` names; without a terminal, each input "
+        "line is a message."
+    )
     command("chat", chat_options, chat, "talk to a model in its chat format", more)
     more = (
         "Prompts, samples and metrics are the model card's. A record of each example is written as soon as it is judged, and "

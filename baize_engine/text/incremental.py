@@ -16,9 +16,8 @@ from typing import Protocol
 
 SPACE = "\u2581"  # sentencepiece's spelling of a space inside a piece
 BYTEWISE = "baize.byte"  # our error handler, by its name among those of codecs: one U+FFFD for each byte
-LOSSY = (
-    "replace"  # one for each sequence that is cut short: Unicode's advice, of Rust and so of byte-level vocabularies
-)
+# one U+FFFD for each sequence that is cut short: Unicode's advice, and what Rust and so byte-level vocabularies do
+LOSSY = "replace"
 
 
 class FirstSpaces(Enum):

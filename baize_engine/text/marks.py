@@ -38,11 +38,8 @@ class Marks:
 
         They are not after a first mark of a token, nor before a second, even where the template has cut off the other.
         """
-        parts = [
-            "",
-            *re.split(f"([{self._begin}{self._end}{self._edge}])", text),
-            "",
-        ]  # text at odd places, marks between
+        # text at odd places, marks between
+        parts = ["", *re.split(f"([{self._begin}{self._end}{self._edge}])", text), ""]
         for before, part, behind in zip(parts[::2], parts[1::2], parts[2::2], strict=False):
             if part:
                 yield part, before != self._begin and behind != self._end

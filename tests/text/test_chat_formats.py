@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from fakes import EOS, ByteTokenizer, small_model
-from fast_files import TEMPLATE, byte_level, llama_3, write
+from fast_files import byte_level, llama_3, write
 
 from baize_engine.errors import RequestError
 from baize_engine.text import chat, chat_template
@@ -118,4 +118,3 @@ def test_tulus_template_writes_what_open_instruct_does(tmp_path: Path) -> None:
 
 def test_names_are_those_that_are_documented() -> None:
     assert CHAT_FORMATS == ("auto", "template", "open_instruct", "alpaca", "vicuna", "raw")
-    assert TEMPLATE

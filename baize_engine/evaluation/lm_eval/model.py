@@ -228,7 +228,8 @@ def _engine(
     """The engine that the model's arguments name. RequestError unless they name one, and `options` are those of an engine."""
     known = [field.name for field in fields(EngineOptions)]
     if unknown := [name for name in options if name not in known]:
-        wanted = ", ".join(("pretrained", "path_raw", "path_diff", "max_gen_toks", "add_bos_token", *known))
+        own = ("pretrained", "path_raw", "path_diff", "max_gen_toks", "add_bos_token", "prefix_token_id", "seed")
+        wanted = ", ".join((*own, *known))
         raise RequestError(f"{unknown[0]} is no argument of the model baize, wanted {wanted}")
     if pretrained is None and path_raw is not None and path_diff is not None:
         return Engine.from_diff(path_raw, path_diff, **options)
