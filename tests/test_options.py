@@ -171,6 +171,22 @@ def test_outputs_of_earlier_versions_can_be_resumed(
     assert seen == [json.dumps(wanted, sort_keys=True)]
 
 
+def test_outputs_that_a_chat_template_would_now_make_otherwise_cannot_be_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Earlier versions wrote open-instruct's format for a model with any template."""
+    seen: list[str] = []
+    monkeypatch.setattr("baize_engine.batch.run.heads", lambda path, run: seen.append(run) or iter(()))
+    records, source = tmp_path / "in.jsonl", tmp_path / "model"
+    records.write_text('{"messages": [{"role": "user", "content": "a"}]}\n')
+    source.mkdir()
+    command = ["generate", str(source), "--input", str(records), "--output"]
+    for name, config in (("without.jsonl", "{}"), ("with.jsonl", '{"chat_template": "x"}')):
+        (source / "tokenizer_config.json").write_text(config)
+        assert main([*command, str(tmp_path / name)]) == 1  # there is no model
+    assert ["chat_format" in json.loads(run)["settings"] for run in seen] == [False, True]
+
+
 def test_options_load_no_torch() -> None:
     code = "import sys, baize_engine.options; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

@@ -157,9 +157,14 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
 def _description(options: argparse.Namespace, params: SamplingParams) -> str:
     """What decides about the answers beside the records, by which --resume knows the output of the same run."""
     from baize_engine.batch.run import describe_run
+    from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
+    from baize_engine.text.chat_formats import AUTO
 
     settings = engine_options(options).for_answers()
+    folders = model_folders(options)
+    if any(TokenizerFiles.read(folder).chat_template()[0] for folder in folders if folder.is_dir()):
+        settings.setdefault("chat_format", AUTO)  # earlier versions did not ask such models by their templates
     for name, default in ADDED_LATER.items():
         if getattr(options, name) not in (None, default):
             settings[name] = getattr(options, name)
-    return describe_run(model_folders(options), settings, params)
+    return describe_run(folders, settings, params)
