@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -316,6 +317,7 @@ def test_model_arguments(spelled: Path, tmp_path: Path) -> None:
     ):
         with pytest.raises(RequestError, match=message):
             BaizeLM.create_from_arg_obj(arguments, {"device": "cpu"})
-    (spelled / "tokenizer.model").rename(tmp_path / "away")
+    mute = shutil.copytree(spelled, tmp_path / "mute")
+    (mute / "tokenizer.model").unlink()
     with pytest.raises(RequestError, match="the model has no tokenizer"):
-        BaizeLM(spelled, device="cpu")
+        BaizeLM(mute, device="cpu")
