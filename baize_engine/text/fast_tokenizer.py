@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
+from tokenizers import models
 
 from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
 from baize_engine.checkpoint.vocabulary_files import FAST
@@ -53,12 +54,10 @@ class FastTokenizer(Tokenizer):
             if getattr(whole.model, "dropout", None):  # of training: ids would be drawn
                 whole.model.dropout = None
             added = _added(whole, files.named_special(), listed, rows)
-            fresh = whole.normalizer, whole.pre_tokenizer
+            bare = _without_dummy(whole)
             # (continues, allow_special) -> the tokenizer for it; all share the model
             self._encoders = {
-                (continues, special): _encoder(
-                    whole.model, added, _without_dummy(*fresh) if continues else fresh, special
-                )
+                (continues, special): _encoder(whole.model, added, bare if continues else whole, special)
                 for continues in (False, True)
                 for special in (False, True)
             }
@@ -155,26 +154,24 @@ def _added(
 
 
 def _encoder(
-    model: Any, added: list[tokenizers.AddedToken], before: tuple[Any, Any], special: bool
+    model: models.Model, added: list[tokenizers.AddedToken], like: tokenizers.Tokenizer, special: bool
 ) -> tokenizers.Tokenizer:
-    """A tokenizer of the shared `model`; before: normalizer and pre-tokenizer; special: whether it finds special tokens."""
+    """A tokenizer of the shared `model` that prepares texts as `like` does; special: whether it finds special tokens."""
     made = tokenizers.Tokenizer(model)
-    normalizer, pre_tokenizer = before
-    if normalizer is not None:
-        made.normalizer = normalizer
-    if pre_tokenizer is not None:
-        made.pre_tokenizer = pre_tokenizer
+    if like.normalizer is not None:
+        made.normalizer = like.normalizer
+    if like.pre_tokenizer is not None:
+        made.pre_tokenizer = like.pre_tokenizer
     made.add_tokens(added)
     made.encode_special_tokens = not special
     return made
 
 
-def _without_dummy(normalizer: Any, pre_tokenizer: Any) -> tuple[Any, Any]:
-    """The same without what puts a space in front of a text."""
-    parts = {"normalizer": _plain(_json(normalizer)), "pre_tokenizer": _plain(_json(pre_tokenizer))}
+def _without_dummy(whole: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+    """Without a vocabulary, but with what prepares a text for that of `whole`, except what puts a space in front of it."""
+    parts = {"normalizer": _plain(_json(whole.normalizer)), "pre_tokenizer": _plain(_json(whole.pre_tokenizer))}
     bare = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
-    made = tokenizers.Tokenizer.from_str(json.dumps({**bare, **parts}))
-    return made.normalizer, made.pre_tokenizer
+    return tokenizers.Tokenizer.from_str(json.dumps({**bare, **parts}))
 
 
 def _json(part: Any) -> Any:
