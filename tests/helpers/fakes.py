@@ -162,34 +162,37 @@ class ByteTokenizer:
         return bytes(i - FIRST_BYTE for i in ids if i >= FIRST_BYTE).decode(errors="replace")
 
 
+# what small_model was trained on
+WORDS = [
+    "the",
+    "a",
+    "cat",
+    "dog",
+    "sat",
+    "on",
+    "mat",
+    "ran",
+    "to",
+    "from",
+    "house",
+    "tree",
+    "and",
+    "saw",
+    "big",
+    "red",
+    "ball",
+    "who",
+    "are",
+    "you",
+    "hello",
+    "world",
+]
+
+
 @cache
 def small_model(**changes: object) -> bytes:
     """A sentencepiece model trained on the spot in LLaMA's settings: BPE, byte fallback, no normalisation."""
-    words = [
-        "the",
-        "a",
-        "cat",
-        "dog",
-        "sat",
-        "on",
-        "mat",
-        "ran",
-        "to",
-        "from",
-        "house",
-        "tree",
-        "and",
-        "saw",
-        "big",
-        "red",
-        "ball",
-        "who",
-        "are",
-        "you",
-        "hello",
-        "world",
-    ]
-    lines = [" ".join(words[(i * k + j) % len(words)] for j in range(9)) for i in range(40) for k in (1, 3, 7)]
+    lines = [" ".join(WORDS[(i * k + j) % len(WORDS)] for j in range(9)) for i in range(40) for k in (1, 3, 7)]
     settings = {
         "model_type": "bpe",
         "vocab_size": 360,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import small_model
+from fakes import WORDS, small_model
 from safetensors.torch import load_file, save_file
 
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra eval)")
@@ -27,26 +27,6 @@ from baize_engine.evaluation.lm_eval.model import BaizeLM
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 PAIR = Path(baize_engine.__file__).parent / "demo_pair"
-WORDS = [
-    "the",
-    "a",
-    "cat",
-    "dog",
-    "sat",
-    "on",
-    "mat",
-    "ran",
-    "to",
-    "house",
-    "tree",
-    "and",
-    "saw",
-    "big",
-    "red",
-    "who",
-    "are",
-    "you",
-]
 GREEDY = {"until": ["dog"], "max_gen_toks": 20, "do_sample": False, "temperature": 0.0}
 
 
