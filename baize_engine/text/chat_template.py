@@ -6,10 +6,12 @@ program of whoever published the folder: it runs in a sandbox (`sandbox`), and i
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_SOURCE = 1 << 18  # characters; the longest templates in use have 20 000
 MAX_TEXT = 1 << 24  # characters of a rendered conversation
+SAFE_JINJA = (3, 1, 6)  # templates leave the sandbox of earlier ones through |attr("format") (CVE-2025-27516)
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class ChatTemplate:
 
     @cached_property
     def _compiled(self) -> Template:
-        if find_spec("jinja2") is None:
-            raise RequestError(f"{self.path}: its chat template needs jinja2: pip install 'baize-engine[tokenizers]'")
+        if reason := _why_no_jinja():
+            raise RequestError(f"{self.path}: its chat template needs {reason}: pip install 'baize-engine[tokenizers]'")
         if len(self.source) > MAX_SOURCE:
             raise RequestError(f"{self.path}: its chat template has more than {MAX_SOURCE} characters")
         from baize_engine.text.sandbox import environment
@@ -103,3 +106,14 @@ class ChatTemplate:
             line = getattr(bad, "lineno", None)
             where = "" if line is None else f" at line {line}"
             raise RequestError(f"{self.path}: its chat template fails{where}: {shown(str(bad))}") from bad
+
+
+def _why_no_jinja() -> str | None:
+    """What is wanted in place of this machine's jinja2, which torch brings in any version; None if it will do."""
+    if find_spec("jinja2") is None:
+        return "jinja2"
+    found = version("jinja2")
+    if tuple(map(int, re.findall(r"\d+", found)[:3])) < SAFE_JINJA:
+        wanted = ".".join(map(str, SAFE_JINJA))
+        return f"jinja2 {wanted} or newer, and here is {found}, whose sandbox a template can leave"
+    return None

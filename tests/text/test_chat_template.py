@@ -185,9 +185,17 @@ def test_messages_are_checked_and_a_machine_without_jinja_is_told(
     found, tokenizer = made(tmp_path, "byte_level", TEMPLATE)
     with pytest.raises(RequestError, match=r"messages\[0\] has role 'tool'"):
         found.ids([{"role": "tool", "content": "x"}], tokenizer)
-    monkeypatch.setattr(chat_template, "find_spec", lambda name: None)
-    with pytest.raises(RequestError, match=r"tokenizer_config\.json: its chat template needs jinja2: pip install"):
-        found.ids(TALKS[0], tokenizer)
+    with monkeypatch.context() as without:
+        without.setattr(chat_template, "find_spec", lambda name: None)
+        with pytest.raises(RequestError, match=r"tokenizer_config\.json: its chat template needs jinja2: pip install"):
+            found.ids(TALKS[0], tokenizer)
+    for old in ("2.11.3", "3.1", "3.1.5"):
+        monkeypatch.setattr(chat_template, "version", lambda name, old=old: old)
+        with pytest.raises(RequestError, match=rf"needs jinja2 3\.1\.6 or newer, and here is {old}, whose sandbox"):
+            found.ids(TALKS[0], tokenizer)
+    for new in ("3.1.6", "3.2.0rc1", "4.0"):
+        monkeypatch.setattr(chat_template, "version", lambda name, new=new: new)
+        assert ChatTemplate.of(tokenizer).ids(TALKS[0], tokenizer)  # type: ignore[union-attr]
 
 
 def test_ends_and_headers_are_ids(tmp_path: Path) -> None:
