@@ -12,7 +12,7 @@ from baize_engine.fields import option
 from baize_engine.options import count
 
 FORMATS = ("chat", "raw")
-TOO_LONG = ("refuse", "wrong")
+TOO_LONG = ("wrong", "refuse")
 MOST_SEED = (1 << 64) - 1
 
 
@@ -23,8 +23,8 @@ class EvaluationOptions:
     format: "chat", the prompts of the model card; "raw", those that the same scripts made for base models.
     add_bos: prompts begin with the begin token, as they did for the model card.
     limit: asks only the first so many examples of each group.
-    too_long: what an example is whose prompt leaves the model no position for an answer: "refuse", an error before anything
-        runs; "wrong", it is not asked and counts as wrong.
+    too_long: what an example is whose prompt leaves the model no position for an answer: "wrong", it is not asked and counts as
+        wrong, unless all examples of its task are; "refuse", an error before anything runs.
     subjects: asks only these groups: subjects of MMLU, tasks of BBH, languages of TydiQA.
     seed: draws the examples of tasks that ask a sample, and what is sampled of the model.
     allow_code_execution: runs the programs that the model writes, each in a process with little room and no network.
@@ -47,8 +47,8 @@ class EvaluationOptions:
         None, "ask only these subjects of MMLU, tasks of BBH or languages of TydiQA", nargs="+", metavar="SUBJECT"
     )
     too_long: str = option(
-        "refuse",
-        "examples whose prompts do not fit the model: refuse the task before anything runs, or count them as wrong",
+        "wrong",
+        "examples whose prompts do not fit the model: count them as wrong, or refuse the task before anything runs",
         choices=TOO_LONG,
     )
     seed: int = option(42, "draws the examples of tasks that ask a sample, and what is sampled", metavar="S")

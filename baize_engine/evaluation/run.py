@@ -37,7 +37,7 @@ def evaluate(
     format: str = "chat",
     add_bos: bool = True,
     limit: int | None = None,
-    too_long: str = "refuse",
+    too_long: str = "wrong",
     subjects: Sequence[str] | None = None,
     seed: int = 42,
     resume: bool = False,

@@ -51,7 +51,7 @@ def test_the_demo_model_makes_a_table(
         ("mmlu_0shot", 4), ("mmlu_5shot", 4), ("bbh_direct", 4), ("tydiqa_closed", 4), ("humaneval", 4), ("alpaca_farm", 2),
     ]  # fmt: skip
     assert told["options"] == {
-        "format": "chat", "add_bos": True, "limit": 2, "subjects": None, "too_long": "refuse", "seed": 42,
+        "format": "chat", "add_bos": True, "limit": 2, "subjects": None, "too_long": "wrong", "seed": 42,
         "allow_code_execution": False, "annotations": None,
     }  # fmt: skip
     assert "model.safetensors" in [name for name, _, _ in told["model"]["files"]]
@@ -167,7 +167,7 @@ def test_flags_reach_the_options(demo: Path, data: Path, tmp_path: Path) -> None
         "--seed",
         "7",
         "--too_long",
-        "wrong",
+        "refuse",
         "--quantize",
         "int8",
         "--quiet",
@@ -175,7 +175,7 @@ def test_flags_reach_the_options(demo: Path, data: Path, tmp_path: Path) -> None
     assert main(["eval", str(demo), *command(data, tmp_path, *more, tasks=["mmlu_0shot"])]) == 0
     told = json.loads((tmp_path / "results.json").read_text())
     assert told["options"] == {
-        "format": "raw", "add_bos": False, "limit": 2, "subjects": ["food"], "too_long": "wrong", "seed": 7,
+        "format": "raw", "add_bos": False, "limit": 2, "subjects": ["food"], "too_long": "refuse", "seed": 7,
         "allow_code_execution": False, "annotations": None,
     }  # fmt: skip
     assert told["model"]["settings"]["quantize"] == "int8"

@@ -77,7 +77,7 @@ ARGUMENTS: list[tuple[Callable, list[str], dict[str, object]]] = [
         evaluate,
         ["engine", "tasks", "data", "out"],
         {
-            "format": "chat", "add_bos": True, "limit": None, "too_long": "refuse", "subjects": None, "seed": 42,
+            "format": "chat", "add_bos": True, "limit": None, "too_long": "wrong", "subjects": None, "seed": 42,
             "resume": False, "progress": False, "allow_code_execution": False, "annotations": None, "model": None,
         },
     ),

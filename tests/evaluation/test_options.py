@@ -31,7 +31,7 @@ def test_subjects_are_taken_once_each_and_in_order() -> None:
     [
         ({"format": "alpaca"}, "format is 'alpaca', wanted chat or raw"),
         ({"add_bos": None}, "add_bos is None, wanted True or False"),
-        ({"too_long": "skip"}, "too_long is 'skip', wanted refuse or wrong"),
+        ({"too_long": "skip"}, "too_long is 'skip', wanted wrong or refuse"),
         ({"limit": 0}, "limit is 0, wanted an integer of at least 1"),
         ({"limit": 1.5}, r"limit is 1\.5"),
         ({"subjects": "astronomy"}, "subjects is 'astronomy', wanted a list of names"),

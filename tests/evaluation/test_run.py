@@ -262,21 +262,21 @@ def test_a_prompt_that_is_too_long_is_refused_before_anything_runs(engine: Engin
         RequestError,
         match=r"text, example dogs/4: the prompt has \d+ tokens, the model takes 127; 3 of 6 examples are too long",
     ):
-        evaluate(engine, [ToyText("text")], data, tmp_path / "out")
+        evaluate(engine, [ToyText("text")], data, tmp_path / "out", too_long="refuse")
     assert engine.usage == before
     assert not (tmp_path / "out").exists()
-    evaluate(engine, [ToyText("text")], data, tmp_path / "out", subjects=["cats"])
+    evaluate(engine, [ToyText("text")], data, tmp_path / "out", subjects=["cats"], too_long="refuse")
     with pytest.raises(RequestError, match=r"text, example dogs/4: .*; 3 of 3 examples are too long$"):
-        evaluate(engine, [ToyText("text")], data, tmp_path / "none", subjects=["dogs"], too_long="wrong")
+        evaluate(engine, [ToyText("text")], data, tmp_path / "none", subjects=["dogs"])
 
 
 @pytest.mark.parametrize("task", both())
-def test_examples_that_are_too_long_may_count_as_wrong(engine: Engine, tmp_path: Path, task: toy_tasks.Toy) -> None:
+def test_examples_that_are_too_long_count_as_wrong(engine: Engine, tmp_path: Path, task: toy_tasks.Toy) -> None:
     data = toy_tasks.write_data(tmp_path / "data")
     path = data / toy_tasks.FILE
     (short,) = evaluate(engine, [task], data, tmp_path / "short", subjects=["cats"])
     path.write_text(path.read_text().replace("dogs: ", "dogs: " + "cat " * 200))
-    (result,) = evaluate(engine, [task], data, tmp_path / "out", too_long="wrong")
+    (result,) = evaluate(engine, [task], data, tmp_path / "out")
     assert (result.examples, result.too_long, result.failed, result.scores[0].count) == (6, 3, 0, 6)
     assert result.groups["cats"] == [replace(score, card=None) for score in short.scores]
     assert result.groups["dogs"][0].value == 0
@@ -289,7 +289,7 @@ def test_examples_that_are_too_long_may_count_as_wrong(engine: Engine, tmp_path:
             == f"the prompt has {record['prompt_tokens']} tokens, the model takes {127 + (task.name == 'choice')}"
         )
         assert ("outputs" in record, record["measures"]) == (False, {"right": 0.0})
-    (again,) = evaluate(engine, [task], data, tmp_path / "out", too_long="wrong", resume=True)
+    (again,) = evaluate(engine, [task], data, tmp_path / "out", resume=True)
     assert (again.scores, again.too_long, again.resumed) == (result.scores, 3, 6)
 
 
