@@ -12,9 +12,10 @@ from baize_engine.engine import Engine
 from baize_engine.errors import RequestError
 from baize_engine.evaluation.options import EvaluationOptions
 from baize_engine.evaluation.selection import Selection
-from baize_engine.evaluation.task import Choice, Example, Request
+from baize_engine.evaluation.task import Choice, Encoder, Example, Request
 from baize_engine.generation.params import SamplingParams
 from baize_engine.progress import Advance, unseen
+from baize_engine.text.lines import LineEncoder
 from baize_engine.text.tokenizer import Tokenizer
 
 IDS = "i"  # array's type of token ids: 4 bytes each, where a list takes 36; MMLU's prompts have 20 million
@@ -48,6 +49,18 @@ class Question:
         return json.dumps(asked, sort_keys=True).encode() + b"\n" + self.ids.tobytes()
 
 
+class _ByLines:
+    """A tokenizer as an Encoder that keeps the ids of lines: shots come again, and MMLU's prompts are encoded twice."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._lines = {special: LineEncoder(tokenizer, special) for special in (False, True)}
+        self.decode = tokenizer.decode
+
+    def encode(self, text: str, add_bos: bool | None = None, *, allow_special: bool = False) -> list[int]:
+        return self._tokenizer.encode("", add_bos) + self._lines[allow_special].encode(text)
+
+
 def questions(
     engine: Engine, selection: Selection, options: EvaluationOptions, progress: Advance = unseen
 ) -> list[Question]:
@@ -58,11 +71,11 @@ def questions(
     tokenizer = engine.tokenizer
     if tokenizer is None:
         raise RequestError("an evaluation needs the model's tokenizer, and the model has none")
-    task, found = selection.task, []
+    encoder, task, found = _ByLines(tokenizer), selection.task, []
     for example in selection.examples:
-        request = task.request(example, options.format == "chat", tokenizer)
+        request = task.request(example, options.format == "chat", encoder)
         try:
-            found.append(_question(engine, tokenizer, example, request, options.add_bos))
+            found.append(_question(engine, encoder, example, request, options.add_bos))
         except RequestError as error:
             raise RequestError(f"{task.name}, example {example.name}: {error}") from None
         progress(1)
@@ -74,22 +87,22 @@ def questions(
     return found
 
 
-def _question(engine: Engine, tokenizer: Tokenizer, example: Example, request: Request, add_bos: bool) -> Question:
+def _question(engine: Engine, encoder: Encoder, example: Example, request: Request, add_bos: bool) -> Question:
     if isinstance(request, Choice):
-        return _choice(engine, tokenizer, example, request, add_bos)
-    ids = tokenizer.encode(request.prompt, add_bos, allow_special=request.parse_special)
+        return _choice(engine, encoder, example, request, add_bos)
+    ids = encoder.encode(request.prompt, add_bos, allow_special=request.parse_special)
     question = Question(example, array(IDS, ids), request.params, too_long=_too_long(ids, engine.max_model_len - 1))
     if question.too_long is None:
         engine.encode(ids, request.params)  # refuses what the model cannot serve
     return question
 
 
-def _choice(engine: Engine, tokenizer: Tokenizer, example: Example, request: Choice, add_bos: bool) -> Question:
+def _choice(engine: Engine, encoder: Encoder, example: Example, request: Choice, add_bos: bool) -> Question:
     most = engine.max_model_len  # nothing follows
-    ids = tokenizer.encode(request.prompt, add_bos)
+    ids = encoder.encode(request.prompt, add_bos)
     if len(ids) > most and request.shorter is not None:
-        ids = tokenizer.encode(request.shorter, add_bos)
-    candidates = _candidates(tokenizer, request.options)
+        ids = encoder.encode(request.shorter, add_bos)
+    candidates = _candidates(encoder, request.options)
     return Question(example, array(IDS, ids), GREEDY, request.options, candidates, _too_long(ids, most))
 
 
@@ -97,8 +110,8 @@ def _too_long(ids: Sequence[int], most: int) -> str | None:
     return f"the prompt has {len(ids)} tokens, the model takes {most}" if len(ids) > most else None
 
 
-def _candidates(tokenizer: Tokenizer, options: Sequence[str]) -> tuple[int, ...]:
-    encoded = [tokenizer.encode(option, add_bos=False) for option in options]
+def _candidates(encoder: Encoder, options: Sequence[str]) -> tuple[int, ...]:
+    encoded = [encoder.encode(option, add_bos=False) for option in options]
     for option, ids in zip(options, encoded, strict=True):
         if not ids:
             raise RequestError(f"the option {option!r} has no token")

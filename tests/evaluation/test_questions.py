@@ -114,3 +114,20 @@ def test_errors_name_the_task_and_the_example(engine: Engine) -> None:
         asked(short, ToyText("text"))
     with pytest.raises(RequestError, match="needs the model's tokenizer, and the model has none"):
         asked(fake_engine.make(TableDecoder(VOCAB), None), ToyText("text"))
+
+
+def test_ids_are_the_tokenizers_where_lines_come_again(folder: Path) -> None:
+    shots = "the cat\n\n the dog\nAnswer: <s>\n"
+    prompts = [f"{shots}{last}" for last in ("the", " saw the\n", "")]
+
+    class Asking(ToyText):
+        def request(self, example: Item, chat: bool, encoder: Encoder) -> Generation:
+            return Generation(example.text, self.params, parse_special=self.judged)
+
+    items = [Item(f"cats/{n}", "cats", prompt, "the") for n, prompt in enumerate(prompts)]
+    with Engine.from_pretrained(folder, device="cpu") as engine:
+        assert engine.tokenizer is not None
+        for parses, add_bos in ((True, True), (False, False)):
+            found = questions(engine, Selection(Asking("text", parses), items), EvaluationOptions(add_bos=add_bos))
+            wanted = [engine.tokenizer.encode(prompt, add_bos, allow_special=parses) for prompt in prompts]
+            assert [list(each.ids) for each in found] == wanted
