@@ -19,11 +19,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -173,20 +172,17 @@ def chosen_of(
     kept: list[Example] = []
     questions: list[Asked] = []
     too_long = 0
-
-    def fitting(examples: Sequence[Example]) -> Iterator[tuple[Example, Asked]]:
-        nonlocal too_long
-        for example in examples:
-            one = asked_of(engine, whole.request(example, True, tokenizer))
-            if len(one.ids) + one.new_tokens <= engine.max_model_len:
-                yield example, one
-            else:
-                too_long += 1
-
     for group in evenly(list(groups), work.groups):
-        for example, one in islice(fitting(groups[group]), work.examples):
+        most = len(kept) + work.examples
+        for example in groups[group]:
+            one = asked_of(engine, whole.request(example, True, tokenizer))
+            if len(one.ids) + one.new_tokens > engine.max_model_len:
+                too_long += 1
+                continue
             kept.append(example)
             questions.append(one)
+            if len(kept) == most:
+                break
     return Part(task, kept, new_tokens), questions, too_long
 
 
