@@ -38,8 +38,7 @@ from side_by_side import MARGINS
 
 from baize_engine import Completion, Engine
 from baize_engine.backend import devices
-from baize_engine.evaluation import card
-from baize_engine.evaluation.evaluate import evaluate
+from baize_engine.evaluation import card, evaluate
 from baize_engine.evaluation.options import EvaluationOptions
 from baize_engine.evaluation.task import Choice, Encoder, Example, Judged, Request, Score, Task, Verdict
 from baize_engine.generation.usage import Usage
@@ -74,7 +73,7 @@ class Part(Task[Any]):
 
     def __init__(self, task: Task[Any], examples: list[Example], new_tokens: int) -> None:
         self._task, self._examples, self._new_tokens = task, examples, new_tokens
-        self.name, self.about = task.name, task.about
+        self.name = task.name
 
     def examples(self, data: Path, seed: int) -> list[Example]:
         return self._examples
