@@ -266,6 +266,7 @@ def bench(report: Report, options: argparse.Namespace, device: str, folder: Path
             )
             if not asked:
                 raise SystemExit("no example fits the model")
+            ours.run(part, asked)  # memory and plans are there once they are used, as the peers' are by then
             runs = [ours.run(part, asked)]
             for peer in peers:
                 with report.case(task=work.task, engine=peer.name):
