@@ -117,6 +117,7 @@ def test_a_prompt_as_long_as_the_context_is_scored() -> None:
     assert sum(each.logprob for each in found[1:] if each) == pytest.approx(engine.score(ids[:1], [ids[1:]])[0])
     with pytest.raises(RequestError, match=r"prompt 0 has 21 tokens, wanted 1 to 20 \(max_model_len\)"):
         engine.prompt_logprobs([[*ids, EOS]])
-    for call in (engine.generate, engine.encode, lambda prompt: engine.next_token_logprobs([prompt], [3])):
+    assert len(engine.next_token_logprobs([ids], [3])[0]) == 1
+    for call in (engine.generate, engine.encode):
         with pytest.raises(RequestError, match=r"has 20 tokens, wanted 1 to 19 \(max_model_len - 1\)"):
             call(ids)

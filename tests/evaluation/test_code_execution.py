@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -127,25 +128,33 @@ def test_what_does_not_end_is_killed(anywhere: bool, program: str) -> None:
     assert left() == set()
 
 
-def interrupted_at(monkeypatch: pytest.MonkeyPatch, call: int, number: int) -> None:
-    """This process sends itself a signal when it waits for programs, the so manieth time."""
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def interrupted_at(monkeypatch: pytest.MonkeyPatch, call: int) -> None:
+    """This process is interrupted when it waits for programs, the so manieth time."""
     calls = []
 
     def wait(*arguments):  # type: ignore[no-untyped-def]
         calls.append(left())
         if len(calls) == call:
-            signal.raise_signal(number)
+            signal.raise_signal(signal.SIGINT)
         return original(*arguments)
 
     original = code_execution.wait
     monkeypatch.setattr(code_execution, "wait", wait)
 
 
-@pytest.mark.parametrize("call", [1, 2, 4])
+@pytest.mark.parametrize("call", [1, 2, 3])  # a fourth need not come: one call may hear from both supervisors
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_no_process(
     anywhere: bool, public: Path, monkeypatch: pytest.MonkeyPatch, call: int
 ) -> None:
-    interrupted_at(monkeypatch, call, signal.SIGINT)
+    interrupted_at(monkeypatch, call)
     with pytest.raises(KeyboardInterrupt):
         replace(SMALL, namespaces=anywhere, workers=2).run(["while True: pass", FORKS])
     assert left() == set()
