@@ -117,8 +117,7 @@ def judge(program: bytes, limits: Limits, place: Place) -> bytes:
         try:
             stopped = watch(0, result_in, output_in, limits.seconds)
         finally:
-            place.kill()
-            status = reap(child)
+            status = reap(child, place.kill)
     result = os.read(result_in, MESSAGE_BYTES)  # as nothing can write to it any more, its end if it is empty
     close(result_in, output_in)
     if stopped:

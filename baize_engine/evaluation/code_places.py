@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 FILE_BYTES = 16 << 20  # of one file; in namespaces of all files together
 NOBODY = 65534  # user and group
@@ -258,11 +258,16 @@ def signal_all(processes: Iterable[int], number: int) -> None:
             os.kill(process, number)
 
 
-def reap(child: int) -> int:
-    """Waits until this process has no children; the status of the one that is asked about."""
+def reap(child: int, kill: Callable[[], None] = lambda: None) -> int:
+    """Waits until this process has no children; the status of the one that is asked about.
+
+    kill: ends those that are there, before each wait: a process that is stopped in the middle of a fork may still complete it,
+    after the others were looked for, and its child comes to this process when it dies.
+    """
     found = 0
     with contextlib.suppress(ChildProcessError):
         while True:
+            kill()
             process, status = os.wait()
             if process == child:
                 found = status
