@@ -28,6 +28,7 @@ from baize_engine.evaluation.task import (
     Task,
     Verdict,
     chat_prompt,
+    drawn,
     mean_score,
 )
 from baize_engine.generation.params import SamplingParams
@@ -66,7 +67,7 @@ class Bbh(Task[BbhExample]):
         random, found = Random(seed), []
         for task, part in tasks.items():
             every = read(part, task, shots_of(shots[task], self.cot))
-            found += random.sample(every, SAMPLE) if len(every) > SAMPLE else every
+            found += drawn(every, SAMPLE, random)
         return found
 
     def request(self, example: BbhExample, chat: bool, encoder: Encoder) -> Generation:

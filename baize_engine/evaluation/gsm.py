@@ -25,7 +25,9 @@ from baize_engine.evaluation.task import (
     Task,
     Verdict,
     chat_prompt,
+    drawn,
     mean_score,
+    newline_id,
 )
 from baize_engine.generation.params import SamplingParams
 from baize_engine.printable import brief
@@ -54,11 +56,10 @@ class Gsm(Task[GsmExample]):
 
     def examples(self, data: Path, seed: int) -> list[GsmExample]:
         every = read(locate(data, FILES, SOURCE))
-        return Random(seed).sample(every, SAMPLE) if len(every) > SAMPLE else every
+        return drawn(every, SAMPLE, Random(seed))
 
     def request(self, example: GsmExample, chat: bool, encoder: Encoder) -> Generation:
-        newline = encoder.encode("\n", False)[-1]  # a piece of spaces may come first
-        params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=(newline,))
+        params = SamplingParams(max_new_tokens=MAX_NEW_TOKENS, stop_token_ids=(newline_id(encoder),))
         return Generation(prompt(example.question, self.cot, chat), params)
 
     def judge(self, example: GsmExample, outputs: Sequence[str]) -> Verdict:

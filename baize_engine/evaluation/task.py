@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from typing import Any, Generic, Protocol, TypeVar
 
 from baize_engine.evaluation.statistics import mean_of_groups
@@ -99,6 +100,7 @@ class Score:
 
 
 E = TypeVar("E", bound=Example)
+T = TypeVar("T")
 
 
 class Task(ABC, Generic[E]):
@@ -138,6 +140,16 @@ class Task(ABC, Generic[E]):
 def chat_prompt(user: str, reply: str) -> str:
     """One turn of open-instruct's chat format, and the beginning of the reply, which the model continues."""
     return f"<|user|>\n{user}\n<|assistant|>\n{reply}"
+
+
+def drawn(items: Sequence[T], most: int, random: Random) -> list[T]:
+    """A sample of `most` items in the order of `random`, or all in their own order if there are no more."""
+    return random.sample(items, most) if len(items) > most else list(items)
+
+
+def newline_id(encoder: Encoder) -> int:
+    """The id that ends an answer of one line: the last of a line break's ids, as sentencepiece puts a space in front."""
+    return encoder.encode("\n", add_bos=False)[-1]
 
 
 def mean_score(

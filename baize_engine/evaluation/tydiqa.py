@@ -23,7 +23,9 @@ from baize_engine.evaluation.task import (
     Task,
     Verdict,
     chat_prompt,
+    drawn,
     mean_score,
+    newline_id,
 )
 from baize_engine.evaluation.tydiqa_wordings import WORDINGS
 from baize_engine.generation.params import SamplingParams
@@ -65,7 +67,7 @@ class TydiQa(Task[TydiQaExample]):
         chosen: dict[str, list[tuple[int, Question]]] = {}
         for language, found in sorted(read_questions(_locate(data, "dev")).items()):
             numbered = list(enumerate(found))
-            chosen[language] = random.sample(numbered, PER_LANGUAGE) if len(found) > PER_LANGUAGE else numbered
+            chosen[language] = drawn(numbered, PER_LANGUAGE, random)
         path = _locate(data, "train")
         train = read_questions(path)
         examples = []
@@ -77,8 +79,7 @@ class TydiQa(Task[TydiQaExample]):
         return examples
 
     def request(self, example: TydiQaExample, chat: bool, encoder: Encoder) -> Generation:
-        newline = encoder.encode("\n", add_bos=False)[-1]  # the last: sentencepiece puts a space in front
-        params = SamplingParams(max_new_tokens=50, stop_token_ids=(newline,))
+        params = SamplingParams(max_new_tokens=50, stop_token_ids=(newline_id(encoder),))
         return Generation(self.prompt(example, chat, encoder), params, parse_special=self.passage)
 
     def prompt(self, example: TydiQaExample, chat: bool, encoder: Encoder) -> str:
