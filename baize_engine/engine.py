@@ -75,6 +75,8 @@ class Engine:
         cache_dtype: str = "auto",
         exact_activations: bool = False,
         chat_format: str = "auto",
+        speculate: str | None = None,
+        speculate_tokens: int | None = None,
     ) -> Engine:
         """Loads a model from a folder: a recovered one, or any LLaMA in the layout of transformers.
 
@@ -93,6 +95,10 @@ class Engine:
             which is faster; the README says what that costs.
         chat_format: how `chat` writes a conversation: "template" (the folder's chat template), "open_instruct", "alpaca",
             "vicuna" or "raw"; "auto": the folder's template, or open-instruct's format if it has none.
+        speculate: proposes tokens, several of which one step verifies; the output stays the same, bit for bit. "ngram": what
+            followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float or int8
+            weights; else the folder of a smaller model with the same vocabulary.
+        speculate_tokens: most tokens proposed at once. Default: 15; fewer are where they are rejected or cost too much.
 
         RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
         a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model and tokenizer.json,
@@ -108,6 +114,8 @@ class Engine:
             cache_dtype,
             exact_activations,
             chat_format,
+            speculate,
+            speculate_tokens,
         )
         return cls(load(path, options))
 
@@ -125,6 +133,8 @@ class Engine:
         cache_dtype: str = "auto",
         exact_activations: bool = False,
         chat_format: str = "auto",
+        speculate: str | None = None,
+        speculate_tokens: int | None = None,
         *,
         force: bool = False,
         new_rows: str = "auto",
@@ -158,6 +168,8 @@ class Engine:
             cache_dtype,
             exact_activations,
             chat_format,
+            speculate,
+            speculate_tokens,
         )
         recovery = RecoveryOptions(new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress)
         return cls(load_diff(path_raw, path_diff, options, recovery))

@@ -28,6 +28,7 @@ from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
+from baize_engine.speculate import speculator
 from baize_engine.text import chat_formats, choose, special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -126,7 +127,7 @@ def assemble(
     cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
     cache = new_cache(model, cache_tokens, cache_dtype)
     return LoadedModel(
-        loop=Loop(PromptRunner(model, cache)),
+        loop=Loop(PromptRunner(model, cache), speculator=speculator(options, model)),
         vocab_size=config.vocab_size,
         max_model_len=options.context_length(config.max_position_embeddings),
         eos_token_ids=eos_token_ids,

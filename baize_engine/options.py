@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from os import PathLike, fspath
 from typing import Any
 
 from baize_engine import plain
@@ -15,6 +16,9 @@ DTYPES = ("auto", *FLOATS)
 QUANTIZED = ("int8", "int4")
 # csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
 MOST_THREADS = 1024
+NGRAM, SELF_INT4 = "ngram", "self-int4"  # ways to speculate; any other is a model's folder
+# rows of a step but one: beyond 64 rows a GPU's products change their order of summation
+MOST_SPECULATED = 63
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,16 @@ class EngineOptions:
         "how a conversation is written; auto: the folder's chat template, or open-instruct's format if it has none",
         choices=CHAT_FORMATS,
     )
+    speculate: str | None = option(
+        None,
+        "propose tokens, several of which one step verifies; the output stays the same, bit for bit. ngram: those that "
+        "followed the same words earlier in the text; self-int4: those of the model's own int4 form; or the folder of a "
+        "smaller model with the same vocabulary",
+        metavar="HOW",
+    )
+    speculate_tokens: int | None = option(
+        None, "most tokens proposed at once (default: 15, and fewer where they are rejected)", metavar="N"
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
@@ -67,6 +81,16 @@ class EngineOptions:
         self._check_count("threads", 1, MOST_THREADS)
         self._check_count("max_model_len", 2)
         self._check_count("cache_tokens", self.max_model_len or 2)
+        if self.speculate is not None:
+            if not isinstance(self.speculate, (str, PathLike)) or not str(self.speculate):
+                wanted = "wanted None, 'ngram', 'self-int4' or a model's folder"
+                raise RequestError(f"speculate is {self.speculate!r}, {wanted}")
+            object.__setattr__(self, "speculate", fspath(self.speculate))
+        self._check_count("speculate_tokens", 1, MOST_SPECULATED)
+        if self.speculate_tokens is not None and self.speculate is None:
+            raise RequestError(
+                f"speculate_tokens is {self.speculate_tokens} without speculate, which says how to propose"
+            )
         exact = plain.number(self.exact_activations)
         if not isinstance(exact, bool):
             raise RequestError(f"exact_activations is {self.exact_activations!r}, wanted True or False")
@@ -78,7 +102,14 @@ class EngineOptions:
         A field that is added here must be left out while it has its default: the digests of outputs that were begun before
         it came would change.
         """
-        left_out = ["device", "cache_tokens", "threads", *(["chat_format"] if self.chat_format == AUTO else [])]
+        left_out = [
+            "device",
+            "cache_tokens",
+            "threads",
+            "speculate",
+            "speculate_tokens",
+            *(["chat_format"] if self.chat_format == AUTO else []),
+        ]
         return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     def context_length(self, positions: int) -> int:

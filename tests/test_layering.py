@@ -27,7 +27,7 @@ LAYERS = (
     ("backend",),
     ("model", "recovery"),
     ("generation",),
-    ("completion", "engine", "from_diff", "loading", "options", "outputs", "requests"),
+    ("completion", "engine", "from_diff", "loading", "options", "outputs", "requests", "speculate"),
     ("batch", "evaluation"),
     ("__main__", "cli"),
 )

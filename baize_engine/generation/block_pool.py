@@ -110,16 +110,28 @@ class BlockPool:
             )
         sequence.block_table += [self._take() for _ in range(needed)]
 
+    def reserve_free(self, sequence: Sequence, new_tokens: int, more: int) -> int:
+        """Adds blocks for up to `more` tokens after `new_tokens` that have theirs, without forgetting a prefix.
+
+        Returns for how many there is room.
+        """
+        room = (len(sequence.block_table) + len(self._free)) * self.block_size - sequence.num_cached - new_tokens
+        count = min(more, room)
+        self.reserve(sequence, new_tokens + count)
+        return count
+
+    def trim(self, sequence: Sequence) -> None:
+        """Returns the sequence's blocks after its cached tokens to the pool."""
+        self._check(sequence)
+        kept = -(-sequence.num_cached // self.block_size)
+        self._release(sequence.block_table[kept:])
+        del sequence.block_table[kept:]
+
     def free(self, sequence: Sequence) -> None:
         """Returns the sequence's blocks to the pool and empties it. Their rows stay readable until they are taken again."""
         self._check(sequence)
         self._sequences.discard(sequence)
-        for block in reversed(sequence.block_table):  # so that the end of a prompt is forgotten before its beginning
-            self._holders[block] -= 1
-            if self._holders[block] == 0 and block in self._key_of:
-                self._kept[block] = None
-            elif self._holders[block] == 0:
-                self._free.append(block)
+        self._release(sequence.block_table)
         sequence.block_table, sequence.num_cached = [], 0
         sequence.num_chunks = sequence.chunk_name = 0
 
@@ -133,6 +145,14 @@ class BlockPool:
         for block in blocks:
             self._holders[block] += 1
             self._kept.pop(block, None)
+
+    def _release(self, blocks: list[int]) -> None:
+        for block in reversed(blocks):  # so that the end of a prompt is forgotten before its beginning
+            self._holders[block] -= 1
+            if self._holders[block] == 0 and block in self._key_of:
+                self._kept[block] = None
+            elif self._holders[block] == 0:
+                self._free.append(block)
 
     def _take(self) -> int:
         """A block for a new holder: a free one, or the least recently used kept one, whose chunk is then forgotten."""

@@ -17,9 +17,10 @@ from baize_engine.generation.sampling import SampleOp, choose_tokens, token_logp
 from baize_engine.generation.scheduler import Action, Fail, Launch, Piece, Prefill, Read, Scheduler, SwapIn, SwapOut
 from baize_engine.generation.sequence import FinishReason, Sequence
 from baize_engine.generation.shaping import shaping
+from baize_engine.generation.speculation.speculator import Speculator
 from baize_engine.generation.usage import Usage
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner
-from baize_engine.model.runner import Batch
+from baize_engine.model.runner import Batch, Verified
 
 MAX_ROWS = 64  # sequences per step: the most rows for which a GPU's products keep one order of summation
 # the device's token if a logit is not finite, and the token of a sequence that ends without one
@@ -35,6 +36,7 @@ class Loop:
     decoder: runs the prompts.
     batch: runs the steps. Default: made from the decoder's model.
     sample: the op that draws tokens. Default: the model's.
+    speculator: proposes tokens that steps verify. Default: none, so that each step makes one token of a sequence.
     """
 
     def __init__(
@@ -44,12 +46,14 @@ class Loop:
         *,
         batch: Batch[Sequence] | None = None,
         sample: SampleOp | None = None,
+        speculator: Speculator | None = None,
     ) -> None:
         self.decoder, self.cache = decoder, decoder.cache
         self.pool = BlockPool(self.cache.num_blocks, self.cache.block_size, self.cache.chunk)
         self._sample = sample or decoder.model.ops.sample
         self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk, decoder.together)
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
+        self._speculator = speculator
         self._asked = self._computed = self._generated = 0
 
     @property
@@ -78,8 +82,68 @@ class Loop:
     def step(self) -> list[Output]:
         """Carries out the next action, such as a piece of a prompt or a decode step, and returns its outputs."""
         in_flight = self._batch.in_flight
-        action = Read() if in_flight > self._batch.ahead else self._scheduler.schedule(in_flight > 0)
+        action = Read() if in_flight > self._ahead() else self._scheduler.schedule(in_flight > 0)
+        if isinstance(action, Launch) and not in_flight and (drafts := self._drafts(action.sequences)):
+            return self._verify(drafts)
         return [] if action is None else self._postprocess(self._run(action))
+
+    def _ahead(self) -> int:
+        """The most steps that may be in flight when another is launched: none if that one is to verify draft tokens."""
+        ahead = self._batch.ahead
+        if ahead and self._speculator is not None and self._speculator.waits(self._batch.sequences):
+            return 0
+        return ahead
+
+    def _drafts(self, sequences: list[Sequence]) -> dict[Sequence, list[int]]:
+        return {} if self._speculator is None else self._speculator.drafts(sequences, self._scheduler.draft)
+
+    def _verify(self, drafts: dict[Sequence, list[int]]) -> list[Output]:
+        """Runs a step that has rows for the draft tokens, too.
+
+        Tokens are appended one after another, as those of decode steps, as long as the one just appended is the next draft
+        token: what the model chose in the row after it is then right.
+        """
+        verified = self._batch.verify(drafts)
+        before = [len(row.sequence.token_ids) for row in verified]
+        outputs: list[Output] = []
+        going, place = verified, 0
+        while going:
+            made = self._made(going, place)
+            outputs += self._postprocess(made)
+            going = [
+                row
+                for row, (_, token) in zip(going, made, strict=True)
+                if row.draft[place : place + 1] == [token] and not row.sequence.finished
+            ]
+            place += 1
+        for row, start in zip(verified, before, strict=True):
+            self._settle(row, start)
+        return outputs
+
+    def _settle(self, row: Verified[Sequence], before: int) -> None:
+        """Ends a sequence's part in a verification step, before which it had made `before` tokens."""
+        sequence, proposed = row.sequence, len(row.draft)
+        agreeing = [a == b for a, b in zip(row.draft, sequence.token_ids[before:], strict=False)]
+        accepted = agreeing.index(False) if False in agreeing else len(agreeing)
+        sequence.num_steps += 1
+        sequence.num_proposed += proposed
+        sequence.num_accepted += accepted
+        if not sequence.finished:
+            self._scheduler.verified(sequence)
+            if proposed and self._speculator is not None:
+                self._speculator.proposer.verified(sequence, proposed, accepted)
+
+    def _made(self, verified: list[Verified[Sequence]], place: int) -> list[tuple[Sequence, int]]:
+        """The token that each sequence makes in row `place` of its rows."""
+        for row in verified:
+            self._scheduler.arrived(row.sequence)
+        on_host = [row for row in verified if row.sequence.on_host]
+        chosen = []
+        if on_host:
+            logits = self._batch.verified_logits([row.first + place for row in on_host])
+            chosen = self._choose([row.sequence for row in on_host], logits)
+        in_order = iter(chosen)
+        return [(row.sequence, next(in_order) if row.sequence.on_host else row.tokens[place]) for row in verified]
 
     def _run(self, action: Action) -> list[tuple[Sequence, int]]:
         """Carries out the action. Returns the tokens it made."""
@@ -134,12 +198,15 @@ class Loop:
         self.cache.swap_in((keys[:, kept:], values[:, kept:]), blocks)
         sequence.saved = None
         self._batch.add(sequence)
+        if self._speculator is not None:
+            self._speculator.proposer.moved(sequence)
 
     def _read(self) -> list[tuple[Sequence, int]]:
         """The oldest step's tokens, except those of sequences that ended while it was in flight."""
         made = [(sequence, token) for sequence, token in self._batch.read() if not sequence.finished]
         for sequence, _ in made:
             self._scheduler.arrived(sequence)
+            sequence.num_steps += 1
         on_host = [sequence for sequence, _ in made if sequence.on_host]
         if not on_host:
             return made
@@ -212,7 +279,7 @@ class Loop:
             self._batch.drop(sequence)
         sequence.finish_reason = reason  # before it counts as finished
         self._scheduler.finish(sequence)
-        sequence.shaping = sequence.saved = None
+        sequence.shaping = sequence.saved = sequence.speculation = None
 
 
 def _piece(piece: Piece, last: dict[Sequence, Tensor]) -> PromptPiece:

@@ -151,6 +151,21 @@ class Scheduler:
         sequence.num_cached += 1
         sequence.num_in_flight -= 1
 
+    def draft(self, sequence: Sequence, tokens: int) -> int:
+        """Adds draft tokens to the step just launched: at most `tokens`, fewer where blocks are short. Returns how many.
+
+        They take only blocks that are free: they preempt nothing, and no known prefix is forgotten for them. After the step,
+        call `arrived` for each token accepted, and `verified`.
+        """
+        count = self._pool.reserve_free(sequence, sequence.num_in_flight, tokens)
+        sequence.num_in_flight += count
+        return count
+
+    def verified(self, sequence: Sequence) -> None:
+        """Records that the other draft tokens of an unfinished sequence were rejected."""
+        sequence.num_in_flight = 0
+        self._pool.trim(sequence)
+
     def finish(self, sequence: Sequence) -> None:
         """Ends a sequence in any status, and frees its blocks."""
         if sequence.status is Status.RUNNING:

@@ -20,6 +20,7 @@ from baize_engine.generation.shaping import Shaping, is_shaped
 
 if TYPE_CHECKING:
     from baize_engine.generation.call import Call
+    from baize_engine.generation.speculation.state import Speculation
 
 FinishReason = Literal["stop", "length", "error", "abort"]
 
@@ -94,6 +95,10 @@ class Sequence:
     row: int = -1  # its row in the batch; -1: none
     num_blocks_sent: int = 0  # entries of block_table that the batch has sent to the device
     on_host: bool = field(init=False)  # whether the host chooses its tokens
+    speculation: Speculation | None = None  # what its proposer knows about it
+    num_steps: int = 0  # decode steps that made tokens of it
+    num_proposed: int = 0  # draft tokens
+    num_accepted: int = 0
     shaping: Shaping | None = None  # made with the first token, because its tables are as long as the vocabulary
 
     def __post_init__(self) -> None:

@@ -8,7 +8,8 @@ token ids, no text.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import torch
@@ -18,10 +19,25 @@ from baize_engine.model.graphs import runs_ahead_on
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_state import Stepping, StepState, context_bucket
+from baize_engine.model.verify_state import VerifyState
 
 AHEAD = 2  # steps launched before the oldest one's tokens are read: enough to keep the device from waiting for the host
 
 S = TypeVar("S", bound=Stepping)
+
+
+@dataclass(frozen=True, slots=True)
+class Verified(Generic[S]):
+    """A sequence's rows of a verification step.
+
+    tokens: those that the model chooses after its last token and after each draft token; NO_TOKEN (-1) where a logit is not
+    finite. first: the row of the first.
+    """
+
+    sequence: S
+    draft: list[int]
+    tokens: list[int]
+    first: int
 
 
 class Batch(Generic[S]):
@@ -45,6 +61,8 @@ class Batch(Generic[S]):
         self._model, self._cache, self._max_rows = model, cache, max_rows
         self._runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
         self._state = state
+        self._verify: VerifyState | None = None
+        self._moved = False  # whether sequences have gone on since the state's rows were written
         self._sequences: list[S] = []  # by row
         self._on_host = 0  # sequences whose tokens the host chooses
         self._queued: deque[tuple[list[S], Tensor, torch.cuda.Event | None]] = deque()
@@ -55,6 +73,11 @@ class Batch(Generic[S]):
         if self._state is None:
             self._state = StepState(self._model, self._cache, self._max_rows)
         return self._state
+
+    @property
+    def sequences(self) -> Sequence[S]:
+        """The sequences that step."""
+        return self._sequences
 
     @property
     def in_flight(self) -> int:
@@ -92,12 +115,16 @@ class Batch(Generic[S]):
         for sequence in self._sequences:
             sequence.row = -1
         self._sequences, self._on_host, self._state = [], 0, None
+        self._verify, self._moved = None, False
         self._queued.clear()
 
     @torch.inference_mode()
     def launch(self) -> None:
         """Queues a step of all rows. Callers have already counted its token in each sequence's num_in_flight."""
         state, max_context = self.state, 0
+        if self._moved:
+            state.resume(self._sequences)
+            self._moved = False
         for row, sequence in enumerate(self._sequences):
             blocks = sequence.block_table
             for number in range(sequence.num_blocks_sent, len(blocks)):
@@ -114,6 +141,34 @@ class Batch(Generic[S]):
         """The oldest step's (sequence, token) pairs; NO_TOKEN (-1) for a sequence with a logit that is not finite."""
         sequences, copy, event = self._queued.popleft()
         return list(zip(sequences, _arrived(copy, event), strict=True))
+
+    @torch.inference_mode()
+    def verify(self, drafts: Mapping[S, list[int]]) -> list[Verified[S]]:
+        """Runs a step of all sequences that has rows for the draft tokens, too, and waits for it. No other may be in flight.
+
+        drafts: what is proposed for some sequences, at least one token for each of them. The tokens' blocks must be reserved.
+        The caller appends those that it accepts, before the next step.
+        """
+        if self._queued:
+            raise ValueError(f"{len(self._queued)} steps are in flight, wanted none")
+        if self._verify is None:
+            self._verify = VerifyState(self._model, self._cache, self._max_rows)
+        proposed = [drafts.get(sequence, []) for sequence in self._sequences]
+        tokens = _arrived(*_fetch(self._verify.run(self._sequences, proposed)))
+        self._moved = True
+        verified, first = [], 0
+        for sequence, draft in zip(self._sequences, proposed, strict=True):
+            end = first + 1 + len(draft)
+            verified.append(Verified(sequence, draft, tokens[first:end], first))
+            first = end
+        return verified
+
+    @torch.inference_mode()
+    def verified_logits(self, rows: Sequence[int]) -> Tensor:
+        """Logits (len(rows), V) float32 of these rows of the last verification step."""
+        if self._verify is None:
+            raise ValueError("no step has verified anything")
+        return self._verify.logits[list(rows)]
 
     @torch.inference_mode()
     def logits(self, sequences: Sequence[S]) -> Tensor:

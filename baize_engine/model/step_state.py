@@ -147,6 +147,18 @@ class StepState:
             pinned = line.device.type == "cuda"
             line[: len(values)].copy_(torch.tensor(values, dtype=line.dtype, pin_memory=pinned), non_blocking=True)
 
+    def resume(self, sequences: Sequence[Stepping]) -> None:
+        """Moves the first rows, which are those of `sequences`, on to where these are now."""
+        count, device = len(sequences), self.ids.device
+        # as in `put`; a token that is already counted in flight is taken off `left` by the step
+        left = [sequence.num_left + sequence.num_in_flight + 1 for sequence in sequences]
+        for target, values in (
+            (self.tokens, [sequence.token_ids[-1] for sequence in sequences]),
+            (self.positions, [sequence.num_cached - 1 for sequence in sequences]), (self.left, left),
+        ):  # fmt: skip
+            staged = torch.tensor(values, dtype=target.dtype, pin_memory=device.type == "cuda")
+            target[:count].copy_(staged, non_blocking=True)
+
     def clear(self, places: slice) -> None:
         """Makes these rows padding from the next step on."""
         scrap = self.cache.scrap_block
