@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Mapping
 
 from baize_engine.model.cost import WEIGHT_BITS
@@ -17,17 +16,19 @@ class StepCosts:
     def __init__(self, times: Mapping[int, float]) -> None:
         if 1 not in times or len(times) < 2 or min(times) < 1 or min(times.values()) <= 0:
             raise ValueError(f"times are {dict(times)}, wanted those of 1 row and of other numbers, all above 0")
-        self._rows = sorted(times)
-        self._times = [times[rows] / times[1] for rows in self._rows]
+        self._times = [1.0]  # of 1 row, of 2, ...
+        self._slope = 0.0  # after the last
+        for rows in sorted(times)[1:]:
+            last, more = self._times[-1], rows - len(self._times)
+            self._slope = (times[rows] / times[1] - last) / more
+            self._times += [last + self._slope * n for n in range(1, more + 1)]
 
     def of(self, rows: int) -> float:
         """The time of a step of `rows` rows, at least one, by that of one row."""
         if rows < 1:
             raise ValueError(f"rows are {rows}, wanted at least 1")
-        after = min(max(bisect_left(self._rows, rows), 1), len(self._rows) - 1)
-        first, last = self._rows[after - 1], self._rows[after]
-        share = (rows - first) / (last - first)
-        return self._times[after - 1] + share * (self._times[after] - self._times[after - 1])
+        beyond = rows - len(self._times)
+        return self._times[rows - 1] if beyond <= 0 else self._times[-1] + self._slope * beyond
 
 
 # Measured: milliseconds of a decode step of 1.26 billion weights on two cores of Zen 5 that read 48 GB/s, 128 tokens of

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-LEAST = 2  # tokens of a match: with 3, GSM8K gains 14 % instead of 21 by a step whose second row costs 8 %
+LEAST = 2  # tokens of a match: with 3, GSM8K gains 13 % instead of 18 where four rows cost 1.25 steps
 REACH = 64  # earlier places that a search looks at, so that no text makes it slow
 
 
@@ -12,8 +12,8 @@ class NgramIndex:
     """The longest match of the text's end, and of equally long ones the latest.
 
     Each place is chained to the one before it that follows the same LEAST ids. A match that continues needs no search, since
-    none can be longer by more than one; a search looks at the latest REACH places. Measured on Zen 5: 0.4 us a token, 0.8 ms
-    for 2000 tokens (a suffix automaton: 0.6 us a token, but 64 us where one id repeats).
+    none can be longer by more than one; a search looks at the latest REACH places. Measured on Zen 5: 0.3 to 0.7 ms for 2000
+    tokens of code or prose, 11 ms for draws of 3 ids (a suffix automaton: 0.8 ms, but 43 ms where one id repeats).
     """
 
     __slots__ = ("_before", "_last", "ids", "length", "start")
