@@ -19,12 +19,19 @@ from baize_engine import Engine, SamplingParams, recover
 from baize_engine.backend import choose
 from baize_engine.backend.adders import Operand
 from baize_engine.backend.cuda_adder import CHUNK, PART, CudaAdder
+from baize_engine.generation.loop import Loop
+from baize_engine.generation.speculation.ngram import Ngrams
+from baize_engine.generation.speculation.speculator import Speculator
 from baize_engine.kernels import quantized, reference
+from baize_engine.loading import LoadedModel
 from baize_engine.model import names
 from baize_engine.model.buffers import cache_slots
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama
 from baize_engine.model.quantize import quantize as save_quantized
+from baize_engine.model.step_costs import step_costs
+from baize_engine.model.step_state import StepState
+from baize_engine.model.verify_state import VerifyState
 from baize_engine.model.weights import load_weights
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -283,6 +290,54 @@ def test_many_rows_change_no_token(quantize: str | None) -> None:
     for number in (0, 7, 19, 20, 39):
         one = slice(number, number + 1)
         assert run(made, prompts[one], rows[one]) == together[one]
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_verified_rows_have_the_bits_of_decode_steps(quantize: str | None) -> None:
+    """1 to 40 rows of two sequences in their graphs, one over several splits of a context, after drafts that were wrong."""
+    made = model(quantize)
+    decoder = decoders.Decoder(made, 2048)
+    for length in (5, 300):
+        sequence = decoder.sequence()
+        decoder.prefill(decoders.prompt(length), sequence)
+        decoder.pool.reserve(sequence, 40)
+        sequence.token_ids, sequence.max_tokens, sequence.seed = [7], 100, 3
+        steps = StepState(made, decoder.cache, 1)
+        steps.put(0, sequence)
+        logits, tokens = [], []
+        for _ in range(24):
+            steps.run(512, 1)
+            logits.append(steps.logits[0].clone())
+            tokens.append(int(steps.tokens[0]))
+        other = decoder.sequence()
+        decoder.prefill(decoders.prompt(9, 1), other)
+        decoder.pool.reserve(other, 40)
+        other.token_ids = [8]
+        state = VerifyState(made, decoder.cache, 64)
+        for right, wrong, beside in ((1, 0, 0), (3, 2, 1), (7, 0, 9), (0, 5, 3), (20, 3, 16)):
+            draft = tokens[:right] + [11] * wrong
+            chosen = state.run([other, sequence], [[9] * beside, draft]).tolist()[1 + beside :]
+            assert chosen[: right + 1] == tokens[: right + 1], (length, right)
+            for row in range(right + 1):
+                assert torch.equal(state.logits[1 + beside + row], logits[row]), (length, right, row)
+
+
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_speculation_changes_no_token(quantize: str | None) -> None:
+    """Prompts that repeat themselves, greedy and sampled, alone and together, and some for which the host chooses."""
+    made = model(quantize)
+    prompts = [decoders.prompt(n, n) * 6 for n in (3, 17, 40)]
+    params = [
+        SamplingParams(max_new_tokens=60, n=2, temperature=heat, seed=5, logprobs=top)
+        for heat, top in ((0.0, None), (1.0, None), (0.7, 2))
+    ]
+    answers = []
+    for proposer in (None, Ngrams()):
+        speculator = None if proposer is None else Speculator(proposer, step_costs("float16", on_gpu=True), 15, 64)
+        loop = Loop(decoders.Decoder(made, 4096), speculator=speculator)
+        engine = Engine(LoadedModel(loop, made.config.vocab_size, 1000, (2,)))
+        answers.append([(one.token_ids, one.logprobs) for one in engine.generate(prompts, params)])
+    assert answers[0] == answers[1]
 
 
 @pytest.mark.parametrize("quantize", [None, "int8", "int4"])
