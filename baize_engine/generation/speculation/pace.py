@@ -9,8 +9,8 @@ from heapq import heapify, heappop, heapreplace
 from baize_engine.generation.speculation.proposer import Prospect
 from baize_engine.model.step_costs import StepCosts
 
-WINDOW = 16  # verified tokens among which one more is seen: with 8, GSM8K gains 9 % instead of 11 at float16 on Zen 5
-HALF_LIFE = 64  # tokens in which what was seen loses half its weight, so that what failed is tried again
+WINDOW = 32  # verified tokens that weigh as much as all before them, about
+HALF_LIFE = 64  # tokens of text in which what was seen loses half its weight, so that what failed is tried again
 
 
 @dataclass(eq=False, slots=True)
@@ -20,31 +20,33 @@ class Pace:
     Starts as though `prior_accepted` tokens had been accepted and `prior_rejected` rejected. Where all fail, the chance falls
     until a row costs more than it promises; as the failures fade it rises again, and there is one more try. If c is the least
     chance that pays for a row, failures weigh about prior_accepted / c then, of which ln 2 / HALF_LIFE fades in a token, and
-    each costs c tokens: so the loss is about prior_accepted tokens at first and 0.5 % ever after, whatever c is.
+    each costs c tokens: so the loss is about prior_accepted tokens at first and 0.5 % ever after, whatever c is; or 2 % where c
+    is less than that, since failures weigh WINDOW at most.
     """
 
     prior_accepted: float = 0.5
     prior_rejected: float = 0.5
     _accepted: float = field(default=0.0, init=False)
     _rejected: float = field(default=0.0, init=False)
-    _at: int = field(default=0, init=False)  # the position when they had this weight
+    _position: int = field(default=0, init=False)  # where they had this weight
 
     def chance(self, position: int) -> float:
         """The chance at this position of the text."""
-        kept = 0.5 ** ((position - self._at) / HALF_LIFE)
+        kept = 0.5 ** ((position - self._position) / HALF_LIFE)
         accepted = self.prior_accepted + kept * self._accepted
         return accepted / (accepted + self.prior_rejected + kept * self._rejected)
 
     def verified(self, proposed: int, accepted: int, position: int) -> None:
         """Learns that `accepted` of `proposed` tokens were; those after the first that was not say nothing."""
-        kept = 0.5 ** ((position - self._at) / HALF_LIFE)
-        self._accepted, self._rejected, self._at = kept * self._accepted, kept * self._rejected, position
-        kept = (1 - 1 / WINDOW) ** accepted
-        self._accepted = kept * self._accepted + (1 - kept) * WINDOW
-        self._rejected *= kept
-        if accepted < proposed:  # failures do not push out failures, so that they can weigh more than WINDOW
-            self._accepted *= 1 - 1 / WINDOW
-            self._rejected += 1
+        each = 1 - 1 / WINDOW  # what a token leaves of the weight of those before it
+        kept = each**accepted
+        faded = 0.5 ** ((position - self._position) / HALF_LIFE)
+        self._accepted = faded * kept * self._accepted + (1 - kept) * WINDOW
+        self._rejected *= faded * kept
+        self._position = position
+        if accepted < proposed:
+            self._accepted *= each
+            self._rejected = each * self._rejected + 1
 
 
 def allot(prospects: Sequence[Prospect], rows: int, room: int, costs: StepCosts, token_cost: float) -> list[int]:

@@ -10,8 +10,8 @@ from baize_engine.generation.speculation.pace import Pace
 
 @dataclass(eq=False, slots=True)
 class Speculation:
-    """pace: how its proposals fare; with prompt lookup, those after short matches."""
+    """pace: how its proposals fare; with prompt lookup, what follows short matches."""
 
     pace: Pace = field(default_factory=Pace)
-    quoting: Pace = field(default_factory=lambda: Pace(0.4, 0.1))  # prompt lookup: those after long matches
+    quoting: Pace = field(default_factory=lambda: Pace(0.4, 0.1))  # prompt lookup: what follows long matches
     index: NgramIndex = field(default_factory=NgramIndex)  # of prompt lookup; otherwise empty

@@ -32,13 +32,12 @@ def replay(prompt: list[int], answer: list[int], proposer: Proposer) -> Sequence
         assert len(draft) == count
         assert set(draft) <= {*prompt, *one.token_ids}
         left = answer[len(one.token_ids) :]
-        accepted = next((n for n, token in enumerate(draft) if token != left[n]), count)
+        accepted = next((n for n, pair in enumerate(zip(draft, left, strict=False)) if pair[0] != pair[1]), count)
         one.token_ids += left[: accepted + 1]
         one.num_steps += 1
         one.num_proposed += count
         one.num_accepted += accepted
-        if count:
-            proposer.verified(one, count, accepted)
+        proposer.verified(one, count, accepted)
     return one
 
 
@@ -63,11 +62,8 @@ def test_samples_of_a_prompt_have_texts_of_their_own() -> None:
     assert prompt == [1, 2, 3, 1]
 
 
-@pytest.mark.parametrize(("max_tokens", "most"), [(2, 0), (3, 0), (4, 1), (8, 5), (9, 6), (90, 6)])
-def test_no_more_than_asked_for_and_than_the_answer_has_left(max_tokens: int, most: int) -> None:
-    """A step makes one token more than it accepts, so that nothing is proposed for the last."""
-    one = sequence([5, 6], [5, 6], max_tokens)
-    assert Ngrams(6).prospect(one).most == most
+def test_no_more_than_asked_for() -> None:
+    assert Ngrams(6).prospect(sequence([5, 6], [5, 6])).most == 6
 
 
 def test_a_proposer_of_no_tokens_is_refused() -> None:
@@ -75,19 +71,27 @@ def test_a_proposer_of_no_tokens_is_refused() -> None:
         Ngrams(0)
 
 
-def test_short_and_long_matches_are_judged_apart() -> None:
+def test_short_and_long_matches_are_judged_apart_and_without_proposals() -> None:
     rng = random.Random(1)
-    text = [rng.randrange(10**6) for _ in range(40)]
-    short, long = sequence(text, text[:2]), sequence(text, text[:LONG])
-    ngrams = Ngrams()
-    at_first = ngrams.prospect(short).chance
-    assert at_first < ngrams.prospect(long).chance
-    for one in (short, long):
-        for _ in range(20):
-            ngrams.verified(one, 1, 0)
-        assert ngrams.prospect(one).chance < 0.1
-    short.token_ids += text[2:LONG]  # its first long match, after many failures of short ones
-    assert ngrams.prospect(short).chance > at_first
+    text = [rng.randrange(10**6) for _ in range(100)]
+    one, ngrams = sequence(text, text[: LONG + 1]), Ngrams()
+    long = ngrams.prospect(one).chance
+    for n in range(20):
+        one.token_ids += [*text[40 + 2 * n :][:2], -n]  # two ids of the prompt, then another than followed them there
+    one.token_ids += text[20:22]
+    assert ngrams.prospect(one).chance < 0.15 < 0.8 < long
+    one.token_ids += text[22 : 20 + LONG]  # a long match, of which one went on and then ended
+    assert ngrams.prospect(one).chance > 0.5
+
+
+def test_a_text_is_judged_once_however_often_and_in_what_pieces_it_is_seen() -> None:
+    rng = random.Random(4)
+    answer = [rng.randrange(3) for _ in range(60)]
+    at_once, piecemeal, ngrams = sequence([0, 1, 2], answer), sequence([0, 1, 2], []), Ngrams()
+    for token in answer:
+        piecemeal.token_ids.append(token)
+        assert ngrams.prospect(piecemeal) == ngrams.prospect(piecemeal)
+    assert ngrams.prospect(piecemeal) == ngrams.prospect(at_once) != NOTHING
 
 
 def test_a_quote_is_followed_by_whole_drafts_and_what_is_new_by_none() -> None:
@@ -111,7 +115,7 @@ def test_words_that_are_never_followed_by_the_same_cost_few_rows() -> None:
         seen[pair].add(token)
         answer.append(token)
     one = replay([1, 2, 3], answer, Ngrams())
-    assert 20 < one.num_proposed < 0.06 * len(answer)  # a row more costs 13 % of a step
+    assert 3 <= one.num_proposed <= 12
     assert one.num_accepted == 0
 
 

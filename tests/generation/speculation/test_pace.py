@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from baize_engine.generation.speculation.pace import HALF_LIFE, WINDOW, Pace, allot
 from baize_engine.generation.speculation.proposer import NOTHING, Prospect
-from baize_engine.generation.speculation.state import Speculation
 from baize_engine.model.step_costs import StepCosts, step_costs
 
 COSTS = {(kind, gpu): step_costs(kind, gpu) for kind in ("float32", "float16", "int8", "int4") for gpu in (False, True)}
@@ -23,7 +22,8 @@ def test_a_chance_is_a_share_of_what_was_verified_and_of_what_is_assumed() -> No
     pace.verified(1, 1, 0)
     assert pace.chance(0) == pytest.approx(2 / 5)
     pace.verified(1, 0, 0)
-    assert pace.chance(0) == pytest.approx((1 + 15 / 16) / (4 + 15 / 16 + 1))
+    kept = 1 - 1 / WINDOW
+    assert pace.chance(0) == pytest.approx((1 + kept) / (4 + kept + 1))
 
 
 def test_tokens_after_the_first_rejected_one_say_nothing() -> None:
@@ -35,13 +35,12 @@ def test_tokens_after_the_first_rejected_one_say_nothing() -> None:
 
 def test_what_was_seen_fades_with_the_text() -> None:
     pace = Pace(1.0, 1.0)
-    for _ in range(4):
-        pace.verified(1, 0, 100)
-    assert pace.chance(100) == pytest.approx(1 / 6)
-    assert pace.chance(100 + HALF_LIFE) == pytest.approx(1 / 4)
+    pace.verified(1, 0, 100)
+    assert pace.chance(100) == pytest.approx(1 / 3)
+    assert pace.chance(100 + HALF_LIFE) == pytest.approx(1 / 2.5)
     assert pace.chance(100 + 50 * HALF_LIFE) == pytest.approx(1 / 2)
     pace.verified(1, 0, 100 + HALF_LIFE)
-    assert pace.chance(100 + HALF_LIFE) == pytest.approx(1 / 5)
+    assert pace.chance(100 + HALF_LIFE) == pytest.approx(1 / (3 + 0.5 * (1 - 1 / WINDOW)))
 
 
 def test_a_long_past_does_not_hide_a_change() -> None:
@@ -51,18 +50,16 @@ def test_a_long_past_does_not_hide_a_change() -> None:
     assert pace.chance(0) > 0.95
     for _ in range(2 * WINDOW):
         pace.verified(1, 0, 0)
-    assert pace.chance(0) < 0.1
+    assert pace.chance(0) < 0.2
     pace.verified(8, 8, 0)
-    assert 0.15 < pace.chance(0) < 0.5
+    assert 0.3 < pace.chance(0) < 0.5
 
 
-def rejected(costs: StepCosts, sequences: int, tokens: int, long_every: int) -> float:
-    """The time lost by a batch whose sequences propose after every token, and nothing is ever accepted, as a share of the time
-    without proposals. A match is short, and each `long_every`-th one long."""
-    states = [Speculation() for _ in range(sequences)]
-    time = 0.0
+def rejected(costs: StepCosts, sequences: int, tokens: int) -> float:
+    """The time lost by a batch whose sequences could propose after every token, and nothing is ever accepted, as a share of
+    the time without proposals."""
+    paces, time = [Pace() for _ in range(sequences)], 0.0
     for position in range(tokens):
-        paces = [state.pace if position % long_every else state.quoting for state in states]
         counts = allot([Prospect(pace.chance(position), 15) for pace in paces], sequences, 64 - sequences, costs, 0.0)
         for pace, count in zip(paces, counts, strict=True):
             if count:
@@ -74,11 +71,8 @@ def rejected(costs: StepCosts, sequences: int, tokens: int, long_every: int) -> 
 @pytest.mark.parametrize("sequences", [1, 2, 4, 8, 16])
 @pytest.mark.parametrize(("kind", "on_gpu"), COSTS)
 def test_what_is_never_accepted_costs_little(kind: str, on_gpu: bool, sequences: int) -> None:
-    costs = COSTS[kind, on_gpu]
-    for tokens, one, both in ((60, 0.03, 0.035), (200, 0.012, 0.018), (1000, 0.0075, 0.0125)):
-        assert rejected(costs, sequences, tokens, tokens) <= one  # matches are short but the first
-        assert rejected(costs, sequences, tokens, 1) <= one  # all are long
-        assert rejected(costs, sequences, tokens, 2) <= both
+    for tokens, most in ((60, 0.03), (200, 0.021), (1000, 0.02)):
+        assert rejected(COSTS[kind, on_gpu], sequences, tokens) <= most
 
 
 @pytest.mark.parametrize(("kind", "on_gpu"), COSTS)
@@ -96,7 +90,7 @@ def test_a_text_that_begins_to_quote_is_followed(kind: str, on_gpu: bool) -> Non
             pace.verified(count, count, position)
         position += 1 + count
         steps += 1
-    assert steps < 60
+    assert steps < 70
 
 
 CHANCES = st.one_of(st.floats(1e-6, 1.0), st.sampled_from([0.5, 0.9, 1.0]))
