@@ -120,10 +120,10 @@ class BlockPool:
         self.reserve(sequence, new_tokens + count)
         return count
 
-    def trim(self, sequence: Sequence) -> None:
-        """Returns the sequence's blocks after its cached tokens to the pool."""
+    def trim(self, sequence: Sequence, new_tokens: int = 0) -> None:
+        """Returns the sequence's blocks after its cached tokens and `new_tokens` more to the pool."""
         self._check(sequence)
-        kept = -(-sequence.num_cached // self.block_size)
+        kept = -(-(sequence.num_cached + new_tokens) // self.block_size)
         self._release(sequence.block_table[kept:])
         del sequence.block_table[kept:]
 

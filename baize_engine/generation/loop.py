@@ -95,7 +95,12 @@ class Loop:
         return ahead
 
     def _drafts(self, sequences: list[Sequence]) -> dict[Sequence, list[int]]:
-        return {} if self._speculator is None else self._speculator.drafts(sequences, self._scheduler.draft)
+        if self._speculator is None:
+            return {}
+        drafts = self._speculator.drafts(sequences, self._scheduler.draft)
+        for sequence in sequences:
+            self._scheduler.drafted(sequence, len(drafts.get(sequence, ())))
+        return drafts
 
     def _verify(self, drafts: dict[Sequence, list[int]]) -> list[Output]:
         """Runs a step that has rows for the draft tokens, too.

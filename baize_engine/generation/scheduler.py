@@ -154,12 +154,18 @@ class Scheduler:
     def draft(self, sequence: Sequence, tokens: int) -> int:
         """Adds draft tokens to the step just launched: at most `tokens`, fewer where blocks are short. Returns how many.
 
-        They take only blocks that are free: they preempt nothing, and no known prefix is forgotten for them. After the step,
-        call `arrived` for each token accepted, and `verified`.
+        They take only blocks that are free: they preempt nothing, and no known prefix is forgotten for them. Before the step,
+        call `drafted`; after it `arrived` for each token accepted, and `verified`.
         """
         count = self._pool.reserve_free(sequence, sequence.num_in_flight, tokens)
         sequence.num_in_flight += count
         return count
+
+    def drafted(self, sequence: Sequence, tokens: int) -> None:
+        """Records that there are only so many draft tokens, perhaps none, for what `draft` has made room for."""
+        if sequence.num_in_flight > 1 + tokens:
+            sequence.num_in_flight = 1 + tokens
+            self._pool.trim(sequence, 1 + tokens)
 
     def verified(self, sequence: Sequence) -> None:
         """Records that the other draft tokens of an unfinished sequence were rejected."""
