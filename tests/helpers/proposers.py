@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import decoders
 import torch
@@ -15,7 +16,7 @@ from baize_engine.completion import Completion
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.sequence import Sequence as Sample
-from baize_engine.generation.speculation.proposer import Proposer, Prospect
+from baize_engine.generation.speculation.proposer import NOTHING, Proposer, Prospect
 from baize_engine.generation.speculation.speculator import Speculator
 from baize_engine.loading import LoadedModel
 from baize_engine.model.llama import Llama
@@ -25,6 +26,7 @@ FREE = StepCosts({1: 1.0, 2: 1.0})  # rows cost nothing: whatever may be propose
 MOST = 6
 
 Place = tuple[int, int]  # prompt and sample
+P = TypeVar("P", bound=Proposer)
 
 
 class Proposals:
@@ -54,7 +56,9 @@ class Proposals:
 
 
 class Oracle(Proposals):
-    """Knows the answers, and proposes each of their tokens with chance `right`; else, and after their end, one at random.
+    """Knows answers, and proposes each of their tokens with chance `right`; else, and after their end, one at random.
+
+    Proposes nothing for other samples.
 
     With `steady` it wants to propose `most` tokens always; else for some sequences fewer or none, and of those that it is
     asked for it may propose fewer or none, too.
@@ -68,6 +72,8 @@ class Oracle(Proposals):
         self._answers, self._right, self._steady, self._rng = answers, right, steady, random.Random(seed)
 
     def prospect(self, sequence: Sample) -> Prospect:
+        if (sequence.prompt_index, sequence.index) not in self._answers:
+            return NOTHING
         return Prospect(0.9, self.most if self._steady else self._rng.randrange(self.most + 1))
 
     def draft(self, sequence: Sample, count: int) -> list[int]:
@@ -164,16 +170,27 @@ def known(answers: Sequence[Answer]) -> dict[Place, list[int]]:
 
 def compare(
     prompts: list[list[int]], params: list[SamplingParams], engine: Callable[[Proposer | None], Engine],
-    proposer: Callable[[list[Answer]], Proposals] | None = None,
-) -> list[Answer]:  # fmt: skip
-    """The answers of `engine(None)`, which must be those of `engine(proposer(answers))`, usage included.
-
-    proposer: default, an Oracle that is right.
-    """
+    proposer: Callable[[list[Answer]], P],
+) -> tuple[list[Answer], P]:  # fmt: skip
+    """The answers of `engine(None)`, which must be those of `engine(proposer(answers))`; and the proposer."""
     plain = engine(None)
     wanted = ask(plain, prompts, params)
-    proposing = Oracle(known(wanted)) if proposer is None else proposer(wanted)
+    proposing = proposer(wanted)
     speculating = engine(proposing)
     assert ask(speculating, prompts, params) == wanted
     assert speculating.usage.generated_tokens == plain.usage.generated_tokens
-    return wanted
+    return wanted, proposing
+
+
+def run_both(cfg: dict, dtype: torch.dtype = torch.float16, quantize: str | None = None) -> tuple:
+    """In the interpreter's process: (answers, answers of a speculating engine, tokens proposed and accepted)."""
+    model = decoders.make(cfg, dtype, quantize, joined=True)
+    prompts = [decoders.prompt(15, 1), decoders.prompt(3, 2)]
+    params = [
+        SamplingParams(max_new_tokens=7, logprobs=1, ignore_eos=True),
+        SamplingParams(max_new_tokens=5, temperature=1.0, seed=3, top_p=0.9, ignore_eos=True),
+    ]
+    wanted = ask(engine_of(model, None, 256, ahead=True, chunk=16), prompts, params)
+    oracle = Oracle(known(wanted), 0.7, 1, most=3)
+    got = ask(engine_of(model, oracle, 256, ahead=True, chunk=16), prompts, params)
+    return wanted, got, (oracle.proposed, oracle.accepted)
