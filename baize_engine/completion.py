@@ -25,6 +25,9 @@ class Completion:
     logprobs: one entry per token if SamplingParams.logprobs asks for them, else None.
     seed: the seed used; passing it again reproduces all n samples of this prompt. None for a greedy sample without one.
     error: why it failed, with finish_reason "error". Only `completions(..., raise_errors=False)` returns such samples.
+    num_steps: decode steps that it took. Without speculation, one for each token but the first, which the prompt gives.
+    num_draft_tokens, num_accepted_tokens: tokens that speculation proposed, and how many of them the model chose, too; 0
+        without it. The counts tell how a sample was made: two that are equal but for them compare equal.
     """
 
     prompt_index: int
@@ -36,6 +39,9 @@ class Completion:
     logprobs: list[TokenLogprobs] | None = None
     seed: int | None = None
     error: BaizeError | None = None
+    num_steps: int = field(default=0, compare=False)
+    num_draft_tokens: int = field(default=0, compare=False)
+    num_accepted_tokens: int = field(default=0, compare=False)
 
     @classmethod
     def of(cls, sequence: Sequence) -> Completion:
@@ -55,6 +61,9 @@ class Completion:
             sequence.logprobs,
             sequence.seed if params.temperature or params.seed is not None else None,
             sequence.error,
+            sequence.num_steps,
+            sequence.num_proposed,
+            sequence.num_accepted,
         )
 
 

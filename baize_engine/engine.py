@@ -21,7 +21,7 @@ from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.scoring import Endings, GivenTokens, NextToken
 from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.serving import Serving
-from baize_engine.generation.usage import Usage
+from baize_engine.generation.usage import Since, Usage
 from baize_engine.loading import LoadedModel, load
 from baize_engine.options import EngineOptions
 from baize_engine.outputs import raise_error, scored
@@ -40,7 +40,8 @@ class Engine:
 
     An engine is a context manager; `close` frees the weights and the cache. Any number of threads and coroutines may call it:
     their requests run in one batch, joining as they arrive and leaving as they end. When the cache is full, the requests
-    that started last are swapped out to host memory and continue later. A process made by fork cannot use the engine.
+    that started last are swapped out to host memory and continue later. With `speculate`, steps also verify proposed tokens:
+    results keep every bit and come in fewer steps. A process made by fork cannot use the engine.
 
     Attributes:
         tokenizer: the model's tokenizer, or None.
@@ -188,7 +189,7 @@ class Engine:
 
     @property
     def usage(self) -> Usage:
-        """The tokens asked for, computed and made by all calls so far. RequestError once the engine is closed."""
+        """Tokens asked for, computed and made, and steps, in all calls so far. RequestError once the engine is closed."""
         return self._serving.loop.usage
 
     # Requests. Each is checked completely before its first token is computed.
@@ -207,7 +208,8 @@ class Engine:
         prompts: a text, a list or array of token ids, or a list of these. Any number; they run together as far as the cache
             has room.
         params: SamplingParams for all prompts, or a list with one per prompt. Default: SamplingParams().
-        progress: show a bar with tokens per second if stderr is a terminal.
+        progress: show a bar with tokens per second if stderr is a terminal; with speculation also the share of draft tokens
+            that were accepted, tokens per step and the speed-up, which is estimated (Usage.step_time).
         parse_special: turn "</s>" and other special tokens spelled in a text into their ids. Do not use it for untrusted
             text, which could then end a turn or begin one.
         add_bos: whether a text begins with the begin token; None: as the tokenizer's files say.
@@ -217,7 +219,7 @@ class Engine:
         """
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         with (
-            Progress(len(sequences), "sample", progress, "generate") as bar,
+            Progress(len(sequences), "sample", progress, "generate", note=Since(self).speculation) as bar,
             closing(self._serving.run(sequences)) as made,
         ):
             for sequence, _, last in made:

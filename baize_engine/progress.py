@@ -23,10 +23,19 @@ class Progress:
     """A bar over `total` units of work, of which `done` are finished. A context manager; `add` may be called from threads.
 
     Nothing is drawn unless `shown`, or where standard error is no terminal: logs stay clean. Of unit "B" amounts get prefixes.
+    note: what else the bar shows behind the tokens; "" for nothing.
     """
 
-    def __init__(self, total: int, unit: str, shown: bool, label: str | None = None, done: int = 0) -> None:
-        self._lock = threading.Lock()
+    def __init__(
+        self,
+        total: int,
+        unit: str,
+        shown: bool,
+        label: str | None = None,
+        done: int = 0,
+        note: Callable[[], str] | None = None,
+    ) -> None:
+        self._lock, self._note = threading.Lock(), note
         self._tokens, self._begin = 0, time.perf_counter()
         self._bar: tqdm[Any] | None = None
         # Not tqdm(disable=True): that too starts a thread, and takes a semaphore that forked processes share. One that is
@@ -44,12 +53,16 @@ class Progress:
             self._bar.close()
 
     def add(self, amount: int, tokens: int = 0) -> None:
-        """`amount` more units are finished, and `tokens` more tokens are made, whose number and rate the bar then shows."""
+        """`amount` more units are finished, and `tokens` more tokens are made, whose number and rate the bar then shows.
+
+        So it does the note.
+        """
         if self._bar is None:
             return
         with self._lock:
             if tokens:
                 self._tokens += tokens
                 rate = self._tokens / (time.perf_counter() - self._begin)
-                self._bar.set_postfix_str(f"{self._tokens} tokens, {rate:.1f} tok/s", refresh=False)
+                shown = [f"{self._tokens} tokens", f"{rate:.1f} tok/s", "" if self._note is None else self._note()]
+                self._bar.set_postfix_str(", ".join(filter(None, shown)), refresh=False)
             self._bar.update(amount)

@@ -20,7 +20,7 @@ from baize_engine.cli.options import (
     with_seed,
 )
 from baize_engine.cli.signals import Terminated
-from baize_engine.cli.streams import input_bytes, need_output, tell, text
+from baize_engine.cli.streams import input_bytes, need_output, tell, tell_speculation, text
 from baize_engine.errors import RequestError
 from baize_engine.printable import shown
 
@@ -75,6 +75,7 @@ def chat(options: argparse.Namespace) -> int:
         for line in lines:
             if not talk.take(line):
                 break
+        tell_speculation(engine.usage)
     return SOME_FAILED if talk.unanswered and not terminal else DONE
 
 

@@ -29,8 +29,9 @@ from baize_engine.cli.options import (
     with_seed,
 )
 from baize_engine.cli.options import text as argument_text
-from baize_engine.cli.streams import input_bytes, need_output, output_bytes, tell, text
+from baize_engine.cli.streams import input_bytes, need_output, output_bytes, tell, tell_speculation, text
 from baize_engine.errors import RequestError
+from baize_engine.generation.usage import Since
 from baize_engine.progress import Progress
 from baize_engine.text.options import TextOptions
 
@@ -91,6 +92,7 @@ def _continue_prompt(options: argparse.Namespace) -> int:
             for piece in engine.stream(prompt, params, **text_options(options)):
                 print(piece, end="", flush=True)
             print()
+        tell_speculation(engine.usage)
     return DONE
 
 
@@ -137,9 +139,12 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
             if answers.done < total:
                 with (
                     load_engine(options) as engine,
-                    Progress(total, "prompt", not options.quiet, done=answers.done) as bar,
+                    Progress(
+                        total, "prompt", not options.quiet, done=answers.done, note=Since(engine).speculation
+                    ) as bar,
                 ):
                     answer(engine, path, answers, run, batch, bar.add)
+                    tell_speculation(engine.usage)
         except KeyboardInterrupt:
             left = f"{answers.done} of {total} records are in {output}" if answers.done else "none done"
             if answers.done and options.output != STANDARD:

@@ -10,9 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from baize_engine.errors import BaizeWarning, RequestError
+
+if TYPE_CHECKING:
+    from baize_engine.generation.usage import Usage
 
 _SHOWN = "baize.shown"  # our error handler, by its name among those of codecs
 
@@ -53,6 +56,12 @@ def _question_marks() -> Callable[[UnicodeError], tuple[str, int]]:
 def tell(line: str) -> None:
     """Prints a line on stderr, if that is open."""
     print(f"baize: {line}", file=sys.stderr)
+
+
+def tell_speculation(usage: Usage) -> None:
+    """Tells what speculation did, if it was on."""
+    if usage.speculation:
+        tell(f"speculation: {usage.speculation} (estimated)")
 
 
 @contextmanager

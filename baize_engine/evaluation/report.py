@@ -56,6 +56,8 @@ def table(results: Sequence[TaskResult]) -> list[str]:
         "score, its standard error and the model card's figure in percent; prompt, computed, generated: numbers of tokens"
     )
     for result in results:
+        if result.usage.speculation:
+            lines.append(f"{result.task}: speculation: {result.usage.speculation} (estimated)")
         if result.resumed:
             lines.append(
                 f"{result.task}: {result.resumed} examples were answered before; seconds and tokens are the others'"

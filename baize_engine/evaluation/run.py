@@ -25,6 +25,7 @@ from baize_engine.evaluation.records import Record, Records, judged
 from baize_engine.evaluation.report import TaskResult, check_out, write_results
 from baize_engine.evaluation.selection import Selection, select
 from baize_engine.evaluation.task import Judged, Score, Task, Verdict
+from baize_engine.generation.usage import Since
 from baize_engine.progress import Progress
 
 
@@ -118,10 +119,10 @@ class _Begun:
 
     def finished(self, engine: Engine, out: Path, progress: bool) -> TaskResult:
         """Asks the questions that have no record, writes the task's files, and returns what came out."""
-        resumed, before, begin = self.records.done, engine.usage, time.perf_counter()
+        resumed, since, begin = self.records.done, Since(engine), time.perf_counter()
         self._ask(engine, progress)
         self._judge_again(resumed, progress)
-        seconds, usage = time.perf_counter() - begin, engine.usage - before
+        seconds, usage = time.perf_counter() - begin, since.usage
         found = self.records.read()
         self._write_files(out, found)
         scored = judged(found)
@@ -153,7 +154,14 @@ class _Begun:
         """Asks the questions that have no record, and records each answer with its verdict."""
         left = self.questions[self.records.done :]
         with (
-            Progress(len(self.questions), "example", progress, self.task.name, done=self.records.done) as bar,
+            Progress(
+                len(self.questions),
+                "example",
+                progress,
+                self.task.name,
+                done=self.records.done,
+                note=Since(engine).speculation,
+            ) as bar,
             closing(answers(engine, left)) as found,
         ):
             for question, answer in zip(left, found, strict=True):

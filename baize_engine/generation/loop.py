@@ -6,7 +6,7 @@ call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
@@ -54,16 +54,17 @@ class Loop:
         self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk, decoder.together)
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
         self._speculator = speculator
-        self._asked = self._computed = self._generated = 0
+        self._usage = Usage()
 
     @property
     def usage(self) -> Usage:
-        """The numbers of tokens so far. May be read while another thread steps."""
-        return Usage(self._asked, self._computed, self._generated)
+        """The numbers of tokens and steps so far. May be read while another thread steps."""
+        return self._usage
 
     def add(self, sequences: Collection[Sequence]) -> None:
         """Queues sequences. Each, unless it is aborted, ends with an output marked as its last, also if it fails."""
-        self._asked += sum(len(sequence.prompt_ids) for sequence in sequences if not sequence.index)
+        asked = sum(len(sequence.prompt_ids) for sequence in sequences if not sequence.index)
+        self._usage += Usage(prompt_tokens=asked)
         self._scheduler.add(sequences)
 
     def abort(self, sequence: Sequence) -> None:
@@ -123,6 +124,8 @@ class Loop:
             place += 1
         for row, start in zip(verified, before, strict=True):
             self._settle(row, start)
+        tokens = sum(len(row.sequence.token_ids) for row in verified) - sum(before)
+        self._count_step(len(verified), tokens, sum(len(row.draft) for row in verified))
         return outputs
 
     def _settle(self, row: Verified[Sequence], before: int) -> None:
@@ -133,10 +136,19 @@ class Loop:
         sequence.num_steps += 1
         sequence.num_proposed += proposed
         sequence.num_accepted += accepted
+        self._usage += Usage(draft_tokens=proposed, accepted_tokens=accepted)
         if not sequence.finished:
             self._scheduler.verified(sequence)
             if proposed and self._speculator is not None:
                 self._speculator.proposer.verified(sequence, proposed, accepted)
+
+    def _count_step(self, sequences: int, tokens: int, drafts: int = 0) -> None:
+        """Counts a step of so many sequences and draft tokens, and the tokens that it made."""
+        time = plain = 0.0
+        if self._speculator is not None and sequences:
+            time = self._speculator.step_time(sequences, drafts)
+            plain = tokens / sequences * self._speculator.step_time(sequences)
+        self._usage += Usage(steps=sequences, step_tokens=tokens, step_time=time, plain_time=plain)
 
     def _made(self, verified: list[Verified[Sequence]], place: int) -> list[tuple[Sequence, int]]:
         """The token that each sequence makes in row `place` of its rows."""
@@ -173,7 +185,7 @@ class Loop:
         """Computes pieces of prompts. Returns the first tokens of those that are complete."""
         last: dict[Sequence, Tensor] = {}  # logits (1, V) of the last token of a prompt that is to be continued
         self.decoder.run([_piece(piece, last) for piece in action.pieces])
-        self._computed += sum(piece.end - piece.begin for piece in action.pieces)
+        self._usage += Usage(computed_tokens=sum(piece.end - piece.begin for piece in action.pieces))
         made: list[tuple[Sequence, int]] = []
         starting: list[Sequence] = []
         logits: list[Tensor] = []
@@ -212,6 +224,7 @@ class Loop:
         for sequence, _ in made:
             self._scheduler.arrived(sequence)
             sequence.num_steps += 1
+        self._count_step(len(made), len(made))
         on_host = [sequence for sequence, _ in made if sequence.on_host]
         if not on_host:
             return made
@@ -243,8 +256,9 @@ class Loop:
                 logprobs.append(token_logprobs(row_logits, token, top))
         return tokens
 
-    def _postprocess(self, made: Iterable[tuple[Sequence, int]]) -> list[Output]:
+    def _postprocess(self, made: list[tuple[Sequence, int]]) -> list[Output]:
         """Appends the tokens. A sequence that continues after its first token joins the steps."""
+        self._usage += Usage(generated_tokens=sum(token != NO_TOKEN for _, token in made))
         outputs = []
         for sequence, token in made:
             piece = self._append(sequence, token)
@@ -264,7 +278,6 @@ class Loop:
             self._end(sequence, "length" if sequence.error is None else "error")
             return ""
         sequence.token_ids.append(token)
-        self._generated += 1
         reason: FinishReason | None = None
         if token in sequence.stop_ids:
             reason, sequence.stop_reason = "stop", token

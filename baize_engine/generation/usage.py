@@ -1,8 +1,9 @@
-"""Usage: how many tokens an engine has been asked for, has computed and has made."""
+"""Usage: how many tokens an engine has been asked for, has computed and has made, and in how many steps."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from typing import Protocol
 
 
 @dataclass(frozen=True)
@@ -13,16 +14,64 @@ class Usage:
     computed_tokens: of prompts, those that the model read: fewer than prompt_tokens where prompts begin alike, as equal
         beginnings are read once; more where samples of one prompt, too many to run together, read its end again.
     generated_tokens: of the answers.
+    steps: decode steps of the answers; one that several answers take together counts for each of them.
+    step_tokens: of generated_tokens, those that steps made: all but the first of each answer. Without speculation, as many.
+    draft_tokens, accepted_tokens: proposed to steps by speculation, and how many of them the model chose, too.
+    step_time, plain_time: with speculation, an estimate of the time of the steps, and of that of steps without draft tokens
+        that make the same tokens in batches as large; in steps of one answer. Both are of the tables in step_costs.py, which
+        were measured elsewhere, and of what a draft model takes; what the host adds is in neither.
     """
 
     prompt_tokens: int = 0
     computed_tokens: int = 0
     generated_tokens: int = 0
+    steps: int = 0
+    step_tokens: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
+    step_time: float = 0.0
+    plain_time: float = 0.0
+
+    def __add__(self, more: Usage) -> Usage:
+        """The numbers of both."""
+        return Usage(*(a + b for a, b in zip(astuple(self), astuple(more), strict=True)))
 
     def __sub__(self, earlier: Usage) -> Usage:
         """The numbers of the calls since `earlier`."""
-        return Usage(
-            self.prompt_tokens - earlier.prompt_tokens,
-            self.computed_tokens - earlier.computed_tokens,
-            self.generated_tokens - earlier.generated_tokens,
+        return Usage(*(a - b for a, b in zip(astuple(self), astuple(earlier), strict=True)))
+
+    @property
+    def speculation(self) -> str:
+        """What speculation did, for people: draft tokens accepted, tokens per step and answer, the estimated speed-up.
+
+        "" where there was no step or no speculation.
+        """
+        if not self.step_time:
+            return ""
+        accepted = (
+            f"{self.accepted_tokens / self.draft_tokens:.0%} accepted" if self.draft_tokens else "nothing proposed"
         )
+        return f"{accepted}, {self.step_tokens / self.steps:.2f} tok/step, ~{self.plain_time / self.step_time:.2f}x"
+
+
+class Metered(Protocol):
+    """What counts its usage: an Engine."""
+
+    @property
+    def usage(self) -> Usage: ...
+
+
+class Since:
+    """The usage of an engine from when this was made."""
+
+    def __init__(self, engine: Metered) -> None:
+        self._engine, self._before = engine, engine.usage
+
+    @property
+    def usage(self) -> Usage:
+        """Up to now."""
+        return self._engine.usage - self._before
+
+    def speculation(self) -> str:
+        """Usage.speculation up to now, for a progress bar."""
+        return self.usage.speculation

@@ -26,6 +26,7 @@ from baize_engine.errors import RequestError
 from baize_engine.evaluation.lm_eval.conversations import Conversations
 from baize_engine.evaluation.lm_eval.gen_kwargs import Generation, generation_of
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.usage import Since
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
 from baize_engine.text.chat_formats import AUTO
@@ -193,7 +194,9 @@ class BaizeLM(TemplateLM):
         params = [self._params(asked, len(alike[asked])) for asked in order]
         texts: dict[int, str] = {}
         with (
-            Progress(len(requests), "request", not disable_tqdm, "generate_until") as bar,
+            Progress(
+                len(requests), "request", not disable_tqdm, "generate_until", note=Since(self.engine).speculation
+            ) as bar,
             closing(self.engine.completions([asked.ids for asked in order], params)) as completions,
         ):
             for asked, samples in zip(order, completions, strict=True):

@@ -40,6 +40,13 @@ class Speculator:
         proposed = self.proposer.propose(wanted) if wanted else []
         return {sequence: draft for (sequence, _), draft in zip(wanted, proposed, strict=True) if draft}
 
+    def step_time(self, sequences: int, drafts: int = 0) -> float:
+        """An estimate of the time of a step, in steps of one sequence: of its rows, and of proposing its draft tokens.
+
+        It is of the tables of costs, of another machine or another model than this; the host's time is not in it.
+        """
+        return self._costs.of(sequences + drafts) + drafts * self.proposer.token_cost
+
     def _allotted(self, sequences: abc.Sequence[Sequence]) -> list[int]:
         """How many draft tokens each of the sequences should get."""
         prospects = []
