@@ -34,6 +34,8 @@ BAIZE_TARGET void over_block(Block& block, size_t rows, size_t tokens) {
     // 7 or 8 tokens: blocks of 4, rather than one of 6 and a slow one of 1 or 2.
     for (; token + T <= tokens && !(T == 6 && (tokens - token == 7 || tokens - token == 8)); token += T)
         over_rows<R, T>(block, rows, token);
+    if constexpr (T > 5)
+        if (tokens - token == 5) return over_rows<R, 5>(block, rows, token);
     if constexpr (T > 4)
         for (; token + 4 <= tokens; token += 4) over_rows<R, 4>(block, rows, token);
     if constexpr (T > 2) {

@@ -8,6 +8,18 @@ namespace baize {
 
 namespace {
 
+// What the streams of a product read next: R rows, `stride` bytes apart, `bytes` of each, `distance` bytes
+// behind `w`. `locality`: 3 prefetches into all caches; 0 into the L1 cache alone, so that rows do not drive
+// the activations of several tokens out of the L2 cache.
+template <size_t distance, int locality, size_t R>
+BAIZE_TARGET __attribute__((always_inline)) inline void ask_streams(const uint8_t* w, size_t stride,
+                                                                    size_t bytes) {
+#pragma GCC unroll 16
+    for (size_t r = 0; r < R; ++r)
+        for (size_t n = 0; n < bytes; n += 64)
+            __builtin_prefetch(w + r * stride + n + distance, 0, locality);
+}
+
 // Prefetches share `part` of `parts` of the next T tokens' block; otherwise the first rows to use it would
 // wait for each line.
 template <size_t T, size_t block, class X>

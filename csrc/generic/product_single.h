@@ -9,6 +9,7 @@
 // dot product of row w + r * stride and the token.
 #pragma once
 
+#include "csrc/generic/prefetch.h"
 #include "csrc/product.h"
 
 namespace baize {
@@ -16,14 +17,6 @@ namespace baize {
 namespace {
 
 constexpr size_t kDistance = 1024;  // bytes by which prefetches run ahead of a row's stream
-
-// Prefetches what each stream reads next.
-template <size_t R>
-BAIZE_TARGET inline void prefetch_ahead(const uint8_t* w, size_t stride, size_t bytes) {
-#pragma GCC unroll 16
-    for (size_t r = 0; r < R; ++r)
-        for (size_t n = 0; n < bytes; n += 64) __builtin_prefetch(w + r * stride + n + kDistance, 0, 3);
-}
 
 // Where the rows of a block begin.
 struct Streams {
@@ -48,7 +41,7 @@ BAIZE_TARGET void float_rows(const Streams& rows, const float* x, size_t columns
     };
     size_t k = 0;
     for (; k + line * Vec::width <= columns; k += line * Vec::width) {
-        prefetch_ahead<R>(w + k * itemsize(D), stride, 64);
+        ask_streams<kDistance, 3, R>(w + k * itemsize(D), stride, 64);
 #pragma GCC unroll 4
         for (size_t n = 0; n < line; ++n) step(k + n * Vec::width);
     }
@@ -92,7 +85,7 @@ BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_
     };
     const size_t whole = columns / section;
     for (size_t s = 0; s < whole; ++s) {
-        prefetch_ahead<R>(w + s * section, stride, section);
+        ask_streams<kDistance, 3, R>(w + s * section, stride, section);
         step(w + s * section, stride, s);
     }
     if (whole * section < columns) {

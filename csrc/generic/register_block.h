@@ -3,6 +3,7 @@
 // of a row serves T multiply-adds, and one of a token R.
 #pragma once
 
+#include "csrc/generic/prefetch.h"
 #include "csrc/product.h"
 
 namespace baize {
@@ -42,7 +43,20 @@ struct MatrixFloats {
     }
 };
 
-// Pass `pass` of `passes` over the rows prefetches its share of the lines that lie `ahead` bytes on.
+// Bytes by which prefetches run ahead of rows that several tokens meet.
+constexpr size_t kStreamDistance = 1536;
+
+// The same of rows that are long streams.
+template <Dtype D>
+struct StreamFloats : MatrixFloats<D> {
+    template <size_t R>
+    BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t n) const {
+        ask_streams<kStreamDistance, 0, R>(this->w + n * this->step, this->stride, 64);
+    }
+};
+
+// Rows that are long streams, and met in one pass; or pass `pass` of `passes`, which prefetches its share of
+// the lines that lie `ahead` bytes on.
 struct MatrixCodes {
     const uint8_t* w;
     size_t stride, ahead, pass, passes;
@@ -51,6 +65,7 @@ struct MatrixCodes {
     }
     template <size_t R>
     BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t s) const {
+        if (passes == 1) return ask_streams<kStreamDistance, 0, R>(w + s * kSection, stride, kSection);
         for (size_t r = 0; r < R; ++r)
             for (size_t n = 0; n < kSection; n += 64)
                 if (((s * kSection + n) / 64 & (passes - 1)) == pass)

@@ -16,6 +16,7 @@ namespace {
 struct Blocks {
     static constexpr size_t single_rows = 4, panel_rows = 48, float_rows = 3, float_tokens = 4;
     static constexpr size_t int8_rows = 2, code_tokens = 4, byte_rows = 4, byte_tokens = 3;
+    static constexpr size_t few_at_once = 4;  // tokens of int8 that one register block may take
     static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
     // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
     // unpacked rows

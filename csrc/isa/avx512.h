@@ -25,6 +25,7 @@ namespace {
 struct Blocks {
     static constexpr size_t single_rows = 4, panel_rows = 48, float_rows = 4, float_tokens = 6;
     static constexpr size_t int8_rows = 4, code_tokens = 4;
+    static constexpr size_t few_at_once = 8;  // tokens of int8 that one register block may take
     static constexpr size_t few_of_int8 = 64;  // tokens up to which int8 rows are read in place
     // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
     // unpacked rows

@@ -15,6 +15,7 @@ namespace {
 struct Blocks {
     static constexpr size_t single_rows = 2, panel_rows = 24, float_rows = 2, float_tokens = 2;
     static constexpr size_t int8_rows = 1, code_tokens = 2, byte_rows = 1, byte_tokens = 2;
+    static constexpr size_t few_at_once = 4;  // tokens of int8 that one register block may take
     static constexpr size_t few_of_int8 = 16;  // tokens up to which int8 rows are read in place
     // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
     // unpacked rows
