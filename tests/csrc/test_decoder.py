@@ -226,6 +226,33 @@ def test_attention_over_contexts_of_several_splits(
         assert torch.equal(whole[-1], found[n]), n
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(32, 32, 16), (4, 4, 64), (6, 2, 20), (20, 10, 24)])
+def test_the_last_queries_of_a_context_are_those_that_follow_it_one_by_one(
+    implementation: str, dtype: torch.dtype, heads: int, kv_heads: int, dim: int
+) -> None:
+    """As drafted tokens are verified: some of one sequence, alone or beside others, across the end of a split too."""
+    keys, values = torch.randn(2, 40, 16, kv_heads, dim).to(dtype)
+    tables = torch.randperm(40)[:33].repeat(2, 1).int()
+    attend = cpp_ops.op("attention", implementation)
+    for length, count in ((516, 2), (516, 8), (37, 4), (520, 9), (5, 5)):
+        q, lens = torch.randn(count + 3, heads, dim), torch.tensor([length, 70], dtype=torch.int32)
+        alone = torch.cat(
+            [
+                attend(
+                    q[n : n + 1].clone(), keys, values, tables[:1], torch.arange(2, dtype=torch.int32),
+                    lens[:1] - (count - 1 - n), dim**-0.5,
+                )
+                for n in range(count)
+            ]
+        )  # fmt: skip
+        starts = torch.tensor([0, count, count + 3], dtype=torch.int32)
+        together = attend(q[:count].clone(), keys, values, tables[:1], starts[:2], lens[:1], dim**-0.5)
+        assert torch.equal(together, alone), (length, count)
+        beside = attend(q, keys, values, tables, starts, lens, dim**-0.5)
+        assert torch.equal(beside[:count], alone), (length, count)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_cache_takes_rounded_keys_and_values(implementation: str, dtype: torch.dtype) -> None:
     x, norm, weight = torch.randn(3, 64), torch.ones(64), torch.randn(96, 64) / 8
