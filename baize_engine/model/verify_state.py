@@ -43,7 +43,7 @@ class VerifyState:
         self.logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
         self._best = torch.zeros(rows, best_blocks(vocabulary), dtype=torch.int32, device=device)
         self._work = Activations.of(model.config, rows, model.dtype, device)
-        self._plans: dict[tuple[int, int], list[Callable[[], object]]] = {}
+        self._plans: dict[tuple[int, int, int], list[Callable[[], object]]] = {}
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
     @torch.inference_mode()
@@ -59,7 +59,7 @@ class VerifyState:
         most = self.model.config.max_position_embeddings
         if self.logits.device.type != "cuda":
             self._set(sequences, drafts, rows)
-            for op in self._plan(most, rows):
+            for op in self._plan(most, rows, len(sequences)):
                 op()
             return self._tokens[:rows]
         longest = max(one.num_cached + 1 + len(draft) for one, draft in zip(sequences, drafts, strict=True))
@@ -67,19 +67,19 @@ class VerifyState:
         with torch.cuda.device(self.logits.device):
             if key not in self._graphs:
                 self._set([], [], key[1])  # the first run, which compiles, has padding rows only
-                graphs.run_aside(self._plan(*key), self.logits.device)
-                self._graphs[key] = graphs.capture(self._plan(*key), self.logits.device)
+                plan = self._plan(*key, sequences=key[1])
+                graphs.run_aside(plan, self.logits.device)
+                self._graphs[key] = graphs.capture(plan, self.logits.device)
             self._set(sequences, drafts, key[1])
             self._graphs[key].replay()
         return self._tokens[:rows]
 
-    def ops(self, max_context: int, rows: int) -> list[PlanOp]:
-        """The ops of a step of `rows` rows, for contexts of at most `max_context` tokens."""
+    def ops(self, max_context: int, rows: int, sequences: int) -> list[PlanOp]:
+        """The ops of a step of `rows` rows of at most `sequences` sequences, for contexts of at most `max_context` tokens."""
         ids, positions, slots, top_k, seeds, sample_index = self._wide[:, :rows]
         temperature, top_p, min_p = self._sampling[:, :rows]
         lens, contexts, starts = self._lens
-        # Grouped queries are fewer sequences than rows, as an equal number means one query each. Those left over have none.
-        count = rows - 1 if self._grouped else rows
+        count = sequences if self._grouped else rows
         inputs = Inputs(ids, positions, slots, self._tables[:count], starts[: count + 1], contexts[:count], max_context)
         work, logits, best = self._work.first(rows), self.logits[:rows], self._best[:rows]
         return [
@@ -91,11 +91,13 @@ class VerifyState:
             ),
         ]  # fmt: skip
 
-    def _plan(self, max_context: int, rows: int) -> list[Callable[[], object]]:
-        """The backend's calls for `ops`, made once."""
-        if (max_context, rows) not in self._plans:
-            self._plans[max_context, rows] = self.model.ops.compile(self.ops(max_context, rows))
-        return self._plans[max_context, rows]
+    def _plan(self, max_context: int, rows: int, sequences: int) -> list[Callable[[], object]]:
+        """The backend's calls for `ops`, made once for up to 1, 2, 4, ... sequences, some of which may have no query."""
+        # fewer than rows: as many would mean one query each
+        key = max_context, rows, min(1 << (sequences - 1).bit_length(), rows - 1)
+        if key not in self._plans:
+            self._plans[key] = self.model.ops.compile(self.ops(*key))
+        return self._plans[key]
 
     def _set(self, sequences: Sequence[Stepping], drafts: Sequence[Sequence[int]], rows: int) -> None:
         """Queues the inputs of a run of `rows` rows; those after the sequences' are padding in the scrap block."""
