@@ -6,7 +6,9 @@ import pytest
 from fake_engine import TOKENIZER, all_free, saying
 from fakes import EOS, FIRST_BYTE, VOCAB
 
+from baize_engine.completion import Completion
 from baize_engine.generation.params import SamplingParams
+from baize_engine.generation.sequence import Sequence
 
 
 def test_an_answer_ends_at_the_end_token() -> None:
@@ -16,6 +18,25 @@ def test_an_answer_ends_at_the_end_token() -> None:
     assert done.token_ids == [*TOKENIZER.encode("héy 😀", add_bos=False), EOS]
     assert done.logprobs is None
     assert all_free(engine)
+
+
+def test_the_steps_that_an_answer_took_are_counted() -> None:
+    (done,) = saying("abcd").generate("q")
+    assert (len(done.token_ids), done.num_steps, done.num_draft_tokens, done.num_accepted_tokens) == (5, 4, 0, 0)
+    (first,) = saying("abcd").generate("q", SamplingParams(max_new_tokens=1))  # which comes with the prompt
+    assert (len(first.token_ids), first.num_steps) == (1, 0)
+
+
+def test_counts_of_speculation_do_not_make_completions_differ() -> None:
+    def completion(steps: int, proposed: int, accepted: int) -> Completion:
+        sequence = Sequence([1], SamplingParams(), 9, token_ids=[5, 6, 7], finish_reason="length")
+        sequence.num_steps, sequence.num_proposed, sequence.num_accepted = steps, proposed, accepted
+        return Completion.of(sequence)
+
+    speculated, plain = completion(1, 4, 1), completion(2, 0, 0)
+    assert (speculated.num_steps, speculated.num_draft_tokens, speculated.num_accepted_tokens) == (1, 4, 1)
+    assert speculated == plain
+    assert "num_steps=1, num_draft_tokens=4, num_accepted_tokens=1" in repr(speculated)
 
 
 def test_ignore_eos_and_max_new_tokens() -> None:

@@ -276,11 +276,11 @@ def test_usage_counts_what_was_asked_for_and_what_was_computed() -> None:
     begin = [1, *range(5, 12)]  # two of the cache's chunks
     params = SamplingParams(max_new_tokens=3, ignore_eos=True)
     engine.generate([[*begin, 20], [*begin, 21, 22]], params)
-    assert engine.usage == Usage(prompt_tokens=19, computed_tokens=11, generated_tokens=6)
+    assert engine.usage == Usage(19, computed_tokens=11, generated_tokens=6, steps=4, step_tokens=4)
     engine.next_token_logprobs([[*begin, 23]], [5, 6])
-    assert engine.usage == Usage(prompt_tokens=28, computed_tokens=12, generated_tokens=6)
+    assert engine.usage == Usage(28, computed_tokens=12, generated_tokens=6, steps=4, step_tokens=4)
     engine.generate([40, 41, 42, 43, 44], replace(params, n=4))  # samples of one prompt share it, to the token
-    assert engine.usage == Usage(prompt_tokens=33, computed_tokens=17, generated_tokens=18)
+    assert engine.usage == Usage(33, computed_tokens=17, generated_tokens=18, steps=12, step_tokens=12)
     engine.close()
     with pytest.raises(RequestError, match="this engine is closed"):
         _ = engine.usage

@@ -34,7 +34,8 @@ def test_each_constructor_hands_every_field_on(monkeypatch: pytest.MonkeyPatch) 
     """To the loader, in one object: none is left at its default."""
     given = {
         "device": "cuda:3", "dtype": "bfloat16", "quantize": "int4", "max_model_len": 77, "cache_tokens": 99, "threads": 3,
-        "cache_dtype": "float16", "exact_activations": True, "chat_format": "vicuna",
+        "cache_dtype": "float16", "exact_activations": True, "chat_format": "vicuna", "speculate": "ngram",
+        "speculate_tokens": 7,
     }  # fmt: skip
     assert given.keys() == FIELDS.keys()
     seen = []
@@ -74,10 +75,13 @@ def test_the_flags_reach_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(Engine, "from_pretrained", refuse)
     flags = ["--device", "cpu", "--dtype", "float32", "--quantize", "int8", "--max_model_len", "64", "--cache_tokens"]
-    flags += ["96", "--threads", "2", "--cache_dtype", "bfloat16", "--exact_activations"]
+    flags += ["96", "--threads", "2", "--cache_dtype", "bfloat16", "--exact_activations", "--speculate", "draft/"]
+    flags += ["--speculate-tokens", "5"]
     assert main(["generate", str(folder), "--prompt", "a", *flags]) == 1
     assert main(["generate", str(folder), "--prompt", "a"]) == 1
-    wanted = EngineOptions("cpu", "float32", "int8", 64, 96, 2, "bfloat16", True)
+    wanted = EngineOptions(
+        "cpu", "float32", "int8", 64, 96, 2, "bfloat16", True, speculate="draft/", speculate_tokens=5
+    )
     assert [EngineOptions(**settings) for settings in seen] == [wanted, EngineOptions()]
     assert all(settings.keys() == FIELDS.keys() for settings in seen)
 
@@ -97,6 +101,21 @@ def test_the_flags_reach_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatc
         ({"threads": True}, "threads is True, wanted an integer"),
         ({"cache_dtype": "int8"}, "cache_dtype is 'int8', wanted auto, float32, float16, bfloat16"),
         ({"exact_activations": 1}, "exact_activations is 1, wanted True or False"),
+        ({"speculate": ""}, "speculate is '', wanted None, 'ngram', 'self-int4' or a model's folder"),
+        ({"speculate": 3}, "speculate is 3, wanted None, 'ngram', 'self-int4' or a model's folder"),
+        ({"speculate": False}, "speculate is False, wanted None"),
+        ({"speculate": b"ngram"}, "speculate is b'ngram', wanted None"),
+        (
+            {"speculate": "ngram", "speculate_tokens": 0},
+            "speculate_tokens is 0, wanted an integer of at least 1, at most 63",
+        ),
+        (
+            {"speculate": "ngram", "speculate_tokens": 64},
+            "speculate_tokens is 64, wanted an integer of at least 1, at most 63",
+        ),
+        ({"speculate": "ngram", "speculate_tokens": True}, "speculate_tokens is True, wanted an integer"),
+        ({"speculate": "ngram", "speculate_tokens": "3"}, "speculate_tokens is '3', wanted an integer"),
+        ({"speculate_tokens": 4}, "speculate_tokens is 4 without speculate, which says how to propose"),
     ],
 )
 def test_a_bad_value_is_refused_by_name(given: dict, wanted: str) -> None:
@@ -114,6 +133,8 @@ def test_every_field_refuses_what_it_cannot_be() -> None:
 def test_values_become_pythons_own() -> None:
     options = EngineOptions(threads=np.int64(3), exact_activations=np.True_)  # type: ignore[arg-type]
     assert (type(options.threads), options.exact_activations) == (int, True)
+    options = EngineOptions(speculate=Path("a") / "draft", speculate_tokens=np.int64(63))  # type: ignore[arg-type]
+    assert (options.speculate, type(options.speculate_tokens)) == ("a/draft", int)
 
 
 def test_a_context_beyond_the_models_positions_is_refused() -> None:
@@ -128,7 +149,7 @@ DIGESTED = [  # flags, and what stood in the digests of outputs before EngineOpt
     (
         ["--dtype", "float32", "--quantize", "int8", "--max_model_len", "64", "--cache_tokens", "96", "--threads", "2",
          "--cache_dtype", "bfloat16", "--exact_activations", "--add_bos", "yes", "--parse_special", "--extra_columns",
-         "keep", "--stop", "x", "--logit_bias", "5=1.5", "--device", "cpu"],
+         "keep", "--stop", "x", "--logit_bias", "5=1.5", "--device", "cpu", "--speculate", "ngram", "--speculate_tokens", "3"],
         {"add_bos": "yes", "cache_dtype": "bfloat16", "dtype": "float32", "exact_activations": True,
          "extra_columns": "keep", "max_model_len": 64, "parse_special": True, "quantize": "int8"},
         {"stop": ["x"], "logit_bias": {"5": 1.5}},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 
 import pytest
@@ -33,6 +34,17 @@ def test_nothing_is_drawn_without_a_terminal(
         assert "tok/s" in drawn
     else:
         assert drawn == ""
+
+
+@pytest.mark.parametrize(
+    ("note", "behind"), [("70% accepted", ", 70% accepted]"), ("", "]")], ids=["speculation", "none"]
+)
+def test_a_note_stands_behind_the_tokens(note: str, behind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", stderr := Terminal())
+    with Progress(1, "prompt", True, note=lambda: note) as bar:
+        bar.add(1, tokens=5)
+    drawn = stderr.getvalue().rstrip()
+    assert re.search(r"5 tokens, [\d.]+ tok/s(.*)$", drawn)[1] == behind  # type: ignore[index]
 
 
 def test_threads_add_to_one_bar(monkeypatch: pytest.MonkeyPatch) -> None:

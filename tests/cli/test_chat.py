@@ -26,6 +26,14 @@ def test_lines_of_a_pipe_are_messages_of_one_conversation(folder: Path) -> None:
     assert (code, out, err) == (0, "".join(reply + "\n" for reply in wanted), [])
 
 
+def test_speculation_changes_no_reply_and_is_told_at_the_end(folder: Path) -> None:
+    wanted = conversation(folder, "hello", WORDS)
+    code, out, err = piped(folder, f"hello\n{WORDS}\n".encode(), "--speculate", "ngram")
+    assert (code, out) == (0, "".join(reply + "\n" for reply in wanted))
+    (line,) = err
+    assert re.fullmatch(r"baize: speculation: .+, [\d.]+ tok/step, ~[\d.]+x \(estimated\)", line)
+
+
 def test_bad_bytes_cost_their_message_and_not_the_conversation(folder: Path) -> None:
     wanted = conversation(folder, "hello", WORDS)
     code, out, err = piped(folder, b"hello\nthe \xff cat\n" + WORDS.encode() + b"\n")

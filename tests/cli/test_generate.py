@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import signal
 import sys
 from pathlib import Path
@@ -84,6 +85,46 @@ def test_an_output_that_exists_or_is_of_other_settings_is_refused(
     assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--resume") == 1
     assert "line 3 is not the answer to record 2" in capsys.readouterr().err
     assert out.read_bytes() == before
+
+
+@pytest.mark.parametrize("begun", [(), ("--speculate", "ngram", "--speculate-tokens", 4)], ids=["plain", "speculated"])
+def test_an_output_begun_without_speculation_goes_on_with_it_and_the_other_way_round(
+    begun: tuple, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, whole, out = write(tmp_path / "in.jsonl", PROMPTS[:4]), tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    flags = (
+        "--input",
+        path,
+        "--max_new_tokens",
+        30,
+        "--ignore_eos",
+        "--temperature",
+        0.3,
+        "--seed",
+        4,
+        "--logprobs",
+        1,
+    )
+    assert generate(folder, *flags, "--output", whole, *begun) == 0
+    first, *_ = whole.read_bytes().splitlines(keepends=True)
+    out.write_bytes(first)
+    going_on = () if begun else ("--speculate", "ngram")
+    capsys.readouterr()
+    assert generate(folder, *flags, "--output", out, "--resume", *going_on) == 0
+    assert out.read_bytes() == whole.read_bytes()
+    assert ("baize: speculation: " in capsys.readouterr().err) == bool(going_on)
+
+
+def test_speculation_changes_no_text_and_is_told_on_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    texts = []
+    for more in ((), ("--speculate", "ngram")):
+        asked = ("--prompt", "the cat the cat the cat", "--max_new_tokens", 40, "--ignore_eos")
+        assert generate(folder, *asked, *more) == 0
+        out, err = capsys.readouterr()
+        texts.append(out)
+        told = r"baize: speculation: \d+% accepted, [\d.]+ tok/step, ~[\d.]+x \(estimated\)\n"
+        assert re.fullmatch(told if more else "", err)
+    assert texts[0] == texts[1] != "\n"
 
 
 def command(folder: Path, path: Path, out: Path) -> list[str]:

@@ -20,7 +20,7 @@ PAIR = Path(baize_engine.__file__).parent / "demo_pair"
 DEFAULT = object()  # an argument that has a default which is not a constant
 LOADED = {
     "device": "auto", "dtype": "auto", "quantize": None, "max_model_len": None, "cache_tokens": None, "threads": None,
-    "cache_dtype": "auto", "exact_activations": False, "chat_format": "auto",
+    "cache_dtype": "auto", "exact_activations": False, "chat_format": "auto", "speculate": None, "speculate_tokens": None,
 }  # fmt: skip
 TEXT = {"parse_special": False, "add_bos": None}
 RECOVERED = {
@@ -84,7 +84,7 @@ ARGUMENTS: list[tuple[Callable, list[str], dict[str, object]]] = [
 ]  # fmt: skip
 MODEL = (
     "--path_raw --path_diff --new_rows --drop_rows --device --dtype --quantize --exact_activations --max_model_len "
-    "--cache_tokens --cache_dtype --threads --chat_format"
+    "--cache_tokens --cache_dtype --threads --speculate --speculate_tokens --chat_format"
 )
 SAMPLING = (
     "--max_new_tokens --min_new_tokens --temperature --top_k --top_p --min_p --repetition_penalty --presence_penalty "
@@ -124,6 +124,7 @@ def test_arguments_and_their_defaults(function: Callable, required: list[str], d
 def test_a_completion_has_its_fields() -> None:
     names = [field.name for field in dataclasses.fields(Completion)]
     wanted = ["prompt_index", "index", "token_ids", "text", "finish_reason", "stop_reason", "logprobs", "seed"]
+    wanted += ["error", "num_steps", "num_draft_tokens", "num_accepted_tokens"]
     assert names[: len(wanted)] == wanted
 
 
@@ -176,6 +177,10 @@ def test_what_the_readme_shows(tmp_path: Path, capsys: pytest.CaptureFixture[str
         assert asyncio.run(pieces()) == completion.text
     with pytest.raises(BaizeError):
         engine.generate("a")
+    with Engine.from_pretrained(tuned, device="cpu", speculate="ngram", speculate_tokens=4) as speculating:
+        assert speculating.generate(["Once upon a time"], few)[0] == completion
+        usage = speculating.usage
+        assert (usage.draft_tokens >= usage.accepted_tokens, usage.steps > 0) == (True, True)
     with Engine.from_diff(PAIR / "base", PAIR / "diff", device="cpu") as direct:
         assert direct.generate(["Once upon a time"], few)[0].token_ids == completion.token_ids
     assert (

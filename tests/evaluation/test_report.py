@@ -45,6 +45,15 @@ def test_the_table_has_a_row_for_each_score() -> None:
     ]
 
 
+def test_the_table_tells_what_speculation_did() -> None:
+    usage = Usage(
+        10, 20, 31, steps=10, step_tokens=30, draft_tokens=40, accepted_tokens=20, step_time=20, plain_time=30
+    )
+    plain, speculated = (TaskResult("gsm", [], 1, usage=each) for each in (Usage(10, 20, 31, 30, 30), usage))
+    assert table([speculated])[-1] == "gsm: speculation: 50% accepted, 3.00 tok/step, ~1.50x (estimated)"
+    assert table([plain]) == table([speculated])[:-1]
+
+
 def test_columns_are_aligned() -> None:
     lines = table(RESULTS)
     assert {
@@ -64,7 +73,8 @@ def test_results_json_has_every_figure_and_replaces_an_earlier_one(tmp_path: Pat
         "task": "mmlu_5shot", "examples": 14042, "failed": 0, "too_long": 0, "resumed": 0, "seconds": 61.25,
         "scores": [{"metric": "accuracy", "value": 41.234, "standard_error": 1.5, "count": 14042, "card": 41.5}],
         "groups": {"a": [{"metric": "accuracy", "value": 40.0, "standard_error": None, "count": 1, "card": None}]},
-        "prompt_tokens": 9_000_000, "computed_tokens": 1_400_000, "generated_tokens": 0,
+        "prompt_tokens": 9_000_000, "computed_tokens": 1_400_000, "generated_tokens": 0, "steps": 0, "step_tokens": 0,
+        "draft_tokens": 0, "accepted_tokens": 0, "step_time": 0.0, "plain_time": 0.0,
     }  # fmt: skip
 
 
