@@ -6,7 +6,7 @@ call at a time.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from baize_engine.generation.scheduler import Action, Fail, Launch, Piece, Prefi
 from baize_engine.generation.sequence import FinishReason, Sequence
 from baize_engine.generation.shaping import shaping
 from baize_engine.generation.speculation.speculator import Speculator
-from baize_engine.generation.usage import Usage
+from baize_engine.generation.usage import Meter, Usage
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner
 from baize_engine.model.runner import Batch, Verified
 
@@ -54,17 +54,17 @@ class Loop:
         self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk, decoder.together)
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
         self._speculator = speculator
-        self._usage = Usage()
+        self._meter = Meter()
 
     @property
     def usage(self) -> Usage:
         """The numbers of tokens and steps so far. May be read while another thread steps."""
-        return self._usage
+        return self._meter.read()
 
     def add(self, sequences: Collection[Sequence]) -> None:
         """Queues sequences. Each, unless it is aborted, ends with an output marked as its last, also if it fails."""
         asked = sum(len(sequence.prompt_ids) for sequence in sequences if not sequence.index)
-        self._usage += Usage(prompt_tokens=asked)
+        self._meter.prompt_tokens += asked
         self._scheduler.add(sequences)
 
     def abort(self, sequence: Sequence) -> None:
@@ -136,7 +136,8 @@ class Loop:
         sequence.num_steps += 1
         sequence.num_proposed += proposed
         sequence.num_accepted += accepted
-        self._usage += Usage(draft_tokens=proposed, accepted_tokens=accepted)
+        self._meter.draft_tokens += proposed
+        self._meter.accepted_tokens += accepted
         if not sequence.finished:
             self._scheduler.verified(sequence)
             if proposed and self._speculator is not None:
@@ -144,11 +145,12 @@ class Loop:
 
     def _count_step(self, sequences: int, tokens: int, drafts: int = 0) -> None:
         """Counts a step of so many sequences and draft tokens, and the tokens that it made."""
-        time = plain = 0.0
+        meter = self._meter
+        meter.steps += sequences
+        meter.step_tokens += tokens
         if self._speculator is not None and sequences:
-            time = self._speculator.step_time(sequences, drafts)
-            plain = tokens / sequences * self._speculator.step_time(sequences)
-        self._usage += Usage(steps=sequences, step_tokens=tokens, step_time=time, plain_time=plain)
+            meter.step_time += self._speculator.step_time(sequences, drafts)
+            meter.plain_time += tokens / sequences * self._speculator.step_time(sequences)
 
     def _made(self, verified: list[Verified[Sequence]], place: int) -> list[tuple[Sequence, int]]:
         """The token that each sequence makes in row `place` of its rows."""
@@ -185,7 +187,7 @@ class Loop:
         """Computes pieces of prompts. Returns the first tokens of those that are complete."""
         last: dict[Sequence, Tensor] = {}  # logits (1, V) of the last token of a prompt that is to be continued
         self.decoder.run([_piece(piece, last) for piece in action.pieces])
-        self._usage += Usage(computed_tokens=sum(piece.end - piece.begin for piece in action.pieces))
+        self._meter.computed_tokens += sum(piece.end - piece.begin for piece in action.pieces)
         made: list[tuple[Sequence, int]] = []
         starting: list[Sequence] = []
         logits: list[Tensor] = []
@@ -256,9 +258,8 @@ class Loop:
                 logprobs.append(token_logprobs(row_logits, token, top))
         return tokens
 
-    def _postprocess(self, made: list[tuple[Sequence, int]]) -> list[Output]:
+    def _postprocess(self, made: Iterable[tuple[Sequence, int]]) -> list[Output]:
         """Appends the tokens. A sequence that continues after its first token joins the steps."""
-        self._usage += Usage(generated_tokens=sum(token != NO_TOKEN for _, token in made))
         outputs = []
         for sequence, token in made:
             piece = self._append(sequence, token)
@@ -278,6 +279,7 @@ class Loop:
             self._end(sequence, "length" if sequence.error is None else "error")
             return ""
         sequence.token_ids.append(token)
+        self._meter.generated_tokens += 1
         reason: FinishReason | None = None
         if token in sequence.stop_ids:
             reason, sequence.stop_reason = "stop", token

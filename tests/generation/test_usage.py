@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import abc
+from dataclasses import fields
 
 import decoders
 import pytest
@@ -13,7 +14,7 @@ from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.speculation.proposer import Prospect
 from baize_engine.generation.speculation.speculator import Speculator
-from baize_engine.generation.usage import Since, Usage
+from baize_engine.generation.usage import Meter, Since, Usage
 from baize_engine.model.step_costs import StepCosts
 
 SPECULATED = Usage(9, 8, 31, steps=10, step_tokens=30, draft_tokens=40, accepted_tokens=20, step_time=12, plain_time=30)
@@ -90,8 +91,18 @@ def test_answers_that_share_steps_are_set_beside_plain_steps_that_share_them() -
     assert usage.plain_time == pytest.approx(9 * COSTS.of(2))
 
 
-def test_sums_and_differences() -> None:
-    assert Usage(1, 2, 3, 4, 5, 6, 7, 8.0, 9.0) + SPECULATED - SPECULATED == Usage(1, 2, 3, 4, 5, 6, 7, 8.0, 9.0)
+def test_a_difference_is_that_of_each_number() -> None:
+    assert Usage(9, 8, 7, 6, 5, 4, 3, 2.0, 1.5) - Usage(1, 2, 3, 4, 5, 4, 3, 2.0, 1.0) == Usage(
+        8, 6, 4, 2, 0, 0, 0, 0.0, 0.5
+    )
+
+
+def test_a_meter_counts_every_field_of_a_usage() -> None:
+    meter = Meter()
+    assert vars(meter).keys() == {field.name for field in fields(Usage)}
+    assert meter.read() == Usage()
+    meter.accepted_tokens += 3
+    assert meter.read() == Usage(accepted_tokens=3)
 
 
 def test_since_counts_from_its_making() -> None:

@@ -1,4 +1,4 @@
-"""Proposers that know the answer, err, or propose nonsense; and engines that speculate with them, to be compared with plain ones."""
+"""Proposers that know the answer, err, or propose nonsense, and engines that speculate with them beside plain ones."""
 
 from __future__ import annotations
 
