@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fake_engine import TOKENIZER, all_free, make, saying
 from fakes import EOS, VOCAB, TableDecoder
 
-from baize_engine.engine import Completion
+from baize_engine.engine import Completion, Engine
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.usage import Usage
@@ -268,6 +269,26 @@ def test_a_closed_engine_refuses() -> None:
 
 def test_the_tokenizers_end_id_ends_a_text_that_the_config_names_wrongly() -> None:
     assert saying("ab", eos_token_ids=(1,)).generate("q")[0].stop_reason == EOS
+
+
+def test_the_bar_tells_what_speculation_did(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    params = SamplingParams(max_new_tokens=40, allowed_token_ids=[7, 8])  # with so few it repeats itself
+    made, told = [], []
+    for how in (None, "ngram"):
+        with Engine.from_pretrained(folder, device="cpu", speculate=how) as engine:
+            engine.generate("a", params)  # the bar tells of its own call, not of this one
+            before = engine.usage
+            monkeypatch.setattr("sys.stderr", stderr := Terminal())
+            made += engine.generate("the cat the cat the cat", params, progress=True)
+            told.append((engine.usage - before).speculation)
+            assert stderr.getvalue().rstrip().endswith(f" tok/s{told[-1] and ', '}{told[-1]}]")
+    assert made[0] == made[1]
+    assert made[1].num_steps < made[0].num_steps == 39
+    assert [bool(each) for each in told] == [False, True]
 
 
 def test_usage_counts_what_was_asked_for_and_what_was_computed() -> None:

@@ -91,7 +91,7 @@ def model_options(parser: argparse.ArgumentParser, without: Collection[str] = ()
     flag(parser, "--path_raw", type=path, metavar="BASE", help=base)
     flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff of --path_raw")
     field_flags(parser, RecoveryOptions, without={field.name for field in fields(RecoveryOptions)} - ROWS.keys())
-    field_flags(parser, EngineOptions, without=without)
+    field_flags(parser, EngineOptions, {"speculate": {"type": path}}, without)
 
 
 def prompt_options(parser: argparse.ArgumentParser) -> None:

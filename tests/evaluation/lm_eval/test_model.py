@@ -270,10 +270,12 @@ def test_requests_that_do_not_fit_are_named(ours: BaizeLM) -> None:
 def test_model_arguments(spelled: Path, tmp_path: Path) -> None:
     more = {"batch_size": 1, "max_batch_size": None, "device": "cuda:7"}
     made = get_model("baize").create_from_arg_string(
-        f"pretrained={spelled},device=cpu,quantize=int8,max_model_len=64", more
+        f"pretrained={spelled},device=cpu,quantize=int8,max_model_len=64,speculate=ngram,speculate_tokens=3", more
     )
     assert (type(made), made.max_length) == (BaizeLM, 64)
     asked = requests("generate_until", [("Once upon a time", {"max_gen_toks": 8})])
+    made.generate_until(asked)
+    assert made.engine.usage.speculation
     recovered = BaizeLM.create_from_arg_obj({"path_raw": PAIR / "base", "path_diff": PAIR / "diff"}, {"device": "cpu"})
     with Engine.from_diff(PAIR / "base", PAIR / "diff", device="cpu") as engine:
         (direct,) = engine.generate("Once upon a time", baize_engine.SamplingParams(max_new_tokens=8))
