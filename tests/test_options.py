@@ -217,6 +217,7 @@ def test_options_that_came_later_do_not_change_what_a_run_is() -> None:
     """An output that was begun before them can be resumed."""
     assert "chat_format" not in EngineOptions().for_answers()
     assert EngineOptions(chat_format="raw").for_answers()["chat_format"] == "raw"
+    assert EngineOptions(speculate="ngram", speculate_tokens=3).for_answers() == EngineOptions().for_answers()
     with pytest.raises(
         RequestError, match="chat_format is 'chatml', wanted auto, template, open_instruct, alpaca, vicuna, raw"
     ):
