@@ -181,3 +181,74 @@ def test_a_prompt_shares_only_what_it_needs_no_logits_of() -> None:
         assert (scored.num_cached, scored.block_table) == (shared, first.block_table[: shared // 4])
         assert scored.num_cached < start
         pool.free(scored)
+
+
+def growing(pool: BlockPool, tokens: int, next_tokens: int = 1) -> Sequence:
+    """A sequence of so many cached tokens that has room for the next."""
+    sequence = asked()
+    pool.reserve(sequence, tokens + next_tokens)
+    sequence.num_cached = tokens
+    return sequence
+
+
+def test_more_tokens_are_reserved_as_far_as_blocks_are_free() -> None:
+    pool = BlockPool(4, 4)
+    sequence = growing(pool, 6)
+    assert pool.reserve_free(sequence, 1, 0) == 0
+    assert pool.reserve_free(sequence, 1, 1) == 1
+    assert len(sequence.block_table) == 2  # 6 + 1 + 1 tokens
+    assert pool.reserve_free(sequence, 1, 2) == 2
+    assert len(sequence.block_table) == 3
+    assert pool.reserve_free(sequence, 1, 99) == 16 - 7
+    assert (len(sequence.block_table), pool.free_blocks) == (4, 0)
+    pool.free(sequence)
+    assert pool.free_blocks == 4
+
+
+def test_a_known_beginning_is_not_forgotten_for_more_tokens() -> None:
+    """Though its blocks count as free."""
+    pool = BlockPool(5, 4)
+    pool.free(written(pool, list(range(9))))
+    sequence = growing(pool, 5)
+    assert pool.free_blocks == 3  # two of them are kept
+    assert pool.reserve_free(sequence, 1, 99) == 12 - 6
+    assert pool.free_blocks == 2
+    assert begun(pool, list(range(9))).num_cached == 8
+
+
+def test_a_sequence_is_trimmed_to_its_tokens() -> None:
+    pool = BlockPool(5, 4)
+    sequence = growing(pool, 6)
+    table = list(sequence.block_table)
+    pool.trim(sequence)
+    assert sequence.block_table == table
+    assert pool.reserve_free(sequence, 1, 13) == 13
+    whole = list(sequence.block_table)
+    assert len(whole) == 5
+    pool.trim(sequence, 7)
+    assert sequence.block_table == whole[:4]
+    pool.trim(sequence, 1)
+    assert sequence.block_table == table
+    sequence.num_cached = 4
+    pool.trim(sequence)
+    assert sequence.block_table == table[:1]
+    assert pool.free_blocks == 4
+    with pytest.raises(ValueError, match="nothing in this cache"):
+        pool.trim(asked())
+
+
+def test_trimming_leaves_what_others_hold() -> None:
+    pool = BlockPool(8, 4)
+    first = written(pool, list(range(8)))
+    twin, copy = forked(pool, first)
+    assert copy is None
+    for sequence in (first, twin):
+        pool.reserve(sequence, 1)
+        assert pool.reserve_free(sequence, 1, 6) == 6
+    assert pool.free_blocks == 8 - 2 - 2 * 2
+    pool.trim(twin)
+    assert twin.block_table == first.block_table[:2]
+    assert pool.free_blocks == 4
+    pool.free(first)
+    assert begun(pool, list(range(9))).block_table == twin.block_table
+    pool.free(twin)

@@ -41,7 +41,10 @@ class Sample(Sequence):
 
 
 class FakeMachine:
-    """Carries actions out. A row of the cache holds (all ids up to it, whether prefill or a step wrote it)."""
+    """Carries actions out. A row of the cache holds (all ids up to it, whether prefill or a step wrote it).
+
+    drafts: steps that are launched while none is in flight verify up to so many tokens of a sequence, of which some are wrong.
+    """
 
     def __init__(
         self,
@@ -51,8 +54,9 @@ class FakeMachine:
         chunk: int,
         ahead: int,
         together: bool = False,
+        drafts: int = 0,
     ) -> None:
-        self.together = together
+        self.together, self.drafts, self.drafted = together, drafts, [0, 0]
         self.pool, self.ahead, self.computed = BlockPool(blocks, size, chunk), ahead, 0
         self.memory: dict[int, object] = {}
         self.samples: list[Sample] = []
@@ -105,7 +109,10 @@ class FakeMachine:
         if isinstance(action, Prefill):
             self.prefill(action)
         elif isinstance(action, Launch):
-            self.launch(action)
+            if self.drafts and not self.steps:
+                self.verify(action)
+            else:
+                self.launch(action)
         elif isinstance(action, SwapOut):
             assert not self.steps, "a sequence was swapped out while its tokens were on their way"
             going = [sample for sample in self.started if sample.status is Status.RUNNING]
@@ -174,6 +181,48 @@ class FakeMachine:
             step.append((sample, sample.history[-1]))
         self.steps.append(step)
 
+    def verify(self, action: Launch) -> None:
+        """A step with rows for draft tokens: how many are asked for, proposed and right depends on the history."""
+        known, rows = len(self.pool._known), []
+        for sample in action.sequences:
+            assert sample.num_in_flight == 1
+            some = hash(tuple(sample.history))
+            room = self.scheduler.draft(sample, min(some % (self.drafts + 1), sample.num_left))
+            assert sample.num_in_flight == 1 + room
+            draft = self.proposed(sample, some // 7 % (room + 1), some // 11 % (self.drafts + 1))
+            self.scheduler.drafted(sample, len(draft))
+            assert sample.num_in_flight == 1 + len(draft)
+            rows.append((sample, draft))
+        assert len(self.pool._known) == known
+        for sample, draft in rows:
+            n = len(sample.history) - 1
+            for k in range(1 + len(draft)):
+                self.memory[self.slot(sample.block_table, n + k)] = (tuple(sample.history + draft[:k]), "step")
+            self.check_rows(sample, n + 1)
+        for sample, draft in rows:
+            self.drafted[0] += len(draft)
+            for token in [*draft, None]:
+                self.scheduler.arrived(sample)
+                sample.history.append(token_after(sample.history, sample.seed))
+                self.deliver(sample, sample.history[-1])
+                if sample.finished or sample.history[-1] != token:
+                    break
+                self.drafted[1] += 1
+            if not sample.finished:
+                self.scheduler.verified(sample)
+                assert sample.num_in_flight == 0
+                assert sample.num_cached == sample.num_tokens - 1
+                assert len(sample.block_table) == -(-sample.num_cached // self.pool.block_size)
+                self.check_rows(sample)
+
+    def proposed(self, sample: Sample, count: int, right: int) -> list[int]:
+        """`count` draft tokens, of which the first `right` are what the model makes next."""
+        history = list(sample.history)
+        while len(history) < len(sample.history) + count:
+            made = len(history) - len(sample.history)
+            history.append(token_after(history, sample.seed) + (made >= right))
+        return history[len(sample.history) :]
+
     def read(self) -> None:
         for sample, token in self.steps.popleft():
             if not sample.finished:
@@ -232,20 +281,23 @@ def prompts(draw: st.DrawFn) -> list[tuple[list[int], int, int]]:
 @settings(max_examples=300, deadline=None)
 @given(prompts(), st.integers(0, 20), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 9),
        st.sampled_from([1, 2, 5]), st.integers(0, 2), st.integers(0, 5), st.lists(st.integers(0, 7), max_size=3),
-       st.lists(st.integers(1, 30), max_size=3), st.lists(st.integers(0, 12), max_size=4), st.booleans())  # fmt: skip
-@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [], False)
-@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [5, 7], True)
+       st.lists(st.integers(1, 30), max_size=3), st.lists(st.integers(0, 12), max_size=4), st.booleans(),
+       st.sampled_from([0, 0, 1, 3, 7]))  # fmt: skip
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [], False, 0)
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 2, 0, [], [], [5, 7], True, 3)
+@example([([1] * 8, 20, 5), ([1] * 9, 20, 5)], 0, 4, 1, 9, 1, 0, 0, [], [], [], False, 7)
 def test_every_sequence_finishes_once_with_its_own_tokens(
     many: list[tuple[list[int], int, int]], spare: int, size: int, blocks_a_chunk: int, max_rows: int, pieces: int,
     ahead: int, late: int, aborted: list[int], scored: list[int], cuts: list[int], together: bool,
+    drafts: int,
 ) -> None:  # fmt: skip
     """Whatever the pool's size, as long as the longest sequence fits: nothing leaks, nothing is shared by mistake.
 
-    They are of several calls. Some come late, some are aborted, and some are scored.
+    They are of several calls. Some come late, some are aborted, and some are scored; steps verify drafts, right and wrong.
     """
     share = size * blocks_a_chunk
     least = max(-(-(len(ids) + most) // size) for ids, most, _ in many)
-    machine = FakeMachine(many, least + spare, size, share, ahead, together)
+    machine = FakeMachine(many, least + spare, size, share, ahead, together, drafts)
     for n, start in enumerate(scored):
         prompt = many[n % len(many)][0]
         machine.samples.insert(n * 3 % (len(machine.samples) + 1), Sample(prompt, 0, 0, min(start, len(prompt))))

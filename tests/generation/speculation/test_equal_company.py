@@ -1,4 +1,4 @@
-"""Speculation changes nothing for others: those that come, leave, are scored or fail meanwhile, and those that reuse the cache."""
+"""Speculation changes nothing for others: who comes, leaves, is scored or fails meanwhile, and who reuses the cache."""
 
 from __future__ import annotations
 

@@ -59,7 +59,9 @@ def test_at_most_the_tokens_asked_for(most: int) -> None:
     assert drafts(speculator, [running(99)]) == [min(most, 40)]
 
 
-@pytest.mark.parametrize(("sequences", "rows", "drafted"), [(1, 64, 63), (60, 64, 4), (63, 64, 1), (64, 64, 0), (2, 2, 0)])
+@pytest.mark.parametrize(
+    ("sequences", "rows", "drafted"), [(1, 64, 63), (60, 64, 4), (63, 64, 1), (64, 64, 0), (2, 2, 0)]
+)
 def test_at_most_the_rows_of_a_step(sequences: int, rows: int, drafted: int) -> None:
     speculator = Speculator(Garbage(most=63), FREE, 63, rows)
     many = [running(99) for _ in range(sequences)]
