@@ -146,8 +146,8 @@ class Batch(Generic[S]):
     def verify(self, drafts: Mapping[S, list[int]]) -> list[Verified[S]]:
         """Runs a step of all sequences that has rows for the draft tokens, too, and waits for it. No other may be in flight.
 
-        drafts: what is proposed for some sequences, at least one token for each of them. The tokens' blocks must be reserved.
-        The caller appends those that it accepts, before the next step.
+        drafts: what is proposed for some sequences, at least one token for each of them; with the sequences at most `max_rows`
+        rows. The tokens' blocks must be reserved. The caller appends those that it accepts, before the next step.
         """
         if self._queued:
             raise ValueError(f"{len(self._queued)} steps are in flight, wanted none")

@@ -56,6 +56,8 @@ class VerifyState:
         rows = sum(1 + len(draft) for draft in drafts)
         if rows == len(drafts):
             raise ValueError("no sequence has draft tokens, wanted a decode step for these")
+        if rows > self.rows:
+            raise ValueError(f"sequences and draft tokens are {rows} rows, wanted at most {self.rows}")
         most = self.model.config.max_position_embeddings
         if self.logits.device.type != "cuda":
             self._set(sequences, drafts, rows)

@@ -191,6 +191,102 @@ def test_a_sequence_may_come_while_others_run() -> None:
     assert [one.token_ids for one in many] == wanted
 
 
+def running(decoder: decoders.Decoder, length: int, left: int = 40) -> Sequence:
+    """A sequence after its prompt and first token, with blocks for `left` tokens more."""
+    sequence = decoder.sequence(length + left + 1)
+    sequence.token_ids = [int(decoder.prefill(decoders.prompt(length, length), sequence).argmax())]
+    sequence.max_tokens = 1 + left
+    return sequence
+
+
+def launched(batch: Batch[Sequence], steps: int = 1) -> None:
+    """Steps, all launched before the first is read."""
+    many = list(batch.sequences)
+    for _ in range(steps):
+        for sequence in many:
+            sequence.num_in_flight += 1
+        batch.launch()
+    for _ in range(steps):
+        for sequence, token in batch.read():
+            sequence.token_ids.append(token)
+            sequence.num_in_flight, sequence.num_cached = sequence.num_in_flight - 1, sequence.num_cached + 1
+
+
+def verified(batch: Batch[Sequence], drafts: dict[Sequence, list[int]]) -> None:
+    """A step with these drafts, and what agrees appended."""
+    for row in batch.verify(drafts):
+        for token, proposed in zip(row.tokens, [*row.draft, None], strict=True):
+            row.sequence.token_ids.append(token)
+            row.sequence.num_cached += 1
+            if token != proposed:
+                break
+
+
+@pytest.mark.parametrize("backend", ["cpp-scalar", "torch"])
+def test_steps_go_on_where_verification_has_left_the_sequences(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several steps ahead, right after a sequence came and another left; and what is verified goes on where steps have led."""
+    monkeypatch.setenv("BAIZE_BACKEND", backend)
+    decoder = decoders.Decoder(decoders.make(GROUPED), 1024)
+    lengths = (3, 17, 30)
+    wanted = []
+    for length in lengths:
+        plain: Batch[Sequence] = Batch(decoder.model, decoder.cache, 1)
+        plain.add(alone := running(decoder, length))
+        launched(plain, 40)
+        wanted.append(alone.token_ids)
+    batch: Batch[Sequence] = Batch(decoder.model, decoder.cache, 16)
+    one, two, three = (running(decoder, length) for length in lengths)
+    batch.add(one)
+    batch.add(two)
+    verified(batch, {one: wanted[0][1:4], two: [wanted[1][1], 5, 6]})
+    assert (len(one.token_ids), len(two.token_ids)) == (5, 3)
+    launched(batch, 3)
+    verified(batch, {two: wanted[1][6:8]})
+    batch.add(three)
+    launched(batch, 2)
+    verified(batch, {three: wanted[2][3:12]})
+    batch.drop(one)  # the last row moves to its place
+    launched(batch, 2)
+    verified(batch, {two: [95] * 4, three: wanted[2][15:16]})
+    verified(batch, {two: wanted[1][15:20]})
+    launched(batch)
+    found = [one.token_ids, two.token_ids, three.token_ids]
+    assert [len(ids) for ids in found] == [12, 22, 19]
+    assert found == [ids[: len(got)] for ids, got in zip(wanted, found, strict=True)]
+
+
+def test_what_a_verification_step_says_of_each_sequence() -> None:
+    decoder = decoders.Decoder(decoders.make(GROUPED), 512)
+    batch: Batch[Sequence] = Batch(decoder.model, decoder.cache, 16)
+    with pytest.raises(ValueError, match="no step has verified anything"):
+        batch.verified_logits([0])
+    many = [running(decoder, length) for length in (3, 5, 9)]
+    for sequence in many:
+        batch.add(sequence)
+    rows = batch.verify({many[0]: [7, 8]})
+    assert [row.sequence for row in rows] == many
+    assert [(row.draft, len(row.tokens), row.first) for row in rows] == [([7, 8], 3, 0), ([], 1, 3), ([], 1, 4)]
+    chosen = [token for row in rows for token in row.tokens]
+    assert batch.verified_logits([0, 1, 2, 3, 4]).argmax(1).tolist() == chosen
+    assert batch.verified_logits([4, 1]).argmax(1).tolist() == [chosen[4], chosen[1]]
+    batch.reset()
+    assert [row.row for row in many] == [-1] * 3
+    with pytest.raises(ValueError, match="no step has verified anything"):
+        batch.verified_logits([0])
+
+
+def test_nothing_is_verified_while_steps_are_in_flight() -> None:
+    """Their tokens come before the drafts."""
+    decoder = decoders.Decoder(decoders.make(GROUPED), 512)
+    batch: Batch[Sequence] = Batch(decoder.model, decoder.cache, 1, runs_ahead=True)
+    batch.add(sequence := running(decoder, 3))
+    for in_flight in (1, 2):
+        sequence.num_in_flight = in_flight
+        batch.launch()
+        with pytest.raises(ValueError, match=f"{in_flight} steps are in flight, wanted none"):
+            batch.verify({sequence: [7]})
+
+
 # Triton's kernels in the interpreter, the activations in the weights' type as on a GPU.
 
 VARIANTS = {

@@ -105,6 +105,14 @@ def test_a_step_without_draft_tokens_is_refused() -> None:
         state.run([waiting(decoder, 3), waiting(decoder, 4)], [[], []])
 
 
+def test_a_step_of_more_rows_than_there_are_is_refused() -> None:
+    decoder = decoders.Decoder(decoders.make(GROUPED))
+    state, many = VerifyState(decoder.model, decoder.cache, 4), [waiting(decoder, 3), waiting(decoder, 4)]
+    assert len(state.run(many, [[7], [8]])) == 4
+    with pytest.raises(ValueError, match="sequences and draft tokens are 5 rows, wanted at most 4"):
+        state.run(many, [[7], [8, 9]])
+
+
 class OnGpu:
     """A tensor that says that it is on a GPU."""
 
