@@ -414,6 +414,7 @@ def test_a_prompt_waits_for_the_beginning_that_it_shares() -> None:
     assert pieces_of(machine) == [[(1, 0, 9), (2, 0, 9)], [(1, 8, 9), (2, 8, 9)]]
 
 
+@settings(deadline=None)
 @given(prompts(), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.sampled_from([1, 2, 5]))
 def test_together_no_token_is_computed_that_could_be_shared(
     many: list[tuple[list[int], int, int]], chunk: int, max_rows: int, pieces: int
