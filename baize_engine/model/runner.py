@@ -154,7 +154,7 @@ class Batch(Generic[S]):
         if self._verify is None:
             self._verify = VerifyState(self._model, self._cache, self._max_rows)
         proposed = [drafts.get(sequence, []) for sequence in self._sequences]
-        tokens = _arrived(*_fetch(self._verify.run(self._sequences, proposed)))
+        tokens: list[int] = self._verify.run(self._sequences, proposed).tolist()
         self._moved = True
         verified, first = [], 0
         for sequence, draft in zip(self._sequences, proposed, strict=True):

@@ -148,5 +148,8 @@ class VerifyState:
 
     @staticmethod
     def _copy(target: Tensor, values: Sequence[Sequence[float]]) -> None:
-        staged = torch.tensor(values, dtype=target.dtype, pin_memory=target.device.type == "cuda")
+        if target.device.type == "cpu":
+            target.numpy()[:] = values  # a third of the time that a tensor of them and a copy take
+            return
+        staged = torch.tensor(values, dtype=target.dtype, pin_memory=True)
         target.copy_(staged, non_blocking=True)
