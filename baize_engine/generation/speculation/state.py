@@ -15,3 +15,4 @@ class Speculation:
     pace: Pace = field(default_factory=Pace)
     quoting: Pace = field(default_factory=lambda: Pace(0.4, 0.1))  # prompt lookup: what follows long matches
     index: NgramIndex = field(default_factory=NgramIndex)  # of prompt lookup; otherwise empty
+    num_cached: int = 0  # of a draft model with a cache of its own: the tokens at the beginning that are right in there
