@@ -39,6 +39,7 @@ from baize_engine.recovery.memory import WORKERS
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.stream import Target, stream, traffic
+from baize_engine.speculate import draft_of
 from baize_engine.text import special_ids
 from baize_engine.text.chat_formats import check_asked
 from baize_engine.text.choose import tokenizer_in
@@ -72,8 +73,9 @@ def load_diff(
     wanted = names.shapes(config)
     # a stored copy of a tied head is not wanted
     work = replace(work, jobs=tuple(job for job in work.jobs if job.name in wanted))
-    cache_tokens = cache_size(options, config, diff)
     tokenizer = tokenizer_in(files, diff.folder, config.vocab_size)
+    draft = draft_of(options, config, diff, tokenizer)
+    cache_tokens = cache_size(options, config, diff, draft)
     check_asked(tokenizer, options.chat_format)
     why_no_text = None
     if tokenizer is None:
@@ -92,7 +94,7 @@ def load_diff(
     warn_overflow(((name, record.overflowed) for name, record in target.records.items()), options.dtype)
     if options.device != "cpu":
         torch.cuda.synchronize(options.device)
-    return assemble(config, sink.weights, options, cache_tokens, end_ids, tokenizer, why_no_text)
+    return assemble(config, sink.weights, options, cache_tokens, draft, end_ids, tokenizer, why_no_text)
 
 
 class WeightSink:

@@ -23,12 +23,12 @@ from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.kernels.quantized import Weight
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
-from baize_engine.speculate import speculator
+from baize_engine.speculate import Draft, draft_of, speculator
 from baize_engine.text import chat_formats, choose, special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -64,12 +64,13 @@ def load(path: str | Path, options: EngineOptions) -> LoadedModel:
             f"quantize is {options.quantize!r}, and {folder} holds {config.quantization} weights already"
         )
     refuse_diff(index)
-    cache_tokens = cache_size(options, config, index)
     tokenizer = choose.tokenizer_of(folder, config.vocab_size)
+    draft = draft_of(options, config, index, tokenizer)
+    cache_tokens = cache_size(options, config, index, draft)
     chat_formats.check_asked(tokenizer, options.chat_format)
     end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
     weights = load_weights(index, config, options.dtype, options.device, options.quantize)
-    return assemble(config, weights, options, cache_tokens, end_ids, tokenizer, choose.why_none(folder))
+    return assemble(config, weights, options, cache_tokens, draft, end_ids, tokenizer, choose.why_none(folder))
 
 
 def resolved(options: EngineOptions) -> EngineOptions:
@@ -90,26 +91,39 @@ def resolved(options: EngineOptions) -> EngineOptions:
     return replace(options, device=device)
 
 
-def cache_size(options: EngineOptions, config: ModelConfig, index: CheckpointIndex) -> int:
+def cache_size(options: EngineOptions, config: ModelConfig, index: CheckpointIndex, draft: Draft | None = None) -> int:
     """Tokens of the cache. RequestError where it and the weights, those of `index`, exceed the device's free memory.
 
     Unless options.cache_tokens says: enough for a full batch of usual requests, in at most half of the memory that the
-    weights leave free, and at least enough for one sequence of the most tokens.
+    weights leave free, and at least enough for one sequence of the most tokens. What drafts has weights, too, and may have a
+    cache of as many tokens.
     """
     longest = options.context_length(config.max_position_embeddings)
+    kept = cache_type(options, index)
+    held, free = nbytes(index, config, options.dtype, options.quantize), free_bytes(options.device)
+    held += 0 if draft is None else draft.nbytes
+
+    beside = 0  # bytes of a block of the draft's own cache
+    if draft is not None and draft.index is not None:
+        beside = KVCache.nbytes(draft.config, 0, cache_type(options, draft.index))
+    tokens = options.cache_tokens
+    if tokens is None:
+        fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kept, beside=beside)
+        tokens = max(longest, min(MAX_ROWS * min(longest, DEFAULT_TOKENS_PER_SEQUENCE), fits))
+    where = "this machine" if options.device == "cpu" else f"the GPU ({options.device})"
+    blocks = -(-tokens // BLOCK_SIZE) + 1
+    check_fits(held, KVCache.nbytes(config, tokens, kept) + beside * blocks, free, where)
+    return tokens
+
+
+def cache_type(options: EngineOptions, index: CheckpointIndex) -> torch.dtype:
+    """The type of keys and values of a model whose weights are those of `index`."""
     embedding = index.entries.get(names.EMBED)
     stored = "float32" if embedding is None else embedding.dtype  # without one, load_weights refuses by name
     weights = stored if options.dtype == "auto" else options.dtype
     activations = "float32" if options.device == "cpu" else weights
-    kept = getattr(torch, activations if options.cache_dtype == "auto" else options.cache_dtype)
-    held, free = nbytes(index, config, options.dtype, options.quantize), free_bytes(options.device)
-    tokens = options.cache_tokens
-    if tokens is None:
-        fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kept)
-        tokens = max(longest, min(MAX_ROWS * min(longest, DEFAULT_TOKENS_PER_SEQUENCE), fits))
-    where = "this machine" if options.device == "cpu" else f"the GPU ({options.device})"
-    check_fits(held, KVCache.nbytes(config, tokens, kept), free, where)
-    return tokens
+    kept: torch.dtype = getattr(torch, activations if options.cache_dtype == "auto" else options.cache_dtype)
+    return kept
 
 
 def assemble(
@@ -117,17 +131,18 @@ def assemble(
     weights: Mapping[str, Weight],
     options: EngineOptions,
     cache_tokens: int,
+    draft: Draft | None,
     eos_token_ids: tuple[int, ...],
     tokenizer: Tokenizer | None,
     why_no_text: str | None,
 ) -> LoadedModel:
-    """A decoder over `weights` with a new cache of `cache_tokens` tokens, and what text is to it."""
+    """A decoder over `weights` with a new cache of `cache_tokens` tokens, what drafts for it, and what text is to it."""
     backend = ops(options.device)
     model = Llama(config, weights, backend, options.device, exact_activations=options.exact_activations)
     cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
     cache = new_cache(model, cache_tokens, cache_dtype)
     return LoadedModel(
-        loop=Loop(PromptRunner(model, cache), speculator=speculator(options, model)),
+        loop=Loop(PromptRunner(model, cache), speculator=speculator(options, model, cache, draft)),
         vocab_size=config.vocab_size,
         max_model_len=options.context_length(config.max_position_embeddings),
         eos_token_ids=eos_token_ids,

@@ -48,10 +48,15 @@ class KVCache:
         return 2 * config.num_layers * rows * config.num_kv_heads * config.head_dim * dtype.itemsize
 
     @staticmethod
-    def tokens_in(config: ModelConfig, memory: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE) -> int:
-        """Tokens of the largest cache of at most `memory` bytes; below 1 if not even one block fits."""
-        scrap = KVCache.nbytes(config, 0, dtype, block_size)  # the bytes of one block
-        return (memory // scrap - 1) * block_size
+    def tokens_in(
+        config: ModelConfig, memory: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE, beside: int = 0
+    ) -> int:
+        """Tokens of the largest cache of at most `memory` bytes; below 1 if not even one block fits.
+
+        beside: bytes of a block of another cache, which has as many.
+        """
+        block = KVCache.nbytes(config, 0, dtype, block_size) + beside  # of the scrap block, as of any other
+        return (memory // block - 1) * block_size
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies block `source` over block `target`, in every layer."""
