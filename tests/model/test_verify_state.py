@@ -72,6 +72,26 @@ def test_rows_have_the_bits_of_decode_steps(backend: str, kind: str, monkeypatch
             assert len(chosen) == 3 + before + right + wrong + after
 
 
+@pytest.mark.parametrize("backend", ["cpp-scalar", "torch"])
+def test_each_row_is_sampled_as_its_sequence_asks(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BAIZE_BACKEND", backend)
+    decoder = decoders.Decoder(decoders.make(GROUPED), 1024)
+    state = VerifyState(decoder.model, decoder.cache, 64)
+    asked = [
+        SamplingParams(), SamplingParams(temperature=1.0), SamplingParams(temperature=2.0, top_k=3),
+        SamplingParams(temperature=2.0, top_p=0.2), SamplingParams(temperature=2.0, min_p=0.6),
+    ]  # fmt: skip
+    many = [waiting(decoder, 9 + n, params) for n, params in enumerate(asked)]
+    found = [stepped(decoder, sequence, 12)[0] for sequence in many]
+    for sequence, params in zip(many, asked, strict=True):  # each changes what is drawn
+        sequence.params = SamplingParams(temperature=params.temperature)
+        plain = stepped(decoder, sequence, 12)[0]
+        assert (plain == found[many.index(sequence)]) == (params in asked[:2])
+        sequence.params = params
+    chosen = state.run(many, [tokens[:-1] for tokens in found]).tolist()
+    assert chosen == [token for tokens in found for token in tokens]
+
+
 @pytest.mark.parametrize("backend", [*IMPLEMENTATIONS, "torch"])
 def test_a_row_does_not_see_the_rows_after_it(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not even if their keys and values are not finite; nor do decode steps that come after them."""
