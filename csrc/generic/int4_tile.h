@@ -59,10 +59,10 @@ struct StoredRows {
     }
     // Always inlined: GCC drops calls of a function that does nothing but prefetch.
     BAIZE_TARGET __attribute__((always_inline)) void prefetch(size_t block) const {
-        constexpr size_t ahead = 8;  // blocks: 2 KiB of codes
+        constexpr size_t ahead = 12;  // blocks: 3 KiB of codes
         for (size_t r = 0; r < R; r += kInt4Panel / Vec::width) {
             for (size_t n = 0; n < kInt4BlockBytes; n += 64)
-                __builtin_prefetch(codes[r] + (block + ahead) * kInt4BlockBytes + n, 0, 3);
+                __builtin_prefetch(codes[r] + (block + ahead) * kInt4BlockBytes + n, 0, 0);
             if (block % 4 == 0) __builtin_prefetch(scales[r] + (block + 2 * ahead) * kInt4Panel, 0, 3);
         }
     }

@@ -29,7 +29,7 @@ struct Blocks {
     static constexpr size_t few_of_int8 = 64;  // tokens up to which int8 rows are read in place
     // of int4: vectors of rows and tokens of a register block, and the same for the most tokens that need no
     // unpacked rows
-    static constexpr size_t int4_vectors = 2, int4_tokens = 4, few_int4_vectors = 1, few_int4_tokens = 4;
+    static constexpr size_t int4_vectors = 2, int4_tokens = 4, few_int4_vectors = 2, few_int4_tokens = 8;
 };
 
 struct Vec {
