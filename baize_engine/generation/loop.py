@@ -63,8 +63,7 @@ class Loop:
 
     def add(self, sequences: Collection[Sequence]) -> None:
         """Queues sequences. Each, unless it is aborted, ends with an output marked as its last, also if it fails."""
-        asked = sum(len(sequence.prompt_ids) for sequence in sequences if not sequence.index)
-        self._meter.prompt_tokens += asked
+        self._meter.prompt_tokens += sum(len(sequence.prompt_ids) for sequence in sequences if not sequence.index)
         self._scheduler.add(sequences)
 
     def abort(self, sequence: Sequence) -> None:
@@ -125,14 +124,13 @@ class Loop:
         for row, start in zip(verified, before, strict=True):
             self._settle(row, start)
         tokens = sum(len(row.sequence.token_ids) for row in verified) - sum(before)
-        self._count_step(len(verified), tokens, sum(len(row.draft) for row in verified))
+        self._meter.count_step(self._speculator, len(verified), tokens, sum(len(row.draft) for row in verified))
         return outputs
 
     def _settle(self, row: Verified[Sequence], before: int) -> None:
         """Ends a sequence's part in a verification step, before which it had made `before` tokens."""
         sequence, proposed = row.sequence, len(row.draft)
-        agreeing = [a == b for a, b in zip(row.draft, sequence.token_ids[before:], strict=False)]
-        accepted = agreeing.index(False) if False in agreeing else len(agreeing)
+        accepted = row.accepted(sequence.token_ids[before:])
         sequence.num_steps += 1
         sequence.num_proposed += proposed
         sequence.num_accepted += accepted
@@ -142,15 +140,6 @@ class Loop:
             self._scheduler.verified(sequence)
             if proposed and self._speculator is not None:
                 self._speculator.proposer.verified(sequence, proposed, accepted)
-
-    def _count_step(self, sequences: int, tokens: int, drafts: int = 0) -> None:
-        """Counts a step of so many sequences and draft tokens, and the tokens that it made."""
-        meter = self._meter
-        meter.steps += sequences
-        meter.step_tokens += tokens
-        if self._speculator is not None and sequences:
-            meter.step_time += self._speculator.step_time(sequences, drafts)
-            meter.plain_time += tokens / sequences * self._speculator.step_time(sequences)
 
     def _made(self, verified: list[Verified[Sequence]], place: int) -> list[tuple[Sequence, int]]:
         """The token that each sequence makes in row `place` of its rows."""
@@ -226,7 +215,7 @@ class Loop:
         for sequence, _ in made:
             self._scheduler.arrived(sequence)
             sequence.num_steps += 1
-        self._count_step(len(made), len(made))
+        self._meter.count_step(self._speculator, len(made), len(made))
         on_host = [sequence for sequence, _ in made if sequence.on_host]
         if not on_host:
             return made

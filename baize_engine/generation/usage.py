@@ -50,6 +50,12 @@ class Usage:
         return f"{accepted}, {self.step_tokens / self.steps:.2f} tok/step, ~{self.plain_time / self.step_time:.2f}x"
 
 
+class StepTimes(Protocol):
+    """What estimates the time of a step: a Speculator."""
+
+    def step_time(self, sequences: int, drafts: int = 0) -> float: ...
+
+
 class Meter:
     """Counts a Usage up: its fields by name, as attributes. Adding two Usages would take 10 us of a step."""
 
@@ -57,6 +63,14 @@ class Meter:
         self.prompt_tokens = self.computed_tokens = self.generated_tokens = 0
         self.steps = self.step_tokens = self.draft_tokens = self.accepted_tokens = 0
         self.step_time = self.plain_time = 0.0
+
+    def count_step(self, times: StepTimes | None, sequences: int, tokens: int, drafts: int = 0) -> None:
+        """Counts a step of so many sequences and draft tokens, and the tokens that it made. times: with speculation."""
+        self.steps += sequences
+        self.step_tokens += tokens
+        if times is not None and sequences:
+            self.step_time += times.step_time(sequences, drafts)
+            self.plain_time += tokens / sequences * times.step_time(sequences)
 
     def read(self) -> Usage:
         """What was counted so far."""

@@ -39,6 +39,11 @@ class Verified(Generic[S]):
     tokens: list[int]
     first: int
 
+    def accepted(self, made: list[int]) -> int:
+        """How many of the draft tokens are the first of those that the sequence has made in this step."""
+        agreeing = [a == b for a, b in zip(self.draft, made, strict=False)]
+        return agreeing.index(False) if False in agreeing else len(agreeing)
+
 
 class Batch(Generic[S]):
     """Up to `max_rows` sequences that step together. Their blocks must be reserved before `launch`.
