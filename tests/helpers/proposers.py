@@ -19,6 +19,7 @@ from baize_engine.generation.sequence import Sequence as Sample
 from baize_engine.generation.speculation.proposer import NOTHING, Proposer, Prospect
 from baize_engine.generation.speculation.speculator import Speculator
 from baize_engine.loading import LoadedModel
+from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_costs import StepCosts
 
@@ -144,11 +145,14 @@ class Answer:
 
 
 def engine_of(
-    model: Llama, proposer: Proposer | None = None, tokens: int = 4096, *, ahead: bool = False, chunk: int | None = None,
-    cache_dtype: torch.dtype | None = None, speculate_tokens: int = 16, rows: int = 64, **fields: object,
+    model: Llama, proposer: Proposer | Callable[[KVCache], Proposer] | None = None, tokens: int = 4096, *,
+    ahead: bool = False, chunk: int | None = None, cache_dtype: torch.dtype | None = None, speculate_tokens: int = 16,
+    rows: int = 64, **fields: object,
 ) -> Engine:  # fmt: skip
-    """A plain engine over a new cache of `tokens` tokens, or one that verifies what `proposer` proposes."""
+    """A plain engine over a new cache of `tokens` tokens, or one that verifies what `proposer`, or what it makes for the cache,
+    proposes."""
     decoder = decoders.Decoder(model, tokens, ahead=ahead, chunk=chunk, cache_dtype=cache_dtype)
+    proposer = proposer(decoder.cache) if callable(proposer) else proposer
     speculator = None if proposer is None else Speculator(proposer, FREE, speculate_tokens, rows)
     loop = Loop(decoder, rows, speculator=speculator)
     config = model.config
