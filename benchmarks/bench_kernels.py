@@ -7,6 +7,9 @@ lower bound (baize_engine/model/cost.py). torch does the same work for compariso
 on contiguous keys, and float16 for int8 and int4; on the CPU all weights as float32, which it multiplies fastest. Both are
 checked against kernels/reference.py before they are timed. On the CPU `of_step` is the share of an op's calls in a decode step
 of those ops, with weights of its kind and the first context.
+
+With `--verify` whole steps instead: 1 to 8 rows of one sequence, as drafted tokens are verified, and `of_one`, their time over
+that of one row (benchmarks/row_costs.py). Only on the CPU, where all numbers of rows take turns.
 """
 
 from __future__ import annotations
@@ -26,9 +29,11 @@ from common import Spread, device_name, parser
 from gpu import ceilings, gpu_spread
 from gpu_cases import long, norms
 from kernel_cases import Case, Machine, attending, choosing, cpu, gpu, products, work
+from models import random_model
 from reports import Report
 from roofline import matmul_peak
-from shapes import PRESETS
+from row_costs import row_costs
+from shapes import PRESETS, Shape
 from torch import Tensor
 
 from baize_engine.backend import devices
@@ -38,6 +43,7 @@ from baize_engine.model.config import ModelConfig
 
 KINDS = ("float16", "int8", "int4")
 GPU_PROMPT, CPU_PROMPT = 2048, 512  # tokens of a prompt
+VERIFIED = range(1, 9)  # rows of a step that verifies
 PASSES = 6  # over copies of the data, of a form on the CPU, where the calls are long enough
 IN_LAYER = ("qkv_rope_store", "attention", "linear_add o", "gate_up", "linear_add down")
 AROUND = ("advance", "embed", "head", "sample greedy")
@@ -153,6 +159,9 @@ def main() -> int:
     options.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     options.add_argument("--repeats", type=int, default=30, help="GPU: timed replays of each op's graph")
     options.add_argument("--seconds", type=float, default=0.6, help="CPU: time for each form of an op")
+    options.add_argument(
+        "--verify", type=int, default=None, metavar="CONTEXT", help="CPU: whole steps of rows of one sequence instead"
+    )
     options.add_argument("--quick", action="store_true", help="only the first of --rows, --kinds and --contexts")
     launch_table.add_option(options)
     chosen = options.parse_args()
@@ -166,6 +175,8 @@ def main() -> int:
     chosen.contexts = chosen.contexts or ([128, 2048] if on_gpu else [128, 512])
     if chosen.repeats < 1 or min(*chosen.rows, *chosen.contexts, 1) < 1 or not chosen.seconds >= 0:
         options.error("--repeats, --rows and --contexts must be at least 1, --seconds at least 0")
+    if chosen.verify is not None and (on_gpu or not max(VERIFIED) <= chosen.verify <= shape.positions):
+        options.error(f"--verify is for the CPU, with a context of {max(VERIFIED)} to {shape.positions} tokens")
     if chosen.quick:
         chosen.rows, chosen.kinds, chosen.contexts = chosen.rows[:1], chosen.kinds[:1], chosen.contexts[:1]
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
@@ -174,8 +185,27 @@ def main() -> int:
         launch_table.in_use(chosen.tuned, device) as facts["tuned"],
         Report("kernels", chosen, device, facts) as report,
     ):
-        bench(report, chosen, config, device, on_gpu)
+        if chosen.verify is not None:
+            verify(report, chosen, shape)
+        else:
+            bench(report, chosen, config, device, on_gpu)
     return report.code
+
+
+def verify(report: Report, options: argparse.Namespace, shape: Shape) -> None:
+    """A row for each number of rows of a step that verifies, of each kind."""
+    probe = ReadProbe(torch.get_num_threads())
+    report.facts |= {"threads": torch.get_num_threads(), "context": options.verify, "verify_read_GB/s": {}}
+    for kind in options.kinds:
+        with report.case(op="verify", kind=kind), torch.inference_mode():
+            model, before = random_model(shape, kind, "cpu"), probe()
+            found = row_costs(model, options.verify, VERIFIED, options.seconds)
+            report.facts["verify_read_GB/s"][kind] = [before, probe()]  # of the memory, before and after
+            for count, spread in found.items():
+                report.row({
+                    "op": "verify", "kind": kind, "rows": count, "context": options.verify, "ms": spread.median * 1e3,
+                    "p20": spread.p20 * 1e3, "p80": spread.p80 * 1e3, "of_one": spread.median / found[1].median,
+                })  # fmt: skip
 
 
 def bench(report: Report, options: argparse.Namespace, config: ModelConfig, device: str, on_gpu: bool) -> None:

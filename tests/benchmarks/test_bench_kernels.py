@@ -14,6 +14,7 @@ from typing import Any
 import bench_kernels
 import kernel_cases
 import pytest
+import row_costs
 import torch
 from assets import REPO
 from captured import Captured
@@ -190,6 +191,27 @@ def test_the_ops_of_the_cpu(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
         shares = found["of_step"][f"{kind} x2"]
         assert sum(share for op, share in shares.items() if op != "sample top_k top_p") == pytest.approx(1)
     assert all(0 < row["p20"] <= row["us"] <= row["p80"] and row["share"] > 0 for row in found["rows"])
+
+
+def test_steps_that_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--device cpu --preset tiny --verify 40 --kinds float16 int8 int4 --seconds 0"
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *small.split()])
+    assert bench_kernels.main() == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert found["context"] == 40
+    for kind in ("float16", "int8", "int4"):
+        rows = [row for row in found["rows"] if row["kind"] == kind]
+        assert [row["rows"] for row in rows] == list(range(1, 9))
+        assert rows[0]["of_one"] == 1
+        assert all(0 < row["p20"] <= row["ms"] <= row["p80"] for row in rows)
+        assert all(row["of_one"] == pytest.approx(row["ms"] / rows[0]["ms"]) for row in rows)
+
+
+def test_a_row_that_is_not_what_it_is_by_itself_ends_the_run() -> None:
+    logits = torch.randn(3, 5)
+    row_costs.check_last(3, logits, logits[2:].clone())
+    with pytest.raises(SystemExit, match="the last of 3 rows"):
+        row_costs.check_last(3, logits, logits[2:].nextafter(torch.tensor(9.0)))
 
 
 def test_shares_of_a_step() -> None:
