@@ -1,7 +1,8 @@
-"""One model of random weights in every form that an engine reads: our folders, gguf for llama.cpp, ctranslate2's folder.
+"""One model, of random weights, in every form that an engine reads: our folders, gguf for llama.cpp, ctranslate2's folder.
 
-All come from the same float16 weights, those of `models.random_model`; each is made when it is first asked for and kept in the
-store's folder. gguf and ctranslate2 are extras (`pip install .[peers]`); embeddings and norms keep their type in every file.
+All come from the same float16 weights: those of `models.random_model`, unless the store is told of others (widened.py). Each is
+made when it is first asked for and kept in the store's folder. gguf and ctranslate2 are extras (`pip install .[peers]`);
+embeddings and norms keep their type in every file.
 """
 
 from __future__ import annotations
@@ -34,17 +35,37 @@ GGUF_LAYER = {
 GGUF_WHOLE = {names.EMBED: "token_embd", names.NORM: "output_norm", names.HEAD: "output"}
 
 
-class Store:
-    """The forms of a preset's model, under `folder`, where they stay for later runs."""
+def write_model(shape: Shape, folder: Path, kind: str = "float16", seed: int = 0) -> None:
+    """The float16 weights of `random_model` as a folder in transformers' form, stored as `kind`, without a tokenizer."""
+    from safetensors.torch import save_file
 
-    def __init__(self, folder: Path, preset: str) -> None:
-        self.shape, self._folder = PRESETS[preset], folder / preset
+    model = random_model(shape, "float16", "cpu", seed)
+    sizes = names.shapes(model.config)
+    tensors: dict[str, Tensor] = {}
+    for name, weight in model.weights.items():
+        parts = names.parts(name)
+        tensors |= zip(parts, weight.split([sizes[part][0] for part in parts]), strict=True)
+    stored = {name: tensor.to(getattr(torch, kind)).contiguous() for name, tensor in tensors.items()}
+    folder.mkdir()
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    config = shape.config(shape.vocabulary, kind)
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+class Store:
+    """The forms of a preset's model, under `folder`, where they stay for later runs.
+
+    write: writes a model of a shape, in a float type, to a new folder.
+    """
+
+    def __init__(self, folder: Path, preset: str, write: Callable[[Shape, Path, str], object] = write_model) -> None:
+        self.shape, self._folder, self._write = PRESETS[preset], folder / preset, write
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def ours(self, kind: str) -> Path:
         """A model's folder: the float16 weights in a float type, or what `baize quantize` makes of them."""
         if kind in FLOATS:
-            return self._made(kind, lambda out: write_model(self.shape, out, kind))
+            return self._made(kind, lambda out: self._write(self.shape, out, kind))
         source = self.ours("float16")
         return self._made(f"{kind}-{SCHEMES[kind]}", lambda out: quantize(source, out, kind))
 
@@ -68,23 +89,6 @@ class Store:
             make(partial)
             os.replace(partial, path)
         return path
-
-
-def write_model(shape: Shape, folder: Path, kind: str = "float16", seed: int = 0) -> None:
-    """The float16 weights of `random_model` as a folder in transformers' form, stored as `kind`, without a tokenizer."""
-    from safetensors.torch import save_file
-
-    model = random_model(shape, "float16", "cpu", seed)
-    sizes = names.shapes(model.config)
-    tensors: dict[str, Tensor] = {}
-    for name, weight in model.weights.items():
-        parts = names.parts(name)
-        tensors |= zip(parts, weight.split([sizes[part][0] for part in parts]), strict=True)
-    stored = {name: tensor.to(getattr(torch, kind)).contiguous() for name, tensor in tensors.items()}
-    folder.mkdir()
-    save_file(stored, folder / "model.safetensors", {"format": "pt"})
-    config = shape.config(shape.vocabulary, kind)
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def interleaved(weight: Tensor, heads: int) -> Tensor:

@@ -54,6 +54,7 @@ def run(say: Callable[[str], None], out: Path, colour: bool = False, device: str
 
     say: takes each line of the report. colour: with terminal colours.
     """
+    from baize_engine.checkpoint.config_file import read_config
     from baize_engine.engine import Engine
     from baize_engine.generation.params import SamplingParams
     from baize_engine.recovery.recover import recover
@@ -68,7 +69,10 @@ def run(say: Callable[[str], None], out: Path, colour: bool = False, device: str
     result = recover(PAIR / "base", PAIR / "diff", out, device=device, progress=False)
     seconds = time.perf_counter() - begin
     stored = sum(path.stat().st_size for path in out.iterdir())
-    say(f"   base: float16 .bin shards, 512 rows; diff: float32 .bin shards, 513 rows; written: {stored / 1e6:.1f} MB")
+    rows, more = (read_config(PAIR / part)["vocab_size"] for part in ("base", "diff"))
+    say(
+        f"   base: float16 .bin shards, {rows} rows; diff: float32 .bin shards, {more} rows; written: {stored / 1e6:.1f} MB"
+    )
     for line in describe(result):
         say(f"   {line}")
     say(f"   {seconds:.2f} s; verified: {'as written' if verify(out).ok else 'DIFFERS FROM ITS MANIFEST'}")
