@@ -168,6 +168,10 @@ def steps(place: Place) -> list[Step]:
             small=f"{tiny} --runs 1",
         ),
         of_tests("csrc", 50, third, cpp_tests(), ["--collect-only"]),
+        bench(
+            "speculate", 40, "bench_speculate.py --device cuda --models 1b --kinds float16 --prompts 2", *rows, group=third,
+            small="--device cpu --models tiny-random --tokens 4 --rounds 1",
+        ),
     ]  # fmt: skip
 
 

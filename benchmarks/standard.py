@@ -49,6 +49,16 @@ def steps(preset: str, folder: Path, ik_llama: Path | None = None) -> list[Step]
         ),
         bench("start", LIMIT, "bench_start.py", *model, "--runs", "3", *files),
         bench("kernels", LIMIT, "bench_kernels.py", *cpu, *model, "--rows", "1", "--contexts", "128"),
+        bench(
+            "speculate",
+            LIMIT,
+            f"bench_speculate.py --models {preset} {preset}-random --prompts 2",
+            *cpu,
+            "--kinds",
+            *KINDS,
+            "--folder",
+            str(folder),
+        ),
     ]
 
 
@@ -133,9 +143,17 @@ def kernel_lines(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
             yield line(f"{op} in a step of {name}", shares[op] * 100, "% of the step")
 
 
+def speculate_lines(report: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for row in report["rows"]:
+        if "speedup" in row:
+            what = f"speculate {row['what']} {row['kind']}, batch {row['batch']}, {row['prompts']} ({row['model']})"
+            yield line(what, row["speedup"], "x plain", row["ceiling"], row["reached"])
+
+
 LINES: dict[str, Callable[[dict[str, Any]], Iterator[dict[str, Any]]]] = {
     "diff_add": diff_add_lines, "recover": recover_lines, "decode": decode_lines, "prefill": prefill_lines,
     "start": start_lines, "kernels": kernel_lines,
+    "speculate": speculate_lines,
 }  # fmt: skip
 
 

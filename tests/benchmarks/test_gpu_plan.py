@@ -23,7 +23,7 @@ def plan(folder: Path = Path("some folder")) -> list[gpu_plan.Step]:
 def test_evidence_comes_first() -> None:
     wanted = [
         "build", "decode13b", "profile", "predicted", "kernels", "tests", "int8", "int4", "dram", "tune", "tuned13b",
-        "prefill", "diff_add", "decode7b", "long", "throughput", "recover", "csrc",
+        "prefill", "diff_add", "decode7b", "long", "throughput", "recover", "csrc", "speculate",
     ]  # fmt: skip
     assert [step.name for step in plan()] == wanted
     assert all(name.isalnum() or name == "diff_add" for name in wanted)  # words of STEPS
@@ -127,7 +127,7 @@ def test_what_is_not_installed_is_left_out_and_told(installed: bool, monkeypatch
     [
         ["decode13b"], ["profile", "predicted"], ["kernels"], ["tests"], ["tune", "tuned13b"],
         ["prefill", "throughput"],
-        ["diff_add", "recover", "csrc"],
+        ["diff_add", "recover", "csrc", "speculate"],
     ],
     ids=" ".join,
 )  # fmt: skip

@@ -61,6 +61,18 @@ def test_starts_and_recovery_compare_seconds() -> None:
     assert (line["what"], line["peer"]) == ("recover, warm cache", "")
 
 
+def test_speculation_stands_against_plain_decoding() -> None:
+    place = {"model": "demo model", "kind": "int8", "what": "ngram", "batch": 4, "prompts": "json_echo"}
+    rows = [
+        {"model": "demo model", "kind": "int8", "what": "step", "rows": 2, "ms": 3.0, "to_1": 1.2},
+        {**place, "speedup": 2.0, "ceiling": 2.5, "reached": 0.8},
+        {**place, "problem": "too few prompts"},
+    ]
+    (line,) = standard.speculate_lines({"rows": rows})
+    assert line["what"] == "speculate ngram int8, batch 4, json_echo (demo model)"
+    assert (line["figure"], line["unit"], line["ceiling"], line["share"]) == (2.0, "x plain", 2.5, 0.8)
+
+
 def test_kernels_and_diff_add() -> None:
     rows = [
         {"op": "gate_up", "kind": "int4", "rows": 1, "us": 20.0, "share": 0.5, "torch_us": 60.0, "speedup": 3.0},
