@@ -5,10 +5,11 @@ noise meets all of them; times begin after the first tokens. Equal ids and finis
 and in every timed round. Which model answers decides what is accepted, and every row says it: benchmarks/speculation_models.py.
 
 Rows "step" are decode steps of `rows` rows of one sequence, all draft tokens rejected; `to_1`: their time over that of one row.
-`ceiling` is the speed-up that the rows of all steps would give at these costs, if proposing took what the proposer says, and
-`reached` the measured one over it. `speedup` is the median of the rounds, `low` and `high` the least and the greatest. `host` is
-the share of the time outside of C++ plans, on a CPU. Models named PRESET-random show the loss where nothing is accepted: of 64
-ids, pairs come again and go on otherwise; of the preset's own number they hardly ever come again, and nothing is proposed.
+`ceiling` is the speed-up that the rows of all steps would give at these costs, if proposing took what the proposer says;
+`reached` is the measured one over it. `speedup` is the median of the rounds, `low` and `high` the least and the greatest.
+`host` is the share of the time outside of C++ plans, on a CPU. Models named PRESET-random show the loss where nothing is
+accepted: of 64 ids, pairs come again and go on otherwise; of as many ids as the preset has, they hardly ever come again, and
+nothing is proposed.
 """
 
 from __future__ import annotations
