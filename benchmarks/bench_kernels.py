@@ -9,7 +9,7 @@ checked against kernels/reference.py before they are timed. On the CPU `of_step`
 of those ops, with weights of its kind and the first context.
 
 With `--verify` whole steps instead: 1 to 8 rows of one sequence, as drafted tokens are verified, and `of_one`, their time over
-that of one row (benchmarks/row_costs.py). Only on the CPU, where all numbers of rows take turns.
+that of one row (benchmarks/verify_steps.py). Only on the CPU, where all numbers of rows take turns.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from kernel_cases import Case, Machine, attending, choosing, cpu, gpu, products,
 from models import random_model
 from reports import Report
 from roofline import matmul_peak
-from row_costs import row_costs
 from shapes import PRESETS, Shape
 from torch import Tensor
+from verify_steps import verify_steps
 
 from baize_engine.backend import devices
 from baize_engine.backend.plan_ops import PlanOp
@@ -199,7 +199,7 @@ def verify(report: Report, options: argparse.Namespace, shape: Shape) -> None:
     for kind in options.kinds:
         with report.case(op="verify", kind=kind), torch.inference_mode():
             model, before = random_model(shape, kind, "cpu"), probe()
-            found = row_costs(model, options.verify, VERIFIED, options.seconds)
+            found = verify_steps(model, options.verify, VERIFIED, options.seconds)
             report.facts["verify_read_GB/s"][kind] = [before, probe()]  # of the memory, before and after
             for count, spread in found.items():
                 report.row({

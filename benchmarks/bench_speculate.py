@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence as Many
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -25,79 +24,22 @@ from statistics import median
 from typing import Any
 
 import torch
-from bench_loop import calls_of_plans
 from common import parser
 from models import KINDS, let_go
 from reports import Report
+from row_costs import RowCosts, loop_over, medians
 from shapes import PRESETS
 from speculation_models import Folders, Subject, subjects
-from step_turns import Answering, Decoded, in_turns
+from step_turns import Decoded, in_turns
 
 from baize_engine.backend import devices
 from baize_engine.generation.loop import MAX_ROWS, Loop
-from baize_engine.generation.sequence import Sequence
-from baize_engine.generation.speculation.proposer import Prospect
-from baize_engine.generation.speculation.speculator import Speculator
 from baize_engine.model.kv_cache import BLOCK_SIZE
-from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.step_costs import StepCosts
 from baize_engine.options import NGRAM, SELF_INT4, EngineOptions
 from baize_engine.speculate import speculator
 
-COSTED = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 32)  # rows of the steps whose costs are measured
-COST_STEPS, COST_SECONDS = range(8, 65), 1.0  # steps of each number of rows, and how long more than the fewest may take
-
-
-class Wrong:
-    """A proposer of `most` tokens in every step, which no sensible model accepts: its own last token again and again."""
-
-    token_cost = 0.0
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-
-    def prospect(self, sequence: Sequence) -> Prospect:
-        return Prospect(1.0, self.most)
-
-    def propose(self, wanted: Many[tuple[Sequence, int]]) -> list[list[int]]:
-        return [[sequence.token_ids[-1]] * count for sequence, count in wanted]
-
-    def verified(self, sequence: Sequence, proposed: int, accepted: int) -> None:
-        pass
-
-    def moved(self, sequence: Sequence) -> None:
-        pass
-
-
-def loop_over(model: Llama, tokens: int, speculates: Speculator | None) -> Loop:
-    return Loop(PromptRunner(model, new_cache(model, tokens)), speculator=speculates)
-
-
-def costs_of_steps(subject: Subject, prompt: list[int]) -> dict[int, float]:
-    """Median seconds of a step by its rows, all of one sequence. Steps of different numbers take turns."""
-    free, every = StepCosts({1: 1.0, 2: 1.0}), []
-    tokens = COST_STEPS.stop + max(COSTED)  # a draft is no longer than what is left
-    prompt = prompt[: subject.requests.max_model_len - tokens]
-    for rows in COSTED:
-        wrong = Speculator(Wrong(rows - 1), free, rows - 1, MAX_ROWS) if rows > 1 else None
-        loop = loop_over(subject.model, len(prompt) + tokens + 2 * BLOCK_SIZE, wrong)
-        every.append(Answering(loop, [Sequence(prompt, subject.params, tokens)]))
-    seconds: dict[int, list[float]] = {rows: [] for rows in COSTED}
-    with calls_of_plans() as calls:
-        for one in every:
-            one.step(calls)  # makes plans
-        spent, turns = 0.0, 0
-        while turns < COST_STEPS.start or (spent < COST_SECONDS and turns < COST_STEPS.stop - 1):
-            for wanted, one in zip(COSTED, every, strict=True):
-                rows, took = one.step(calls)
-                if rows == wanted:  # not where a guess was right and the answer is at its end
-                    seconds[rows].append(took)
-                spent += took
-            turns += 1
-    for one in every:
-        one.said()  # raises what went wrong
-    return {rows: median(some) for rows, some in seconds.items() if some}
+TURNS = 8  # steps of each number of rows before the rounds; two more are made before each group of answers
 
 
 def groups(prompts: list[list[int]], batch: int) -> list[list[list[int]]]:
@@ -131,8 +73,8 @@ class Bench:
         longest = max((ids for many in subject.prompts.values() for ids in many), key=len, default=None)
         if longest is None:
             raise SystemExit("no prompt fits the model with its answer")
-        measured = costs_of_steps(subject, longest)
-        for rows, seconds in measured.items():
+        costs = RowCosts(subject.model, longest)
+        for rows, seconds in (measured := medians(costs.turn() for _ in range(TURNS))).items():
             step = {"rows": rows, "ms": seconds * 1e3, "to_1": seconds / measured[1]}
             self.report.row({"model": subject.what, "kind": kind, "what": "step", **step})
         room = max(self.options.batches) * (len(longest) + self.options.tokens + 2 * BLOCK_SIZE)
@@ -145,28 +87,30 @@ class Bench:
                     for asked, prompts in subject.prompts.items():
                         place = {"model": subject.what, "kind": kind, "what": how, "batch": batch, "prompts": asked}
                         with self.report.case(**place):
-                            plain, ours = self._rounds(subject, loops, groups(prompts, batch))
-                            cells = figures(plain, ours, StepCosts(measured), made.proposer.token_cost)
-                            self.report.row({**place, **cells})
+                            cells = self._rounds(subject, loops, groups(prompts, batch), costs)
+                            self.report.row({**place, **figures(*cells, made.proposer.token_cost)})
 
     def _named(self, how: str, kind: str) -> str:
         """What the option `speculate` says; the models that this script knows by name are folders to the engine."""
         return how if how in (NGRAM, SELF_INT4) else str(self.folders.of(how, kind)[0])
 
     def _rounds(
-        self, subject: Subject, loops: list[Loop], many: list[list[list[int]]]
-    ) -> tuple[list[Decoded], list[Decoded]]:
-        """What the plain loop and the other one took in each round of these groups of prompts."""
+        self, subject: Subject, loops: list[Loop], many: list[list[list[int]]], costs: RowCosts
+    ) -> tuple[list[Decoded], list[Decoded], StepCosts]:
+        """What the plain loop and the other one took in each round of these groups of prompts, and a step's costs meanwhile."""
         if not many:
             raise SystemExit("too few prompts fit the model with their answers")
         many = many[: -(-self.options.prompts // len(many[0]))]
         in_turns(loops, partial(subject.requests.sequences, many[0], subject.params))
-        rounds = []
+        rounds, turns = [], []
         for _ in range(self.options.rounds):
-            took = [in_turns(loops, partial(subject.requests.sequences, group, subject.params)) for group in many]
+            took = []
+            for group in many:
+                turns += [costs.turn(), costs.turn()]
+                took.append(in_turns(loops, partial(subject.requests.sequences, group, subject.params)))
             rounds.append([Decoded.sum(parts) for parts in zip(*took, strict=True)])
         plain, ours = zip(*rounds, strict=True)
-        return list(plain), list(ours)
+        return list(plain), list(ours), StepCosts(medians(turns))
 
 
 def figures(plain: list[Decoded], ours: list[Decoded], costs: StepCosts, token_cost: float) -> dict[str, Any]:

@@ -1,88 +1,94 @@
-"""Times of steps that verify drafted tokens: some rows of one sequence, by the ops of decode steps, on a CPU.
+"""What steps of several rows of one sequence cost on this machine now, by verifying draft tokens that are all wrong.
 
-Knows a model and its ops; no loop, no proposer and no report. What a row costs beside the first bounds what speculation gains.
+Steps of the different numbers of rows take turns, between what else is measured. Knows a model; no prompts or reports.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence as Many
+from statistics import median
 
-import torch
-from common import Spread
-from torch import Tensor
+from bench_loop import calls_of_plans
+from step_turns import Answering
 
-from baize_engine.backend.choose import best_blocks
-from baize_engine.backend.plan_ops import Sample
-from baize_engine.model.buffers import Activations, Inputs
-from baize_engine.model.kv_cache import KVCache
+from baize_engine import SamplingParams
+from baize_engine.generation.loop import MAX_ROWS, Loop
+from baize_engine.generation.sequence import Sequence
+from baize_engine.generation.speculation.proposer import Prospect
+from baize_engine.generation.speculation.speculator import Speculator
+from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
-from baize_engine.model.prompt_runner import new_cache
+from baize_engine.model.prompt_runner import PromptRunner, new_cache
+from baize_engine.model.step_costs import StepCosts
+
+ROWS = (1, 2, 3, 4, 5, 6, 8, 9, 12, 16, 32)
+LONGEST = 256  # tokens of a text before it begins anew
 
 
-class VerifyStep:
-    """A step of the last `rows` tokens of a context that lies in a cache from its first block on.
+class Wrong:
+    """A proposer of `most` tokens in every step, which few models accept: the last token again and again."""
 
-    `logits` (rows, vocabulary) are what the last call has computed, each row's drawn greedily.
-    """
+    token_cost = 0.0
 
-    def __init__(self, model: Llama, cache: KVCache, context: int, rows: int) -> None:
-        vocabulary = model.head.shape[0]
-        places = torch.arange(context - rows, context)  # of the tokens in the text, and in the cache
-        lens = torch.tensor([context], dtype=torch.int32)
-        tables = torch.arange(-(-context // cache.block_size), dtype=torch.int32)[None]
-        starts = torch.tensor([0, rows], dtype=torch.int32)
-        inputs = Inputs(places % vocabulary, places, places, tables, starts, lens, context)
-        work = Activations.of(model.config, rows, model.dtype, model.device)
-        self.logits, chosen = torch.empty(rows, vocabulary), torch.empty(rows, dtype=torch.int64)
-        best = torch.empty(rows, best_blocks(vocabulary), dtype=torch.int32)
-        greedy = [torch.full((rows,), value) for value in (0.0, 0, 1.0, 0.0, 0, 0)]
-        self._calls: list[Callable[[], object]] = model.ops.compile(
-            [
-                *model.hidden_ops(work, inputs, cache, batch_invariant=True),
-                model.head_op(work.x, self.logits, batch_invariant=True, best=best),
-                Sample(self.logits, *greedy, places.int(), out=chosen, best=best),
-            ]
-        )
+    def __init__(self, most: int) -> None:
+        self.most = most
 
-    def __call__(self) -> float:
-        """Seconds that one step took."""
-        begin = time.perf_counter()
-        for call in self._calls:
-            call()
-        return time.perf_counter() - begin
+    def prospect(self, sequence: Sequence) -> Prospect:
+        return Prospect(1.0, self.most)
+
+    def propose(self, wanted: Many[tuple[Sequence, int]]) -> list[list[int]]:
+        return [[sequence.token_ids[-1]] * count for sequence, count in wanted]
+
+    def verified(self, sequence: Sequence, proposed: int, accepted: int) -> None:
+        pass
+
+    def moved(self, sequence: Sequence) -> None:
+        pass
 
 
-def filled_cache(model: Llama, context: int) -> KVCache:
-    """A cache of `context` tokens, random ones, so that all its pages take memory."""
-    cache = new_cache(model, context)
-    for part in (cache.keys, cache.values):
-        part.normal_()
-    return cache
+def loop_over(model: Llama, tokens: int, speculator: Speculator | None = None) -> Loop:
+    """The loop over a model and a new cache of so many tokens."""
+    return Loop(PromptRunner(model, new_cache(model, tokens)), speculator=speculator)
 
 
-def row_costs(model: Llama, context: int, rows: Sequence[int], seconds: float) -> dict[int, Spread]:
-    """Seconds of a step with each number of rows, in turns for so many seconds a number, three turns at least.
+class RowCosts:
+    """Texts after `prompt`, one for each number of rows, each in its own loop."""
 
-    SystemExit where the last row's logits are not those of the row by itself, to the bit.
-    """
-    cache = filled_cache(model, context)
-    steps = {count: VerifyStep(model, cache, context, count) for count in rows}
-    alone = VerifyStep(model, cache, context, 1)
-    for count in sorted(
-        steps, reverse=True
-    ):  # the most first: the keys and values that it writes are those of the others
-        steps[count]()
-        alone()
-        check_last(count, steps[count].logits, alone.logits)
-    found: dict[int, list[float]] = {count: [] for count in rows}
-    end = time.perf_counter() + seconds * len(rows)
-    while len(found[rows[0]]) < 3 or time.perf_counter() < end:
-        for count, step in steps.items():
-            found[count].append(step())
-    return {count: Spread.of(times) for count, times in found.items()}
+    def __init__(self, model: Llama, prompt: list[int]) -> None:
+        room = min(LONGEST, model.config.max_position_embeddings // 2)
+        self._prompt, self._tokens = prompt[: model.config.max_position_embeddings - room], room
+        self._texts = {rows: self._begun(loop) for rows, loop in self._loops(model).items()}
+        self.turn()  # makes plans, and on a GPU graphs
+
+    def turn(self) -> dict[int, float]:
+        """Seconds of a step by its rows, of one step each."""
+        seconds: dict[int, float] = {}
+        with calls_of_plans() as calls:
+            for rows, text in self._texts.items():
+                if text.tokens + rows > self._tokens:  # a draft is no longer than what is left
+                    self._texts[rows] = text = self._begun(text.loop)
+                made, took = text.step(calls)
+                text.said()  # raises what went wrong
+                if made == rows:
+                    seconds[rows] = took
+        return seconds
+
+    def _loops(self, model: Llama) -> dict[int, Loop]:
+        free, room = StepCosts({1: 1.0, 2: 1.0}), len(self._prompt) + self._tokens + 2 * BLOCK_SIZE
+        return {
+            rows: loop_over(model, room, Speculator(Wrong(rows - 1), free, rows - 1, MAX_ROWS) if rows > 1 else None)
+            for rows in ROWS
+        }
+
+    def _begun(self, loop: Loop) -> Answering:
+        return Answering(loop, [Sequence(self._prompt, SamplingParams(), self._tokens)])
 
 
-def check_last(count: int, logits: Tensor, alone: Tensor) -> None:
-    if not torch.equal(logits[-1:], alone):
-        raise SystemExit(f"the last of {count} rows is not what it is by itself")
+def medians(turns: Iterable[dict[int, float]]) -> dict[int, float]:
+    """The median of each number of rows."""
+    found: dict[int, list[float]] = {}
+    for turn in turns:
+        for rows, seconds in turn.items():
+            found.setdefault(rows, []).append(seconds)
+    return {rows: median(some) for rows, some in sorted(found.items())}

@@ -51,7 +51,7 @@ class Answering:
     """The sequences of one loop, whose prompts are computed when this is made."""
 
     def __init__(self, loop: Loop, sequences: list[Sequence]) -> None:
-        self.sequences, self._loop = sequences, loop
+        self.sequences, self.loop = sequences, loop
         self._device = loop.decoder.model.device
         loop.pool.forget()
         loop.add(sequences)
@@ -72,7 +72,7 @@ class Answering:
         calls.clear()
         before = self._counted()
         begin = time.perf_counter()
-        self._loop.step()
+        self.loop.step()
         if not self.going:
             synchronize(self._device)
         took = time.perf_counter() - begin

@@ -14,8 +14,8 @@ from typing import Any
 import bench_kernels
 import kernel_cases
 import pytest
-import row_costs
 import torch
+import verify_steps
 from assets import REPO
 from captured import Captured
 from kernel_cases import Machine, work
@@ -209,9 +209,9 @@ def test_steps_that_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_a_row_that_is_not_what_it_is_by_itself_ends_the_run() -> None:
     logits = torch.randn(3, 5)
-    row_costs.check_last(3, logits, logits[2:].clone())
+    verify_steps.check_last(3, logits, logits[2:].clone())
     with pytest.raises(SystemExit, match="the last of 3 rows"):
-        row_costs.check_last(3, logits, logits[2:].nextafter(torch.tensor(9.0)))
+        verify_steps.check_last(3, logits, logits[2:].nextafter(torch.tensor(9.0)))
 
 
 def test_shares_of_a_step() -> None:

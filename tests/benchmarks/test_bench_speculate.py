@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import sys
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import bench_speculate
 import pytest
 import torch
-from bench_speculate import costs_of_steps, figures, groups, loop_over
+from bench_speculate import figures, groups
 from models import random_model
+from row_costs import ROWS, RowCosts, loop_over, medians
 from shapes import PRESETS
 from speculation_models import Folders, Subject, subjects
 from step_turns import Decoded, in_turns
@@ -35,7 +35,7 @@ def subject(tmp_path_factory: pytest.TempPathFactory) -> Subject:
 def test_every_kind_of_prompt_has_a_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench_speculate, "COST_STEPS", range(1, 3))
+    monkeypatch.setattr(bench_speculate, "TURNS", 1)
     asked = ["--models", "demo", "tiny-random", "--kinds", "float16", "int4", "--prompts", "1", "--rounds", "2"]
     asked += ["--tokens", "12", "--device", "cpu", "--batches", "1", "2", "--folder", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["bench_speculate.py", *asked])
@@ -62,7 +62,7 @@ def test_every_kind_of_prompt_has_a_row(
         assert 0 < row["host"] < 1
         assert row["tokens/step"] >= 1
     steps = [row for row in rows if row["what"] == "step" and row["kind"] == "int4" and row["model"] == "demo model"]
-    assert [row["rows"] for row in steps] == list(bench_speculate.COSTED)
+    assert [row["rows"] for row in steps] == list(ROWS)
     assert steps[0]["to_1"] == 1
 
 
@@ -96,14 +96,22 @@ def test_a_failed_sequence_raises_its_error(subject: Subject) -> None:
     with pytest.raises(BaizeError, match="not finite"):
         in_turns([loop_over(broken, 1024, None)], lambda: [Sequence([5, 6, 7], subject.params, 8)])
     with pytest.raises(BaizeError, match="not finite"):
-        costs_of_steps(replace(subject, model=broken), [5, 6, 7])
+        RowCosts(broken, [5, 6, 7])
 
 
-def test_costs_are_of_the_numbers_of_rows(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_speculate, "COST_STEPS", range(2, 4))
-    found = costs_of_steps(subject, subject.prompts["random ids"][0])
-    assert list(found) == list(bench_speculate.COSTED)
-    assert min(found.values()) > 0
+def test_costs_are_of_the_numbers_of_rows(subject: Subject) -> None:
+    """Also after more steps than a text has."""
+    costs = RowCosts(subject.model, subject.prompts["random ids"][0])
+    turns = [costs.turn() for _ in range(130)]
+    assert all(turn.keys() <= set(ROWS) and min(turn.values()) > 0 for turn in turns)
+    assert list(medians(turns)) == list(ROWS)
+    assert all(
+        sum(rows in turn for turn in turns) > 100 for rows in ROWS
+    )  # else a guess was right at the end of a text
+
+
+def test_medians_are_of_what_was_measured() -> None:
+    assert medians([{1: 1.0, 2: 5.0}, {1: 3.0}, {2: 6.0, 1: 2.0}]) == {1: 2.0, 2: 5.5}
 
 
 def test_the_ceiling_is_of_costs_and_rows() -> None:
