@@ -5,8 +5,8 @@ noise meets all of them; times begin after the first tokens. Equal ids and finis
 and in every timed round. Which model answers decides what is accepted, and every row says it: benchmarks/speculation_models.py.
 
 Rows "step" are decode steps of `rows` rows of one sequence, all draft tokens rejected; `to_1`: their time over that of one row.
-`ceiling` is the speed-up that the rows of all steps would give at these costs, if proposing took what the proposer says;
-`reached` is the measured one over it. `speedup` is the median of the rounds, `low` and `high` the least and the greatest.
+`ceiling` is the speed-up that the rows of all steps would give at these costs, measured between the rounds, if proposing took
+no time; `reached` is the measured one over it. `speedup` is the median of the rounds, `low` and `high` the least and greatest.
 `host` is the share of the time outside of C++ plans, on a CPU. Models named PRESET-random show the loss where nothing is
 accepted: of 64 ids, pairs come again and go on otherwise; of as many ids as the preset has, they hardly ever come again, and
 nothing is proposed.
@@ -27,7 +27,7 @@ import torch
 from common import parser
 from models import KINDS, let_go
 from reports import Report
-from row_costs import RowCosts, loop_over, medians
+from row_costs import RowCosts, medians
 from shapes import PRESETS
 from speculation_models import Folders, Subject, subjects
 from step_turns import Decoded, in_turns
@@ -36,10 +36,9 @@ from baize_engine.backend import devices
 from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.step_costs import StepCosts
-from baize_engine.options import NGRAM, SELF_INT4, EngineOptions
-from baize_engine.speculate import speculator
+from baize_engine.options import NGRAM, SELF_INT4
 
-TURNS = 8  # steps of each number of rows before the rounds; two more are made before each group of answers
+TURNS = 8  # steps of each number of rows before the rounds; one more is made before each group of answers
 
 
 def groups(prompts: list[list[int]], batch: int) -> list[list[list[int]]]:
@@ -73,22 +72,22 @@ class Bench:
         longest = max((ids for many in subject.prompts.values() for ids in many), key=len, default=None)
         if longest is None:
             raise SystemExit("no prompt fits the model with its answer")
-        costs = RowCosts(subject.model, longest)
+        room = max(self.options.batches) * (len(longest) + self.options.tokens + 2 * BLOCK_SIZE)
+        plain = subject.loop(room)
+        costs = RowCosts(plain.decoder.model, longest)
         for rows, seconds in (measured := medians(costs.turn() for _ in range(TURNS))).items():
             step = {"rows": rows, "ms": seconds * 1e3, "to_1": seconds / measured[1]}
             self.report.row({"model": subject.what, "kind": kind, "what": "step", **step})
-        room = max(self.options.batches) * (len(longest) + self.options.tokens + 2 * BLOCK_SIZE)
         for how in self.options.speculate:
             with self.report.case(model=subject.what, kind=kind, what=how):
-                made = speculator(EngineOptions(device=self.device, speculate=self._named(how, kind)), subject.model)
-                assert made is not None
-                loops = [loop_over(subject.model, room, each) for each in (None, made)]
+                ours = subject.loop(room, self._named(how, kind))
                 for batch in self.options.batches:
                     for asked, prompts in subject.prompts.items():
                         place = {"model": subject.what, "kind": kind, "what": how, "batch": batch, "prompts": asked}
                         with self.report.case(**place):
-                            cells = self._rounds(subject, loops, groups(prompts, batch), costs)
-                            self.report.row({**place, **figures(*cells, made.proposer.token_cost)})
+                            many = groups(prompts, batch)[: -(-self.options.prompts // batch)]
+                            took = self._rounds(subject, [plain, ours], many, costs)
+                            self.report.row({**place, **figures(*took)})
 
     def _named(self, how: str, kind: str) -> str:
         """What the option `speculate` says; the models that this script knows by name are folders to the engine."""
@@ -100,24 +99,23 @@ class Bench:
         """What the plain loop and the other one took in each round of these groups of prompts, and a step's costs meanwhile."""
         if not many:
             raise SystemExit("too few prompts fit the model with their answers")
-        many = many[: -(-self.options.prompts // len(many[0]))]
-        in_turns(loops, partial(subject.requests.sequences, many[0], subject.params))
+        in_turns(loops, partial(subject.sequences, many[0]))
         rounds, turns = [], []
         for _ in range(self.options.rounds):
             took = []
             for group in many:
-                turns += [costs.turn(), costs.turn()]
-                took.append(in_turns(loops, partial(subject.requests.sequences, group, subject.params)))
+                turns.append(costs.turn())
+                took.append(in_turns(loops, partial(subject.sequences, group)))
             rounds.append([Decoded.sum(parts) for parts in zip(*took, strict=True)])
         plain, ours = zip(*rounds, strict=True)
         return list(plain), list(ours), StepCosts(medians(turns))
 
 
-def figures(plain: list[Decoded], ours: list[Decoded], costs: StepCosts, token_cost: float) -> dict[str, Any]:
+def figures(plain: list[Decoded], ours: list[Decoded], costs: StepCosts) -> dict[str, Any]:
     """The cells of a row, of as many rounds of both."""
     speedups = [one.seconds / other.seconds for one, other in zip(plain, ours, strict=True)]
     speedup, plainly, done = median(speedups), Decoded.sum(plain), Decoded.sum(ours)
-    ceiling = steps_of(plainly, costs) / (steps_of(done, costs) + done.proposed * token_cost)
+    ceiling = steps_of(plainly, costs) / steps_of(done, costs)
     found: dict[str, Any] = {
         "tokens": done.tokens, "proposed": done.proposed,
         "accepted": done.accepted / done.proposed if done.proposed else "", "tokens/step": done.tokens / done.steps,

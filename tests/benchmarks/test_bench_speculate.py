@@ -21,8 +21,6 @@ from step_turns import Decoded, in_turns
 from baize_engine import BaizeError, SamplingParams
 from baize_engine.generation.sequence import Sequence
 from baize_engine.model.step_costs import StepCosts
-from baize_engine.options import EngineOptions
-from baize_engine.speculate import speculator
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +66,7 @@ def test_every_kind_of_prompt_has_a_row(
 
 def test_steps_are_counted_by_their_rows(subject: Subject) -> None:
     """Greedily, all of the text: as many tokens as both loops say, and rows as were computed."""
-    made = speculator(EngineOptions(speculate="ngram", device="cpu"), subject.model)
-    loops = [loop_over(subject.model, 2048, each) for each in (None, made)]
+    loops = [subject.loop(2048), subject.loop(2048, "ngram")]
     params = SamplingParams(max_new_tokens=40, ignore_eos=True)
     plain, ours = in_turns(loops, lambda: subject.requests.sequences(subject.prompts["random ids"], params))
     assert plain.tokens == ours.tokens == 3 * 39
@@ -84,9 +81,9 @@ def test_steps_are_counted_by_their_rows(subject: Subject) -> None:
 
 def test_loops_that_differ_are_found(subject: Subject) -> None:
     other = random_model(PRESETS["tiny"], "float16", "cpu", seed=1)
-    loops = [loop_over(model, 1024, None) for model in (subject.model, other)]
+    loops = [subject.loop(1024), loop_over(other, 1024)]
     with pytest.raises(SystemExit, match="loop 1, sequence 0: "):
-        in_turns(loops, lambda: subject.requests.sequences(subject.prompts["random ids"], subject.params))
+        in_turns(loops, lambda: subject.sequences(subject.prompts["random ids"]))
 
 
 def test_a_failed_sequence_raises_its_error(subject: Subject) -> None:
@@ -94,14 +91,14 @@ def test_a_failed_sequence_raises_its_error(subject: Subject) -> None:
     with torch.inference_mode():
         broken.norm.fill_(torch.nan)
     with pytest.raises(BaizeError, match="not finite"):
-        in_turns([loop_over(broken, 1024, None)], lambda: [Sequence([5, 6, 7], subject.params, 8)])
+        in_turns([loop_over(broken, 1024)], lambda: [Sequence([5, 6, 7], subject.params, 8)])
     with pytest.raises(BaizeError, match="not finite"):
         RowCosts(broken, [5, 6, 7])
 
 
 def test_costs_are_of_the_numbers_of_rows(subject: Subject) -> None:
     """Also after more steps than a text has."""
-    costs = RowCosts(subject.model, subject.prompts["random ids"][0])
+    costs = RowCosts(subject.loop(16).decoder.model, subject.prompts["random ids"][0])
     turns = [costs.turn() for _ in range(130)]
     assert all(turn.keys() <= set(ROWS) and min(turn.values()) > 0 for turn in turns)
     assert list(medians(turns)) == list(ROWS)
@@ -120,12 +117,11 @@ def test_the_ceiling_is_of_costs_and_rows() -> None:
     ours = [
         Decoded(tokens=12, seconds=4.0, steps=4, proposed=12, accepted=8, rows=Counter({4: 3, 3: 1})) for _ in range(3)
     ]
-    found: dict[str, Any] = figures(plain, ours, costs, 0.0)
+    found: dict[str, Any] = figures(plain, ours, costs)
     assert found["ceiling"] == 12 / (3 * 2 + 1.75)
     assert (found["speedup"], found["low"], found["high"]) == (1.75, 1.5, 2.0)
     assert (found["accepted"], found["tokens/step"], found["tok/s"]) == (8 / 12, 3.0, 3.0)
     assert "host" not in found
-    assert figures(plain, ours, costs, 0.5)["ceiling"] == 12 / (3 * 2 + 1.75 + 12 * 0.5)
 
 
 def test_groups_are_whole_batches() -> None:
