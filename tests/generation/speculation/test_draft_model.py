@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import partial
+from inspect import signature
 
 import decoders
 import pytest
@@ -17,7 +18,7 @@ from proposers import ask, engine_of
 from baize_engine import SamplingParams
 from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.speculation.draft_model import DraftModel
-from baize_engine.generation.speculation.proposer import NOTHING
+from baize_engine.generation.speculation.proposer import NOTHING, Proposer
 from baize_engine.model.int4_form import int4_form
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
@@ -178,6 +179,11 @@ def test_as_many_rows_as_there_are_may_be_taken_by_sequences_alone() -> None:
     prompts = [decoders.prompt(4 + n, n) for n in range(4)]
     draft = compare(model, partial(Watched, model, rows=4), prompts, [GREEDY] * 4)
     assert draft.accepted == draft.proposed > 50
+
+
+def test_it_has_the_interface() -> None:
+    for name in ("prospect", "propose", "verified", "moved"):
+        assert signature(getattr(DraftModel, name)) == signature(getattr(Proposer, name))
 
 
 def test_it_proposes_at_least_one_token() -> None:
