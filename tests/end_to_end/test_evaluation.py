@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights, positions for eight examples of GSM, and the demo model's tokenizer."""
-    folder = tiny.model(tmp_path_factory.mktemp("model"), vocab_size=512, max_position_embeddings=4096)
+    folder = tiny.model(tmp_path_factory.mktemp("model"), vocab_size=1024, max_position_embeddings=4096)
     (folder / "tokenizer.model").write_bytes((BASE / "tokenizer.model").read_bytes())
     return folder
 
