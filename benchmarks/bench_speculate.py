@@ -6,7 +6,7 @@ and in every timed round. Which model answers decides what is accepted, and ever
 
 Rows "step" are decode steps of `rows` rows of one sequence, all draft tokens rejected; `to_1`: their time over that of one row.
 `ceiling` is the speed-up that the rows of all steps would give at these costs, measured between the rounds, if proposing took
-no time; `reached` is the measured one over it. `speedup` is the median of the rounds, `low` and `high` the least and greatest.
+no time; `reached` is the measured one over it. Rates and `speedup` are medians of the rounds, `low` and `high` its extremes.
 `host` is the share of the time outside of C++ plans, on a CPU. Models named PRESET-random show the loss where nothing is
 accepted: of 64 ids, pairs come again and go on otherwise; of as many ids as the preset has, they hardly ever come again, and
 nothing is proposed.
@@ -119,12 +119,13 @@ def figures(plain: list[Decoded], ours: list[Decoded], costs: StepCosts) -> dict
     found: dict[str, Any] = {
         "tokens": done.tokens, "proposed": done.proposed,
         "accepted": done.accepted / done.proposed if done.proposed else "", "tokens/step": done.tokens / done.steps,
-        "plain tok/s": plainly.tokens / plainly.seconds, "tok/s": done.tokens / done.seconds,
+        "plain tok/s": median(one.tokens / one.seconds for one in plain),
+        "tok/s": median(one.tokens / one.seconds for one in ours),
         "speedup": speedup, "low": min(speedups), "high": max(speedups), "ceiling": ceiling, "reached": speedup / ceiling,
     }  # fmt: skip
     if plainly.in_plans:  # on a CPU
-        for what, one in (("plain host", plainly), ("host", done)):
-            found[what] = 1 - one.in_plans / one.seconds
+        for what, rounds in (("plain host", plain), ("host", ours)):
+            found[what] = median(1 - one.in_plans / one.seconds for one in rounds)
     return found
 
 
