@@ -7,6 +7,7 @@ and in every timed round. Which model answers decides what is accepted, and ever
 Rows "step" are decode steps of `rows` rows of one sequence, all draft tokens rejected; `to_1`: their time over that of one row.
 `ceiling` is the speed-up that the rows of all steps would give at these costs, measured between the rounds, if proposing took
 no time; `reached` is the measured one over it. Rates and `speedup` are medians of the rounds, `low` and `high` its extremes.
+In batches, where each sequence's keys are read too and rows may be more than were measured, both are rough.
 `host` is the share of the time outside of C++ plans, on a CPU. Models named PRESET-random show the loss where nothing is
 accepted: of 64 ids, pairs come again and go on otherwise; of as many ids as the preset has, they hardly ever come again, and
 nothing is proposed.
