@@ -93,7 +93,8 @@ def speculator(options: EngineOptions, model: Llama, cache: KVCache, draft: Draf
         return None
     most = options.speculate_tokens or SPECULATE_TOKENS
     proposer: Proposer = Ngrams(most) if draft is None else _draft_model(options, model, cache, draft, most)
-    return Speculator(proposer, step_costs(kind_of(model), model.device != "cpu"), most, MAX_ROWS)
+    costs = step_costs(kind_of(model), model.device != "cpu", _step_bytes(model))
+    return Speculator(proposer, costs, most, MAX_ROWS)
 
 
 def kind_of(model: Llama) -> str:

@@ -22,6 +22,8 @@ from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.options import EngineOptions
 
+pytestmark = pytest.mark.usefixtures("free_host")
+
 PARAMS = [
     SamplingParams(max_new_tokens=30, ignore_eos=True),
     SamplingParams(max_new_tokens=20, temperature=0.8, top_p=0.9, seed=4, n=2, logprobs=1),

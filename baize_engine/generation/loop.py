@@ -124,7 +124,7 @@ class Loop:
         for row, start in zip(verified, before, strict=True):
             self._settle(row, start)
         tokens = sum(len(row.sequence.token_ids) for row in verified) - sum(before)
-        self._meter.count_step(self._speculator, len(verified), tokens, sum(len(row.draft) for row in verified))
+        self._meter.count_step(self._speculator, len(verified), tokens, [len(row.draft) for row in verified])
         return outputs
 
     def _settle(self, row: Verified[Sequence], before: int) -> None:

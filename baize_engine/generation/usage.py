@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from typing import Protocol
 
@@ -53,7 +54,7 @@ class Usage:
 class StepTimes(Protocol):
     """What estimates the time of a step: a Speculator."""
 
-    def step_time(self, sequences: int, drafts: int = 0) -> float: ...
+    def step_time(self, sequences: int, drafts: Sequence[int] = ()) -> float: ...
 
 
 class Meter:
@@ -64,8 +65,8 @@ class Meter:
         self.steps = self.step_tokens = self.draft_tokens = self.accepted_tokens = 0
         self.step_time = self.plain_time = 0.0
 
-    def count_step(self, times: StepTimes | None, sequences: int, tokens: int, drafts: int = 0) -> None:
-        """Counts a step of so many sequences and draft tokens, and the tokens that it made. times: with speculation."""
+    def count_step(self, times: StepTimes | None, sequences: int, tokens: int, drafts: Sequence[int] = ()) -> None:
+        """Counts a step of so many sequences, which made `tokens`. drafts: numbers of draft tokens. times: with speculation."""
         self.steps += sequences
         self.step_tokens += tokens
         if times is not None and sequences:

@@ -56,14 +56,19 @@ def allot(prospects: Sequence[Prospect], rows: int, room: int, costs: StepCosts,
     n-th token of a prospect is accepted with chance ** n; a chance of 0 gets none. token_cost: as of a Proposer.
 
     Likelier tokens come first, so that the number of rows is all there is to choose: each is tried, since costs have steps.
+    Where proposing costs nothing, no other allotment is faster.
     """
     heap = [(-one.chance, index) for index, one in enumerate(prospects) if one.most > 0 and one.chance > 0]
     heapify(heap)
     wanted: list[int] = []  # a prospect for each token
     counts = [0] * len(prospects)
+    proposing: list[int] = []  # how many sequences get a first token, a second, ...: a draft model makes these together
+    drafting = 0.0
     expected, chosen, best = float(rows), 0, rows / costs.of(rows) if heap else 0.0
     while heap and len(wanted) < room:
         chance, index = heap[0]
+        if token_cost:
+            drafting += token_cost * _added(proposing, counts[index], costs)
         counts[index] += 1
         if counts[index] < prospects[index].most:
             heapreplace(heap, (chance * prospects[index].chance, index))
@@ -71,9 +76,23 @@ def allot(prospects: Sequence[Prospect], rows: int, room: int, costs: StepCosts,
             heappop(heap)
         wanted.append(index)
         expected -= chance
-        speed = expected / (costs.of(rows + len(wanted)) + len(wanted) * token_cost)
+        speed = expected / (costs.of(rows + len(wanted)) + costs.verifying + drafting)
         if speed > best:
             chosen, best = len(wanted), speed
     for index in wanted[chosen:]:
         counts[index] -= 1
     return counts
+
+
+def drafting_time(counts: Sequence[int], costs: StepCosts) -> float:
+    """The time of proposing so many tokens for each sequence, in steps of the draft with one row: all take its steps together."""
+    proposing: list[int] = []
+    return sum(_added(proposing, place, costs) for count in counts for place in range(count))
+
+
+def _added(proposing: list[int], place: int, costs: StepCosts) -> float:
+    """The time that one more sequence's token at `place` of its proposal adds; counts it in `proposing`, which may grow."""
+    if place == len(proposing):
+        proposing.append(0)
+    proposing[place] += 1
+    return costs.of(proposing[place]) - (costs.of(proposing[place] - 1) if proposing[place] > 1 else 0.0)

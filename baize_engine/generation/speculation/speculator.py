@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from baize_engine.generation.sequence import Sequence
-from baize_engine.generation.speculation.pace import allot
+from baize_engine.generation.speculation.pace import allot, drafting_time
 from baize_engine.generation.speculation.proposer import Proposer
 from baize_engine.model.step_costs import StepCosts
 
@@ -40,12 +40,15 @@ class Speculator:
         proposed = self.proposer.propose(wanted) if wanted else []
         return {sequence: draft for (sequence, _), draft in zip(wanted, proposed, strict=True) if draft}
 
-    def step_time(self, sequences: int, drafts: int = 0) -> float:
-        """An estimate of the time of a step, in steps of one sequence: of its rows, and of proposing its draft tokens.
+    def step_time(self, sequences: int, drafts: abc.Sequence[int] = ()) -> float:
+        """An estimate of the time of a step, in steps of one sequence. drafts: numbers of draft tokens of some sequences.
 
-        It is of the tables of costs, of another machine or another model than this; the host's time is not in it.
+        It is of the tables of costs, of another machine or another model than this.
         """
-        return self._costs.of(sequences + drafts) + drafts * self.proposer.token_cost
+        time = self._costs.of(sequences + sum(drafts))
+        if not any(drafts):
+            return time
+        return time + self._costs.verifying + self.proposer.token_cost * drafting_time(drafts, self._costs)
 
     def _allotted(self, sequences: abc.Sequence[Sequence]) -> list[int]:
         """How many draft tokens each of the sequences should get."""

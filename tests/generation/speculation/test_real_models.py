@@ -15,7 +15,7 @@ from baize_engine.cli.demo import PAIR
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "free_host")
 
 KINDS = [None, "int8", "int4"]
 PARAMS = [

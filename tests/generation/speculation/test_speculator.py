@@ -133,4 +133,13 @@ def test_nothing_is_proposed_where_rows_take_the_time_that_they_save() -> None:
 def test_the_time_of_a_step_is_that_of_its_rows_and_its_proposals() -> None:
     speculator = Speculator(Chances(most=4), StepCosts({1: 2.0, 2: 3.0, 4: 4.0}), 15, 64)
     assert [speculator.step_time(1), speculator.step_time(2), speculator.step_time(3)] == [1.0, 1.5, 1.75]
-    assert speculator.step_time(1, drafts=3) == 2.0 + 3 * 0.25
+    assert speculator.step_time(1, [3]) == 2.0 + 3 * 0.25
+    # two sequences propose together: a step of two rows of the draft, and one of one
+    assert speculator.step_time(2, [2, 1]) == StepCosts({1: 2.0, 2: 3.0, 4: 4.0}).of(5) + (1.5 + 1.0) * 0.25
+
+
+def test_what_verifying_takes_besides_is_counted() -> None:
+    one, costs = Sequence([1], SamplingParams(), 20, seed=90), StepCosts({1: 1.0, 2: 1.0}, verifying=4.0)
+    speculator = Speculator(Chances(most=4), costs, 15, 64)
+    assert [speculator.step_time(1), speculator.step_time(1, [0]), speculator.step_time(1, [2])] == [1.0, 1.0, 5.5]
+    assert not speculator.waits([one])
