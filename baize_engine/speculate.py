@@ -22,7 +22,7 @@ from baize_engine.model.cost import step_bytes_weights
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama, tensor
 from baize_engine.model.step_costs import step_costs
-from baize_engine.model.weights import load_weights, nbytes
+from baize_engine.model.weights import check_index, load_weights, nbytes
 from baize_engine.options import NGRAM, SELF_INT4, EngineOptions
 from baize_engine.text.choose import tokenizer_of
 from baize_engine.text.same_vocabulary import first_difference
@@ -52,7 +52,7 @@ def draft_of(
     if options.speculate in (None, NGRAM):
         return None
     if options.speculate == SELF_INT4:
-        if "int4" in (config.held, options.quantize):
+        if (config.held or options.quantize) == "int4":
             raise RequestError(
                 "speculate is 'self-int4', and the model's weights are int4 already: wanted float or int8"
             )
@@ -63,6 +63,7 @@ def draft_of(
         own_index = read_index(folder)
         own = ModelConfig.from_folder(folder)
         refuse_diff(own_index)
+        check_index(own_index, own)
         own_tokenizer = tokenizer_of(folder, own.vocab_size)
     except (CheckpointError, ConfigError) as error:
         raise RequestError(f"{said}, wanted 'ngram', 'self-int4' or a model's folder: {error}") from None

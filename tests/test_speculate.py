@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import tiny
 import torch
 from assets import shared
 from fakes import small_model
+from safetensors.torch import load_file, save_file
 from tiny import PROMPTS
 
 from baize_engine import Engine, SamplingParams, loading, quantize
@@ -145,6 +147,34 @@ def test_refuses_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for path, kind in ((folder, "int4"), (tmp_path / "packed", None)):
         with pytest.raises(RequestError, match="speculate is 'self-int4', and the model's weights are int4 already"):
             Engine.from_pretrained(path, device="cpu", quantize=kind, speculate="self-int4")
+
+
+def test_a_draft_whose_tensors_are_wrong_is_refused_before_weights_are_read(
+    folder: Path, smaller: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    packed = tmp_path / "packed"
+    quantize(smaller, packed, "int8")
+    monkeypatch.setattr(loading, "load_weights", lambda *arguments: pytest.fail("weights are read"))
+    for path, wanted in (
+        (smaller, "smaller lacks model.norm.weight"),
+        (smaller, r"model.norm.weight has shape \[9\], its config.json wants \[32\]"),
+        (smaller, "model.norm.weight is int32, wanted one of float32"),
+        (packed, "packed lacks model.norm.weight"),
+        (packed, r"model.norm.weight is float32 of shape \[9\], wanted a float of \[32\]"),
+    ):
+        held = load_file(path / "model.safetensors")
+        norm = held.pop("model.norm.weight")
+        if "shape" in wanted:
+            held["model.norm.weight"] = norm[:9].clone()
+        elif "int32" in wanted:
+            held["model.norm.weight"] = norm.int()
+        (tmp_path / "wrong" / path.name).mkdir(parents=True, exist_ok=True)
+        for file in path.iterdir():
+            if file.suffix != ".safetensors":
+                shutil.copy(file, tmp_path / "wrong" / path.name)
+        save_file(held, tmp_path / "wrong" / path.name / "model.safetensors")
+        with pytest.raises(RequestError, match="speculate is '.*wrong.*', wanted .* folder: .*" + wanted):
+            Engine.from_pretrained(folder, device="cpu", speculate=str(tmp_path / "wrong" / path.name))
 
 
 def test_another_vocabulary_of_as_many_ids_is_refused(tmp_path: Path) -> None:

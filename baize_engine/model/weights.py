@@ -46,14 +46,11 @@ def load_weights(
     index = source if isinstance(source, CheckpointIndex) else read_index(source)
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
+    check_index(index, config)
     if config.quantization is not None:
         return _load_quantized(index, config, dtype, device)
-    kept = {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
-    check({name: entry.shape for name, entry in kept.items()}, config, str(index.folder))
-    for entry in kept.values():
-        _check_float(entry)
     if device != "cpu" or quantize is not None:
-        return pack(kept, config, dtype, device, quantize)
+        return pack(_kept(index), config, dtype, device, quantize)
     views = _views(index, names.shapes(config))
     return views if dtype == "auto" else _converted(views, dtype)
 
@@ -63,6 +60,33 @@ def _converted(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
     made = {name: weight.to(getattr(torch, dtype)) for name, weight in weights.items()}
     warn_overflow(((name, overflowed(weights[name], made[name])) for name in sorted(made)), dtype)
     return made
+
+
+def check_index(index: CheckpointIndex, config: ModelConfig) -> None:
+    """CheckpointError unless `load_weights` would take the tensors of these files: their names, shapes and types."""
+    if config.quantization is None:
+        kept = _kept(index)
+        check({name: entry.shape for name, entry in kept.items()}, config, str(index.folder))
+        for entry in kept.values():
+            _check_float(entry)
+        return
+    kind, scheme = config.quantization, str(config.scheme)
+    wanted = packed_shapes(config, kind, scheme)
+    _check_names(index.entries, wanted, set(wanted), str(index.folder))
+    for name, (stored, shape) in wanted.items():
+        entry = index.entries[name]
+        if entry.shape != shape or (stored is not None and entry.dtype != stored):
+            raise CheckpointError(
+                f"{entry.path}: {name} is {entry.dtype} of shape {list(entry.shape)}, wanted {stored or 'a float'} of "
+                f"{list(shape)} for {kind} of scheme {scheme}"
+            )
+        if stored is None:
+            _check_float(entry)
+
+
+def _kept(index: CheckpointIndex) -> dict[str, TensorEntry]:
+    """The tensors of the files without those that are computed again, whatever the files say."""
+    return {name: entry for name, entry in index.entries.items() if not is_recomputed(name)}
 
 
 def check(found: Mapping[str, tuple[int, ...]], config: ModelConfig, where: str) -> None:
@@ -87,16 +111,6 @@ def _check_names(found: Collection[str], wanted: Collection[str], allowed: set[s
 def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, device: str) -> dict[str, Weight]:
     kind, scheme = str(config.quantization), str(config.scheme)
     wanted = packed_shapes(config, kind, scheme)
-    _check_names(index.entries, wanted, set(wanted), str(index.folder))
-    for name, (stored, shape) in wanted.items():
-        entry = index.entries[name]
-        if entry.shape != shape or (stored is not None and entry.dtype != stored):
-            raise CheckpointError(
-                f"{entry.path}: {name} is {entry.dtype} of shape {list(entry.shape)}, wanted {stored or 'a float'} of "
-                f"{list(shape)} for {kind} of scheme {scheme}"
-            )
-        if stored is None:
-            _check_float(entry)
     if device == "cpu":
         tensors = _views(index, wanted)
     else:
@@ -141,10 +155,9 @@ def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", qua
     if config.held != config.quantization:
         quantize = config.held
     elif quantize is None or config.quantization is not None:
-        kept = [entry for name, entry in index.entries.items() if not is_recomputed(name)]
         return sum(
             entry.numel * ITEMSIZE[entry.dtype if dtype == "auto" or entry.dtype not in FLOATS else dtype]
-            for entry in kept
+            for entry in _kept(index).values()
         )
     total = 0
     for name, (stored, shape) in packed_shapes(config, str(quantize)).items():
