@@ -65,8 +65,11 @@ class DraftModel:
             raise
         for row in rows:
             _cut(row.made, row.sequence)
+            state = _state(row.sequence)
             # of the text all, and of the proposal all but the last token, which was no step's input
-            _state(row.sequence).num_cached = row.sequence.num_cached + len(row.made)
+            state.num_cached = row.sequence.num_cached + len(row.made)
+            if not row.made:  # a logit was not finite, and is again at every try: verification will not say that it failed
+                state.pace.verified(1, 0, row.sequence.num_tokens)
         return [row.made for row in rows]
 
     def verified(self, sequence: Sequence, proposed: int, accepted: int) -> None:

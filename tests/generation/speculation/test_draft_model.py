@@ -144,6 +144,20 @@ def test_a_proposal_ends_at_a_stop_id_and_before_what_is_no_token() -> None:
     assert compare(model, partial(Watched, blind), [prompt], [SAMPLED]).proposed == 0
 
 
+def test_a_draft_without_finite_logits_is_soon_tried_no_more() -> None:
+    model = decoders.make(tiny.config())
+    broken = {name: weight * float("nan") for name, weight in model.weights.items() if isinstance(weight, torch.Tensor)}
+    draft = DraftModel(replace(model, weights=broken), decoders.Decoder(model, 256).cache, 0.5, 4, 64)
+    one = Sequence(decoders.prompt(12), SAMPLED, 24, block_table=[0], num_cached=11, num_in_flight=4)
+    chances = []
+    for _ in range(20):
+        chances.append(draft.prospect(one).chance)
+        assert draft.propose([(one, 3)]) == [[]]
+    assert chances == sorted(chances, reverse=True)
+    assert chances[0] > 0.8
+    assert chances[-1] < 0.2
+
+
 def test_an_error_while_it_steps_leaves_nothing_wrong(monkeypatch: pytest.MonkeyPatch) -> None:
     model = decoders.make(tiny.config())
     prompts, params = [STEM, [9], [*STEM, 4]], [GREEDY, SAMPLED, SAMPLED]
