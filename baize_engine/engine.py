@@ -99,7 +99,7 @@ class Engine:
         speculate: proposes tokens, several of which one step verifies; the output stays the same, bit for bit. "ngram": what
             followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float or int8
             weights; else the folder of a smaller model with the same vocabulary.
-        speculate_tokens: most tokens proposed at once. Default: 15; fewer are where they are rejected or cost too much.
+        speculate_tokens: most tokens proposed at once. Default: 15, and fewer where they are rejected or cost too much.
 
         RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
         a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model and tokenizer.json,
