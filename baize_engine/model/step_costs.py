@@ -33,8 +33,8 @@ class StepCosts:
         return self._times[rows - 1] if beyond <= 0 else self._times[-1] + self._slope * beyond
 
 
-# Measured: milliseconds of a step of 1.26 billion weights on two cores of Zen 5, reading 48 to 60 GB/s. float16, int8 and int4 up
-# to 8 rows: of one sequence of 512 tokens (benchmarks/bench_kernels.py --verify 512); the others: sequences of 128, by the
+# Measured: milliseconds of a step of 1.26 billion weights on two cores of Zen 5, reading 48 to 60 GB/s. float16, int8 and int4
+# up to 8 rows: of one sequence of 512 tokens (benchmarks/bench_kernels.py --verify 512); the others: sequences of 128, by the
 # kernels before those, set in proportion to the 8 rows. bfloat16's are float16's within 13 %. Where memory is faster, rows cost
 # more: 4 rows of int8 took 1.3 steps here, and 1.8 at 79 GB/s by the kernels before.
 ON_CPU = {

@@ -85,7 +85,7 @@ def allot(prospects: Sequence[Prospect], rows: int, room: int, costs: StepCosts,
 
 
 def drafting_time(counts: Sequence[int], costs: StepCosts) -> float:
-    """The time of proposing so many tokens for each sequence, in steps of the draft with one row: all take its steps together."""
+    """The time of proposing so many tokens for each sequence, in steps of the draft with one row; all take them together."""
     proposing: list[int] = []
     return sum(_added(proposing, place, costs) for count in counts for place in range(count))
 
