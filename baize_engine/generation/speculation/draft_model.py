@@ -68,9 +68,7 @@ class DraftModel:
             state = _state(row.sequence)
             # of the text all, and of the proposal all but the last token, which was no step's input
             state.num_cached = row.sequence.num_cached + len(row.made)
-            if (
-                not row.made
-            ):  # a logit was not finite, and is again at every try: verification will not say that it failed
+            if not row.made:  # a logit was not finite, and nothing is left for `verified` to tell
                 state.pace.verified(1, 0, row.sequence.num_tokens)
         return [row.made for row in rows]
 
