@@ -1,6 +1,7 @@
 """What steps of several rows of one sequence cost on this machine now, by verifying draft tokens that are all wrong.
 
 Steps of the different numbers of rows take turns, between what else is measured. Knows a model; no prompts or reports.
+Whole steps of the loop are timed, its own work included; verify_steps.py times the model's part alone.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Times of steps that verify drafted tokens: some rows of one sequence, by the ops of decode steps, on a CPU.
 
 Knows a model and its ops; no loop, no proposer and no report. What a row costs beside the first bounds what speculation gains.
+Only the step is timed: what the loop adds to it, row_costs.py measures.
 """
 
 from __future__ import annotations
