@@ -105,7 +105,7 @@ def run_child(command: Sequence[str | os.PathLike[str]], stderr: int | IO[bytes]
         raise subprocess.CalledProcessError(launcher.returncode, words, said)
     output, _, account = said.rstrip("\n").rpartition("\n")
     begin, wall, cpu, peak, code = json.loads(account)
-    return Run(wall, cpu, peak, code, output, came - begin)
+    return Run(wall, cpu, peak, code, output, min(came - begin, wall))  # this process may read late
 
 
 def drop_cache(folders: Iterable[Path]) -> None:

@@ -70,9 +70,8 @@ def verify_steps(model: Llama, context: int, rows: Sequence[int], seconds: float
     cache = filled_cache(model, context)
     steps = {count: VerifyStep(model, cache, context, count) for count in rows}
     alone = VerifyStep(model, cache, context, 1)
-    for count in sorted(
-        steps, reverse=True
-    ):  # the most first: the keys and values that it writes are those of the others
+    # the most first: the keys and values that it writes are those of the others
+    for count in sorted(steps, reverse=True):
         steps[count]()
         alone()
         check_last(count, steps[count].logits, alone.logits)

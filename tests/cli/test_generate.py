@@ -115,6 +115,7 @@ def test_an_output_begun_without_speculation_goes_on_with_it_and_the_other_way_r
     assert ("baize: speculation: " in capsys.readouterr().err) == bool(going_on)
 
 
+@pytest.mark.usefixtures("free_host")
 def test_speculation_changes_no_text_and_is_told_on_stderr(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     texts = []
     for more in ((), ("--speculate", "ngram")):
