@@ -14,6 +14,7 @@ from fakes import small_model
 from interpreter import Interpreter, interpreter
 
 from baize_engine import recover
+from baize_engine.cli.demo import PAIR
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 # benchmarks, here and in children: ceilings on little memory (benchmarks/common.py)
@@ -53,6 +54,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tiny.write_model(tmp_path_factory.mktemp("model"), config, tiny.state(config, 0, scale=0.3))
     (made / "tokenizer.model").write_bytes(small_model())
     return made
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the demo pair recovers to."""
+    out = tmp_path_factory.mktemp("demo") / "tuned"
+    recover(PAIR / "base", PAIR / "diff", out, device="cpu", progress=False)
+    return out
 
 
 @pytest.fixture(scope="session")

@@ -12,9 +12,6 @@ from make_pair import make_pair
 from preloaded import Forked, WithTransformers
 from step_clock import StepClock
 
-from baize_engine import recover
-from baize_engine.cli.demo import PAIR
-
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,14 +38,6 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the base and the diff of make_pair.py's tiny preset."""
     out = tmp_path_factory.mktemp("pair")
     make_pair("tiny", out)
-    return out
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What the demo pair recovers to."""
-    out = tmp_path_factory.mktemp("demo") / "tuned"
-    recover(PAIR / "base", PAIR / "diff", out, device="cpu", progress=False)
     return out
 
 

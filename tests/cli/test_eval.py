@@ -13,19 +13,10 @@ import slow_baize
 from commands import forked_baize, read
 
 import baize_engine
-from baize_engine import recover
 from baize_engine.cli import main
 
 PAIR = Path(baize_engine.__file__).parent / "demo_pair"
-FITTING = ["mmlu_0shot", "mmlu_5shot", "bbh_direct", "tydiqa_closed", "humaneval", "alpaca_farm"]  # in 256 positions
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled demo model."""
-    out = tmp_path_factory.mktemp("demo") / "tuned"
-    recover(PAIR / "base", PAIR / "diff", out, device="cpu", progress=False)
-    return out
+FITTING = ["mmlu_0shot", "mmlu_5shot", "bbh_direct", "tydiqa_closed", "humaneval", "alpaca_farm"]  # in 512 positions
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from assets import shared
 
-from baize_engine import Completion, Engine, SamplingParams, recover
+from baize_engine import Completion, Engine, SamplingParams
 from baize_engine.cli.demo import PAIR
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
@@ -29,13 +29,6 @@ PARAMS = [
 @pytest.fixture(scope="module")
 def stories() -> Path:
     return shared("assets/stories260K/golden.json").parent
-
-
-@pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("demo") / "tuned"
-    recover(PAIR / "base", PAIR / "diff", out, device="cpu", progress=False)
-    return out
 
 
 @pytest.fixture
