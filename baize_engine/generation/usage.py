@@ -20,7 +20,7 @@ class Usage:
     draft_tokens, accepted_tokens: proposed to steps by speculation, and how many of them the model chose, too.
     step_time, plain_time: with speculation, an estimate of the time of the steps, and of that of steps without draft tokens
         that make the same tokens in batches as large; in steps of one answer. Both are of the tables in step_costs.py, which
-        were measured elsewhere, and of what a draft model takes; what the host adds is in neither.
+        were measured elsewhere, and of what a draft model takes; of the host's work only what verifying adds is in them.
     """
 
     prompt_tokens: int = 0

@@ -17,6 +17,14 @@ def aligned_rows(count: int, length: int, dtype: torch.dtype, device: str) -> Te
     return torch.zeros(count, -(-length // 4) * 4, dtype=dtype, device=device)[:, :length]
 
 
+def write(target: Tensor, values: Sequence[float] | Sequence[Sequence[float]]) -> None:
+    """Writes numbers to `target`, of their shape; on a GPU by a copy that is queued, for which the host does not wait."""
+    if target.device.type == "cpu":
+        target.numpy()[:] = values  # faster than a tensor of them and a copy
+        return
+    target.copy_(torch.tensor(values, dtype=target.dtype, pin_memory=True), non_blocking=True)
+
+
 class CachedTokens(Protocol):
     """The part of a sequence that a run uses.
 

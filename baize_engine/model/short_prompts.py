@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baize_engine.backend.plan_ops import Embed, PlanOp
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, CachedTokens, Inputs, cache_slots
+from baize_engine.model.buffers import Activations, CachedTokens, Inputs, cache_slots, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
@@ -94,5 +94,4 @@ class ShortPrompts:
         blocks = [*sequence.block_table, *[scrap] * (most - len(sequence.block_table))]
         narrow = [0, count, rows, 0, max(begin + count, 1), max(rows - count, 1), 0, 0, *blocks, *padding]
         for target, values in ((self._wide, wide), (self._narrow, narrow)):
-            staged = torch.tensor(values, dtype=target.dtype, pin_memory=target.device.type == "cuda")
-            target[: len(values)].copy_(staged, non_blocking=True)
+            write(target[: len(values)], values)

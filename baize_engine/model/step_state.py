@@ -17,7 +17,7 @@ from torch import Tensor
 from baize_engine.backend.choose import best_blocks
 from baize_engine.backend.plan_ops import Advance, PlanOp, Sample
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, CachedTokens, Inputs, aligned_rows
+from baize_engine.model.buffers import Activations, CachedTokens, Inputs, aligned_rows, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
@@ -144,20 +144,18 @@ class StepState:
             target[here].fill_(value)
         stops = list(islice(sequence.stop_ids, MAX_STOPS))
         for line, values in ((self.tables[place], sequence.block_table), (self.stops[place], stops)):
-            pinned = line.device.type == "cuda"
-            line[: len(values)].copy_(torch.tensor(values, dtype=line.dtype, pin_memory=pinned), non_blocking=True)
+            write(line[: len(values)], values)
 
     def resume(self, sequences: Sequence[Stepping]) -> None:
         """Moves the first rows, which are those of `sequences`, on to where these are now."""
-        count, device = len(sequences), self.ids.device
+        count = len(sequences)
         # as in `put`; a token that is already counted in flight is taken off `left` by the step
         left = [sequence.num_left + sequence.num_in_flight + 1 for sequence in sequences]
         for target, values in (
             (self.tokens, [sequence.token_ids[-1] for sequence in sequences]),
             (self.positions, [sequence.num_cached - 1 for sequence in sequences]), (self.left, left),
         ):  # fmt: skip
-            staged = torch.tensor(values, dtype=target.dtype, pin_memory=device.type == "cuda")
-            target[:count].copy_(staged, non_blocking=True)
+            write(target[:count], values)
 
     def clear(self, places: slice) -> None:
         """Makes these rows padding from the next step on."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from baize_engine.backend.choose import best_blocks
 from baize_engine.backend.plan_ops import PlanOp, Sample
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, Inputs, aligned_rows, cache_slots
+from baize_engine.model.buffers import Activations, Inputs, aligned_rows, cache_slots, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_state import Stepping, context_bucket
@@ -118,7 +118,7 @@ class VerifyState:
                 contexts.append(context)
                 starts.append(starts[-1] + (end - begin if self._grouped else 1))
         rest = [0] * (rows - len(ids))
-        self._copy(
+        write(
             self._wide[:, :rows],
             [
                 ids + rest, positions + rest, slots + [scrap * size] * len(rest),
@@ -126,7 +126,7 @@ class VerifyState:
                 [one.index for one in owners] + rest,
             ],
         )  # fmt: skip
-        self._copy(
+        write(
             self._sampling[:, :rows],
             [
                 [one.params.temperature for one in owners] + [0.0] * len(rest),
@@ -140,16 +140,6 @@ class VerifyState:
             starts.append(starts[-1] + 1)
         unused = rows - len(contexts)
         lens = [position + 1 for position in positions + rest]
-        self._copy(
-            self._lens[:, : rows + 1], [[*lens, 0], [*contexts, *[0] * (unused + 1)], starts + [starts[-1]] * unused]
-        )
+        write(self._lens[:, : rows + 1], [[*lens, 0], [*contexts, *[0] * (unused + 1)], starts + [starts[-1]] * unused])
         longest = max(map(len, tables))
-        self._copy(self._tables[: len(tables), :longest], [t + [scrap] * (longest - len(t)) for t in tables])
-
-    @staticmethod
-    def _copy(target: Tensor, values: Sequence[Sequence[float]]) -> None:
-        if target.device.type == "cpu":
-            target.numpy()[:] = values  # faster than a tensor of them and a copy
-            return
-        staged = torch.tensor(values, dtype=target.dtype, pin_memory=True)
-        target.copy_(staged, non_blocking=True)
+        write(self._tables[: len(tables), :longest], [t + [scrap] * (longest - len(t)) for t in tables])
