@@ -248,6 +248,43 @@ def linear_add(
     return add(out, linear(x, weight, batch_invariant=batch_invariant), out=out)
 
 
+def segment_sums(
+    x: Tensor,
+    weight: Weight,
+    *,
+    segments: int,
+    out: Tensor,
+    batch_invariant: bool = False,
+    int8_activations: bool = False,
+) -> Tensor:
+    """The products of `segments` parts of x's columns, each with its own matrix, added as `tree` adds: (T, N) float32.
+
+    x: (T, segments * K). weight: (segments * N, K), of which the rows from s * N on are the matrix of part s. segments: a power
+    of two. Each product is computed as `linear` does; `int8_activations`: as in qkv_rope_store.
+    """
+    count, columns = weight.shape[0] // segments, weight.shape[1]
+    sums = torch.empty(segments, x.shape[0], count, dtype=torch.float32, device=x.device)
+    for s in range(segments):
+        part = x[:, s * columns : (s + 1) * columns].contiguous()
+        sums[s] = linear(part, rows(weight, s * count, (s + 1) * count), batch_invariant=batch_invariant)
+    return out.copy_(tree(sums))
+
+
+def add_sums(sums: Tensor, *, out: Tensor) -> Tensor:
+    """out (T, N) += tree(sums), rounded once to out's type. sums: (R, T, N) float32, R a power of two."""
+    return out.copy_(out.float() + tree(sums))
+
+
+def tree(sums: Tensor) -> Tensor:
+    """The sum over the first dimension, a power of two long: neighbours are added, then neighbouring sums, and so on.
+
+    Where adjacent ones were added so before, the result is the same.
+    """
+    while sums.shape[0] > 1:
+        sums = sums[0::2] + sums[1::2]
+    return sums[0]
+
+
 def gate_up(
     x: Tensor,
     norm: Tensor,

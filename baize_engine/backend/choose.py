@@ -25,7 +25,7 @@ VARIABLE = "BAIZE_BACKEND"
 # op -> the module under kernels/ with its Triton kernel
 DECODER_OPS = {
     "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
-    "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
+    "segment_sums": "product", "add_sums": "product", "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
 }  # fmt: skip
 OPS = ("diff_add", "quantize", *DECODER_OPS)
 WAITS_FOR_DEVICE = ("attention", "sample")  # in kernels/reference.py: they read lengths, and whether rows are greedy
@@ -54,6 +54,8 @@ class Ops:
     qkv_rope_store: Function
     attention: Function
     linear_add: Function
+    segment_sums: Function
+    add_sums: Function
     gate_up: Function
     head: Function
     sample: Function

@@ -78,6 +78,24 @@ class LinearAdd(PlanOp):
 
 
 @dataclass(frozen=True, eq=False)
+class SegmentSums(PlanOp):
+    name = "segment_sums"
+    x: Tensor
+    weight: Weight
+    segments: int = field(kw_only=True)
+    out: Tensor = field(kw_only=True)
+    batch_invariant: bool = field(default=False, kw_only=True)
+    int8_activations: bool = field(default=False, kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
+class AddSums(PlanOp):
+    name = "add_sums"
+    sums: Tensor
+    out: Tensor = field(kw_only=True)
+
+
+@dataclass(frozen=True, eq=False)
 class GateUp(PlanOp):
     name = "gate_up"
     x: Tensor

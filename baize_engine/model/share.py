@@ -1,0 +1,60 @@
+"""Share: which part of a model a rank of a tensor-parallel run holds, and how large that part is.
+
+Rows of q, k, v, gate, up and the output head are split: by heads, by intermediate columns, by token ids. Columns of o and down
+are split, into SEGMENTS parts whatever the number of ranks, so that sums do not depend on it. Embedding and norms are whole on
+every rank. Arithmetic only: knows no files and no other rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from math import gcd
+
+from baize_engine.errors import ConfigError
+from baize_engine.kernels.settings import SEGMENTS
+from baize_engine.model.config import ModelConfig
+
+RANKS = tuple(count for count in range(1, SEGMENTS + 1) if SEGMENTS % count == 0)  # numbers of ranks: 1, 2, 4, 8
+
+
+@dataclass(frozen=True)
+class Share:
+    """The part of rank `rank` of `ranks`. One rank of one holds the whole model in the form that any number of ranks computes."""
+
+    rank: int = 0
+    ranks: int = 1
+
+    @property
+    def segments(self) -> int:
+        """Parts of the columns of o and down that this rank holds, and of the rows of other matrices."""
+        return SEGMENTS // self.ranks
+
+    def units(self, config: ModelConfig) -> int:
+        """Parts of q, k and v that are computed apart where a library computes them: any number of ranks has the same parts."""
+        return gcd(SEGMENTS, config.num_kv_heads) // self.ranks
+
+    def head_rows(self, config: ModelConfig) -> int:
+        """Rows of this rank's part of the output head; the last rank's may include rows beyond the vocabulary, of zeros."""
+        return self.segments * -(-config.vocab_size // SEGMENTS)
+
+    def config(self, config: ModelConfig) -> ModelConfig:
+        """The sizes of this rank's part of a model of `config`: heads and intermediate columns; the rest is whole."""
+        return replace(
+            config,
+            num_heads=config.num_heads // self.ranks,
+            num_kv_heads=config.num_kv_heads // self.ranks,
+            intermediate_size=config.intermediate_size // self.ranks,
+        )
+
+    def check(self, config: ModelConfig) -> None:
+        """ConfigError, with the numbers of ranks that would do, unless this number of ranks divides the model's sizes."""
+        widths = {"num_attention_heads * head_dim": config.num_heads * config.head_dim, "intermediate_size": config.intermediate_size}
+        for name, width in widths.items():
+            if width % SEGMENTS:
+                raise ConfigError(f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts: wanted a multiple")
+        fitting = [count for count in RANKS if config.num_kv_heads % count == 0]
+        if self.ranks not in fitting:
+            raise ConfigError(
+                f"{config.num_heads} heads with {config.num_kv_heads} key heads cannot be split over {self.ranks} ranks: "
+                f"wanted {', '.join(map(str, fitting))}"
+            )
