@@ -25,7 +25,8 @@ VARIABLE = "BAIZE_BACKEND"
 # op -> the module under kernels/ with its Triton kernel
 DECODER_OPS = {
     "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
-    "segment_sums": "product", "add_sums": "product", "gate_up": "product", "head": "product", "sample": "sample", "advance": "sample",
+    "segment_sums": "product", "add_sums": "product", "gate_up": "product", "head": "product",
+    "sample": "sample", "advance": "sample",
 }  # fmt: skip
 OPS = ("diff_add", "quantize", *DECODER_OPS)
 WAITS_FOR_DEVICE = ("attention", "sample")  # in kernels/reference.py: they read lengths, and whether rows are greedy
@@ -71,10 +72,15 @@ class Ops:
     def compile(self, plan: Sequence[PlanOp]) -> list[Callable[[], object]]:
         """The calls that run `plan` in order and hold its tensors. Adjacent C++ ops of one instruction set become one call."""
         from baize_engine.backend import cpp_ops
+        from baize_engine.backend.plan_ops import HostCall
 
         calls: list[Callable[[], object]] = []
         joined: cpp_ops.Joined | None = None
         for op in plan:
+            if isinstance(op, HostCall):
+                joined = None
+                calls.append(op)
+                continue
             function = getattr(self, op.name)
             if not isinstance(function, cpp_ops.Op):
                 joined = None

@@ -6,7 +6,7 @@ Knows neither the model nor the backends. reference.py documents the operands.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,6 +25,18 @@ class PlanOp:
     def operands(self) -> dict[str, Any]:
         """The keyword arguments of the function."""
         return {operand.name: getattr(self, operand.name) for operand in fields(self)}
+
+
+@dataclass(frozen=True, eq=False)
+class HostCall(PlanOp):
+    """Something that the host does between ops, such as an exchange with other devices: function(*tensors)."""
+
+    name = "host_call"
+    function: Callable[..., object]
+    tensors: tuple[Tensor, ...]
+
+    def __call__(self) -> None:
+        self.function(*self.tensors)
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +61,7 @@ class QkvRopeStore(PlanOp):
     v_cache: Tensor
     slots: Tensor
     q: Tensor = field(kw_only=True)
+    units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
 
@@ -103,6 +116,7 @@ class GateUp(PlanOp):
     eps: float
     weights: Sequence[Weight]
     out: Tensor = field(kw_only=True)
+    units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
 
@@ -115,6 +129,7 @@ class Head(PlanOp):
     eps: float
     weight: Weight
     out: Tensor = field(kw_only=True)
+    units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     best: Tensor | None = field(default=None, kw_only=True)
 

@@ -61,6 +61,26 @@ class Inputs:
 
 
 @dataclass(frozen=True, eq=False)
+class Exchanged:
+    """What ranks of a model exchange, float32: this rank's part (T, N), and those of all R ranks, in order."""
+
+    own: Tensor  # (T, N)
+    all: Tensor  # (R, T, N)
+
+    @classmethod
+    def of(cls, ranks: int, tokens: int, columns: int, device: str) -> Exchanged:
+        """Uninitialised buffers. A single rank's own part is the whole."""
+        parts = torch.empty(ranks, tokens, columns, dtype=torch.float32, device=device)
+        return cls(parts[0] if ranks == 1 else torch.empty_like(parts[0]), parts)
+
+    def first(self, tokens: int) -> Exchanged:
+        """Views of the first `tokens` tokens, each part contiguous."""
+        ranks, _, columns = self.all.shape
+        size = ranks * tokens * columns
+        return Exchanged(self.own[:tokens], self.all.flatten()[:size].view(ranks, tokens, columns))
+
+
+@dataclass(frozen=True, eq=False)
 class Activations:
     """The layers' intermediate results for T tokens, in the model's activation type."""
 
@@ -68,14 +88,20 @@ class Activations:
     q: Tensor  # (T, Hq, D)
     mixed: Tensor  # (T, Hq, D), attention's output
     inner: Tensor  # (T, I), the MLP's inner values
+    sums: Exchanged | None = None  # (T, H), products with matrices whose columns are split
 
     @classmethod
-    def of(cls, config: ModelConfig, tokens: int, dtype: torch.dtype, device: str) -> Activations:
-        """Uninitialised buffers for `tokens` tokens."""
+    def of(
+        cls, config: ModelConfig, tokens: int, dtype: torch.dtype, device: str, ranks: int | None = None
+    ) -> Activations:
+        """Uninitialised buffers for `tokens` tokens. ranks: how many share the model, None if its columns are not split."""
         heads = (tokens, config.num_heads, config.head_dim)
         shapes = ((tokens, config.hidden_size), heads, heads, (tokens, config.intermediate_size))
-        return cls(*(torch.empty(shape, dtype=dtype, device=device) for shape in shapes))
+        sums = None if ranks is None else Exchanged.of(ranks, tokens, config.hidden_size, device)
+        x, q, mixed, inner = (torch.empty(shape, dtype=dtype, device=device) for shape in shapes)
+        return cls(x, q, mixed, inner, sums)
 
     def first(self, tokens: int) -> Activations:
         """Views of the first `tokens` tokens."""
-        return Activations(self.x[:tokens], self.q[:tokens], self.mixed[:tokens], self.inner[:tokens])
+        sums = None if self.sums is None else self.sums.first(tokens)
+        return Activations(self.x[:tokens], self.q[:tokens], self.mixed[:tokens], self.inner[:tokens], sums)

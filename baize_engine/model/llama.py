@@ -6,20 +6,34 @@ Holds no run state: prompt_runner.py and step_state.py own the buffers, plans an
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from baize_engine.backend.choose import Ops
-from baize_engine.backend.plan_ops import Attention, Embed, GateUp, Head, LinearAdd, PlanOp, QkvRopeStore
+from baize_engine.backend.plan_ops import (
+    AddSums,
+    Attention,
+    Embed,
+    GateUp,
+    Head,
+    HostCall,
+    LinearAdd,
+    PlanOp,
+    QkvRopeStore,
+    Sample,
+    SegmentSums,
+)
 from baize_engine.kernels.quantized import Int4Weight, Weight
 from baize_engine.model import names
-from baize_engine.model.buffers import Activations, Inputs
+from baize_engine.model.buffers import Activations, Exchanged, Inputs
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.rope import tables
+from baize_engine.model.share import Share
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +48,19 @@ class Layer:
     down: Weight
 
 
+class Group(Protocol):
+    """The ranks that hold a model together. Their calls are the same ones in the same order."""
+
+    @property
+    def rank(self) -> int: ...
+
+    def all_gather(self, part: Tensor, out: Tensor) -> None:
+        """Writes the `part` of each rank, in order, to `out` (R, *part.shape)."""
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Copies rank 0's `tensor` to those of the others."""
+
+
 @dataclass(frozen=True, eq=False)
 class Llama:
     """A LLaMA: its config, its weights, and the backend's ops that compute it. Read-only once made.
@@ -44,6 +71,8 @@ class Llama:
     activation: type of the activations. Default: float32 on the CPU, the embedding's type on a GPU.
     exact_activations: if false, a backend may round activations to 8 bits where they meet int4 weights, and those of prompts
     where they meet int8 weights. The output matrix always meets more.
+    share: the part of a model that this is, whose sizes are then those of `config` (Share.config); its products with o and down
+    are sums of segments. group: the ranks that hold the rest, if it is not the whole.
     """
 
     config: ModelConfig
@@ -52,6 +81,8 @@ class Llama:
     device: str = "cpu"
     activation: torch.dtype | None = None
     exact_activations: bool = False
+    share: Share | None = None
+    group: Group | None = None
 
     def embed_op(self, work: Activations, inputs: Inputs) -> PlanOp:
         """The op that looks up the embeddings of inputs.ids and writes them to the residual stream work.x."""
@@ -63,29 +94,105 @@ class Llama:
         """The ops of layer `number`: they update work.x, and write keys and values to the cache before attention reads it."""
         layer, eps, (cos, sin), at = self.layers[number], self.config.rms_norm_eps, self.rope, inputs
         keys, values, scale = cache.keys[number], cache.values[number], self.config.head_dim**-0.5
+        units = 1 if self.share is None else self.share.units(self.config)
+        inner_units = 1 if self.share is None else self.share.segments
 
         def how(weight: Weight) -> dict[str, bool]:
             rounded = not self.exact_activations and (prompt or isinstance(weight, Int4Weight))
             return {"batch_invariant": batch_invariant, "int8_activations": rounded}
 
+        def add_product(x: Tensor, weight: Weight) -> list[PlanOp]:
+            """work.x += x times `weight`, whose columns ranks may share."""
+            if self.share is None or work.sums is None:
+                return [LinearAdd(x, weight, out=work.x, **how(weight))]
+            sums = work.sums
+            return [
+                SegmentSums(x, weight, segments=self.share.segments, out=sums.own, **how(weight)),
+                *self._gathered(sums),
+                AddSums(sums.all, out=work.x),
+            ]
+
         return [
             QkvRopeStore(
                 work.x, layer.attention_norm, eps, layer.qkv, cos, sin, at.positions, keys, values, at.slots, q=work.q,
-                **how(layer.qkv[0]),
+                units=units, **how(layer.qkv[0]),
             ),
             Attention(
                 work.q, keys, values, at.block_tables, at.query_starts, at.context_lens, scale, out=work.mixed,
                 max_context=at.max_context,
             ),
-            LinearAdd(work.mixed.flatten(1), layer.o, out=work.x, **how(layer.o)),
-            GateUp(work.x, layer.mlp_norm, eps, layer.gate_up, out=work.inner, **how(layer.gate_up[0])),
-            LinearAdd(work.inner, layer.down, out=work.x, **how(layer.down)),
+            *add_product(work.mixed.flatten(1), layer.o),
+            GateUp(
+                work.x, layer.mlp_norm, eps, layer.gate_up, out=work.inner, units=inner_units, **how(layer.gate_up[0])
+            ),
+            *add_product(work.inner, layer.down),
         ]  # fmt: skip
 
-    def head_op(self, hidden: Tensor, logits: Tensor, *, batch_invariant: bool, best: Tensor | None = None) -> PlanOp:
-        """The op from hidden states (T, H) to `logits` (T, V) float32; `best` as in kernels/reference.py."""
+    def head_ops(
+        self,
+        hidden: Tensor,
+        logits: Tensor,
+        *,
+        batch_invariant: bool,
+        best: Tensor | None = None,
+        parts: Exchanged | None = None,
+    ) -> list[PlanOp]:
+        """The ops from hidden states (T, H) to `logits` (T, V) float32, on rank 0 only; `best` as in kernels/reference.py.
+
+        parts: memory for what ranks compute of the logits (`logit_parts`). Default: allocated where needed. A model that is
+        split does not write `best`.
+        """
         eps = self.config.rms_norm_eps
-        return Head(hidden, self.norm, eps, self.head, out=logits, batch_invariant=batch_invariant, best=best)
+        if self.share is None:
+            return [Head(hidden, self.norm, eps, self.head, out=logits, batch_invariant=batch_invariant, best=best)]
+        if parts is None:
+            parts = Exchanged.of(self.share.ranks, logits.shape[0], self.share.head_rows(self.config), self.device)
+        ops: list[PlanOp] = [
+            Head(
+                hidden,
+                self.norm,
+                eps,
+                self.head,
+                out=parts.own,
+                units=self.share.segments,
+                batch_invariant=batch_invariant,
+            ),
+            *self._gathered(parts),
+        ]
+        if self.chooses:
+            ops.append(HostCall(join_columns, (parts.all, logits)))
+        return ops
+
+    def choice_ops(self, sample: Sample) -> list[PlanOp]:
+        """The ops after `head_ops` that leave the chosen tokens in sample.out: chosen on rank 0, copied to the others."""
+        if self.share is None:
+            return [sample]
+        choice: list[PlanOp] = [replace(sample, best=None)] if self.chooses else []
+        if self.group is not None and sample.out is not None:
+            choice.append(HostCall(self.group.broadcast, (sample.out,)))
+        return choice
+
+    @property
+    def chooses(self) -> bool:
+        """Whether the tokens are chosen here: on rank 0."""
+        return self.group is None or self.group.rank == 0
+
+    def activations(self, tokens: int) -> Activations:
+        """Uninitialised buffers of the layers for `tokens` tokens."""
+        ranks = None if self.share is None else self.share.ranks
+        return Activations.of(self.config, tokens, self.dtype, self.device, ranks)
+
+    def logit_parts(self, tokens: int) -> Exchanged | None:
+        """Memory for the ranks' parts of the logits of `tokens` tokens; None if there are none."""
+        if self.share is None:
+            return None
+        return Exchanged.of(self.share.ranks, tokens, self.share.head_rows(self.config), self.device)
+
+    def _gathered(self, exchanged: Exchanged) -> list[PlanOp]:
+        """The exchange, if there is another rank."""
+        if self.group is None:
+            return []
+        return [HostCall(self.group.all_gather, (exchanged.own, exchanged.all))]
 
     def hidden_ops(
         self, work: Activations, inputs: Inputs, cache: KVCache, *, batch_invariant: bool, prompt: bool = False
@@ -108,8 +215,9 @@ class Llama:
 
     @property
     def head(self) -> Weight:
-        """The output matrix (V, H)."""
-        return self._embedding if self.config.tie_word_embeddings else self.weights[names.HEAD]
+        """The output matrix (V, H), or the rows of it that `share` says."""
+        tied = self.config.tie_word_embeddings and self.share is None
+        return self._embedding if tied else self.weights[names.HEAD]
 
     @cached_property
     def layers(self) -> tuple[Layer, ...]:
@@ -147,6 +255,15 @@ class Llama:
         joined = self.weights.get(names.layer(number, part))
         parts = names.JOINED[part]
         return (joined,) if joined is not None else tuple(self.weights[names.layer(number, name)] for name in parts)
+
+
+def join_columns(parts: Tensor, out: Tensor) -> None:
+    """Writes parts (R, T, N) side by side to `out` (T, V), V at most R * N: what is beyond is left out."""
+    width, columns = parts.shape[2], out.shape[1]
+    for rank, part in enumerate(parts):
+        begin = rank * width
+        if begin < columns:
+            out[:, begin : begin + width].copy_(part[:, : columns - begin])
 
 
 def tensor(weight: Weight) -> Tensor:

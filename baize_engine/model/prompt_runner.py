@@ -14,7 +14,7 @@ from operator import itemgetter
 import torch
 from torch import Tensor
 
-from baize_engine.model.buffers import Activations, CachedTokens, Inputs, aligned_rows, cache_slots
+from baize_engine.model.buffers import CachedTokens, Inputs, aligned_rows, cache_slots
 from baize_engine.model.graphs import runs_ahead_on
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
@@ -206,8 +206,8 @@ class PromptRunner:
     def _logits(self, hidden: Tensor, batch_invariant: bool) -> Tensor:
         """Logits (T, V) float32 of hidden states (T, H)."""
         model = self.model
-        logits = torch.empty(hidden.shape[0], model.head.shape[0], dtype=torch.float32, device=model.device)
-        for op in model.ops.compile([model.head_op(hidden, logits, batch_invariant=batch_invariant)]):
+        logits = torch.empty(hidden.shape[0], model.config.vocab_size, dtype=torch.float32, device=model.device)
+        for op in model.ops.compile(model.head_ops(hidden, logits, batch_invariant=batch_invariant)):
             op()
         return logits
 
@@ -220,7 +220,7 @@ class PromptRunner:
             self._sequences = max(sequences, 2 * self._sequences)
         model, device = self.model, self.model.device
         blocks = -(-model.config.max_position_embeddings // self.cache.block_size)
-        self._work = Activations.of(model.config, self._rows, model.dtype, device)
+        self._work = model.activations(self._rows)
         self._index = aligned_rows(3, self._rows, torch.int64, device)
         ids, positions, slots = self._index
         self._inputs = Inputs(

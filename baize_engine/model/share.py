@@ -19,7 +19,7 @@ RANKS = tuple(count for count in range(1, SEGMENTS + 1) if SEGMENTS % count == 0
 
 @dataclass(frozen=True)
 class Share:
-    """The part of rank `rank` of `ranks`. One rank of one holds the whole model in the form that any number of ranks computes."""
+    """The part of rank `rank` of `ranks`. A single rank holds the whole model, in the form that any number of ranks compute."""
 
     rank: int = 0
     ranks: int = 1
@@ -29,9 +29,12 @@ class Share:
         """Parts of the columns of o and down that this rank holds, and of the rows of other matrices."""
         return SEGMENTS // self.ranks
 
-    def units(self, config: ModelConfig) -> int:
-        """Parts of q, k and v that are computed apart where a library computes them: any number of ranks has the same parts."""
-        return gcd(SEGMENTS, config.num_kv_heads) // self.ranks
+    def units(self, part: ModelConfig) -> int:
+        """Parts of q, k and v that are computed apart where a library computes them: any number of ranks has the same parts.
+
+        part: the sizes of this rank's part (`config`).
+        """
+        return gcd(self.segments, part.num_kv_heads)
 
     def head_rows(self, config: ModelConfig) -> int:
         """Rows of this rank's part of the output head; the last rank's may include rows beyond the vocabulary, of zeros."""
@@ -48,10 +51,15 @@ class Share:
 
     def check(self, config: ModelConfig) -> None:
         """ConfigError, with the numbers of ranks that would do, unless this number of ranks divides the model's sizes."""
-        widths = {"num_attention_heads * head_dim": config.num_heads * config.head_dim, "intermediate_size": config.intermediate_size}
+        widths = {
+            "num_attention_heads * head_dim": config.num_heads * config.head_dim,
+            "intermediate_size": config.intermediate_size,
+        }
         for name, width in widths.items():
             if width % SEGMENTS:
-                raise ConfigError(f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts: wanted a multiple")
+                raise ConfigError(
+                    f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts: wanted a multiple"
+                )
         fitting = [count for count in RANKS if config.num_kv_heads % count == 0]
         if self.ranks not in fitting:
             raise ConfigError(

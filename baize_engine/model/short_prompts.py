@@ -14,7 +14,7 @@ from torch import Tensor
 
 from baize_engine.backend.plan_ops import Embed, PlanOp
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, CachedTokens, Inputs, cache_slots, write
+from baize_engine.model.buffers import CachedTokens, Inputs, cache_slots, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
@@ -44,10 +44,10 @@ class ShortPrompts:
             context_lens=self._narrow[ALIGNED : ALIGNED + 2],
             max_context=MOST,
         )
-        self._work = Activations.of(model.config, MOST, model.dtype, model.device)
+        self._work = model.activations(MOST)
         self.hidden = self._work.x
         self._last_hidden = torch.empty(1, model.config.hidden_size, dtype=model.dtype, device=model.device)
-        self._logits = torch.empty(1, model.head.shape[0], dtype=torch.float32, device=model.device)
+        self._logits = torch.empty(1, model.config.vocab_size, dtype=torch.float32, device=model.device)
         self._plans: dict[int, list[Callable[[], object]]] = {}
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
 
@@ -80,7 +80,7 @@ class ShortPrompts:
         return [
             *self._model.hidden_ops(work, inputs, self.cache, batch_invariant=True, prompt=True),
             Embed(self._last, work.x, out=self._last_hidden),  # selects the last token's row
-            self._model.head_op(self._last_hidden, self._logits, batch_invariant=True),
+            *self._model.head_ops(self._last_hidden, self._logits, batch_invariant=True),
         ]
 
     def _set(self, ids: list[int], sequence: CachedTokens, rows: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from baize_engine.backend.choose import best_blocks
 from baize_engine.backend.plan_ops import Advance, PlanOp, Sample
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, CachedTokens, Inputs, aligned_rows, write
+from baize_engine.model.buffers import CachedTokens, Inputs, aligned_rows, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 
@@ -83,10 +83,11 @@ class StepState:
         self.top_k, self.seeds, self.sample_index = aligned_rows(3, rows, torch.int64, device)
         self.temperature, self.top_p, self.min_p = aligned_rows(3, rows, torch.float32, device)
         self._starts = torch.arange(rows + 1, dtype=torch.int32, device=device)
-        vocabulary = model.head.shape[0]
+        vocabulary = model.config.vocab_size
         self.logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
         self._best = torch.zeros(rows, best_blocks(vocabulary), dtype=torch.int32, device=device)
-        self._work = Activations.of(model.config, rows, model.dtype, device)
+        self._work = model.activations(rows)
+        self._parts = model.logit_parts(rows)
         self._inputs = Inputs(
             self.ids,
             self.positions,
@@ -105,16 +106,19 @@ class StepState:
         model, n = self.model, self.rows if rows is None else rows
         work, inputs = self._work.first(n), self._inputs.first(n, n, max_context)
         tokens, logits, best = self.tokens[:n], self.logits[:n], self._best[:n]
+        parts = None if self._parts is None else self._parts.first(n)
         return [
             Advance(
                 tokens, inputs.ids, inputs.positions, inputs.slots, inputs.context_lens, self.left[:n], self.stops[:n],
                 inputs.block_tables, self.cache.block_size,
             ),
             *model.hidden_ops(work, inputs, self.cache, batch_invariant=True),
-            model.head_op(work.x, logits, batch_invariant=True, best=best),
-            Sample(
-                logits, self.temperature[:n], self.top_k[:n], self.top_p[:n], self.min_p[:n], self.seeds[:n],
-                self.sample_index[:n], inputs.context_lens, out=tokens, best=best,
+            *model.head_ops(work.x, logits, batch_invariant=True, best=best, parts=parts),
+            *model.choice_ops(
+                Sample(
+                    logits, self.temperature[:n], self.top_k[:n], self.top_p[:n], self.min_p[:n], self.seeds[:n],
+                    self.sample_index[:n], inputs.context_lens, out=tokens, best=best,
+                ),
             ),
         ]  # fmt: skip
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from baize_engine.backend.choose import best_blocks
 from baize_engine.backend.plan_ops import PlanOp, Sample
 from baize_engine.model import graphs
-from baize_engine.model.buffers import Activations, Inputs, aligned_rows, cache_slots, write
+from baize_engine.model.buffers import Inputs, aligned_rows, cache_slots, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_state import Stepping, context_bucket
@@ -39,10 +39,11 @@ class VerifyState:
         self._lens = aligned_rows(3, rows + 1, torch.int32, device)  # of rows, of attention's sequences; query_starts
         self._tables = torch.zeros(rows, blocks, dtype=torch.int32, device=device)
         self._tokens = torch.zeros(rows, dtype=torch.int64, device=device)
-        vocabulary = model.head.shape[0]
+        vocabulary = model.config.vocab_size
         self.logits = torch.empty(rows, vocabulary, dtype=torch.float32, device=device)
         self._best = torch.zeros(rows, best_blocks(vocabulary), dtype=torch.int32, device=device)
-        self._work = Activations.of(model.config, rows, model.dtype, device)
+        self._work = model.activations(rows)
+        self._parts = model.logit_parts(rows)
         self._plans: dict[tuple[int, int, int], list[Callable[[], object]]] = {}
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
 
@@ -84,12 +85,15 @@ class VerifyState:
         count = sequences if self._grouped else rows
         inputs = Inputs(ids, positions, slots, self._tables[:count], starts[: count + 1], contexts[:count], max_context)
         work, logits, best = self._work.first(rows), self.logits[:rows], self._best[:rows]
+        parts = None if self._parts is None else self._parts.first(rows)
         return [
             *self.model.hidden_ops(work, inputs, self.cache, batch_invariant=True),
-            self.model.head_op(work.x, logits, batch_invariant=True, best=best),
-            Sample(
-                logits, temperature, top_k, top_p, min_p, seeds, sample_index, lens[:rows],
-                out=self._tokens[:rows], best=best,
+            *self.model.head_ops(work.x, logits, batch_invariant=True, best=best, parts=parts),
+            *self.model.choice_ops(
+                Sample(
+                    logits, temperature, top_k, top_p, min_p, seeds, sample_index, lens[:rows],
+                    out=self._tokens[:rows], best=best,
+                ),
             ),
         ]  # fmt: skip
 
