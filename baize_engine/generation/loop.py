@@ -54,6 +54,7 @@ class Loop:
         self._scheduler = Scheduler(self.pool, max_rows, decoder.prefill_chunk, decoder.together)
         self._batch = batch or Batch(decoder.model, self.cache, max_rows, runs_ahead=decoder.runs_ahead)
         self._speculator = speculator
+        self._swaps = 0  # sequences swapped out so far
         self._meter = Meter()
 
     @property
@@ -164,7 +165,9 @@ class Loop:
             return self._prefill(action)
         if isinstance(action, SwapOut):
             self._batch.drop(action.sequence)
-            action.sequence.saved = self.cache.swap_out(action.blocks)
+            self._swaps += 1
+            action.sequence.swapped = self._swaps
+            self.cache.swap_out(action.sequence.swapped, action.blocks)
         elif isinstance(action, SwapIn):
             self._swap_in(action.sequence, action.kept)
         elif isinstance(action, Fail):
@@ -199,12 +202,10 @@ class Loop:
         return made
 
     def _swap_in(self, sequence: Sequence, kept: int) -> None:
-        if sequence.saved is None:
+        if sequence.swapped is None:
             raise ValueError("nothing of this sequence was swapped out")
-        keys, values = sequence.saved
-        blocks = sequence.block_table[kept : keys.shape[1]]
-        self.cache.swap_in((keys[:, kept:], values[:, kept:]), blocks)
-        sequence.saved = None
+        self.cache.swap_in(sequence.swapped, kept, sequence.block_table[kept:])
+        sequence.swapped = None
         self._batch.add(sequence)
         if self._speculator is not None:
             self._speculator.proposer.moved(sequence)
@@ -288,7 +289,9 @@ class Loop:
             self._batch.drop(sequence)
         sequence.finish_reason = reason  # before it counts as finished
         self._scheduler.finish(sequence)
-        sequence.shaping = sequence.saved = sequence.speculation = None
+        if sequence.swapped is not None:
+            self.cache.forget(sequence.swapped)
+        sequence.shaping = sequence.swapped = sequence.speculation = None
 
 
 def _piece(piece: Piece, last: dict[Sequence, Tensor]) -> PromptPiece:

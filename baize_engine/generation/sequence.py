@@ -91,7 +91,7 @@ class Sequence:
     num_in_flight: int = 0  # tokens that the device is computing and the host has not read
     num_chunks: int = 0  # chunks of the prompt that the block pool knows
     chunk_name: int = 0  # the pool's name for these chunks together
-    saved: tuple[Tensor, Tensor] | None = None  # keys and values of a swapped sequence
+    swapped: int | None = None  # the number under which the cache keeps its keys and values, if it is swapped out
     row: int = -1  # its row in the batch; -1: none
     num_blocks_sent: int = 0  # entries of block_table that the batch has sent to the device
     on_host: bool = field(init=False)  # whether the host chooses its tokens

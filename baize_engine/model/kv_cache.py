@@ -14,11 +14,12 @@ from torch import Tensor
 
 from baize_engine.checkpoint.buffers import HUGE, huge_pages
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.told import Told, told
 
 BLOCK_SIZE = 16  # tokens: at most 15 wasted per sequence, and a block of 13B is still 160 KiB of keys per layer
 
 
-class KVCache:
+class KVCache(Told):
     """Cached keys and values, each a tensor (layers, num_blocks + 1, block_size, kv heads, head_dim) of `dtype` on `device`.
 
     num_blocks: blocks that sequences can use. One more, `scrap_block`, follows them: padding rows of a batch write there.
@@ -26,6 +27,8 @@ class KVCache:
     chunk: tokens; prompts share blocks of equal beginnings in multiples of it, which leaves every bit unchanged. Default:
     block_size.
     """
+
+    told_as = "cache"
 
     def __init__(
         self,
@@ -40,6 +43,7 @@ class KVCache:
         shape = (config.num_layers, num_blocks + 1, block_size, config.num_kv_heads, config.head_dim)
         self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
         self.scrap_block = num_blocks
+        self._swapped: dict[int, tuple[Tensor, Tensor]] = {}
 
     @staticmethod
     def nbytes(config: ModelConfig, tokens: int, dtype: torch.dtype, block_size: int = BLOCK_SIZE) -> int:
@@ -58,20 +62,31 @@ class KVCache:
         block = KVCache.nbytes(config, 0, dtype, block_size) + beside  # of the scrap block, as of any other
         return (memory // block - 1) * block_size
 
+    @told
     def copy_block(self, source: int, target: int) -> None:
         """Copies block `source` over block `target`, in every layer."""
         for part in (self.keys, self.values):
             part[:, target].copy_(part[:, source])
 
-    def swap_out(self, blocks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Copies of the blocks' keys and values in host memory, each (layers, blocks, block_size, kv heads, head_dim)."""
+    @told
+    def swap_out(self, number: int, blocks: Sequence[int]) -> None:
+        """Keeps copies of the blocks' keys and values in host memory, under a number that is free."""
+        if number in self._swapped:
+            raise ValueError(f"blocks are swapped out as {number} already")
         keys, values = (part[:, list(blocks)].to("cpu") for part in (self.keys, self.values))
-        return keys, values
+        self._swapped[number] = keys, values  # each (layers, blocks, block_size, kv heads, head_dim)
 
-    def swap_in(self, saved: tuple[Tensor, Tensor], blocks: Sequence[int]) -> None:
-        """Writes what `swap_out` returned into `blocks`, as many as were swapped out."""
-        for part, rows in zip((self.keys, self.values), saved, strict=True):
-            part[:, list(blocks)] = rows.to(part.device)
+    @told
+    def swap_in(self, number: int, kept: int, blocks: Sequence[int]) -> None:
+        """Writes the copies kept under `number`, but the first `kept`, into `blocks`: as many as are left, or more."""
+        for part, copies in zip((self.keys, self.values), self._swapped.pop(number), strict=True):
+            rows = copies[:, kept:]
+            part[:, list(blocks[: rows.shape[1]])] = rows.to(part.device)
+
+    @told
+    def forget(self, number: int) -> None:
+        """Drops the copies kept under `number`."""
+        del self._swapped[number]
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: str) -> torch.Tensor:

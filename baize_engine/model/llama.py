@@ -34,6 +34,7 @@ from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.rope import tables
 from baize_engine.model.share import Share
+from baize_engine.model.told import Channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,7 +73,8 @@ class Llama:
     exact_activations: if false, a backend may round activations to 8 bits where they meet int4 weights, and those of prompts
     where they meet int8 weights. The output matrix always meets more.
     share: the part of a model that this is, whose sizes are then those of `config` (Share.config); its products with o and down
-    are sums of segments. group: the ranks that hold the rest, if it is not the whole.
+    are sums of segments. group: the ranks that hold the rest, if it is not the whole. channel: on rank 0, the way of calls to
+    the others (model/told.py).
     """
 
     config: ModelConfig
@@ -83,6 +85,7 @@ class Llama:
     exact_activations: bool = False
     share: Share | None = None
     group: Group | None = None
+    channel: Channel | None = None
 
     def embed_op(self, work: Activations, inputs: Inputs) -> PlanOp:
         """The op that looks up the embeddings of inputs.ids and writes them to the residual stream work.x."""

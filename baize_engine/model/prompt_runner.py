@@ -19,6 +19,7 @@ from baize_engine.model.graphs import runs_ahead_on
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.short_prompts import FEWEST, MOST, ShortPrompts
+from baize_engine.model.told import Told, told_now
 
 MAX_PLANS = 64  # plans kept, one for each number of tokens and of pieces; there are many of both
 # The most tokens of a piece. A GPU's products need more rows to be bound by arithmetic.
@@ -38,7 +39,9 @@ def new_cache(model: Llama, tokens: int, dtype: torch.dtype | None = None, prefi
     depend on the prompt alone. It is one block if the ops are batch-invariant at any number of rows.
     """
     chunk = BLOCK_SIZE if model.ops.batch_invariant else prefill_chunk or default_chunk(model)
-    return KVCache(model.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or model.dtype, model.device, chunk)
+    cache = KVCache(model.config, -(-tokens // BLOCK_SIZE), BLOCK_SIZE, dtype or model.dtype, model.device, chunk)
+    cache.lead(model.channel)
+    return cache
 
 
 def default_chunk(model: Llama) -> int:
@@ -60,12 +63,14 @@ class PromptPiece:
     take: Callable[[int, Tensor], None]
 
 
-class PromptRunner:
+class PromptRunner(Told):
     """Runs prompts of `model` over `cache`. A sequence's blocks must have room for the new tokens (else ValueError).
 
     prefill_chunk: the most tokens of a piece. Default: `default_chunk`.
     runs_ahead: whether short pieces run as CUDA graphs, which the host queues without waiting. Default: true on a GPU.
     """
+
+    told_as = "prompts"
 
     def __init__(
         self, model: Llama, cache: KVCache, *, prefill_chunk: int | None = None, runs_ahead: bool | None = None
@@ -77,6 +82,8 @@ class PromptRunner:
         self._plans: dict[tuple[int, int, bool, bool], list[Callable[[], object]]] = {}
         self._short: ShortPrompts | None = None
         self._rows = self._sequences = 0  # capacity of the buffers
+        self._takes: list[Callable[[int, Tensor], None]] = []  # of the pieces that run
+        self.lead(model.channel)
 
     def prefill(self, ids: list[int], sequence: CachedTokens) -> Tensor:
         """Runs the prompt tokens `ids` after those that the sequence has cached, and advances the sequence.
@@ -100,7 +107,6 @@ class PromptRunner:
         for piece in self._pieces(ids, sequence):
             self.run([PromptPiece(piece, sequence, first, take)])
 
-    @torch.inference_mode()
     def run(self, pieces: Sequence[PromptPiece]) -> None:
         """Runs pieces of prompts at once, and advances their sequences.
 
@@ -111,30 +117,46 @@ class PromptRunner:
         """
         if len(pieces) > 1 and not self.together:
             raise ValueError(f"{len(pieces)} pieces at once, wanted one: the ops' rows depend on each other")
-        self._check([piece.ids for piece in pieces], [piece.sequence for piece in pieces])
+        ids, sequences = [piece.ids for piece in pieces], [piece.sequence for piece in pieces]
+        self._check(ids, sequences)
+        self._takes = [piece.take for piece in pieces]
+        try:
+            self.compute(ids, sequences, [piece.first for piece in pieces])
+        finally:
+            self._takes = []
+
+    @told_now
+    @torch.inference_mode()
+    def compute(self, ids: list[list[int]], sequences: Sequence[CachedTokens], firsts: Sequence[int]) -> None:
+        """`run` of pieces that were checked, on any rank."""
         wanted: list[tuple[int, int, int]] = []  # of each position that needs logits: its piece, itself, its row
         rows = 0
-        for number, piece in enumerate(pieces):
-            begin = piece.sequence.num_cached
-            end = begin + len(piece.ids)
-            wanted += [(number, position, rows + position - begin) for position in range(max(piece.first, begin), end)]
-            rows += len(piece.ids)
-        short = self._short_for(pieces[0].ids) if len(pieces) == 1 else None
+        for number, (tokens, sequence, first) in enumerate(zip(ids, sequences, firsts, strict=True)):
+            begin = sequence.num_cached
+            end = begin + len(tokens)
+            wanted += [(number, position, rows + position - begin) for position in range(max(first, begin), end)]
+            rows += len(tokens)
+        short = self._short_for(ids[0]) if len(ids) == 1 else None
         if short is None:
-            self._run([piece.ids for piece in pieces], [piece.sequence for piece in pieces], prompt=True)
+            self._run(ids, sequences, prompt=True)
             hidden = self._work.x
         else:
-            logits, hidden = short.run(pieces[0].ids, pieces[0].sequence), short.hidden
+            logits, hidden = short.run(ids[0], sequences[0]), short.hidden
             if len(wanted) == 1:
-                pieces[0].take(wanted[0][1], logits)
+                self._take(0, wanted[0][1], logits)
                 return
         for begin in range(0, len(wanted), LOGIT_ROWS):
             batch = wanted[begin : begin + LOGIT_ROWS]
             logits = self._logits(_select(hidden, [row for _, _, row in batch]), batch_invariant=True)
             for number, same in groupby(batch, key=itemgetter(0)):
                 positions = [position for _, position, _ in same]
-                pieces[number].take(positions[0], logits[: len(positions)])
+                self._take(number, positions[0], logits[: len(positions)])
                 logits = logits[len(positions) :]
+
+    def _take(self, piece: int, position: int, logits: Tensor) -> None:
+        """Passes logits to who asked for them; other ranks than 0 have none."""
+        if self._takes:
+            self._takes[piece](position, logits)
 
     @torch.inference_mode()
     def forward(
@@ -153,6 +175,8 @@ class PromptRunner:
         ValueError leaves the sequences unchanged. With one token per sequence, a sequence's results do not depend on the
         others, bit for bit; with more they may, unless the ops are batch-invariant (`together`).
         """
+        if self.model.channel is not None:
+            raise ValueError("forward runs on one rank only, wanted run")
         self._check(token_ids, sequences)
         self._run(token_ids, sequences, prompt)
         rows, count = sum(len(ids) for ids in token_ids), len(token_ids)

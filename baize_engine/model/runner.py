@@ -116,11 +116,12 @@ class Batch(Generic[S]):
             self._queued.clear()  # no sequence needs the tokens of these steps
 
     def reset(self) -> None:
-        """Drops all sequences and buffers, whose contents are unknown after a failed step."""
+        """Drops all sequences; all rows become padding, as their contents are unknown after a failed step."""
         for sequence in self._sequences:
             sequence.row = -1
-        self._sequences, self._on_host, self._state = [], 0, None
-        self._verify, self._moved = None, False
+        self._sequences, self._on_host, self._moved = [], 0, False
+        if self._state is not None:
+            self._state.set([])
         self._queued.clear()
 
     @torch.inference_mode()
@@ -183,7 +184,7 @@ class Batch(Generic[S]):
     @torch.inference_mode()
     def set_token(self, sequence: S, token_id: int) -> None:
         """Makes `token_id`, which the host chose, the sequence's next input."""
-        self.state.tokens[sequence.row : sequence.row + 1].fill_(token_id)
+        self.state.set_token(sequence.row, token_id)
 
     def _bucket(self, rows: int) -> int:
         """`rows` rounded up to 1, 2, 4, ... 64, 128, 192, ... if steps are graphs: each number of rows needs its own."""

@@ -19,9 +19,10 @@ from baize_engine.model.buffers import Inputs, aligned_rows, cache_slots, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_state import Stepping, context_bucket
+from baize_engine.model.told import Told, told_now
 
 
-class VerifyState:
+class VerifyState(Told):
     """The buffers and plans of verification steps of up to `rows` rows over one cache.
 
     Where the ops are batch-invariant, a sequence's rows are queries of one sequence to attention, which then reads its keys and
@@ -29,6 +30,8 @@ class VerifyState:
     sequence of its own, with a copy of the block table. On a GPU a step is a graph, one per number of rows, rounded up to a
     power of two, and bound of the contexts: which sequence a row belongs to is an input.
     """
+
+    told_as = "verification"
 
     def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
         self.rows, self.cache, self.model, device = rows, cache, model, model.device
@@ -46,7 +49,9 @@ class VerifyState:
         self._parts = model.logit_parts(rows)
         self._plans: dict[tuple[int, int, int], list[Callable[[], object]]] = {}
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
+        self.lead(model.channel)
 
+    @told_now
     @torch.inference_mode()
     def run(self, sequences: Sequence[Stepping], drafts: Sequence[Sequence[int]]) -> Tensor:
         """Queues a step of the last token of each sequence and its draft tokens; their blocks must be reserved.

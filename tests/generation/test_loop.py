@@ -127,7 +127,7 @@ def test_an_aborted_sequence_gives_its_blocks_back_wherever_it_is(status: Status
         loop.step()
     loop.abort(victims[0])
     assert (victims[0].finished, victims[0].finish_reason, victims[0].block_table) == (True, "abort", [])
-    assert victims[0].saved is None
+    assert victims[0].swapped is None
     assert victims[0] not in finish(loop, sequences)
     assert [one.finish_reason for one in sequences if one is not victims[0]] == ["length"] * 2
 

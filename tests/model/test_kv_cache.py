@@ -63,10 +63,10 @@ def test_slots_follow_the_table() -> None:
 def test_blocks_that_were_swapped_out_come_back_to_other_places(dtype: torch.dtype) -> None:
     cache = filled(dtype)
     keys, values = cache.keys[:, [6, 1]].clone(), cache.values[:, [6, 1]].clone()
-    saved = cache.swap_out([6, 1])
+    cache.swap_out(3, [6, 1])
     cache.keys.zero_()
     cache.values.zero_()
-    cache.swap_in(saved, [0, 3])
+    cache.swap_in(3, 0, [0, 3])
     assert torch.equal(cache.keys[:, [0, 3]], keys)
     assert torch.equal(cache.values[:, [0, 3]], values)
     assert not cache.keys[:, [1, 2, 4, 5, 6, 7, 8]].any()

@@ -1,0 +1,129 @@
+"""Calls that rank 0 makes on what runs its model, and that the other ranks then make on theirs.
+
+Ranks hold parts of one model, each with a cache and buffers of its own, and must make the same calls in the same order: they
+meet in the exchanges of a step. Rank 0 decides; `told` methods tell the others what it calls, and `follow` is what they do.
+Knows neither processes nor how messages travel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from baize_engine.model.buffers import CachedTokens
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of the method `method` of the object `of`, of which every rank has one."""
+
+    of: str
+    method: str
+    arguments: tuple[Any, ...]
+
+
+class Channel(Protocol):
+    """The way of rank 0's calls to the other ranks."""
+
+    def tell(self, message: Call) -> None:
+        """Queues a message, on rank 0."""
+
+    def flush(self) -> None:
+        """Sends what is queued."""
+
+
+@dataclass
+class Row:
+    """What a run needs of a sequence, as another rank has it: rank 0's own has its prompt, its text and its reader."""
+
+    block_table: list[int]
+    num_cached: int
+    token_ids: list[int] = field(default_factory=list)  # the last one only
+    num_left: int = 0
+    num_in_flight: int = 0
+    seed: int = 0
+    index: int = 0
+    stop_ids: Collection[int] = ()
+    on_host: bool = False
+    row: int = -1
+    num_blocks_sent: int = 0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+    @property
+    def params(self) -> Row:
+        """Its sampling parameters: those of a greedy row, as tokens are chosen on rank 0."""
+        return self
+
+    @classmethod
+    def of(cls, sequence: CachedTokens) -> Row:
+        row = cls(list(sequence.block_table), sequence.num_cached)
+        if tokens := getattr(sequence, "token_ids", None):
+            row.token_ids = tokens[-1:]
+        for name in ("num_left", "num_in_flight", "stop_ids"):
+            setattr(row, name, getattr(sequence, name, getattr(row, name)))
+        return row
+
+
+class Told:
+    """Something of which every rank has one, under the name `told_as`. Its `told` methods tell a channel of their calls."""
+
+    told_as: str
+    _channel: Channel | None = None
+
+    def lead(self, channel: Channel | None) -> None:
+        """Tells `channel` of calls from now on, on rank 0."""
+        self._channel = channel
+
+
+T = TypeVar("T", bound=Told)
+
+
+def told(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Calls of `method` are told with the next call that computes. What the method calls itself is not told."""
+    return _telling(method, flush=False)
+
+
+def told_now(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """As `told`, and sends what was told so far: for methods that compute, in which the ranks meet."""
+    return _telling(method, flush=True)
+
+
+def _telling(method: Callable[Concatenate[T, P], R], flush: bool) -> Callable[Concatenate[T, P], R]:
+    @wraps(method)
+    def call(this: T, *arguments: P.args, **named: P.kwargs) -> R:
+        channel = this._channel
+        if channel is None:
+            return method(this, *arguments, **named)
+        if named:  # followers get what is positional
+            raise TypeError(f"{method.__name__} is told to other ranks, wanted positional arguments")
+        channel.tell(Call(this.told_as, method.__name__, tuple(_plain(each) for each in arguments)))
+        if flush:
+            channel.flush()
+        this._channel = None
+        try:
+            return method(this, *arguments, **named)
+        finally:
+            this._channel = channel
+
+    return call
+
+
+def follow(calls: Sequence[Call], objects: Mapping[str, object]) -> None:
+    """Makes the calls that rank 0 has made on its own objects."""
+    for call in calls:
+        getattr(objects[call.of], call.method)(*call.arguments)
+
+
+def _plain(argument: Any) -> Any:
+    """The argument as it is sent: sequences by what a run needs of them."""
+    if isinstance(argument, list | tuple):
+        return [_plain(each) for each in argument]
+    return Row.of(argument) if hasattr(argument, "block_table") else argument
