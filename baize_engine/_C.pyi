@@ -130,6 +130,14 @@ class Attention:
 class LinearAdd:
     def __init__(self, *, x: int, tokens: int, weight: Matrix, out: int, int8_activations: bool) -> None: ...
 
+class SegmentSums:
+    def __init__(
+        self, *, x: int, tokens: int, segments: int, weight: Matrix, out: int, int8_activations: bool
+    ) -> None: ...  # fmt: skip
+
+class AddSums:
+    def __init__(self, *, sums: int, ranks: int, tokens: int, width: int, out: int) -> None: ...
+
 class GateUp:
     def __init__(
         self, *, x: int, tokens: int, norm: int, eps: float, weights: list[Matrix], out: int, int8_activations: bool
@@ -150,7 +158,7 @@ class Advance:
         stops_of_row: int, block_tables: int, table_stride: int, block: int,
     ) -> None: ...  # fmt: skip
 
-PlanOp = Embed | QkvRopeStore | Attention | LinearAdd | GateUp | Head | Sample | Advance
+PlanOp = Embed | QkvRopeStore | Attention | LinearAdd | SegmentSums | AddSums | GateUp | Head | Sample | Advance
 
 class Plan:
     """Ops of the decoder over memory at fixed addresses, which one call runs in order.

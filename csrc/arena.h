@@ -14,22 +14,23 @@ struct Plan::Arena {
     Buffer<uint8_t> bytes;
     std::vector<Buffer<float>> scratch;  // one per thread of the team
 
-    Activations activations() const {
+    // What prepare() laid out; with several segments, of the one at `place`, which take `each` of the room.
+    Activations activations(size_t place = 0, const Room& each = {}) const {
         return {
-            .values = values.data(),
-            .codes = codes.data(),
-            .scales = scales.data(),
-            .starts = starts.data(),
-            .bytes = bytes.data(),
+            .values = values.data() + place * each.values,
+            .codes = codes.data() + place * each.codes,
+            .scales = scales.data() + place * each.scales,
+            .starts = starts.data() + place * each.starts,
+            .bytes = bytes.data() + place * each.bytes,
         };
     }
-    ActivationMemory memory() const {
+    ActivationMemory memory(size_t place, const Room& each) const {
         return {
-            .values = values.data(),
-            .codes = codes.data(),
-            .scales = scales.data(),
-            .starts = starts.data(),
-            .bytes = bytes.data(),
+            .values = values.data() + place * each.values,
+            .codes = codes.data() + place * each.codes,
+            .scales = scales.data() + place * each.scales,
+            .starts = starts.data() + place * each.starts,
+            .bytes = bytes.data() + place * each.bytes,
         };
     }
 };

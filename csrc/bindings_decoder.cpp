@@ -155,6 +155,27 @@ LinearAdd linear_add(Fields& of) {
     };
 }
 
+SegmentSums segment_sums(Fields& of) {
+    return {
+        .x = of.address<const float>("x"),
+        .tokens = of.size("tokens"),
+        .segments = of.size("segments"),
+        .matrix = of.get<Matrix>("weight"),
+        .out = of.address<float>("out"),
+        .int8_activations = of.get<bool>("int8_activations"),
+    };
+}
+
+AddSums add_sums(Fields& of) {
+    return {
+        .sums = of.address<const float>("sums"),
+        .ranks = of.size("ranks"),
+        .tokens = of.size("tokens"),
+        .width = of.size("width"),
+        .out = of.address<float>("out"),
+    };
+}
+
 GateUp gate_up(Fields& of) {
     return {
         .x = of.address<const float>("x"),
@@ -250,6 +271,8 @@ void bind_decoder(py::module_& module) {
     bind_op(module, plan, "QkvRopeStore", qkv_rope_store);
     bind_op(module, plan, "Attention", attention);
     bind_op(module, plan, "LinearAdd", linear_add);
+    bind_op(module, plan, "SegmentSums", segment_sums);
+    bind_op(module, plan, "AddSums", add_sums);
     bind_op(module, plan, "GateUp", gate_up);
     bind_op(module, plan, "Head", head);
     bind_op(module, plan, "Sample", sample);

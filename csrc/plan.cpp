@@ -39,41 +39,54 @@ size_t Plan::team_size() {
 
 void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
 
-void Plan::prepare(const Input& in, const Matrix& matrix) {
+Plan::Room Plan::room(const Input& in, const Matrix& matrix) const {
     const size_t columns = matrix.columns, tokens = in.tokens;
     const size_t padded = (columns + kBlock - 1) / kBlock * kBlock * tokens;
-    if (in.norm) normed_ = std::max(normed_, tokens * columns);
     if (matrix.kind == Kind::int4) {
         const size_t blocks = (columns + kInt4Chunk - 1) / kInt4Chunk * tokens;
-        bytes_ = std::max(bytes_, blocks * kInt4ChunkBytes);
-        scales_ = std::max(scales_, blocks * kInt4ChunkScales);
-        starts_ = std::max(starts_, blocks * kInt4ChunkStarts);
-    } else if (in.bytes && matrix.quantised()) {
-        const size_t groups = (tokens + kGroupTokens - 1) / kGroupTokens;
-        const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * groups * kGroupTokens;
-        bytes_ = std::max(bytes_, blocks * kByteBlock);
-        scales_ = std::max(scales_, blocks * kByteFactors);
-        starts_ = std::max(starts_, blocks * kByteFactors);
-    } else if (matrix.quantised()) {
-        codes_ = std::max(codes_, padded);
-        // The widest vector may begin at the last scale.
-        scales_ = std::max(scales_, padded / kSection + 16);
-    } else {
-        values_ = std::max(values_, padded);
+        return {
+            .scales = blocks * kInt4ChunkScales,
+            .starts = blocks * kInt4ChunkStarts,
+            .bytes = blocks * kInt4ChunkBytes,
+        };
     }
+    if (!matrix.quantised()) return {.values = padded};
+    // The widest vector may begin at the last scale.
+    if (!in.bytes) return {.codes = padded, .scales = padded / kSection + 16};
+    const size_t groups = (tokens + kGroupTokens - 1) / kGroupTokens;
+    const size_t blocks = (columns + kByteBlock - 1) / kByteBlock * groups * kGroupTokens;
+    return {
+        .scales = blocks * kByteFactors,
+        .starts = blocks * kByteFactors,
+        .bytes = blocks * kByteBlock,
+    };
+}
+
+Plan::Room Plan::prepare(const Input& in, const Matrix& matrix, size_t segments) {
+    const size_t columns = matrix.columns, tokens = in.tokens;
+    const Room each = room(in, matrix);
+    room_.values = std::max(room_.values, segments * each.values);
+    room_.codes = std::max(room_.codes, segments * each.codes);
+    room_.scales = std::max(room_.scales, segments * each.scales);
+    room_.starts = std::max(room_.starts, segments * each.starts);
+    room_.bytes = std::max(room_.bytes, segments * each.bytes);
+    if (in.norm) normed_ = std::max(normed_, tokens * columns);
     // Tokens of a group may share cache lines, which two threads would take from each other.
     const size_t at_once = in.bytes && matrix.kind == Kind::int8 ? kGroupTokens : 1;
-    add((tokens + at_once - 1) / at_once, [=, kind = matrix.kind](Arena& arena, size_t task, float*) {
-        for (size_t t = task * at_once; t < std::min(tokens, (task + 1) * at_once); ++t) {
-            const float* row = in.x + t * columns;
+    const size_t groups = (tokens + at_once - 1) / at_once;
+    add(segments * groups, [=, kind = matrix.kind](Arena& arena, size_t task, float*) {
+        const size_t segment = task / groups, first = task % groups * at_once;
+        for (size_t t = first; t < std::min(tokens, first + at_once); ++t) {
+            const float* row = in.x + (t * segments + segment) * columns;
             if (in.norm) {
                 float* normed = arena.normed.data() + t * columns;
                 by_.rms_norm(row, in.norm, in.eps, columns, normed);
                 row = normed;
             }
-            kernels(in, kind).prepare(kind, {row, columns, t, tokens}, arena.memory());
+            kernels(in, kind).prepare(kind, {row, columns, t, tokens}, arena.memory(segment, each));
         }
     });
+    return each;
 }
 
 void Plan::products(const Input& in, const std::vector<Matrix>& matrices, const Output& out) {
@@ -119,11 +132,11 @@ void Plan::run(int threads) {
     thread_local Arena arena;
     arena.normed.grow(normed_);
     arena.parts.grow(parts_);
-    arena.values.grow(values_);
-    arena.codes.grow(codes_);
-    arena.scales.grow(scales_);
-    arena.starts.grow(starts_);
-    arena.bytes.grow(bytes_);
+    arena.values.grow(room_.values);
+    arena.codes.grow(room_.codes);
+    arena.scales.grow(room_.scales);
+    arena.starts.grow(room_.starts);
+    arena.bytes.grow(room_.bytes);
     if (arena.scratch.size() < size_t(threads)) arena.scratch.resize(size_t(threads));
     for (int n = 0; n < threads; ++n) arena.scratch[size_t(n)].grow(scratch_);
     for (auto& op : ops_) op->next = 0;

@@ -50,6 +50,22 @@ struct LinearAdd {
     bool int8_activations;
 };
 
+// The products of `segments` parts of x's columns, each with its part of the matrix's rows, added by `tree`.
+struct SegmentSums {
+    const float* x;  // (tokens, segments * columns)
+    size_t tokens, segments;  // a power of two
+    Matrix matrix;  // (segments * width, columns)
+    float* out;  // (tokens, width)
+    bool int8_activations;
+};
+
+// Adds the sums of `ranks`, added by `tree`, to out.
+struct AddSums {
+    const float* sums;  // (ranks, tokens, width)
+    size_t ranks, tokens, width;  // a power of two
+    float* out;  // (tokens, width)
+};
+
 struct GateUp {
     const float* x;
     size_t tokens;
@@ -78,6 +94,8 @@ class Plan {
     void append(const QkvRopeStore& op);
     void append(const Attention& op);  // sets `splits`
     void append(const LinearAdd& op);
+    void append(const SegmentSums& op);
+    void append(const AddSums& op);
     void append(const GateUp& op);
     void append(const Head& op);
     void append(const Sample& op);
@@ -102,6 +120,10 @@ class Plan {
         const float* norm = nullptr;
         float eps = 0.0f;
     };
+    // Elements of the arena's buffers: what the activations of one product take.
+    struct Room {
+        size_t values = 0, codes = 0, scales = 0, starts = 0, bytes = 0;
+    };
     // Where products go: y (tokens, ldy), or the arena's `parts` if it is null.
     struct Output {
         float* y;
@@ -115,8 +137,10 @@ class Plan {
     }
     static size_t team_size();  // of a team that this thread starts, as set by torch.set_num_threads
     void add(size_t tasks, Work work);
-    // Adds the op that lays out x as products with such a matrix read it.
-    void prepare(const Input& x, const Matrix& matrix);
+    Room room(const Input& x, const Matrix& matrix) const;
+    // Adds the op that lays out x as products with such a matrix read it. A row of x is that of `segments`
+    // products, each with columns of its own, which are laid out one behind the other.
+    Room prepare(const Input& x, const Matrix& matrix, size_t segments = 1);
     // Adds those of what was prepared.
     void products(const Input& x, const std::vector<Matrix>& matrices, const Output& out);
     void append_each(const Attention& op);  // one query a sequence
@@ -126,8 +150,8 @@ class Plan {
     std::atomic<bool> running_{false};
     std::vector<std::unique_ptr<Op>> ops_;
     // the elements that the arena needs in each buffer, and the floats of a thread's scratch memory
-    size_t normed_ = 0, parts_ = 0, values_ = 0, codes_ = 0, scales_ = 0, starts_ = 0, bytes_ = 0,
-           scratch_ = 0;
+    size_t normed_ = 0, parts_ = 0, scratch_ = 0;
+    Room room_;
 };
 
 }  // namespace baize

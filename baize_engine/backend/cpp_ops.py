@@ -17,6 +17,7 @@ from torch import Tensor
 from baize_engine import _C
 from baize_engine.backend import forks
 from baize_engine.backend.plan_ops import (
+    AddSums,
     Advance,
     Attention,
     Embed,
@@ -26,6 +27,7 @@ from baize_engine.backend.plan_ops import (
     PlanOp,
     QkvRopeStore,
     Sample,
+    SegmentSums,
 )
 from baize_engine.kernels.quantized import BLOCK, PANEL, Int4Weight, Int8Weight, Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
@@ -141,6 +143,11 @@ def _check_sum(found: int, wanted: int) -> None:
         raise ValueError(f"the matrices have {found} rows together, wanted {wanted}")
 
 
+def _check_power(name: str, count: int) -> None:
+    if count < 1 or count & (count - 1):
+        raise ValueError(f"{name} is of {count}, wanted a power of two")
+
+
 def _new_out(op: Embed | Attention | Sample) -> Tensor:
     if isinstance(op, Embed):
         return torch.empty(op.ids.shape[0], op.weight.shape[1])
@@ -228,6 +235,35 @@ def _linear_add(op: LinearAdd) -> _C.LinearAdd:
     )
 
 
+def _segment_sums(op: SegmentSums) -> _C.SegmentSums:
+    (tokens, columns), (stacked, own) = op.x.shape, op.weight.shape
+    _check_power("segments", op.segments)
+    if stacked % op.segments:
+        raise ValueError(f"weight has {stacked} rows, wanted a multiple of segments, {op.segments}")
+    if columns != op.segments * own:
+        raise ValueError(f"x has {columns} columns, wanted {op.segments} segments of weight's {own}")
+    return _C.SegmentSums(
+        out=_address("out", op.out, (tokens, stacked // op.segments)),
+        x=_address("x", op.x, (tokens, columns)),
+        tokens=tokens,
+        segments=op.segments,
+        weight=_matrix(op.weight, own),
+        int8_activations=op.int8_activations,
+    )
+
+
+def _add_sums(op: AddSums) -> _C.AddSums:
+    ranks, tokens, width = op.sums.shape
+    _check_power("sums", ranks)
+    return _C.AddSums(
+        out=_address("out", op.out, (tokens, width)),
+        sums=_address("sums", op.sums, (ranks, tokens, width)),
+        ranks=ranks,
+        tokens=tokens,
+        width=width,
+    )
+
+
 def _gate_up(op: GateUp) -> _C.GateUp:
     (tokens, hidden), inner = op.x.shape, op.out.shape[1]
     _check_sum(sum(w.shape[0] for w in op.weights), 2 * inner)
@@ -300,10 +336,8 @@ def _best(best: Tensor | None, rows: int, vocabulary: int) -> int:
     return 0 if best is None else _address("best", best, (rows, -(-vocabulary // BEST_BLOCK)), torch.int32)
 
 
-KINDS: dict[str, type[PlanOp]] = {
-    kind.name: kind for kind in (Embed, QkvRopeStore, Attention, LinearAdd, GateUp, Head, Sample, Advance)
-}
 STRUCTS: dict[type[PlanOp], Callable[[Any], _C.PlanOp]] = {
-    Embed: _embed, QkvRopeStore: _qkv_rope_store, Attention: _attention, LinearAdd: _linear_add, GateUp: _gate_up,
-    Head: _head, Sample: _sample, Advance: _advance,
+    Embed: _embed, QkvRopeStore: _qkv_rope_store, Attention: _attention, LinearAdd: _linear_add,
+    SegmentSums: _segment_sums, AddSums: _add_sums, GateUp: _gate_up, Head: _head, Sample: _sample, Advance: _advance,
 }  # fmt: skip
+KINDS: dict[str, type[PlanOp]] = {kind.name: kind for kind in STRUCTS}
