@@ -115,6 +115,7 @@ class Batch(Generic[S]):
         if not self._sequences:
             self._queued.clear()  # no sequence needs the tokens of these steps
 
+    @torch.inference_mode()
     def reset(self) -> None:
         """Drops all sequences; all rows become padding, as their contents are unknown after a failed step."""
         for sequence in self._sequences:

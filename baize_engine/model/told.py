@@ -1,13 +1,13 @@
 """Calls that rank 0 makes on what runs its model, and that the other ranks then make on theirs.
 
 Ranks hold parts of one model, each with a cache and buffers of its own, and must make the same calls in the same order: they
-meet in the exchanges of a step. Rank 0 decides; `told` methods tell the others what it calls, and `follow` is what they do.
-Knows neither processes nor how messages travel.
+meet in the exchanges of a step. Rank 0 decides; `told` methods tell the others what it calls, and they make
+the calls, too (followers.py). Knows neither processes nor how messages travel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
@@ -114,12 +114,6 @@ def _telling(method: Callable[Concatenate[T, P], R], flush: bool) -> Callable[Co
             this._channel = channel
 
     return call
-
-
-def follow(calls: Sequence[Call], objects: Mapping[str, object]) -> None:
-    """Makes the calls that rank 0 has made on its own objects."""
-    for call in calls:
-        getattr(objects[call.of], call.method)(*call.arguments)
 
 
 def _plain(argument: Any) -> Any:

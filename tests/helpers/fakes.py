@@ -32,12 +32,14 @@ class FakeCache:
     def copy_block(self, source: int, target: int) -> None:
         self.moved.append("copied")
 
-    def swap_out(self, blocks: Iterable[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def swap_out(self, number: int, blocks: Iterable[int]) -> None:
         self.moved.append("out")
-        return torch.zeros(1, len(list(blocks))), torch.zeros(1, 0)
 
-    def swap_in(self, saved: object, blocks: Iterable[int]) -> None:
+    def swap_in(self, number: int, kept: int, blocks: Iterable[int]) -> None:
         self.moved.append("in")
+
+    def forget(self, number: int) -> None:
+        self.moved.append("forgotten")
 
 
 class FakeBatch:
