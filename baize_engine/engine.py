@@ -52,6 +52,7 @@ class Engine:
 
     def __init__(self, model: LoadedModel) -> None:
         self._serving = Serving(model.loop)
+        self._on_close = model.on_close
         self._asked_format = model.chat_format
         self.tokenizer = model.tokenizer
         self.vocab_size = model.vocab_size
@@ -78,6 +79,7 @@ class Engine:
         chat_format: str = "auto",
         speculate: str | None = None,
         speculate_tokens: int | None = None,
+        tensor_parallel: str | int = "auto",
     ) -> Engine:
         """Loads a model from a folder: a recovered one, or any LLaMA in the layout of transformers.
 
@@ -100,6 +102,9 @@ class Engine:
             followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float or int8
             weights; else the folder of a smaller model with the same vocabulary.
         speculate_tokens: most tokens proposed at once. Default: 15, and fewer where they are rejected or cost too much.
+        tensor_parallel: how many processes hold the model together. "auto": all that torchrun has started, or this one; a number
+            of them; "exact": also where it is one, in the form that any number of them computes, with its bits. This returns on
+            rank 0 only: the others load their part and follow rank 0 until it ends.
 
         RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
         a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model and tokenizer.json,
@@ -117,6 +122,7 @@ class Engine:
             chat_format,
             speculate,
             speculate_tokens,
+            tensor_parallel,
         )
         return cls(load(path, options))
 
@@ -136,6 +142,7 @@ class Engine:
         chat_format: str = "auto",
         speculate: str | None = None,
         speculate_tokens: int | None = None,
+        tensor_parallel: str | int = "auto",
         *,
         force: bool = False,
         new_rows: str = "auto",
@@ -171,6 +178,7 @@ class Engine:
             chat_format,
             speculate,
             speculate_tokens,
+            tensor_parallel,
         )
         recovery = RecoveryOptions(new_rows=new_rows, drop_rows=drop_rows, force=force, progress=progress)
         return cls(load_diff(path_raw, path_diff, options, recovery))
@@ -186,6 +194,7 @@ class Engine:
     def close(self) -> None:
         """Frees weights and cache. Later requests, and the rest of those in progress, raise RequestError."""
         self._serving.close()
+        self._on_close()
 
     @property
     def usage(self) -> Usage:

@@ -5,7 +5,7 @@ Knows no requests.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from baize_engine.backend import forks
 from baize_engine.backend.choose import ops
 from baize_engine.backend.devices import resolve_device
 from baize_engine.backend.memory import check_fits, free_bytes
+from baize_engine.checkpoint.fingerprint import fingerprint
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, read_index
 from baize_engine.checkpoint.norms import refuse_diff
@@ -29,6 +30,7 @@ from baize_engine.model.prompt_runner import PromptRunner, new_cache
 from baize_engine.model.weights import load_weights, nbytes
 from baize_engine.options import MOST_THREADS, EngineOptions, count
 from baize_engine.speculate import Draft, draft_of, speculator
+from baize_engine.team import Team, on_all_ranks
 from baize_engine.text import chat_formats, choose, special_ids
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -41,7 +43,8 @@ class LoadedModel:
     """All that an Engine runs: the loop over the model and its cache, and what text is to it.
 
     eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer. chat_format: as it was asked
-    for, one of chat_formats.CHAT_FORMATS: which one "auto" is, only the first conversation needs to know.
+    for, one of chat_formats.CHAT_FORMATS: which one "auto" is, only the first conversation needs to know. on_close: what else is
+    to be done when the engine is closed.
     """
 
     loop: Loop
@@ -51,26 +54,39 @@ class LoadedModel:
     tokenizer: Tokenizer | None = None
     why_no_text: str = "the engine was made without one"
     chat_format: str = chat_formats.AUTO
+    on_close: Callable[[], None] = lambda: None
 
 
 def load(path: str | Path, options: EngineOptions) -> LoadedModel:
     """Loads the folder or hub id `path`; `Engine.from_pretrained` says what is refused."""
-    options = resolved(options)
-    folder = folder_of(path)
-    index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
-    config = ModelConfig.from_folder(folder)
-    if config.quantization is not None and options.quantize not in (None, config.quantization):
-        raise RequestError(
-            f"quantize is {options.quantize!r}, and {folder} holds {config.quantization} weights already"
+    return on_all_ranks(load_folder, options, path)
+
+
+def load_folder(team: Team, options: EngineOptions, path: str | Path) -> LoadedModel:
+    """`load`, of this rank's part of the model."""
+    with team.checking():
+        options = resolved(options)
+        folder = folder_of(path)
+        index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
+        config = ModelConfig.from_folder(folder)
+        if config.quantization is not None and options.quantize not in (None, config.quantization):
+            raise RequestError(
+                f"quantize is {options.quantize!r}, and {folder} holds {config.quantization} weights already"
+            )
+        refuse_diff(index)
+        tokenizer = choose.tokenizer_of(folder, config.vocab_size)
+        draft = draft_of(options, config, index, tokenizer)
+        cache_tokens = cache_size(team, options, config, index, draft)
+        chat_formats.check_asked(tokenizer, options.chat_format)
+        end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
+        files = fingerprint(index) if team.ranks else ""
+    team.agree(options, files)
+    cache_tokens = team.least(cache_tokens)
+    with team.reading():
+        weights = load_weights(index, config, options.dtype, options.device, options.quantize, team.share)
+        return assemble(
+            team, config, weights, options, cache_tokens, draft, end_ids, tokenizer, choose.why_none(folder)
         )
-    refuse_diff(index)
-    tokenizer = choose.tokenizer_of(folder, config.vocab_size)
-    draft = draft_of(options, config, index, tokenizer)
-    cache_tokens = cache_size(options, config, index, draft)
-    chat_formats.check_asked(tokenizer, options.chat_format)
-    end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
-    weights = load_weights(index, config, options.dtype, options.device, options.quantize)
-    return assemble(config, weights, options, cache_tokens, draft, end_ids, tokenizer, choose.why_none(folder))
 
 
 def resolved(options: EngineOptions) -> EngineOptions:
@@ -91,8 +107,12 @@ def resolved(options: EngineOptions) -> EngineOptions:
     return replace(options, device=device)
 
 
-def cache_size(options: EngineOptions, config: ModelConfig, index: CheckpointIndex, draft: Draft | None = None) -> int:
+def cache_size(
+    team: Team, options: EngineOptions, config: ModelConfig, index: CheckpointIndex, draft: Draft | None = None
+) -> int:
     """Tokens of the cache. RequestError where it and the weights, those of `index`, exceed the device's free memory.
+
+    config: of the whole model; what counts is this rank's part. Ranks of one host have equal parts of its memory.
 
     Unless options.cache_tokens says: enough for a full batch of usual requests, in at most half of the memory that the
     weights leave free, and at least enough for one sequence of the most tokens. What drafts has weights, too, and may have a
@@ -100,7 +120,9 @@ def cache_size(options: EngineOptions, config: ModelConfig, index: CheckpointInd
     """
     longest = options.context_length(config.max_position_embeddings)
     kept = cache_type(options, index)
-    held, free = nbytes(index, config, options.dtype, options.quantize), free_bytes(options.device)
+    held = nbytes(index, config, options.dtype, options.quantize, team.share)
+    config = team.config(config)
+    free = team.part_of(free_bytes(options.device), options.device)
     held += 0 if draft is None else draft.nbytes
 
     beside = 0  # bytes of a block of the draft's own cache
@@ -127,6 +149,7 @@ def cache_type(options: EngineOptions, index: CheckpointIndex) -> torch.dtype:
 
 
 def assemble(
+    team: Team,
     config: ModelConfig,
     weights: Mapping[str, Weight],
     options: EngineOptions,
@@ -136,9 +159,21 @@ def assemble(
     tokenizer: Tokenizer | None,
     why_no_text: str | None,
 ) -> LoadedModel:
-    """A decoder over `weights` with a new cache of `cache_tokens` tokens, what drafts for it, and what text is to it."""
+    """A decoder over `weights` with a new cache of `cache_tokens` tokens, what drafts for it, and what text is to it.
+
+    config: of the whole model. weights: this rank's part.
+    """
     backend = ops(options.device)
-    model = Llama(config, weights, backend, options.device, exact_activations=options.exact_activations)
+    model = Llama(
+        team.config(config),
+        weights,
+        backend,
+        options.device,
+        exact_activations=options.exact_activations,
+        share=team.share,
+        group=team.ranks,
+        channel=None if team.follows else team.ranks,
+    )
     cache_dtype = None if options.cache_dtype == "auto" else getattr(torch, options.cache_dtype)
     cache = new_cache(model, cache_tokens, cache_dtype)
     return LoadedModel(

@@ -8,6 +8,7 @@ from typing import Any
 
 from baize_engine import plain
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.distributed.world import World
 from baize_engine.errors import RequestError
 from baize_engine.fields import option
 from baize_engine.text.chat_formats import AUTO, CHAT_FORMATS
@@ -16,6 +17,8 @@ DTYPES = ("auto", *FLOATS)
 QUANTIZED = ("int8", "int4")
 # csrc's own bound; far beyond it, OpenMP ends the process where the system has no more threads to give
 MOST_THREADS = 1024
+RANKS = (1, 2, 4, 8)  # that may hold a model together (model/share.py)
+EXACT = "exact"  # tensor_parallel: the form that any number of ranks computes, also on one device
 NGRAM, SELF_INT4 = "ngram", "self-int4"  # ways to speculate; any other is a model's folder
 # rows of a step but one: beyond 64 rows a GPU's products change their order of summation
 MOST_SPECULATED = 63
@@ -67,6 +70,12 @@ class EngineOptions:
     speculate_tokens: int | None = option(
         None, "most tokens proposed at once (default: 15, and fewer where they are rejected)", metavar="N"
     )
+    tensor_parallel: str | int = option(
+        AUTO,
+        "how many processes hold the model together: auto (all that torchrun has started), a number of them, or exact (on one "
+        "device, the form that any number computes, with its bits)",
+        metavar="N",
+    )
 
     def __post_init__(self) -> None:
         if not isinstance(self.device, str):
@@ -91,6 +100,13 @@ class EngineOptions:
             raise RequestError(
                 f"speculate_tokens is {self.speculate_tokens} without speculate, which says how to propose"
             )
+        if self.tensor_parallel not in (AUTO, EXACT):
+            given = self.tensor_parallel
+            number = int(given) if isinstance(given, str) and given.isascii() and given.isdigit() else given
+            if plain.integer(number) not in RANKS:
+                wanted = f"wanted {AUTO!r}, {EXACT!r}, {', '.join(map(str, RANKS))}"
+                raise RequestError(f"tensor_parallel is {given!r}, {wanted}")
+            object.__setattr__(self, "tensor_parallel", plain.integer(number))
         exact = plain.number(self.exact_activations)
         if not isinstance(exact, bool):
             raise RequestError(f"exact_activations is {self.exact_activations!r}, wanted True or False")
@@ -108,9 +124,17 @@ class EngineOptions:
             "threads",
             "speculate",
             "speculate_tokens",
+            *([] if self.segmented else ["tensor_parallel"]),
             *(["chat_format"] if self.chat_format == AUTO else []),
         ]
-        return {name: value for name, value in asdict(self).items() if name not in left_out}
+        deciding = {name: value for name, value in asdict(self).items() if name not in left_out}
+        return deciding | ({"tensor_parallel": EXACT} if self.segmented else {})
+
+    @property
+    def segmented(self) -> bool:
+        """Whether the model is computed in the form that any number of ranks computes, whose last bits differ."""
+        world = World.of_environment()
+        return self.tensor_parallel == EXACT or (self.tensor_parallel != 1 and world is not None and world.size > 1)
 
     def context_length(self, positions: int) -> int:
         """Most tokens of a prompt and its answer, for a model with `positions` positions.

@@ -51,6 +51,8 @@ def draft_of(
     """
     if options.speculate in (None, NGRAM):
         return None
+    if options.segmented:
+        raise RequestError(f"speculate is {options.speculate!r} with tensor_parallel, wanted {NGRAM!r}")
     if options.speculate == SELF_INT4:
         if (config.held or options.quantize) == "int4":
             raise RequestError(

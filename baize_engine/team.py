@@ -1,0 +1,231 @@
+"""Team: the ranks that hold one model together, and what those other than rank 0 do: load their part, and follow.
+
+Rank 0 is the engine that a user calls; `on_all_ranks` returns only there. The others are processes of the same program, which
+torchrun starts; they come here by the same call, and serve whatever engines rank 0 makes, one after another, until it ends.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
+
+from baize_engine import __version__
+from baize_engine.backend.choose import DECODER_OPS, implementation
+from baize_engine.backend.devices import resolve_device
+from baize_engine.distributed.world import World
+from baize_engine.errors import BackendError, BaizeError, RequestError
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.share import Share
+from baize_engine.options import AUTO, EXACT, EngineOptions
+
+if TYPE_CHECKING:
+    from baize_engine.distributed.ranks import Ranks
+    from baize_engine.loading import LoadedModel
+
+P = ParamSpec("P")
+OF_EACH_RANK = ("device", "threads")  # options that may differ between ranks
+
+
+@dataclass(frozen=True)
+class Team:
+    """share: the part of the model that is loaded here, None for a whole one. ranks: all ranks, if there is another."""
+
+    share: Share | None = None
+    ranks: Ranks | None = None
+
+    @property
+    def follows(self) -> bool:
+        """Whether this is another rank than 0."""
+        return self.share is not None and self.share.rank > 0
+
+    def config(self, config: ModelConfig) -> ModelConfig:
+        """The sizes of what is loaded here. ConfigError where the model cannot be split so."""
+        if self.share is None:
+            return config
+        self.share.check(config)
+        return self.share.config(config)
+
+    def part_of(self, free: int | None, device: str) -> int | None:
+        """This rank's part of free memory, in bytes: the ranks of one host share that of its CPUs."""
+        if free is None or self.ranks is None or device != "cpu":
+            return free
+        return free // self.ranks.world.local_size
+
+    @contextmanager
+    def checking(self) -> Iterator[None]:
+        """Around all that may be refused before `agree`: rank 0 tells of the others' errors, unless it has one of its own."""
+        try:
+            yield
+        except Exception as error:
+            if self.follows and self.ranks is not None:
+                self.ranks.agree({}, error)
+            raise
+
+    def agree(self, options: EngineOptions, model: str) -> None:
+        """Compares the ranks: version, backend, options, and `model`, which tells the model's files from others.
+
+        DistributedError on rank 0 names the rank that differs, or the error that it met in `checking`.
+        """
+        if self.ranks is None:
+            return
+        import torch
+
+        device = options.device.partition(":")[0]
+        asked = {f"--{name}": str(value) for name, value in asdict(options).items() if name not in OF_EACH_RANK}
+        backend = {f"backend of {op}": implementation(op, options.device).name for op in DECODER_OPS}
+        versions = {"version of baize_engine": __version__, "version of torch": torch.__version__}
+        self.ranks.agree({**versions, "device": device, **backend, **asked, "fingerprint of the model's files": model})
+
+    def least(self, number: int) -> int:
+        """The least of the ranks' numbers."""
+        if self.ranks is None:
+            return number
+        import torch
+
+        size = self.ranks.world.size
+        numbers = torch.empty(size, 1, dtype=torch.int64)
+        self.ranks.all_gather(torch.tensor([number]), numbers)
+        return int(numbers.min())
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Around the reading of weights: an error of another rank than 0 ends the run, and rank 0 prints it."""
+        try:
+            yield
+        except Exception as error:
+            if self.follows and self.ranks is not None:
+                self.ranks.fail(error)
+            raise
+
+
+Loader = Callable[Concatenate[Team, EngineOptions, P], "LoadedModel"]
+
+
+@dataclass(frozen=True)
+class Load:
+    """Rank 0 loads another model: load(team, options, *arguments)."""
+
+    load: Callable[..., LoadedModel]
+    options: EngineOptions
+    arguments: tuple[Any, ...]
+
+
+class Closed:
+    """Rank 0 has closed its engine."""
+
+
+class _Run:
+    """This process's ranks, once it has joined them, and whether an engine holds a model there."""
+
+    ranks: Ranks | None = None
+    holds = False
+    ended = False
+
+
+def on_all_ranks(load: Loader[P], options: EngineOptions, *arguments: P.args, **none: P.kwargs) -> LoadedModel:
+    """load(team, options, *arguments), on each rank that options.tensor_parallel asks for. Returns on rank 0 only."""
+    world = World.of_environment()
+    size = ranks_asked(options, world)
+    if world is None or size == 1:
+        return load(Team(Share() if options.tensor_parallel == EXACT else None), options, *arguments, **none)
+    request = Load(load, options, arguments)
+    if world.rank == 0:
+        return _lead(world, request)
+    _follow(world, request)
+
+
+def ranks_asked(options: EngineOptions, world: World | None) -> int:
+    """How many ranks hold the model. RequestError where torchrun has started another number of them."""
+    asked, there = options.tensor_parallel, 1 if world is None else world.size
+    if asked in (AUTO, EXACT):
+        return there
+    if asked != 1 and asked != there:
+        raise RequestError(
+            f"tensor_parallel is {asked}, and this run has {there} process(es): wanted {AUTO!r}, or a start by "
+            f"torchrun --nproc-per-node {asked}"
+        )
+    return int(asked)
+
+
+def device_of(options: EngineOptions, world: World) -> str:
+    """The device of this rank: GPU number LOCAL_RANK, unless it is alone on its host and one was named."""
+    if ":" in options.device and world.local_size > 1:
+        raise RequestError(f"device is {options.device!r} for {world.local_size} ranks of this host, wanted 'cuda'")
+    device = resolve_device(options.device)
+    return device if device == "cpu" or ":" in device else resolve_device(f"cuda:{world.local_rank}")
+
+
+def _lead(world: World, request: Load) -> LoadedModel:
+    if _Run.ended:
+        raise BackendError("the other ranks have ended, as a model could not be loaded: start the run again")
+    if _Run.holds:
+        raise RequestError(
+            "the ranks hold another engine's model, and they hold one at a time: close that engine first"
+        )
+    options = replace(request.options, device=device_of(request.options, world))
+    first = _Run.ranks is None
+    ranks = _joined(world, options.device)
+    if not first:
+        ranks.tell(request)
+        ranks.flush()
+    try:
+        loaded = request.load(Team(Share(0, world.size), ranks), options, *request.arguments)
+    except BaseException:
+        _Run.ended = True
+        ranks.leave(1)
+        raise
+    _Run.holds = True
+    return replace(loaded, on_close=_closed)
+
+
+def _closed() -> None:
+    if _Run.ranks is not None and _Run.holds:
+        _Run.holds = False
+        _Run.ranks.tell(Closed())
+        _Run.ranks.flush()
+
+
+def _joined(world: World, device: str) -> Ranks:
+    from baize_engine.distributed.ranks import Ranks
+
+    if _Run.ranks is None:
+        _Run.ranks = Ranks.join(world, device)
+    return _Run.ranks
+
+
+def _follow(world: World, request: Load) -> NoReturn:
+    """What another rank than 0 does, until rank 0 ends."""
+    try:
+        device = device_of(request.options, world)
+    except BaizeError as error:
+        _joined(world, "cpu").fail(error)
+    ranks = _joined(world, device)
+    while True:
+        options = replace(request.options, device=device)
+        loaded = request.load(Team(Share(world.rank, world.size), ranks), options, *request.arguments)
+        try:
+            request = _served(ranks, loaded)
+        except Exception as error:  # noqa: BLE001  rank 0 prints it
+            ranks.fail(error)
+        del loaded
+        gc.collect()
+
+
+def _served(ranks: Ranks, loaded: LoadedModel) -> Load:
+    """Makes the calls that rank 0 makes on its model, until it wants another one, which is returned."""
+    from baize_engine.generation.loop import MAX_ROWS
+    from baize_engine.model.followers import follow, runners
+    from baize_engine.model.told import Call
+
+    objects = runners(loaded.loop.decoder.model, loaded.loop.cache, MAX_ROWS)
+    while (messages := ranks.receive()) is not None:
+        follow((message for message in messages if isinstance(message, Call)), objects)
+        for message in messages:
+            if isinstance(message, Closed):
+                objects = {}
+            if isinstance(message, Load):
+                return message
+    raise SystemExit(ranks.exit_code)
