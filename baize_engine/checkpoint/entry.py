@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -14,6 +14,8 @@ from baize_engine.printable import shown
 MAX_NAME = 512  # characters
 MAX_TENSORS = 1 << 14  # in a checkpoint: LLaMA 405B has 1138, and each takes 1 to 2 KB of memory in a run
 BAND = 1024  # rows in one run of columns: the pieces that one preadv fills; also bounds the memory of a run
+# elements between two rows' columns that are read and dropped: 16 KiB of float16, copied in the time of another call
+GAP = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,72 @@ class JoinedEntry(TensorSpec):
             yield Run(part, number * block, [place for place in places if place[1]])
 
 
-Entry = TensorEntry | JoinedEntry
+@dataclass(frozen=True, slots=True)
+class SlicedEntry(TensorSpec):
+    """Some rows and columns of the matrix `source`: `shape` from its row `row` and its column `column` on."""
+
+    source: TensorEntry | JoinedEntry
+    row: int
+    column: int
+
+    @property
+    def path(self) -> Path:
+        """The file of the first part, for messages."""
+        return self.source.path
+
+    @property
+    def parts(self) -> tuple[TensorEntry, ...]:
+        """The stored tensors that the source is made of."""
+        return self.source.parts
+
+    @property
+    def grain(self) -> int:
+        """As `JoinedEntry.grain`, for a slice that begins with a whole head."""
+        return max(1, self.source.grain // self.source.shape[1] * self.shape[1])
+
+    def runs(self, begin: int, end: int) -> Iterator[Run]:
+        """Where elements [begin, end) lie. Columns of consecutive rows are one run if no more than GAP lies between them."""
+        width, full = self.shape[1], self.source.shape[1]
+        if width == full:
+            yield from self.source.runs(begin + self.row * full, end + self.row * full)
+            return
+        waiting: dict[int, Run] = {}  # of each part, and the element where it ends
+        ends: dict[int, int] = {}
+        for row in range(begin // width, (end - 1) // width + 1):
+            low, high = max(begin, row * width), min(end, (row + 1) * width)
+            shift = (self.row + row) * full + self.column - row * width
+            for run in self.source.runs(low + shift, high + shift):
+                places = [(None if at is None else at + low - begin, count) for at, count in run.places]
+                last, gap = waiting.get(run.part), run.first - ends.get(run.part, 0)
+                ends[run.part] = run.first + sum(count for _, count in places)
+                if last is not None and 0 <= gap <= GAP and len(last.places) < 2 * BAND:
+                    last.places.extend([(None, gap), *places] if gap else places)
+                    continue
+                if last is not None:
+                    yield last
+                waiting[run.part] = Run(run.part, run.first, places)
+        yield from waiting.values()
+
+
+Entry = TensorEntry | JoinedEntry | SlicedEntry
+
+
+def rows_of(entry: TensorEntry | JoinedEntry, begin: int, end: int) -> Entry:
+    """Rows [begin, end) of a matrix or vector; those of a JoinedEntry, a matrix, are whole heads where it orders them."""
+    if (begin, end) == (0, entry.shape[0]):
+        return entry
+    shape = (end - begin, *entry.shape[1:])
+    if isinstance(entry, TensorEntry):
+        row = prod(entry.shape[1:]) * ITEMSIZE[entry.stored_dtype]
+        return replace(entry, shape=shape, offset=entry.offset + begin * row)
+    return SlicedEntry(entry.name, entry.dtype, shape, entry, begin, 0)
+
+
+def columns_of(entry: TensorEntry | JoinedEntry, begin: int, end: int) -> Entry:
+    """Columns [begin, end) of all rows of a matrix."""
+    if (begin, end) == (0, entry.shape[1]):
+        return entry
+    return SlicedEntry(entry.name, entry.dtype, (entry.shape[0], end - begin), entry, 0, begin)
 
 
 def check_count(path: Path, count: int, most: int = MAX_TENSORS) -> None:

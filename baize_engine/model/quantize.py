@@ -74,7 +74,7 @@ def quantize(
     with CheckpointWriter(out, shards) as writer:
         for name in names.packed(config):
             matrix = allocate(name, entries, config, "auto", "cpu", weights)
-            fill(list(pieces_of(name, entries, config, matrix)), "cpu")
+            fill(list(pieces_of(name, entries, matrix)), "cpu")
             _write(writer, name, matrix)
         writer.finish(files)
     before = sum(entries[part].stored_nbytes for name in names.packed(config) for part in names.parts(name))

@@ -12,7 +12,7 @@ from math import gcd
 
 from baize_engine.errors import ConfigError
 from baize_engine.kernels.settings import SEGMENTS
-from baize_engine.model.config import ModelConfig
+from baize_engine.model.config import OLD_INT4, ModelConfig, quantization_config
 
 RANKS = tuple(count for count in range(1, SEGMENTS + 1) if SEGMENTS % count == 0)  # numbers of ranks: 1, 2, 4, 8
 
@@ -40,6 +40,11 @@ class Share:
         """Rows of this rank's part of the output head; the last rank's may include rows beyond the vocabulary, of zeros."""
         return self.segments * -(-config.vocab_size // SEGMENTS)
 
+    def vocabulary(self, config: ModelConfig) -> tuple[int, int]:
+        """The first token id of this rank's part of the output head, and the one after its last."""
+        rows = self.head_rows(config)
+        return min(self.rank * rows, config.vocab_size), min((self.rank + 1) * rows, config.vocab_size)
+
     def config(self, config: ModelConfig) -> ModelConfig:
         """The sizes of this rank's part of a model of `config`: heads and intermediate columns; the rest is whole."""
         return replace(
@@ -50,19 +55,28 @@ class Share:
         )
 
     def check(self, config: ModelConfig) -> None:
-        """ConfigError, with the numbers of ranks that would do, unless this number of ranks divides the model's sizes."""
+        """ConfigError, with what would do, unless the model's sizes can be split over this number of ranks."""
         widths = {
             "num_attention_heads * head_dim": config.num_heads * config.head_dim,
             "intermediate_size": config.intermediate_size,
         }
+        group = 1  # columns of a stored matrix that share a scale, and must not be parted
+        if config.quantization == "int4":
+            group = int((quantization_config("int4") if config.held == "int4" else OLD_INT4)["group_size"])
         for name, width in widths.items():
-            if width % SEGMENTS:
+            if width % (SEGMENTS * group):
+                stored = f" of whole groups of {group}, as int4 is stored," if group > 1 else ""
                 raise ConfigError(
-                    f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts: wanted a multiple"
+                    f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts{stored}: wanted a multiple of "
+                    f"{SEGMENTS * group}"
                 )
-        fitting = [count for count in RANKS if config.num_kv_heads % count == 0]
+        fitting = [count for count in RANKS if Share(0, count)._fits(config)]
         if self.ranks not in fitting:
             raise ConfigError(
-                f"{config.num_heads} heads with {config.num_kv_heads} key heads cannot be split over {self.ranks} ranks: "
-                f"wanted {', '.join(map(str, fitting))}"
+                f"{config.num_heads} heads with {config.num_kv_heads} key heads and a vocabulary of {config.vocab_size} cannot "
+                f"be split over {self.ranks} ranks: wanted {', '.join(map(str, fitting))}"
             )
+
+    def _fits(self, config: ModelConfig) -> bool:
+        """Whether each of as many ranks has whole heads, and rows of the output head."""
+        return config.num_kv_heads % self.ranks == 0 and (self.ranks - 1) * self.head_rows(config) < config.vocab_size

@@ -7,7 +7,7 @@ device converts or quantises them into place. Peak memory is the packed weights 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import prod
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from baize_engine.backend.choose import Quantizer, quantizer
 from baize_engine.checkpoint.buffers import aligned_buffer
-from baize_engine.checkpoint.entry import TensorEntry
+from baize_engine.checkpoint.entry import Entry, TensorEntry
 from baize_engine.checkpoint.file_io import open_read, read_into
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
@@ -28,6 +28,8 @@ from baize_engine.kernels.quantized import rows as rows_of
 from baize_engine.model import names, old_int4
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, warn_overflow
+from baize_engine.model.share import Share
+from baize_engine.model.slices import targets
 
 PIECE = 16 << 20  # bytes of a tensor that a worker reads at a time; at least one row
 WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
@@ -35,24 +37,28 @@ WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of the tensor `entry` that fill `target`, from row `first` on."""
+    """The rows of the tensor `entry`, from `first` on, that fill `targets`: each with its equal part of the columns."""
 
-    entry: TensorEntry
+    entry: Entry
     first: int
-    target: Weight
+    targets: tuple[Weight, ...]
+
+    @property
+    def rows(self) -> int:
+        return self.targets[0].shape[0]
 
 
 def packed_shapes(
-    config: ModelConfig, kind: str, scheme: str | None = None
+    config: ModelConfig, kind: str, scheme: str | None = None, share: Share | None = None
 ) -> dict[str, tuple[str | None, tuple[int, ...]]]:
     """{name in the file: (dtype, shape)} of a model quantised as `kind`; dtype None stands for any float type.
 
-    scheme: of the file; by default the current one.
+    scheme: of the file; by default the current one. share: the tensors of a rank, as if they were stored.
     """
     old = (kind, scheme) == ("int4", old_int4.SCHEME)
     shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {}
     quantized = names.quantized(config)
-    for name, shape in names.packed(config).items():
+    for name, shape in names.packed(config, share).items():
         if name in quantized:
             stem = name.removesuffix(names.WEIGHT)
             tensors = old_int4.layout(*shape) if old else layout(kind, *shape)
@@ -63,60 +69,90 @@ def packed_shapes(
 
 
 def pack(
-    entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
+    entries: Mapping[str, Entry],
+    config: ModelConfig,
+    dtype: str,
+    device: str,
+    quantize: str | None,
+    share: Share | None = None,
 ) -> dict[str, Weight]:
-    """{name: tensor or quantised matrix}, loaded to `device`. `entries` must match the config (`weights.check`)."""
+    """{name: tensor or quantised matrix}, loaded to `device`. `entries` must match the config (`weights.check`).
+
+    share: `entries` are its slices of the tensors (`slices.slices`).
+    """
     weights: dict[str, Weight] = {}
     pieces: list[Piece] = []
-    for name in names.packed(config):
-        weights[name] = allocate(name, entries, config, dtype, device, quantize)
-        pieces += pieces_of(name, entries, config, weights[name])
+    for name in names.packed(config, share):
+        weights[name] = allocate(name, entries, config, dtype, device, quantize, share)
+        pieces += pieces_of(name, entries, weights[name], share)
     fill(pieces, device)
     return weights
 
 
 def allocate(
-    name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, dtype: str, device: str, quantize: str | None
+    name: str,
+    entries: Mapping[str, Entry],
+    config: ModelConfig,
+    dtype: str,
+    device: str,
+    quantize: str | None,
+    share: Share | None = None,
 ) -> Weight:
-    """Uninitialised memory for the packed weight `name`.
+    """Uninitialised memory for the packed weight `name`; rows of an output head beyond the vocabulary are zeros.
 
     CheckpointError if `dtype` is "auto" and the tensors that it joins have different types.
     """
-    shape = names.packed(config)[name]
+    shape = names.packed(config, share)[name]
     if quantize is not None and name in names.quantized(config):
         rows, columns = shape
-        return empty(quantize, rows, columns, device)
-    kinds = {entries[part].dtype for part in names.parts(name)} if dtype == "auto" else {dtype}
-    if len(kinds) > 1:
-        raise CheckpointError(f"{name} would join tensors of {' and '.join(sorted(kinds))}: choose a dtype")
-    return torch.empty(shape, dtype=getattr(torch, kinds.pop()), device=device)
+        weight: Weight = empty(quantize, rows, columns, device)
+    else:
+        kinds = {entries[part].dtype for part in names.parts(name)} if dtype == "auto" else {dtype}
+        if len(kinds) > 1:
+            raise CheckpointError(f"{name} would join tensors of {' and '.join(sorted(kinds))}: choose a dtype")
+        weight = torch.empty(shape, dtype=getattr(torch, kinds.pop()), device=device)
+    if share is not None and name == names.HEAD:
+        begin, end = share.vocabulary(config)
+        zero_rows(weight, end - begin, device)
+    return weight
 
 
-def pieces_of(name: str, entries: Mapping[str, TensorEntry], config: ModelConfig, target: Weight) -> Iterator[Piece]:
-    """The pieces that fill `target`, the packed weight `name`."""
+def zero_rows(weight: Weight, begin: int, device: str) -> None:
+    """Makes the rows of `weight` from `begin` on zeros, in the form that the quantiser gives them."""
+    rest = rows_of(weight, begin, weight.shape[0])
+    if isinstance(rest, Tensor):
+        rest.zero_()
+    elif rest.shape[0]:
+        kind = "int8" if isinstance(rest, Int8Weight) else "int4"
+        quantizer(device)(torch.zeros(rest.shape, device=device), kind, out=rest)
+
+
+def pieces_of(name: str, entries: Mapping[str, Entry], target: Weight, share: Share | None = None) -> Iterator[Piece]:
+    """The pieces that fill `target`, the packed weight `name`, but for rows beyond the vocabulary."""
     begin = 0
     for part in names.parts(name):
+        into = targets(part, target, share)
         rows = entries[part].shape[0]
-        yield from _cut(entries[part], rows_of(target, begin, begin + rows))
+        yield from _cut(entries[part], [rows_of(each, begin, begin + rows) for each in into])
         begin += rows
 
 
-def load(entries: Mapping[str, TensorEntry], kinds: Mapping[str, str], device: str) -> dict[str, Tensor]:
+def load(entries: Mapping[str, Entry], kinds: Mapping[str, str], device: str) -> dict[str, Tensor]:
     """{name: tensor on `device`} for each name in `kinds`, {name: dtype}."""
     tensors = {
         name: torch.empty(entries[name].shape, dtype=getattr(torch, kind), device=device)
         for name, kind in kinds.items()
     }
-    fill([piece for name, tensor in tensors.items() for piece in _cut(entries[name], tensor)], device)
+    fill([piece for name, tensor in tensors.items() for piece in _cut(entries[name], [tensor])], device)
     return tensors
 
 
-def _cut(entry: TensorEntry, target: Weight) -> Iterator[Piece]:
-    """The pieces that fill `target` with all rows of `entry`."""
+def _cut(entry: Entry, into: Sequence[Weight]) -> Iterator[Piece]:
+    """The pieces that fill `into` with all rows of `entry`: each with its equal part of the columns."""
     rows = entry.shape[0]
     step = max(1, PIECE * rows // max(1, entry.nbytes))
     for first in range(0, rows, step):
-        yield Piece(entry, first, rows_of(target, first, min(first + step, rows)))
+        yield Piece(entry, first, tuple(rows_of(each, first, min(first + step, rows)) for each in into))
 
 
 def fill(pieces: list[Piece], device: str) -> None:
@@ -126,8 +162,8 @@ def fill(pieces: list[Piece], device: str) -> None:
     """
     if not pieces:
         return
-    size = max(piece.target.shape[0] * _row_bytes(piece.entry) for piece in pieces)
-    files = {path: open_read(path) for path in {piece.entry.path for piece in pieces}}
+    size = max(piece.rows * _row_bytes(piece.entry) for piece in pieces)
+    files = {path: open_read(path) for path in {piece.entry.path for piece in pieces if _in_one_piece(piece.entry)}}
     count = (
         min(max(WORKERS, torch.get_num_threads()), MOST_WORKERS)
         if device == "cpu"
@@ -161,35 +197,41 @@ def _work(
     with torch.cuda.stream(stream) if stream is not None else nullcontext(), torch.inference_mode():
         for piece in pieces:
             check()
-            entry, rows = piece.entry, piece.target.shape[0]
+            entry, rows = piece.entry, piece.rows
             row = _row_bytes(entry)
             view = memory[: rows * row]
-            if entry.narrowed:
+            if not _in_one_piece(entry):
                 columns = prod(entry.shape[1:])
                 with TensorReader(entry) as reader:
                     reader.read(piece.first * columns, (piece.first + rows) * columns, view)
-            else:
+            elif isinstance(entry, TensorEntry):
                 read_into(files[entry.path], view, entry.offset + piece.first * row, f"{entry.path}: {entry.name}")
             read = torch.frombuffer(view, dtype=getattr(torch, entry.dtype)).view(rows, *entry.shape[1:])
             read = read.to(device, non_blocking=True)
-            if isinstance(piece.target, Tensor):
-                piece.target.copy_(read)
-                if count := overflowed(read, piece.target):
-                    lost.append((str(piece.target.dtype).removeprefix("torch."), entry.name, count))
-            else:
-                _quantize(piece, read, quantize)
+            for target, part in zip(piece.targets, read.chunk(len(piece.targets), -1), strict=True):
+                if isinstance(target, Tensor):
+                    target.copy_(part)
+                    if count := overflowed(part, target):
+                        lost.append((str(target.dtype).removeprefix("torch."), entry.name, count))
+                else:
+                    _quantize(entry, part.contiguous(), target, quantize)
             if stream is not None:
                 stream.synchronize()  # before the staging buffer is reused
     return lost
 
 
-def _quantize(piece: Piece, read: Tensor, quantize: Quantizer) -> None:
-    kind = "int8" if isinstance(piece.target, Int8Weight) else "int4"
+def _quantize(entry: Entry, read: Tensor, target: Weight, quantize: Quantizer) -> None:
+    kind = "int8" if isinstance(target, Int8Weight) else "int4"
     try:
-        quantize(read, kind, out=piece.target)
+        quantize(read, kind, out=target)
     except ValueError as error:
-        raise CheckpointError(f"{piece.entry.path}: {piece.entry.name}: {error}") from None
+        raise CheckpointError(f"{entry.path}: {entry.name}: {error}") from None
 
 
-def _row_bytes(entry: TensorEntry) -> int:
+def _in_one_piece(entry: Entry) -> bool:
+    """Whether any range of the tensor is one range of its file, in the type in which it is used."""
+    return isinstance(entry, TensorEntry) and not entry.narrowed
+
+
+def _row_bytes(entry: Entry) -> int:
     return entry.nbytes // max(1, entry.shape[0])

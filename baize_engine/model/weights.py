@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import mmap
 import warnings
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -23,7 +23,10 @@ from baize_engine.kernels.quantized import matrix as matrix_of
 from baize_engine.model import names, old_int4
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, warn_overflow
-from baize_engine.model.weight_loader import load, pack, packed_shapes
+from baize_engine.model.share import Share
+from baize_engine.model.slices import slices
+from baize_engine.model.stored_slices import StoredSlices
+from baize_engine.model.weight_loader import Piece, allocate, fill, load, pack, packed_shapes, pieces_of
 
 
 def load_weights(
@@ -32,6 +35,7 @@ def load_weights(
     dtype: str = "auto",
     device: str = "cpu",
     quantize: str | None = None,
+    share: Share | None = None,
 ) -> Mapping[str, Weight]:
     """The weights of a model: {transformers' name: tensor or quantised matrix on `device`}.
 
@@ -40,19 +44,57 @@ def load_weights(
 
     On the CPU, tensors in the files' own types and stored quantised matrices are read-only views of mapped files, read when
     first used; only float64 is converted at once. On a GPU, and in quantised models, q, k, v and gate, up are joined
-    (names.JOINED). RequestError for a wrong `dtype`; CheckpointError names the file and the tensor that is missing, unused
+    (names.JOINED).
+
+    share: only this rank's part of the files is read and held, as `names.shapes` says; the files are checked as a whole.
+    ConfigError where the model cannot be split so.
+
+    RequestError for a wrong `dtype`; CheckpointError names the file and the tensor that is missing, unused
     or of the wrong shape or type.
     """
     index = source if isinstance(source, CheckpointIndex) else read_index(source)
     if dtype != "auto" and dtype not in FLOATS:
         raise RequestError(f"dtype is {dtype!r}, wanted auto, {', '.join(FLOATS)}")
     check_index(index, config)
+    if share is not None:
+        return _load_share(index, config, dtype, device, quantize, share)
     if config.quantization is not None:
         return _load_quantized(index, config, dtype, device)
     if device != "cpu" or quantize is not None:
         return pack(_kept(index), config, dtype, device, quantize)
-    views = _views(index, names.shapes(config))
+    views = _views({name: index.entries[name] for name in names.shapes(config)})
     return views if dtype == "auto" else _converted(views, dtype)
+
+
+def _load_share(
+    index: CheckpointIndex, config: ModelConfig, dtype: str, device: str, quantize: str | None, share: Share
+) -> dict[str, Weight]:
+    """The weights of a rank: as a whole model's, but that what is no stretch of rows in a file is copied on the CPU too."""
+    share.check(config)
+    if config.quantization is None and (device != "cpu" or quantize is not None):
+        entries = slices(_kept(index), names.shapes(config, share), config, share)
+        return pack(entries, config, dtype, device, quantize, share)
+    wanted, matrices = names.shapes(config, share), dict[str, Weight]()
+    if config.quantization is not None:
+        stored, quantized = StoredSlices(index, config, share, device), names.quantized(config)
+        matrices = {name: stored.read(name) for name in quantized}
+        wanted = {name: shape for name, shape in names.packed(config, share).items() if name not in quantized}
+        _warn_old(index, config)
+    entries = slices(_kept(index), wanted, config, share)
+    whole = {
+        name: entry
+        for name, entry in entries.items()
+        if device == "cpu" and isinstance(entry, TensorEntry) and entry.shape == wanted[name]
+    }
+    views = _views(whole)
+    weights = {**matrices, **(views if dtype == "auto" else _converted(views, dtype))}
+    pieces: list[Piece] = []
+    for name in entries:
+        if name not in whole:
+            weights[name] = allocate(name, entries, config, dtype, device, None, share)
+            pieces += pieces_of(name, entries, weights[name], share)
+    fill(pieces, device)
+    return weights
 
 
 def _converted(weights: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -112,7 +154,7 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, dev
     kind, scheme = str(config.quantization), str(config.scheme)
     wanted = packed_shapes(config, kind, scheme)
     if device == "cpu":
-        tensors = _views(index, wanted)
+        tensors = _views({name: index.entries[name] for name in wanted})
     else:
         kinds = {
             name: stored or (index.entries[name].dtype if dtype == "auto" else dtype)
@@ -131,14 +173,19 @@ def _load_quantized(index: CheckpointIndex, config: ModelConfig, dtype: str, dev
                 weights[name] = _matrix(config, stored_tensors, shape[1])
             except ValueError as error:
                 raise CheckpointError(f"{index.entries[stem + names.STORED[0]].path}: {stem}: {error}") from None
-    if config.held != kind:
-        warnings.warn(
-            f"{index.folder} holds int4 of the old scheme {scheme}: its matrices are held as int8, in twice the memory. "
-            "Quantise the original model again",
-            BaizeWarning,
-            stacklevel=2,
-        )
+    _warn_old(index, config)
     return weights
+
+
+def _warn_old(index: CheckpointIndex, config: ModelConfig) -> None:
+    """A BaizeWarning where the files' matrices are not held as they are stored."""
+    if config.held != config.quantization:
+        warnings.warn(
+            f"{index.folder} holds int4 of the old scheme {config.scheme}: its matrices are held as int8, in twice the "
+            "memory. Quantise the original model again",
+            BaizeWarning,
+            stacklevel=3,
+        )
 
 
 def _matrix(config: ModelConfig, tensors: Sequence[Tensor], columns: int) -> Weight:
@@ -150,27 +197,39 @@ def _matrix(config: ModelConfig, tensors: Sequence[Tensor], columns: int) -> Wei
     return in_rows(matrix) if isinstance(matrix, Int4Weight) and tensors[0].device.type != "cpu" else matrix
 
 
-def nbytes(index: CheckpointIndex, config: ModelConfig, dtype: str = "auto", quantize: str | None = None) -> int:
-    """Bytes that the weights will take in memory, loaded with `dtype` and `quantize` as in `load_weights`."""
-    if config.held != config.quantization:
+def nbytes(
+    index: CheckpointIndex,
+    config: ModelConfig,
+    dtype: str = "auto",
+    quantize: str | None = None,
+    share: Share | None = None,
+) -> int:
+    """Bytes that the weights will take in memory, loaded with `dtype`, `quantize` and `share` as in `load_weights`."""
+    if config.held != config.quantization or (share is not None and config.quantization is not None):
         quantize = config.held
-    elif quantize is None or config.quantization is not None:
+    elif config.quantization is not None or (quantize is None and share is None):
         return sum(
             entry.numel * ITEMSIZE[entry.dtype if dtype == "auto" or entry.dtype not in FLOATS else dtype]
             for entry in _kept(index).values()
         )
+    if quantize is None:
+        shapes: dict[str, tuple[str | None, tuple[int, ...]]] = {
+            name: (None, shape) for name, shape in names.shapes(config, share).items()
+        }
+    else:
+        shapes = packed_shapes(config, quantize, share=share)
     total = 0
-    for name, (stored, shape) in packed_shapes(config, str(quantize)).items():
+    for name, (stored, shape) in shapes.items():
+        source = names.EMBED if config.tie_word_embeddings and name == names.HEAD else name
         # a missing tensor is refused by name later
-        own = index.entries[name].dtype if name in index.entries else "float32"
+        own = index.entries[source].dtype if source in index.entries else "float32"
         total += torch.Size(shape).numel() * ITEMSIZE[stored or (own if dtype == "auto" else dtype)]
     return total
 
 
-def _views(index: CheckpointIndex, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """The tensors `wanted` on the CPU: views of mapped files, except those that are narrowed while they are read."""
-    maps = {path: _map(path) for path in index.files}
-    found = {name: index.entries[name] for name in wanted}
+def _views(found: Mapping[str, TensorEntry]) -> dict[str, Tensor]:
+    """The tensors `found` on the CPU: views of mapped files, except those that are narrowed while they are read."""
+    maps = {path: _map(path) for path in {entry.path for entry in found.values()}}
     read = load(found, {name: entry.dtype for name, entry in found.items() if entry.narrowed}, "cpu")
     return {name: read[name] if name in read else view(entry, maps[entry.path]) for name, entry in found.items()}
 

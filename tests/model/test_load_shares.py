@@ -1,0 +1,153 @@
+"""What ranks load: together the whole model, bit for bit, in every precision and from every form of files."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from torch import Tensor
+
+from baize_engine.checkpoint.index import read_index
+from baize_engine.errors import ConfigError
+from baize_engine.kernels import quantized
+from baize_engine.kernels.quantized import Int4Weight, Weight
+from baize_engine.model import names, weight_loader
+from baize_engine.model.config import ModelConfig
+from baize_engine.model.quantize import quantize
+from baize_engine.model.share import RANKS, Share
+from baize_engine.model.weights import load_weights, nbytes
+
+# one key head a rank of eight; segments of 16 columns; a vocabulary that no number of ranks divides
+PLAIN = tiny.config(hidden_size=128, num_attention_heads=8, num_key_value_heads=8, vocab_size=97, intermediate_size=128)
+GROUPED = {**PLAIN, "num_attention_heads": 16, "head_dim": 16, "intermediate_size": 176}  # int4's panels and blocks cut
+TIED = {**PLAIN, "tie_word_embeddings": True, "vocab_size": 96}
+CONFIGS = {"plain": PLAIN, "grouped": GROUPED, "tied": TIED}
+STORABLE = {**GROUPED, "intermediate_size": 512}  # segments of whole blocks
+
+
+def write(path: Path, cfg: dict, dtype: str = "float16", form: str = "safetensors", shards: int = 2) -> Path:
+    kind = getattr(torch, dtype)
+    return tiny.write_model(path, cfg, tiny.state(cfg, 0, kind, scale=0.2), form, shards)
+
+
+def part(tensors: Mapping[str, Tensor], name: str, config: ModelConfig, share: Share) -> Tensor:
+    """The rank's weight `name`, cut from the whole tensors by torch."""
+    tensor = tensors[names.EMBED] if name == names.HEAD and config.tie_word_embeddings else tensors[name]
+    if tensor.dim() == 1 or name == names.EMBED:
+        return tensor
+    if name == names.HEAD:
+        rows = share.head_rows(config)
+        padded = torch.cat([tensor, tensor.new_zeros(8, tensor.shape[1])])
+        begin = min(share.rank * rows, len(padded) - rows)
+        return torch.nn.functional.pad(tensor, (0, 0, 0, share.ranks * rows - len(tensor)))[begin : begin + rows]
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        own = tensor.chunk(8, 1)[share.rank * share.segments : (share.rank + 1) * share.segments]
+        return torch.cat(own)
+    return tensor.chunk(share.ranks)[share.rank]
+
+
+def same(got: Weight, wanted: Weight, name: str) -> None:
+    assert type(got) is type(wanted), name
+    mine, others = ([w] if isinstance(w, Tensor) else w.stored for w in (got, wanted))
+    for one, two in zip(mine, others, strict=True):
+        assert (one.dtype, one.shape) == (two.dtype, two.shape), name
+        assert torch.equal(one, two), name
+
+
+def shares() -> list[Share]:
+    return [Share(rank, ranks) for ranks in RANKS for rank in range(ranks)]
+
+
+@pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("stored", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("form", ["safetensors", "bin"])
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
+def test_the_parts_of_floats(
+    tmp_path: Path, cfg: dict, stored: str, form: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_loader, "PIECE", 7000)
+    model = write(tmp_path / "m", cfg, stored, form)
+    config, index = ModelConfig.from_folder(model), read_index(model)
+    whole = load_weights(index, config, dtype)
+    for share in shares():
+        weights = load_weights(index, config, dtype, share=share)
+        assert {name: weight.shape for name, weight in weights.items()} == names.shapes(config, share)
+        for name, weight in weights.items():
+            same(weight, part(whole, name, config, share), name)
+        assert nbytes(index, config, dtype, share=share) == sum(weight.nbytes for weight in weights.values())
+
+
+@pytest.mark.parametrize("cfg", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("stored", ["float16", "float64"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_parts_are_quantised_as_the_matrices_they_are(
+    tmp_path: Path, cfg: dict, stored: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_loader, "PIECE", 7000)
+    model = write(tmp_path / "m", cfg, stored)
+    config, index = ModelConfig.from_folder(model), read_index(model)
+    whole = load_weights(index, config)
+    for share in shares():
+        weights = load_weights(index, config, quantize=kind, share=share)
+        assert {name: tuple(weight.shape) for name, weight in weights.items()} == names.packed(config, share)
+        for name, weight in weights.items():
+            wanted: Weight = torch.cat([part(whole, each, config, share) for each in names.parts(name)])
+            if name in names.quantized(config):
+                wanted = quantized.quantize(wanted, kind)
+            same(weight, wanted, name)
+        assert nbytes(index, config, quantize=kind, share=share) == sum(weight.nbytes for weight in weights.values())
+
+
+def columns(weight: Weight, begin: int, end: int) -> Weight:
+    if isinstance(weight, Int4Weight):
+        flat = quantized.in_rows(weight)
+        return Int4Weight(
+            flat.values[:, begin // 2 : end // 2], flat.scales[:, begin // 32 : end // 32], flat.factors, end - begin
+        )
+    return quantized.Int8Weight(weight.values[:, begin:end], weight.scales)
+
+
+def stored_part(whole: Mapping[str, Weight], name: str, config: ModelConfig, share: Share) -> Weight:
+    """The rank's part of a stored matrix: codes and scales are those of the whole one."""
+    weight = whole[name]
+    width = weight.shape[1]
+    if name.endswith(("o_proj.weight", "down_proj.weight")):
+        width //= 8
+        first = share.rank * share.segments
+        cut = [columns(weight, s * width, (s + 1) * width) for s in range(first, first + share.segments)]
+    elif name == names.HEAD:
+        begin, end = share.vocabulary(config)
+        zeros = quantized.quantize(torch.zeros(share.head_rows(config) - (end - begin), width), config.quantization)
+        cut = [weight.rows(begin, end), zeros] if zeros.shape[0] else [weight.rows(begin, end)]
+    else:
+        cut, first, shapes = [], 0, names.shapes(config)
+        for each in names.parts(name):
+            own = shapes[each][0] // share.ranks
+            cut.append(weight.rows(first + share.rank * own, first + (share.rank + 1) * own))
+            first += shapes[each][0]
+    joined = quantized.join(cut)
+    return quantized.in_panels(joined) if isinstance(joined, Int4Weight) else joined
+
+
+@pytest.mark.parametrize("cfg", [STORABLE, {**STORABLE, "tie_word_embeddings": True}], ids=["head", "tied"])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_parts_of_a_stored_model(tmp_path: Path, cfg: dict, kind: str) -> None:
+    quantize(write(tmp_path / "m", cfg), tmp_path / "q", kind)
+    config, index = ModelConfig.from_folder(tmp_path / "q"), read_index(tmp_path / "q")
+    whole = load_weights(index, config)
+    for share in shares():
+        weights = load_weights(index, config, share=share)
+        assert {name: tuple(weight.shape) for name, weight in weights.items()} == names.packed(config, share)
+        for name, weight in weights.items():
+            coded = name in names.quantized(config)
+            same(weight, (stored_part if coded else part)(whole, name, config, share), name)
+        assert nbytes(index, config, share=share) == sum(weight.nbytes for weight in weights.values())
+
+
+def test_stored_int4_is_not_cut_within_a_block(tmp_path: Path) -> None:
+    quantize(write(tmp_path / "m", GROUPED), tmp_path / "q", "int4")
+    with pytest.raises(ConfigError, match=r"intermediate_size is 176, .* groups of 32, .* wanted a multiple of 256"):
+        load_weights(tmp_path / "q", ModelConfig.from_folder(tmp_path / "q"), share=Share(0, 2))
