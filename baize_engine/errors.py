@@ -30,6 +30,10 @@ class BackendError(BaizeError, RuntimeError):
     """The requested backend or device cannot run here. The message gives the reason."""
 
 
+class DistributedError(BaizeError, RuntimeError):
+    """The ranks of a run cannot work together: one ended or differs from the others. The message names it and the reason."""
+
+
 class RequestError(BaizeError, ValueError):
     """A prompt or parameter cannot be served. The message names it by index or field."""
 

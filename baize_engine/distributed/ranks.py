@@ -1,0 +1,214 @@
+"""The processes of a run, from joining to the end that they have in common. Knows no model."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import timedelta
+from typing import NoReturn
+
+import torch
+import torch.distributed as dist
+
+from baize_engine.distributed.agreement import difference
+from baize_engine.distributed.exchange import Exchange
+from baize_engine.distributed.messages import Receiver, Sender
+from baize_engine.distributed.store import RunStore
+from baize_engine.distributed.verdict import Verdict
+from baize_engine.distributed.watch import Watch
+from baize_engine.distributed.world import World
+from baize_engine.errors import DistributedError
+
+ARRIVAL = 60.0  # seconds that ranks may come apart: importing torch from a network's disk takes most of a minute
+LEAVING = 3.0  # seconds that rank 0, where it hosts the store, waits for the others to read there that it leaves
+EQUAL = "equal"  # what the comparison finds where nothing differs
+FOREVER = timedelta(days=365)  # of torch's own limits: a chat may be idle for days, and failure is the watch's to find
+
+
+class Ranks:
+    """This process among those that run one model. Its calls are made by all ranks alike, but where they say of whom.
+
+    A call whose connection breaks does not return: the watch ends the process with the message that names the reason.
+    """
+
+    def __init__(self, world: World, watch: Watch, store: RunStore, group: dist.ProcessGroup) -> None:
+        """Use `join`."""
+        self.world = world
+        self.exit_code = 0  # with which a rank ends whose `receive` gave None
+        self._watch, self._store = watch, store
+        self._exchange = Exchange(group)
+        self._sender = Sender(group) if world.rank == 0 else None
+        self._receiver = Receiver(group) if world.rank > 0 else None
+        self._pid = os.getpid()
+        self._left = False
+        atexit.register(self._at_exit)
+
+    @classmethod
+    def join(cls, world: World, device: str, *, limit: float = ARRIVAL) -> Ranks:
+        """Meet the other ranks, each of which must come within `limit` seconds. `device`: "cpu", "cuda" or "cuda:N".
+
+        DistributedError if there is no store to meet by. Whatever else fails ends the process, as all later failures do.
+        """
+        if dist.is_initialized():
+            raise DistributedError("torch.distributed is in use in this process already; ranks form their own groups")
+        # A link that fails while all ranks live is known to NCCL alone, which ends the process by this.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        try:
+            store = RunStore(world, limit, first=True)
+        except DistributedError:
+            if world.rank <= 1:  # with no store there is no way to agree who tells
+                raise
+            raise SystemExit(1) from None
+        watch = Watch(world, RunStore(world, limit), limit)
+        watch.arrived.wait()
+        try:
+            group = _group(world, store, device)
+        except RuntimeError as error:
+            _give_up(watch, error)
+        return cls(world, watch, store, group)
+
+    def agree(self, what: Mapping[str, str]) -> None:
+        """Compare what every rank gives: its version, options, the digest of its files, ...; the first that differs counts.
+
+        DistributedError on rank 0, which names the ranks and both values; the others end with 1 and print nothing.
+        """
+        try:
+            found = self._compared(what)
+        except RuntimeError as error:
+            _give_up(self._watch, error)
+        if found == EQUAL:
+            return
+        self.leave(failed=True)
+        if self.world.rank > 0:
+            raise SystemExit(1)
+        raise DistributedError(found)
+
+    def _compared(self, what: Mapping[str, str]) -> str:
+        ranks = range(self.world.size)
+        self._store.give(f"{self.world.rank}", json.dumps(dict(what)))
+        if self.world.rank > 0:
+            return self._store.given("found")
+        hosts = [member.host for member in self._store.members(ranks)]
+        found = difference(hosts, [json.loads(self._store.given(f"{rank}")) for rank in ranks]) or EQUAL
+        if found != EQUAL:
+            self._watch.post(Verdict("", code=1))
+        self._store.give("found", found)
+        return found
+
+    def all_gather(self, part: torch.Tensor, out: torch.Tensor) -> None:
+        """Write every rank's `part` to its row of `out`, (size, *part.shape), both contiguous, of one dtype and device.
+
+        On a GPU this is queued on the current stream, and can be captured in a graph. From one thread at a time.
+        """
+        try:
+            self._exchange.all_gather(part, out)
+        except RuntimeError as error:
+            _give_up(self._watch, error)
+
+    def broadcast(self, tensor: torch.Tensor) -> None:
+        """Write rank 0's contiguous `tensor` to that of the others. On a GPU as all_gather."""
+        try:
+            self._exchange.broadcast(tensor)
+        except RuntimeError as error:
+            _give_up(self._watch, error)
+
+    def tell(self, message: object) -> None:
+        """Rank 0: queue a picklable message for all others."""
+        self._sending().tell(message)
+
+    def flush(self) -> None:
+        """Rank 0: send what is queued, as one. It is on its way on return; at most one is, the next waits for it."""
+        try:
+            self._sending().flush()
+        except RuntimeError as error:
+            _give_up(self._watch, error)
+
+    def receive(self) -> Sequence[object] | None:
+        """Others: wait for the messages of rank 0's next flush; None when it has ended: `leave`, exit with `exit_code`."""
+        if self._receiver is None:
+            raise ValueError("rank 0 sends and does not receive")
+        try:
+            messages = self._receiver.receive()
+            if messages is None:
+                self.exit_code = self._store.verdict_in_order().code
+            return messages
+        except RuntimeError as error:
+            _give_up(self._watch, error)
+
+    def leave(self, *, failed: bool = False) -> None:
+        """End in order: rank 0, which all others follow, with 1 if `failed`; another rank after `receive` gave None.
+
+        Called at exit where it was not before. A second call, or one in a forked child, does nothing.
+        """
+        if self._left or os.getpid() != self._pid:
+            return
+        self._left = True
+        atexit.unregister(self._at_exit)
+        try:
+            self._say_goodbye(failed)
+        except RuntimeError as error:
+            _give_up(self._watch, error)
+        self._watch.stop()
+        dist.destroy_process_group()
+
+    def _say_goodbye(self, failed: bool) -> None:
+        if self._sender is not None:
+            verdict = self._watch.post(Verdict("", code=int(failed)))
+            if not verdict.in_order:
+                self._watch.wait_for_the_end()
+            self._sender.end()
+            if self.world.hosts_store:
+                self._store.wait_for_readers(range(1, self.world.size), LEAVING)
+            return
+        verdict = self._watch.post(Verdict(f"{self._watch.me} ended before the run did"))
+        if not verdict.in_order:
+            self._watch.wait_for_the_end()
+        self._store.has_read()
+
+    def fail(self, error: BaseException) -> NoReturn:
+        """End all ranks with 1 and one line on stderr: "baize: rank 1 (host): " and the error's message."""
+        me = self._watch.me
+        try:
+            self._watch.post(Verdict(f"rank {me.rank} ({me.host}): {error}"))
+        except RuntimeError:  # the store is gone: the watch says why
+            self._watch.wait_for_the_end()
+        self._watch.wait_for_the_end()
+        os._exit(1)
+
+    def _sending(self) -> Sender:
+        if self._sender is None:
+            raise ValueError("rank 0 alone sends messages")
+        return self._sender
+
+    def _at_exit(self) -> None:
+        self.leave(
+            failed=getattr(sys, "last_value", None) is not None
+        )  # which Python sets before it prints a traceback
+
+
+def _group(world: World, store: RunStore, device: str) -> dist.ProcessGroup:
+    """Gloo for the host's tensors, and NCCL where there is a GPU, whose communicator is made at once: a graph cannot make it."""
+    chosen = None
+    if device.startswith("cuda"):
+        chosen = torch.device("cuda", world.local_rank if ":" not in device else int(device[5:]))
+        torch.cuda.set_device(chosen)
+    dist.init_process_group(
+        "cpu:gloo,cuda:nccl" if chosen else "gloo",
+        store=store.for_groups(),
+        rank=world.rank,
+        world_size=world.size,
+        timeout=FOREVER,
+        device_id=chosen,
+    )
+    return dist.group.WORLD
+
+
+def _give_up(watch: Watch, error: RuntimeError) -> NoReturn:
+    """A connection broke. The reason is a rank that ended, which the watch finds; if it does not, the error is the reason."""
+    watch.wait_for_the_end()
+    watch.post(Verdict(f"rank {watch.me.rank} ({watch.me.host}): {error}"))
+    watch.wait_for_the_end()
+    os._exit(1)
