@@ -3,6 +3,7 @@
     qkv_rope_store   RMSNorm, product, rotary embedding of q and k, k and v into the paged cache
     gate_up          RMSNorm, product, silu(gate) * up
     linear_add       product, residual
+    segment_sums     products of parts of x's columns with a matrix each, added in a fixed tree, in float32
     head             RMSNorm, product in float32, and the greatest of each BLOCK_N logits
 
 All are one kernel. A program handles BLOCK_N rows of W and all rows of x (at most 64; for int4, 32), and walks K in tiles; W is
@@ -36,25 +37,27 @@ from .launch import (
     wait_for_inputs,
 )
 from .norm import LANES, inverse_rms, rms_norm
-from .quantized import BLOCK, Weight
+from .quantized import BLOCK, Weight, row_parts
 from .rope import rope_and_store
 from .settings import BEST_BLOCK, MAX_ROWS, NORM_TRIGGERS
 from .silu import silu_mul
+from .sums import tree
 
-EPILOGUES = {"linear": 0, "linear_add": 1, "gate_up": 2, "qkv_rope_store": 3, "head": 4}
+EPILOGUES = {"linear": 0, "segment_sums": 0, "linear_add": 1, "gate_up": 2, "qkv_rope_store": 3, "head": 4}
 WIDENED_BYTES = 512 << 20  # memory for dequantised rows of a matrix at a time, for many rows of x
 
 
 @triton.jit(do_not_specialize=["T"])
 def _product_kernel(
     x_ptr, norm_ptr, w_ptr, block_scale_ptr, scale_ptr, out_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, k_ptr, v_ptr,
-    index_ptr, eps, T, N: tl.constexpr, K: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr, NORM: tl.constexpr,
-    EPILOGUE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LANES: tl.constexpr, AHEAD: tl.constexpr, ASSEMBLY: tl.constexpr,
-    PDL: tl.constexpr,
+    index_ptr, eps, T, N: tl.constexpr, K: tl.constexpr, SEGMENTS: tl.constexpr, BITS: tl.constexpr, BLOCK: tl.constexpr,
+    NORM: tl.constexpr, EPILOGUE: tl.constexpr, HEADS: tl.constexpr, KV_HEADS: tl.constexpr, D: tl.constexpr,
+    BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, LANES: tl.constexpr, AHEAD: tl.constexpr,
+    ASSEMBLY: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Rows of W (or pairs of rows) from program_id(1) * BLOCK_N, rows of x from program_id(0) * BLOCK_T.
 
+    With SEGMENTS, of segment program_id(2): columns of x from K times that, rows of W from N times that, an output of its own.
     In this order, programs that read the same tiles of W run at the same time. AHEAD: tiles of W prefetched before anything
     else, with ASSEMBLY, which the interpreter lacks.
     """
@@ -78,6 +81,15 @@ def _product_kernel(
     STRIDE: tl.constexpr = BLOCKS * (BLOCK // 2) if BITS == 4 else K
     WHOLE: tl.constexpr = (N // 2) % HALF == 0 if PAIRED else N % BLOCK_N == 0
     EVEN: tl.constexpr = WHOLE and STRIDE % WIDTH == 0
+    if SEGMENTS > 1:
+        segment = tl.program_id(2).to(tl.int64)
+        x_ptr += segment * K
+        w_ptr += segment * (N * STRIDE)
+        out_ptr += segment * N * T
+        if BITS == 4:
+            block_scale_ptr += segment * (N * BLOCKS)
+        if BITS <= 8:
+            scale_ptr += segment * N
     row = n.to(tl.int64) * STRIDE
     column = tl.arange(0, WIDTH)
     if ASSEMBLY and AHEAD > 0:  # uses the memory while the previous kernel ends, and while x is normalised
@@ -94,7 +106,7 @@ def _product_kernel(
             scale = inverse_rms(x_ptr + (first_t + i_t).to(tl.int64) * K, eps, K, LANES)
             rms = tl.where(t == first_t + i_t, scale, rms)
     acc = tl.zeros((BLOCK_N, BLOCK_T), dtype=tl.float32)
-    x_rows = x_ptr + t.to(tl.int64)[:, None] * K
+    x_rows = x_ptr + t.to(tl.int64)[:, None] * (K * SEGMENTS)
     for tile in range(0, tl.cdiv(STRIDE, WIDTH)):
         stored = tile * WIDTH + column
         if EVEN:
@@ -194,22 +206,23 @@ def _x_tile(
 def _launch(
     op: str, x: torch.Tensor, norm: torch.Tensor | None, eps: float, weight: Weight, out: torch.Tensor,
     rope: tuple[torch.Tensor | None, ...] = (None,) * 6, heads: tuple[int, int, int] = (1, 1, 2),
-    index: torch.Tensor | None = None,
+    index: torch.Tensor | None = None, segments: int = 1,
 ) -> None:  # fmt: skip
-    rows, columns = x.shape
-    count = weight.shape[0]
-    if weight.shape[1] != columns:
+    rows, columns = x.shape[0], x.shape[1] // segments
+    count = weight.shape[0] // segments
+    if weight.shape[1] * segments != x.shape[1]:
         raise ValueError(f"weight has shape {tuple(weight.shape)}, wanted (N, {columns}) for x of {tuple(x.shape)}")
     values, block_scales, scales, bits = _stored(weight, x)
-    how = tuned.product(op, bits, (count, columns), rows, x.device)
+    how = tuned.product(op, bits, (weight.shape[0], columns), rows, x.device)
     if norm is not None and not how.fuse_norm:
         x, norm = rms_norm(x, norm, eps, trigger=NORM_TRIGGERS[how.trigger]), None
     block_t = how.block_t(rows)
-    grid = triton.cdiv(rows, block_t), triton.cdiv(count, how.block_n)
+    grid = triton.cdiv(rows, block_t), triton.cdiv(count, how.block_n), segments
     _product_kernel[grid](
-        x, norm, values, block_scales, scales, out, *rope, index, eps, rows, N=count, K=columns, BITS=bits, BLOCK=BLOCK,
-        NORM=norm is not None, EPILOGUE=EPILOGUES[op], HEADS=heads[0], KV_HEADS=heads[1], D=heads[2], LANES=LANES,
-        BLOCK_T=block_t, BLOCK_N=how.block_n, BLOCK_K=how.block_k, num_warps=how.num_warps, num_stages=how.num_stages,
+        x, norm, values, block_scales, scales, out, *rope, index, eps, rows, N=count, K=columns, SEGMENTS=segments,
+        BITS=bits, BLOCK=BLOCK, NORM=norm is not None, EPILOGUE=EPILOGUES[op], HEADS=heads[0], KV_HEADS=heads[1],
+        D=heads[2], LANES=LANES, BLOCK_T=block_t, BLOCK_N=how.block_n, BLOCK_K=how.block_k, num_warps=how.num_warps,
+        num_stages=how.num_stages,
         AHEAD=how.prefetched if norm is not None or dependent_launch(x.device) else 0, ASSEMBLY=not interpreting(),
         **pdl(x.device, how.trigger),
     )  # fmt: skip
@@ -264,10 +277,23 @@ def linear(
     return out
 
 
+def _linear_parts(x: torch.Tensor, weights: Sequence[Weight], counts: Sequence[int], units: int | None) -> torch.Tensor:
+    """x times the matrices of `counts` rows, side by side, by the library: in parts if `units`, as `reference.qkv_rope_store`
+    says, else in one product of the one matrix that holds them all."""
+    if units is None:
+        return linear(x, _joined(weights))
+    out = x.new_empty(x.shape[0], sum(counts))
+    begin = 0
+    for part in row_parts(weights, counts, units):
+        out[:, begin : begin + part.shape[0]] = linear(x, part)
+        begin += part.shape[0]
+    return out
+
+
 def qkv_rope_store(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight], cos: torch.Tensor, sin: torch.Tensor,
     positions: torch.Tensor, k_cache: torch.Tensor, v_cache: torch.Tensor, slots: torch.Tensor,
-    *, q: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False,
+    *, q: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False, units: int | None = None,
 ) -> None:  # fmt: skip
     """`reference.qkv_rope_store` for one joined matrix."""
     weight = _joined(weights)
@@ -284,7 +310,8 @@ def qkv_rope_store(
     if small(rows, batch_invariant):
         _launch("qkv_rope_store", x, norm, eps, weight, q, (cos, sin, positions, slots, k_cache, v_cache), heads)
         return
-    parts = linear(rms_norm(x, norm, eps), weight)
+    counts = heads[0] * dim, kv_heads * dim, kv_heads * dim
+    parts = _linear_parts(rms_norm(x, norm, eps), weights, counts, units)
     rope_and_store(parts, cos, sin, positions, k_cache, v_cache, slots, q=q)
 
 
@@ -299,9 +326,35 @@ def linear_add(
     return out.add_(linear(x, weight))
 
 
+def segment_sums(
+    x: torch.Tensor, weight: Weight,
+    *, segments: int, out: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False,
+) -> torch.Tensor:  # fmt: skip
+    """`reference.segment_sums`, up to 8 segments; of up to 64 rows, or batch_invariant, without the products' rounding."""
+    rows = x.shape[0]
+    check("out", out, (rows, weight.shape[0] // segments), x.device)
+    if not small(rows, batch_invariant):
+        return out.copy_(_library_sums(x, row_parts([weight], [weight.shape[0]], segments)))
+    if segments == 1:
+        _launch("segment_sums", x, None, 0.0, weight, out)
+        return out
+    sums = torch.empty(segments, *out.shape, dtype=torch.float32, device=x.device)
+    _launch("segment_sums", x, None, 0.0, weight, sums, segments=segments)
+    return tree(sums, out=out)
+
+
+def _library_sums(x: torch.Tensor, weights: Sequence[Weight]) -> torch.Tensor:
+    """The tree of the segments' products, each of the same shape whatever their number; few of them are held at a time."""
+    if len(weights) == 1:
+        return linear(x.clone(memory_format=torch.contiguous_format), weights[0]).float()
+    half, middle = len(weights) // 2, x.shape[1] // 2
+    first = _library_sums(x[:, :middle], weights[:half])
+    return first.add_(_library_sums(x[:, middle:], weights[half:]))
+
+
 def gate_up(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weights: Sequence[Weight],
-    *, out: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False,
+    *, out: torch.Tensor, batch_invariant: bool = False, int8_activations: bool = False, units: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.gate_up` for one joined matrix."""
     weight = _joined(weights)
@@ -309,18 +362,18 @@ def gate_up(
     if small(x.shape[0], batch_invariant):
         _launch("gate_up", x, norm, eps, weight, out)
         return out
-    return silu_mul(linear(rms_norm(x, norm, eps), weight), out=out)
+    return silu_mul(_linear_parts(rms_norm(x, norm, eps), weights, (out.shape[1], out.shape[1]), units), out=out)
 
 
 def head(
     x: torch.Tensor, norm: torch.Tensor, eps: float, weight: Weight,
-    *, out: torch.Tensor, batch_invariant: bool = False, best: torch.Tensor | None = None,
+    *, out: torch.Tensor, batch_invariant: bool = False, best: torch.Tensor | None = None, units: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     """`reference.head`."""
     rows, blocks = x.shape[0], triton.cdiv(weight.shape[0], BEST_BLOCK)
     check("out", out, (rows, weight.shape[0]), x.device)
     if not small(rows, batch_invariant) and best is None:
-        return out.copy_(linear(rms_norm(x, norm, eps), weight))
+        return out.copy_(_linear_parts(rms_norm(x, norm, eps), [weight], (out.shape[1],), units))
     best = torch.empty(rows, blocks, dtype=torch.int32, device=x.device) if best is None else best
     check("best", best, (rows, blocks), x.device)
     _launch("head", x, norm, eps, weight, out, index=best)

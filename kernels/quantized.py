@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -311,6 +312,22 @@ def dequantize(weight: Weight, dtype: torch.dtype = torch.float32) -> Tensor:
 def rows(weight: Weight, begin: int, end: int) -> Weight:
     """Rows [begin, end) of any weight, a view."""
     return weight[begin:end] if isinstance(weight, Tensor) else weight.rows(begin, end)
+
+
+def row_parts(weights: Sequence[Weight], counts: Sequence[int], units: int) -> list[Weight]:
+    """Matrices of `counts` rows, each in `units` equal parts of its rows, in order: views. `weights`: the matrices, or one with
+    their rows joined. ValueError if the rows are others, or not a multiple of `units`."""
+    held = sum(weight.shape[0] for weight in weights)
+    if held != sum(counts) or any(count % units for count in counts):
+        wanted = ", ".join(map(str, counts))
+        raise ValueError(f"weights have {held} rows, wanted {wanted}, each a multiple of {units}")
+    if len(weights) == 1:
+        weights = [rows(weights[0], end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+    found = []
+    for weight in weights:
+        step = weight.shape[0] // units
+        found += [rows(weight, part * step, (part + 1) * step) for part in range(units)]
+    return found
 
 
 def join(weights: Sequence[Weight]) -> Weight:

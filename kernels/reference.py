@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .quantized import Int4Weight, Int8Weight, Weight, dequantize, quantize, rows  # noqa: F401 (part of the contract)
+from .quantized import (  # noqa: F401 (part of the contract)
+    Int4Weight,
+    Int8Weight,
+    Weight,
+    dequantize,
+    quantize,
+    row_parts,
+    rows,
+)
 from .settings import BEST_BLOCK
 
 # diff_add
@@ -207,7 +215,8 @@ def _into(out: Tensor | None, value: Tensor) -> Tensor:
     return value if out is None else out.copy_(value)
 
 
-# The fused ops of a decode step. A layer is qkv_rope_store, attention, linear_add, gate_up, linear_add.
+# The fused ops of a decode step. A layer is qkv_rope_store, attention, linear_add, gate_up, linear_add. Where several devices
+# share a model, segment_sums and add_sums, with the exchange of sums between them, stand for each linear_add.
 
 
 def qkv_rope_store(
@@ -225,17 +234,24 @@ def qkv_rope_store(
     q: Tensor,
     batch_invariant: bool = False,
     int8_activations: bool = False,
+    units: int | None = None,
 ) -> None:
     """rms_norm, the products with q, k and v, rope_and_store. x: (T, H); q: (T, Hq, D) is written.
 
     `weights`: the three matrices, or one with their rows joined in this order. `int8_activations` allows a backend to round
     the activations that meet quantised weights to 8 bits, with one scale for 64 (int4) or 128 columns, if that is faster; here
     they are not rounded.
+
+    `units`: q, k and v are computed in so many equal parts of their rows, a divisor of the number of key heads. A library's
+    order of summation follows a matrix's shape: with u units of the whole, and u / R of each of the R shares that devices hold,
+    all products have the same shapes, and a result's bits do not depend on R. None: one product for each of `weights`. Kernels
+    with one order for every shape ignore it.
     """
     kv_heads, dim = k_cache.shape[2:]
-    parts = _products(rms_norm(x, norm, eps), weights, batch_invariant)
     k_begin = q.shape[1] * dim
     v_begin = k_begin + kv_heads * dim
+    counts = k_begin, kv_heads * dim, kv_heads * dim
+    parts = _products(rms_norm(x, norm, eps), weights, counts, units, batch_invariant)
     q.copy_(parts[:, :k_begin].view(q.shape))
     k, v = parts[:, k_begin:v_begin].unflatten(1, (kv_heads, dim)), parts[:, v_begin:].unflatten(1, (kv_heads, dim))
     rope_and_store(q, k, v, cos, sin, positions, k_cache, v_cache, slots)
@@ -260,13 +276,14 @@ def segment_sums(
     """The products of `segments` parts of x's columns, each with its own matrix, added as `tree` adds: (T, N) float32.
 
     x: (T, segments * K). weight: (segments * N, K), of which the rows from s * N on are the matrix of part s. segments: a power
-    of two. Each product is computed as `linear` does; `int8_activations`: as in qkv_rope_store.
+    of two. Each product is computed as `linear` does, in memory of its own; a kernel may leave out its rounding to x's type.
+    `int8_activations`: as in qkv_rope_store.
     """
-    count, columns = weight.shape[0] // segments, weight.shape[1]
-    sums = torch.empty(segments, x.shape[0], count, dtype=torch.float32, device=x.device)
-    for s in range(segments):
-        part = x[:, s * columns : (s + 1) * columns].contiguous()
-        sums[s] = linear(part, rows(weight, s * count, (s + 1) * count), batch_invariant=batch_invariant)
+    columns = weight.shape[1]
+    sums = torch.empty(segments, *out.shape, dtype=torch.float32, device=x.device)
+    for s, matrix in enumerate(row_parts([weight], [weight.shape[0]], segments)):
+        part = x[:, s * columns : (s + 1) * columns].clone(memory_format=torch.contiguous_format)
+        sums[s] = linear(part, _aligned(matrix), batch_invariant=batch_invariant)
     return out.copy_(tree(sums))
 
 
@@ -278,7 +295,7 @@ def add_sums(sums: Tensor, *, out: Tensor) -> Tensor:
 def tree(sums: Tensor) -> Tensor:
     """The sum over the first dimension, a power of two long: neighbours are added, then neighbouring sums, and so on.
 
-    Where adjacent ones were added so before, the result is the same.
+    If 2, 4, ... neighbours at a time were added so before, the result is the same.
     """
     while sums.shape[0] > 1:
         sums = sums[0::2] + sums[1::2]
@@ -294,13 +311,14 @@ def gate_up(
     out: Tensor,
     batch_invariant: bool = False,
     int8_activations: bool = False,
+    units: int | None = None,
 ) -> Tensor:
     """rms_norm, the products with gate and up, silu_mul: (T, I). `weights`: the two, or one with their rows joined.
 
-    `int8_activations`: as in qkv_rope_store.
+    `int8_activations`, `units`: as in qkv_rope_store.
     """
-    parts = _products(rms_norm(x, norm, eps), weights, batch_invariant)
     inner = out.shape[1]
+    parts = _products(rms_norm(x, norm, eps), weights, (inner, inner), units, batch_invariant)
     return silu_mul(parts[:, :inner], parts[:, inner:], out=out)
 
 
@@ -316,13 +334,14 @@ def head(
     out: Tensor,
     batch_invariant: bool = False,
     best: Tensor | None = None,
+    units: int | None = None,
 ) -> Tensor:
     """Logits (T, V) float32 of the hidden states x (T, H): rms_norm and the product with the output matrix.
 
     best: (T, ceil(V / BEST_BLOCK)) int32, receives the id of the greatest logit of each block (the first of equals), or
-    NO_TOKEN if one of the block's logits is not finite.
+    NO_TOKEN if one of the block's logits is not finite. `units`: as in qkv_rope_store.
     """
-    out.copy_(linear(rms_norm(x, norm, eps), weight, batch_invariant=batch_invariant))
+    out.copy_(_products(rms_norm(x, norm, eps), [weight], (out.shape[1],), units, batch_invariant))
     if best is not None:
         padded = F.pad(out, (0, -out.shape[1] % BEST_BLOCK), value=float("-inf")).unflatten(1, (-1, BEST_BLOCK))
         ids = padded.argmax(2) + torch.arange(padded.shape[1], device=x.device) * BEST_BLOCK
@@ -331,8 +350,19 @@ def head(
     return out
 
 
-def _products(x: Tensor, weights: Sequence[Weight], batch_invariant: bool) -> Tensor:
+def _products(
+    x: Tensor, weights: Sequence[Weight], counts: Sequence[int], units: int | None, batch_invariant: bool
+) -> Tensor:
+    """x times the matrices of `counts` rows, side by side. `units`: as in qkv_rope_store."""
+    if units is not None:
+        weights = [_aligned(part) for part in row_parts(weights, counts, units)]
     return torch.cat([linear(x, weight, batch_invariant=batch_invariant) for weight in weights], dim=1)
+
+
+def _aligned(weight: Weight) -> Weight:
+    """The matrix, copied if it begins off a 64-byte line: the library's order of summation follows alignment, and where a part
+    of a matrix begins, in memory or in a mapped file, depends on what is stored before it."""
+    return weight.clone() if isinstance(weight, Tensor) and weight.data_ptr() % 64 else weight
 
 
 # Sampling

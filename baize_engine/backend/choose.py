@@ -25,7 +25,7 @@ VARIABLE = "BAIZE_BACKEND"
 # op -> the module under kernels/ with its Triton kernel
 DECODER_OPS = {
     "embed": "sample", "qkv_rope_store": "product", "attention": "attention", "linear_add": "product",
-    "segment_sums": "product", "add_sums": "product", "gate_up": "product", "head": "product",
+    "segment_sums": "product", "add_sums": "sums", "gate_up": "product", "head": "product",
     "sample": "sample", "advance": "sample",
 }  # fmt: skip
 OPS = ("diff_add", "quantize", *DECODER_OPS)

@@ -64,6 +64,7 @@ class QkvRopeStore(PlanOp):
     units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
+    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,6 +120,7 @@ class GateUp(PlanOp):
     units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
+    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,6 +134,7 @@ class Head(PlanOp):
     units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     best: Tensor | None = field(default=None, kw_only=True)
+    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
