@@ -102,9 +102,9 @@ class Engine:
             followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float or int8
             weights; else the folder of a smaller model with the same vocabulary.
         speculate_tokens: most tokens proposed at once. Default: 15, and fewer where they are rejected or cost too much.
-        tensor_parallel: how many processes hold the model together. "auto": all that torchrun has started, or this one; a number
-            of them; "exact": also where it is one, in the form that any number of them computes, with its bits. This returns on
-            rank 0 only: the others load their part and follow rank 0 until it ends.
+        tensor_parallel: how many processes hold the model together. "auto": all that torchrun has started, or this one; a
+            number of them; "exact": also where it is one, in the form that any number of them computes, with its bits. This
+            returns on rank 0 only: the others load their part and follow rank 0 until it ends.
 
         RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
         a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model and tokenizer.json,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 from baize_engine import __version__
 from baize_engine.backend.choose import DECODER_OPS, implementation
 from baize_engine.backend.devices import resolve_device
+from baize_engine.distributed.agreement import NOTHING
 from baize_engine.distributed.world import World
 from baize_engine.errors import BackendError, BaizeError, RequestError
 from baize_engine.model.config import ModelConfig
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from baize_engine.loading import LoadedModel
 
 P = ParamSpec("P")
+ERROR = "the error"  # that a rank has met before the ranks agree
 OF_EACH_RANK = ("device", "threads")  # options that may differ between ranks
 
 
@@ -61,7 +63,7 @@ class Team:
             yield
         except Exception as error:
             if self.follows and self.ranks is not None:
-                self.ranks.agree({}, error)
+                self.ranks.agree({ERROR: str(error)})
             raise
 
     def agree(self, options: EngineOptions, model: str) -> None:
@@ -77,7 +79,16 @@ class Team:
         asked = {f"--{name}": str(value) for name, value in asdict(options).items() if name not in OF_EACH_RANK}
         backend = {f"backend of {op}": implementation(op, options.device).name for op in DECODER_OPS}
         versions = {"version of baize_engine": __version__, "version of torch": torch.__version__}
-        self.ranks.agree({**versions, "device": device, **backend, **asked, "fingerprint of the model's files": model})
+        self.ranks.agree(
+            {
+                ERROR: NOTHING,
+                **versions,
+                "device": device,
+                **backend,
+                **asked,
+                "fingerprint of the model's files": model,
+            }
+        )
 
     def least(self, number: int) -> int:
         """The least of the ranks' numbers."""
@@ -175,7 +186,7 @@ def _lead(world: World, request: Load) -> LoadedModel:
         loaded = request.load(Team(Share(0, world.size), ranks), options, *request.arguments)
     except BaseException:
         _Run.ended = True
-        ranks.leave(1)
+        ranks.leave(failed=True)
         raise
     _Run.holds = True
     return replace(loaded, on_close=_closed)
@@ -228,4 +239,5 @@ def _served(ranks: Ranks, loaded: LoadedModel) -> Load:
                 objects = {}
             if isinstance(message, Load):
                 return message
+    ranks.leave()
     raise SystemExit(ranks.exit_code)

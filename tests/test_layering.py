@@ -27,7 +27,7 @@ LAYERS = (
     ("backend", "distributed"),
     ("model", "recovery"),
     ("generation",),
-    ("completion", "engine", "from_diff", "loading", "options", "outputs", "requests", "speculate"),
+    ("completion", "engine", "from_diff", "loading", "options", "outputs", "requests", "speculate", "team"),
     ("batch", "evaluation"),
     ("__main__", "cli"),
 )

@@ -64,7 +64,6 @@ class QkvRopeStore(PlanOp):
     units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
-    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +119,6 @@ class GateUp(PlanOp):
     units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
-    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +132,6 @@ class Head(PlanOp):
     units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     best: Tensor | None = field(default=None, kw_only=True)
-    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,13 +16,14 @@ from baize_engine import __version__
 from baize_engine.cli.chat import chat, chat_options
 from baize_engine.cli.demo import demo, demo_options
 from baize_engine.cli.eval import eval_options, run_eval
-from baize_engine.cli.exit_codes import INTERRUPTED, REFUSED
+from baize_engine.cli.exit_codes import DONE, INTERRUPTED, REFUSED
 from baize_engine.cli.generate import generate, generate_options
 from baize_engine.cli.info import info, info_options
 from baize_engine.cli.lean_torch import make_lean
 from baize_engine.cli.lm_eval import LM_EVAL_HELP, lm_eval_options, run_lm_eval
 from baize_engine.cli.make_diff import make_diff_options, run_make_diff
 from baize_engine.cli.notes import COMMANDS
+from baize_engine.cli.options import load_engine
 from baize_engine.cli.quantize import quantize_options, run_quantize
 from baize_engine.cli.recover import recover_options, run_recover
 from baize_engine.cli.signals import end_quietly, terminate_politely
@@ -30,6 +31,7 @@ from baize_engine.cli.spelling import CommandParser, nearest
 from baize_engine.cli.streams import prepare, warnings_told
 from baize_engine.cli.verify import run_verify, verify_options
 from baize_engine.cli.xor import XOR_HELP, run_xor, xor_options
+from baize_engine.distributed.world import World
 from baize_engine.errors import BaizeError, error_chain
 
 Command = Callable[[argparse.Namespace], int]  # options to exit code
@@ -51,8 +53,11 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
     prepare()
     options = _parse(arguments)
     terminate_politely()
-    if own_process and options.run in (generate, chat):
+    world = World.of_environment()
+    if own_process and options.run in (generate, chat) and world is None:
         make_lean(options.device)
+    if world is not None and world.rank > 0:
+        return _follow(options)
     try:
         with warnings_told():
             code: int = options.run(options)
@@ -71,6 +76,16 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
         left = "" if options.run in (chat, info, run_lm_eval) else "; nothing half-written was left"
         print(f"\nbaize: interrupted{left}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _follow(options: argparse.Namespace) -> int:
+    """What a rank other than 0 does: it loads its part of the model and serves rank 0, which alone reads and prints."""
+    sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    if options.run in (generate, chat, run_eval):
+        load_engine(options)
+    elif options.run is run_lm_eval:
+        options.run(options)
+    return DONE
 
 
 def _fail(message: str) -> int:

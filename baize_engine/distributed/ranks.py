@@ -70,6 +70,10 @@ class Ranks:
             _give_up(watch, error)
         return cls(world, watch, store, group)
 
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
     def agree(self, what: Mapping[str, str]) -> None:
         """Compare what every rank gives: its version, options, the digest of its files, ...; the first that differs counts.
 
