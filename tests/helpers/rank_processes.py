@@ -1,0 +1,61 @@
+"""Ranks as processes of a program: started as torchrun does, with the rendezvous store in this process, as its agent has it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch.distributed as dist
+
+SECONDS = 120  # that a run may take until a test fails; it takes some
+
+
+@dataclass
+class Result:
+    """code: of each rank. out, err: what all ranks have written, together."""
+
+    codes: list[int]
+    out: str
+    err: str
+
+
+@contextmanager
+def started(
+    folder: Path, program: Sequence[str], size: int, **environment: str
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """`size` processes of `python *program`. stdout and stderr of all go to folder/out and folder/err."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    processes: list[subprocess.Popen[bytes]] = []
+    with open(folder / "out", "wb") as out, open(folder / "err", "wb") as err:
+        try:
+            for rank in range(size):
+                numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+                own = {name: str(number) for name, number in numbers.items()}
+                processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *program],
+                        env={**os.environ, **address, **own, "OMP_NUM_THREADS": "1", **environment},
+                        stdin=subprocess.DEVNULL,
+                        stdout=out,
+                        stderr=err,
+                    )
+                )
+            yield processes
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+
+
+def run(folder: Path, program: Sequence[str], size: int, **environment: str) -> Result:
+    """What `size` ranks of `python *program` do until all have ended."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with started(folder, program, size, **environment) as processes:
+        codes = [process.wait(SECONDS) for process in processes]
+    return Result(codes, (folder / "out").read_text(), (folder / "err").read_text())
