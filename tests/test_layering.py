@@ -1,8 +1,8 @@
 """Which module may know which: the order of layers, and some rules of single folders, read from the sources.
 
 The order, lowest first: errors, printable, plain, fields, progress, interrupts and the C++ extension; kernels; checkpoint;
-text; backend and distributed; recovery and model, which do not know each other; generation; the engine and its options, requests and loading;
-batch; cli.
+text; backend and distributed; recovery and model, which do not know each other; generation; the engine and its options,
+requests and loading; batch; cli.
 Imports within functions and those for type checkers count as well.
 """
 

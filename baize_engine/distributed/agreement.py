@@ -10,7 +10,7 @@ NOTHING = "none"
 def difference(hosts: Sequence[str], brought: Sequence[Mapping[str, str]]) -> str | None:
     """The first key, in rank 0's order and then the others', that a rank has otherwise than rank 0; None if all are equal.
 
-    `hosts` and `brought` are by rank. The keys are words of the message: "rank 2 (b) has dtype float16, rank 0 (a) has bfloat16".
+    Both arguments are by rank. Keys are words of the message: "rank 2 (b) has dtype float16; rank 0 (a) has bfloat16".
     """
     for key in dict.fromkeys(key for each in brought for key in each):
         values = [each.get(key, NOTHING) for each in brought]

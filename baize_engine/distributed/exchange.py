@@ -1,13 +1,15 @@
 """Tensors between ranks: by NCCL on GPUs, by gloo on hosts. Knows neither what they mean nor who fails.
 
-Measured between 2 ranks of one thread on 2 cores (Zen 5, torch 2.13), 20 KB a rank: torch's all_gather 696 us, sends and receives
-between all pairs 252 us, the same by the backend's own methods, past torch's dispatcher, 125 us. They carry all of gloo's here.
+Measured between 2 ranks of one thread on 2 cores (Zen 5, torch 2.13), 20 KB a rank: torch's all_gather 696 us, sends and
+receives between all pairs 252 us, the same by the backend's own methods, past torch's dispatcher, 125 us. So is all of gloo.
 """
 
 from __future__ import annotations
 
 import torch
 import torch.distributed as dist
+
+from baize_engine.distributed.gloo import gloo
 
 GATHER, BROADCAST = 1, 2  # tags: what a message between two ranks is for; 0 is that of messages.py
 # all_gather_into_tensor warns from torch 2.13 on, where it has this name
@@ -20,7 +22,7 @@ class Exchange:
     def __init__(self, group: dist.ProcessGroup) -> None:
         self.rank, self.size = group.rank(), group.size()
         self._group = group
-        self._gloo = group._get_backend(torch.device("cpu"))
+        self._gloo = gloo(group)
         self._peers = [rank for rank in range(self.size) if rank != self.rank]
 
     def all_gather(self, part: torch.Tensor, out: torch.Tensor) -> None:
@@ -28,7 +30,7 @@ class Exchange:
 
         On a GPU this is queued on the current stream, and can be captured in a graph.
         """
-        _check(part.shape, part, out, (self.size, *part.shape))
+        _check(part, out, (self.size, *part.shape))
         if part.is_cuda:
             _all_gather(out.view(-1), part.view(-1), group=self._group)
             return
@@ -51,7 +53,7 @@ class Exchange:
             work.wait()
 
 
-def _check(shape: torch.Size, part: torch.Tensor, out: torch.Tensor, wanted: tuple[int, ...]) -> None:
+def _check(part: torch.Tensor, out: torch.Tensor, wanted: tuple[int, ...]) -> None:
     if tuple(out.shape) != wanted or out.dtype != part.dtype or out.device != part.device:
         raise ValueError(
             f"out is {tuple(out.shape)} {out.dtype} on {out.device}, wanted {wanted} {part.dtype} on {part.device}"

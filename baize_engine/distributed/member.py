@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import struct
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+# linux/pidfd.h: struct pidfd_info in its first size, of which are read here the mask and, last, exit_code
+_INFO = struct.Struct("=Q52xi")
+_INFO_EXIT = 1 << 3  # PIDFD_INFO_EXIT
+_GET_INFO = 3 << 30 | _INFO.size << 16 | 0xFF << 8 | 11  # PIDFD_GET_INFO
 
 
 @dataclass(frozen=True)
@@ -41,19 +48,36 @@ class Member:
             return None
         return os.pidfd_open(self.pid)
 
-    def how_it_ended(self) -> str:
-        """In words, after its pidfd became readable. The kernel tells more than "ended" only until its parent has asked."""
+    def how_it_ended(self, pidfd: int) -> str:
+        """In words, once its pidfd is readable."""
+        status = _status_of_pidfd(pidfd)
+        if status is None:
+            status = self._status_of_zombie()
+        code = 0 if status is None else os.waitstatus_to_exitcode(status)
+        if code < 0:
+            return f"was killed by signal {-code}"
+        return f"ended with code {code}" if code else "ended"
+
+    def _status_of_zombie(self) -> int | None:
+        """As wait() has it; None if its parent has asked already."""
         try:
             # state, field 3, is the first after the name in parentheses; exit_code is field 52 (proc_pid_stat(5))
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
-            return "ended"
-        if fields[0] not in "ZX":
-            return "ended"
-        code = os.waitstatus_to_exitcode(int(fields[49]))
-        if code < 0:
-            return f"was killed by signal {-code}"
-        return f"ended with code {code}" if code else "ended"
+            return None
+        return int(fields[49]) if fields[0] in "ZX" else None
+
+
+def _status_of_pidfd(pidfd: int) -> int | None:
+    """As wait() has it, from Linux 6.15 on, whoever is the parent; None before."""
+    info = bytearray(_INFO.size)
+    _INFO.pack_into(info, 0, _INFO_EXIT, 0)
+    try:
+        fcntl.ioctl(pidfd, _GET_INFO, info)
+    except OSError:
+        return None
+    mask, status = _INFO.unpack(info)
+    return status if mask & _INFO_EXIT else None
 
 
 def _machine() -> str:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from baize_engine.distributed.gloo import gloo
+
 TAG = 0
 BLOCK = 4096  # bytes of a batch that go with its length; what is longer follows in a second piece
 LENGTH = 8  # bytes of the length before the batch
@@ -18,7 +20,7 @@ class Sender:
     """Rank 0's side. A batch is on its way while rank 0 goes on; the next waits until every rank has begun to read it."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._gloo = group._get_backend(torch.device("cpu"))
+        self._gloo = gloo(group)
         self._peers = range(1, group.size())
         self._queue: list[object] = []
         self._sent: list[dist.Work] = []
@@ -54,7 +56,7 @@ class Receiver:
     """The side of every other rank."""
 
     def __init__(self, group: dist.ProcessGroup) -> None:
-        self._gloo = group._get_backend(torch.device("cpu"))
+        self._gloo = gloo(group)
         self._block = torch.empty(BLOCK, dtype=torch.uint8)
         self._coming = self._gloo.recv([self._block], 0, TAG)  # asked for ahead, so that rank 0 need not wait to send
 

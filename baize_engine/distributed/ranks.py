@@ -54,8 +54,7 @@ class Ranks:
         """
         if dist.is_initialized():
             raise DistributedError("torch.distributed is in use in this process already; ranks form their own groups")
-        # A link that fails while all ranks live is known to NCCL alone, which ends the process by this.
-        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+        world.set_torch_defaults()
         try:
             store = RunStore(world, limit, first=True)
         except DistributedError:
@@ -155,7 +154,6 @@ class Ranks:
             self._say_goodbye(failed)
         except RuntimeError as error:
             _give_up(self._watch, error)
-        self._watch.stop()
         dist.destroy_process_group()
 
     def _say_goodbye(self, failed: bool) -> None:
@@ -166,10 +164,12 @@ class Ranks:
             self._sender.end()
             if self.world.hosts_store:
                 self._store.wait_for_readers(range(1, self.world.size), LEAVING)
+            self._watch.stop()
             return
         verdict = self._watch.post(Verdict(f"{self._watch.me} ended before the run did"))
         if not verdict.in_order:
             self._watch.wait_for_the_end()
+        self._watch.stop()  # before rank 0 may go
         self._store.has_read()
 
     def fail(self, error: BaseException) -> NoReturn:
@@ -194,12 +194,12 @@ class Ranks:
 
 
 def _group(world: World, store: RunStore, device: str) -> dist.ProcessGroup:
-    """Gloo for the host's tensors, and NCCL where there is a GPU, whose communicator is made at once: a graph cannot make it."""
+    """Gloo for the host's tensors, and NCCL for a GPU's, whose communicator is made at once: no graph can make it."""
     chosen = None
     if device.startswith("cuda"):
         chosen = torch.device("cuda", world.local_rank if ":" not in device else int(device[5:]))
         torch.cuda.set_device(chosen)
-    dist.init_process_group(
+    dist.init_process_group(  # `device_id` is what makes the communicator at once
         "cpu:gloo,cuda:nccl" if chosen else "gloo",
         store=store.for_groups(),
         rank=world.rank,
@@ -207,7 +207,9 @@ def _group(world: World, store: RunStore, device: str) -> dist.ProcessGroup:
         timeout=FOREVER,
         device_id=chosen,
     )
-    return dist.group.WORLD
+    group = dist.group.WORLD
+    assert group is not None  # as it was just made
+    return group
 
 
 def _give_up(watch: Watch, error: RuntimeError) -> NoReturn:

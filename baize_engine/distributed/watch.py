@@ -1,6 +1,6 @@
 """A thread that finds a rank that died, hangs or never comes, and ends this process with the others. Does not know groups.
 
-Processes of this host are seen at once when they end (pidfd), those of others by their beats in the store. Who finds the failure
+Processes of this host are seen at once when they end (pidfd), those of others by their beats in the store. Who finds it
 first puts it into the store as the verdict, which every rank follows: one of them prints it, all end by os._exit, since their
 main threads may wait in C++ for ranks that are gone.
 """
@@ -78,7 +78,7 @@ class Watch:
             if (verdict := self._pulse.verdict) is not None:
                 self._follow(verdict)
                 return
-            if self._pulse.lost:
+            if self._pulse.lost or self._host_ended():
                 self._end_without_store()
             if (found := self._judge()) is not None:
                 self._follow(self._posted(found))
@@ -89,7 +89,7 @@ class Watch:
         for number, _ in self._poll.poll(seconds * 1000):
             if number in self._pidfds:
                 member = self._pidfds.pop(number)
-                self._ended[member] = member.how_it_ended()
+                self._ended[member] = member.how_it_ended(number)
                 self._poll.unregister(number)
                 os.close(number)
         self._signals.read()
@@ -98,13 +98,13 @@ class Watch:
                 continue
             self._seen.add(member.rank)
             try:
-                number = member.pidfd()
+                pidfd = member.pidfd()
             except ProcessLookupError:
                 self._ended[member] = "ended"
                 continue
-            if number is not None:
-                self._pidfds[number] = member
-                self._poll.register(number, select.POLLIN)
+            if pidfd is not None:
+                self._pidfds[pidfd] = member
+                self._poll.register(pidfd, select.POLLIN)
         if len(self._seen) == len(self._others):
             self.arrived.set()
 
@@ -131,6 +131,10 @@ class Watch:
             who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
             return Verdict(f"{who} did not come within {self._limit:g} s", dead=missing)
         return None
+
+    def _host_ended(self) -> bool:
+        """Whether the store ended with rank 0, on this host."""
+        return not self._world.agent_store and any(member.rank == 0 for member in self._ended)
 
     def _deaths(self) -> str:
         return "; ".join(
@@ -196,6 +200,7 @@ class Watch:
 
     def _end_without_store(self, verdict: Verdict | None = None) -> NoReturn:
         """The store's host is gone, and with it every way to agree: the lowest rank that this one does not know dead prints."""
+        self._pulse.stop()
         self._look_for_sigterm(0.3)  # and for processes that ended with it
         dead = {member.rank for member in self._ended} | {*(verdict.dead if verdict else [])}
         if not self._world.agent_store:

@@ -46,6 +46,14 @@ class World:
             ),
         )
 
+    @staticmethod
+    def set_torch_defaults() -> None:
+        """What torch reads once: before its first import, if all of it is to count."""
+        # Where the store's host died, each of its clients would dump a C++ stack into stderr; the watch says who died.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+        # A link that failed while all ranks live is known to NCCL alone, which by this ends the process.
+        os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "1")
+
     @property
     def hosts_store(self) -> bool:
         """Whether the rendezvous store is in this process."""

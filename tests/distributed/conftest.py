@@ -1,0 +1,115 @@
+"""Ranks as processes: the code that each runs, the store between them, and what they print all together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+import torch.distributed as dist
+from forked import Forked
+
+HEAD = """
+import os, signal, sys, threading
+import torch
+from baize_engine.distributed.ranks import Ranks
+from baize_engine.distributed.world import World
+
+def ready(*what):
+    print("ready", *what, flush=True)
+
+def gather(ranks):
+    part, out = torch.full((3, 4), float(rank)), torch.empty(size, 3, 4)
+    ranks.all_gather(part, out)
+    assert out.equal(torch.arange(float(size)).view(size, 1, 1).expand(size, 3, 4))
+
+def follow(ranks):
+    "What every rank but 0 does."
+    while (messages := ranks.receive()) is not None:
+        for message in messages:
+            gather(ranks)
+    ranks.leave()
+    sys.exit(ranks.exit_code)
+
+torch.set_num_threads(1)
+world = World.of_environment()
+rank, size = world.rank, world.size
+"""
+SECONDS = 60  # that a run may take until the test fails; it takes a few
+
+
+class Run:
+    """The ranks of one run. By default a store of the test's, as torchrun's agent has one; with `port` rank 0 hosts it."""
+
+    def __init__(
+        self, folder: Path, code: str, size: int, *, ranks: range | None = None, port: int | None = None
+    ) -> None:
+        self._errors = open(folder / "stderr", "w+b")  # noqa: SIM115
+        self.store = None if port else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port or self.store.port}"}
+        if self.store:
+            address["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        self.processes: dict[int, Forked] = {}
+        self.lines: dict[int, BinaryIO] = {}
+        for rank in ranks or range(size):
+            reading, writing = os.pipe()
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+            environment = {**os.environ, **address, **{name: f"{number}" for name, number in numbers.items()}}
+            streams = {1: writing, 2: self._errors.fileno()}
+            self.processes[rank] = Forked(["-c", HEAD + code], streams, env=environment)
+            os.close(writing)
+            self.lines[rank] = open(reading, "rb")  # noqa: SIM115
+
+    def ready(self, *ranks: int) -> None:
+        """Wait until these, or all, say so."""
+        for rank in ranks or self.processes:
+            line = self.lines[rank].readline()
+            assert line.startswith(b"ready"), (rank, line, self.errors())
+
+    def entered(self, *ranks: int) -> None:
+        """Wait until these are in the test's store."""
+        assert self.store
+        self.store.wait([f"baize/0/member/{rank}" for rank in ranks], timedelta(seconds=SECONDS))
+
+    def send(self, number: int, *ranks: int) -> None:
+        """A signal to these, or to all."""
+        for rank in ranks or self.processes:
+            self.processes[rank].send_signal(number)
+
+    def codes(self) -> list[int]:
+        """Wait until all have ended."""
+        return [process.wait(SECONDS) for process in self.processes.values()]
+
+    def errors(self) -> str:
+        """What all of them together wrote to stderr."""
+        self._errors.seek(0)
+        return self._errors.read().decode()
+
+    def who(self, rank: int) -> str:
+        return f"rank {rank} ({socket.gethostname()}, pid {self.processes[rank].pid})"
+
+    def close(self) -> None:
+        self.send(signal.SIGKILL)
+        for file in (self._errors, *self.lines.values()):
+            file.close()
+
+
+@pytest.fixture
+def launch(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    """Makes a Run, which the end of the test kills where it is still there."""
+    runs: list[Run] = []
+
+    def start(code: str, size: int, *, ranks: range | None = None, port: int | None = None) -> Run:
+        folder = tmp_path / f"{len(runs)}"
+        folder.mkdir()
+        runs.append(Run(folder, code, size, ranks=ranks, port=port))
+        return runs[-1]
+
+    yield start
+    for run in runs:
+        run.close()

@@ -1,0 +1,244 @@
+"""A rank that dies, hangs, fails or never comes: all others end, and one message names it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from conftest import HEAD
+
+from baize_engine.distributed.watch import TERMINATED
+
+JOIN = 'ranks = Ranks.join(world, "cpu", limit=30)\n'
+# Every rank is on a host of its own, as far as the others see, and is not heard after a second instead of eight.
+APART = """
+import baize_engine.distributed.member, baize_engine.distributed.watch
+baize_engine.distributed.member._machine = lambda: f"of {rank}"
+baize_engine.distributed.watch.SILENCE = 1.5
+"""
+STOPPED = "import baize_engine.distributed.watch\nbaize_engine.distributed.watch.SILENCE_HERE = 1.5\n"
+IN_ALL_GATHER = JOIN + "ready()\nwhile True:\n    gather(ranks)"
+IN_RECEIVE = JOIN + "ready()\nfollow(ranks) if rank else threading.Event().wait()"
+PLACES = pytest.mark.parametrize("place", [IN_ALL_GATHER, IN_RECEIVE], ids=["all_gather", "receive"])
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@PLACES
+@pytest.mark.parametrize("victim", [0, 1, 2])
+def test_a_killed_rank(launch, place: str, victim: int) -> None:
+    run = launch(place, 3)
+    run.ready()
+    run.send(signal.SIGKILL, victim)
+    assert run.codes() == [-9 if rank == victim else 1 for rank in range(3)]
+    assert run.errors() in (f"baize: {run.who(victim)} {how}\n" for how in ("was killed by signal 9", "ended"))
+
+
+def test_all_but_one_killed(launch) -> None:
+    run = launch(IN_ALL_GATHER, 3)
+    run.ready()
+    run.send(signal.SIGKILL, 0, 1)
+    assert run.codes() == [-9, -9, 1]
+    assert run.errors().count("baize: rank") == 1
+    assert run.errors().startswith(f"baize: {run.who(0)}") or run.errors().startswith(f"baize: {run.who(1)}")
+
+
+@PLACES
+def test_a_killed_rank_0_that_hosts_the_store(place: str, tmp_path: Path) -> None:
+    """In processes of their own, in which torch has not been imported when it is told to keep its dumps to itself."""
+    head = HEAD.replace("import torch\n", "from baize_engine.distributed.world import World\nWorld.set_torch_defaults()\nimport torch\n", 1)  # fmt: skip
+    variables = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{free_port()}",
+    }
+    with open(tmp_path / "stderr", "w+") as stderr:
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", head + place],
+                stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, **variables, "RANK": rank, "LOCAL_RANK": rank},
+            )
+            for rank in "01"
+        ]  # fmt: skip
+        try:
+            assert [process.stdout.readline() for process in processes if process.stdout] == [b"ready\n"] * 2
+            processes[0].kill()
+            assert processes[1].wait(60) == 1
+            stderr.seek(0)
+            who = f"rank 0 ({socket.gethostname()}, pid {processes[0].pid})"
+            assert stderr.read() == f"baize: {who} was killed by signal 9\n"
+        finally:
+            for process in processes:
+                process.kill()
+                process.communicate()
+
+
+def test_ranks_where_rank_0_hosts_the_store(launch) -> None:
+    """It stays until the others have read how the run ends."""
+    follow = JOIN + "follow(ranks) if rank else ready()"
+    run = launch(follow, 3, port=free_port())
+    assert run.codes() == [0, 0, 0]
+    killed = launch(IN_RECEIVE, 3, port=free_port())
+    killed.ready()
+    killed.send(signal.SIGKILL, 1)
+    assert killed.codes() == [1, -9, 1]
+    assert killed.errors().startswith(f"baize: {killed.who(1)} ")
+    assert killed.errors().count("\n") == 1
+
+
+@PLACES
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_rank_of_another_host(launch, place: str, victim: int) -> None:
+    run = launch(APART + place, 3)
+    run.ready()
+    run.send(signal.SIGKILL, victim)
+    assert run.codes() == [-9 if rank == victim else 1 for rank in range(3)]
+    assert run.errors().startswith(f"baize: {run.who(victim)} stopped answering ")
+    assert run.errors().count("\n") == 1
+
+
+def test_a_stopped_rank(launch) -> None:
+    run = launch(STOPPED + IN_RECEIVE, 3)
+    run.ready()
+    run.send(signal.SIGSTOP, 1)
+    assert [run.processes[rank].wait(60) for rank in (0, 2)] == [1, 1]
+    assert run.errors() == f"baize: {run.who(1)} stopped answering 2 s ago\n"
+    run.send(signal.SIGCONT, 1)  # it finds the verdict
+    assert run.codes() == [1, 1, 1]
+    assert run.errors().count("\n") == 1
+
+
+def test_all_stopped_for_a_while_go_on(launch) -> None:
+    """As by Ctrl-Z, after which nobody has heard of anybody."""
+    run = launch(
+        STOPPED + JOIN + "ready()\nsys.stdin.close()\nthreading.Event().wait(4)\nfollow(ranks) if rank else 0", 2
+    )
+    run.ready()
+    run.send(signal.SIGSTOP)
+    with subprocess.Popen(["sleep", "2.5"]):
+        pass
+    run.send(signal.SIGCONT)
+    assert run.codes() == [0, 0]
+    assert run.errors() == ""
+
+
+def test_a_rank_that_never_comes(launch) -> None:
+    run = launch('Ranks.join(world, "cpu", limit=1)', 4, ranks=range(2))
+    assert run.codes() == [1, 1]
+    assert run.errors() == "baize: ranks 2, 3 did not come within 1 s\n"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_killed_while_the_others_wait_for_one_more(launch, rank: int) -> None:
+    run = launch(JOIN, 4, ranks=range(3))
+    run.entered(0, 1, 2)
+    run.send(signal.SIGKILL, rank)
+    assert run.codes() == [-9 if each == rank else 1 for each in range(3)]
+    assert run.errors().startswith(f"baize: {run.who(rank)} ")
+    assert run.errors().count("\n") == 1
+
+
+@pytest.mark.parametrize("fails", [0, 2])
+def test_a_rank_that_reports_its_failure(launch, fails: int) -> None:
+    code = JOIN + f"ranks.fail(ValueError('no such file')) if rank == {fails} else gather(ranks)"
+    run = launch(code, 3)
+    assert run.codes() == [1, 1, 1]
+    assert run.errors() == f"baize: rank {fails} ({socket.gethostname()}): no such file\n"
+
+
+def test_a_rank_that_ends_before_the_run(launch) -> None:
+    run = launch(JOIN + "sys.exit(0) if rank == 1 else threading.Event().wait()", 3)
+    assert run.codes() == [1, 1, 1]
+    assert run.errors() == f"baize: {run.who(1)} ended before the run did\n"
+
+
+@PLACES
+def test_sigterm_to_all_ends_all_quietly(launch, place: str) -> None:
+    run = launch(place, 3)
+    run.ready()
+    run.send(signal.SIGTERM)
+    assert run.codes() == [TERMINATED] * 3
+    assert run.errors() == ""
+
+
+def test_sigterm_to_one_rank_names_it(launch) -> None:
+    run = launch(IN_RECEIVE, 3)
+    run.ready()
+    run.send(signal.SIGTERM, 2)
+    assert run.codes() == [1, 1, TERMINATED]
+    assert run.errors() == f"baize: {run.who(2)} was terminated\n"
+
+
+def test_sigterm_after_a_death_leaves_the_message(launch) -> None:
+    """As torchrun does it."""
+    run = launch(IN_ALL_GATHER, 3)
+    run.ready()
+    run.send(signal.SIGKILL, 1)
+    run.send(signal.SIGTERM, 0, 2)
+    assert run.codes() == [1, -9, 1]
+    assert run.errors().startswith(f"baize: {run.who(1)} ")
+    assert run.errors().count("\n") == 1
+
+
+def test_a_program_that_cleans_up_after_sigterm_may(launch) -> None:
+    """The handler of rank 0's own raises, and the run ends in order."""
+    code = """
+def clean_up(number, frame):
+    raise SystemExit(130)
+
+signal.signal(signal.SIGTERM, clean_up)
+"""
+    run = launch(code + IN_RECEIVE, 2)
+    run.ready()
+    run.send(signal.SIGTERM, 0)
+    assert run.codes() == [130, 0]
+    assert run.errors() == ""
+
+
+def test_ctrl_c_is_for_rank_0(launch) -> None:
+    code = (
+        JOIN
+        + """
+ready()
+if rank:
+    follow(ranks)
+try:
+    threading.Event().wait()
+except KeyboardInterrupt:
+    ranks.tell("gather")
+    ranks.flush()
+    gather(ranks)
+"""
+    )
+    run = launch(code, 3)
+    run.ready()
+    run.send(signal.SIGINT)
+    assert run.codes() == [0, 0, 0]
+    assert run.errors() == ""
+
+
+@pytest.mark.slow
+def test_kills_at_any_moment(launch) -> None:
+    """From the first import on; before it has joined, a rank is one that never comes."""
+    rng = random.Random(20)
+    for _ in range(20):
+        run = launch('ranks = Ranks.join(world, "cpu", limit=3)\n' + IN_ALL_GATHER.removeprefix(JOIN), 3)
+        for _ in range(rng.randrange(10**7)):
+            pass
+        victim = rng.randrange(3)
+        run.send(signal.SIGKILL, victim)
+        assert run.codes() == [-9 if rank == victim else 1 for rank in range(3)]
+        assert run.errors().startswith(f"baize: rank {victim} ")
+        assert run.errors().count("\n") == 1
