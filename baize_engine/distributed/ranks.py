@@ -44,6 +44,7 @@ class Ranks:
         self._receiver = Receiver(group) if world.rank > 0 else None
         self._pid = os.getpid()
         self._left = False
+        self._agreements = 0  # so far
         atexit.register(self._at_exit)
 
     @classmethod
@@ -91,14 +92,16 @@ class Ranks:
 
     def _compared(self, what: Mapping[str, str]) -> str:
         ranks = range(self.world.size)
-        self._store.give(f"{self.world.rank}", json.dumps(dict(what)))
+        self._agreements += 1
+        mine = f"{self._agreements}"
+        self._store.give(f"{mine}/{self.world.rank}", json.dumps(dict(what)))
         if self.world.rank > 0:
-            return self._store.given("found")
+            return self._store.given(f"{mine}/found")
         hosts = [member.host for member in self._store.members(ranks)]
-        found = difference(hosts, [json.loads(self._store.given(f"{rank}")) for rank in ranks]) or EQUAL
+        found = difference(hosts, [json.loads(self._store.given(f"{mine}/{rank}")) for rank in ranks]) or EQUAL
         if found != EQUAL:
             self._watch.post(Verdict("", code=1))
-        self._store.give("found", found)
+        self._store.give(f"{mine}/found", found)
         return found
 
     def all_gather(self, part: torch.Tensor, out: torch.Tensor) -> None:
