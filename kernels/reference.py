@@ -182,9 +182,10 @@ def attention(
     for s, length in enumerate(lens):
         begin, end = starts[s], starts[s + 1]
         blocks = block_tables[s, : -(-length // block)].long()
-        keys = k_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)  # (Hkv, L, D)
-        values = v_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1)
-        # fresh memory, as in `linear`; rows that share a key head are adjacent
+        # fresh memory of each head, as in `linear`: bits do not depend on how many there are
+        keys = k_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1).contiguous()  # (Hkv, L, D)
+        values = v_cache[blocks].flatten(0, 1)[:length].float().transpose(0, 1).contiguous()
+        # rows that share a key head are adjacent
         queries = q[begin:end].float().transpose(0, 1).clone(memory_format=torch.contiguous_format)
         queries = queries.view(kv_heads, group * (end - begin), dim)
         scores = torch.bmm(queries, keys.transpose(1, 2)).view(kv_heads, group, end - begin, length) * scale
@@ -319,7 +320,11 @@ def gate_up(
     """
     inner = out.shape[1]
     parts = _products(rms_norm(x, norm, eps), weights, (inner, inner), units, batch_invariant)
-    return silu_mul(parts[:, :inner], parts[:, inner:], out=out)
+    width = inner // (units or 1)
+    for begin in range(0, inner, width):  # what is left over after whole vectors is rounded otherwise
+        gate, up = (parts[:, side + begin : side + begin + width] for side in (0, inner))
+        silu_mul(gate, up, out=out[:, begin : begin + width])
+    return out
 
 
 NO_TOKEN = -1  # the result of `sample` for a row with a logit that is not finite
