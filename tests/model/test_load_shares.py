@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+import shares
 import tiny
 import torch
 from torch import Tensor
@@ -33,22 +34,6 @@ def write(path: Path, cfg: dict, dtype: str = "float16", form: str = "safetensor
     return tiny.write_model(path, cfg, tiny.state(cfg, 0, kind, scale=0.2), form, shards)
 
 
-def part(tensors: Mapping[str, Tensor], name: str, config: ModelConfig, share: Share) -> Tensor:
-    """The rank's weight `name`, cut from the whole tensors by torch."""
-    tensor = tensors[names.EMBED] if name == names.HEAD and config.tie_word_embeddings else tensors[name]
-    if tensor.dim() == 1 or name == names.EMBED:
-        return tensor
-    if name == names.HEAD:
-        rows = share.head_rows(config)
-        padded = torch.cat([tensor, tensor.new_zeros(8, tensor.shape[1])])
-        begin = min(share.rank * rows, len(padded) - rows)
-        return torch.nn.functional.pad(tensor, (0, 0, 0, share.ranks * rows - len(tensor)))[begin : begin + rows]
-    if name.endswith(("o_proj.weight", "down_proj.weight")):
-        own = tensor.chunk(8, 1)[share.rank * share.segments : (share.rank + 1) * share.segments]
-        return torch.cat(own)
-    return tensor.chunk(share.ranks)[share.rank]
-
-
 def same(got: Weight, wanted: Weight, name: str) -> None:
     assert type(got) is type(wanted), name
     mine, others = ([w] if isinstance(w, Tensor) else w.stored for w in (got, wanted))
@@ -57,7 +42,7 @@ def same(got: Weight, wanted: Weight, name: str) -> None:
         assert torch.equal(one, two), name
 
 
-def shares() -> list[Share]:
+def all_shares() -> list[Share]:
     return [Share(rank, ranks) for ranks in RANKS for rank in range(ranks)]
 
 
@@ -72,11 +57,12 @@ def test_the_parts_of_floats(
     model = write(tmp_path / "m", cfg, stored, form)
     config, index = ModelConfig.from_folder(model), read_index(model)
     whole = load_weights(index, config, dtype)
-    for share in shares():
+    for share in all_shares():
         weights = load_weights(index, config, dtype, share=share)
         assert {name: weight.shape for name, weight in weights.items()} == names.shapes(config, share)
+        parts = shares.parts(whole, config, share)
         for name, weight in weights.items():
-            same(weight, part(whole, name, config, share), name)
+            same(weight, parts[name], name)
         assert nbytes(index, config, dtype, share=share) == sum(weight.nbytes for weight in weights.values())
 
 
@@ -90,11 +76,12 @@ def test_the_parts_are_quantised_as_the_matrices_they_are(
     model = write(tmp_path / "m", cfg, stored)
     config, index = ModelConfig.from_folder(model), read_index(model)
     whole = load_weights(index, config)
-    for share in shares():
+    for share in all_shares():
         weights = load_weights(index, config, quantize=kind, share=share)
         assert {name: tuple(weight.shape) for name, weight in weights.items()} == names.packed(config, share)
+        parts = shares.parts(whole, config, share)
         for name, weight in weights.items():
-            wanted: Weight = torch.cat([part(whole, each, config, share) for each in names.parts(name)])
+            wanted: Weight = torch.cat([parts[each] for each in names.parts(name)])
             if name in names.quantized(config):
                 wanted = quantized.quantize(wanted, kind)
             same(weight, wanted, name)
@@ -138,12 +125,13 @@ def test_the_parts_of_a_stored_model(tmp_path: Path, cfg: dict, kind: str) -> No
     quantize(write(tmp_path / "m", cfg), tmp_path / "q", kind)
     config, index = ModelConfig.from_folder(tmp_path / "q"), read_index(tmp_path / "q")
     whole = load_weights(index, config)
-    for share in shares():
+    for share in all_shares():
         weights = load_weights(index, config, share=share)
         assert {name: tuple(weight.shape) for name, weight in weights.items()} == names.packed(config, share)
+        coded = names.quantized(config)
+        plain = shares.parts({name: weight for name, weight in whole.items() if name not in coded}, config, share)
         for name, weight in weights.items():
-            coded = name in names.quantized(config)
-            same(weight, (stored_part if coded else part)(whole, name, config, share), name)
+            same(weight, stored_part(whole, name, config, share) if name in coded else plain[name], name)
         assert nbytes(index, config, share=share) == sum(weight.nbytes for weight in weights.values())
 
 
