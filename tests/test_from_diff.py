@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,19 @@ from folders import snapshot
 from refusals import REFUSALS
 from shapes import Shape
 
-from baize_engine import Engine, SamplingParams, from_diff, recover
+from baize_engine import _C, Engine, SamplingParams, from_diff, recover
+from baize_engine.checkpoint.index import read_index
 from baize_engine.cli import main
 from baize_engine.errors import BaizeError, CheckpointError, ConfigError, RequestError
-from baize_engine.from_diff import WeightSink, load_diff
+from baize_engine.from_diff import CheckedDiff, WeightSink, load_diff
 from baize_engine.loading import load
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.share import RANKS, Share
+from baize_engine.model.weights import load_weights
 from baize_engine.options import EngineOptions
 from baize_engine.recovery.options import RecoveryOptions
+from baize_engine.recovery.stream import stream
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no block of 32 divides
@@ -279,3 +284,37 @@ def test_chat_with_a_base_that_has_more_rows(tmp_path: Path) -> None:
         done = forked.run([*line, *more], b"hi\n")
         assert done.returncode == code, done.stderr
         assert (b"--drop_rows" in done.stderr) == (code == 1)
+
+
+SHARED = tiny.config(
+    hidden_size=128, num_attention_heads=8, num_key_value_heads=8, intermediate_size=176, vocab_size=96
+)
+LAYOUTS = ["meta", "grown", "tied"]
+
+
+def write_shared(root: Path, layout: str) -> tuple[Path, Path]:
+    """A pair whose base is in Meta's layout, or lacks a row of the diff's, or whose head is tied."""
+    if layout == "grown":
+        return tiny.write_pair(root, cfg=SHARED)
+    cfg = {**SHARED, "tie_word_embeddings": layout == "tied"}
+    delta = {name: t * 0.01 for name, t in tiny.state(cfg, 1).items()}
+    diff = tiny.write_model(root / "diff", cfg, delta, shards=2)
+    if layout == "meta":
+        return tiny_meta.write_meta(root / "base", cfg, tiny_meta.random_shards(cfg, 4)), diff
+    return tiny.write_model(root / "base", cfg, tiny.state(cfg, 0, torch.float64), "bin"), diff
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("quantize", [None, "int8", "int4"])
+def test_a_rank_has_the_bits_of_the_detour(
+    tmp_path: Path, layout: str, quantize: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(from_diff, "stream", partial(stream, piece=_C.CHUNK // 4))  # several pieces of a matrix
+    base, diff = write_shared(tmp_path, layout)
+    options, recovery = EngineOptions("cpu", "float16", quantize), RecoveryOptions(progress=False)
+    recover(base, diff, tmp_path / "tuned", dtype="float16", device="cpu", progress=False)
+    index, config = read_index(tmp_path / "tuned"), ModelConfig.from_folder(tmp_path / "tuned")
+    found = CheckedDiff.read(base, diff, options, recovery)
+    for share in (Share(rank, ranks) for ranks in RANKS for rank in range(ranks)):
+        got = found.weights(options, share, progress=False)
+        same_weights(got, dict(load_weights(index, config, quantize=quantize, share=share)))

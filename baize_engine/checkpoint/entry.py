@@ -167,7 +167,7 @@ class JoinedEntry(TensorSpec):
 class SlicedEntry(TensorSpec):
     """Some rows and columns of the matrix `source`: `shape` from its row `row` and its column `column` on."""
 
-    source: TensorEntry | JoinedEntry
+    source: Entry
     row: int
     column: int
 
@@ -213,7 +213,7 @@ class SlicedEntry(TensorSpec):
 Entry = TensorEntry | JoinedEntry | SlicedEntry
 
 
-def rows_of(entry: TensorEntry | JoinedEntry, begin: int, end: int) -> Entry:
+def rows_of(entry: Entry, begin: int, end: int) -> Entry:
     """Rows [begin, end) of a matrix or vector; those of a JoinedEntry, a matrix, are whole heads where it orders them."""
     if (begin, end) == (0, entry.shape[0]):
         return entry
@@ -224,7 +224,7 @@ def rows_of(entry: TensorEntry | JoinedEntry, begin: int, end: int) -> Entry:
     return SlicedEntry(entry.name, entry.dtype, shape, entry, begin, 0)
 
 
-def columns_of(entry: TensorEntry | JoinedEntry, begin: int, end: int) -> Entry:
+def columns_of(entry: Entry, begin: int, end: int) -> Entry:
     """Columns [begin, end) of all rows of a matrix."""
     if (begin, end) == (0, entry.shape[1]):
         return entry

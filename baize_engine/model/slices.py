@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from baize_engine.checkpoint.entry import Entry, JoinedEntry, TensorEntry, columns_of, rows_of
+from baize_engine.checkpoint.entry import Entry, columns_of, rows_of
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as weight_rows
 from baize_engine.model import names
@@ -15,9 +15,7 @@ from baize_engine.model.config import ModelConfig
 from baize_engine.model.share import Share
 
 
-def slices(
-    entries: Mapping[str, TensorEntry | JoinedEntry], wanted: Iterable[str], config: ModelConfig, share: Share
-) -> dict[str, Entry]:
+def slices(entries: Mapping[str, Entry], wanted: Iterable[str], config: ModelConfig, share: Share) -> dict[str, Entry]:
     """{name: the rank's part of it in the files} of each of `wanted`, some of `names.shapes(config, share)`.
 
     `entries`: the whole tensors, of the shapes of `names.shapes(config)`; a tied head is cut from the embedding. The columns
@@ -25,12 +23,13 @@ def slices(
     """
     tied = config.tie_word_embeddings
     return {
-        name: _part(name, entries[names.EMBED if tied and name == names.HEAD else name], config, share)
+        name: part_of(name, entries[names.EMBED if tied and name == names.HEAD else name], config, share)
         for name in wanted
     }
 
 
-def _part(name: str, entry: TensorEntry | JoinedEntry, config: ModelConfig, share: Share) -> Entry:
+def part_of(name: str, entry: Entry, config: ModelConfig, share: Share) -> Entry:
+    """The rank's part of one tensor, which is to become its weight `name`."""
     if name == names.HEAD:
         return rows_of(entry, *share.vocabulary(config))
     if len(entry.shape) == 1 or name == names.EMBED:

@@ -34,7 +34,7 @@ class Job:
     """
 
     base: Entry
-    other: TensorEntry
+    other: Entry
     dtype: str
     fill: Fill = "mean"
 
