@@ -7,6 +7,7 @@ torchrun starts; they come here by the same call, and serve whatever engines ran
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -208,7 +209,8 @@ def _joined(world: World, device: str) -> Ranks:
 
 
 def _follow(world: World, request: Load) -> NoReturn:
-    """What another rank than 0 does, until rank 0 ends."""
+    """What another rank than 0 does, until rank 0 ends. Rank 0 gives the same warnings, or their reasons end the run."""
+    warnings.simplefilter("ignore")
     try:
         device = device_of(request.options, world)
     except BaizeError as error:

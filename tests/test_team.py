@@ -27,6 +27,7 @@ def jobs(folder: Path) -> list[dict]:
     grouped = tiny.model(folder / "grouped", num_attention_heads=8, head_dim=8, vocab_size=101)
     tied = tiny.model(folder / "tied", tie_word_embeddings=True, vocab_size=97)
     wide = tiny.model(folder / "wide", **WIDE)
+    base, diff = tiny.write_pair(folder / "pair")
     loads = [
         {"path": plain},
         {"path": plain, "dtype": "bfloat16", "cache_dtype": "float16", "speculate": "ngram"},
@@ -35,9 +36,10 @@ def jobs(folder: Path) -> list[dict]:
         *({"path": path, "quantize": kind} for path in (grouped, tied) for kind in ("int8", "int4")),
         *({"path": quantize(wide, folder / kind, kind).folder} for kind in ("int8", "int4")),
         {"path": plain, "quantize": "int8", "exact_activations": True},
+        *({"path_raw": base, "path_diff": diff, "quantize": kind} for kind in (None, "int4")),
     ]
     return [
-        {"load": {**{name: str(value) if name == "path" else value for name, value in load.items()}, "device": "cpu"},
+        {"load": {**{name: str(value) if name.startswith("path") else value for name, value in load.items()}, "device": "cpu"},
          "prompts": tiny.PROMPTS, "params": PARAMS}
         for load in loads
     ]  # fmt: skip
@@ -48,7 +50,7 @@ def answers(folder: Path, asked: list[dict], size: int, how: object, **environme
     folder.mkdir()
     path = folder / "jobs.json"
     path.write_text(json.dumps([{**job, "load": {**job["load"], "tensor_parallel": how}} for job in asked]))
-    found = rank_processes.run(folder, [str(ANSWER_ALL), str(path)], size, **environment)
+    found = rank_processes.run(folder, ["-W", "ignore", str(ANSWER_ALL), str(path)], size, **environment)
     assert (found.codes, found.err) == ([0] * size, "")
     return [json.loads(line) for line in found.out.splitlines()]
 
