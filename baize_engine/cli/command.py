@@ -50,14 +50,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], own_process: bool) -> int:
+    world = World.of_environment()
+    if world is not None and world.rank > 0:
+        return _follow(arguments)
     prepare()
     options = _parse(arguments)
     terminate_politely()
-    world = World.of_environment()
     if own_process and options.run in (generate, chat) and world is None:
         make_lean(options.device)
-    if world is not None and world.rank > 0:
-        return _follow(options)
     try:
         with warnings_told():
             code: int = options.run(options)
@@ -78,9 +78,10 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
         return INTERRUPTED
 
 
-def _follow(options: argparse.Namespace) -> int:
+def _follow(arguments: Sequence[str]) -> int:
     """What a rank other than 0 does: it loads its part of the model and serves rank 0, which alone reads and prints."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
+    options = _parse(arguments)
     if options.run in (generate, chat, run_eval):
         load_engine(options)
     elif options.run is run_lm_eval:
