@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from baize_engine.distributed.member import Member
-from baize_engine.distributed.pulse import Pulse
+from baize_engine.distributed.pulse import PERIOD, Pulse
 from baize_engine.distributed.signals import Signals
 from baize_engine.distributed.store import RunStore
 from baize_engine.distributed.verdict import Verdict
@@ -26,6 +26,7 @@ TICK = 0.25  # seconds between two looks at the clock
 SILENCE = 8.0  # seconds without a beat after which a rank of another host is dead
 SILENCE_HERE = 30.0  # of this host: it hangs or was stopped; if it had died, its pidfd would have told
 ORDERLY = 2.0  # seconds that a rank's main thread gets to end by itself after the run has ended in order
+SETTLING = 0.2  # seconds in which what killed one process may kill others, or send SIGTERM
 CLEAN_UP = 5.0  # seconds that rank 0's own handler of SIGTERM gets
 READERS = 3.0  # seconds that the store's host waits for the others to read the verdict
 WORD = 1.0  # seconds after which another rank prints the verdict in the place of the lowest
@@ -48,6 +49,7 @@ class Watch:
         self._seen: set[int] = set()
         self._left = threading.Event()
         self._end_by: float | None = None  # when a program's own handler of SIGTERM has had its time
+        self._looked = self._listening = time.monotonic()  # when it last did; from when on it may judge who is silent
         self._signals = Signals(world.rank)
         self._poll = select.poll()
         self._poll.register(self._signals, select.POLLIN)
@@ -117,19 +119,29 @@ class Watch:
         if self._signals.terminated:
             if self._end_by is None:
                 handled = self._world.rank == 0 and self._signals.program_handles_sigterm()
-                self._end_by = now + CLEAN_UP if handled else now
+                self._end_by = now + (CLEAN_UP if handled else SETTLING)
             if now >= self._end_by:
                 return Verdict(f"{self.me} was terminated", terminated=True)
+        if (silent := self._silent(now)) is not None:
+            return silent
+        missing = [rank for rank in self._others if rank not in self._seen]
+        if missing and now > self._until:
+            who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
+            return Verdict(f"{who} did not come within {self._limit:g} s", dead=missing)
+        return None
+
+    def _silent(self, now: float) -> Verdict | None:
+        looked, self._looked = self._looked, now
+        if now - looked > 4 * TICK:  # this process stood still and has not heard yet who goes on
+            self._listening = now + 4 * PERIOD
+        if now < self._listening:
+            return None
         if now - self._pulse.answered > SILENCE:
             self._end_without_store()
         for member in self._pulse.members:
             silence = now - self._pulse.heard[member.rank]
             if silence > (SILENCE_HERE if member in self._pidfds.values() else SILENCE):
                 return Verdict(f"{member} stopped answering {silence:.0f} s ago", dead=[member.rank])
-        missing = [rank for rank in self._others if rank not in self._seen]
-        if missing and now > self._until:
-            who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
-            return Verdict(f"{who} did not come within {self._limit:g} s", dead=missing)
         return None
 
     def _host_ended(self) -> bool:
@@ -201,7 +213,7 @@ class Watch:
     def _end_without_store(self, verdict: Verdict | None = None) -> NoReturn:
         """The store's host is gone, and with it every way to agree: the lowest rank that this one does not know dead prints."""
         self._pulse.stop()
-        self._look_for_sigterm(0.3)  # and for processes that ended with it
+        self._look_for_sigterm(SETTLING)  # and for processes that ended with it
         dead = {member.rank for member in self._ended} | {*(verdict.dead if verdict else [])}
         if not self._world.agent_store:
             dead.add(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -16,9 +18,10 @@ from forked import Forked
 
 HEAD = """
 import os, signal, sys, threading
+from baize_engine.distributed.world import World
+World.set_torch_defaults()
 import torch
 from baize_engine.distributed.ranks import Ranks
-from baize_engine.distributed.world import World
 
 def ready(*what):
     print("ready", *what, flush=True)
@@ -40,30 +43,29 @@ torch.set_num_threads(1)
 world = World.of_environment()
 rank, size = world.rank, world.size
 """
+Starter = Callable[[str, dict[str, str], int, int], "Forked | subprocess.Popen[bytes]"]
 SECONDS = 60  # that a run may take until the test fails; it takes a few
 
 
 class Run:
     """The ranks of one run. By default a store of the test's, as torchrun's agent has one; with `port` rank 0 hosts it."""
 
-    def __init__(
-        self, folder: Path, code: str, size: int, *, ranks: range | None = None, port: int | None = None
-    ) -> None:
+    def __init__(self, folder: Path, code: str, size: int, start: Starter, came: int, port: int | None) -> None:
+        """`came`: only the first of them start."""
         self._errors = open(folder / "stderr", "w+b")  # noqa: SIM115
         self.store = None if port else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port or self.store.port}"}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{self.store.port if self.store else port}"}
         if self.store:
             address["TORCHELASTIC_USE_AGENT_STORE"] = "True"
-        self.processes: dict[int, Forked] = {}
+        self.processes: dict[int, Forked | subprocess.Popen[bytes]] = {}
         self.lines: dict[int, BinaryIO] = {}
-        for rank in ranks or range(size):
+        for rank in range(came):
             reading, writing = os.pipe()
+            self.lines[rank] = open(reading, "rb")  # noqa: SIM115
             numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
             environment = {**os.environ, **address, **{name: f"{number}" for name, number in numbers.items()}}
-            streams = {1: writing, 2: self._errors.fileno()}
-            self.processes[rank] = Forked(["-c", HEAD + code], streams, env=environment)
+            self.processes[rank] = start(HEAD + code, environment, writing, self._errors.fileno())
             os.close(writing)
-            self.lines[rank] = open(reading, "rb")  # noqa: SIM115
 
     def ready(self, *ranks: int) -> None:
         """Wait until these, or all, say so."""
@@ -94,9 +96,20 @@ class Run:
         return f"rank {rank} ({socket.gethostname()}, pid {self.processes[rank].pid})"
 
     def close(self) -> None:
-        self.send(signal.SIGKILL)
+        for process in self.processes.values():
+            process.send_signal(signal.SIGKILL)
+            process.wait(SECONDS)
         for file in (self._errors, *self.lines.values()):
             file.close()
+
+
+def forked(code: str, environment: dict[str, str], stdout: int, stderr: int) -> Forked:
+    return Forked(["-c", code], {1: stdout, 2: stderr}, env=environment)
+
+
+def started(code: str, environment: dict[str, str], stdout: int, stderr: int) -> subprocess.Popen[bytes]:
+    """For what torch reads when it is imported, and what its libraries do at exit."""
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=stdout, stderr=stderr)
 
 
 @pytest.fixture
@@ -104,12 +117,12 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Makes a Run, which the end of the test kills where it is still there."""
     runs: list[Run] = []
 
-    def start(code: str, size: int, *, ranks: range | None = None, port: int | None = None) -> Run:
+    def make(code: str, size: int, *, real: bool = False, came: int | None = None, port: int | None = None) -> Run:
         folder = tmp_path / f"{len(runs)}"
         folder.mkdir()
-        runs.append(Run(folder, code, size, ranks=ranks, port=port))
+        runs.append(Run(folder, code, size, started if real else forked, size if came is None else came, port))
         return runs[-1]
 
-    yield start
+    yield make
     for run in runs:
         run.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import socket
 
 import pytest
@@ -76,10 +75,16 @@ def test_a_rank_in_a_collective_ends_too_when_rank_0_does(launch) -> None:
 @pytest.mark.parametrize(
     ("differs", "message"),
     [
-        ("{'dtype': 'float16' if rank == 2 else 'bfloat16'}", f"rank 2 ({HOST}) has dtype float16; rank 0 ({HOST}) has bfloat16"),
-        ("{'x': '1', **({'files': 'ab'} if rank else {})}", f"ranks 1 ({HOST}), 2 ({HOST}) have files ab; rank 0 ({HOST}) has none"),
+        (
+            "{'dtype': 'float16' if rank == 2 else 'bfloat16'}",
+            f"rank 2 ({HOST}) has dtype float16; rank 0 ({HOST}) has bfloat16",
+        ),
+        (
+            "{'version': '1', **({'files': 'ab'} if rank else {})}",
+            f"ranks 1 ({HOST}), 2 ({HOST}) have files ab; rank 0 ({HOST}) has none",
+        ),
     ],
-)  # fmt: skip
+)
 def test_rank_0_names_what_differs_and_the_others_end_quietly(launch, differs: str, message: str) -> None:
     code = f"""
 from baize_engine.errors import DistributedError

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import random
 import signal
 import socket
 import subprocess
-import sys
 from contextlib import closing
-from pathlib import Path
 
 import pytest
-from conftest import HEAD
 
 from baize_engine.distributed.watch import TERMINATED
 
@@ -55,34 +51,13 @@ def test_all_but_one_killed(launch) -> None:
 
 
 @PLACES
-def test_a_killed_rank_0_that_hosts_the_store(place: str, tmp_path: Path) -> None:
-    """In processes of their own, in which torch has not been imported when it is told to keep its dumps to itself."""
-    head = HEAD.replace("import torch\n", "from baize_engine.distributed.world import World\nWorld.set_torch_defaults()\nimport torch\n", 1)  # fmt: skip
-    variables = {
-        "WORLD_SIZE": "2",
-        "LOCAL_WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": f"{free_port()}",
-    }
-    with open(tmp_path / "stderr", "w+") as stderr:
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", head + place],
-                stdout=subprocess.PIPE, stderr=stderr, env={**os.environ, **variables, "RANK": rank, "LOCAL_RANK": rank},
-            )
-            for rank in "01"
-        ]  # fmt: skip
-        try:
-            assert [process.stdout.readline() for process in processes if process.stdout] == [b"ready\n"] * 2
-            processes[0].kill()
-            assert processes[1].wait(60) == 1
-            stderr.seek(0)
-            who = f"rank 0 ({socket.gethostname()}, pid {processes[0].pid})"
-            assert stderr.read() == f"baize: {who} was killed by signal 9\n"
-        finally:
-            for process in processes:
-                process.kill()
-                process.communicate()
+def test_a_killed_rank_0_that_hosts_the_store(launch, place: str) -> None:
+    """In processes in which torch has not been imported when it is told to keep its dumps to itself."""
+    run = launch(place, 2, real=True, port=free_port())
+    run.ready()
+    run.send(signal.SIGKILL, 0)
+    assert run.processes[1].wait(60) == 1
+    assert run.errors() == f"baize: {run.who(0)} was killed by signal 9\n"
 
 
 def test_ranks_where_rank_0_hosts_the_store(launch) -> None:
@@ -123,7 +98,7 @@ def test_a_stopped_rank(launch) -> None:
 def test_all_stopped_for_a_while_go_on(launch) -> None:
     """As by Ctrl-Z, after which nobody has heard of anybody."""
     run = launch(
-        STOPPED + JOIN + "ready()\nsys.stdin.close()\nthreading.Event().wait(4)\nfollow(ranks) if rank else 0", 2
+        STOPPED + JOIN + "ready()\nthreading.Event().wait(4)\nfollow(ranks) if rank else 0", 2
     )
     run.ready()
     run.send(signal.SIGSTOP)
@@ -135,14 +110,14 @@ def test_all_stopped_for_a_while_go_on(launch) -> None:
 
 
 def test_a_rank_that_never_comes(launch) -> None:
-    run = launch('Ranks.join(world, "cpu", limit=1)', 4, ranks=range(2))
+    run = launch('Ranks.join(world, "cpu", limit=1)', 4, came=2)
     assert run.codes() == [1, 1]
     assert run.errors() == "baize: ranks 2, 3 did not come within 1 s\n"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_while_the_others_wait_for_one_more(launch, rank: int) -> None:
-    run = launch(JOIN, 4, ranks=range(3))
+    run = launch(JOIN, 4, came=3)
     run.entered(0, 1, 2)
     run.send(signal.SIGKILL, rank)
     assert run.codes() == [-9 if each == rank else 1 for each in range(3)]
@@ -186,6 +161,7 @@ def test_sigterm_after_a_death_leaves_the_message(launch) -> None:
     run = launch(IN_ALL_GATHER, 3)
     run.ready()
     run.send(signal.SIGKILL, 1)
+    run.processes[1].wait(60)
     run.send(signal.SIGTERM, 0, 2)
     assert run.codes() == [1, -9, 1]
     assert run.errors().startswith(f"baize: {run.who(1)} ")
