@@ -9,10 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 
-import torch.distributed as dist
-
 from baize_engine.distributed.member import Member
-from baize_engine.distributed.store import RunStore
+from baize_engine.distributed.store import GONE, RunStore
 from baize_engine.distributed.verdict import Verdict
 
 PERIOD = 0.5  # seconds between two beats; 16 ranks ask a store 64 times a second, which takes it some milliseconds
@@ -36,15 +34,16 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """The next beat is the last."""
+        """It asks the store nothing more, unless that does not answer."""
         self._stop.set()
+        self._thread.join(PERIOD)
 
     def _run(self) -> None:
         while not self._stop.is_set() and self.verdict is None:
             started = time.monotonic()
             try:
                 self._beat()
-            except dist.DistNetworkError:
+            except GONE:
                 self.lost = True
                 self._news()
                 return

@@ -7,8 +7,9 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from datetime import timedelta
-from typing import NoReturn
+from typing import ClassVar, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from baize_engine.distributed.agreement import difference
 from baize_engine.distributed.exchange import Exchange
 from baize_engine.distributed.messages import Receiver, Sender
-from baize_engine.distributed.store import RunStore
+from baize_engine.distributed.store import GONE, RunStore
 from baize_engine.distributed.verdict import Verdict
 from baize_engine.distributed.watch import Watch
 from baize_engine.distributed.world import World
@@ -33,6 +34,8 @@ class Ranks:
 
     A call whose connection breaks does not return: the watch ends the process with the message that names the reason.
     """
+
+    _joined: ClassVar[bool] = False  # this process, whatever became of it
 
     def __init__(self, world: World, watch: Watch, store: RunStore, group: dist.ProcessGroup) -> None:
         """Use `join`."""
@@ -53,9 +56,12 @@ class Ranks:
 
         DistributedError if there is no store to meet by. Whatever else fails ends the process, as all later failures do.
         """
+        if cls._joined:
+            raise DistributedError("the ranks of this run have ended; a process joins one run")
         if dist.is_initialized():
             raise DistributedError("torch.distributed is in use in this process already; ranks form their own groups")
         world.set_torch_defaults()
+        cls._joined = True
         try:
             store = RunStore(world, limit, first=True)
         except DistributedError:
@@ -177,13 +183,7 @@ class Ranks:
 
     def fail(self, error: BaseException) -> NoReturn:
         """End all ranks with 1 and one line on stderr: "baize: rank 1 (host): " and the error's message."""
-        me = self._watch.me
-        try:
-            self._watch.post(Verdict(f"rank {me.rank} ({me.host}): {error}"))
-        except RuntimeError:  # the store is gone: the watch says why
-            self._watch.wait_for_the_end()
-        self._watch.wait_for_the_end()
-        os._exit(1)
+        _report(self._watch, error)
 
     def _sending(self) -> Sender:
         if self._sender is None:
@@ -218,6 +218,12 @@ def _group(world: World, store: RunStore, device: str) -> dist.ProcessGroup:
 def _give_up(watch: Watch, error: RuntimeError) -> NoReturn:
     """A connection broke. The reason is a rank that ended, which the watch finds; if it does not, the error is the reason."""
     watch.wait_for_the_end()
-    watch.post(Verdict(f"rank {watch.me.rank} ({watch.me.host}): {error}"))
+    _report(watch, error)
+
+
+def _report(watch: Watch, error: BaseException) -> NoReturn:
+    reason = str(error).partition("\n")[0] or type(error).__name__
+    with suppress(*GONE):  # then the watch says why
+        watch.post(Verdict(f"rank {watch.me.rank} ({watch.me.host}): {reason}"))
     watch.wait_for_the_end()
     os._exit(1)

@@ -13,10 +13,11 @@ from baize_engine.distributed.world import World
 from baize_engine.errors import DistributedError
 
 NONE_YET = "-"  # where there will be a verdict
+GONE = (dist.DistNetworkError, dist.DistStoreError)  # what any call raises once the store is gone or does not answer
 
 
 class RunStore:
-    """One connection to the store. Any call raises torch's DistNetworkError once the store is gone."""
+    """One connection to the store. Any call raises one of GONE once there is none."""
 
     def __init__(self, world: World, limit: float, *, first: bool = False) -> None:
         """Connect within `limit` seconds. `first`: this process's first connection, which opens the store where it hosts it."""
@@ -30,7 +31,7 @@ class RunStore:
                 timeout=timedelta(seconds=limit),
                 wait_for_workers=False,
             )
-        except (dist.DistNetworkError, dist.DistStoreError) as error:
+        except GONE as error:
             reason = str(error).splitlines()[0]
             raise DistributedError(f"the rendezvous store at {self.address} cannot be reached: {reason}") from error
         self._keys = dist.PrefixStore(f"baize/{world.attempt}", self._store)

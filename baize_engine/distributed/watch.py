@@ -9,16 +9,16 @@ from __future__ import annotations
 
 import os
 import select
+import sys
 import threading
 import time
+from contextlib import suppress
 from typing import NoReturn
-
-import torch.distributed as dist
 
 from baize_engine.distributed.member import Member
 from baize_engine.distributed.pulse import PERIOD, Pulse
 from baize_engine.distributed.signals import Signals
-from baize_engine.distributed.store import RunStore
+from baize_engine.distributed.store import GONE, RunStore
 from baize_engine.distributed.verdict import Verdict
 from baize_engine.distributed.world import World
 
@@ -71,8 +71,8 @@ class Watch:
         return self._store.post(verdict)
 
     def wait_for_the_end(self) -> None:
-        """The watch ends this process within this call, if it finds or has found a reason."""
-        time.sleep(SILENCE + ENDING)
+        """The watch ends this process within this call, if there is a reason that it can find."""
+        time.sleep(SILENCE + 2 * PERIOD)
 
     def _run(self) -> None:
         while not self._left.is_set():
@@ -156,7 +156,7 @@ class Watch:
     def _posted(self, verdict: Verdict) -> Verdict:
         try:
             return self.post(verdict)
-        except dist.DistNetworkError:
+        except GONE:
             self._end_without_store()
 
     def _follow(self, verdict: Verdict) -> None:
@@ -176,10 +176,11 @@ class Watch:
             if self._takes_word(verdict) and not (verdict.terminated and self._signals.terminated):
                 self._print(verdict.text)
             self._tell_that_read()
+            _flush()
             if self._world.hosts_store:
                 gone = {*verdict.dead, *(member.rank for member in self._ended)}
                 self._store.wait_for_readers([rank for rank in self._seen if rank not in gone], READERS)
-        except dist.DistNetworkError:  # after the verdict: the store's host has ended, by it or by itself
+        except GONE:  # after the verdict: the store's host has ended, by it or by itself
             self._end_without_store(verdict)
         os._exit(self._code(verdict))
 
@@ -204,7 +205,7 @@ class Watch:
     def _tell_that_read(self) -> None:
         try:
             self._store.has_read()
-        except dist.DistNetworkError:
+        except GONE:
             return  # its host has ended and waits for nobody
 
     def _code(self, verdict: Verdict) -> int:
@@ -224,7 +225,16 @@ class Watch:
         lowest = min(rank for rank in range(self._world.size) if rank not in dead)
         if lowest == self._world.rank and not (self._signals.terminated and not self._ended):
             self._print(text)
+        _flush()
         os._exit(TERMINATED if self._signals.terminated and not self._ended else 1)
 
     def _print(self, text: str) -> None:
         os.write(2, f"baize: {text}\n".encode())
+
+
+def _flush() -> None:
+    """What the program has printed, before os._exit forgets it."""
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            with suppress(OSError, ValueError):  # nobody reads it any more, or the program has closed it
+                stream.flush()

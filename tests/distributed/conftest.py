@@ -50,8 +50,8 @@ SECONDS = 60  # that a run may take until the test fails; it takes a few
 class Run:
     """The ranks of one run. By default a store of the test's, as torchrun's agent has one; with `port` rank 0 hosts it."""
 
-    def __init__(self, folder: Path, code: str, size: int, start: Starter, came: int, port: int | None) -> None:
-        """`came`: only the first of them start."""
+    def __init__(self, folder: Path, code: str, size: int, start: Starter, came: range, port: int | None) -> None:
+        """`came`: the ranks that start."""
         self._errors = open(folder / "stderr", "w+b")  # noqa: SIM115
         self.store = None if port else dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
         address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{self.store.port if self.store else port}"}
@@ -59,7 +59,7 @@ class Run:
             address["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         self.processes: dict[int, Forked | subprocess.Popen[bytes]] = {}
         self.lines: dict[int, BinaryIO] = {}
-        for rank in range(came):
+        for rank in came:
             reading, writing = os.pipe()
             self.lines[rank] = open(reading, "rb")  # noqa: SIM115
             numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
@@ -117,10 +117,10 @@ def launch(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     """Makes a Run, which the end of the test kills where it is still there."""
     runs: list[Run] = []
 
-    def make(code: str, size: int, *, real: bool = False, came: int | None = None, port: int | None = None) -> Run:
+    def make(code: str, size: int, *, real: bool = False, came: range | None = None, port: int | None = None) -> Run:
         folder = tmp_path / f"{len(runs)}"
         folder.mkdir()
-        runs.append(Run(folder, code, size, started if real else forked, size if came is None else came, port))
+        runs.append(Run(folder, code, size, started if real else forked, came or range(size), port))
         return runs[-1]
 
     yield make

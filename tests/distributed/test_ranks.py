@@ -142,3 +142,60 @@ if rank > 0:
     run = launch(code, 2)
     assert run.codes() == [0, 0], run.errors()
     assert [lines.read() for lines in run.lines.values()] == [b"ready\n" * 4] * 2
+
+
+def test_a_process_joins_one_run(launch) -> None:
+    code = """
+from baize_engine.errors import DistributedError
+ranks = Ranks.join(world, "cpu", limit=30)
+follow(ranks) if rank else ranks.leave()
+try:
+    Ranks.join(world, "cpu", limit=30)
+except DistributedError as error:
+    ready(error)
+"""
+    run = launch(code, 2)
+    assert run.codes() == [0, 0], run.errors()
+    assert run.lines[0].read() == b"ready the ranks of this run have ended; a process joins one run\n"
+
+
+def test_a_program_that_has_groups_of_its_own_is_told(launch) -> None:
+    code = """
+import torch.distributed as dist
+from baize_engine.errors import DistributedError
+dist.init_process_group("gloo")
+try:
+    Ranks.join(world, "cpu", limit=30)
+except DistributedError as error:
+    ready(error)
+dist.destroy_process_group()
+"""
+    run = launch(code, 2)
+    assert run.codes() == [0, 0], run.errors()
+    assert run.lines[1].read().startswith(b"ready torch.distributed is in use in this process already")
+
+
+def test_no_store_is_told_by_one_of_the_ranks_that_look_for_it(launch) -> None:
+    code = """
+from baize_engine.errors import DistributedError
+try:
+    Ranks.join(world, "cpu", limit=0.5)
+except DistributedError as error:
+    ready(error)
+    sys.exit(7)
+"""
+    run = launch(code, 4, came=range(1, 4), port=1)
+    assert run.codes() == [7, 1, 1], run.errors()
+    assert run.lines[1].read().startswith(b"ready the rendezvous store at 127.0.0.1:1 cannot be reached: ")
+
+
+def test_what_the_program_printed_is_not_lost(launch) -> None:
+    code = """
+ranks = Ranks.join(world, "cpu", limit=30)
+print("half a line", end="")
+ranks.fail(ValueError("first\\nsecond")) if rank else gather(ranks)
+"""
+    run = launch(code, 2)
+    assert run.codes() == [1, 1]
+    assert [lines.read() for lines in run.lines.values()] == [b"half a line"] * 2
+    assert run.errors() == f"baize: rank 1 ({HOST}): first\n"

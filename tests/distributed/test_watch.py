@@ -97,9 +97,7 @@ def test_a_stopped_rank(launch) -> None:
 
 def test_all_stopped_for_a_while_go_on(launch) -> None:
     """As by Ctrl-Z, after which nobody has heard of anybody."""
-    run = launch(
-        STOPPED + JOIN + "ready()\nthreading.Event().wait(4)\nfollow(ranks) if rank else 0", 2
-    )
+    run = launch(STOPPED + JOIN + "ready()\nthreading.Event().wait(4)\nfollow(ranks) if rank else 0", 2)
     run.ready()
     run.send(signal.SIGSTOP)
     with subprocess.Popen(["sleep", "2.5"]):
@@ -110,14 +108,14 @@ def test_all_stopped_for_a_while_go_on(launch) -> None:
 
 
 def test_a_rank_that_never_comes(launch) -> None:
-    run = launch('Ranks.join(world, "cpu", limit=1)', 4, came=2)
+    run = launch('Ranks.join(world, "cpu", limit=1)', 4, came=range(2))
     assert run.codes() == [1, 1]
     assert run.errors() == "baize: ranks 2, 3 did not come within 1 s\n"
 
 
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_killed_while_the_others_wait_for_one_more(launch, rank: int) -> None:
-    run = launch(JOIN, 4, came=3)
+    run = launch(JOIN, 4, came=range(3))
     run.entered(0, 1, 2)
     run.send(signal.SIGKILL, rank)
     assert run.codes() == [-9 if each == rank else 1 for each in range(3)]
