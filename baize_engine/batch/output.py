@@ -40,7 +40,8 @@ class AnswerFile:
     """An open, locked output file. A context manager, which removes a new file that got no line.
 
     path: must not exist, unless `resume`. heads: of all records, in order; each line in the file must answer its record.
-    answers: names of which an answer has one. option: the flag that names the file, for messages.
+    answers: names of which an answer has one. option: the flag that names the file, for messages. header: a line that comes
+    before the answers, with its line break. first: number of the first record, for messages.
     done: number of lines in the file; `failed` of them are errors. torn: whether an incomplete line was removed.
     Raises OutputError, which names the file and the line, and leaves the file as it was.
     """
@@ -52,8 +53,11 @@ class AnswerFile:
         resume: bool,
         answers: Collection[str] = ("completions", "error"),
         option: str = "--output",
+        header: bytes = b"",
+        first: int = 0,
     ) -> None:
         self.path, self._answers, self._option = path, answers, option
+        self._header, self._first = header, first
         self.done = self.failed = 0
         self.torn = False
         self._made = not path.exists()
@@ -98,7 +102,14 @@ class AnswerFile:
 
         Raises OutputError where the file cannot be written, or something else has changed its size.
         """
-        data = memoryview(line(head, rest))
+        self._write(line(head, rest), 1, "error" in rest)
+
+    def begin(self) -> None:
+        """Writes the header, which otherwise comes with the first answer: for a file that has none."""
+        self._write(b"", 0, False)
+
+    def _write(self, lines: bytes, done: int, failed: bool) -> None:
+        data = memoryview(lines if self._size else self._header + lines)
         end = self._size + len(data)
         try:
             with writing(self.path):
@@ -108,8 +119,8 @@ class AnswerFile:
             found = os.fstat(self._fd).st_size
             if found == end:  # also where Ctrl-C came right after the write
                 self._size = end
-                self.done += 1
-                self.failed += "error" in rest
+                self.done += done
+                self.failed += failed
             else:
                 os.ftruncate(self._fd, min(found, self._size))
         if found != end:
@@ -129,7 +140,14 @@ class AnswerFile:
         """Checks the lines in the file, and returns the size of the complete ones in bytes."""
         size, expected = 0, iter(heads)
         with open(self._fd, "rb", closefd=False) as file:
-            for number, raw in enumerate(file, 1):
+            if self._header and (found := file.readline(len(self._header))):
+                self.torn = found != self._header
+                if not self._header.startswith(found):
+                    raise self._other("line 1 is not that of this run")
+                if self.torn:
+                    return 0
+                size = len(found)
+            for number, raw in enumerate(file, 2 if self._header else 1):
                 begin = next(expected, "").encode()
                 if not begin:
                     raise self._other(f"line {number} is there, but the input has only {self.done} record(s)")
@@ -137,7 +155,7 @@ class AnswerFile:
                 rest = {} if self.torn else strict_json.whole_line(raw)
                 known = begin.startswith(raw[: len(begin)]) and (self.torn or not rest.keys().isdisjoint(self._answers))
                 if not known:
-                    raise self._other(f"line {number} is not the answer to record {number - 1}")
+                    raise self._other(f"line {number} is not the answer to record {self._first + self.done}")
                 if self.torn:
                     break
                 size += len(raw)

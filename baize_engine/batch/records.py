@@ -9,10 +9,12 @@ named as the fields of SamplingParams. Blank lines are skipped. A record that ca
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -99,15 +101,40 @@ def json_message(error: BaizeError) -> str:
     return f"{error.before} {shown_json(error.value)}{_PYTHON.sub(lambda word: _JSON[word[0]], error.after)}"
 
 
-def records(path: Path) -> Iterator[Record]:
-    """Yields the records in the file. Raises CheckpointError where it is not a regular file."""
-    index = 0
+@dataclass(frozen=True)
+class Survey:
+    """What tells one file of prompts from another. records: their number; records_digest: of the bytes of all of them."""
+
+    records: int
+    records_digest: str
+
+
+def survey(path: Path) -> Survey:
+    """Surveys the file. Blank lines, and space around a line, do not count. Raises CheckpointError as `records` does."""
+    count, whole = 0, hashlib.sha256()
+    for _, content in _contents(path):
+        whole.update(content + b"\n")
+        count += 1
+    return Survey(count, whole.hexdigest()[:16])
+
+
+def records(path: Path, part: range | None = None) -> Iterator[Record]:
+    """Yields the records in the file; with `part`, of step 1, only those of these numbers.
+
+    Raises CheckpointError where it is not a regular file.
+    """
+    start, stop = (0, None) if part is None else (part.start, part.stop)
+    for index, (line, content) in islice(enumerate(_contents(path)), start, stop):
+        yield _record(index, line, content)
+
+
+def _contents(path: Path) -> Iterator[tuple[int, bytes]]:
+    """Yields (number of the line, from 1; content) of each record."""
     with reading(path), os.fdopen(open_regular(path), "rb") as file:
         for line, raw in enumerate(file, 1):
             content = raw.strip()
             if content:
-                yield _record(index, line, content)
-                index += 1
+                yield line, content
 
 
 def _record(index: int, line: int, content: bytes) -> Record:

@@ -21,9 +21,9 @@ MODEL_SUFFIXES = {".json", ".safetensors", ".bin", ".pth", ".model", ".jinja"}  
 Request = tuple[list[int], SamplingParams]
 
 
-def heads(path: Path, run: str) -> Iterator[str]:
-    """The beginnings of the answer lines to all records in the file."""
-    return (head(record.index, record.content, run) for record in records(path))
+def heads(path: Path, run: str, part: range | None = None) -> Iterator[str]:
+    """The beginnings of the answer lines to all records in the file, or to those of the numbers in `part`."""
+    return (head(record.index, record.content, run) for record in records(path, part))
 
 
 def describe_run(sources: Sequence[Path], settings: dict[str, Any], default: SamplingParams) -> str:
@@ -57,14 +57,16 @@ def answer(
     run: str,
     options: BatchOptions,
     progress: Callable[[int, int], None],
+    part: range | None = None,
 ) -> None:
-    """Answers the records in the file `path` that have no answer yet: those from number `answers.done` on.
+    """Answers the records in the file `path` that have no answer yet: all but the first `answers.done`.
 
     A record that cannot be served gets its error as its answer, and does not stop the others. Answers are written in order,
     each as soon as it is complete. run: the description that `describe_run` returns, for the digests. progress: called with
-    the numbers of (records, tokens) completed since the last call.
+    the numbers of (records, tokens) completed since the last call. part: the numbers of the records that `answers` is for;
+    None for all.
     """
-    left = islice(records(path), answers.done, None)
+    left = islice(records(path, part), answers.done, None)
     while batch := list(islice(left, options.window)):
         for record, found in zip(batch, _answers(engine, batch, options), strict=True):
             line = _line(record, found, options.extra_columns == "keep")

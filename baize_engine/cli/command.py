@@ -22,6 +22,7 @@ from baize_engine.cli.info import info, info_options
 from baize_engine.cli.lean_torch import make_lean
 from baize_engine.cli.lm_eval import LM_EVAL_HELP, lm_eval_options, run_lm_eval
 from baize_engine.cli.make_diff import make_diff_options, run_make_diff
+from baize_engine.cli.merge import merge_options, run_merge
 from baize_engine.cli.notes import COMMANDS
 from baize_engine.cli.options import load_engine
 from baize_engine.cli.quantize import quantize_options, run_quantize
@@ -147,6 +148,11 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
         '"error" in place of completions; the command then exits with 3.'
     )
     command("generate", generate_options, generate, "continue a prompt, or answer a file of prompts", more)
+    more = (
+        "All shards must be there, complete, and of the same input, model and options. The result has the bytes that one run "
+        "over the whole input would have written; the command exits with 3 where records failed."
+    )
+    command("merge", merge_options, run_merge, "join the answers of generate --shard I/N", more)
     more = (
         "Messages are written in the model's chat format, which `baize info MODEL` names; without a terminal, each input "
         "line is a message."

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from baize_engine.batch.options import BatchOptions
+from baize_engine.checkpoint.os_errors import writing
 from baize_engine.cli.exit_codes import DONE, INTERRUPTED, SOME_FAILED
 from baize_engine.cli.options import (
     ROWS,
@@ -37,10 +40,13 @@ from baize_engine.text.options import TextOptions
 
 if TYPE_CHECKING:
     from baize_engine.batch.output import AnswerFile, AnswerStream
+    from baize_engine.batch.shards import Shard, ShardHeader
     from baize_engine.generation.params import SamplingParams
 
 STANDARD = "-"  # in place of a file's name: standard input, or standard output
-FILES_ONLY = {"output": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False}
+FILES_ONLY = {
+    "output": None, "shard": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False,
+}  # fmt: skip
 # Options that were added later, with their defaults. A run that sets none of them is described as it was before they came, so
 # that its output can still be resumed.
 ADDED_LATER = {"parse_special": False, "add_bos": "auto", "extra_columns": "error", **ROWS}
@@ -55,8 +61,16 @@ def generate_options(parser: argparse.ArgumentParser) -> None:
         'optionally "id", "meta" and sampling parameters of its own, named like these options; - reads standard input'
     )
     flag(parser, "--input", type=path, metavar="FILE", help=records)
-    answers = "new file of JSON lines, the answers to --input in the same order; - writes to standard output"
+    answers = (
+        "new file of JSON lines, the answers to --input in the same order; - writes to standard output; with --shard, a "
+        "folder, made if absent, that shards may share"
+    )
     flag(parser, "--output", type=path, metavar="FILE", help=answers)
+    shard = (
+        "answer only part I of N of the records, from 1/N to N/N, in a file of its own in --output; every machine that has the "
+        "same --input finds the same parts, and `baize merge` joins the answers"
+    )
+    flag(parser, "--shard", type=_shard, metavar="I/N", help=shard)
     resume = "continue an --output that a run with the same --input and options left"
     flag(parser, "--resume", action="store_true", help=resume)
     # None tells that they were not given: they go with --input only
@@ -102,6 +116,8 @@ def _answer_input(options: argparse.Namespace) -> int:
         options.usage_error("--input goes with --output FILE")
     if options.output == STANDARD and options.resume:
         options.usage_error("--resume goes with an --output that is a file")
+    if options.shard is not None and STANDARD in (options.input, options.output):
+        options.usage_error("--shard goes with an --input that is a file and an --output that is a folder")
     if options.window is not None and options.window < 1:
         options.usage_error(f"--window is {options.window}, wanted at least 1")
     if options.input != STANDARD:
@@ -115,26 +131,34 @@ def _answer_input(options: argparse.Namespace) -> int:
 
 def _answer_file(options: argparse.Namespace, path: Path) -> int:
     from baize_engine.batch.output import AnswerFile, AnswerStream
-    from baize_engine.batch.records import records
+    from baize_engine.batch.records import survey
     from baize_engine.batch.run import answer, heads
+    from baize_engine.batch.shards import ShardHeader
 
     given = {name: value for name, value in field_values(options, BatchOptions).items() if value is not None}
     batch = BatchOptions(sampling_params(options), TextOptions(**text_options(options)), **given)
     shown = path.name if options.input == STANDARD else str(path)
-    total = sum(1 for _ in records(path))
-    if not total:
+    found = survey(path)
+    if not found.records:
         raise RequestError(f"{shown} has no records, wanted a JSON object a line")
     run = _description(options, batch.params)
+    part = range(found.records) if options.shard is None else options.shard.part(found.records)
+    total = len(part)
     answers: AnswerFile | AnswerStream
     if options.output == STANDARD:
         report, output = sys.stderr, "standard output"
         answers = AnswerStream(output_bytes())
-    else:
+    elif options.shard is None:
         report, output = sys.stdout, options.output
         answers = AnswerFile(Path(options.output), heads(path, run), options.resume)
+    else:
+        answers = _shard_file(options, ShardHeader(options.shard, found, json.loads(run)), heads(path, run, part))
+        report, output = sys.stdout, str(answers.path)
     with answers:
         if answers.torn:
             tell(f"{output}: an unfinished line at the end was cut off")
+        if isinstance(answers, AnswerFile) and not total:  # more shards than records
+            answers.begin()
         try:
             if answers.done < total:
                 with (
@@ -143,7 +167,7 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
                         total, "prompt", not options.quiet, done=answers.done, note=Since(engine).speculation
                     ) as bar,
                 ):
-                    answer(engine, path, answers, run, batch, bar.add)
+                    answer(engine, path, answers, run, batch, bar.add, part)
                     tell_speculation(engine.usage)
         except KeyboardInterrupt:
             left = f"{answers.done} of {total} records are in {output}" if answers.done else "none done"
@@ -157,6 +181,29 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
             )
         print(f"{output}: {answers.done} records, {answers.failed} of them errors", file=report)
         return SOME_FAILED if answers.failed else DONE
+
+
+def _shard_file(options: argparse.Namespace, header: ShardHeader, heads: Iterable[str]) -> AnswerFile:
+    from baize_engine.batch.output import AnswerFile
+    from baize_engine.batch.shards import check_folder
+
+    folder = Path(options.output)
+    if folder.exists() and not folder.is_dir():
+        raise RequestError(f"--output is {folder}, a file: wanted a folder, in which each shard writes its own file")
+    with writing(folder, "be made"):
+        folder.mkdir(parents=True, exist_ok=True)
+    check_folder(folder, header)
+    path = folder / header.shard.file_name
+    return AnswerFile(path, heads, options.resume, header=header.line(), first=header.part.start)
+
+
+def _shard(text: str) -> Shard:
+    from baize_engine.batch.shards import Shard
+
+    try:
+        return Shard.parse(text)
+    except RequestError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _description(options: argparse.Namespace, params: SamplingParams) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from baize_engine.batch.records import PARAMETERS, Record, json_message, records
+from baize_engine.batch.records import PARAMETERS, Record, json_message, records, survey
 from baize_engine.errors import RequestError
 from baize_engine.generation.params import SamplingParams
 
@@ -119,3 +119,18 @@ def test_no_depth_of_a_record_is_too_much_for_its_message(tmp_path: Path) -> Non
             record.request(DEFAULT)
         refused.add(json_message(error.value).split(" ")[0])
     assert "SamplingParams.temperature" in refused
+
+
+def test_a_part_has_the_records_of_its_numbers_and_a_survey_tells_files_apart(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n\n  {"prompt": "b"} \nwrong\n{"prompt": "c"}')
+    whole = list(records(path))
+    assert [(each.index, each.line) for each in whole] == [(0, 1), (1, 3), (2, 4), (3, 5)]
+    assert list(records(path, range(1, 3))) == whole[1:3]
+    assert list(records(path, range(4, 4))) == []
+    found = survey(path)
+    assert found.records == 4
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "b"}\nwrong\n{"prompt": "c"}\n')
+    assert survey(path) == found
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "b"}\nwrong\n{"prompt": "d"}\n')
+    assert (survey(path).records, survey(path) == found) == (4, False)

@@ -61,7 +61,7 @@ def test_wrong_usage_is_two(arguments: list[str], capsys: pytest.CaptureFixture[
 
 
 @pytest.mark.parametrize(
-    "command", ["recover", "make_diff", "verify", "quantize", "info", "generate", "chat", "demo", "lm_eval"]
+    "command", ["recover", "make_diff", "verify", "quantize", "info", "generate", "merge", "chat", "demo", "lm_eval"]
 )
 def test_help_of_every_command(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
