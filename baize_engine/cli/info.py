@@ -5,21 +5,31 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Mapping
+from functools import cache
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from baize_engine import __version__
-from baize_engine.cli.options import path
+from baize_engine.cli.options import flag, path
 from baize_engine.cli.streams import need_output
 from baize_engine.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from baize_engine.checkpoint.index import CheckpointIndex
 
+LINK = 25.0  # GB/s each way that copies over PCIe 4.0 x16 reach, of the 31.5 of its lanes
+
 
 def info_options(parser: argparse.ArgumentParser) -> None:
-    """The argument of `baize info`."""
+    """The options of `baize info`."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of a model, or a hub id")
+    ranks = "also what MODEL costs each of N ranks that hold it together"
+    flag(parser, "--tensor_parallel", type=int, metavar="N", help=ranks)
+    link = (
+        f"bytes that a rank can send, in GB/s, for the ceiling of --tensor_parallel (default: {LINK}, of PCIe 4.0 x16)"
+    )
+    flag(parser, "--link_speed", type=float, default=LINK, metavar="GB/s", help=link)
 
 
 def info(options: argparse.Namespace) -> int:
@@ -28,13 +38,22 @@ def info(options: argparse.Namespace) -> int:
     from baize_engine.checkpoint.config_file import read_normalised
     from baize_engine.checkpoint.hub import folder_of
     from baize_engine.checkpoint.index import read_index
+    from baize_engine.model.config import ModelConfig
+    from baize_engine.model.share import Share
 
+    ranks = options.tensor_parallel
+    if ranks is not None and not options.model:
+        options.usage_error("--tensor_parallel goes with MODEL")
+    if not 0 < options.link_speed < inf:
+        options.usage_error(f"--link_speed is {options.link_speed}, wanted more than 0")
     need_output("all that info says")
     model = None
     if options.model:  # before anything is printed about the machine
         folder = folder_of(options.model)
         index = read_index(folder)  # first: it says best what is wrong with a folder that is no model
         model = folder, index, read_normalised(folder)
+        if ranks is not None:
+            Share(0, ranks).check(ModelConfig.from_folder(folder))
     print(f"baize_engine {__version__}")
     device = devices.resolve_device("auto")
     print(f"device: {device}")
@@ -46,6 +65,8 @@ def info(options: argparse.Namespace) -> int:
         print(f"  launch settings: {choose.launch_settings(device)}")
     if model is not None:
         _info_model(*model, device)
+        if ranks is not None:
+            _info_ranks(folder, index, device, ranks, options.link_speed * 1e9)
     return 0
 
 
@@ -124,6 +145,44 @@ def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
         print(f"    {kind:<9} weights {weights / 2**30:.3f} GiB, {moved:,} bytes a step, ceiling {ceiling}")
 
 
+def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, link: float) -> None:
+    """Prints what each of `ranks` ranks holds, reads and sends in a decode step, and the speed that memory and link allow."""
+    from baize_engine.backend.memory import free_bytes
+    from baize_engine.model import names
+    from baize_engine.model.config import ModelConfig
+    from baize_engine.model.parallel_cost import rank_cost
+
+    config, table = ModelConfig.from_folder(folder), index.entries[names.EMBED].dtype
+    activation = "float32" if device == "cpu" else table
+    context = min(128, config.max_position_embeddings)
+    free, (speed, _) = free_bytes(device), _memory_speed(device)
+    print(
+        f"  each of {ranks} ranks, decode at batch 1 and context {context}; memory as fast as this machine's for each rank, a "
+        f"link of {link / 1e9:g} GB/s, no time for starting an exchange:"
+    )
+    for kind in (config.held,) if config.held else (table, "int8", "int4"):
+        found = rank_cost(config, ranks, kind, 1, context, activation, table)
+        print(
+            f"    {kind:<9} weights {found.weights / 2**30:.3f} GiB, KV cache {found.kv:,} bytes a token, "
+            f"{found.exchanges} exchanges and {found.sent:,} bytes sent a step; {_fits(found.weights, found.kv, free)}"
+        )
+        if speed:
+            memory, sending = found.seconds(speed, link)
+            by_link = f"{1 / sending:,.1f} by link" if sending else "no link"
+            print(
+                f"              ceiling {1 / memory:,.1f} tok/s by memory, {by_link}, {1 / (memory + sending):,.1f} by both"
+            )
+
+
+def _fits(weights: int, kv: int, free: int | None) -> str:
+    if free is None:
+        return "free memory is not known"
+    if weights + kv > free:
+        return f"does not fit in the {free / 2**30:.1f} GiB free here"
+    return f"fits in the {free / 2**30:.1f} GiB free here, with {(free - weights) // kv:,} tokens"
+
+
+@cache  # both tables of a model have the same
 def _memory_speed(device: str) -> tuple[float | None, str]:
     """(bytes a second of the memory, the best of a few runs; how that was measured). None where it could not be."""
     import torch

@@ -48,3 +48,43 @@ def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "diff_add" in out
     assert "cpp-scalar (can run)" in out
     assert "2 layers, hidden 32" in out
+
+
+def test_info_says_what_a_rank_holds_and_sends(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from baize_engine.backend import memory
+    from baize_engine.cli import info
+
+    sizes = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
+    config = tiny.config(torch_dtype="float16", **sizes)
+    folder = tiny.write_model(tmp_path / "model", config, tiny.state(config))
+    monkeypatch.setattr(info, "_memory_speed", lambda device: (1e9, "as said"))
+    assert main(["info", str(folder), "--tensor_parallel", "2", "--link_speed", "0.5"]) == 0
+    told = capsys.readouterr().out.partition("each of 2 ranks")[2].splitlines()
+    assert "a link of 0.5 GB/s" in told[0]
+    kinds = [line.split()[0] for line in told[1::2]]
+    assert kinds == ["float32", "int8", "int4"]
+    assert all("6 exchanges and " in line and " bytes sent a step; fits in the " in line for line in told[1::2])
+    assert all("tok/s by memory, " in line and " by link, " in line for line in told[2::2])
+    monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
+    assert main(["info", str(folder), "--tensor_parallel", "1"]) == 0
+    told_now = capsys.readouterr().out.partition("each of 1 ranks")[2]
+    assert told_now.count("does not fit in the 0.0 GiB free here") == 3
+    assert "no link" in told_now
+
+
+def test_info_refuses_ranks_that_do_not_divide(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    config = tiny.config()
+    folder = tiny.write_model(tmp_path / "model", config, tiny.state(config))
+    assert main(["info", str(folder), "--tensor_parallel", "3"]) == 1
+    out, err = capsys.readouterr()
+    assert (out, "tensor parallelism sums it in 8 parts" in err or "cannot be split over 3 ranks" in err) == ("", True)
+    for wrong, told in (
+        (["--tensor_parallel", "2"], "--tensor_parallel goes with MODEL"),
+        ([str(folder), "--link_speed", "0"], "--link_speed is 0.0, wanted more than 0"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["info", *wrong])
+        assert stop.value.code == 2
+        assert told in capsys.readouterr().err
