@@ -52,8 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Sequence[str], own_process: bool) -> int:
     world = World.of_environment()
-    if world is not None and world.rank > 0:
-        return _follow(arguments)
+    if world is not None:
+        world.set_torch_defaults()
+        if world.rank > 0:
+            return _follow(arguments)
     prepare()
     options = _parse(arguments)
     terminate_politely()
