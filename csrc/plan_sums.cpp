@@ -1,5 +1,5 @@
 // Sums in a tree: of the products of segments of columns, and of what ranks have summed so. The tree adds
-// neighbours, then neighbouring sums, and so on; so it is the same wherever adjacent segments are summed first.
+// neighbours, then neighbouring sums, and so on; so bits do not depend on who sums adjacent segments.
 #include <algorithm>
 
 #include "csrc/arena.h"

@@ -33,11 +33,11 @@ BAIZE_TARGET void few_block(const Product& what, size_t row, size_t step, size_t
         const size_t place = begin / kBlock * what.tokens + token;
         if constexpr (K == Kind::int8) {
             constexpr size_t per_block = kBlock / kSection;
-            const size_t sections = (count + kSection - 1) / kSection;
+            const size_t sections = count / kSection, left = count % kSection / Vec::shorts;
             const int16_t* x = what.x.codes + place * kBlock;
             const float* x_factors = what.x.scales + place * per_block;
             const size_t passes = what.tokens == T ? 1 : what.tokens > 12 ? 4 : 2;
-            const MatrixCodes rows{w, step * stride, stride, token / 4, passes};
+            const MatrixCodes rows{w, step * stride, stride, token / 4, passes, left};
             code_block<R, T>(rows, x, x_factors, sections, Sums<R>{sums});
         } else {
             const StreamFloats<dtype_of(K)> rows{{w, step * stride}};
@@ -88,9 +88,9 @@ BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
     few_streams<K, R, 4>(what, begin, end);
 }
 
-// Whether a matrix's rows are whole vectors or sections, as reading them in place requires.
+// Whether a matrix's rows are whole vectors, as reading them in place requires.
 bool whole_rows(const Matrix& m) {
-    return m.columns % (m.kind == Kind::int8 ? kSection : Vec::width) == 0;
+    return m.columns % (m.kind == Kind::int8 ? Vec::shorts : Vec::width) == 0;
 }
 
 // The most tokens for which a matrix is read in streams: every four tokens read it once more.

@@ -68,12 +68,14 @@ BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_
     F sums[R];
 #pragma GCC unroll 16
     for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
-    const auto step = [&](const uint8_t* from, size_t from_stride, size_t s) BAIZE_TARGET {
+    // Section s of the rows, of which `count` columns are not padding.
+    const auto step = [&](const uint8_t* from, size_t from_stride, size_t s, size_t count)
+                          BAIZE_TARGET __attribute__((always_inline)) {
         typename Vec::I totals[R];
 #pragma GCC unroll 16
         for (size_t r = 0; r < R; ++r) totals[r] = Vec::no_total();
 #pragma GCC unroll 16
-        for (size_t n = 0; n < section; n += Vec::shorts) {
+        for (size_t n = 0; n < count; n += Vec::shorts) {
             const auto value = Vec::load_shorts(x + s * section + n);
 #pragma GCC unroll 16
             for (size_t r = 0; r < R; ++r)
@@ -86,13 +88,16 @@ BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_
     const size_t whole = columns / section;
     for (size_t s = 0; s < whole; ++s) {
         ask_streams<kDistance, 3, R>(w + s * section, stride, section);
-        step(w + s * section, stride, s);
+        step(w + s * section, stride, s, section);
     }
-    if (whole * section < columns) {
+    const size_t left = columns - whole * section;
+    if (left && left % Vec::shorts == 0) {
+        step(w + whole * section, stride, whole, left);
+    } else if (left) {
         alignas(64) uint8_t tail[R * section] = {};
         for (size_t r = 0; r < R; ++r)
-            std::memcpy(tail + r * section, w + r * stride + whole * section, columns - whole * section);
-        step(tail, section, whole);
+            std::memcpy(tail + r * section, w + r * stride + whole * section, left);
+        step(tail, section, whole, section);
     }
     for (size_t r = 0; r < R; ++r) found[r] = Vec::sum(sums[r]);
 }

@@ -15,6 +15,7 @@ namespace {
 
 // Codes that were widened to a panel.
 struct PanelCodes {
+    static constexpr bool in_parts = false;  // whether a section may be read in part
     const int16_t* w;
     BAIZE_TARGET Vec::S load(size_t r, size_t s, size_t n) const {
         return Vec::load_shorts(w + r * kBlock + s * kSection + n * Vec::shorts);
@@ -56,10 +57,11 @@ struct StreamFloats : MatrixFloats<D> {
 };
 
 // Rows that are long streams, and met in one pass; or pass `pass` of `passes`, which prefetches its share of
-// the lines that lie `ahead` bytes on.
+// the lines that lie `ahead` bytes on. `left`: vectors behind the last whole section.
 struct MatrixCodes {
+    static constexpr bool in_parts = true;
     const uint8_t* w;
-    size_t stride, ahead, pass, passes;
+    size_t stride, ahead, pass, passes, left;
     BAIZE_TARGET Vec::S load(size_t r, size_t s, size_t n) const {
         return Vec::load_codes(w + r * stride + s * kSection + n * Vec::shorts);
     }
@@ -123,16 +125,22 @@ BAIZE_TARGET inline void float_block(const Rows& w, const float* x, size_t steps
         for (size_t r = 0; r < R; ++r) sums.at[t * stride + r] = own[t][r];
 }
 
-// The same with codes, over sections; token t's factor in section s is factors[t * kBlock / kSection + s].
+// The same with codes, over whole sections and what is left behind them; token t's factor in section s is
+// factors[t * kBlock / kSection + s].
 // The sums stay in memory: sections are long, so that more rows pay better than held sums.
 template <size_t R, size_t T, class Rows, size_t stride>
 BAIZE_TARGET inline void code_block(const Rows& w, const int16_t* x, const float* factors, size_t sections,
                                     Sums<stride> sums) {
-    for (size_t s = 0; s < sections; ++s) {
+    constexpr size_t vectors = kSection / Vec::shorts;
+    // Section s, of whose vectors `count` are not padding.
+    const auto step = [&](size_t s, size_t count) BAIZE_TARGET __attribute__((always_inline)) {
         w.template prefetch<R>(s);
         typename Vec::I totals[T][R];
+        if (count < vectors)
+            for (auto& of_token : totals)
+                for (auto& total : of_token) total = Vec::no_total();
 #pragma GCC unroll 16
-        for (size_t n = 0; n < kSection / Vec::shorts; ++n) {
+        for (size_t n = 0; n < count; ++n) {
             typename Vec::S rows[R];
 #pragma GCC unroll 16
             for (size_t r = 0; r < R; ++r) rows[r] = w.load(r, s, n);
@@ -141,8 +149,9 @@ BAIZE_TARGET inline void code_block(const Rows& w, const int16_t* x, const float
                 const auto value = Vec::load_shorts(x + t * kBlock + s * kSection + n * Vec::shorts);
 #pragma GCC unroll 16
                 for (size_t r = 0; r < R; ++r)
-                    totals[t][r] = n == 0 ? Vec::products(rows[r], value)
-                                          : Vec::add_products(totals[t][r], rows[r], value);
+                    totals[t][r] = n == 0 && count == vectors
+                                       ? Vec::products(rows[r], value)
+                                       : Vec::add_products(totals[t][r], rows[r], value);
             }
         }
 #pragma GCC unroll 16
@@ -154,7 +163,10 @@ BAIZE_TARGET inline void code_block(const Rows& w, const int16_t* x, const float
                 sum = Vec::fma(Vec::to_float(totals[t][r]), factor, sum);
             }
         }
-    }
+    };
+    for (size_t s = 0; s < sections; ++s) step(s, vectors);
+    if constexpr (Rows::in_parts)
+        if (w.left) step(sections, w.left);
 }
 
 }  // namespace
