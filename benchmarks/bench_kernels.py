@@ -10,6 +10,8 @@ of those ops, with weights of its kind and the first context.
 
 With `--verify` whole steps instead: 1 to 8 rows of one sequence, as drafted tokens are verified, and `of_one`, their time over
 that of one row (benchmarks/verify_steps.py). Only on the CPU, where all numbers of rows take turns.
+
+With `--segments` what o and down cost in the segments of a model that ranks share, on one device (benchmarks/segment_costs.py).
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ from kernel_cases import Case, Machine, attending, choosing, cpu, gpu, products,
 from models import random_model
 from reports import Report
 from roofline import matmul_peak
+from segment_costs import segment_costs, weights
 from shapes import PRESETS, Shape
 from torch import Tensor
 from verify_steps import verify_steps
@@ -162,6 +165,7 @@ def main() -> int:
     options.add_argument(
         "--verify", type=int, default=None, metavar="CONTEXT", help="CPU: whole steps of rows of one sequence instead"
     )
+    options.add_argument("--segments", action="store_true", help="CPU: o and down in segments instead")
     options.add_argument("--quick", action="store_true", help="only the first of --rows, --kinds and --contexts")
     launch_table.add_option(options)
     chosen = options.parse_args()
@@ -171,12 +175,14 @@ def main() -> int:
         raise SystemExit("TRITON_INTERPRET=1 only checks the GPU's kernels: give --device cpu --preset tiny with it")
     on_gpu = device != "cpu" or checking
     shape = PRESETS[chosen.preset or ("13b" if on_gpu else "1b")]
-    chosen.rows = chosen.rows or ([1, 8, 64] if on_gpu else [1, 8, 32])
+    chosen.rows = chosen.rows or ([1, 8, 64] if on_gpu else [1, 4, 32, 256] if chosen.segments else [1, 8, 32])
     chosen.contexts = chosen.contexts or ([128, 2048] if on_gpu else [128, 512])
     if chosen.repeats < 1 or min(*chosen.rows, *chosen.contexts, 1) < 1 or not chosen.seconds >= 0:
         options.error("--repeats, --rows and --contexts must be at least 1, --seconds at least 0")
     if chosen.verify is not None and (on_gpu or not max(VERIFIED) <= chosen.verify <= shape.positions):
         options.error(f"--verify is for the CPU, with a context of {max(VERIFIED)} to {shape.positions} tokens")
+    if chosen.segments and (on_gpu or chosen.verify is not None):
+        options.error("--segments is for the CPU, without --verify")
     if chosen.quick:
         chosen.rows, chosen.kinds, chosen.contexts = chosen.rows[:1], chosen.kinds[:1], chosen.contexts[:1]
     config = ModelConfig.from_dict(shape.config(shape.vocabulary, "float16"))
@@ -187,6 +193,8 @@ def main() -> int:
     ):
         if chosen.verify is not None:
             verify(report, chosen, shape)
+        elif chosen.segments:
+            in_segments(report, chosen, config)
         else:
             bench(report, chosen, config, device, on_gpu)
     return report.code
@@ -206,6 +214,25 @@ def verify(report: Report, options: argparse.Namespace, shape: Shape) -> None:
                     "op": "verify", "kind": kind, "rows": count, "context": options.verify, "ms": spread.median * 1e3,
                     "p20": spread.p20 * 1e3, "p80": spread.p80 * 1e3, "of_one": spread.median / found[1].median,
                 })  # fmt: skip
+
+
+def in_segments(report: Report, options: argparse.Namespace, config: ModelConfig) -> None:
+    """A row for o and down with each number of rows, of each kind."""
+    probe, m = ReadProbe(torch.get_num_threads()), cpu()
+    report.facts |= {"threads": torch.get_num_threads(), "read_GB/s": [probe()]}
+    torch.manual_seed(0)
+    for kind in options.kinds:
+        for op in ("o", "down"):
+            with report.case(op=op, kind=kind), torch.inference_mode():
+                of = weights(m, config, op, kind)
+                for rows in options.rows:
+                    costs = segment_costs(m, of, kind, rows, options.seconds)
+                    report.row({
+                        "op": op, "kind": kind, "rows": rows, "us": costs.segments.median * 1e6,
+                        "p20": costs.segments.p20 * 1e6, "p80": costs.segments.p80 * 1e6,
+                        "whole_us": costs.whole.median * 1e6, "of_whole": costs.segments.median / costs.whole.median,
+                    })  # fmt: skip
+    report.facts["read_GB/s"].append(probe())  # of the memory, before and after
 
 
 def bench(report: Report, options: argparse.Namespace, config: ModelConfig, device: str, on_gpu: bool) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import bench_kernels
 import kernel_cases
 import pytest
+import segment_costs
 import torch
 import verify_steps
 from assets import REPO
@@ -205,6 +206,26 @@ def test_steps_that_verify(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
         assert rows[0]["of_one"] == 1
         assert all(0 < row["p20"] <= row["ms"] <= row["p80"] for row in rows)
         assert all(row["of_one"] == pytest.approx(row["ms"] / rows[0]["ms"]) for row in rows)
+
+
+def test_products_in_segments(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--device cpu --preset tiny --segments --rows 1 5 --seconds 0"
+    monkeypatch.setattr(sys, "argv", ["bench_kernels.py", *small.split()])
+    assert bench_kernels.main() == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [(row["kind"], row["op"], row["rows"]) for row in rows] == [
+        (kind, op, many) for kind in ("float16", "int8", "int4") for op in ("o", "down") for many in (1, 5)
+    ]
+    assert all(0 < row["p20"] <= row["us"] <= row["p80"] for row in rows)
+    assert all(row["of_whole"] == pytest.approx(row["us"] / row["whole_us"]) for row in rows)
+
+
+def test_a_sum_that_is_off_ends_the_run() -> None:
+    sums = torch.ones(3, 5)
+    segment_costs.check_near(sums * 1.005, sums, 1e-2)
+    for wrong in (sums * 1.02, sums * float("nan")):
+        with pytest.raises(SystemExit, match="the sum of segments is off"):
+            segment_costs.check_near(wrong, sums, 1e-2)
 
 
 def test_a_row_that_is_not_what_it_is_by_itself_ends_the_run() -> None:
