@@ -1,4 +1,5 @@
-"""The gate's cases of attention, decode and prefill, at the heads of 7B, 13B, 30B and 65B."""
+"""The gate's cases of attention, decode and prefill, at the heads of 7B, 13B, 30B and 65B, and at a share of 13B's and 65B's on
+each of 2, 4 and 8 devices."""
 
 from __future__ import annotations
 
@@ -62,7 +63,7 @@ def attention_cases() -> list[GateCase]:
     return [
         attention_case(op, heads, shared, kind, settings.attention(2), dependent)
         for op in ("decode", "join", "prefill")
-        for heads, shared in ((32, 1), (40, 1), (52, 1), (64, 1), (64, 8))
+        for heads, shared in (*((heads, 1) for heads in (5, 8, 10, 16, 20, 32, 40, 52, 64)), (64, 8))
         for kind in ("fp16", "bf16")
         for dependent in (False, True)
     ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from attention_cases import attention_cases
 from compile_gate import GateCase, pdl_code
-from product_cases import product_cases
+from product_cases import product_cases, split_cases
 from sample_cases import sample_cases
 
-from baize_engine.kernels import dequantize, diff_add, norm, rope, silu
+from baize_engine.kernels import dequantize, diff_add, norm, rope, silu, sums
 from baize_engine.kernels.diff_add import BFLOAT16, FLOAT16, FLOAT32
 from baize_engine.kernels.quantized import BLOCK
 
@@ -16,7 +16,7 @@ def cases() -> list[GateCase]:
     """All cases of all kernels."""
     return [
         *attention_cases(), *dequantize_cases(), *diff_add_cases(), *norm_cases(), *product_cases(), *rope_cases(),
-        *sample_cases(), *silu_cases(),
+        *sample_cases(), *silu_cases(), *split_cases(), *sums_cases(),
     ]  # fmt: skip
 
 
@@ -40,7 +40,7 @@ def dequantize_cases() -> list[GateCase]:
         )
         for bits in (8, 4)
         for kind in ("fp16", "bf16")
-        for columns in (4096, 5120, 8192, 11008, 13824, 22016)
+        for columns in (640, 1024, 1728, 2752, 4096, 5120, 8192, 11008, 13824, 22016)
         for trigger in (None, "early")
     ]  # fmt: skip
 
@@ -117,7 +117,7 @@ def rope_case(heads: int, kind: str, trigger: str | None) -> GateCase:
 def rope_cases() -> list[GateCase]:
     return [
         rope_case(heads, kind, trigger)
-        for heads in (32, 40, 64)
+        for heads in (5, 8, 10, 16, 20, 32, 40, 64)
         for kind in ("fp16", "bf16")
         for trigger in (None, "early")
     ]
@@ -134,7 +134,31 @@ def silu_cases() -> list[GateCase]:
             pdl=trigger,
             ci=(kind, inner, trigger) == ("fp16", 13824, None),
         )
-        for inner in (11008, 13824, 17920, 22016)
+        for inner in (1728, 2752, 3456, 5504, 6912, 11008, 13824, 17920, 22016)
         for kind in ("fp16", "bf16")
         for trigger in (None, "early")
+    ]
+
+
+def sums_case(hidden: int, parts: int, kind: str, trigger: str | None) -> GateCase:
+    """Of `kind` "fp32" the tree alone, else added to what is there."""
+    return GateCase(
+        name=f"sums of {parts} {kind} {hidden}{' pdl' if trigger else ''}",
+        kernel=sums._tree_kernel,
+        signature={"sums_ptr": "*fp32", "out_ptr": f"*{kind}", "T": "i32"},
+        constexprs={"N": hidden, "PARTS": parts, "ADD": kind != "fp32", "BLOCK": sums.BLOCK, "PDL": pdl_code(trigger)},
+        aligned=("sums_ptr", "out_ptr"),
+        pdl=trigger,
+        ci=(hidden, parts, kind, trigger) == (5120, 8, "fp16", None),
+    )
+
+
+def sums_cases() -> list[GateCase]:
+    return [
+        sums_case(hidden, parts, kind, trigger)
+        for hidden in (5120, 8192)
+        for parts in (1, 2, 4, 8)
+        for kind in ("fp16", "bf16", "fp32")
+        for trigger in (None, "early")
+        if (kind, parts) != ("fp32", 1)  # a product writes it itself
     ]

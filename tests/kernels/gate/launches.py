@@ -18,7 +18,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITFunction
 
 from baize_engine.backend import choose
-from baize_engine.kernels import attention, dequantize, diff_add, launch, product
+from baize_engine.kernels import attention, dequantize, diff_add, launch, product, quantized, sums
 from baize_engine.kernels.reference import CHUNK
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_state import StepState
@@ -45,6 +45,15 @@ def add_all_sizes() -> None:
         for offset in range(4):
             sums, counts = torch.zeros(chunks + offset, dtype=torch.float64), torch.zeros(2, chunks + offset).int()
             diff_add.launch(base, diff, out, sums[offset:], counts[:, offset:])
+
+
+def add_segments(weight: quantized.Weight, dtype: torch.dtype) -> None:
+    """The products that several devices share: of a step and of a prompt, of segments and of one that is left."""
+    for rows, segments in ((1, 8), (16, 4), (100, 2), (64, 1)):
+        x, out = torch.zeros(rows, segments * weight.shape[1], dtype=dtype), torch.zeros(rows, 32)
+        matrices = quantized.rows(weight, 0, 32 * segments)
+        product.segment_sums(x, matrices, segments=segments, out=out)
+        sums.add_sums(torch.zeros(8 // segments, rows, 32), out=torch.zeros(rows, 32, dtype=dtype))
 
 
 def main() -> None:
@@ -92,6 +101,7 @@ def main() -> None:
         one = torch.ones(1)
         ops.sample(torch.zeros(1, 1000), one, one.long(), one, one, one.long(), one.long(), one.int())
         add_all_sizes()
+        add_segments(model.layers[0].qkv[0], dtype)
     print(json.dumps(launches))
 
 
