@@ -199,3 +199,20 @@ def test_linear_is_that_of_the_dequantised_weight(kind: str) -> None:
     weight = quantized.quantize(draw(40, 96), kind)
     x = torch.randn(3, 96, generator=torch.Generator().manual_seed(1))
     assert torch.equal(reference.linear(x, weight), reference.linear(x, quantized.dequantize(weight)))
+
+
+@pytest.mark.parametrize("kind", ["float32", *KINDS])
+@pytest.mark.parametrize("joined", [False, True])
+def test_row_parts_are_views_in_order(joined: bool, kind: str) -> None:
+    plain = [draw(24, 96), draw(12, 96)]
+    made = plain if kind == "float32" else [quantized.quantize(each, kind) for each in plain]
+    whole = quantized.dequantize(quantized.join(made))
+    found = quantized.row_parts([quantized.join(made)] if joined else made, (24, 12), 4)
+    assert [part.shape[0] for part in found] == [6] * 4 + [3] * 4
+    assert torch.equal(torch.cat([quantized.dequantize(part) for part in found]), whole)
+
+
+@pytest.mark.parametrize(("counts", "units"), [((24, 12), 5), ((24, 8), 4)])
+def test_row_parts_that_do_not_fit_are_refused(counts: tuple[int, int], units: int) -> None:
+    with pytest.raises(ValueError, match=rf"weights have 36 rows, wanted 24, {counts[1]}, each a multiple of {units}"):
+        quantized.row_parts([draw(36, 8)], counts, units)

@@ -55,6 +55,28 @@ def test_linear_and_its_rows(dtype: str) -> None:
         assert torch.equal(reference.linear(x[t : t + 1], weight, batch_invariant=True), rows[t : t + 1])
 
 
+def test_segment_sums_and_the_residual() -> None:
+    x, weight, before = rand(3, 4 * 37), rand(4 * 21, 37, seed=1), rand(3, 21, seed=2)
+    wanted = sum(x[:, s * 37 : (s + 1) * 37].double() @ weight[s * 21 : (s + 1) * 21].double().T for s in range(4))
+    sums = reference.segment_sums(x, weight, segments=4, out=torch.empty(3, 21))
+    close(sums, wanted)
+    out = before.clone()
+    assert reference.add_sums(sums[None], out=out) is out
+    close(out, before.double() + wanted)
+
+
+def test_where_a_matrix_begins_does_not_show() -> None:
+    """torch's library sums in another order where memory begins off a line; a rank's part may begin anywhere."""
+    x, norm, memory = rand(1, 688), torch.ones(688), rand(24 * 688 + 16, seed=1)
+    found = []
+    for begin in range(16):
+        weight = memory[begin : begin + 24 * 688].view(24, 688)
+        weight.copy_(rand(24, 688, seed=2))
+        found.append(reference.head(x, norm, 1e-5, weight, out=torch.empty(1, 24), units=2))
+        found.append(reference.head(x, norm, 1e-5, weight, out=torch.empty(1, 24), units=2, batch_invariant=True))
+    assert all(torch.equal(each, found[n % 2]) for n, each in enumerate(found))
+
+
 def test_linear_in_blocks_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = rand(3, 64), rand(50, 64, seed=1).half()
     monkeypatch.setattr(reference, "WIDENED_BYTES", 64 * 4 * 7)
