@@ -183,6 +183,8 @@ def _attention_prefill_kernel(
     inside = (r < count)[:, None] & (d < D)[None, :]
     kind = k_ptr.dtype.element_ty
     q = tl.load(q_ptr + at, mask=inside, other=0.0).to(kind)
+    # added here, not in the loop: of 4, 8 or 16 heads sm_80 would spill 48 bytes
+    k_head, v_head = k_ptr + head // SHARED * D, v_ptr + head // SHARED * D
     top = tl.full((BLOCK_M,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((BLOCK_M,), dtype=tl.float32)
     acc = tl.zeros((BLOCK_M, PADDED_D), dtype=tl.float32)
@@ -190,10 +192,10 @@ def _attention_prefill_kernel(
         token = start + tl.arange(0, TILE)
         seen = token < length
         block = tl.load(tables_ptr + s.to(tl.int64) * table_stride + token // BLOCK, mask=seen, other=0)
-        row = (block.to(tl.int64) * BLOCK + token % BLOCK) * KV_HEADS + head // SHARED
+        row = (block.to(tl.int64) * BLOCK + token % BLOCK) * (KV_HEADS * D)
         there = seen[:, None] & (d < D)[None, :]
-        k = tl.load(k_ptr + row[:, None] * D + d[None, :], mask=there, other=0.0)
-        v = tl.load(v_ptr + row[:, None] * D + d[None, :], mask=there, other=0.0)
+        k = tl.load(k_head + row[:, None] + d[None, :], mask=there, other=0.0)
+        v = tl.load(v_head + row[:, None] + d[None, :], mask=there, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         scores = tl.where(token[None, :] <= position[:, None], scores, float("-inf"))
         higher = tl.maximum(top, tl.max(scores, axis=1))
