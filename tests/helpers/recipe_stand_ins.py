@@ -37,13 +37,15 @@ def sbatch(arguments: list[str]) -> None:
         found = re.search(r"^#SBATCH --array=(\d+)-(\d+)$", Path(script).read_text(), re.MULTILINE)
         first, last = (int(each) for each in found.groups()) if found else (0, 0)
         for task in range(first, last + 1):
-            subprocess.run(["bash", script], check=True, env={**os.environ, "SLURM_ARRAY_TASK_ID": str(task)})
+            given = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_CPUS_PER_TASK": "8"}
+            subprocess.run(["bash", script], check=True, env={**os.environ, **given})
     if "--parsable" in arguments:
         print("17;cluster")
 
 
 def srun(arguments: list[str]) -> None:
-    subprocess.run(arguments, check=True)
+    command = [each for each in arguments if each != f"--cpus-per-task={os.environ['SLURM_CPUS_PER_TASK']}"]
+    subprocess.run(command, check=True)
 
 
 def parallel(arguments: list[str]) -> None:
