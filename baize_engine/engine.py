@@ -22,7 +22,8 @@ from baize_engine.generation.scoring import Endings, GivenTokens, NextToken
 from baize_engine.generation.sequence import Sequence
 from baize_engine.generation.serving import Serving
 from baize_engine.generation.usage import Since, Usage
-from baize_engine.loading import LoadedModel, load
+from baize_engine.loaded_model import LoadedModel
+from baize_engine.loading import load
 from baize_engine.options import EngineOptions
 from baize_engine.outputs import raise_error, scored
 from baize_engine.progress import Progress

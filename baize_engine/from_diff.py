@@ -29,7 +29,8 @@ from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, why_not_fast
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
 from baize_engine.kernels.quantized import Weight
 from baize_engine.kernels.quantized import rows as rows_of
-from baize_engine.loading import LoadedModel, assemble, cache_size, resolved
+from baize_engine.loaded_model import LoadedModel
+from baize_engine.loading import assemble, cache_size, resolved
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import warn_overflow
@@ -95,7 +96,7 @@ def load_pair(
     if not team.follows:
         for line in (*found.work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
             warnings.warn(line, BaizeWarning, stacklevel=5)  # of the caller of Engine.from_diff
-    with team.reading():
+    with team.serving():
         weights = found.weights(options, team.share, progress=recovery.progress and not team.follows)
         return assemble(team, config, weights, options, cache_tokens, draft, end_ids, tokenizer, why_no_text)
 

@@ -5,8 +5,8 @@ Knows no requests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from baize_engine.checkpoint.norms import refuse_diff
 from baize_engine.errors import RequestError
 from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.kernels.quantized import Weight
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
@@ -36,25 +37,6 @@ from baize_engine.text.tokenizer import Tokenizer
 
 # of the cache, for each sequence that may run: more than most prompts take with their answers
 DEFAULT_TOKENS_PER_SEQUENCE = 512
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """All that an Engine runs: the loop over the model and its cache, and what text is to it.
-
-    eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer. chat_format: as it was asked
-    for, one of chat_formats.CHAT_FORMATS: which one "auto" is, only the first conversation needs to know. on_close: what else
-    is to be done when the engine is closed.
-    """
-
-    loop: Loop
-    vocab_size: int
-    max_model_len: int
-    eos_token_ids: tuple[int, ...]
-    tokenizer: Tokenizer | None = None
-    why_no_text: str = "the engine was made without one"
-    chat_format: str = chat_formats.AUTO
-    on_close: Callable[[], None] = lambda: None
 
 
 def load(path: str | Path, options: EngineOptions) -> LoadedModel:
@@ -82,7 +64,7 @@ def load_folder(team: Team, options: EngineOptions, path: str | Path) -> LoadedM
         files = fingerprint(index) if team.ranks else ""
     team.agree(options, files)
     cache_tokens = team.least(cache_tokens)
-    with team.reading():
+    with team.serving():
         weights = load_weights(index, config, options.dtype, options.device, options.quantize, team.share)
         return assemble(
             team, config, weights, options, cache_tokens, draft, end_ids, tokenizer, choose.why_none(folder)

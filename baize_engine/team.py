@@ -25,7 +25,7 @@ from baize_engine.options import AUTO, EXACT, EngineOptions
 
 if TYPE_CHECKING:
     from baize_engine.distributed.ranks import Ranks
-    from baize_engine.loading import LoadedModel
+    from baize_engine.loaded_model import LoadedModel
 
 P = ParamSpec("P")
 ERROR = "the error"  # that a rank has met before the ranks agree
@@ -103,8 +103,8 @@ class Team:
         return int(numbers.min())
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Around the reading of weights: an error of another rank than 0 ends the run, and rank 0 prints it."""
+    def serving(self) -> Iterator[None]:
+        """Around all that follows `agree`: an error of another rank than 0 ends the run, and rank 0 prints it."""
         try:
             yield
         except Exception as error:
@@ -218,11 +218,10 @@ def _follow(world: World, request: Load) -> NoReturn:
     ranks = _joined(world, device)
     while True:
         options = replace(request.options, device=device)
-        loaded = request.load(Team(Share(world.rank, world.size), ranks), options, *request.arguments)
-        try:
+        team = Team(Share(world.rank, world.size), ranks)
+        loaded = request.load(team, options, *request.arguments)
+        with team.serving():
             request = _served(ranks, loaded)
-        except Exception as error:  # noqa: BLE001  rank 0 prints it
-            ranks.fail(error)
         del loaded
         gc.collect()
 

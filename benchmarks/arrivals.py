@@ -16,7 +16,7 @@ import torch
 from baize_engine import Engine, SamplingParams
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
-from baize_engine.loading import LoadedModel
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache

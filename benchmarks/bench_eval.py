@@ -42,7 +42,8 @@ from baize_engine.evaluation import card, evaluate
 from baize_engine.evaluation.options import EvaluationOptions
 from baize_engine.evaluation.task import Choice, Encoder, Example, Judged, Request, Score, Task, Verdict
 from baize_engine.generation.usage import Usage
-from baize_engine.loading import LoadedModel, load
+from baize_engine.loaded_model import LoadedModel
+from baize_engine.loading import load
 from baize_engine.options import EngineOptions
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 

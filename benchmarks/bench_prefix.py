@@ -36,7 +36,7 @@ from baize_engine.evaluation.mmlu import Mmlu, prompt
 from baize_engine.generation.block_pool import BlockPool
 from baize_engine.generation.loop import Loop
 from baize_engine.generation.sequence import Sequence
-from baize_engine.loading import LoadedModel
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.model.kv_cache import BLOCK_SIZE
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner, new_cache

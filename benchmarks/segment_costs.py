@@ -17,8 +17,8 @@ from torch import Tensor
 
 from baize_engine.backend.plan_ops import AddSums, LinearAdd, PlanOp, SegmentSums
 from baize_engine.kernels import quantized, reference
-from baize_engine.kernels.settings import SEGMENTS
 from baize_engine.model.config import ModelConfig
+from baize_engine.model.share import SEGMENTS
 
 PROMPT = 256  # rows from which on int8 weights meet activations in bytes, as they do in prompts
 

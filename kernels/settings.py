@@ -29,7 +29,6 @@ BEST_BLOCK = 32  # logits of which `head` leaves the greatest for `sample`
 INT4_BLOCK_K = 256
 FUSED_NORM_ROWS = 8  # up to so many rows every program normalises them itself; for more, a separate kernel is cheaper
 MAX_ROWS = 64  # rows of x that one program of a product holds
-SEGMENTS = 8  # parts of a product's columns whose sums are added in a fixed tree, on whichever devices they were made
 TUNED_ROWS = (1, 2, 4, 8, 16, 32, 64)
 
 

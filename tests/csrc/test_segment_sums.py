@@ -9,7 +9,7 @@ from implementations import IMPLEMENTATIONS, matrix
 from baize_engine.backend import cpp_ops
 from baize_engine.backend.plan_ops import AddSums, SegmentSums
 from baize_engine.kernels import quantized, reference
-from baize_engine.kernels.settings import SEGMENTS
+from baize_engine.model.share import SEGMENTS
 
 KINDS = ("float32", "float16", "bfloat16", "int8", "int4")
 # Columns of a segment: fewer than a vector; not whole vectors; whole ones; whole sections, in two blocks; a half section more

@@ -23,7 +23,7 @@ from baize_engine.generation.loop import Loop
 from baize_engine.generation.speculation.ngram import Ngrams
 from baize_engine.generation.speculation.speculator import Speculator
 from baize_engine.kernels import quantized, reference
-from baize_engine.loading import LoadedModel
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.model import names
 from baize_engine.model.buffers import cache_slots
 from baize_engine.model.config import ModelConfig

@@ -15,7 +15,7 @@ from baize_engine.generation.loop import Loop
 from baize_engine.generation.scheduler import Scheduler
 from baize_engine.generation.sequence import Sequence
 from baize_engine.kernels import quantized
-from baize_engine.loading import LoadedModel
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.llama import Llama

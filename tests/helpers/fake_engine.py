@@ -10,7 +10,7 @@ from fakes import EOS, VOCAB, ByteTokenizer, FakeBatch, FakeCache, ScriptDecoder
 from baize_engine.engine import Engine
 from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.generation.sampling import SampleOp
-from baize_engine.loading import LoadedModel
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.text.tokenizer import Tokenizer
 
 TOKENIZER = ByteTokenizer()

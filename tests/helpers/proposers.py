@@ -18,7 +18,7 @@ from baize_engine.generation.sampling import TokenLogprobs
 from baize_engine.generation.sequence import Sequence as Sample
 from baize_engine.generation.speculation.proposer import NOTHING, Proposer, Prospect
 from baize_engine.generation.speculation.speculator import Speculator
-from baize_engine.loading import LoadedModel
+from baize_engine.loaded_model import LoadedModel
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.step_costs import StepCosts

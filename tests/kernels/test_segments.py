@@ -15,7 +15,7 @@ from interpreter import Interpreter
 from product_inputs import ACTIVATIONS, EPS, case, matrix, rand
 
 from baize_engine.kernels import quantized, reference
-from baize_engine.kernels.settings import SEGMENTS
+from baize_engine.model.share import SEGMENTS
 
 KINDS = [
     ("fp32", "same"),

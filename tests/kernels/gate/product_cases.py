@@ -11,7 +11,8 @@ from compile_gate import GateCase, pdl_code
 from baize_engine.kernels import product, settings
 from baize_engine.kernels.norm import LANES
 from baize_engine.kernels.quantized import BLOCK
-from baize_engine.kernels.settings import SEGMENTS, ProductSettings
+from baize_engine.kernels.settings import ProductSettings
+from baize_engine.model.share import SEGMENTS
 
 # The matrices of a layer: (hidden, inner, heads); head_dim is 128.
 LAYERS: dict[str, tuple[int, int, int]] = {
