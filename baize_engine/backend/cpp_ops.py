@@ -6,7 +6,7 @@ Activations are float32, the cache any float type. The order of summation never 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from baize_engine import _C
 from baize_engine.backend import forks
+from baize_engine.backend.operands import FLOATS, address, matrix
 from baize_engine.backend.plan_ops import (
     AddSums,
     Advance,
@@ -29,10 +30,8 @@ from baize_engine.backend.plan_ops import (
     Sample,
     SegmentSums,
 )
-from baize_engine.kernels.quantized import BLOCK, PANEL, Int4Weight, Int8Weight, Weight, empty
+from baize_engine.kernels.quantized import Int4Weight, Int8Weight, empty
 from baize_engine.kernels.reference import BEST_BLOCK, MOST_LOGITS
-
-FLOATS = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 class Op:
@@ -86,50 +85,9 @@ def _quantize(
     if done.shape != (rows, columns):
         raise ValueError(f"out has shape {done.shape}, wanted {(rows, columns)}")
     if rows and columns:
-        place = _address("weight", weight, (rows, columns), weight.dtype)
-        _C.quantize(implementation, place, FLOATS[weight.dtype], _matrix(done, columns))
+        place = address("weight", weight, (rows, columns), weight.dtype)
+        _C.quantize(implementation, place, FLOATS[weight.dtype], matrix(done, columns))
     return done
-
-
-def _address(name: str, tensor: Tensor | None, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> int:
-    """The tensor's address. ValueError unless it is a contiguous CPU tensor of `shape` and `dtype`."""
-    if tensor is None:
-        raise ValueError(f"{name} is None, wanted {dtype} of {tuple(shape)} on the CPU")
-    if tensor.shape != tuple(shape) or tensor.dtype != dtype or tensor.device.type != "cpu":
-        raise ValueError(
-            f"{name} is {tensor.dtype} of shape {tuple(tensor.shape)} on {tensor.device}, wanted {dtype} of "
-            f"{tuple(shape)} on the CPU"
-        )
-    if not tensor.is_contiguous():
-        raise ValueError(f"{name} has strides {tensor.stride()}, wanted contiguous memory")
-    return tensor.data_ptr()
-
-
-def _matrix(weight: Weight, columns: int) -> _C.Matrix:
-    rows = weight.shape[0]
-    if isinstance(weight, Tensor):
-        if weight.dtype not in FLOATS:
-            raise ValueError(f"weight is {weight.dtype}, wanted float32, float16 or bfloat16")
-        return _C.Matrix(
-            FLOATS[weight.dtype], _address("weight", weight, (rows, columns), weight.dtype), 0, rows, columns
-        )
-    if weight.shape[1] != columns:
-        raise ValueError(f"weight has {weight.shape[1]} columns, wanted {columns}")
-    if isinstance(weight, Int8Weight):
-        values = _address("values", weight.values, (rows, columns), torch.int8)
-        return _C.Matrix("int8", values, _address("scales", weight.scales, (rows,)), rows, columns)
-    if not weight.in_panels:
-        raise ValueError("weight is int4 in rows, wanted panels on the CPU")
-    panels, blocks = -(-(weight.first + rows) // PANEL), -(-columns // BLOCK)
-    return _C.Matrix(
-        "int4",
-        _address("values", weight.values, (panels, blocks, PANEL * BLOCK // 2), torch.uint8),
-        _address("scales", weight.scales, (panels, blocks, PANEL), torch.int8),
-        rows,
-        columns,
-        factors=_address("factors", weight.factors, (rows,)),
-        first=weight.first,
-    )
 
 
 def _cache_kind(cache: Tensor) -> str:
@@ -157,13 +115,13 @@ def _new_out(op: Embed | Attention | Sample) -> Tensor:
 def _embed(op: Embed) -> _C.Embed:
     tokens, (rows, hidden) = op.ids.shape[0], op.weight.shape
     return _C.Embed(
-        ids=_address("ids", op.ids, (tokens,), torch.int64),
+        ids=address("ids", op.ids, (tokens,), torch.int64),
         tokens=tokens,
         kind=FLOATS[op.weight.dtype],
-        weight=_address("weight", op.weight, (rows, hidden), op.weight.dtype),
+        weight=address("weight", op.weight, (rows, hidden), op.weight.dtype),
         rows=rows,
         hidden=hidden,
-        out=_address("out", op.out, (tokens, hidden)),
+        out=address("out", op.out, (tokens, hidden)),
     )
 
 
@@ -176,24 +134,24 @@ def _qkv_rope_store(op: QkvRopeStore) -> _C.QkvRopeStore:
     _check_sum(sum(w.shape[0] for w in op.weights), (heads + 2 * kv_heads) * dim)
     turns = op.cos.shape[0]
     return _C.QkvRopeStore(
-        x=_address("x", op.x, (tokens, hidden)),
+        x=address("x", op.x, (tokens, hidden)),
         tokens=tokens,
-        norm=_address("norm", op.norm, (hidden,)),
+        norm=address("norm", op.norm, (hidden,)),
         eps=op.eps,
-        weights=[_matrix(weight, hidden) for weight in op.weights],
-        cos=_address("cos", op.cos, (turns, dim // 2)),
-        sin=_address("sin", op.sin, (turns, dim // 2)),
+        weights=[matrix(weight, hidden) for weight in op.weights],
+        cos=address("cos", op.cos, (turns, dim // 2)),
+        sin=address("sin", op.sin, (turns, dim // 2)),
         turns=turns,
-        positions=_address("positions", op.positions, (tokens,), torch.int64),
+        positions=address("positions", op.positions, (tokens,), torch.int64),
         cache=cache_kind,
-        keys=_address("k_cache", op.k_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
-        values=_address("v_cache", op.v_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        keys=address("k_cache", op.k_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        values=address("v_cache", op.v_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
         places=blocks * block,
-        slots=_address("slots", op.slots, (tokens,), torch.int64),
+        slots=address("slots", op.slots, (tokens,), torch.int64),
         heads=heads,
         kv_heads=kv_heads,
         dim=dim,
-        q=_address("q", op.q, (tokens, heads, dim)),
+        q=address("q", op.q, (tokens, heads, dim)),
         int8_activations=op.int8_activations,
     )
 
@@ -204,13 +162,13 @@ def _attention(op: Attention) -> _C.Attention:
     if heads % kv_heads:
         raise ValueError(f"q has {heads} heads, wanted a multiple of the cache's {kv_heads}")
     return _C.Attention(
-        q=_address("q", op.q, (tokens, heads, dim)),
+        q=address("q", op.q, (tokens, heads, dim)),
         cache=_cache_kind(op.k_cache),
-        keys=_address("k_cache", op.k_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
-        values=_address("v_cache", op.v_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
-        block_tables=_address("block_tables", op.block_tables, (sequences, most), torch.int32),
-        query_starts=_address("query_starts", op.query_starts, (sequences + 1,), torch.int32),
-        context_lens=_address("context_lens", op.context_lens, (sequences,), torch.int32),
+        keys=address("k_cache", op.k_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        values=address("v_cache", op.v_cache, (blocks, block, kv_heads, dim), op.k_cache.dtype),
+        block_tables=address("block_tables", op.block_tables, (sequences, most), torch.int32),
+        query_starts=address("query_starts", op.query_starts, (sequences + 1,), torch.int32),
+        context_lens=address("context_lens", op.context_lens, (sequences,), torch.int32),
         tokens=tokens,
         sequences=sequences,
         table_stride=most,
@@ -220,17 +178,17 @@ def _attention(op: Attention) -> _C.Attention:
         block=block,
         blocks=blocks,
         scale=op.scale,
-        out=_address("out", op.out, (tokens, heads, dim)),
+        out=address("out", op.out, (tokens, heads, dim)),
     )
 
 
 def _linear_add(op: LinearAdd) -> _C.LinearAdd:
     tokens, columns = op.x.shape
     return _C.LinearAdd(
-        out=_address("out", op.out, (tokens, op.weight.shape[0])),
-        x=_address("x", op.x, (tokens, columns)),
+        out=address("out", op.out, (tokens, op.weight.shape[0])),
+        x=address("x", op.x, (tokens, columns)),
         tokens=tokens,
-        weight=_matrix(op.weight, columns),
+        weight=matrix(op.weight, columns),
         int8_activations=op.int8_activations,
     )
 
@@ -243,11 +201,11 @@ def _segment_sums(op: SegmentSums) -> _C.SegmentSums:
     if columns != op.segments * own:
         raise ValueError(f"x has {columns} columns, wanted {op.segments} segments of weight's {own}")
     return _C.SegmentSums(
-        out=_address("out", op.out, (tokens, stacked // op.segments)),
-        x=_address("x", op.x, (tokens, columns)),
+        out=address("out", op.out, (tokens, stacked // op.segments)),
+        x=address("x", op.x, (tokens, columns)),
         tokens=tokens,
         segments=op.segments,
-        weight=_matrix(op.weight, own),
+        weight=matrix(op.weight, own),
         int8_activations=op.int8_activations,
     )
 
@@ -256,8 +214,8 @@ def _add_sums(op: AddSums) -> _C.AddSums:
     ranks, tokens, width = op.sums.shape
     _check_power("sums", ranks)
     return _C.AddSums(
-        out=_address("out", op.out, (tokens, width)),
-        sums=_address("sums", op.sums, (ranks, tokens, width)),
+        out=address("out", op.out, (tokens, width)),
+        sums=address("sums", op.sums, (ranks, tokens, width)),
         ranks=ranks,
         tokens=tokens,
         width=width,
@@ -268,12 +226,12 @@ def _gate_up(op: GateUp) -> _C.GateUp:
     (tokens, hidden), inner = op.x.shape, op.out.shape[1]
     _check_sum(sum(w.shape[0] for w in op.weights), 2 * inner)
     return _C.GateUp(
-        x=_address("x", op.x, (tokens, hidden)),
+        x=address("x", op.x, (tokens, hidden)),
         tokens=tokens,
-        norm=_address("norm", op.norm, (hidden,)),
+        norm=address("norm", op.norm, (hidden,)),
         eps=op.eps,
-        weights=[_matrix(weight, hidden) for weight in op.weights],
-        out=_address("out", op.out, (tokens, inner)),
+        weights=[matrix(weight, hidden) for weight in op.weights],
+        out=address("out", op.out, (tokens, inner)),
         int8_activations=op.int8_activations,
     )
 
@@ -281,13 +239,13 @@ def _gate_up(op: GateUp) -> _C.GateUp:
 def _head(op: Head) -> _C.Head:
     (tokens, hidden), vocabulary = op.x.shape, op.weight.shape[0]
     return _C.Head(
-        out=_address("out", op.out, (tokens, vocabulary)),
+        out=address("out", op.out, (tokens, vocabulary)),
         best=_best(op.best, tokens, vocabulary),
-        x=_address("x", op.x, (tokens, hidden)),
+        x=address("x", op.x, (tokens, hidden)),
         tokens=tokens,
-        norm=_address("norm", op.norm, (hidden,)),
+        norm=address("norm", op.norm, (hidden,)),
         eps=op.eps,
-        weight=_matrix(op.weight, hidden),
+        weight=matrix(op.weight, hidden),
     )
 
 
@@ -297,35 +255,35 @@ def _sample(op: Sample) -> _C.Sample:
         raise ValueError(f"logits have {vocabulary} columns, wanted 1 to {MOST_LOGITS}")
     narrow = op.positions.dtype == torch.int32
     return _C.Sample(
-        logits=_address("logits", op.logits, (rows, vocabulary)),
+        logits=address("logits", op.logits, (rows, vocabulary)),
         best=_best(op.best, rows, vocabulary),
         rows=rows,
         vocabulary=vocabulary,
-        temperature=_address("temperature", op.temperature, (rows,)),
-        top_k=_address("top_k", op.top_k, (rows,), torch.int64),
-        top_p=_address("top_p", op.top_p, (rows,)),
-        min_p=_address("min_p", op.min_p, (rows,)),
-        seeds=_address("seeds", op.seeds, (rows,), torch.int64),
-        sample_index=_address("sample_index", op.sample_index, (rows,), torch.int64),
-        positions=_address("positions", op.positions, (rows,), torch.int32 if narrow else torch.int64),
+        temperature=address("temperature", op.temperature, (rows,)),
+        top_k=address("top_k", op.top_k, (rows,), torch.int64),
+        top_p=address("top_p", op.top_p, (rows,)),
+        min_p=address("min_p", op.min_p, (rows,)),
+        seeds=address("seeds", op.seeds, (rows,), torch.int64),
+        sample_index=address("sample_index", op.sample_index, (rows,), torch.int64),
+        positions=address("positions", op.positions, (rows,), torch.int32 if narrow else torch.int64),
         narrow=narrow,
-        out=_address("out", op.out, (rows,), torch.int64),
+        out=address("out", op.out, (rows,), torch.int64),
     )
 
 
 def _advance(op: Advance) -> _C.Advance:
     rows, stops, most = op.tokens.shape[0], op.stops.shape[1], op.block_tables.shape[1]
     return _C.Advance(
-        tokens=_address("tokens", op.tokens, (rows,), torch.int64),
+        tokens=address("tokens", op.tokens, (rows,), torch.int64),
         rows=rows,
-        ids=_address("ids", op.ids, (rows,), torch.int64),
-        positions=_address("positions", op.positions, (rows,), torch.int64),
-        slots=_address("slots", op.slots, (rows,), torch.int64),
-        lens=_address("lens", op.lens, (rows,), torch.int32),
-        left=_address("left", op.left, (rows,), torch.int32),
-        stops=_address("stops", op.stops, (rows, stops), torch.int64),
+        ids=address("ids", op.ids, (rows,), torch.int64),
+        positions=address("positions", op.positions, (rows,), torch.int64),
+        slots=address("slots", op.slots, (rows,), torch.int64),
+        lens=address("lens", op.lens, (rows,), torch.int32),
+        left=address("left", op.left, (rows,), torch.int32),
+        stops=address("stops", op.stops, (rows, stops), torch.int64),
         stops_of_row=stops,
-        block_tables=_address("block_tables", op.block_tables, (rows, most), torch.int32),
+        block_tables=address("block_tables", op.block_tables, (rows, most), torch.int32),
         table_stride=most,
         block=op.block,
     )
@@ -333,7 +291,7 @@ def _advance(op: Advance) -> _C.Advance:
 
 def _best(best: Tensor | None, rows: int, vocabulary: int) -> int:
     """The address of the blocks' greatest logits, or 0."""
-    return 0 if best is None else _address("best", best, (rows, -(-vocabulary // BEST_BLOCK)), torch.int32)
+    return 0 if best is None else address("best", best, (rows, -(-vocabulary // BEST_BLOCK)), torch.int32)
 
 
 STRUCTS: dict[type[PlanOp], Callable[[Any], _C.PlanOp]] = {
