@@ -15,7 +15,7 @@ from torch import Tensor
 
 from baize_engine.backend.choose import best_blocks
 from baize_engine.backend.plan_ops import Sample
-from baize_engine.model.buffers import Activations, Inputs
+from baize_engine.model.buffers import Inputs
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import new_cache
@@ -28,20 +28,20 @@ class VerifyStep:
     """
 
     def __init__(self, model: Llama, cache: KVCache, context: int, rows: int) -> None:
-        vocabulary = model.head.shape[0]
+        vocabulary = model.config.vocab_size
         places = torch.arange(context - rows, context)  # of the tokens in the text, and in the cache
         lens = torch.tensor([context], dtype=torch.int32)
         tables = torch.arange(-(-context // cache.block_size), dtype=torch.int32)[None]
         starts = torch.tensor([0, rows], dtype=torch.int32)
         inputs = Inputs(places % vocabulary, places, places, tables, starts, lens, context)
-        work = Activations.of(model.config, rows, model.dtype, model.device)
+        work = model.activations(rows)
         self.logits, chosen = torch.empty(rows, vocabulary), torch.empty(rows, dtype=torch.int64)
         best = torch.empty(rows, best_blocks(vocabulary), dtype=torch.int32)
         greedy = [torch.full((rows,), value) for value in (0.0, 0, 1.0, 0.0, 0, 0)]
         self._calls: list[Callable[[], object]] = model.ops.compile(
             [
                 *model.hidden_ops(work, inputs, cache, batch_invariant=True),
-                model.head_op(work.x, self.logits, batch_invariant=True, best=best),
+                *model.head_ops(work.x, self.logits, batch_invariant=True, best=best),
                 Sample(self.logits, *greedy, places.int(), out=chosen, best=best),
             ]
         )

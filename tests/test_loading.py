@@ -107,13 +107,13 @@ def test_the_head_of_a_long_text_is_never_run_for_more_rows_than_a_chunk(
     """Of the real decoder: rows of every tensor of logits that is made, and one token's number in two divisions."""
     with Engine.from_pretrained(model(tmp_path / "m", max_position_embeddings=700), device="cpu") as engine:
         rows: list[int] = []
-        head = Llama.head_op
+        head = Llama.head_ops
 
         def noting(self: Llama, hidden: torch.Tensor, logits: torch.Tensor, **options: Any) -> object:
             rows.append(logits.shape[0])
             return head(self, hidden, logits, **options)
 
-        monkeypatch.setattr(Llama, "head_op", noting)
+        monkeypatch.setattr(Llama, "head_ops", noting)
         ids = [3 + i * 7 % 90 for i in range(600)]
         whole = engine.prompt_logprobs([ids])[0]
         (late,) = engine.score(ids[:590], [ids[590:]])

@@ -35,7 +35,7 @@ def test_each_constructor_hands_every_field_on(monkeypatch: pytest.MonkeyPatch) 
     given = {
         "device": "cuda:3", "dtype": "bfloat16", "quantize": "int4", "max_model_len": 77, "cache_tokens": 99, "threads": 3,
         "cache_dtype": "float16", "exact_activations": True, "chat_format": "vicuna", "speculate": "ngram",
-        "speculate_tokens": 7,
+        "speculate_tokens": 7, "tensor_parallel": 2,
     }  # fmt: skip
     assert given.keys() == FIELDS.keys()
     seen = []

@@ -61,9 +61,9 @@ class QkvRopeStore(PlanOp):
     v_cache: Tensor
     slots: Tensor
     q: Tensor = field(kw_only=True)
-    units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
+    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,9 +116,9 @@ class GateUp(PlanOp):
     eps: float
     weights: Sequence[Weight]
     out: Tensor = field(kw_only=True)
-    units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     int8_activations: bool = field(default=False, kw_only=True)
+    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,9 +129,9 @@ class Head(PlanOp):
     eps: float
     weight: Weight
     out: Tensor = field(kw_only=True)
-    units: int = field(default=1, kw_only=True)
     batch_invariant: bool = field(default=False, kw_only=True)
     best: Tensor | None = field(default=None, kw_only=True)
+    units: int | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -97,8 +97,8 @@ class Llama:
         """The ops of layer `number`: they update work.x, and write keys and values to the cache before attention reads it."""
         layer, eps, (cos, sin), at = self.layers[number], self.config.rms_norm_eps, self.rope, inputs
         keys, values, scale = cache.keys[number], cache.values[number], self.config.head_dim**-0.5
-        units = 1 if self.share is None else self.share.units(self.config)
-        inner_units = 1 if self.share is None else self.share.segments
+        units = None if self.share is None else self.share.units(self.config)
+        inner_units = None if self.share is None else self.share.segments
 
         def how(weight: Weight) -> dict[str, bool]:
             rounded = not self.exact_activations and (prompt or isinstance(weight, Int4Weight))

@@ -12,7 +12,6 @@ from math import gcd
 
 from baize_engine.errors import ConfigError
 from baize_engine.model.config import OLD_INT4, ModelConfig, quantization_config
-from baize_engine.model.share import SEGMENTS
 
 SEGMENTS = 8  # parts of a product's columns whose sums are added in a fixed tree, on whichever ranks they were made
 RANKS = tuple(count for count in range(1, SEGMENTS + 1) if SEGMENTS % count == 0)  # numbers of ranks: 1, 2, 4, 8

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from baize_engine.backend import choose
-from baize_engine.backend.plan_ops import Embed, LinearAdd, PlanOp
+from baize_engine.backend.plan_ops import Embed, HostCall, LinearAdd, PlanOp
 from baize_engine.kernels import reference
 
-KINDS = PlanOp.__subclasses__()
+KINDS = [kind for kind in PlanOp.__subclasses__() if kind is not HostCall]  # of which a backend knows nothing
 
 
 def test_every_op_of_the_decoder_has_its_class() -> None:
@@ -39,6 +39,15 @@ def test_an_op_is_called_with_its_operands() -> None:
     with pytest.raises(FrozenInstanceError):
         op.x = x  # type: ignore[misc]
     assert op != LinearAdd(x, weight, out=out)  # by identity: tensors have no single truth
+
+
+def test_a_call_of_the_host_has_its_place_among_the_ops() -> None:
+    ids, table, out, seen = torch.tensor([1]), torch.randn(4, 8), torch.zeros(1, 8), torch.zeros(1, 8)
+    weight = torch.randn(8, 8)
+    plan = [Embed(ids, table, out=out), HostCall(seen.copy_, (out,)), LinearAdd(out.clone(), weight, out=out)]
+    for call in choose.ops("cpu").compile(plan):
+        call()
+    assert torch.equal(seen, table[ids])
 
 
 def test_a_compiled_plan_does_what_its_ops_do_one_by_one() -> None:

@@ -24,8 +24,6 @@ from baize_engine.model.prompt_runner import new_cache
 from baize_engine.model.share import SEGMENTS, Share
 from baize_engine.model.told import Call
 
-TOKENS = 4096  # of each cache
-
 
 def parts(state: dict[str, torch.Tensor], config: ModelConfig, share: Share) -> dict[str, torch.Tensor]:
     """The tensors of a rank, cut from those of the whole model."""
@@ -128,14 +126,14 @@ class ThreadChannel:
             each.put(None)
 
 
-def followed(ranks: int, model: Callable[[Share], Llama], lead: Callable[[Llama], Any]) -> Any:
-    """What `lead` returns for rank 0's model, which the other ranks follow."""
+def followed(ranks: int, tokens: int, model: Callable[[Share], Llama], lead: Callable[[Llama], Any]) -> Any:
+    """What `lead` returns for rank 0's model, which the other ranks follow over caches of `tokens` tokens."""
     channel = ThreadChannel(ranks)
 
     def run(share: Share, group: ThreadGroup | None) -> Any:
         own = replace(model(share), group=group, channel=channel if group is not None and share.rank == 0 else None)
         if share.rank:
-            cache = new_cache(own, TOKENS)
+            cache = new_cache(own, tokens)
             objects = runners(own, cache, MAX_ROWS)
             while (calls := channel.queues[share.rank].get(timeout=60)) is not None:
                 follow(calls, objects)

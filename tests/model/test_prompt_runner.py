@@ -166,10 +166,10 @@ def test_pieces_of_several_prompts_need_ops_whose_rows_do_not_depend_on_each_oth
 def test_positions_before_the_first_that_is_asked_for_have_no_logits(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = Decoder(decoders.make(LONG), 1024)
     rows: list[int] = []
-    head = Llama.head_op
+    head = Llama.head_ops
     monkeypatch.setattr(
         Llama,
-        "head_op",
+        "head_ops",
         lambda self, hidden, *rest, **how: rows.append(len(hidden)) or head(self, hidden, *rest, **how),
     )
     taken(decoder, prompt(600, 7), 590, [])
