@@ -9,7 +9,8 @@ import pytest
 import rank_processes
 import tiny
 
-from baize_engine import quantize
+from baize_engine import Engine, quantize
+from baize_engine.errors import RequestError
 
 ANSWER_ALL = Path(__file__).parent / "helpers" / "answer_all.py"
 PARAMS = [
@@ -68,3 +69,108 @@ def test_ranks_have_the_bits_of_one_on_other_backends(tmp_path: Path, backend: s
     asked = [job for n, job in enumerate(jobs(tmp_path / "models")) if n in (0, 5, 6)]
     alone = answers(tmp_path / "1", asked, 1, "exact", BAIZE_BACKEND=backend)
     assert answers(tmp_path / "2", asked, 2, "auto", BAIZE_BACKEND=backend) == alone
+
+
+COMMAND_OF_RANK = """
+import json, os, sys
+from baize_engine.cli import main
+sys.argv[1:] = json.loads(sys.argv[1])[int(os.environ["RANK"])]
+sys.exit(main())
+"""
+
+
+def commands(folder: Path, *arguments: list[str]) -> rank_processes.Result:
+    """What ranks do whose commands have these arguments."""
+    return rank_processes.run(folder, ["-c", COMMAND_OF_RANK, json.dumps(arguments)], len(arguments))
+
+
+def generate(model: Path, *more: str) -> list[str]:
+    ids = model.parent / "ids.jsonl"
+    ids.write_text('{"token_ids": [1, 5, 9]}\n')
+    return [
+        "generate", str(model), "--input", str(ids), "--output", "-", "--max_new_tokens", "4", "--device", "cpu", *more
+    ]  # fmt: skip
+
+
+def test_rank_0_alone_speaks(tmp_path: Path) -> None:
+    model = tiny.model(tmp_path / "m")
+    found = commands(tmp_path / "run", generate(model), generate(model))
+    assert found.codes == [0, 0]
+    assert len(found.out.splitlines()) == 1
+    assert found.err.count("records") == 1
+
+
+DIFFERENT = {
+    "option": ("has --dtype bfloat16; rank 0", ["--dtype", "bfloat16"]),
+    "file": ("has fingerprint of the model's files", []),
+    "nothing": ("nowhere does not exist, wanted a folder", []),
+    "damage": ("holds values that are not finite", ["--quantize", "int8"]),
+}
+
+
+@pytest.mark.parametrize("what", DIFFERENT)
+def test_a_rank_that_differs_ends_the_run_with_one_line(tmp_path: Path, what: str) -> None:
+    words, more = DIFFERENT[what]
+    model = other = tiny.model(tmp_path / "m")
+    if what == "file":
+        other = tiny.model(tmp_path / "other", seed=1)
+    if what == "nothing":
+        other = tmp_path / "nowhere"
+    if what == "damage":  # in the last rows of a matrix, which are the other rank's
+        tensors = tiny.state(tiny.config(), 0, scale=0.3)
+        tensors["model.layers.1.mlp.up_proj.weight"][-1, -1] = float("nan")
+        model = other = tiny.write_model(tmp_path / "damaged", tiny.config(torch_dtype="float32"), tensors)
+    first = generate(model, *(more if what == "damage" else []))
+    found = commands(tmp_path / "run", first, generate(other, *more))
+    assert all(found.codes)
+    (line,) = found.err.splitlines()
+    assert line.startswith("baize: rank 1 (")
+    assert words in line
+    assert found.out == ""
+
+
+ENGINES = """
+import sys
+from baize_engine import Engine
+from baize_engine.errors import BaizeError
+one = Engine.from_pretrained(sys.argv[1], device="cpu")
+try:
+    Engine.from_pretrained(sys.argv[1], device="cpu")
+except BaizeError as error:
+    print(error)
+one.close()
+one.close()
+with Engine.from_pretrained(sys.argv[1], device="cpu", quantize="int8") as two:
+    print(len(two.generate([[1, 5]])))
+alone = Engine.from_pretrained(sys.argv[1], device="cpu", tensor_parallel=1)
+print(len(alone.generate([[1, 5]])))
+try:
+    Engine.from_pretrained(sys.argv[1] + "x", device="cpu")
+except BaizeError as error:
+    print("refused")
+try:
+    Engine.from_pretrained(sys.argv[1], device="cpu")
+except BaizeError as error:
+    print(error)
+sys.exit(7)
+"""
+
+
+def test_a_program_makes_one_engine_after_another(tmp_path: Path) -> None:
+    found = rank_processes.run(tmp_path / "run", ["-c", ENGINES, str(tiny.model(tmp_path / "m"))], 2)
+    one_at_a_time, *counts, refused, ended = found.out.splitlines()
+    assert one_at_a_time.endswith("they hold one at a time: close that engine first")
+    assert (counts, refused) == (["1", "1"], "refused")
+    assert ended.endswith("a model could not be loaded: start the run again")
+    assert found.err == ""
+    assert found.codes == [7, 1]
+
+
+def test_the_number_asked_for_must_be_that_of_the_run(tmp_path: Path) -> None:
+    model = tiny.model(tmp_path / "m")
+    with pytest.raises(RequestError, match="tensor_parallel is 2, and this run has 1 process"):
+        Engine.from_pretrained(model, device="cpu", tensor_parallel=2)
+    with pytest.raises(RequestError, match="tensor_parallel is 3, wanted 'auto', 'exact', 1, 2, 4, 8"):
+        Engine.from_pretrained(model, device="cpu", tensor_parallel=3)
+    with pytest.raises(RequestError, match="speculate is 'self-int4' with tensor_parallel, wanted 'ngram'"):
+        Engine.from_pretrained(model, device="cpu", tensor_parallel="exact", speculate="self-int4")
