@@ -50,9 +50,9 @@ class Member:
 
     def how_it_ended(self, pidfd: int) -> str:
         """In words, once its pidfd is readable."""
-        status = _status_of_pidfd(pidfd)
-        if status is None:
-            status = self._status_of_zombie()
+        status = self._status_of_zombie()
+        if status is None:  # its parent has asked by now
+            status = _status_of_pidfd(pidfd)
         code = 0 if status is None else os.waitstatus_to_exitcode(status)
         if code < 0:
             return f"was killed by signal {-code}"
@@ -69,7 +69,7 @@ class Member:
 
 
 def _status_of_pidfd(pidfd: int) -> int | None:
-    """As wait() has it, from Linux 6.15 on, whoever is the parent; None before."""
+    """As wait() had it for the parent, from Linux 6.15 on; None before."""
     info = bytearray(_INFO.size)
     _INFO.pack_into(info, 0, _INFO_EXIT, 0)
     try:

@@ -35,21 +35,23 @@ class Sender:
         if self._queue:
             content = pickle.dumps(self._queue, pickle.HIGHEST_PROTOCOL)
             self._queue = []
+            for work in self._sent:
+                work.wait()
+            self._sent, self._held = [], []
             self._send(len(content), content)
 
     def end(self) -> None:
         """Tell the others that no message follows, not even those still queued."""
-        self._send(END, b"")
+        self._send(END, b"")  # waits for nobody: a rank may never come to read it
 
     def _send(self, length: int, content: bytes) -> None:
-        for work in self._sent:
-            work.wait()
         first = bytearray(BLOCK)
         first[:LENGTH] = length.to_bytes(LENGTH, "little")
         head, rest = content[: BLOCK - LENGTH], content[BLOCK - LENGTH :]
         first[LENGTH : LENGTH + len(head)] = head
-        self._held = [torch.frombuffer(piece, dtype=torch.uint8) for piece in (first, bytearray(rest)) if piece]
-        self._sent = [self._gloo.send([piece], peer, TAG) for piece in self._held for peer in self._peers]
+        pieces = [torch.frombuffer(piece, dtype=torch.uint8) for piece in (first, bytearray(rest)) if piece]
+        self._held += pieces
+        self._sent += [self._gloo.send([piece], peer, TAG) for piece in pieces for peer in self._peers]
 
 
 class Receiver:

@@ -54,7 +54,8 @@ class Ranks:
     def join(cls, world: World, device: str, *, limit: float = ARRIVAL) -> Ranks:
         """Meet the other ranks, each of which must come within `limit` seconds. `device`: "cpu", "cuda" or "cuda:N".
 
-        DistributedError if there is no store to meet by. Whatever else fails ends the process, as all later failures do.
+        DistributedError if there is no store to meet by, on ranks 0 and 1; those above exit with 1. Whatever else fails ends
+        the process, as all later failures do.
         """
         if cls._joined:
             raise DistributedError("the ranks of this run have ended; a process joins one run")

@@ -66,8 +66,15 @@ def test_the_others_end_as_rank_0_does(launch, ending: str, codes: list[int], la
 
 
 def test_a_rank_in_a_collective_ends_too_when_rank_0_does(launch) -> None:
-    """It cannot come to read that there is no more."""
-    run = launch("ranks = Ranks.join(world, 'cpu', limit=30)\nif rank == 1:\n    gather(ranks)", 2)
+    """It cannot come to read what rank 0 told it before, nor that there is no more."""
+    code = """
+ranks = Ranks.join(world, "cpu", limit=30)
+if rank == 1:
+    gather(ranks)
+ranks.tell(bytes(1 << 20))
+ranks.flush()
+"""
+    run = launch(code, 2)
     assert run.codes() == [0, 0]
     assert run.errors() == ""
 
