@@ -14,8 +14,6 @@ from baize_engine.printable import shown
 MAX_NAME = 512  # characters
 MAX_TENSORS = 1 << 14  # in a checkpoint: LLaMA 405B has 1138, and each takes 1 to 2 KB of memory in a run
 BAND = 1024  # rows in one run of columns: the pieces that one preadv fills; also bounds the memory of a run
-# elements between two rows' columns that are read and dropped: 16 KiB of float16, copied in the time of another call
-GAP = 1 << 13
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,7 @@ class SlicedEntry(TensorSpec):
         return max(1, self.source.grain // self.source.shape[1] * self.shape[1])
 
     def runs(self, begin: int, end: int) -> Iterator[Run]:
-        """Where elements [begin, end) lie. Columns of consecutive rows are one run if no more than GAP lies between them."""
+        """Where elements [begin, end) lie, and nothing else. Columns of consecutive rows are one run if a part has no others."""
         width, full = self.shape[1], self.source.shape[1]
         if width == full:
             yield from self.source.runs(begin + self.row * full, end + self.row * full)
@@ -199,10 +197,10 @@ class SlicedEntry(TensorSpec):
             shift = (self.row + row) * full + self.column - row * width
             for run in self.source.runs(low + shift, high + shift):
                 places = [(None if at is None else at + low - begin, count) for at, count in run.places]
-                last, gap = waiting.get(run.part), run.first - ends.get(run.part, 0)
+                last, follows = waiting.get(run.part), ends.get(run.part) == run.first
                 ends[run.part] = run.first + sum(count for _, count in places)
-                if last is not None and 0 <= gap <= GAP and len(last.places) < 2 * BAND:
-                    last.places.extend([(None, gap), *places] if gap else places)
+                if last is not None and follows and len(last.places) < BAND:
+                    last.places.extend(places)
                     continue
                 if last is not None:
                     yield last

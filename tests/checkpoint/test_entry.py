@@ -10,7 +10,16 @@ import tiny
 import tiny_meta
 import torch
 
-from baize_engine.checkpoint.entry import MAX_NAME, MAX_TENSORS, JoinedEntry, TensorEntry, check_count, check_name
+from baize_engine.checkpoint.entry import (
+    MAX_NAME,
+    MAX_TENSORS,
+    JoinedEntry,
+    TensorEntry,
+    check_count,
+    check_name,
+    columns_of,
+    rows_of,
+)
 from baize_engine.checkpoint.meta_layout import read_meta
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
@@ -45,6 +54,33 @@ def test_a_head_is_read_without_waste_in_pieces_of_whole_heads(tmp_path: Path) -
     for begin in range(0, entry.numel, entry.grain):
         for run in entry.runs(begin, begin + entry.grain):
             assert all(place is not None for place, _ in run.places)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_slices_of_any_tensor_read_nothing_else(tmp_path: Path, shards: int, count: int) -> None:
+    """Rows, whole heads of them, and columns of matrices in one file or several."""
+    files = tiny_meta.random_shards(CONFIG, shards)
+    index, _ = read_meta(tiny_meta.write_meta(tmp_path, CONFIG, files))
+    rng = random.Random(0)
+    for name, tensor in tiny_meta.convert(CONFIG, files).items():
+        entry = index.entries[name]
+        for axis in (0, 1) if name.endswith(("o_proj.weight", "down_proj.weight")) else (0,):
+            width = tensor.shape[axis] // count
+            first = rng.randrange(count) * width
+            slice_ = (columns_of if axis else rows_of)(entry, first, first + width)
+            content = tensor.narrow(axis, first, width).contiguous().view(torch.uint8).numpy().tobytes()
+            assert (slice_.nbytes, slice_.path, slice_.dtype) == (len(content), entry.path, "float16")
+            buffer = memoryview(bytearray(slice_.nbytes))
+            with TensorReader(slice_) as reader:
+                assert reader.read(0, slice_.numel, buffer) == content, (name, axis)
+                for _ in range(10):
+                    begin = rng.randrange(slice_.numel)
+                    end = rng.randrange(begin, slice_.numel) + 1
+                    assert reader.read(begin, end, buffer) == content[begin * 2 : end * 2], (name, axis, begin, end)
+            for begin in range(0, slice_.numel, slice_.grain * 7):
+                for run in slice_.runs(begin, min(begin + slice_.grain * 7, slice_.numel)):
+                    assert all(place is not None for place, _ in run.places)
 
 
 @pytest.mark.parametrize("axis", [0, 1])

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
+import measured_share
 import pytest
 import shares
+import sparse
 import tiny
 import torch
+from shapes import PRESETS
 from torch import Tensor
 
 from baize_engine.checkpoint.index import read_index
@@ -26,6 +32,8 @@ PLAIN = tiny.config(hidden_size=128, num_attention_heads=8, num_key_value_heads=
 GROUPED = {**PLAIN, "num_attention_heads": 16, "head_dim": 16, "intermediate_size": 176}  # int4's panels and blocks cut
 TIED = {**PLAIN, "tie_word_embeddings": True, "vocab_size": 96}
 CONFIGS = {"plain": PLAIN, "grouped": GROUPED, "tied": TIED}
+BESIDE = 512 << 20  # bytes of a process beside its share
+NO_PROC = not Path("/proc/self/status").exists()
 STORABLE = {**GROUPED, "intermediate_size": 512}  # segments of whole blocks
 
 
@@ -139,3 +147,31 @@ def test_stored_int4_is_not_cut_within_a_block(tmp_path: Path) -> None:
     quantize(write(tmp_path / "m", GROUPED), tmp_path / "q", "int4")
     with pytest.raises(ConfigError, match=r"intermediate_size is 176, .* groups of 32, .* wanted a multiple of 256"):
         load_weights(tmp_path / "q", ModelConfig.from_folder(tmp_path / "q"), share=Share(0, 2))
+
+
+def measured(share: Share, kind: str, *folders: Path) -> tuple[int, int]:
+    """The peak memory of a process that loads a share, and the share's bytes."""
+    command = [sys.executable, measured_share.__file__, share.rank, share.ranks, kind, *folders]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    peak, held = map(int, done.stdout.split())
+    return peak, held
+
+
+@pytest.mark.skipif(NO_PROC, reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize("kind", ["", "int8"])
+@pytest.mark.parametrize("recovered", [False, True], ids=["loaded", "recovered"])
+def test_memory_of_a_rank(tmp_path: Path, kind: str, recovered: bool) -> None:
+    """Four layers of 13B, its vocabulary, Python and torch."""
+    pair = sparse.write_sparse_pair(tmp_path, replace(PRESETS["13b"], layers=4))
+    peak, held = measured(Share(0, 2), kind, *pair[: 2 if recovered else 1])
+    assert held < peak <= held + BESIDE
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(NO_PROC, reason="memory is read from Linux's /proc")
+@pytest.mark.parametrize(("kind", "ranks"), [("", 4), ("int8", 2)])
+def test_memory_of_a_rank_of_a_whole_model(tmp_path: Path, kind: str, ranks: int) -> None:
+    base, _ = sparse.write_sparse_pair(tmp_path, PRESETS["13b"])
+    peak, held = measured(Share(0, ranks), kind, base)
+    print(f"{peak >> 20} MiB at most for a share of {held >> 20}")
+    assert held < peak <= held + BESIDE
