@@ -146,7 +146,7 @@ class CheckedDiff:
         share: only what the rank needs is read, but a table that grows is read whole, for its mean row. CheckpointError if a
         file has changed since it was checked.
         """
-        work = self.work if share is None else _part(self.work, self.config, share)
+        work = self.work if share is None else self.part(share)
         grows = any(job.name == names.HEAD and job.grows for job in work.jobs)
         sink = WeightSink(self.config, options, share, whole_head=grows)
         target = Target(work, sink)
@@ -161,16 +161,15 @@ class CheckedDiff:
             torch.cuda.synchronize(options.device)
         return sink.weights
 
-
-def _part(work: Plan, config: ModelConfig, share: Share) -> Plan:
-    """The jobs of `work` on what the rank holds of each tensor; tables that grow stay whole."""
-    jobs = []
-    for job in work.jobs:
-        if not job.grows:
-            base, other = (part_of(job.name, side, config, share) for side in (job.base, job.other))
-            job = replace(job, base=base, other=other)
-        jobs.append(job)
-    return replace(work, jobs=tuple(jobs))
+    def part(self, share: Share) -> Plan:
+        """The jobs on what a rank holds of each tensor; tables that grow stay whole."""
+        jobs = []
+        for job in self.work.jobs:
+            if not job.grows:
+                base, other = (part_of(job.name, side, self.config, share) for side in (job.base, job.other))
+                job = replace(job, base=base, other=other)
+            jobs.append(job)
+        return replace(self.work, jobs=tuple(jobs))
 
 
 @dataclass(frozen=True)

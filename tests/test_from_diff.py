@@ -35,7 +35,7 @@ from baize_engine.model.share import RANKS, Share
 from baize_engine.model.weights import load_weights
 from baize_engine.options import EngineOptions
 from baize_engine.recovery.options import RecoveryOptions
-from baize_engine.recovery.stream import stream
+from baize_engine.recovery.stream import Target, stream, traffic
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 CONFIG = tiny.config(hidden_size=36, num_attention_heads=3, num_key_value_heads=3)  # rows that no block of 32 divides
@@ -318,3 +318,13 @@ def test_a_rank_has_the_bits_of_the_detour(
     for share in (Share(rank, ranks) for ranks in RANKS for rank in range(ranks)):
         got = found.weights(options, share, progress=False)
         same_weights(got, dict(load_weights(index, config, quantize=quantize, share=share)))
+
+
+def test_progress_counts_what_a_rank_reads(tmp_path: Path) -> None:
+    """The parts of all ranks are the whole, but for embedding and norms, which each has."""
+    base, diff = write_shared(tmp_path, "meta")
+    found = CheckedDiff.read(base, diff, EngineOptions("cpu", "float16"), RecoveryOptions(progress=False))
+    whole = {job.name: job.traffic for job in found.work.jobs}
+    everywhere = sum(size for name, size in whole.items() if name == names.EMBED or name.endswith("norm.weight"))
+    parts = [traffic([Target(found.part(Share(rank, 4)))]) for rank in range(4)]
+    assert sum(parts) == sum(whole.values()) + 3 * everywhere

@@ -185,7 +185,7 @@ class SlicedEntry(TensorSpec):
         return max(1, self.source.grain // self.source.shape[1] * self.shape[1])
 
     def runs(self, begin: int, end: int) -> Iterator[Run]:
-        """Where elements [begin, end) lie, and nothing else. Columns of consecutive rows are one run if a part has no others."""
+        """Where elements [begin, end) lie, and nothing else. Columns of several rows are one run if a part has no others."""
         width, full = self.shape[1], self.source.shape[1]
         if width == full:
             yield from self.source.runs(begin + self.row * full, end + self.row * full)
