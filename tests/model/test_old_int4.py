@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import shares
 import tiny
 import torch
 from decoders import prompt
@@ -18,11 +19,12 @@ from baize_engine.kernels import quantized
 from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.quantize import quantize
+from baize_engine.model.share import RANKS, Share
 from baize_engine.model.weights import load_weights, nbytes
 
 
-def written(path: Path) -> Path:
-    cfg = tiny.config(torch_dtype="float16")
+def written(path: Path, **changes: object) -> Path:
+    cfg = tiny.config(torch_dtype="float16", **changes)
     return tiny.write_model(path, cfg, tiny.state(cfg, 0, torch.float16, scale=0.2))
 
 
@@ -84,3 +86,24 @@ def test_a_scale_that_is_not_finite_names_file_and_tensor(tmp_path: Path) -> Non
     safetensors.torch.save_file(tensors, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"model\.safetensors: model\.layers\.1\.mlp\.down_proj: .*not finite"):
         load_weights(tmp_path / "old", ModelConfig.from_folder(tmp_path / "old"))
+
+
+def test_a_rank_holds_its_part_of_the_old_scheme_as_int8(tmp_path: Path) -> None:
+    """Each of its matrices is converted as the matrix it is."""
+    sizes = {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8}
+    whole = write_old(tmp_path / "q", written(tmp_path / "m", **sizes, num_hidden_layers=1, vocab_size=97))
+    config, index = ModelConfig.from_folder(tmp_path / "q"), read_index(tmp_path / "q")
+    for name in list(whole):
+        rows = [names.shapes(config)[part][0] for part in names.parts(name)]
+        whole |= dict(zip(names.parts(name), whole[name].split(rows), strict=True))
+    for share in (Share(rank, ranks) for ranks in RANKS for rank in range(ranks)):
+        with pytest.warns(BaizeWarning, match="held as int8"):
+            weights = load_weights(index, config, share=share)
+        parts = shares.parts(
+            {name: tensor for name, tensor in whole.items() if name in names.shapes(config)}, config, share
+        )
+        for name in names.quantized(config):
+            wanted = quantized.quantize(torch.cat([parts[each] for each in names.parts(name)]), "int8")
+            assert torch.equal(weights[name].values, wanted.values), name
+            assert torch.equal(weights[name].scales, wanted.scales), name
+        assert nbytes(index, config, share=share) == sum(weight.nbytes for weight in weights.values())
