@@ -35,8 +35,8 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import warn_overflow
 from baize_engine.model.share import Share
-from baize_engine.model.slices import part_of, targets
-from baize_engine.model.weight_loader import allocate, zero_rows
+from baize_engine.model.slices import padding, part_of, targets
+from baize_engine.model.weight_loader import allocate, column_parts
 from baize_engine.model.weights import check
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
@@ -176,22 +176,25 @@ class CheckedDiff:
 class Place:
     """Where the rows of a published tensor go: to each of `targets` an equal part of the columns.
 
-    first: the row with which they begin, where more rows come than they take.
+    padding: columns of the last targets that do not come: zeros. first: the row with which they begin, where more rows come
+    than they take.
     """
 
     targets: tuple[Weight, ...]
+    padding: int = 0
     first: int | None = None
 
     @property
     def columns(self) -> int:
         """Of what comes."""
-        return prod(self.targets[0].shape[1:]) * len(self.targets)
+        return prod(self.targets[0].shape[1:]) * len(self.targets) - self.padding
 
     @cached_property
     def in_order(self) -> Tensor | None:
         """The elements of the only target, if they are all that comes, in its order, and are to be copied."""
         only = self.targets[0]
-        return only.view(-1) if isinstance(only, Tensor) and len(self.targets) == 1 and self.first is None else None
+        alone = len(self.targets) == 1 and not self.padding and self.first is None
+        return only.view(-1) if isinstance(only, Tensor) and alone else None
 
     def kept(self, begin: int, end: int) -> tuple[int, int]:
         """The rows of the targets that rows [begin, end) of what comes fill; before `begin` or after its end: none."""
@@ -220,23 +223,19 @@ class WeightSink:
         self.weights: dict[str, Weight] = {}
         # where each published tensor goes: the rows of a tensor, or of a quantised matrix
         self._places: dict[str, Place] = {}
-        if device == "cpu" and quantize is None:  # as mapped files are used: each tensor by itself
-            for name, shape in shapes.items():
-                self.weights[name] = torch.empty(shape, dtype=self._dtype)
-                self._places[name] = Place(targets(name, self.weights[name], share))
-        else:
-            for name in names.packed(config, share):
-                self.weights[name] = allocate(name, {}, config, dtype, device, quantize, share)
-                end = 0
-                for part in names.parts(name):
-                    into = targets(part, self.weights[name], share)
-                    begin, end = end, end + shapes[part][0] // len(into)
-                    self._places[part] = Place(tuple(rows_of(each, begin, end) for each in into))
-        if share is not None:
-            begin, end = share.vocabulary(config)
-            zero_rows(self.weights[names.HEAD], end - begin, device)
-            head = rows_of(self.weights[names.HEAD], 0, end - begin)
-            self._places[names.HEAD] = Place((head,), begin if whole_head else None)
+        alone = device == "cpu" and quantize is None  # as mapped files are used: each tensor by itself
+        for name, shape in (shapes if alone else names.packed(config, share)).items():
+            self.weights[name] = allocate(name, shape, {}, config, dtype, device, quantize, share)
+            end = 0
+            for part in names.parts(name):
+                into, missing = targets(part, self.weights[name], share), padding(part, config, share)
+                begin, end = end, end + shapes[part][0] // len(into)
+                if part.endswith(names.BY_COLUMNS):
+                    self._places[part] = Place(tuple(rows_of(each, begin, end) for each in into), missing)
+                else:
+                    self._places[part] = Place(tuple(rows_of(each, begin, end - missing) for each in into))
+        if share is not None and whole_head:
+            self._places[names.HEAD] = replace(self._places[names.HEAD], first=share.vocabulary(config)[0])
 
     def write(self, name: str, offset: int, view: memoryview) -> None:
         """Takes `view`, elements of the result's dtype that begin at byte `offset` of the tensor `name`."""
@@ -266,7 +265,7 @@ class WeightSink:
         skipped = begin + (place.first or 0) - row
         with torch.inference_mode():
             values = values[skipped : skipped + end - begin].to(self.device)
-            for target, part in zip(place.targets, values.chunk(len(place.targets), 1), strict=True):
+            for target, part in zip(place.targets, column_parts(values, place.targets), strict=True):
                 into = rows_of(target, begin, end)
                 if isinstance(into, Tensor):
                     into.copy_(part)

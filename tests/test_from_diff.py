@@ -287,7 +287,7 @@ def test_chat_with_a_base_that_has_more_rows(tmp_path: Path) -> None:
 
 
 SHARED = tiny.config(
-    hidden_size=128, num_attention_heads=8, num_key_value_heads=8, intermediate_size=176, vocab_size=96
+    hidden_size=128, num_attention_heads=8, num_key_value_heads=8, intermediate_size=172, vocab_size=96
 )
 LAYOUTS = ["meta", "grown", "tied"]
 

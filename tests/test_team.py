@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import rank_processes
 import tiny
+from assets import shared
 
 from baize_engine import Engine, quantize
 from baize_engine.errors import RequestError
@@ -25,7 +26,7 @@ def jobs(folder: Path) -> list[dict]:
     """One for each corner of the space of configs and precisions."""
     folder.mkdir()
     plain = tiny.model(folder / "plain")
-    grouped = tiny.model(folder / "grouped", num_attention_heads=8, head_dim=8, vocab_size=101)
+    grouped = tiny.model(folder / "grouped", num_attention_heads=8, head_dim=8, vocab_size=101, intermediate_size=76)
     tied = tiny.model(folder / "tied", tie_word_embeddings=True, vocab_size=97)
     wide = tiny.model(folder / "wide", **WIDE)
     base, diff = tiny.write_pair(folder / "pair")
@@ -174,3 +175,21 @@ def test_the_number_asked_for_must_be_that_of_the_run(tmp_path: Path) -> None:
         Engine.from_pretrained(model, device="cpu", tensor_parallel=3)
     with pytest.raises(RequestError, match="speculate is 'self-int4' with tensor_parallel, wanted 'ngram'"):
         Engine.from_pretrained(model, device="cpu", tensor_parallel="exact", speculate="self-int4")
+
+
+def test_ranks_say_the_golden_ids_of_a_real_model(tmp_path: Path) -> None:
+    """Of a model whose intermediate columns, 172, no number of segments divides."""
+    folder = shared("assets/stories260K")
+    cases = json.loads((folder / "golden.json").read_text())["cases"]
+    wanted = [case["greedy_ids"] for case in cases]
+    asked = [
+        {
+            "load": {"path": str(folder), "device": "cpu"},
+            "prompts": [case["prompt_ids"] for case in cases],
+            "params": [{"max_new_tokens": len(ids), "temperature": 0, "logprobs": 0} for ids in wanted],
+        }
+    ]
+    alone = answers(tmp_path / "1", asked, 1, "exact")
+    completions, _ = alone[0]
+    assert [ids for ids, _, _ in completions] == wanted
+    assert answers(tmp_path / "2", asked, 2, "auto") == alone

@@ -26,6 +26,8 @@ QKV, GATE_UP = "self_attn.qkv_proj", "mlp.gate_up_proj"
 JOINED = {QKV: (Q, K, V), GATE_UP: (GATE, UP)}
 # matrices whose columns are split over the ranks of a tensor-parallel run; of all others but embedding and norms, rows are
 BY_COLUMNS = (f".{O}{WEIGHT}", f".{DOWN}{WEIGHT}")
+# matrices whose rows, or columns, are the intermediate columns
+INTERMEDIATE = (f".{GATE}{WEIGHT}", f".{UP}{WEIGHT}", f".{DOWN}{WEIGHT}")
 # in a saved quantised model, in place of .weight: the tensors of a matrix (kernels/quantized.py), int8 has no factors
 STORED = (".qweight", ".scales", ".factors")
 

@@ -72,9 +72,9 @@ def quantize(
     files["config.json"] = (json.dumps(described, indent=2) + "\n").encode()
     shards = lay_out(specs, metadata={"scheme": SCHEMES[weights], "weights": weights})
     with CheckpointWriter(out, shards) as writer:
-        for name in names.packed(config):
-            matrix = allocate(name, entries, config, "auto", "cpu", weights)
-            fill(list(pieces_of(name, entries, matrix)), "cpu")
+        for name, shape in names.packed(config).items():
+            matrix = allocate(name, shape, entries, config, "auto", "cpu", weights)
+            fill(list(pieces_of(name, entries, matrix, config)), "cpu")
             _write(writer, name, matrix)
         writer.finish(files)
     before = sum(entries[part].stored_nbytes for name in names.packed(config) for part in names.parts(name))

@@ -2,7 +2,8 @@
 
 Rows of q, k, v, gate, up and the output head are split: by heads, by intermediate columns, by token ids. Columns of o and down
 are split, into SEGMENTS parts whatever the number of ranks, so that sums do not depend on it. Embedding and norms are whole on
-every rank. Arithmetic only: knows no files and no other rank.
+every rank. Where SEGMENTS does not divide the intermediate columns or the vocabulary, the last parts are filled up with zeros,
+which change no sum. Arithmetic only: knows no files and no other rank.
 """
 
 from __future__ import annotations
@@ -38,12 +39,23 @@ class Share:
 
     def head_rows(self, config: ModelConfig) -> int:
         """Rows of this rank's part of the output head; the last rank's may include rows beyond the vocabulary, of zeros."""
-        return self.segments * -(-config.vocab_size // SEGMENTS)
+        return self._width(config.vocab_size)
 
     def vocabulary(self, config: ModelConfig) -> tuple[int, int]:
         """The first token id of this rank's part of the output head, and the one after its last."""
-        rows = self.head_rows(config)
-        return min(self.rank * rows, config.vocab_size), min((self.rank + 1) * rows, config.vocab_size)
+        return self._range(config.vocab_size)
+
+    def intermediate(self, config: ModelConfig) -> tuple[int, int]:
+        """The first intermediate column of this rank, and the one after its last; others that it has are zeros."""
+        return self._range(config.intermediate_size)
+
+    def _width(self, whole: int) -> int:
+        """Of this rank's part of `whole` rows or columns, filled up to SEGMENTS equal parts."""
+        return self.segments * -(-whole // SEGMENTS)
+
+    def _range(self, whole: int) -> tuple[int, int]:
+        width = self._width(whole)
+        return min(self.rank * width, whole), min((self.rank + 1) * width, whole)
 
     def config(self, config: ModelConfig) -> ModelConfig:
         """The sizes of this rank's part of a model of `config`: heads and intermediate columns; the rest is whole."""
@@ -51,18 +63,16 @@ class Share:
             config,
             num_heads=config.num_heads // self.ranks,
             num_kv_heads=config.num_kv_heads // self.ranks,
-            intermediate_size=config.intermediate_size // self.ranks,
+            intermediate_size=self._width(config.intermediate_size),
         )
 
     def check(self, config: ModelConfig) -> None:
         """ConfigError, with what would do, unless the model's sizes can be split over this number of ranks."""
-        widths = {
-            "num_attention_heads * head_dim": config.num_heads * config.head_dim,
-            "intermediate_size": config.intermediate_size,
-        }
+        widths = {"num_attention_heads * head_dim": config.num_heads * config.head_dim}
         group = 1  # columns of a stored matrix that share a scale, and must not be parted
         if config.quantization == "int4":
             group = int((quantization_config("int4") if config.held == "int4" else OLD_INT4)["group_size"])
+            widths["intermediate_size"] = config.intermediate_size  # other forms are filled up with zeros
         for name, width in widths.items():
             if width % (SEGMENTS * group):
                 stored = f" of whole groups of {group}, as int4 is stored," if group > 1 else ""
@@ -73,10 +83,14 @@ class Share:
         fitting = [count for count in RANKS if Share(0, count)._fits(config)]
         if self.ranks not in fitting:
             raise ConfigError(
-                f"{config.num_heads} heads with {config.num_kv_heads} key heads and a vocabulary of {config.vocab_size} cannot "
-                f"be split over {self.ranks} ranks: wanted {', '.join(map(str, fitting))}"
+                f"{config.num_heads} heads with {config.num_kv_heads} key heads, intermediate_size {config.intermediate_size} "
+                f"and a vocabulary of {config.vocab_size} cannot be split over {self.ranks} ranks: wanted "
+                f"{', '.join(map(str, fitting))}"
             )
 
     def _fits(self, config: ModelConfig) -> bool:
-        """Whether each of as many ranks has whole heads, and rows of the output head."""
-        return config.num_kv_heads % self.ranks == 0 and (self.ranks - 1) * self.head_rows(config) < config.vocab_size
+        """Whether each of as many ranks has whole heads, intermediate columns and rows of the output head."""
+        sizes = (config.intermediate_size, config.vocab_size)
+        return config.num_kv_heads % self.ranks == 0 and all(
+            (self.ranks - 1) * self._width(whole) < whole for whole in sizes
+        )

@@ -19,7 +19,7 @@ def slices(entries: Mapping[str, Entry], wanted: Iterable[str], config: ModelCon
     """{name: the rank's part of it in the files} of each of `wanted`, some of `names.shapes(config, share)`.
 
     `entries`: the whole tensors, of the shapes of `names.shapes(config)`; a tied head is cut from the embedding. The columns
-    of the rank's segments of o and down lie side by side here, and a head has no rows beyond the vocabulary.
+    of the rank's segments of o and down lie side by side here, and there are no rows or columns of padding.
     """
     tied = config.tie_word_embeddings
     return {
@@ -30,17 +30,39 @@ def slices(entries: Mapping[str, Entry], wanted: Iterable[str], config: ModelCon
 
 def part_of(name: str, entry: Entry, config: ModelConfig, share: Share) -> Entry:
     """The rank's part of one tensor, which is to become its weight `name`."""
-    if name == names.HEAD:
-        return rows_of(entry, *share.vocabulary(config))
     if len(entry.shape) == 1 or name == names.EMBED:
         return entry
-    cut, whole = (columns_of, entry.shape[1]) if name.endswith(names.BY_COLUMNS) else (rows_of, entry.shape[0])
+    if name.endswith(names.BY_COLUMNS):
+        return columns_of(entry, *range_of(name, entry.shape[1], config, share))
+    return rows_of(entry, *range_of(name, entry.shape[0], config, share))
+
+
+def range_of(name: str, whole: int, config: ModelConfig, share: Share) -> tuple[int, int]:
+    """The rank's part of the `whole` rows of the matrix `name`, or of its columns where those are split: begin and end."""
+    if name == names.HEAD:
+        return share.vocabulary(config)
+    if name.endswith(names.INTERMEDIATE):
+        return share.intermediate(config)
     width = whole // share.ranks
-    return cut(entry, share.rank * width, (share.rank + 1) * width)
+    return share.rank * width, (share.rank + 1) * width
+
+
+def padding(name: str, config: ModelConfig, share: Share | None) -> int:
+    """Rows of zeros that follow those of the published matrix `name` in the rank's weight, or columns where those are split."""
+    if share is None:
+        return 0
+    if name == names.HEAD:
+        begin, end = share.vocabulary(config)
+        return share.head_rows(config) - (end - begin)
+    if name.endswith(names.INTERMEDIATE):
+        begin, end = share.intermediate(config)
+        return share.config(config).intermediate_size - (end - begin)
+    return 0
 
 
 def targets(name: str, weight: Weight, share: Share | None) -> tuple[Weight, ...]:
-    """The parts of `weight`, the weight `name`, that take equal parts of the columns of what is read: one for each segment."""
+    """The parts of `weight`, the weight `name`, that take equal parts of the columns of what is read, and of its padding: one
+    for each segment."""
     if share is None or not name.endswith(names.BY_COLUMNS):
         return (weight,)
     rows = weight.shape[0] // share.segments

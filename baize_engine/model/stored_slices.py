@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from baize_engine.backend.choose import quantizer
 from baize_engine.checkpoint.entry import Entry, TensorEntry, columns_of, rows_of
@@ -15,6 +16,7 @@ from baize_engine.kernels.quantized import BLOCK, PANEL, Int4Weight, Int8Weight,
 from baize_engine.model import names, old_int4
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.share import Share
+from baize_engine.model.slices import padding, range_of
 from baize_engine.model.weight_loader import load
 
 Quantized = Int8Weight | Int4Weight
@@ -25,34 +27,29 @@ class StoredSlices:
 
     def __init__(self, index: CheckpointIndex, config: ModelConfig, share: Share, device: str) -> None:
         self.entries, self.config, self.share, self.device = index.entries, config, share, device
-        self.whole, self.own = names.packed(config), names.packed(config, share)
+        self.shapes, self.whole = names.shapes(config), names.packed(config)
 
     def read(self, name: str) -> Weight:
         """The packed weight `name` of the rank."""
         columns = self.whole[name][1]
         if name.endswith(names.BY_COLUMNS):
-            width = columns // self.share.ranks
-            parts = self._segments(name, self.share.rank * width, width)
+            parts = self._segments(name, *range_of(name, columns, self.config, self.share))
         else:
-            parts = [self._matrix(self._rows(name, begin, end), columns, begin) for begin, end in self._ranges(name)]
-        missing = self.own[name][0] - sum(part.shape[0] for part in parts)
-        if missing:  # of an output head, beyond the vocabulary
-            zeros = torch.zeros(missing, columns, device=self.device)
-            parts.append(quantizer(self.device)(zeros, str(self.config.held)))
+            parts = list(self._parts(name))
         return _joined(
             [in_rows(part) if self.device != "cpu" and isinstance(part, Int4Weight) else part for part in parts]
         )
 
-    def _ranges(self, name: str) -> Iterator[tuple[int, int]]:
-        """The rows of the stored matrix that are the rank's: some of each of the matrices that it joins."""
-        if name == names.HEAD:
-            yield self.share.vocabulary(self.config)
-            return
-        first, shapes = 0, names.shapes(self.config)
+    def _parts(self, name: str) -> Iterator[Quantized]:
+        """The rank's rows of each of the matrices that the stored one joins, each followed by its padding."""
+        first, columns = 0, self.whole[name][1]
         for part in names.parts(name):
-            rows = shapes[part][0]
-            own = rows // self.share.ranks
-            yield first + self.share.rank * own, first + (self.share.rank + 1) * own
+            rows = self.shapes[part][0]
+            begin, end = (first + row for row in range_of(part, rows, self.config, self.share))
+            yield self._matrix(self._rows(name, begin, end), columns, begin)
+            if missing := padding(part, self.config, self.share):
+                zeros = torch.zeros(missing, columns, device=self.device)
+                yield quantizer(self.device)(zeros, str(self.config.held))
             first += rows
 
     def _stored(self, name: str) -> dict[str, TensorEntry]:
@@ -78,8 +75,8 @@ class StoredSlices:
             slices[part] = rows_of(entry, *((begin // PANEL, -(-end // PANEL)) if in_panels else (begin, end)))
         return self._load(slices)
 
-    def _segments(self, name: str, begin: int, width: int) -> list[Quantized]:
-        """The matrices of the rank's segments, whose columns are [begin, begin + width) of the stored matrix."""
+    def _segments(self, name: str, begin: int, end: int) -> list[Quantized]:
+        """The matrices of the rank's segments, whose columns are [begin, end) of the stored matrix, and padding."""
         columns = self.whole[name][1]
         slices: dict[str, Entry] = {}
         for part, entry in self._stored(name).items():
@@ -87,9 +84,13 @@ class StoredSlices:
                 slices[part] = entry
                 continue
             whole = entry.shape[1]
-            slices[part] = columns_of(entry, whole * begin // columns, whole * (begin + width) // columns)
+            slices[part] = columns_of(entry, whole * begin // columns, whole * end // columns)
         tensors = self._load(slices)
         count = self.share.segments
+        width = end - begin
+        if missing := padding(name, self.config, self.share):  # never of int4: `Share.check`
+            width += missing
+            tensors = [pad(tensor, (0, missing)) if tensor.dim() == 2 else tensor for tensor in tensors]
         cut = [[tensor] * count if tensor.dim() == 1 else tensor.chunk(count, 1) for tensor in tensors]
         return [self._matrix(own, width // count, 0) for own in zip(*cut, strict=True)]
 

@@ -29,7 +29,7 @@ from baize_engine.model import names, old_int4
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.narrowing import overflowed, warn_overflow
 from baize_engine.model.share import Share
-from baize_engine.model.slices import targets
+from baize_engine.model.slices import padding, targets
 
 PIECE = 16 << 20  # bytes of a tensor that a worker reads at a time; at least one row
 WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
@@ -37,7 +37,8 @@ WORKERS, MOST_WORKERS, GPU_WORKERS = 2, 16, 6
 
 @dataclass(frozen=True)
 class Piece:
-    """The rows of the tensor `entry`, from `first` on, that fill `targets`: each with its equal part of the columns."""
+    """The rows of the tensor `entry`, from `first` on, that fill `targets`: each with its equal part of the columns, those that
+    the tensor lacks at its end being zeros."""
 
     entry: Entry
     first: int
@@ -82,15 +83,16 @@ def pack(
     """
     weights: dict[str, Weight] = {}
     pieces: list[Piece] = []
-    for name in names.packed(config, share):
-        weights[name] = allocate(name, entries, config, dtype, device, quantize, share)
-        pieces += pieces_of(name, entries, weights[name], share)
+    for name, shape in names.packed(config, share).items():
+        weights[name] = allocate(name, shape, entries, config, dtype, device, quantize, share)
+        pieces += pieces_of(name, entries, weights[name], config, share)
     fill(pieces, device)
     return weights
 
 
 def allocate(
     name: str,
+    shape: tuple[int, ...],
     entries: Mapping[str, Entry],
     config: ModelConfig,
     dtype: str,
@@ -98,11 +100,10 @@ def allocate(
     quantize: str | None,
     share: Share | None = None,
 ) -> Weight:
-    """Uninitialised memory for the packed weight `name`; rows of an output head beyond the vocabulary are zeros.
+    """Uninitialised memory for the weight `name` of `shape`, packed or not; its rows of padding are zeros.
 
     CheckpointError if `dtype` is "auto" and the tensors that it joins have different types.
     """
-    shape = names.packed(config, share)[name]
     if quantize is not None and name in names.quantized(config):
         rows, columns = shape
         weight: Weight = empty(quantize, rows, columns, device)
@@ -111,30 +112,36 @@ def allocate(
         if len(kinds) > 1:
             raise CheckpointError(f"{name} would join tensors of {' and '.join(sorted(kinds))}: choose a dtype")
         weight = torch.empty(shape, dtype=getattr(torch, kinds.pop()), device=device)
-    if share is not None and name == names.HEAD:
-        begin, end = share.vocabulary(config)
-        zero_rows(weight, end - begin, device)
+    _zero_padding(name, weight, config, device, share)
     return weight
 
 
-def zero_rows(weight: Weight, begin: int, device: str) -> None:
-    """Makes the rows of `weight` from `begin` on zeros, in the form that the quantiser gives them."""
-    rest = rows_of(weight, begin, weight.shape[0])
-    if isinstance(rest, Tensor):
-        rest.zero_()
-    elif rest.shape[0]:
-        kind = "int8" if isinstance(rest, Int8Weight) else "int4"
-        quantizer(device)(torch.zeros(rest.shape, device=device), kind, out=rest)
+def _zero_padding(name: str, weight: Weight, config: ModelConfig, device: str, share: Share | None) -> None:
+    """Makes the rows of padding of `weight`, the weight `name`, zeros, in the form that the quantiser gives them."""
+    parts = names.parts(name)
+    for number, part in enumerate(parts, 1):
+        missing = 0 if part.endswith(names.BY_COLUMNS) else padding(part, config, share)
+        if not missing:
+            continue
+        end = weight.shape[0] // len(parts) * number  # what has padding is joined only to matrices of the same size
+        rest = rows_of(weight, end - missing, end)
+        if isinstance(rest, Tensor):
+            rest.zero_()
+        else:
+            kind = "int8" if isinstance(rest, Int8Weight) else "int4"
+            quantizer(device)(torch.zeros(rest.shape, device=device), kind, out=rest)
 
 
-def pieces_of(name: str, entries: Mapping[str, Entry], target: Weight, share: Share | None = None) -> Iterator[Piece]:
-    """The pieces that fill `target`, the packed weight `name`, but for rows beyond the vocabulary."""
+def pieces_of(
+    name: str, entries: Mapping[str, Entry], target: Weight, config: ModelConfig, share: Share | None = None
+) -> Iterator[Piece]:
+    """The pieces that fill `target`, the weight `name`, but for its rows of padding."""
     begin = 0
     for part in names.parts(name):
         into = targets(part, target, share)
         rows = entries[part].shape[0]
         yield from _cut(entries[part], [rows_of(each, begin, begin + rows) for each in into])
-        begin += rows
+        begin += rows + padding(part, config, share)
 
 
 def load(entries: Mapping[str, Entry], kinds: Mapping[str, str], device: str) -> dict[str, Tensor]:
@@ -208,7 +215,7 @@ def _work(
                 read_into(files[entry.path], view, entry.offset + piece.first * row, f"{entry.path}: {entry.name}")
             read = torch.frombuffer(view, dtype=getattr(torch, entry.dtype)).view(rows, *entry.shape[1:])
             read = read.to(device, non_blocking=True)
-            for target, part in zip(piece.targets, read.chunk(len(piece.targets), -1), strict=True):
+            for target, part in zip(piece.targets, column_parts(read, piece.targets), strict=True):
                 if isinstance(target, Tensor):
                     target.copy_(part)
                     if count := overflowed(part, target):
@@ -218,6 +225,14 @@ def _work(
             if stream is not None:
                 stream.synchronize()  # before the staging buffer is reused
     return lost
+
+
+def column_parts(read: Tensor, targets: Sequence[Weight]) -> Sequence[Tensor]:
+    """What each of `targets` takes of `read`, rows of a tensor: an equal part of the columns, with zeros for those it lacks."""
+    width = read.shape[-1]
+    wanted = targets[0].shape[-1] * len(targets)
+    padded = torch.nn.functional.pad(read, (0, wanted - width)) if wanted > width else read
+    return padded.chunk(len(targets), -1)
 
 
 def _quantize(entry: Entry, read: Tensor, target: Weight, quantize: Quantizer) -> None:

@@ -91,8 +91,8 @@ def _load_share(
     pieces: list[Piece] = []
     for name in entries:
         if name not in whole:
-            weights[name] = allocate(name, entries, config, dtype, device, None, share)
-            pieces += pieces_of(name, entries, weights[name], share)
+            weights[name] = allocate(name, wanted[name], entries, config, dtype, device, None, share)
+            pieces += pieces_of(name, entries, weights[name], config, share)
     fill(pieces, device)
     return weights
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import tiny
 import torch
+from torch.nn.functional import pad
 
 from baize_engine.backend import choose
 from baize_engine.generation.loop import MAX_ROWS
@@ -28,11 +29,16 @@ from baize_engine.model.told import Call
 def parts(state: dict[str, torch.Tensor], config: ModelConfig, share: Share) -> dict[str, torch.Tensor]:
     """The tensors of a rank, cut from those of the whole model."""
     rank, ranks, held = share.rank, share.ranks, share.segments
+    missing = -config.intermediate_size % SEGMENTS  # intermediate columns, of zeros, that make the segments equal
     made = dict(state)
     if config.tie_word_embeddings:
         made[names.HEAD] = state[names.EMBED]
     for name, tensor in made.items():
         part = name.removesuffix(names.WEIGHT)
+        if part.endswith((names.GATE, names.UP)):
+            tensor = pad(tensor, (0, 0, 0, missing))
+        elif part.endswith(names.DOWN):
+            tensor = pad(tensor, (0, missing))
         if part.endswith((names.Q, names.K, names.V, names.GATE, names.UP)):
             rows = tensor.shape[0] // ranks
             made[name] = tensor[rank * rows : (rank + 1) * rows]

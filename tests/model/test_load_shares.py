@@ -31,10 +31,13 @@ from baize_engine.model.weights import load_weights, nbytes
 PLAIN = tiny.config(hidden_size=128, num_attention_heads=8, num_key_value_heads=8, vocab_size=97, intermediate_size=128)
 GROUPED = {**PLAIN, "num_attention_heads": 16, "head_dim": 16, "intermediate_size": 176}  # int4's panels and blocks cut
 TIED = {**PLAIN, "tie_word_embeddings": True, "vocab_size": 96}
-CONFIGS = {"plain": PLAIN, "grouped": GROUPED, "tied": TIED}
 BESIDE = 512 << 20  # bytes of a process beside its share
 NO_PROC = not Path("/proc/self/status").exists()
+PADDED = {**GROUPED, "intermediate_size": 172}  # segments of 22 columns, of which the last has 18
+FEW = {**PLAIN, "intermediate_size": 58}  # of 8, of which the last has 2
+CONFIGS = {"plain": PLAIN, "grouped": GROUPED, "tied": TIED, "padded": PADDED, "few": FEW}
 STORABLE = {**GROUPED, "intermediate_size": 512}  # segments of whole blocks
+STORED = {"head": STORABLE, "tied": {**STORABLE, "tie_word_embeddings": True}, "padded": PADDED, "few": FEW}
 
 
 def write(path: Path, cfg: dict, dtype: str = "float16", form: str = "safetensors", shards: int = 2) -> Path:
@@ -110,7 +113,10 @@ def stored_part(whole: Mapping[str, Weight], name: str, config: ModelConfig, sha
     weight = whole[name]
     width = weight.shape[1]
     if name.endswith(("o_proj.weight", "down_proj.weight")):
-        width //= 8
+        missing = -width % 8
+        width = (width + missing) // 8
+        if missing:
+            weight = quantized.Int8Weight(torch.nn.functional.pad(weight.values, (0, missing)), weight.scales)
         first = share.rank * share.segments
         cut = [columns(weight, s * width, (s + 1) * width) for s in range(first, first + share.segments)]
     elif name == names.HEAD:
@@ -118,19 +124,23 @@ def stored_part(whole: Mapping[str, Weight], name: str, config: ModelConfig, sha
         zeros = quantized.quantize(torch.zeros(share.head_rows(config) - (end - begin), width), config.quantization)
         cut = [weight.rows(begin, end), zeros] if zeros.shape[0] else [weight.rows(begin, end)]
     else:
-        cut, first, shapes = [], 0, names.shapes(config)
+        cut, first, shapes, parts = [], 0, names.shapes(config), names.shapes(config, share)
         for each in names.parts(name):
-            own = shapes[each][0] // share.ranks
-            cut.append(weight.rows(first + share.rank * own, first + (share.rank + 1) * own))
-            first += shapes[each][0]
+            rows, own = shapes[each][0], parts[each][0]
+            begin, end = share.rank * own, min((share.rank + 1) * own, rows)
+            cut.append(weight.rows(first + begin, first + end))
+            if own > end - begin:
+                cut.append(quantized.quantize(torch.zeros(own - (end - begin), width), config.quantization))
+            first += rows
     joined = quantized.join(cut)
     return quantized.in_panels(joined) if isinstance(joined, Int4Weight) else joined
 
 
-@pytest.mark.parametrize("cfg", [STORABLE, {**STORABLE, "tie_word_embeddings": True}], ids=["head", "tied"])
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_the_parts_of_a_stored_model(tmp_path: Path, cfg: dict, kind: str) -> None:
-    quantize(write(tmp_path / "m", cfg), tmp_path / "q", kind)
+@pytest.mark.parametrize(
+    ("form", "kind"), [*((form, "int8") for form in STORED), *((form, "int4") for form in ("head", "tied"))]
+)
+def test_the_parts_of_a_stored_model(tmp_path: Path, form: str, kind: str) -> None:
+    quantize(write(tmp_path / "m", STORED[form]), tmp_path / "q", kind)
     config, index = ModelConfig.from_folder(tmp_path / "q"), read_index(tmp_path / "q")
     whole = load_weights(index, config)
     for share in all_shares():
@@ -141,6 +151,16 @@ def test_the_parts_of_a_stored_model(tmp_path: Path, cfg: dict, kind: str) -> No
         for name, weight in weights.items():
             same(weight, stored_part(whole, name, config, share) if name in coded else plain[name], name)
         assert nbytes(index, config, share=share) == sum(weight.nbytes for weight in weights.values())
+
+
+def test_each_rank_has_intermediate_columns() -> None:
+    config = ModelConfig.from_dict({**PLAIN, "intermediate_size": 24})
+    for ranks in (1, 2, 4, 8):
+        Share(0, ranks).check(config)
+    with pytest.raises(ConfigError, match=r"intermediate_size 10 and .* cannot be split over 8 ranks: wanted 1, 2$"):
+        Share(0, 8).check(replace(config, intermediate_size=10))
+    with pytest.raises(ConfigError, match=r"num_attention_heads \* head_dim is 12, .* wanted a multiple of 8$"):
+        Share(0, 2).check(replace(config, num_heads=6, num_kv_heads=6, head_dim=2))
 
 
 def test_stored_int4_is_not_cut_within_a_block(tmp_path: Path) -> None:
