@@ -13,6 +13,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
 from baize_engine.cli.streams import tell
+from baize_engine.distributed.world import World
 from baize_engine.generation.params import DRAWN_SEEDS, SamplingParams
 from baize_engine.options import EngineOptions
 from baize_engine.printable import shown
@@ -160,11 +161,13 @@ def load_engine(options: argparse.Namespace) -> Engine:
         from baize_engine.checkpoint.hub import folder_of
         from baize_engine.checkpoint.index import read_index
 
-        folder = folder_of(options.model)
-        read_index(folder)  # a folder that is no model is refused before torch is imported
+        model = options.model
+        if World.of_environment() is None:  # ranks meet first, so that one can tell of another's folder
+            model = folder_of(model)
+            read_index(model)  # a folder that is no model is refused before torch is imported
         from baize_engine.engine import Engine
 
-        return Engine.from_pretrained(folder, **settings)
+        return Engine.from_pretrained(model, **settings)
     from baize_engine.engine import Engine
 
     if settings["dtype"] == "auto":

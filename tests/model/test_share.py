@@ -31,9 +31,8 @@ def test_ranks_share_the_vocabulary() -> None:
     ("changes", "ranks", "message"),
     [
         ({}, 3, r"split over 3 ranks: wanted 1, 2, 4, 8$"),
-        ({"num_kv_heads": 2}, 4, r"8 heads with 2 key heads .* split over 4 ranks: wanted 1, 2$"),
+        ({"num_kv_heads": 2}, 4, r"8 heads with 2 key heads, .* split over 4 ranks: wanted 1, 2$"),
         ({"vocab_size": 17}, 8, r"a vocabulary of 17 .* split over 8 ranks: wanted 1, 2$"),
-        ({"intermediate_size": 84}, 2, r"intermediate_size is 84, .* 8 parts: wanted a multiple of 8$"),
         ({"num_heads": 7, "head_dim": 6}, 1, r"num_attention_heads \* head_dim is 42, .*: wanted a multiple of 8$"),
         (
             {"quantization": "int4", "scheme": "baize-2"}, 2,
@@ -79,3 +78,13 @@ def test_library_products_have_the_same_shapes_on_any_number_of_ranks(ranks: int
         if heads % ranks == 0:
             part = Share(0, ranks).config(whole)
             assert part.num_kv_heads // Share(0, ranks).units(part) == heads // Share().units(whole)
+
+
+def test_each_rank_has_intermediate_columns() -> None:
+    config = replace(CONFIG, intermediate_size=24)
+    for ranks in (1, 2, 4, 8):
+        Share(0, ranks).check(config)
+    with pytest.raises(ConfigError, match=r"intermediate_size 10 and .* cannot be split over 8 ranks: wanted 1, 2$"):
+        Share(0, 8).check(replace(config, intermediate_size=10))
+    with pytest.raises(ConfigError, match=r"num_attention_heads \* head_dim is 12, .* wanted a multiple of 8$"):
+        Share(0, 2).check(replace(config, num_heads=6, num_kv_heads=6, head_dim=2))
