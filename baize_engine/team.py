@@ -7,6 +7,7 @@ torchrun starts; they come here by the same call, and serve whatever engines ran
 from __future__ import annotations
 
 import gc
+import json
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from baize_engine.backend.choose import DECODER_OPS, implementation
 from baize_engine.backend.devices import resolve_device
 from baize_engine.distributed.agreement import NOTHING
 from baize_engine.distributed.world import World
-from baize_engine.errors import BackendError, BaizeError, RequestError
+from baize_engine.errors import BackendError, BaizeWarning, RequestError
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.share import Share
 from baize_engine.options import AUTO, EXACT, EngineOptions
@@ -140,7 +141,12 @@ class _Run:
 def on_all_ranks(load: Loader[P], options: EngineOptions, *arguments: P.args, **none: P.kwargs) -> LoadedModel:
     """load(team, options, *arguments), on each rank that options.tensor_parallel asks for. Returns on rank 0 only."""
     world = World.of_environment()
-    size = ranks_asked(options, world)
+    try:
+        size = ranks_asked(options, world)
+    except RequestError:
+        if world is not None and world.rank > 0:
+            raise SystemExit(1) from None  # rank 0 says it
+        raise
     if world is None or size == 1:
         return load(Team(Share() if options.tensor_parallel == EXACT else None), options, *arguments, **none)
     request = Load(load, options, arguments)
@@ -185,6 +191,8 @@ def _lead(world: World, request: Load) -> LoadedModel:
         ranks.flush()
     try:
         loaded = request.load(Team(Share(0, world.size), ranks), options, *request.arguments)
+        for text, others in _warnings_of_others(ranks, []).items():
+            warnings.warn(f"{others}: {text}", BaizeWarning, stacklevel=5)  # of the caller of Engine's constructor
     except BaseException:
         _Run.ended = True
         ranks.leave(failed=True)
@@ -209,21 +217,42 @@ def _joined(world: World, device: str) -> Ranks:
 
 
 def _follow(world: World, request: Load) -> NoReturn:
-    """What another rank than 0 does, until rank 0 ends. Rank 0 gives the same warnings, or their reasons end the run."""
-    warnings.simplefilter("ignore")
+    """What another rank than 0 does, until rank 0 ends."""
     try:
         device = device_of(request.options, world)
-    except BaizeError as error:
+    except RequestError:
+        raise SystemExit(1) from None  # rank 0 says it
+    except BackendError as error:
         _joined(world, "cpu").fail(error)
     ranks = _joined(world, device)
     while True:
         options = replace(request.options, device=device)
         team = Team(Share(world.rank, world.size), ranks)
-        loaded = request.load(team, options, *request.arguments)
+        with warnings.catch_warnings(record=True) as noted:
+            warnings.simplefilter("always", BaizeWarning)
+            loaded = request.load(team, options, *request.arguments)
         with team.serving():
+            _warnings_of_others(ranks, [str(each.message) for each in noted if issubclass(each.category, BaizeWarning)])
             request = _served(ranks, loaded)
         del loaded
         gc.collect()
+
+
+def _warnings_of_others(ranks: Ranks, own: list[str]) -> dict[str, str]:
+    """Exchanges what ranks were warned of while they loaded: {text: the ranks other than 0 that have it}."""
+    import torch
+
+    texts = json.dumps(own).encode()
+    lengths = torch.empty(ranks.world.size, 1, dtype=torch.int64)
+    ranks.all_gather(torch.tensor([len(texts)]), lengths)
+    longest = int(lengths.max())
+    brought = torch.empty(ranks.world.size, longest, dtype=torch.uint8)
+    ranks.all_gather(torch.frombuffer(bytearray(texts.ljust(longest)), dtype=torch.uint8), brought)
+    found: dict[str, list[str]] = {}
+    for rank in range(1, ranks.world.size):
+        for text in json.loads(brought[rank].numpy().tobytes()):
+            found.setdefault(text, []).append(f"rank {rank}")
+    return {text: ", ".join(those) for text, those in found.items()}
 
 
 def _served(ranks: Ranks, loaded: LoadedModel) -> Load:

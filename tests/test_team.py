@@ -101,6 +101,15 @@ def test_rank_0_alone_speaks(tmp_path: Path) -> None:
     assert found.err.count("records") == 1
 
 
+def test_what_another_rank_is_warned_of_is_told_by_rank_0(tmp_path: Path) -> None:
+    tensors = tiny.state(tiny.config(), 0, scale=0.3)
+    tensors["model.layers.1.mlp.up_proj.weight"][-1, -1] = 1e6  # of the other rank's rows
+    model = tiny.write_model(tmp_path / "m", tiny.config(torch_dtype="float32"), tensors)
+    found = commands(tmp_path / "run", *[generate(model, "--dtype", "float16")] * 2)
+    (line,) = [each for each in found.err.splitlines() if "rank" in each]
+    assert "rank 1: model.layers.1.mlp.up_proj.weight: 1 finite value(s) left the range of float16" in line
+
+
 DIFFERENT = {
     "option": ("has --dtype bfloat16; rank 0", ["--dtype", "bfloat16"]),
     "file": ("has fingerprint of the model's files", []),
