@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import random
+import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import rank_processes
 import tiny
 from assets import shared
+from processes import ends
 
 from baize_engine import Engine, quantize
 from baize_engine.errors import RequestError
@@ -108,6 +114,52 @@ def test_what_another_rank_is_warned_of_is_told_by_rank_0(tmp_path: Path) -> Non
     found = commands(tmp_path / "run", *[generate(model, "--dtype", "float16")] * 2)
     (line,) = [each for each in found.err.splitlines() if "rank" in each]
     assert "rank 1: model.layers.1.mlp.up_proj.weight: 1 finite value(s) left the range of float16" in line
+
+
+WITHIN = 10  # seconds in which all have ended after one was killed
+
+
+def long_run(folder: Path) -> list[str]:
+    """The command of a run that takes a while, and writes each answer as it comes."""
+    model = tiny.model(folder / "m", max_position_embeddings=2048)
+    (folder / "in.jsonl").write_text('{"token_ids": [1, 5, 9]}\n' * 4000)
+    options = ["--max_new_tokens", "200", "--ignore_eos", "--device", "cpu", "--quiet"]
+    return ["generate", str(model), "--input", str(folder / "in.jsonl"), "--output", "-", *options]
+
+
+@pytest.mark.parametrize("victim", range(2))
+def test_the_others_end_when_a_rank_is_killed(tmp_path: Path, victim: int) -> None:
+    program = ["-m", "baize_engine", *long_run(tmp_path)]
+    reading, writing = os.pipe()
+    with open(reading, "rb") as answers, rank_processes.started(tmp_path, program, 2, stdout=writing) as processes:
+        os.close(writing)
+        assert answers.readline().startswith(b'{"index": 0')
+        processes[victim].kill()
+        codes = [process.wait(WITHIN) for process in processes]
+    assert codes.pop(victim) == -signal.SIGKILL
+    assert all(codes)
+    (line,) = (tmp_path / "err").read_text().splitlines()
+    assert line.startswith(f"baize: rank {victim} (")
+    assert line.endswith("was killed by signal 9")
+
+
+@pytest.mark.slow
+def test_the_others_end_at_whatever_moment_a_rank_is_killed(tmp_path: Path) -> None:
+    """20 random moments from the start on, under torchrun, which tells of a rank that ended before the ranks met."""
+    command, draw = long_run(tmp_path), random.Random(20)
+    for number in range(20):
+        victim, moment = draw.randrange(2), draw.uniform(0, 7)
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        with rank_processes.torchrun(folder, ["-m", "baize_engine", *command], 2) as (agent, ranks):
+            time.sleep(moment)
+            with suppress(ProcessLookupError):  # all is done
+                os.kill(ranks[victim], signal.SIGKILL)
+            assert all(ends(pid, WITHIN) for pid in ranks.values()), (victim, moment)
+            assert agent.wait(60), (victim, moment)
+        said = [line for line in (folder / "err").read_text().splitlines() if line.startswith("baize:")]
+        assert len(said) <= 1, (victim, moment, said)
+        print(f"rank {victim} killed after {moment:.2f} s: {said}")
 
 
 DIFFERENT = {
