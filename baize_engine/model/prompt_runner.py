@@ -25,6 +25,9 @@ MAX_PLANS = 64  # plans kept, one for each number of tokens and of pieces; there
 # The most tokens of a piece. A GPU's products need more rows to be bound by arithmetic.
 PREFILL_CHUNK = 256
 GPU_PREFILL_CHUNK = 2048
+# With ranks, whose sums of all are in memory at once: of 8 ranks of 65B they take 128 MiB. One number for any number of ranks,
+# because a library's bits follow the number of rows.
+SHARED_PREFILL_CHUNK = 512
 # Positions whose logits are in memory at once: 128 x 32001 in float32 take 16 MB.
 LOGIT_ROWS = 128
 
@@ -46,7 +49,9 @@ def new_cache(model: Llama, tokens: int, dtype: torch.dtype | None = None, prefi
 
 def default_chunk(model: Llama) -> int:
     """The most tokens of a piece on the model's device."""
-    return PREFILL_CHUNK if model.device == "cpu" else GPU_PREFILL_CHUNK
+    if model.device == "cpu":
+        return PREFILL_CHUNK
+    return GPU_PREFILL_CHUNK if model.share is None else SHARED_PREFILL_CHUNK
 
 
 @dataclass(frozen=True, slots=True)
