@@ -67,6 +67,7 @@ class Batch(Generic[S]):
         self._runs_ahead = runs_ahead_on(model.device) if runs_ahead is None else runs_ahead
         self._state = state
         self._verify: VerifyState | None = None
+        self._has_verified = False
         self._moved = False  # whether sequences have gone on since the state's rows were written
         self._sequences: list[S] = []  # by row
         self._on_host = 0  # sequences whose tokens the host chooses
@@ -120,7 +121,8 @@ class Batch(Generic[S]):
         """Drops all sequences; all rows become padding, as their contents are unknown after a failed step."""
         for sequence in self._sequences:
             sequence.row = -1
-        self._sequences, self._on_host, self._moved = [], 0, False
+        self._sequences, self._on_host = [], 0
+        self._has_verified = self._moved = False
         if self._state is not None:
             self._state.set([])
         self._queued.clear()
@@ -162,7 +164,7 @@ class Batch(Generic[S]):
             self._verify = VerifyState(self._model, self._cache, self._max_rows)
         proposed = [drafts.get(sequence, []) for sequence in self._sequences]
         tokens: list[int] = self._verify.run(self._sequences, proposed).tolist()
-        self._moved = True
+        self._has_verified = self._moved = True
         verified, first = [], 0
         for sequence, draft in zip(self._sequences, proposed, strict=True):
             end = first + 1 + len(draft)
@@ -173,7 +175,7 @@ class Batch(Generic[S]):
     @torch.inference_mode()
     def verified_logits(self, rows: Sequence[int]) -> Tensor:
         """Logits (len(rows), V) float32 of these rows of the last verification step."""
-        if self._verify is None:
+        if self._verify is None or not self._has_verified:
             raise ValueError("no step has verified anything")
         return self._verify.logits[list(rows)]
 
