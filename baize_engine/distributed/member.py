@@ -46,7 +46,12 @@ class Member:
         """
         if not hasattr(os, "pidfd_open") or self.machine != _machine():
             return None
-        return os.pidfd_open(self.pid)
+        try:
+            return os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            raise
+        except OSError:  # a container may forbid it
+            return None
 
     def how_it_ended(self, pidfd: int) -> str:
         """In words, once its pidfd is readable."""

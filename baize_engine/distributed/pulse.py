@@ -59,13 +59,12 @@ class Pulse:
         self._store.beat(self._number)
         known = [member.rank for member in self.members]
         came = self._store.members(rank for rank in self._others if rank not in known)
-        if came:
-            self.members = [*self.members, *came]
-            known += [member.rank for member in came]
+        known += [member.rank for member in came]
         now = time.monotonic()
         beats = dict(zip(known, self._store.beats(known), strict=True))
         self.heard = {rank: self.heard[rank] if self._beats.get(rank) == beat else now for rank, beat in beats.items()}
         self._beats = beats
+        self.members = [*self.members, *came]  # after `heard`, which the watch asks for each of them
         self.verdict = self._store.verdict()
         if came or self.verdict:
             self._news()

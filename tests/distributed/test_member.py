@@ -64,6 +64,14 @@ def test_a_process_that_is_gone() -> None:
         replace(Member.of_this_process(1), pid=process.pid).pidfd()
 
 
+def test_where_a_container_forbids_it_a_process_is_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(pid: int) -> int:
+        raise PermissionError(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", forbidden)
+    assert Member.of_this_process(1).pidfd() is None
+
+
 def test_without_proc_nobody_sees_another(monkeypatch: pytest.MonkeyPatch) -> None:
     me = Member.of_this_process(0)
 

@@ -60,6 +60,26 @@ def test_members_and_the_verdict_are_news(server: dist.TCPStore) -> None:
     second.pulse.stop()
 
 
+def test_who_is_a_member_has_been_heard(server: dist.TCPStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At any moment: the watch is another thread."""
+    lacking: list[int] = []
+    read = RunStore.beats
+
+    def beats(store: RunStore, ranks: list[int]) -> list[bytes]:
+        lacking.extend(member.rank for member in first.pulse.members if member.rank not in first.pulse.heard)
+        return read(store, ranks)
+
+    first = Heard(0, server.port)
+    first.listen(2)
+    monkeypatch.setattr(RunStore, "beats", beats)
+    second = Heard(1, server.port)
+    assert first.news.get(timeout=60)
+    assert [member.rank for member in first.pulse.members] == [1]
+    assert lacking == []
+    first.pulse.stop()
+    second.pulse.stop()
+
+
 def test_one_that_stops_is_heard_no_more(server: dist.TCPStore) -> None:
     first, second = Heard(0, server.port), Heard(1, server.port)
     assert first.news.get(timeout=60)
