@@ -64,4 +64,6 @@ class Signals:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def _leave_it_to_the_watch(self, number: int, frame: FrameType | None) -> None:
-        """The byte in the pipe has told it already."""
+        """The byte in the pipe has told it already, unless the program has replaced the wake-up file, as asyncio does."""
+        self.terminated = True
+        self.wake()

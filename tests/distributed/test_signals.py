@@ -35,6 +35,16 @@ print(before, bool(select.select([signals], [], [], 60)[0]), seen(signals), sign
     assert printed(code) == "False True True False"
 
 
+def test_sigterm_is_seen_where_the_program_took_the_wakeup_file() -> None:
+    code = """
+signals = Signals(0)
+signal.set_wakeup_fd(-1)  # as asyncio does when its last handler of a signal goes
+terminate()
+print(bool(select.select([signals], [], [], 60)[0]), seen(signals))
+"""
+    assert printed(code) == "True True"
+
+
 def test_wake_is_no_signal() -> None:
     code = """
 signals = Signals(0)
