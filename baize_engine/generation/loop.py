@@ -166,8 +166,8 @@ class Loop:
         if isinstance(action, SwapOut):
             self._batch.drop(action.sequence)
             self._swaps += 1
-            action.sequence.swapped = self._swaps
-            self.cache.swap_out(action.sequence.swapped, action.blocks)
+            self.cache.swap_out(self._swaps, action.blocks)
+            action.sequence.swapped = self._swaps  # now that the cache keeps them: memory may have run out
         elif isinstance(action, SwapIn):
             self._swap_in(action.sequence, action.kept)
         elif isinstance(action, Fail):

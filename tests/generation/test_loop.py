@@ -132,6 +132,26 @@ def test_an_aborted_sequence_gives_its_blocks_back_wherever_it_is(status: Status
     assert [one.finish_reason for one in sequences if one is not victims[0]] == ["length"] * 2
 
 
+def test_memory_that_runs_out_at_a_swap_ends_all_sequences() -> None:
+    cache = FakeCache(num_blocks=8)
+
+    def no_memory(number: int, blocks: object) -> None:
+        raise MemoryError
+
+    def forget(number: int) -> None:
+        raise AssertionError(f"{number} was never kept")
+
+    cache.swap_out, cache.forget = no_memory, forget  # type: ignore[method-assign]
+    loop = loop_over(TableDecoder(), cache, max_rows=2)
+    sequences = [Sequence([1 + n] * 2, SamplingParams(), 19) for n in range(2)]
+    loop.add(sequences)
+    with pytest.raises(MemoryError):
+        while True:
+            loop.step()
+    assert sorted(loop.fail(), key=id) == sorted(sequences, key=id)
+    assert all(one.finish_reason == "abort" for one in sequences)
+
+
 def test_an_error_in_the_decoder_gives_its_blocks_back() -> None:
     cache = FakeCache(num_blocks=2)  # room for 8 positions
     with pytest.raises(CacheFull, match="raise cache_tokens"):
