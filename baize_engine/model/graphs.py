@@ -5,11 +5,13 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 
 import torch
 
 Plan = Sequence[Callable[[], object]]
+_captured: weakref.WeakSet[torch.cuda.CUDAGraph] = weakref.WeakSet()
 
 
 def runs_ahead_on(device: str) -> bool:
@@ -33,7 +35,18 @@ def capture(plan: Plan, device: torch.device | None = None) -> torch.cuda.CUDAGr
     The stream is created on `device`, because torch's default one belongs to the first device captured on.
     """
     graph = torch.cuda.CUDAGraph()
+    _captured.add(graph)
     with torch.cuda.graph(graph, stream=torch.cuda.Stream(device)):
         for op in plan:
             op()
     return graph
+
+
+def release() -> None:
+    """Frees what all graphs hold that are still there; none of them runs again.
+
+    NCCL's communicator must outlive the graphs that hold its calls: until they are gone, its end waits (pytorch#115388).
+    """
+    for graph in list(_captured):
+        graph.reset()
+    _captured.clear()
