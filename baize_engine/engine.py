@@ -52,8 +52,7 @@ class Engine:
     """
 
     def __init__(self, model: LoadedModel) -> None:
-        self._serving = Serving(model.loop)
-        self._on_close = model.on_close
+        self._serving = Serving(model.loop, model.on_close)
         self._asked_format = model.chat_format
         self.tokenizer = model.tokenizer
         self.vocab_size = model.vocab_size
@@ -195,7 +194,6 @@ class Engine:
     def close(self) -> None:
         """Frees weights and cache. Later requests, and the rest of those in progress, raise RequestError."""
         self._serving.close()
-        self._on_close()
 
     @property
     def usage(self) -> Usage:

@@ -16,7 +16,7 @@ class LoadedModel:
 
     eos_token_ids: ids that end an answer. why_no_text: the reason where there is no tokenizer. chat_format: as it was asked
     for, one of chat_formats.CHAT_FORMATS: which one "auto" is, only the first conversation needs to know. on_close: what else
-    is to be done when the engine is closed.
+    is to be done when the engine is closed, after its last step; once or more.
     """
 
     loop: Loop

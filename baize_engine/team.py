@@ -6,12 +6,14 @@ torchrun starts; they come here by the same call, and serve whatever engines ran
 
 from __future__ import annotations
 
+import atexit
 import gc
 import json
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec
 
 from baize_engine import __version__
@@ -131,11 +133,10 @@ class Closed:
 
 
 class _Run:
-    """This process's ranks, once it has joined them, and whether an engine holds a model there."""
+    """This process's ranks, once it has joined them, and what stands for the engine that holds a model there."""
 
     ranks: Ranks | None = None
-    holds = False
-    ended = False
+    holder: object | None = None
 
 
 def on_all_ranks(load: Loader[P], options: EngineOptions, *arguments: P.args, **none: P.kwargs) -> LoadedModel:
@@ -177,35 +178,42 @@ def device_of(options: EngineOptions, world: World) -> str:
 
 
 def _lead(world: World, request: Load) -> LoadedModel:
-    if _Run.ended:
-        raise BackendError("the other ranks have ended, as a model could not be loaded: start the run again")
-    if _Run.holds:
+    if _Run.ranks is not None and not _Run.ranks.here:
+        raise BackendError(
+            "the other ranks have ended, as a step failed or a model could not be loaded: start the run again"
+        )
+    if _Run.holder is not None:
         raise RequestError(
             "the ranks hold another engine's model, and they hold one at a time: close that engine first"
         )
-    options = replace(request.options, device=device_of(request.options, world))
     first = _Run.ranks is None
-    ranks = _joined(world, options.device)
-    if not first:
-        ranks.tell(request)
-        ranks.flush()
     try:
+        options = replace(request.options, device=device_of(request.options, world))
+    except BackendError:
+        if first:  # the others do not wait for this rank to come
+            _joined(world, "cpu").leave(failed=True)
+        raise
+    ranks = _joined(world, options.device)
+    try:
+        if not first:
+            ranks.tell(request)
+            ranks.flush()
         loaded = request.load(Team(Share(0, world.size), ranks), options, *request.arguments)
         for text, others in _warnings_of_others(ranks, []).items():
             warnings.warn(f"{others}: {text}", BaizeWarning, stacklevel=5)  # of the caller of Engine's constructor
     except BaseException:
-        _Run.ended = True
         ranks.leave(failed=True)
         raise
-    _Run.holds = True
-    return replace(loaded, on_close=_closed)
+    _Run.holder = object()
+    return replace(loaded, on_close=partial(_closed, ranks, _Run.holder))
 
 
-def _closed() -> None:
-    if _Run.ranks is not None and _Run.holds:
-        _Run.holds = False
-        _Run.ranks.tell(Closed())
-        _Run.ranks.flush()
+def _closed(ranks: Ranks, holder: object) -> None:
+    """The engine that `holder` stands for is closed, maybe once more."""
+    if _Run.holder is holder and ranks.here:
+        _Run.holder = None
+        ranks.tell(Closed())
+        ranks.flush()
 
 
 def _joined(world: World, device: str) -> Ranks:
@@ -213,6 +221,10 @@ def _joined(world: World, device: str) -> Ranks:
 
     if _Run.ranks is None:
         _Run.ranks = Ranks.join(world, device)
+        if device != "cpu":
+            from baize_engine.model import graphs
+
+            atexit.register(graphs.release)  # before the ranks leave, which they have registered in `join`
     return _Run.ranks
 
 
@@ -233,9 +245,10 @@ def _follow(world: World, request: Load) -> NoReturn:
             loaded = request.load(team, options, *request.arguments)
         with team.serving():
             _warnings_of_others(ranks, [str(each.message) for each in noted if issubclass(each.category, BaizeWarning)])
-            request = _served(ranks, loaded)
+            _serve(ranks, loaded)
         del loaded
         gc.collect()
+        request = _asked(ranks)
 
 
 def _warnings_of_others(ranks: Ranks, own: list[str]) -> dict[str, str]:
@@ -255,19 +268,34 @@ def _warnings_of_others(ranks: Ranks, own: list[str]) -> dict[str, str]:
     return {text: ", ".join(those) for text, those in found.items()}
 
 
-def _served(ranks: Ranks, loaded: LoadedModel) -> Load:
-    """Makes the calls that rank 0 makes on its model, until it wants another one, which is returned."""
+def _serve(ranks: Ranks, loaded: LoadedModel) -> None:
+    """Makes the calls that rank 0 makes on its model, until it closes the engine."""
     from baize_engine.generation.loop import MAX_ROWS
     from baize_engine.model.followers import follow, runners
     from baize_engine.model.told import Call
 
     objects = runners(loaded.loop.decoder.model, loaded.loop.cache, MAX_ROWS)
-    while (messages := ranks.receive()) is not None:
+    closed = False
+    while not closed:
+        messages = _told(ranks)
         follow((message for message in messages if isinstance(message, Call)), objects)
-        for message in messages:
-            if isinstance(message, Closed):
-                objects = {}
+        closed = any(isinstance(message, Closed) for message in messages)
+
+
+def _asked(ranks: Ranks) -> Load:
+    """Waits for another model that rank 0 loads."""
+    while True:
+        for message in _told(ranks):
             if isinstance(message, Load):
                 return message
+
+
+def _told(ranks: Ranks) -> Sequence[object]:
+    """What rank 0 tells next. This process ends if that has ended."""
+    if (messages := ranks.receive()) is not None:
+        return messages
+    from baize_engine.model import graphs
+
+    graphs.release()
     ranks.leave()
     raise SystemExit(ranks.exit_code)

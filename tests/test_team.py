@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import rank_processes
 import tiny
+import torch
 from assets import shared
 from processes import ends
 
@@ -201,8 +202,8 @@ try:
 except BaizeError as error:
     print(error)
 one.close()
-one.close()
 with Engine.from_pretrained(sys.argv[1], device="cpu", quantize="int8") as two:
+    one.close()  # once more: two goes on
     print(len(two.generate([[1, 5]])))
 alone = Engine.from_pretrained(sys.argv[1], device="cpu", tensor_parallel=1)
 print(len(alone.generate([[1, 5]])))
@@ -226,6 +227,84 @@ def test_a_program_makes_one_engine_after_another(tmp_path: Path) -> None:
     assert ended.endswith("a model could not be loaded: start the run again")
     assert found.err == ""
     assert found.codes == [7, 1]
+
+
+FAILS = """
+import sys
+from baize_engine import Engine
+from baize_engine.errors import BaizeError
+from baize_engine.model.step_state import StepState
+engine = Engine.from_pretrained(sys.argv[1], device="cpu")
+step, times = StepState.ops, []
+
+def fails(*arguments):
+    def no_memory():
+        raise MemoryError("for this step")
+    ops = step(*arguments)
+    return [*ops[:4], type(next(op for op in ops if op.name == "host_call"))(no_memory, ()), *ops[4:]]
+
+StepState.ops = fails  # in the middle of a step
+for error in MemoryError, BaizeError:
+    try:
+        engine.generate([[1, 5]])
+    except error as found:
+        print(found)
+engine.close()
+try:
+    Engine.from_pretrained(sys.argv[1], device="cpu")
+except BaizeError as error:
+    print(error)
+sys.exit(7)
+"""
+
+
+def test_a_step_that_fails_on_rank_0_ends_the_others(tmp_path: Path) -> None:
+    """They wait in its middle, and would take what the next step brings for the rest of it."""
+    found = rank_processes.run(tmp_path / "run", ["-c", FAILS, str(tiny.model(tmp_path / "m"))], 2)
+    step, later, load = found.out.splitlines()
+    assert step == "for this step"
+    assert later.startswith("the other ranks have ended")
+    assert load.startswith("the other ranks have ended, as a step failed")
+    assert (found.codes, found.err) == ([7, 1], "")
+
+
+CLOSES = """
+import signal, sys
+from baize_engine import Engine
+from baize_engine.errors import RequestError
+from baize_engine.model.prompt_runner import PromptRunner
+engine = Engine.from_pretrained(sys.argv[1], device="cpu")
+compute = PromptRunner.compute
+
+def closing(*arguments):
+    signal.raise_signal(signal.SIGUSR1)
+    compute(*arguments)
+
+PromptRunner.compute = closing
+signal.signal(signal.SIGUSR1, lambda *_: engine.close())
+try:
+    engine.generate([[1, 5]])
+except RequestError as error:
+    print(error)
+PromptRunner.compute = compute
+with Engine.from_pretrained(sys.argv[1], device="cpu") as other:
+    print(len(other.generate([[1, 5]])))
+"""
+
+
+def test_an_engine_closed_in_the_middle_of_a_step_is_closed_after_it(tmp_path: Path) -> None:
+    found = rank_processes.run(tmp_path / "run", ["-c", CLOSES, str(tiny.model(tmp_path / "m"))], 2)
+    assert (found.out.splitlines(), found.err, found.codes) == (["this engine is closed", "1"], "", [0, 0])
+
+
+def test_a_device_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    model = tiny.model(tmp_path / "m")
+    found = commands(tmp_path / "run", *[[*generate(model)[:-2], "--device", "cuda"]] * 2)
+    assert found.codes == [1, 1]
+    (line,) = found.err.splitlines()
+    assert "cuda" in line.lower()
 
 
 def test_the_number_asked_for_must_be_that_of_the_run(tmp_path: Path) -> None:

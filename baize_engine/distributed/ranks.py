@@ -37,7 +37,7 @@ class Ranks:
 
     _joined: ClassVar[bool] = False  # this process, whatever became of it
 
-    def __init__(self, world: World, watch: Watch, store: RunStore, group: dist.ProcessGroup) -> None:
+    def __init__(self, world: World, watch: Watch, store: RunStore, group: dist.ProcessGroup, device: str) -> None:
         """Use `join`."""
         self.world = world
         self.exit_code = 0  # with which a rank ends whose `receive` gave None
@@ -45,6 +45,7 @@ class Ranks:
         self._exchange = Exchange(group)
         self._sender = Sender(group) if world.rank == 0 else None
         self._receiver = Receiver(group) if world.rank > 0 else None
+        self._on_gpu = device != "cpu"
         self._pid = os.getpid()
         self._left = False
         self._agreements = 0  # so far
@@ -75,7 +76,7 @@ class Ranks:
             group = _group(world, store, device)
         except RuntimeError as error:
             _give_up(watch, error)
-        return cls(world, watch, store, group)
+        return cls(world, watch, store, group, device)
 
     @property
     def rank(self) -> int:
@@ -129,13 +130,21 @@ class Ranks:
             _give_up(self._watch, error)
 
     def tell(self, message: object) -> None:
-        """Rank 0: queue a picklable message for all others."""
-        self._sending().tell(message)
+        """Rank 0: queue a picklable message for all others. Once it has left, or in a forked child, there is nobody to tell."""
+        sender = self._sending()
+        if self.here:
+            sender.tell(message)
 
     def flush(self) -> None:
-        """Rank 0: send what is queued, as one. It is on its way on return; at most one is, the next waits for it."""
+        """Rank 0: send what is queued, as one. It is on its way on return; at most one is, the next waits for it.
+
+        DistributedError once this rank has left, and in a forked child, whose connections are its parent's.
+        """
+        sender = self._sending()
+        if not self.here:
+            raise DistributedError("the other ranks have ended, or are those of this process's parent")
         try:
-            self._sending().flush()
+            sender.flush()
         except RuntimeError as error:
             _give_up(self._watch, error)
 
@@ -151,12 +160,21 @@ class Ranks:
         except RuntimeError as error:
             _give_up(self._watch, error)
 
+    @property
+    def here(self) -> bool:
+        """Whether this process still is a rank: it has not left, and is no child of one by fork."""
+        return not self._left and os.getpid() == self._pid
+
+    def abandon(self) -> None:
+        """Rank 0: `leave`, as what all ranks compute has failed here, and the others wait in the middle of it."""
+        self.leave(failed=True)
+
     def leave(self, *, failed: bool = False) -> None:
         """End in order: rank 0, which all others follow, with 1 if `failed`; another rank after `receive` gave None.
 
         Called at exit where it was not before. A second call, or one in a forked child, does nothing.
         """
-        if self._left or os.getpid() != self._pid:
+        if not self.here:
             return
         self._left = True
         atexit.unregister(self._at_exit)
@@ -164,7 +182,8 @@ class Ranks:
             self._say_goodbye(failed)
         except RuntimeError as error:
             _give_up(self._watch, error)
-        dist.destroy_process_group()
+        if not (failed and self._on_gpu):  # NCCL would first wait for kernels that wait for ranks that are gone
+            dist.destroy_process_group()
 
     def _say_goodbye(self, failed: bool) -> None:
         if self._sender is not None:
@@ -172,9 +191,9 @@ class Ranks:
             if not verdict.in_order:
                 self._watch.wait_for_the_end()
             self._sender.end()
+            self._watch.stop()  # before the wait, which it would end, and the process with the verdict's code
             if self.world.hosts_store:
                 self._store.wait_for_readers(range(1, self.world.size), LEAVING)
-            self._watch.stop()
             return
         verdict = self._watch.post(Verdict(f"{self._watch.me} ended before the run did"))
         if not verdict.in_order:

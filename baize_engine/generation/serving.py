@@ -12,7 +12,7 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 
 from baize_engine.errors import BackendError, BaizeError
 from baize_engine.generation.call import Call, Waiter
@@ -23,10 +23,11 @@ from baize_engine.interrupts import deferred
 
 
 class Serving:
-    """Gives any number of threads access to `loop`. After `close`, every call is refused."""
+    """Gives any number of threads access to `loop`. After `close`, every call is refused, and `on_close` is called."""
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, on_close: Callable[[], None] = lambda: None) -> None:
         self._loop: Loop | None = loop
+        self._on_close = on_close
         self._turns = Turns()
         self._process = os.getpid()
         self._arriving: deque[Call] = deque()  # calls made since the last step
@@ -227,6 +228,7 @@ class Serving:
         """Ends all calls and releases the loop. Runs in the last turn."""
         self._end_all(None)
         self._loop = None
+        self._on_close()
 
     def _start_driver(self) -> None:
         """Starts the thread that steps for coroutines, unless it is running. A second one would do no harm."""

@@ -36,6 +36,9 @@ class Channel(Protocol):
     def flush(self) -> None:
         """Sends what is queued."""
 
+    def abandon(self) -> None:
+        """A call that was sent has failed on rank 0, in whose middle the others wait: they end, and get no more."""
+
 
 @dataclass
 class Row:
@@ -105,11 +108,15 @@ def _telling(method: Callable[Concatenate[T, P], R], flush: bool) -> Callable[Co
         if named:  # followers get what is positional
             raise TypeError(f"{method.__name__} is told to other ranks, wanted positional arguments")
         channel.tell(Call(this.told_as, method.__name__, tuple(_plain(each) for each in arguments)))
-        if flush:
-            channel.flush()
-        this._channel = None
         try:
+            if flush:
+                channel.flush()
+            this._channel = None
             return method(this, *arguments, **named)
+        except BaseException:
+            if flush:
+                channel.abandon()
+            raise
         finally:
             this._channel = channel
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+from contextlib import closing
 
 import pytest
 
@@ -38,6 +39,12 @@ ranks.flush()
 gather(ranks)
 """
 HOST = socket.gethostname()
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])
@@ -108,13 +115,40 @@ except DistributedError as error:
     assert run.errors() == ""
 
 
+def test_rank_0_keeps_its_code_while_it_waits_for_a_slow_rank(launch) -> None:
+    """Which is stopped, and cannot read in the store of rank 0 that the run ends."""
+    code = """
+from baize_engine.distributed import ranks as module, watch
+watch.ORDERLY, module.LEAVING = 0.1, 1.5  # the first must not count for rank 0, which waits for the second
+ranks = Ranks.join(world, "cpu", limit=30)
+ready()
+if rank > 0:
+    threading.Event().wait()
+os.kill(ranks._store.members([1])[0].pid, signal.SIGSTOP)
+print("last words")
+sys.exit(3)
+"""
+    run = launch(code, 2, real=True, port=free_port())
+    run.ready()
+    assert run.processes[0].wait(60) == 3
+    assert run.lines[0].read() == b"last words\n"
+
+
 def test_a_forked_child_is_no_rank(launch) -> None:
     """It ends, by itself or by SIGTERM, and the run goes on."""
     code = """
+from baize_engine.errors import DistributedError
 ranks = Ranks.join(world, "cpu", limit=30)
 if rank > 0:
     follow(ranks)
-for ends in (lambda: sys.exit(5), lambda: os.kill(os.getpid(), signal.SIGTERM)):
+def tells():
+    ranks.tell("gather")  # nobody hears it
+    try:
+        ranks.flush()
+    except DistributedError:
+        sys.exit(6)
+
+for ends in (lambda: sys.exit(5), lambda: os.kill(os.getpid(), signal.SIGTERM), tells):
     if (child := os.fork()) == 0:
         ends()
     ready(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
@@ -124,7 +158,7 @@ gather(ranks)
 """
     run = launch(code, 2)
     assert run.codes() == [0, 0], run.errors()
-    assert run.lines[0].read() == b"ready 5\nready -15\n"
+    assert run.lines[0].read() == b"ready 5\nready -15\nready 6\n"
     assert run.errors() == ""
 
 

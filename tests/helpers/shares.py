@@ -127,6 +127,9 @@ class ThreadChannel:
             each.put(self._queued)
         self._queued = []
 
+    def abandon(self) -> None:
+        self.end()
+
     def end(self) -> None:
         for each in self.queues[1:]:
             each.put(None)

@@ -44,6 +44,9 @@ class Recorded:
         self.sent += self.waiting
         self.waiting = []
 
+    def abandon(self) -> None:
+        self.sent.append(Call("all", "abandon", ()))
+
 
 class Counter(Told):
     told_as = "counter"
@@ -60,6 +63,14 @@ class Counter(Told):
         self.add(self.value)
         return self.value
 
+    @told
+    def refuse(self) -> None:
+        raise MemoryError
+
+    @told_now
+    def break_down(self) -> None:
+        raise MemoryError
+
 
 def test_calls_are_sent_with_the_next_that_computes_and_inner_ones_are_not() -> None:
     channel, leading, following = Recorded(), Counter(), Counter()
@@ -74,6 +85,19 @@ def test_calls_are_sent_with_the_next_that_computes_and_inner_ones_are_not() -> 
     assert following.value == 6
     with pytest.raises(TypeError, match="add is told to other ranks, wanted positional arguments"):
         leading.add(number=1)
+
+
+def test_a_call_that_fails_while_the_others_make_it_leaves_them() -> None:
+    channel, leading = Recorded(), Counter()
+    leading.lead(channel)
+    with pytest.raises(MemoryError):
+        leading.refuse()  # it is not sent yet, and ranks do not meet in it
+    assert channel.sent == []
+    with pytest.raises(MemoryError):
+        leading.break_down()
+    assert [call.method for call in channel.sent] == ["refuse", "break_down", "abandon"]
+    leading.add(2)  # still told
+    assert [call.method for call in channel.waiting] == ["add"]
 
 
 def test_a_sequence_is_told_by_what_a_run_needs_of_it() -> None:
