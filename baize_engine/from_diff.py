@@ -91,7 +91,7 @@ def load_pair(
             why_no_text = why_not_fast() if FAST in files else absent
         end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
         pair = f"{fingerprint(found.base, diff)}, new rows: {found.work.new_rows}" if team.ranks else ""
-    team.agree(options, pair)
+    team.agree(options, config, pair)
     cache_tokens = team.least(cache_tokens)
     if not team.follows:
         for line in (*found.work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):

@@ -62,7 +62,7 @@ def load_folder(team: Team, options: EngineOptions, path: str | Path) -> LoadedM
         chat_formats.check_asked(tokenizer, options.chat_format)
         end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
         files = fingerprint(index) if team.ranks else ""
-    team.agree(options, files)
+    team.agree(options, config, files)
     cache_tokens = team.least(cache_tokens)
     with team.serving():
         weights = load_weights(index, config, options.dtype, options.device, options.quantize, team.share)

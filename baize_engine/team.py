@@ -70,8 +70,8 @@ class Team:
                 self.ranks.agree({ERROR: str(error)})
             raise
 
-    def agree(self, options: EngineOptions, model: str) -> None:
-        """Compares the ranks: version, backend, options, and `model`, which tells the model's files from others.
+    def agree(self, options: EngineOptions, config: ModelConfig, model: str) -> None:
+        """Compares the ranks: version, backend, options, the whole model's `config`, and `model`, which tells weights apart.
 
         DistributedError on rank 0 names the rank that differs, or the error that it met in `checking`.
         """
@@ -81,6 +81,7 @@ class Team:
 
         device = options.device.partition(":")[0]
         asked = {f"--{name}": str(value) for name, value in asdict(options).items() if name not in OF_EACH_RANK}
+        sizes = {f"config's {name}": str(value) for name, value in asdict(config).items()}
         backend = {f"backend of {op}": implementation(op, options.device).name for op in DECODER_OPS}
         versions = {"version of baize_engine": __version__, "version of torch": torch.__version__}
         self.ranks.agree(
@@ -90,6 +91,7 @@ class Team:
                 "device": device,
                 **backend,
                 **asked,
+                **sizes,
                 "fingerprint of the model's files": model,
             }
         )

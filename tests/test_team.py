@@ -165,6 +165,7 @@ def test_the_others_end_at_whatever_moment_a_rank_is_killed(tmp_path: Path) -> N
 
 DIFFERENT = {
     "option": ("has --dtype bfloat16; rank 0", ["--dtype", "bfloat16"]),
+    "config": ("has config's rms_norm_eps 0.01; rank 0", []),
     "file": ("has fingerprint of the model's files", []),
     "nothing": ("nowhere does not exist, wanted a folder", []),
     "damage": ("holds values that are not finite", ["--quantize", "int8"]),
@@ -177,6 +178,8 @@ def test_a_rank_that_differs_ends_the_run_with_one_line(tmp_path: Path, what: st
     model = other = tiny.model(tmp_path / "m")
     if what == "file":
         other = tiny.model(tmp_path / "other", seed=1)
+    if what == "config":
+        other = tiny.model(tmp_path / "other", rms_norm_eps=0.01)
     if what == "nothing":
         other = tmp_path / "nowhere"
     if what == "damage":  # in the last rows of a matrix, which are the other rank's
