@@ -20,6 +20,7 @@ class Signals:
         os.set_blocking(self._reading, False)
         os.set_blocking(self._writing, False)
         self.terminated = False
+        self._released = False
         self._taken = threading.current_thread() is threading.main_thread()
         if not self._taken:
             return
@@ -54,7 +55,8 @@ class Signals:
         return signal.getsignal(signal.SIGTERM) not in (self._leave_it_to_the_watch, signal.SIG_IGN, signal.SIG_DFL)
 
     def release(self) -> None:
-        """Put back what was before, where it was not replaced since."""
+        """Put back what was before, where it was not replaced since; outside the main thread as soon as a signal comes."""
+        self._released = True
         if not self._taken or threading.current_thread() is not threading.main_thread():
             return
         self._taken = False
@@ -65,5 +67,8 @@ class Signals:
 
     def _leave_it_to_the_watch(self, number: int, frame: FrameType | None) -> None:
         """The byte in the pipe has told it already, unless the program has replaced the wake-up file, as asyncio does."""
+        if self._released:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self.terminated = True
         self.wake()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import forked
 import pytest
 
@@ -102,6 +104,19 @@ signals.release()
 print(signal.getsignal(signal.SIGTERM) is signal.SIG_IGN, signal.set_wakeup_fd(-1) == writing)
 """
     assert printed(code) == "True True"
+
+
+def test_sigterm_ends_the_process_after_release_in_another_thread() -> None:
+    code = """
+signals = Signals(0)
+thread = threading.Thread(target=signals.release)
+thread.start()
+thread.join()
+terminate()
+print("goes on")
+"""
+    done = forked.run(["-c", HEAD + code], timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, b"", b"")
 
 
 def test_outside_the_main_thread_nothing_changes() -> None:
