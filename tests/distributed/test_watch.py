@@ -184,10 +184,11 @@ def test_ctrl_c_is_for_rank_0(launch) -> None:
     code = (
         JOIN
         + """
-ready()
 if rank:
+    ready()
     follow(ranks)
 try:
+    ready()
     threading.Event().wait()
 except KeyboardInterrupt:
     ranks.tell("gather")
