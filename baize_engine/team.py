@@ -79,7 +79,7 @@ class Team:
             return
         import torch
 
-        device = options.device.partition(":")[0]
+        device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
         asked = {f"--{name}": str(value) for name, value in asdict(options).items() if name not in OF_EACH_RANK}
         sizes = {f"config's {name}": str(value) for name, value in asdict(config).items()}
         backend = {f"backend of {op}": implementation(op, options.device).name for op in DECODER_OPS}
@@ -172,11 +172,11 @@ def ranks_asked(options: EngineOptions, world: World | None) -> int:
 
 
 def device_of(options: EngineOptions, world: World) -> str:
-    """The device of this rank: GPU number LOCAL_RANK, unless it is alone on its host and one was named."""
-    if ":" in options.device and world.local_size > 1:
-        raise RequestError(f"device is {options.device!r} for {world.local_size} ranks of this host, wanted 'cuda'")
+    """The device of this rank: the CPU, or GPU number LOCAL_RANK of those that CUDA_VISIBLE_DEVICES shows."""
+    if ":" in options.device:
+        raise RequestError(f"device is {options.device!r} for {world.size} ranks, wanted 'cuda' or 'cpu'")
     device = resolve_device(options.device)
-    return device if device == "cpu" or ":" in device else resolve_device(f"cuda:{world.local_rank}")
+    return device if device == "cpu" else resolve_device(f"cuda:{world.local_rank}")
 
 
 def _lead(world: World, request: Load) -> LoadedModel:

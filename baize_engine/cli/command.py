@@ -85,6 +85,8 @@ def _follow(arguments: Sequence[str]) -> int:
     """What a rank other than 0 does: it loads its part of the model and serves rank 0, which alone reads and prints."""
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends
     options = _parse(arguments)
+    if getattr(options, "tensor_parallel", None) == "1":  # rank 0 does alone what there is to do
+        return DONE
     if options.run in (generate, chat, run_eval):
         load_engine(options)
     elif options.run is run_lm_eval:

@@ -23,7 +23,7 @@ from baize_engine.distributed.verdict import Verdict
 from baize_engine.distributed.world import World
 
 TICK = 0.25  # seconds between two looks at the clock
-SILENCE = 8.0  # seconds without a beat after which a rank of another host is dead
+SILENCE = 6.0  # seconds without a beat after which a rank of another host is dead
 SILENCE_HERE = 30.0  # of this host: it hangs or was stopped; if it had died, its pidfd would have told
 ORDERLY = 2.0  # seconds that a rank's main thread gets to end by itself after the run has ended in order
 SETTLING = 0.2  # seconds in which what killed one process may kill others, or send SIGTERM
