@@ -1,9 +1,4 @@
-"""Tensors between ranks: by NCCL on GPUs, by gloo on hosts. Knows neither what they mean nor who fails.
-
-Measured between 2 ranks of one thread on 2 cores (Zen 5, torch 2.13; others at work, best of 4 times 300), us of a gather of
-1, 20 and 200 KB a rank: all_gather 371, 360, 510; all_gather_single 228, 181, 436; sends and receives between all pairs by the
-backend's own methods 95, 130, 121. So is all of gloo here.
-"""
+"""Tensors between ranks: by NCCL on GPUs, by links of gloo's on hosts. Knows neither what they mean nor who fails."""
 
 from __future__ import annotations
 
@@ -11,8 +6,8 @@ import torch
 import torch.distributed as dist
 
 from baize_engine.distributed.gloo import gloo
+from baize_engine.distributed.link import Link
 
-GATHER, BROADCAST = 1, 2  # tags: what a message between two ranks is for; 0 is that of messages.py
 # all_gather_into_tensor warns from torch 2.13 on, where it has this name
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
@@ -20,11 +15,16 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 class Exchange:
     """What all ranks call at the same places, each from one thread at a time."""
 
-    def __init__(self, group: dist.ProcessGroup) -> None:
+    def __init__(self, group: dist.ProcessGroup, other: dist.ProcessGroup) -> None:
+        """Of two groups of all ranks, both with gloo for the host's tensors; `group` also carries those of GPUs."""
         self.rank, self.size = group.rank(), group.size()
         self._group = group
-        self._gloo = gloo(group)
-        self._peers = [rank for rank in range(self.size) if rank != self.rank]
+        up, down = gloo(group), gloo(other)  # to higher ranks, and to lower ones
+        self._links = {
+            peer: Link(peer, up, down) if peer > self.rank else Link(peer, down, up)
+            for peer in range(self.size)
+            if peer != self.rank
+        }
 
     def all_gather(self, part: torch.Tensor, out: torch.Tensor) -> None:
         """Write every rank's `part` to its row of `out`, (size, *part.shape), both contiguous, of one dtype and device.
@@ -35,10 +35,11 @@ class Exchange:
         if part.is_cuda:
             _all_gather(out.view(-1), part.view(-1), group=self._group)
             return
-        awaited = [self._gloo.recv([out[peer]], peer, GATHER) for peer in self._peers]
-        awaited += [self._gloo.send([part], peer, GATHER) for peer in self._peers]
+        sent = [work for link in self._links.values() for work in link.send(part)]
         out[self.rank].copy_(part)
-        for work in awaited:
+        for peer, link in self._links.items():
+            link.receive(out[peer])
+        for work in sent:
             work.wait()
 
     def broadcast(self, tensor: torch.Tensor) -> None:
@@ -46,11 +47,10 @@ class Exchange:
         if tensor.is_cuda:
             dist.broadcast(tensor, 0, group=self._group)
             return
-        if self.rank == 0:
-            awaited = [self._gloo.send([tensor], peer, BROADCAST) for peer in self._peers]
-        else:
-            awaited = [self._gloo.recv([tensor], 0, BROADCAST)]
-        for work in awaited:
+        if self.rank > 0:
+            self._links[0].receive(tensor)
+            return
+        for work in [work for link in self._links.values() for work in link.send(tensor)]:
             work.wait()
 
 

@@ -42,7 +42,7 @@ class Ranks:
         self.world = world
         self.exit_code = 0  # with which a rank ends whose `receive` gave None
         self._watch, self._store = watch, store
-        self._exchange = Exchange(group)
+        self._exchange = Exchange(group, dist.new_group(backend="gloo", timeout=FOREVER))
         self._sender = Sender(group) if world.rank == 0 else None
         self._receiver = Receiver(group) if world.rank > 0 else None
         self._on_gpu = device != "cpu"

@@ -11,12 +11,13 @@ import torch.distributed as dist
 from baize_engine.distributed import exchange
 dist.init_process_group("gloo")
 group = dist.group.WORLD
-tensors = exchange.Exchange(group)
+tensors = exchange.Exchange(group, dist.new_group(backend="gloo"))
 
 def made(shape, dtype, of):
     return torch.randint(-99, 99, shape, generator=torch.Generator().manual_seed(of)).to(dtype)
 
-CASES = [*itertools.product([(1,), (3, 5), (7, 0), (64, 4096)], [torch.float32, torch.bfloat16, torch.int64, torch.uint8])]
+SHAPES = [(1,), (3, 5), (7, 0), (64, 4096), (1100, 1024)]
+CASES = [*itertools.product(SHAPES, [torch.float32, torch.bfloat16, torch.int64, torch.uint8])]
 """
 
 
