@@ -33,7 +33,7 @@ from baize_engine.cli.streams import prepare, warnings_told
 from baize_engine.cli.verify import run_verify, verify_options
 from baize_engine.cli.xor import XOR_HELP, run_xor, xor_options
 from baize_engine.distributed.world import World
-from baize_engine.errors import BaizeError, error_chain
+from baize_engine.errors import BaizeError, DistributedError, error_chain
 
 Command = Callable[[argparse.Namespace], int]  # options to exit code
 
@@ -51,7 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Sequence[str], own_process: bool) -> int:
-    world = World.of_environment()
+    try:
+        world = World.of_environment()
+    except DistributedError as error:
+        return _fail(str(error))
     if world is not None:
         world.set_torch_defaults()
         if world.rank > 0:

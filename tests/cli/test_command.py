@@ -42,6 +42,14 @@ def test_a_users_mistake_is_one_line(pair: tuple[Path, Path], tmp_path: Path) ->
     assert "nowhere" in done.stderr
 
 
+def test_a_launchers_mistake_is_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    world = {"WORLD_SIZE": 2, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "MASTER_ADDR": "localhost", "MASTER_PORT": 29500}
+    for name, value in {"RANK": 5, **world}.items():
+        monkeypatch.setenv(name, str(value))
+    assert main(["info"]) == 1
+    assert capsys.readouterr().err == "baize: RANK is '5', wanted a number from 0 to 1\n"
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
