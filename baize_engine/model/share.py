@@ -75,7 +75,7 @@ class Share:
             widths["intermediate_size"] = config.intermediate_size  # other forms are filled up with zeros
         for name, width in widths.items():
             if width % (SEGMENTS * group):
-                stored = f" of whole groups of {group}, as int4 is stored," if group > 1 else ""
+                stored = f" of whole groups of {group}, as int4 is stored" if group > 1 else ""
                 raise ConfigError(
                     f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts{stored}: wanted a multiple of "
                     f"{SEGMENTS * group}"

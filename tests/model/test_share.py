@@ -36,7 +36,7 @@ def test_ranks_share_the_vocabulary() -> None:
         ({"num_heads": 7, "head_dim": 6}, 1, r"num_attention_heads \* head_dim is 42, .*: wanted a multiple of 8$"),
         (
             {"quantization": "int4", "scheme": "baize-2"}, 2,
-            r"intermediate_size is 80, .* of whole groups of 32, as int4 is stored,: wanted a multiple of 256$",
+            r"intermediate_size is 80, .* of whole groups of 32, as int4 is stored: wanted a multiple of 256$",
         ),
         (
             {"quantization": "int4", "scheme": OLD_INT4["scheme"], "intermediate_size": 256}, 2,
