@@ -156,6 +156,7 @@ def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, l
     activation = "float32" if device == "cpu" else table
     context = min(128, config.max_position_embeddings)
     free, (speed, _) = free_bytes(device), _memory_speed(device)
+    sharing = ranks if device == "cpu" else 1
     print(
         f"  each of {ranks} ranks, decode at batch 1 and context {context}; memory as fast as this machine's for each rank, a "
         f"link of {link / 1e9:g} GB/s, no time for starting an exchange:"
@@ -164,7 +165,7 @@ def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, l
         found = rank_cost(config, ranks, kind, 1, context, activation, table)
         print(
             f"    {kind:<9} weights {found.weights / 2**30:.3f} GiB, KV cache {found.kv:,} bytes a token, "
-            f"{found.exchanges} exchanges and {found.sent:,} bytes sent a step; {_fits(found.weights, found.kv, free)}"
+            f"{found.exchanges} exchanges and {found.sent:,} bytes sent a step; {_fits(found.weights, found.kv, free, sharing)}"
         )
         if speed:
             memory, sending = found.seconds(speed, link)
@@ -174,12 +175,19 @@ def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, l
             )
 
 
-def _fits(weights: int, kv: int, free: int | None) -> str:
+def _fits(weights: int, kv: int, free: int | None, sharing: int) -> str:
+    """sharing: ranks that would have the same memory if all were here."""
     if free is None:
         return "free memory is not known"
     if weights + kv > free:
         return f"does not fit in the {free / 2**30:.1f} GiB free here"
-    return f"fits in the {free / 2**30:.1f} GiB free here, with {(free - weights) // kv:,} tokens"
+    fits = f"fits in the {free / 2**30:.1f} GiB free here, with {(free - weights) // kv:,} tokens"
+    if sharing == 1:
+        return fits
+    part = free // sharing  # as Team.part_of
+    if weights + kv > part:
+        return f"{fits}; all {sharing} on this machine do not"
+    return f"{fits}; all {sharing} on this machine with {(part - weights) // kv:,}"
 
 
 @cache  # both tables of a model have the same

@@ -55,6 +55,8 @@ def test_info_says_what_a_rank_holds_and_sends(
 ) -> None:
     from baize_engine.backend import memory
     from baize_engine.cli import info
+    from baize_engine.model.config import ModelConfig
+    from baize_engine.model.parallel_cost import rank_cost
 
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_attention_heads": 8, "num_key_value_heads": 8}
     config = tiny.config(torch_dtype="float16", **sizes)
@@ -67,6 +69,13 @@ def test_info_says_what_a_rank_holds_and_sends(
     assert kinds == ["float32", "int8", "int4"]
     assert all("6 exchanges and " in line and " bytes sent a step; fits in the " in line for line in told[1::2])
     assert all("tok/s by memory, " in line and " by link, " in line for line in told[2::2])
+    assert all("; all 2 on this machine with " in line for line in told[1::2])
+    weights = rank_cost(ModelConfig.from_folder(folder), 2, "float32", 1, 128, "float32", "float32").weights
+    monkeypatch.setattr(
+        memory, "free_bytes", lambda device: 2 * weights
+    )  # as the loader: half of it is less than one needs
+    assert main(["info", str(folder), "--tensor_parallel", "2"]) == 0
+    assert " tokens; all 2 on this machine do not\n" in capsys.readouterr().out
     monkeypatch.setattr(memory, "free_bytes", lambda device: 1000)
     assert main(["info", str(folder), "--tensor_parallel", "1"]) == 0
     told_now = capsys.readouterr().out.partition("each of 1 ranks")[2]
