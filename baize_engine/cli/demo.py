@@ -81,8 +81,8 @@ def run(say: Callable[[str], None], out: Path, colour: bool = False, device: str
     say(paint("2. the same questions to both, greedily, in the chat format", "1"))
     params = SamplingParams(max_new_tokens=ANSWER_TOKENS)
     with (
-        Engine.from_pretrained(PAIR / "base", device=device) as base,
-        Engine.from_pretrained(out, device=device) as tuned,
+        Engine.from_pretrained(PAIR / "base", device=device, tensor_parallel=1) as base,
+        Engine.from_pretrained(out, device=device, tensor_parallel=1) as tuned,
     ):
         wide = max(len(item["question"]) for item in questions)
         say(f"   {'question':<{wide}}   {'base':<12}   recovered")

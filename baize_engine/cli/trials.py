@@ -69,7 +69,7 @@ class Trials:
         from baize_engine.engine import Engine
 
         try:
-            with Engine.from_pretrained(model, device=self.options.device) as engine:
+            with Engine.from_pretrained(model, device=self.options.device, tensor_parallel=1) as engine:
                 return engine.chat([{"role": "user", "content": QUESTION}]).text
         except BaizeError as error:
             print(f"warning: not asked: {error}", file=sys.stderr)
