@@ -114,7 +114,7 @@ def cache_size(
     if tokens is None:
         fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kept, beside=beside)
         tokens = max(longest, min(MAX_ROWS * min(longest, DEFAULT_TOKENS_PER_SEQUENCE), fits))
-    where = "this machine" if options.device == "cpu" else f"the GPU ({options.device})"
+    where = f"this machine{team.each}" if options.device == "cpu" else f"the GPU ({options.device})"
     blocks = -(-tokens // BLOCK_SIZE) + 1
     check_fits(held, KVCache.nbytes(config, tokens, kept) + beside * blocks, free, where)
     return tokens

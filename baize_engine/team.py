@@ -60,6 +60,12 @@ class Team:
             return free
         return free // self.ranks.world.local_size
 
+    @property
+    def each(self) -> str:
+        """What a message on the memory of CPUs says after "this machine": that `part_of` has divided it."""
+        here = 1 if self.ranks is None else self.ranks.world.local_size
+        return f", for each of its {here} ranks," if here > 1 else ""
+
     @contextmanager
     def checking(self) -> Iterator[None]:
         """Around all that may be refused before `agree`: rank 0 tells of the others' errors, unless it has one of its own."""
@@ -79,10 +85,11 @@ class Team:
             return
         import torch
 
+        with self.checking():
+            backend = {f"backend of {op}": implementation(op, options.device).name for op in DECODER_OPS}
         device = "cpu" if options.device == "cpu" else torch.cuda.get_device_name(options.device)
         asked = {f"--{name}": str(value) for name, value in asdict(options).items() if name not in OF_EACH_RANK}
         sizes = {f"config's {name}": str(value) for name, value in asdict(config).items()}
-        backend = {f"backend of {op}": implementation(op, options.device).name for op in DECODER_OPS}
         versions = {"version of baize_engine": __version__, "version of torch": torch.__version__}
         self.ranks.agree(
             {

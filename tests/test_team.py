@@ -336,3 +336,33 @@ def test_ranks_say_the_golden_ids_of_a_real_model(tmp_path: Path) -> None:
     completions, _ = alone[0]
     assert [ids for ids, _, _ in completions] == wanted
     assert answers(tmp_path / "2", asked, 2, "auto") == alone
+
+
+def test_a_backend_that_cannot_run_is_refused_with_its_reason(tmp_path: Path) -> None:
+    command = ["-m", "baize_engine", *generate(tiny.model(tmp_path / "m"))]
+    found = rank_processes.run(tmp_path / "run", command, 2, BAIZE_BACKEND="nonsense")
+    (line,) = found.err.splitlines()
+    assert line.startswith("baize: BAIZE_BACKEND asks for nonsense")
+    assert found.codes == [1, 1]
+
+
+def test_the_demo_needs_no_other_rank(tmp_path: Path) -> None:
+    found = rank_processes.run(tmp_path / "run", ["-m", "baize_engine", "demo", "--quiet"], 2)
+    assert (found.codes, found.err) == ([0, 0], "")
+    assert " right" in found.out
+
+
+def test_memory_that_ranks_share_is_refused_as_a_part(tmp_path: Path) -> None:
+    folder = tiny.model(tmp_path / "m")
+    program = """
+import sys
+from baize_engine import loading
+from baize_engine.cli import main
+loading.free_bytes = lambda device: 2 << 20
+sys.exit(main(sys.argv[1:]))
+"""
+    command = ["-c", program, *generate(folder, "--cache_tokens", "100000")]
+    found = rank_processes.run(tmp_path / "run", command, 2)
+    (line,) = found.err.splitlines()
+    assert "and this machine, for each of its 2 ranks, has 1.0 MiB free: " in line
+    assert found.codes == [1, 1]

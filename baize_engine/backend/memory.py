@@ -19,7 +19,7 @@ def check_fits(weights: int, cache: int, free: int | None, where: str) -> None:
     remedy = (
         "set a smaller max_model_len or cache_tokens"
         if weights < free
-        else "close other programs, or use a 16-bit dtype or a larger machine"
+        else "close other programs, or use a 16-bit dtype or a larger machine, or several devices (tensor_parallel)"
     )
     raise RequestError(
         f"weights {_size(weights)} and cache {_size(cache)} need {_size(weights + cache)}, "
