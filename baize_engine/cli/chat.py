@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
 from collections.abc import Iterable
@@ -120,7 +121,7 @@ class _Talk:
         return known not in ("/exit", "/quit")
 
     def _answer(self, message: str) -> None:
-        """Prints the reply as it comes; Ctrl-C ends the reply but not the conversation."""
+        """Prints the reply as it comes; Ctrl-C ends the reply but not the conversation, unless torchrun ends that."""
         messages, ids = self._fitting([*self._messages, {"role": "user", "content": message}])
         pieces = []
         try:
@@ -131,6 +132,8 @@ class _Talk:
         except Terminated:
             raise
         except KeyboardInterrupt:
+            if "TORCHELASTIC_RUN_ID" in os.environ:  # torchrun got it too, and kills its processes after 30 s
+                raise
             print(flush=True)
         self._messages = [*messages, {"role": "assistant", "content": "".join(pieces)}]
 

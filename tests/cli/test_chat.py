@@ -6,13 +6,14 @@ import os
 import re
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from chats import Terminal, command, conversation, piped
 
-from baize_engine import Engine
-from baize_engine.cli.chat import HELP
+from baize_engine import Engine, SamplingParams
+from baize_engine.cli.chat import HELP, _Talk
 
 WORDS = "the cat sat on the mat and saw the big red ball"
 
@@ -130,3 +131,28 @@ def test_what_is_typed_is_answered(folder: Path) -> None:
     terminal.say(b"\x04")  # Ctrl-D
     assert terminal.end() == 0
     assert reply.encode().replace(b"\n", b"\r\n") + b"\r\n" in terminal.everything
+
+
+class Interrupted:
+    """An engine whose replies end by Ctrl-C."""
+
+    max_model_len = 64
+
+    def chat_ids(self, messages: list[dict[str, str]]) -> list[int]:
+        return [1] * len(messages)
+
+    def stream(self, ids: list[int], params: object) -> Iterator[str]:
+        yield "the"
+        raise KeyboardInterrupt
+
+
+def test_ctrl_c_ends_a_reply_but_under_torchrun_the_chat(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    talk = _Talk(Interrupted(), SamplingParams(), False)
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    assert talk.take(b"hello\n")
+    assert capsys.readouterr().out == "the\n"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(KeyboardInterrupt):
+        talk.take(b"hello\n")
