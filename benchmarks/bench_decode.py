@@ -10,11 +10,14 @@ after a context that only one of them computed; its first token is that of a pro
 how prompts and steps share the time. Rows "sampled" draw with temperature, top_k and top_p; the others are greedy. On the
 CPU every engine has its own process and reads its model from a file (benchmarks/side_by_side.py), and `ratio` is our greedy
 tok/s over the row's.
+
+Under torchrun, on CPUs, the ranks are timed beside one process of as many threads (benchmarks/decode_ranks.py).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections import abc
 from dataclasses import replace
@@ -22,6 +25,7 @@ from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
+import decode_ranks
 import ik_llama
 import launch_table
 import side_by_side
@@ -37,6 +41,7 @@ from shapes import PRESETS
 
 from baize_engine.backend import devices, memory
 from baize_engine.backend.choose import reference_ops
+from baize_engine.distributed.world import World
 from baize_engine.generation.loop import MAX_ROWS, Loop
 from baize_engine.generation.sequence import Sequence
 from baize_engine.model import cost
@@ -221,6 +226,10 @@ def grids(rows: abc.Sequence[dict[str, Any]]) -> list[str]:
 
 
 def main() -> int:
+    world = World.of_environment()
+    parallel = world is not None and world.size > 1
+    if parallel and world.rank > 0:
+        sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115  until the process ends: rank 0 alone prints
     options = parser(__doc__.split("\n")[0])
     options.add_argument("--preset", choices=PRESETS, default="125m")
     options.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -260,7 +269,13 @@ def main() -> int:
         options.error(f"--batches must be 1 to {MAX_ROWS}, which is what the engine runs at a time")
     longest = shape.positions - chosen.steps - 2  # the first token, and a step that is not counted
     chosen.contexts = list(dict.fromkeys(min(context, longest) for context in chosen.contexts))
+    if parallel and (on_gpu or chosen.baselines or chosen.peers is not None or chosen.ik_llama):
+        options.error(
+            "under torchrun the ranks of a CPU are timed beside one process, without peers: wanted --device cpu"
+        )
     chosen.peers = side_by_side.chosen_peers(chosen, ["transformers"] if chosen.baselines else [])
+    if parallel and world.rank > 0:
+        decode_ranks.follow(chosen)
     facts: dict[str, object] = {"preset": chosen.preset, "threads": torch.get_num_threads()}
     with (
         launch_table.in_use(chosen.tuned, device) as facts["tuned"],
@@ -269,6 +284,8 @@ def main() -> int:
         if on_gpu:
             with torch.cuda.device(device):
                 gpu_rows(report, chosen, device)
+        elif parallel:
+            decode_ranks.decode_rows(report, chosen, world)
         else:
             side_by_side.decode_rows(report, chosen)
         print(*grids(report.rows), sep="\n", flush=True)

@@ -14,6 +14,7 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -41,9 +42,12 @@ class Engine(Protocol):
 
 
 class Baize:
-    """The loop of `Engine` over a model's folder, mapped, with the ops that `baize info` shows."""
+    """The loop of `Engine` over a model's folder, mapped, with the ops that `baize info` shows.
 
-    def __init__(self, path: str, threads: int) -> None:
+    exact: in the form that any number of ranks computes, as tensor_parallel="exact" has it.
+    """
+
+    def __init__(self, path: str, threads: int, *, exact: bool = False) -> None:
         import torch
 
         torch.set_num_threads(threads)
@@ -53,11 +57,13 @@ class Baize:
         from baize_engine.checkpoint.index import read_index
         from baize_engine.model.config import ModelConfig
         from baize_engine.model.llama import Llama
+        from baize_engine.model.share import Share
         from baize_engine.model.weights import load_weights
 
-        config = ModelConfig.from_folder(path)
+        config, share = ModelConfig.from_folder(path), Share() if exact else None
         ops, self.threads = choose.ops("cpu"), threads
-        self.model = Llama(config, load_weights(read_index(path), config, "auto", "cpu"), ops, "cpu")
+        weights = load_weights(read_index(path), config, "auto", "cpu", share=share)
+        self.model = Llama(config, weights, ops, "cpu", share=share)
         self.arrivals = arrivals
         self._room(CACHED)
 
@@ -264,9 +270,30 @@ class Transformers:
             return tokens, time.perf_counter() - begin, out.past_key_values
 
 
+class Memory:
+    """No engine, but what bounds all of them: how fast `threads` threads of this machine read its memory."""
+
+    def __init__(self, path: str, threads: int) -> None:
+        import torch
+
+        torch.set_num_threads(threads)
+        from bandwidth import ReadProbe
+
+        self.threads, self.probe = threads, ReadProbe(threads)
+
+    def build(self) -> str:
+        return f"{self.threads} threads"
+
+    def read(self) -> float:
+        """GB/s, now."""
+        return self.probe()
+
+
 # name -> (class, the package that it imports)
 ENGINES: dict[str, tuple[Any, str]] = {
     "baize": (Baize, "torch"),
+    "baize exact": (partial(Baize, exact=True), "torch"),
+    "memory": (Memory, "torch"),
     "llama.cpp": (LlamaCpp, "llama_cpp"),
     "ctranslate2": (CTranslate2, "ctranslate2"),
     "transformers": (Transformers, "transformers"),
