@@ -32,7 +32,8 @@ from side_by_side import Oracle, Turns, check, random_prompt
 import baize_engine
 from baize_engine.distributed.ranks import Ranks
 from baize_engine.distributed.world import World
-from baize_engine.loading import LoadedModel, load_folder
+from baize_engine.loaded_model import LoadedModel
+from baize_engine.loading import load_folder
 from baize_engine.model import cost, parallel_cost
 from baize_engine.model.config import ModelConfig
 from baize_engine.options import EngineOptions
@@ -54,18 +55,18 @@ def load_written(
     ranks = team.ranks
     if ranks is None:
         raise ValueError("this process is alone, wanted ranks")
-    if team.follows:
-        told = ranks.receive()
-        if told is None:  # rank 0 could not write it
-            ranks.leave()
-            raise SystemExit(ranks.exit_code)
-        path = Path(str(told[0]))
-    else:
-        path = Store(folder, preset).ours(kind)
-        ranks.tell(str(path))
-        ranks.flush()
-    loaded = load_folder(team, options, path)
-    with team.reading():
+    with team.serving():
+        if team.follows:
+            told = ranks.receive()
+            if told is None:  # rank 0 could not write it
+                ranks.leave()
+                raise SystemExit(ranks.exit_code)
+            path = Path(str(told[0]))
+        else:
+            path = Store(folder, preset).ours(kind)
+            ranks.tell(str(path))
+            ranks.flush()
+        loaded = load_folder(team, options, path)
         model = loaded.loop.decoder.model
         return OnRanks(**vars(loaded), ranks=ranks, alone={batch: alone(ranks, model, batch) for batch in batches})
 
