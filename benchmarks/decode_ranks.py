@@ -5,11 +5,15 @@
 On CPUs. Each rank has its part of a model's folder, which rank 0 writes; all take turns with two processes that hold the whole
 one, plainly and with `tensor_parallel="exact"`. Ids of the ranks must be those of the latter before anything is timed. Only
 rank 0 reads clocks and prints.
+
+A rank sleeps and wakes some 50 times in a step, and another program on its core may keep it from waking for milliseconds: on a
+machine that others use, run all of it at real-time priority (`chrt -r 1`), which the report's "real_time" tells.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -218,7 +222,7 @@ def decode_rows(report: Report, options: argparse.Namespace, world: World) -> No
         memory = Child("memory", folder, torch.get_num_threads() * world.local_size)
         stack.callback(memory.close)
         bench = Bench(report, options, world, Store(folder, options.preset), memory)
-        report.facts |= {"ranks": world.size}
+        report.facts |= {"ranks": world.size, "real_time": os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR)}
         for kind in options.kinds:
             with report.case(engine=f"baize {kind}", kind=kind):
                 bench.kind(kind, folder)
