@@ -80,17 +80,18 @@ class Share:
                     f"{name} is {width}, and tensor parallelism sums it in {SEGMENTS} parts{stored}: wanted a multiple of "
                     f"{SEGMENTS * group}"
                 )
-        fitting = [count for count in RANKS if Share(0, count)._fits(config)]
-        if self.ranks not in fitting:
-            raise ConfigError(
-                f"{config.num_heads} heads with {config.num_kv_heads} key heads, intermediate_size {config.intermediate_size} "
-                f"and a vocabulary of {config.vocab_size} cannot be split over {self.ranks} ranks: wanted "
-                f"{', '.join(map(str, fitting))}"
-            )
+        if problem := self._problem(config):
+            fitting = [str(count) for count in RANKS if not Share(0, count)._problem(config)]
+            raise ConfigError(f"{problem} cannot be split over {self.ranks} ranks: wanted {', '.join(fitting)}")
 
-    def _fits(self, config: ModelConfig) -> bool:
-        """Whether each of as many ranks has whole heads, intermediate columns and rows of the output head."""
-        sizes = (config.intermediate_size, config.vocab_size)
-        return config.num_kv_heads % self.ranks == 0 and all(
-            (self.ranks - 1) * self._width(whole) < whole for whole in sizes
-        )
+    def _problem(self, config: ModelConfig) -> str | None:
+        """What as many ranks cannot have whole heads of, or each a part of; None if they can."""
+        if self.ranks not in RANKS:
+            return f"{SEGMENTS} segments"
+        if config.num_kv_heads % self.ranks:
+            return f"{config.num_heads} heads with {config.num_kv_heads} key heads"
+        for name in ("intermediate_size", "vocab_size"):
+            whole: int = getattr(config, name)
+            if (self.ranks - 1) * self._width(whole) >= whole:
+                return f"{name} {whole}"
+        return None
