@@ -18,6 +18,7 @@ from forked import Forked
 
 HEAD = """
 import os, signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 from baize_engine.distributed.world import World
 World.set_torch_defaults()
 import torch

@@ -10,6 +10,7 @@ import pytest
 HEAD = """
 import os, select, signal, sys, threading
 from baize_engine.distributed.signals import Signals
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 def terminate():
     os.kill(os.getpid(), signal.SIGTERM)

@@ -79,8 +79,8 @@ def test_a_graph_is_captured_on_a_stream_of_the_states_device(monkeypatch: pytes
         return nullcontext()
 
     for name, fake in (
-        ("Stream", stream), ("current_stream", stream), ("stream", lambda given: nullcontext()), ("CUDAGraph", object),
-        ("graph", capture),
+        ("Stream", stream), ("current_stream", stream), ("stream", lambda given: nullcontext()),
+        ("CUDAGraph", type("Graph", (), {})), ("graph", capture),
     ):  # fmt: skip
         monkeypatch.setattr(torch.cuda, name, fake)
     with torch.inference_mode():
