@@ -122,6 +122,7 @@ from baize_engine.distributed import ranks as module, watch
 watch.ORDERLY, module.LEAVING = 0.1, 1.5  # the first must not count for rank 0, which waits for the second
 ranks = Ranks.join(world, "cpu", limit=30)
 ready()
+ranks.agree({})  # the other is ready, too
 if rank > 0:
     threading.Event().wait()
 os.kill(ranks._store.members([1])[0].pid, signal.SIGSTOP)
