@@ -146,10 +146,9 @@ class Llama:
         split does not write `best`.
         """
         eps = self.config.rms_norm_eps
-        if self.share is None:
+        parts = parts or self.logit_parts(logits.shape[0])
+        if self.share is None or parts is None:
             return [Head(hidden, self.norm, eps, self.head, out=logits, batch_invariant=batch_invariant, best=best)]
-        if parts is None:
-            parts = Exchanged.of(self.share.ranks, logits.shape[0], self.share.head_rows(self.config), self.device)
         ops: list[PlanOp] = [
             Head(
                 hidden,

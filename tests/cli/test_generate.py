@@ -212,6 +212,12 @@ def test_a_prompt_comes_from_standard_input(
         (["--prompt", "a", "--logit_bias", "5:6"], "'5:6', wanted a token id and a number"),
         (["--prompt", "a", "--logit_bias", "5=1", "--logit_bias", "5=2"], "--logit_bias names a token twice"),
         (["--prompt", "a", "--path_raw", "x"], "wanted MODEL, or --path_raw and --path_diff"),
+        (["--prompt", "a", "--shard", "1/2"], "--shard goes with --input"),
+        (["--input", "-", "--output", "out", "--shard", "1/2"], "--shard goes with an --input that is a file and an"),
+        (["--input", "a", "--output", "-", "--shard", "1/2"], "--shard goes with an --input that is a file and an"),
+        (["--input", "a", "--output", "out", "--shard", "0/2"], "counted from 1, wanted 1/2 to 2/2"),
+        (["--input", "a", "--output", "out", "--shard", "2"], "the shard is 2, wanted I/N, such as 3/8"),
+        (["--input", "a", "--shard", "1/2"], "--input goes with --output"),
     ],
 )
 def test_wrong_usage_is_told(

@@ -105,23 +105,3 @@ def test_an_output_that_is_a_file_is_refused(
     (tmp_path / "out").touch()
     assert answer(folder, prompts, [1], 2) == [1]
     assert "out, a file: wanted a folder, in which each shard writes" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "wanted"),
-    [
-        (["--prompt", "a", "--shard", "1/2"], "--shard goes with --input"),
-        (["--input", "-", "--output", "out", "--shard", "1/2"], "--shard goes with an --input that is a file and an"),
-        (["--input", "a", "--output", "-", "--shard", "1/2"], "--shard goes with an --input that is a file and an"),
-        (["--input", "a", "--output", "out", "--shard", "0/2"], "counted from 1, wanted 1/2 to 2/2"),
-        (["--input", "a", "--output", "out", "--shard", "2"], "the shard is 2, wanted I/N, such as 3/8"),
-        (["--input", "a", "--shard", "1/2"], "--input goes with --output"),
-    ],
-)
-def test_wrong_usage_is_told(
-    folder: Path, arguments: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    with pytest.raises(SystemExit) as stop:
-        generate(folder, *arguments)
-    assert stop.value.code == 2
-    assert wanted in capsys.readouterr().err
