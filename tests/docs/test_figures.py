@@ -1,0 +1,47 @@
+"""Every figure of README.md and docs/ is that of a file in benchmarks/results/, or is stated with its reason."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from assets import REPO
+from figures.page import unaccounted, visible
+from figures.results import RESULTS
+
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+NOTES = sorted(RESULTS.glob("notes-*.json"))
+
+
+def source(page: Path) -> ModuleType | None:
+    """The module that accounts for a page's figures; None where the page has none."""
+    name = page.stem.lower()
+    if not (Path(__file__).parents[1] / "helpers" / "figures" / f"{name}.py").exists():
+        return None
+    return importlib.import_module(f"figures.{name}")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_figures_of_a_page_are_those_that_were_measured(page: Path) -> None:
+    text, module = visible(page.read_text()), source(page)
+    claims = [" ".join(claim.split()) for claim in module.claims()] if module else []
+    stated = [" ".join(phrase.split()) for phrase in module.STATED] if module else []
+    assert [phrase for phrase in [*claims, *stated] if phrase not in text] == []
+    assert unaccounted(text, [*claims, *stated]) == []
+
+
+@pytest.mark.parametrize("path", NOTES, ids=lambda path: path.stem)
+def test_what_was_measured_by_hand_says_where_and_how(path: Path) -> None:
+    rows = json.loads(path.read_text())["rows"]
+    assert all(row.keys() == {"id", "machine", "commit", "command", "values"} for row in rows)
+    assert all(row["values"] and all(row[key] for key in ("machine", "command")) for row in rows)
+    assert len({row["id"] for row in rows}) == len(rows)
+
+
+def test_a_figure_that_nobody_measured_is_found() -> None:
+    text = visible("It takes 3.5 s, **1.2** times that\nof 40 % or `9 s`.\n\n| a | 12.5 |\n\n```sh\nsleep 7 s\n```\n<!-- 8 s -->")
+    assert len(unaccounted(text, [])) == 4
+    assert unaccounted(text, ["takes 3.5 s, **1.2** times", "40 %", "| 12.5 |"]) == []

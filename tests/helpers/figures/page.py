@@ -1,0 +1,28 @@
+"""What a page says in numbers, and which of them nobody has accounted for."""
+
+from __future__ import annotations
+
+import re
+
+NUMBER = r"\d[\d,]*(?:\.\d+)?"
+UNIT = (
+    r"tok/s|tokens a second|[KMGT]i?B(?:/s)?|G(?:MAC|FLOP)/s|TFLOP/s|ms|[µu]s|s|seconds?|minutes?|hours?|nats"
+    r"|%|×|x|times|cases|runs|trials|kills|tests|programs|parameters"
+)
+MEASURED = re.compile(rf"(?<![\w.])\**{NUMBER}\**(?: to \**{NUMBER}\**)?[ \u00a0]?(?:{UNIT})(?![\w/])")
+CELL = re.compile(rf"(?<=\|) *\**[≈~<]?{NUMBER}\** *(?=\|)")
+
+
+def visible(markdown: str) -> str:
+    """A page without fenced code and comments, its white space collapsed."""
+    text = re.sub(r"^ *(`{3,}|~{3,}).*?^ *\1 *$", "", markdown, flags=re.DOTALL | re.MULTILINE)
+    return " ".join(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split())
+
+
+def unaccounted(text: str, accounted: list[str]) -> list[str]:
+    """The figures of a visible text that are in none of the phrases `accounted`, with some words around each."""
+    for phrase in sorted(accounted, key=len, reverse=True):
+        text = text.replace(" ".join(phrase.split()), " § ")
+    text = re.sub(r"`[^`]*`", "`code`", text)
+    found = sorted([*MEASURED.finditer(text), *CELL.finditer(text)], key=lambda match: match.start())
+    return [text[max(0, match.start() - 40) : match.end() + 20] for match in found]
