@@ -17,9 +17,9 @@ def report(name: str) -> dict[str, Any]:
     return json.loads((RESULTS / f"{name}.json").read_text())
 
 
-def row(name: str, **wanted: object) -> dict[str, Any]:
-    """The one row of a report whose fields equal those of `wanted`."""
-    rows = [each for each in report(name)["rows"] if wanted.items() <= each.items()]
+def row(name: str, part: str = "rows", **wanted: object) -> dict[str, Any]:
+    """The one row of a report, or of another list in it, whose fields equal those of `wanted`."""
+    rows = [each for each in report(name)[part] if wanted.items() <= each.items()]
     if len(rows) != 1:
         raise LookupError(f"{name}.json has {len(rows)} rows with {wanted}, wanted 1")
     return rows[0]
