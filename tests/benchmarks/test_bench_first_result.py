@@ -1,0 +1,46 @@
+"""bench_first_result on a repository whose `make demo` installs nothing: its steps are run in a clone, and checked."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import bench_first_result
+import pytest
+from assets import REPO
+
+MAKEFILE = """demo:
+\tmkdir -p .venv/bin
+\tprintf '#!/bin/sh\\nPYTHONPATH={repo} exec {python} -m {module} "$$@"\\n' > .venv/bin/baize
+\tchmod +x .venv/bin/baize
+"""
+
+
+def source(folder: Path, module: str = "baize_engine") -> Path:
+    """A repository with the demo pair and a Makefile that installs a `baize`, which runs `module`."""
+    (folder / "baize_engine").mkdir(parents=True)
+    (folder / "baize_engine" / "demo_pair").symlink_to(REPO / "baize_engine" / "demo_pair")
+    (folder / "Makefile").write_text(MAKEFILE.format(repo=REPO, python=sys.executable, module=module))
+    git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
+        subprocess.run([*git, *words], check=True)
+    return folder
+
+
+def test_every_step_is_timed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["bench_first_result.py", "--source", str(source(tmp_path / "source"))])
+    assert bench_first_result.main() == 0
+    rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
+    assert [row["step"] for row in rows] == ["clone", "make demo", "recover", "verify", "own answer"]
+    assert sum(row["s"] for row in rows) == pytest.approx(rows[-1]["since_clone_s"], rel=0.05)
+
+
+def test_a_step_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = source(tmp_path / "source", module="no_such_module")
+    monkeypatch.setattr(sys, "argv", ["bench_first_result.py", "--source", str(broken)])
+    with pytest.raises(SystemExit, match="recover ended with 1"):
+        bench_first_result.main()
