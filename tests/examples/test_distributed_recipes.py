@@ -24,8 +24,8 @@ LINES = [{"prompt": f"the cat sat on {i}"} for i in range(11)]
 
 
 def recipe(name: str) -> str:
-    """The block of the page that begins with "```sh name"."""
-    (found,) = re.findall(rf"^```sh {name}\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
+    """The block of the page below "<!-- recipe: name -->"."""
+    (found,) = re.findall(rf"^<!-- recipe: {name} -->\n```sh\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
     return found
 
 
