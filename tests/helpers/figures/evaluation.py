@@ -12,7 +12,7 @@ STATED = {
     "time (3 seconds), memory (512 MiB)": "limits of a program's process (CodeRunner)",
     "| AlpacaFarm: instructions, compared with text-davinci-003 by a judge | win rate | 28.7 |": "the model card's figure",
     "lm-evaluation-harness 0.4.13": "a version",
-    "A model of 125M parameters": "the preset's size",
+    "a model of 125M parameters": "the preset's size",
     "fastest batch of 1, 4 and 8": "the batches that were tried",
 }
 
