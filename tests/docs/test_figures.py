@@ -17,7 +17,7 @@ NOTES = sorted(RESULTS.glob("notes-*.json"))
 
 
 def source(page: Path) -> ModuleType | None:
-    """The module that accounts for a page's figures; None where the page has none."""
+    """The module that accounts for a page's figures; None where the page has none. DECIMALS = True in it asks for more."""
     name = page.stem.lower()
     if not (Path(__file__).parents[1] / "helpers" / "figures" / f"{name}.py").exists():
         return None
@@ -30,7 +30,7 @@ def test_the_figures_of_a_page_are_those_that_were_measured(page: Path) -> None:
     claims = [" ".join(claim.split()) for claim in module.claims()] if module else []
     stated = [" ".join(phrase.split()) for phrase in module.STATED] if module else []
     assert [phrase for phrase in [*claims, *stated] if phrase not in text] == []
-    assert unaccounted(text, [*claims, *stated]) == []
+    assert unaccounted(text, [*claims, *stated], decimals=getattr(module, "DECIMALS", False)) == []
 
 
 @pytest.mark.parametrize("path", NOTES, ids=lambda path: path.stem)
@@ -42,7 +42,15 @@ def test_what_was_measured_by_hand_says_where_and_how(path: Path) -> None:
 
 
 def test_a_figure_that_nobody_measured_is_found() -> None:
-    page = "It takes 3.5 s, **1.2** times that\nof 40 % or `9 s`.\n\n| a | 12.5 |\n"
-    text = visible(page + "\n```sh\nsleep 7 s\n```\n<!-- 8 s -->")
+    prose = "It takes 3.5 s, **1.2** times that\nof 40 % or `9 s`; v0.3.36.\n\n"
+    text = visible(f"{prose}| a | 12.5 |\n\n```sh\nsleep 7 s\n```\n<!-- 8 s -->")
     assert len(unaccounted(text, [])) == 4
     assert unaccounted(text, ["takes 3.5 s, **1.2** times", "40 %", "| 12.5 |"]) == []
+    assert unaccounted(text, ["takes 3.5 s, **1.2** times", "| 12.5 |"]) == ["It  §  that of 40 % or `code`; v0.3.36."]
+
+
+def test_every_number_with_a_decimal_point_is_a_figure_where_a_page_asks_for_it() -> None:
+    text = visible("The ratio was 1.25 and 0.9 (2.5) with 1.26B; version 0.3.36, Triton v3.7, `--dtype 1.5`.")
+    assert unaccounted(text, []) == []
+    assert len(unaccounted(text, [], decimals=True)) == 3
+    assert unaccounted(text, ["1.25 and 0.9 (2.5)"], decimals=True) == []

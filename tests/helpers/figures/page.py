@@ -10,6 +10,7 @@ UNIT = (
     r"|%|×|x|times|cases|runs|trials|kills|tests|programs|parameters"
 )
 MEASURED = re.compile(rf"(?<![\w.])\**{NUMBER}\**(?: to \**{NUMBER}\**)?[ \u00a0]?(?:{UNIT})(?![\w/])")
+DECIMAL = re.compile(r"(?<![\w.-])\d[\d,]*\.\d+(?!B\b|[\w.]*\d)")  # no version, and no 1.26B
 CELL = re.compile(rf"(?<=\|) *\**[≈~<]?{NUMBER}\** *(?=\|)")
 
 
@@ -19,10 +20,14 @@ def visible(markdown: str) -> str:
     return " ".join(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split())
 
 
-def unaccounted(text: str, accounted: list[str]) -> list[str]:
-    """The figures of a visible text that are in none of the phrases `accounted`, with some words around each."""
+def unaccounted(text: str, accounted: list[str], *, decimals: bool = False) -> list[str]:
+    """The figures of a visible text that are in none of the phrases `accounted`, with some words around each.
+
+    A figure is a number with a unit, or alone in a table's cell; with `decimals`, every number with a decimal point, too.
+    """
     for phrase in sorted(accounted, key=len, reverse=True):
         text = text.replace(" ".join(phrase.split()), " § ")
     text = re.sub(r"`[^`]*`", "`code`", text)
-    found = sorted([*MEASURED.finditer(text), *CELL.finditer(text)], key=lambda match: match.start())
-    return [text[max(0, match.start() - 40) : match.end() + 20] for match in found]
+    patterns = (MEASURED, CELL, DECIMAL) if decimals else (MEASURED, CELL)
+    found = {match.start(): match for each in patterns for match in each.finditer(text)}
+    return [text[max(0, match.start() - 40) : match.end() + 20] for _, match in sorted(found.items())]
