@@ -20,13 +20,21 @@ def visible(markdown: str) -> str:
     return " ".join(re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL).split())
 
 
+def pattern(phrase: str) -> re.Pattern[str]:
+    """What finds a phrase in a visible text: "2 %" is not in "12 %", nor "1.2" in "1.25"."""
+    words = " ".join(phrase.split())
+    begin = r"(?<![\d.,])" if words[0].isdigit() else ""
+    end = r"(?![\d]|[.,]\d)" if words[-1].isdigit() else ""
+    return re.compile(begin + re.escape(words) + end)
+
+
 def unaccounted(text: str, accounted: list[str], *, decimals: bool = False) -> list[str]:
     """The figures of a visible text that are in none of the phrases `accounted`, with some words around each.
 
     A figure is a number with a unit, or alone in a table's cell; with `decimals`, every number with a decimal point, too.
     """
     for phrase in sorted(accounted, key=len, reverse=True):
-        text = text.replace(" ".join(phrase.split()), " § ")
+        text = pattern(phrase).sub(" § ", text)
     text = re.sub(r"`[^`]*`", "`code`", text)
     patterns = (MEASURED, CELL, DECIMAL) if decimals else (MEASURED, CELL)
     found = {match.start(): match for each in patterns for match in each.finditer(text)}
