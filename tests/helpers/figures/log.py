@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from figures.performance_engine import prompt, ratio
 from figures.performance_recovery import methods
-from figures.results import note, report, row
+from figures.results import commits, note, report, row
 from figures.written import percent
 
 # The note's id, and the phrase of the page with the note's values in it.
@@ -156,6 +156,7 @@ def claims() -> Iterator[str]:
     for id, phrase in NOTED:
         yield phrase.format(**note("log", id)["values"])
     yield from measured().values()
+    yield from commits("log")
 
 
 DECIMALS = True  # every number with a decimal point is accounted for

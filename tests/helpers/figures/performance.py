@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from figures import performance_engine as engine
 from figures import performance_quality, performance_recovery, performance_serving
 from figures.performance_engine import XEON, ZEN5
-from figures.results import note, report, row
+from figures.results import commits, note, report, row
 from figures.written import cells, percent
 
 MISSED, MET = "**missed**", "met"
@@ -87,6 +87,7 @@ def claims() -> Iterator[str]:
     yield from engine.claims()
     yield from performance_serving.claims()
     yield from performance_quality.claims()
+    yield from commits("performance")
 
 
 DECIMALS = True  # every number with a decimal point is accounted for

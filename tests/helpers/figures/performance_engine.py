@@ -47,12 +47,18 @@ def prompt_table(machine: str, lengths: tuple[int, ...]) -> Iterator[str]:
 
 
 def physics() -> Iterator[str]:
-    sizes = [each["GB/s"] / each["tok/s"] for each in (decoded(ZEN5, kind, 1) for kind in KINDS)]
-    yield f"{sizes[0]:.2f} GB in float16, {sizes[1]:.2f} GB in int8 and {sizes[2]:.2f} GB in int4"
+    for kind in KINDS:
+        ours = decoded(ZEN5, kind, 1)
+        size = ours["GB/s"] / ours["tok/s"]
+        yield cells(
+            kind,
+            f"{size:.2f} GB",
+            f"{ours['read_GB/s']:.1f} GB/s",
+            three(ours["read_GB/s"] / size),
+            three(ours["tok/s"]),
+            percent(ours["share"]),
+        )
     one, eight = decoded(ZEN5, "float16", 1), decoded(ZEN5, "float16", 8)
-    ceiling = one["read_GB/s"] / sizes[0]
-    yield f"While the memory gave {one['read_GB/s']:.1f} GB/s, no engine could make more than {ceiling:.1f} tokens a second"
-    yield f"baize made {three(one['tok/s'])}, {percent(one['share'])} of that"
     yield f"float16 makes {three(eight['tok/s'])} tokens a second, {eight['tok/s'] / one['tok/s']:.1f} times as many"
     reads = [decoded(machine, kind, batch)["read_GB/s"] for machine in (AVX2,) for kind in KINDS for batch in (1, 8)]
     yield f"{min(reads):.0f} and {max(reads):.0f} GB/s on the EPYC with AVX2"

@@ -36,3 +36,8 @@ def note(name: str, id: str) -> dict[str, Any]:
     Such a row has id, machine, commit, command (how it was measured) and values ({name: number}).
     """
     return row(f"notes-{name}", id=id)
+
+
+def commits(name: str) -> list[str]:
+    """The commits of the notes of a page, which must stand on it."""
+    return sorted({each["commit"] for each in report(f"notes-{name}")["rows"] if each["commit"]})
