@@ -3,7 +3,7 @@
     python examples/recover_and_chat.py    # recovers the bundled demo pair to baize-demo/
     python examples/recover_and_chat.py llama-13b/ open-instruct-baize-13b-diff/ baize-13b/
 
-Run it again to go on chatting: a finished recovery is not repeated.
+Run again, it chats at once: a finished recovery is not repeated. `baize chat` also handles long conversations.
 """
 
 import argparse
