@@ -3,13 +3,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.ready
+DOCS := $(VENV)/.docs
 TESTS ?= tests
 JOBS ?= auto
 GATE = $(BIN)/python -m pytest -m "not gpu" -s tests/kernels/gate
 WITH_TRITON = PYTHONPATH=.triton/$(TRITON)$${PYTHONPATH:+:$$PYTHONPATH}
 HAS_TRITON = $(WITH_TRITON) $(BIN)/python -c 'import triton; exit(triton.__version__ != "$(TRITON)")'
 
-.PHONY: demo test lint gate gpu gpu-tune bench clean
+.PHONY: demo test lint docs gate gpu gpu-tune bench clean
 
 demo: $(STAMP)
 	$(BIN)/baize demo
@@ -22,6 +23,10 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The pages of docs/ and the API's as a site in site/, which needs no server; a broken link is an error.
+docs: $(DOCS)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 # every kernel, every shape, compiled for sm_80, sm_89 and sm_90; no GPU needed. TRITON=3.6.0 compiles with that version.
 gate: $(STAMP)
@@ -56,5 +61,10 @@ $(STAMP): pyproject.toml setup.py .ci/constraints.txt $(wildcard csrc/* csrc/*/*
 	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[test,lint]'
 	touch $@
 
+# What the extra asks for beside the package, which $(STAMP) has installed.
+$(DOCS): $(STAMP)
+	$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt 'baize-engine[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .triton build baize_engine/_C*.so *.egg-info
+	rm -rf $(VENV) .triton build site baize_engine/_C*.so *.egg-info
