@@ -17,17 +17,21 @@ from baize_engine.text.tokenizer import Tokenizer
 class Completion:
     """One sample of one prompt.
 
-    prompt_index, index: this is sample `index` of prompt `prompt_index` of the call.
-    token_ids: all ids generated, including the stop id.
-    text: their text, an exact continuation of the prompt, cut before the stop id or stop string; "" without a tokenizer.
-    finish_reason: "stop", "length" or "error".
-    stop_reason: the stop id or stop string that ended it.
-    logprobs: one entry per token if SamplingParams.logprobs asks for them, else None.
-    seed: the seed used; passing it again reproduces all n samples of this prompt. None for a greedy sample without one.
-    error: why it failed, with finish_reason "error". Only `completions(..., raise_errors=False)` returns such samples.
-    num_steps: decode steps that it took. Without speculation, one for each token but the first, which the prompt gives.
-    num_draft_tokens, num_accepted_tokens: tokens that speculation proposed, and how many of them the model chose, too; 0
-        without it. The counts tell how a sample was made: two that are equal but for them compare equal.
+    The counts of steps and draft tokens tell how a sample was made: two that are equal but for them compare equal.
+
+    Attributes:
+        prompt_index: the number of its prompt in the call, from 0.
+        index: the number of the sample among those of its prompt, from 0.
+        token_ids: all ids generated, including the stop id.
+        text: their text, an exact continuation of the prompt, cut before the stop id or stop string; "" without a tokenizer.
+        finish_reason: "stop", "length" or "error".
+        stop_reason: the stop id or stop string that ended it.
+        logprobs: one entry per token if SamplingParams.logprobs asks for them, else None.
+        seed: the seed used; passing it again reproduces all n samples of this prompt. None for a greedy sample without one.
+        error: why it failed, with finish_reason "error". Only `completions(..., raise_errors=False)` returns such samples.
+        num_steps: decode steps that it took. Without speculation, one for each token but the first, which the prompt gives.
+        num_draft_tokens: tokens that speculation proposed; 0 without it.
+        num_accepted_tokens: how many of those the model chose, too.
     """
 
     prompt_index: int

@@ -45,10 +45,10 @@ class Engine:
     results keep every bit and come in fewer steps. A process made by fork cannot use the engine.
 
     Attributes:
-        tokenizer: the model's tokenizer, or None.
-        vocab_size: number of token ids; prompts may use 0 to vocab_size - 1.
-        max_model_len: the most tokens of a prompt and its answer together.
-        eos_token_ids: the ids that end an answer unless SamplingParams.ignore_eos is set.
+        tokenizer (Tokenizer | None): the model's tokenizer, or None.
+        vocab_size (int): number of token ids; prompts may use 0 to vocab_size - 1.
+        max_model_len (int): the most tokens of a prompt and its answer together.
+        eos_token_ids (tuple[int, ...]): the ids that end an answer unless SamplingParams.ignore_eos is set.
     """
 
     def __init__(self, model: LoadedModel) -> None:
@@ -83,32 +83,38 @@ class Engine:
     ) -> Engine:
         """Loads a model from a folder: a recovered one, or any LLaMA in the layout of transformers.
 
-        path: the folder, or a hub id.
-        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
-        dtype: type of the weights: "auto" (as in the files), "float32", "float16" or "bfloat16".
-        quantize: "int8" or "int4" quantises the matrices while they load. Not needed for a folder that `quantize` wrote.
-        max_model_len: the most tokens of a prompt and its answer together. Default: the smaller of the config's
-            max_position_embeddings and cache_tokens.
-        cache_tokens: capacity of the KV cache in tokens, at least max_model_len. Default: 64 times 512, or 64 times
-            max_model_len if that is less, but at most half of the memory that the weights leave free.
-        threads: torch's CPU threads, for the whole process. Default: torch's setting.
-        cache_dtype: type of the KV cache: "auto" (float32 on the CPU, the weights' type on a GPU), or on the CPU "float32",
-            "float16" or "bfloat16".
-        exact_activations: if False, a CPU multiplies int4 weights, and int8 weights in prompts, with 8 bits per activation,
-            which is faster; the README says what that costs.
-        chat_format: how `chat` writes a conversation: "template" (the folder's chat template), "open_instruct", "alpaca",
-            "vicuna" or "raw"; "auto": the folder's template, or open-instruct's format if it has none.
-        speculate: proposes tokens, several of which one step verifies; the output stays the same, bit for bit. "ngram": what
-            followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float or int8
-            weights; else the folder of a smaller model with the same vocabulary.
-        speculate_tokens: most tokens proposed at once. Default: 15, and fewer where they are rejected or cost too much.
-        tensor_parallel: how many processes hold the model together. "auto": all that torchrun has started, or this one; a
-            number of them; "exact": also where it is one, in the form that any number of them computes, with its bits. This
-            returns on rank 0 only: the others load their part and follow rank 0 until it ends.
+        Without tokenizer.model and tokenizer.json, the engine serves token ids only.
 
-        RequestError names the wrong argument, or the sizes if weights and cache exceed the free memory; BackendError says why
-        a device cannot be used; ConfigError and CheckpointError name the file. Without tokenizer.model and tokenizer.json,
-        the engine serves token ids only.
+        Arguments:
+            path: the folder, or a hub id.
+            device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+            dtype: type of the weights: "auto" (as in the files), "float32", "float16" or "bfloat16".
+            quantize: "int8" or "int4" quantises the matrices while they load. Not needed for a folder that `quantize` wrote.
+            max_model_len: the most tokens of a prompt and its answer together. Default: the smaller of the config's
+                max_position_embeddings and cache_tokens.
+            cache_tokens: capacity of the KV cache in tokens, at least max_model_len. Default: 64 times 512, or 64 times
+                max_model_len if that is less, but at most half of the memory that the weights leave free.
+            threads: torch's CPU threads, for the whole process. Default: torch's setting.
+            cache_dtype: type of the KV cache: "auto" (float32 on the CPU, the weights' type on a GPU), or on the CPU
+                "float32", "float16" or "bfloat16".
+            exact_activations: if False, a CPU multiplies int4 weights, and int8 weights in prompts, with 8 bits per
+                activation instead of 16, which is faster and rounds more.
+            chat_format: how `chat` writes a conversation: "template" (the folder's chat template), "open_instruct", "alpaca",
+                "vicuna" or "raw"; "auto": the folder's template, or open-instruct's format if it has none.
+            speculate: proposes tokens, several of which one step verifies; the output stays the same, bit for bit. "ngram":
+                what followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float
+                or int8 weights; else the folder of a smaller model with the same vocabulary.
+            speculate_tokens: most tokens proposed at once. Default: 15, and fewer where they are rejected or cost too much.
+            tensor_parallel: how many processes hold the model together. "auto": all that torchrun has started, or this one;
+                a number of them; "exact": also where it is one, in the form that any number of them computes, with its bits.
+                This returns on rank 0 only: the others load their part and follow rank 0 until it ends.
+
+        Raises:
+            RequestError: an argument is wrong, or weights and cache exceed the free memory; the message has the sizes.
+            BackendError: the device cannot be used; the message says why.
+            ConfigError: config.json describes a model that this engine cannot run correctly.
+            CheckpointError: a file is missing or damaged; the message names it.
+            DistributedError: ranks differ from each other, or one of them ended.
         """
         options = EngineOptions(
             device,
@@ -154,12 +160,19 @@ class Engine:
         The weights equal, bit for bit, those of `recover(path_raw, path_diff, …, dtype)` followed by
         `from_pretrained(…, quantize=…)`. Peak memory is the weights plus some buffers.
 
-        path_raw, path_diff: the base and the diff, as `recover` takes them: folders or hub ids.
-        dtype: type of the sums: "float32", "float16" or "bfloat16".
-        force, new_rows, drop_rows: as in `recover`.
-        progress: show a progress bar if stderr is a terminal.
+        The arguments that are not listed, and the other errors, are those of `from_pretrained`.
 
-        The other arguments and errors are those of from_pretrained; MismatchError if base and diff do not belong together.
+        Arguments:
+            path_raw: the base, as `recover` takes it: a folder or a hub id.
+            path_diff: the diff, in the same way.
+            dtype: type of the sums: "float32", "float16" or "bfloat16".
+            force: as in `recover`.
+            new_rows: as in `recover`.
+            drop_rows: as in `recover`.
+            progress: show a progress bar if stderr is a terminal.
+
+        Raises:
+            MismatchError: base and diff do not belong together.
         """
         from baize_engine.from_diff import load_diff
         from baize_engine.recovery.options import RecoveryOptions
@@ -213,17 +226,20 @@ class Engine:
     ) -> list[Completion]:
         """Generates params.n completions of each prompt. Returns them in the order of the prompts.
 
-        prompts: a text, a list or array of token ids, or a list of these. Any number; they run together as far as the cache
-            has room.
-        params: SamplingParams for all prompts, or a list with one per prompt. Default: SamplingParams().
-        progress: show a bar with tokens per second if stderr is a terminal; with speculation also the share of draft tokens
-            that were accepted, tokens per step and the speed-up, which is estimated (Usage.step_time).
-        parse_special: turn "</s>" and other special tokens spelled in a text into their ids. Do not use it for untrusted
-            text, which could then end a turn or begin one.
-        add_bos: whether a text begins with the begin token; None: as the tokenizer's files say.
+        Arguments:
+            prompts: a text, a list or array of token ids, or a list of these. Any number; they run together as far as the
+                cache has room.
+            params: SamplingParams for all prompts, or a list with one per prompt. Default: SamplingParams().
+            progress: show a bar with tokens per second if stderr is a terminal; with speculation also the share of draft
+                tokens that were accepted, tokens per step and the speed-up, which is estimated (Usage.step_time).
+            parse_special: turn "</s>" and other special tokens spelled in a text into their ids. Do not use it for untrusted
+                text, which could then end a turn or begin one.
+            add_bos: whether a text begins with the begin token; None: as the tokenizer's files say.
 
-        RequestError names the prompt by index: empty, too long, an id out of range, or a text without a tokenizer. BaizeError
-        names the prompt and the token position whose logits are not finite.
+        Raises:
+            RequestError: a prompt is empty, too long, has an id out of range, or is a text without a tokenizer; the message
+                names it by index.
+            BaizeError: logits are not finite; the message names the prompt and the token position.
         """
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         with (
@@ -263,10 +279,11 @@ class Engine:
     ) -> abc.Generator[list[Completion], None, None]:
         """`generate` as an iterator: yields each prompt's completions as soon as they and those of earlier prompts are done.
 
-        raise_errors: if False, a sample that fails, for example because its logits are not finite, yields a Completion with
-            the error, and the others continue. Wrong arguments still raise before anything runs.
+        The arguments that are not listed, and the errors, are those of `generate`.
 
-        The other arguments and errors are those of `generate`.
+        Arguments:
+            raise_errors: if False, a sample that fails, for example because its logits are not finite, yields a Completion
+                with the error, and the others continue. Wrong arguments still raise before anything runs.
         """
         sequences = self._checked.sequences(prompts, params, TextOptions(parse_special, add_bos))
         return outputs.completions(self._serving, sequences, raise_errors)
@@ -329,14 +346,19 @@ class Engine:
         return requests.prompt(prompt, "the prompt", TextOptions(parse_special, add_bos))
 
     def chat_ids(self, messages: abc.Sequence[chat.Message]) -> list[int]:
-        """The token ids of a conversation, as a prompt for `stream` or `generate`. `chat.render` says what messages may be."""
+        """The token ids of a conversation, as a prompt for `stream` or `generate`. Messages are those of `chat`."""
         return self._chat_format.render(messages, self._requests.need_tokenizer("a conversation"))
 
     def chat(self, messages: abc.Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
         """The reply to a conversation: one Completion.
 
-        messages: [{"role": "user", "content": "…"}, …]; `chat.render` says what they may be. RequestError if params.n is
-        not 1, and as `generate` raises it.
+        Arguments:
+            messages: `[{"role": "user", "content": "…"}, …]`: a system message or none, then user and assistant in turn, a
+                user first and last.
+            params: as in `generate`; params.n must be 1.
+
+        Raises:
+            RequestError: a message or params is wrong, and as `generate` raises it.
         """
         (reply_params,) = self._requests.params(params, 1)
         if reply_params.n != 1:
@@ -344,15 +366,19 @@ class Engine:
         return self.generate(self.chat_ids(messages), reply_params)[0]
 
     def score(self, prompt: Prompt, completions: abc.Sequence[Prompt], *, add_bos: bool | None = None) -> list[float]:
-        """The log-probability of each completion after `prompt`: the sum over its tokens, 0.0 for an empty one.
+        """The log-probability of each completion after `prompt`, in nats: the sum over its tokens, 0.0 for an empty one.
 
-        prompt, completions: texts or lists of token ids. A text after a text is encoded together with it, and the tokens
-            scored are those that differ from the prompt's own encoding. A text after ids gets no dummy space: write the
-            space that the completion begins with, if it has one.
-        add_bos: whether the prompt begins with the begin token; None: as the tokenizer's files say.
+        Arguments:
+            prompt: a text or a list of token ids.
+            completions: texts or lists of token ids. A text after a text is encoded together with it, and the tokens scored
+                are those that differ from the prompt's own encoding. A text after ids gets no dummy space: write the space
+                that the completion begins with, if it has one.
+            add_bos: whether the prompt begins with the begin token; None: as the tokenizer's files say.
 
-        RequestError names the prompt or the completion by index. BaizeError names the completion whose logits are not finite,
-        and the token of prompt and completion together, counted from 0, after which they come.
+        Raises:
+            RequestError: the prompt or a completion, which the message names by index, cannot be scored.
+            BaizeError: logits are not finite; the message names the completion, and the token of prompt and completion
+                together, counted from 0, after which they come.
         """
         # the first token of a text has nothing before it to be predicted from
         pairs = [(ids, max(start, 1)) for ids, start in self._checked.continued(prompt, completions, add_bos)]
@@ -367,12 +393,17 @@ class Engine:
     ) -> list[list[TokenLogprobs | None]]:
         """For each prompt, the log-probability of each token given those before it, and of the `top` likeliest tokens there.
 
-        prompts: as in `generate`, but each may have max_model_len tokens.
-        top: how many of the likeliest tokens TokenLogprobs.top lists.
-        add_bos: as in `generate`.
+        The first entry of each list is None: nothing comes before the first token.
 
-        The first entry of each list is None: nothing comes before the first token. RequestError names the argument or the
-        prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they come.
+        Arguments:
+            prompts: as in `generate`, but each may have max_model_len tokens.
+            top: how many of the likeliest tokens TokenLogprobs.top lists.
+            add_bos: as in `generate`.
+
+        Raises:
+            RequestError: an argument or a prompt, which the message names, is wrong.
+            BaizeError: logits are not finite; the message names the prompt, and the token, counted from 0, after which they
+                come.
         """
         count = _top(top)
         prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
@@ -387,12 +418,16 @@ class Engine:
     ) -> abc.Generator[list[TokenLogprobs], None, None]:
         """Yields, for each pair in order, the log-probability of each token of its continuation, given all those before it.
 
-        pairs: (context, continuation), lists of token ids, neither empty; any number, and together at most max_model_len + 1
-            ids in each. Neighbours that differ in their last id alone are computed once: sort the pairs to have most of that.
-        top: how many of the likeliest tokens TokenLogprobs.top lists.
+        Arguments:
+            pairs: (context, continuation), lists of token ids, neither empty; any number, and together at most
+                max_model_len + 1 ids in each. Neighbours that differ in their last id alone are computed once: sort the pairs
+                to have most of that.
+            top: how many of the likeliest tokens TokenLogprobs.top lists.
 
-        Wrong arguments raise RequestError, naming the pair by index, before anything runs. BaizeError names the pair whose
-        logits are not finite, and the token, counted from 0, after which they come.
+        Raises:
+            RequestError: an argument or a pair, which the message names by index, is wrong; before anything runs.
+            BaizeError: logits are not finite; the message names the pair, and the token, counted from 0, after which they
+                come.
         """
         count = _top(top)
         texts = self._checked.pairs(pairs)
@@ -411,9 +446,15 @@ class Engine:
     ) -> list[list[float]]:
         """For each prompt, the log-probabilities of the candidates as its next token, in the order given.
 
-        prompts, add_bos: as in `prompt_logprobs`. candidate_token_ids: ids in the vocabulary. RequestError names the argument
-        or the prompt. BaizeError names the prompt whose logits are not finite, and the token, counted from 0, after which they
-        come.
+        Arguments:
+            prompts: as in `prompt_logprobs`.
+            candidate_token_ids: ids in the vocabulary.
+            add_bos: as in `prompt_logprobs`.
+
+        Raises:
+            RequestError: an argument or a prompt, which the message names, is wrong.
+            BaizeError: logits are not finite; the message names the prompt, and the token, counted from 0, after which they
+                come.
         """
         prompt_ids = self._checked.prompts(prompts, TextOptions(add_bos=add_bos), answered=False)
         candidates = self._requests.ids(candidate_token_ids, "candidate_token_ids")

@@ -22,9 +22,16 @@ COLUMNS = ["task", "metric", "score", "error", "card", "examples", "seconds", "p
 class TaskResult:
     """What came out of a task.
 
-    task: its name. scores: its figures. groups: the figures of each group, where there are several. examples: how many were
-    there; `failed` of them have an error in place of an answer and do not count in the scores; `too_long` were not asked and
-    count as wrong; `resumed` were done by earlier runs. seconds, usage: of this run, that is, of the other examples.
+    Attributes:
+        task: its name.
+        scores: its figures.
+        examples: how many there were.
+        groups: the figures of each group, where there are several.
+        failed: how many examples have an error in place of an answer; they do not count in the scores.
+        too_long: how many were not asked; they count as wrong.
+        resumed: how many were done by earlier runs.
+        seconds: of this run, that is, of the other examples.
+        usage: tokens and steps of this run.
     """
 
     task: str

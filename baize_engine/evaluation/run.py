@@ -49,18 +49,32 @@ def evaluate(
 ) -> list[TaskResult]:
     """Runs tasks of the model card, or others, and returns a result for each, in their order.
 
-    tasks: names of `card.ROWS`, "card" for all of them, or Task objects.
-    data: the folder with the tasks' data, as downloaded.
-    out: the folder for results.json, which is written after each task, and the records, <task>.jsonl; made where absent.
-    format, add_bos, limit, too_long, subjects, seed, allow_code_execution, annotations: as EvaluationOptions explains them.
-    resume: goes on with the records in `out`, which must be of the same model, prompts and version, and judges those that were
-        not judged.
-    progress: shows a bar for each task if stderr is a terminal.
-    model: tells the model from others, as JSON, such as `batch.run.describe_model` returns; only the same is resumed. Without
-        it nothing tells one model from another.
+    Wrong arguments, data and prompts are found before the model runs.
 
-    Before the model runs, RequestError names the option that is wrong, or the task and the example whose prompt is too long;
-    DataError names the data that are missing or damaged, and OutputError what in `out` is of another run.
+    Arguments:
+        engine: the model.
+        tasks: names of tasks (`baize eval --help` lists them), "card" for all of them, or Task objects.
+        data: the folder with the tasks' data, as downloaded.
+        out: the folder for results.json, which is written after each task, and the records, TASK.jsonl; made where absent.
+        format: "chat", the prompts of the model card; "raw", those that the same scripts made for base models.
+        add_bos: prompts begin with the begin token, as they did for the model card.
+        limit: asks only the first so many examples of each group.
+        too_long: what an example is whose prompt leaves the model no position for an answer: "wrong", it is not asked and
+            counts as wrong, unless all examples of its task are; "refuse", an error.
+        subjects: asks only these groups: subjects of MMLU, tasks of BBH, languages of TydiQA.
+        seed: draws the examples of tasks that ask a sample, and what is sampled of the model.
+        resume: goes on with the records in `out`, which must be of the same model, prompts and version, and judges those that
+            were not judged.
+        progress: shows a bar for each task if stderr is a terminal.
+        allow_code_execution: runs the programs that the model writes, each in a process with little room and no network.
+        annotations: the file of a judge's preferences, for AlpacaFarm.
+        model: tells the model from others, as JSON, such as `batch.run.describe_model` returns; only the same is resumed.
+            Without it nothing tells one model from another.
+
+    Raises:
+        RequestError: an option is wrong, or the prompt of an example is too long; the message names its task.
+        DataError: data are missing or damaged.
+        OutputError: `out` holds results of another run, or cannot be written.
     """
     options = EvaluationOptions(
         format,

@@ -87,9 +87,14 @@ class Judged:
 
 @dataclass(frozen=True)
 class Score:
-    """A figure of the table. value, standard_error and card (the model card's figure) in percent; count: examples.
+    """A figure of the table.
 
-    value is None where nothing was judged.
+    Attributes:
+        metric: its name.
+        value: in percent; None where nothing was judged.
+        standard_error: in percentage points; None where there is none.
+        count: how many examples it is of.
+        card: the model card's figure, in percent.
     """
 
     metric: str

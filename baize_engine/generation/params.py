@@ -23,30 +23,37 @@ IDS = f"from 0 to {ID_LIMIT - 1}"
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw tokens and when to stop. RequestError names the field, its value and the values allowed.
+    """How to draw tokens and when to stop.
 
-    max_new_tokens: the most tokens of an answer.
-    temperature: 0 is greedy, and anything below 1e-4 becomes 0. Then top_k, top_p, min_p and seed change nothing, and the
-        samples of n > 1 are equal.
-    top_k, top_p, min_p: filters of the tokens that may be drawn; 0, 1 and 0 turn them off. min_p is relative to the
-        likeliest token.
-    repetition_penalty: for each id in prompt or answer, divides logits above 0 and multiplies the others; 1 is off.
-    presence_penalty, frequency_penalty: subtracted from the logit of each id in the answer, once or once per occurrence; 0 is
-        off, and negative values encourage repetition.
-    seed: None draws a new one per prompt. Each of the n samples of a seed has its own random stream.
-    stop: a string or several. The first that is completed ends the answer, and the text is cut before it.
-    stop_token_ids: ids that end the answer, in addition to the model's own end tokens.
-    ignore_eos: the model's own end tokens do not end the answer.
-    n: samples per prompt.
-    logprobs: k >= 0 returns the log-probability of each token and of the k likeliest ones; None computes none.
-    logit_bias: {id: value added to its logit}.
-    allowed_token_ids: the only ids that may be drawn; None allows all.
-    banned_token_ids: ids that may not be drawn.
-    min_new_tokens: before that many tokens no stop id is drawn and no stop string ends the answer; a stop string that begins
-        earlier and is completed later does.
+    Logits are changed in this order: bias, penalties, forbidden ids, temperature, top_k, top_p, min_p. Numbers, flags and
+    ids may be numpy's or torch's, and lists of ids or strings may be arrays; the fields hold Python's own. A field's metadata
+    are the settings of its command-line flag, as argparse takes them.
 
-    Numbers, flags and ids may be numpy's or torch's, and lists of ids or strings may be arrays; the fields hold Python's own.
-    A field's metadata are the settings of its command-line flag, as argparse takes them.
+    Arguments:
+        max_new_tokens: the most tokens of an answer.
+        temperature: 0 is greedy, and anything below 1e-4 becomes 0. Then top_k, top_p, min_p and seed change nothing, and the
+            samples of n > 1 are equal.
+        top_k: draw from the k likeliest tokens; 0 is off.
+        top_p: draw from the likeliest tokens whose probabilities add up to this much; 1 is off.
+        min_p: drop tokens that are less likely than this times the likeliest one; 0 is off.
+        repetition_penalty: for each id in prompt or answer, divides logits above 0 and multiplies the others; 1 is off.
+        seed: None draws a new one per prompt. Each of the n samples of a seed has its own random stream.
+        stop: a string or several. The first that is completed ends the answer, and the text is cut before it.
+        stop_token_ids: ids that end the answer, in addition to the model's own end tokens.
+        ignore_eos: the model's own end tokens do not end the answer.
+        n: samples per prompt.
+        logprobs: k >= 0 returns the log-probability of each token and of the k likeliest ones; None computes none.
+        presence_penalty: subtracted from the logit of each id in the answer; 0 is off, and a negative one encourages
+            repetition.
+        frequency_penalty: the same, once for each time that the answer has the id.
+        logit_bias: {id: value added to its logit}.
+        allowed_token_ids: the only ids that may be drawn; None allows all.
+        banned_token_ids: ids that may not be drawn.
+        min_new_tokens: before that many tokens no stop id is drawn and no stop string ends the answer; a stop string that
+            begins earlier and is completed later does.
+
+    Raises:
+        RequestError: a value is not allowed; the message names the field, its value and the values allowed.
     """
 
     max_new_tokens: int = option(128, "most tokens of an answer", metavar="N")

@@ -23,7 +23,9 @@ SampleOp = Callable[..., Tensor]  # `sample` of kernels/reference.py, in the imp
 class TokenLogprobs:
     """A token's log-probability under the model itself, before bias, penalties, temperature and filters.
 
-    top: (id, log-probability) of the k likeliest tokens, likeliest first; empty for logprobs=0.
+    Attributes:
+        logprob: the natural logarithm of its probability.
+        top: (id, log-probability) of the k likeliest tokens, likeliest first; empty for logprobs=0.
     """
 
     logprob: float

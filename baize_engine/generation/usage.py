@@ -11,16 +11,20 @@ from typing import Protocol
 class Usage:
     """Numbers of tokens in all calls since the model was loaded; differences of two are those of the calls in between.
 
-    prompt_tokens: of the prompts that were asked for, each counted once for all of its samples.
-    computed_tokens: of prompts, those that the model read: fewer than prompt_tokens where prompts begin alike, as equal
-        beginnings are read once; more where samples of one prompt, too many to run together, read its end again.
-    generated_tokens: of the answers.
-    steps: decode steps of the answers; one that several answers take together counts for each of them.
-    step_tokens: of generated_tokens, those that steps made: all but the first of each answer. Without speculation, as many.
-    draft_tokens, accepted_tokens: proposed to steps by speculation, and how many of them the model chose, too.
-    step_time, plain_time: with speculation, an estimate of the time of the steps, and of that of steps without draft tokens
-        that make the same tokens in batches as large; in steps of one answer. Both are of the tables in step_costs.py, which
-        were measured elsewhere, and of what a draft model takes; of the host's work only what verifying adds is in them.
+    Attributes:
+        prompt_tokens: of the prompts that were asked for, each counted once for all of its samples.
+        computed_tokens: of prompts, those that the model read: fewer than prompt_tokens where prompts begin alike, as equal
+            beginnings are read once; more where samples of one prompt, too many to run together, read its end again.
+        generated_tokens: of the answers.
+        steps: decode steps of the answers; one that several answers take together counts for each of them.
+        step_tokens: of generated_tokens, those that steps made: all but the first of each answer. Without speculation, as
+            many.
+        draft_tokens: proposed to steps by speculation.
+        accepted_tokens: of draft_tokens, those that the model chose, too.
+        step_time: with speculation, an estimate of the time of the steps, in steps of one answer. It comes from the tables in
+            step_costs.py, which were measured elsewhere, and from what a draft model takes; of the host's work only what
+            verifying adds is in it.
+        plain_time: the same estimate for steps without draft tokens that make the same tokens in batches as large.
     """
 
     prompt_tokens: int = 0

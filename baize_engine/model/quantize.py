@@ -26,7 +26,13 @@ from baize_engine.model.weights import check
 
 @dataclass(frozen=True)
 class Quantized:
-    """The result of `quantize`: the folder written, and the bytes of all tensors before and after."""
+    """The result of `quantize`.
+
+    Attributes:
+        folder: where it was written.
+        bytes_before: the size of all tensors in the files of `path`.
+        bytes_after: their size in `folder`.
+    """
 
     folder: Path
     bytes_before: int
@@ -42,13 +48,19 @@ def quantize(
 ) -> Quantized:
     """Writes the model in `path` to the new folder `path_quantized`, with its matrices quantised.
 
-    path: a folder or a hub id.
-    weights: "int8" or "int4".
-    follow_links: as in `recover`.
-
     The embedding and the norms keep their type. The files are safetensors, with the scheme's name in the header and in
-    config.json; `Engine.from_pretrained` maps them without reading. Returns the folder and the bytes before and after.
-    RequestError names the wrong argument, CheckpointError the file and tensor; nothing is left behind.
+    config.json; `Engine.from_pretrained` maps them without reading. An error leaves nothing behind.
+
+    Arguments:
+        path: a folder or a hub id.
+        path_quantized: folder to write, new or empty.
+        weights: "int8" or "int4".
+        follow_links: as in `recover`.
+
+    Raises:
+        RequestError: an argument is wrong, or the weights are quantised already.
+        CheckpointError: a file is missing or damaged, or `path` holds a diff; the message names the file and the tensor.
+        OutputError: `path_quantized` cannot take the result.
     """
     if weights not in ("int8", "int4"):
         raise RequestError(f"weights is {weights!r}, wanted 'int8' or 'int4'")

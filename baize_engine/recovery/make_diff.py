@@ -36,9 +36,10 @@ def make_diff(
 ) -> Result:
     """Writes tuned - base to a new folder and returns what was made.
 
-    Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`.
+    Every element is `float32(tuned) - float32(base)`, rounded once to `dtype`. The arguments that are not listed, the memory
+    and the errors are those of `recover`.
 
-    Arguments, where they differ from those of `recover`:
+    Arguments:
         path_tuned: folder of the finetuned model, or a hub id.
         path_diff: folder to write, new or empty. Without it the diff lies beside the finetuned model.
         dtype: type of the written differences. "float32" is what was published in 2023; the 16-bit types halve the size and
@@ -46,8 +47,6 @@ def make_diff(
         force: continue where the two configs differ or the tuned model looks like a diff.
         new_rows: what is subtracted from vocabulary rows that only the tuned model has: the base's mean row ("mean", "auto") or
             nothing ("zero"). The manifest notes which, so that `recover` brings the rows back.
-
-    Memory and errors are those of `recover`.
     """
     options = RecoveryOptions(
         dtype=dtype,

@@ -124,9 +124,16 @@ def recover(
     Returns a Result, or a list of them where `path_diff` is a list. The manifest in the folder notes what was done of
     `new_rows`, `keep_extra` and `drop_rows`.
 
-    Raises RequestError, BackendError, MismatchError, CheckpointError, ConfigError or OutputError before anything is written
-    where arguments or files do not fit: a diff that `make_diff` wrote knows its base, and refuses another. An exception during
-    the run removes what was written.
+    Errors are raised before anything is written, where arguments and headers of files tell. An exception during the run
+    removes what was written.
+
+    Raises:
+        RequestError: an argument is wrong.
+        BackendError: the device cannot be used.
+        MismatchError: base and diff do not belong together: a diff that `make_diff` wrote knows its base, and refuses another.
+        CheckpointError: a file is missing or damaged.
+        ConfigError: a config.json cannot be read.
+        OutputError: `path_tuned` cannot take the result: it is not empty, the disk is full, or it is not writable.
     """
     options = RecoveryOptions(
         dtype=dtype,

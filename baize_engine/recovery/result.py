@@ -13,15 +13,25 @@ FINISHED_BEFORE = "it was finished before: every byte is as it was written, and 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made, and what a user should hear of."""
+    """What a run made, and what a user should hear of.
+
+    Attributes:
+        folder: where it was written.
+        manifest: what the manifest in the folder says: how it was made, and each tensor's SHA-256 and sum.
+        skipped: names of the buffers left out.
+        extra_rows: number of vocabulary rows that the base lacks.
+        resumed: number of tensors that an earlier, killed run had finished.
+        checked: expectations that were met, a line each.
+        finished_before: nothing was done: an earlier run had finished it, and it is as written.
+    """
 
     folder: Path
     manifest: Manifest
-    skipped: tuple[str, ...]  # buffers left out
-    extra_rows: int  # vocabulary rows not in the base
-    resumed: int  # tensors that an earlier, killed run had finished
-    checked: tuple[str, ...] = ()  # expectations that were met, a line each
-    finished_before: bool = False  # nothing was done: an earlier run had finished it, and it is as written
+    skipped: tuple[str, ...]
+    extra_rows: int
+    resumed: int
+    checked: tuple[str, ...] = ()
+    finished_before: bool = False
 
     @property
     def overflowed(self) -> dict[str, TensorRecord]:

@@ -24,17 +24,27 @@ XOR, RECOVER = "xor", "recover"  # operations; xor's manifests list whole files
 
 @dataclass(frozen=True)
 class Report:
-    """What `verify` found. `problems` is empty for an unchanged folder."""
+    """What `verify` found.
+
+    Attributes:
+        folder: the folder that was checked.
+        tensors: how many tensors were compared.
+        bytes: their bytes, or those of the files of a result of `xor`.
+        problems: what differs, a line each; empty for an unchanged folder.
+        warnings: why the model will not run or speak, though nothing was changed.
+        files: how many files were compared of a result of `xor`, which is checked file by file.
+    """
 
     folder: Path
     tensors: int
     bytes: int
     problems: tuple[str, ...]
-    warnings: tuple[str, ...] = ()  # why the model will not run or speak, though nothing was changed
-    files: int = 0  # of a result of `xor`, which is checked file by file
+    warnings: tuple[str, ...] = ()
+    files: int = 0
 
     @property
     def ok(self) -> bool:
+        """Whether there are no problems."""
         return not self.problems
 
     @property
@@ -54,8 +64,10 @@ def verify(
         expect_manifest: a manifest, or a folder that has one, to compare the tensors with instead of the folder's own; the
             files beside the weights are then left out.
 
-    Returns a Report whose `problems` name each tensor or file that differs. CheckpointError where there is no manifest, or
-    the weights cannot be indexed at all.
+    Returns a Report whose `problems` name each tensor or file that differs.
+
+    Raises:
+        CheckpointError: there is no manifest, or the weights cannot be indexed at all.
     """
     folder = folder_of(path)
     if expect_manifest is None:

@@ -15,13 +15,21 @@ from baize_engine.recovery.xor.payload import read_payload
 
 @dataclass(frozen=True)
 class XorResult:
-    """What was made, and what a user should hear of."""
+    """What was made, and what a user should hear of.
+
+    Attributes:
+        folder: where it was written.
+        manifest: what the manifest in the folder says: each file's SHA-256.
+        resumed: number of files that an earlier, killed run had finished.
+        told: what the result was compared with, a line each.
+        finished_before: nothing was done: an earlier run had finished it, and it is as written.
+    """
 
     folder: Path
     manifest: Manifest
-    resumed: int  # files that an earlier, killed run had finished
-    told: tuple[str, ...]  # what the result was compared with, a line each
-    finished_before: bool = False  # nothing was done: an earlier run had finished it, and it is as written
+    resumed: int
+    told: tuple[str, ...]
+    finished_before: bool = False
 
 
 def xor(
@@ -54,8 +62,13 @@ def xor(
             result's, the one before it the base's.
         follow_links: also take configs and tokenizers that are links out of their folder, as weights always may be.
 
-    Raises MismatchError, CheckpointError or OutputError before anything is written where names, sizes and heads of files tell;
-    an exception later removes what was written.
+    Errors are raised before anything is written, where names, sizes and heads of files tell; an exception later removes what
+    was written.
+
+    Raises:
+        MismatchError: base and payload do not belong together, or a file differs from `expect_md5`.
+        CheckpointError: a file is missing or damaged.
+        OutputError: `path_tuned` cannot take the result.
     """
     payload = read_payload(path_raw, path_payload, follow_links)
     checks = XorChecks(payload, expect_md5)
