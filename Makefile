@@ -24,7 +24,8 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# The pages of docs/ and the API's as a site in site/, which needs no server; a broken link is an error.
+# The pages of docs/ and the API's as a site in site/: open site/index.html (its search needs `python -m http.server -d site`).
+# A link or anchor that leads nowhere is an error.
 docs: $(DOCS)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 

@@ -312,7 +312,10 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> abc.AsyncGenerator[str, None]:
-        """`stream` for a coroutine: `async for piece in engine.astream(...)`. Cancelling the task frees the sample's blocks."""
+        """`stream` for a coroutine: `async for piece in engine.astream(...)`. Cancelling the task frees the sample's blocks.
+
+        Arguments and errors are those of `stream`.
+        """
         return outputs.atexts(self._serving, self._one(prompt, params, TextOptions(parse_special, add_bos)))
 
     def stream_many(
@@ -340,13 +343,19 @@ class Engine:
         parse_special: bool = False,
         add_bos: bool | None = None,
     ) -> list[int]:
-        """The token ids of one prompt, checked with its parameters: what passes here is not refused by `generate`."""
+        """The token ids of one prompt, checked with its parameters: what passes here is not refused by `generate`.
+
+        Arguments and errors are those of `generate`, for a single prompt.
+        """
         requests = self._checked
         requests.params(params, 1)
         return requests.prompt(prompt, "the prompt", TextOptions(parse_special, add_bos))
 
     def chat_ids(self, messages: abc.Sequence[chat.Message]) -> list[int]:
-        """The token ids of a conversation, as a prompt for `stream` or `generate`. Messages are those of `chat`."""
+        """The token ids of a conversation, as a prompt for `stream` or `generate`.
+
+        Arguments and errors are those of `chat`.
+        """
         return self._chat_format.render(messages, self._requests.need_tokenizer("a conversation"))
 
     def chat(self, messages: abc.Sequence[chat.Message], params: SamplingParams | None = None) -> Completion:
