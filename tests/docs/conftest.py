@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from assets import REPO
 from commands import write
 
 import baize_engine
@@ -16,6 +17,7 @@ from baize_engine import recover
 from baize_engine.cli.demo import PAIR
 
 QUESTIONS = ("What is the capital of France?", "What is the opposite of hot?", "What colour is the sky?")
+SCRIPTS = ("benchmarks", "examples")  # folders of a checkout that commands name
 
 
 @pytest.fixture(scope="session")
@@ -44,11 +46,13 @@ def commands(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture
 def workspace(originals: Path, tmp_path: Path) -> Callable[[tuple[str, ...]], Path]:
-    """Makes a new folder with copies of all but the names given."""
+    """Makes a new folder with copies of all but the names given, and with the scripts of a checkout."""
 
     def made(without: tuple[str, ...]) -> Path:
         place = tmp_path / "workspace"
         shutil.copytree(originals, place, ignore=lambda _, names: set(without) & set(names))
+        for name in SCRIPTS:
+            (place / name).symlink_to(REPO / name)
         return place
 
     return made
