@@ -20,8 +20,12 @@ ABROAD = re.compile(r"^(?:[a-z][a-z+.-]*:|//)")
 NAMED = re.compile(
     r"(?:\.ci|\.github|baize_engine|benchmarks|csrc|docs|examples|kernels|tests)/[\w.*/-]*|[\w./-]+\.(?:py|pyi|cpp|h)"
 )
-# scripts of other projects, which the pages speak of
+# scripts and names of other projects, which the pages speak of
 OTHERS = {
+    "apply_delta.py": "of FastChat",
+    "convert_llama_weights_to_hf.py": "of transformers",
+    "llama.cpp": "a peer",
+    "ik_llama.cpp": "a peer",
     "weight_diff.py": "of alpaca and open-instruct",
     "xor_codec.py": "of OASST and Pygmalion",
     "encrypt.py": "of BELLE",
