@@ -371,7 +371,7 @@ class Engine:
         """
         (reply_params,) = self._requests.params(params, 1)
         if reply_params.n != 1:
-            raise RequestError(f"SamplingParams.n is {reply_params.n}, and a chat has one reply")
+            raise RequestError(f"SamplingParams.n is {reply_params.n}, wanted 1: a chat has one reply")
         return self.generate(self.chat_ids(messages), reply_params)[0]
 
     def score(self, prompt: Prompt, completions: abc.Sequence[Prompt], *, add_bos: bool | None = None) -> list[float]:
@@ -488,7 +488,7 @@ class Engine:
         self._requests.need_tokenizer("a stream")
         sequences = self._checked.sequences([prompt], params, text)
         if len(sequences) != 1:
-            raise RequestError(f"SamplingParams.n is {len(sequences)}, and a stream has one sample")
+            raise RequestError(f"SamplingParams.n is {len(sequences)}, wanted 1: a stream has one sample")
         return sequences
 
 

@@ -12,7 +12,7 @@ class CheckpointError(BaizeError, ValueError):
 
 
 class MismatchError(BaizeError, ValueError):
-    """Base and diff (or tuned) do not belong together."""
+    """Base and diff (or finetuned model) do not belong together."""
 
 
 class ConfigError(BaizeError, ValueError):
@@ -31,7 +31,8 @@ class BackendError(BaizeError, RuntimeError):
 
 
 class DistributedError(BaizeError, RuntimeError):
-    """The ranks of a run cannot work together: one ended or differs from the others. The message names it and the reason."""
+    """The ranks of a run cannot work together: one ended or differs from the others. The message names the rank and the
+    reason."""
 
 
 class RequestError(BaizeError, ValueError):

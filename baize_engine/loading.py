@@ -53,7 +53,7 @@ def load_folder(team: Team, options: EngineOptions, path: str | Path) -> LoadedM
         config = ModelConfig.from_folder(folder)
         if config.quantization is not None and options.quantize not in (None, config.quantization):
             raise RequestError(
-                f"quantize is {options.quantize!r}, and {folder} holds {config.quantization} weights already"
+                f"quantize is {options.quantize!r}, but {folder} holds {config.quantization} weights already"
             )
         refuse_diff(index)
         tokenizer = choose.tokenizer_of(folder, config.vocab_size)
@@ -84,7 +84,7 @@ def resolved(options: EngineOptions) -> EngineOptions:
     device = resolve_device(options.device)
     if options.cache_dtype != "auto" and device != "cpu":
         raise RequestError(
-            f"cache_dtype is {options.cache_dtype!r}, and on a GPU the cache has the weights' type: wanted 'auto'"
+            f"cache_dtype is {options.cache_dtype!r}, but on a GPU the cache has the weights' type: wanted 'auto'"
         )
     return replace(options, device=device)
 

@@ -33,47 +33,52 @@ class EngineOptions:
     """
 
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda, or cuda:N for GPU number N")
-    dtype: str = option("auto", "weights in memory; auto: as in the files, or float16 with --path_diff", choices=DTYPES)
-    quantize: str | None = option(None, "quantise the matrices while loading", choices=QUANTIZED)
+    dtype: str = option(
+        "auto", "type of the weights; auto: as in the files, or float16 with --path_diff", choices=DTYPES
+    )
+    quantize: str | None = option(None, "quantise the weight matrices while loading", choices=QUANTIZED)
     max_model_len: int | None = option(
         None,
-        "most tokens of a prompt and its answer together (default: the model's positions, at most --cache_tokens)",
+        "maximum number of tokens of a prompt and its completion together (default: the model's max_position_embeddings, but "
+        "at most --cache_tokens)",
         metavar="N",
     )
     cache_tokens: int | None = option(
         None,
-        "tokens that the KV cache holds, of all prompts that run together (default: 64 times 512 or max_model_len, whichever "
-        "is less, in at most half of the free memory)",
+        "size of the KV cache in tokens, for all prompts that run together (default: 64 times 512 or --max_model_len, "
+        "whichever is less, but at most half of the free memory)",
         metavar="N",
     )
-    threads: int | None = option(None, "CPU threads (default: all cores)", metavar="N")
+    threads: int | None = option(None, "number of CPU threads (default: all cores)", metavar="N")
     cache_dtype: str = option(
-        "auto", "keys and values in memory; auto: float32 on the CPU, the weights' type on a GPU", choices=DTYPES
+        "auto", "type of the KV cache; auto: float32 on the CPU, the weights' type on a GPU", choices=DTYPES
     )
     exact_activations: bool = option(
         False,
-        "on a CPU, multiply quantised weights with 16 bits an activation instead of 8, in prompts and with int4 in every step",
+        "on a CPU, multiply quantised weights by activations of 16 bits instead of 8 (in prompts, and with int4 in every step)",
     )
 
     chat_format: str = option(
         AUTO,
-        "how a conversation is written; auto: the folder's chat template, or open-instruct's format if it has none",
+        "format of conversations; auto: the folder's chat template, or open-instruct's format if it has none",
         choices=CHAT_FORMATS,
     )
     speculate: str | None = option(
         None,
-        "propose tokens, several of which one step verifies; the output stays the same, bit for bit. ngram: those that "
-        "followed the same words earlier in the text; self-int4: those of the model's own int4 form; or the folder of a "
+        "propose tokens and verify several in one step; the output stays the same, bit for bit. ngram proposes what followed "
+        "the same tokens earlier in the text, self-int4 what the model's own int4 form chooses; or give the folder of a "
         "smaller model with the same vocabulary",
         metavar="HOW",
     )
     speculate_tokens: int | None = option(
-        None, "most tokens proposed at once (default: 15, and fewer where they are rejected)", metavar="N"
+        None,
+        "maximum number of tokens to propose at once (default: 15, and fewer while they are rejected)",
+        metavar="N",
     )
     tensor_parallel: str | int = option(
         AUTO,
-        "how many processes hold the model together: auto (all that torchrun has started), a number of them, or exact (on one "
-        "device, the form that any number computes, with its bits)",
+        "number of ranks (processes) that share the model: auto (all that torchrun has started), a number, or exact (as auto, "
+        "but a single rank also gives the bits that any number of ranks gives)",
         metavar="N",
     )
 
@@ -98,7 +103,8 @@ class EngineOptions:
         self._check_count("speculate_tokens", 1, MOST_SPECULATED)
         if self.speculate_tokens is not None and self.speculate is None:
             raise RequestError(
-                f"speculate_tokens is {self.speculate_tokens} without speculate, which says how to propose"
+                f"speculate_tokens is {self.speculate_tokens}, but speculate is None: wanted 'ngram', 'self-int4' or a model's "
+                "folder"
             )
         if self.tensor_parallel not in (AUTO, EXACT):
             given = self.tensor_parallel
@@ -145,7 +151,7 @@ class EngineOptions:
             return count("max_model_len", min(positions, self.cache_tokens or positions), 2)
         if self.max_model_len > positions:
             raise RequestError(
-                f"max_model_len is {self.max_model_len}, and the model's max_position_embeddings is {positions}"
+                f"max_model_len is {self.max_model_len}, wanted at most the model's max_position_embeddings, {positions}"
             )
         return self.max_model_len
 

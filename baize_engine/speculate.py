@@ -56,7 +56,7 @@ def draft_of(
     if options.speculate == SELF_INT4:
         if (config.held or options.quantize) == "int4":
             raise RequestError(
-                "speculate is 'self-int4', and the model's weights are int4 already: wanted float or int8"
+                "speculate is 'self-int4', but the model's weights are int4 already: wanted float or int8"
             )
         return Draft(config, int4_form.added_bytes(config))
     said = f"speculate is {options.speculate!r}"
@@ -71,21 +71,21 @@ def draft_of(
         raise RequestError(f"{said}, wanted 'ngram', 'self-int4' or a model's folder: {error}") from None
     if own.vocab_size != config.vocab_size:
         raise RequestError(
-            f"{said}, whose vocab_size is {own.vocab_size}, and the model's is {config.vocab_size}: wanted the same"
+            f"{said}, whose vocab_size is {own.vocab_size}, but the model's is {config.vocab_size}: wanted the same"
         )
     if tokenizer is not None and own_tokenizer is not None:
         other = first_difference(own_tokenizer, tokenizer, config.vocab_size)
         if other is not None:
             raise RequestError(
-                f"{said}, where id {other} is {own_tokenizer.piece(other)!r}, and the model's is "
+                f"{said}, where id {other} is {own_tokenizer.piece(other)!r}, but the model's is "
                 f"{tokenizer.piece(other)!r}: wanted the same vocabulary"
             )
     size = nbytes(own_index, own, options.dtype, _quantize(options, own))
     most = nbytes(index, config, options.dtype, options.quantize)
     if size >= most:
         raise RequestError(
-            f"{said}, whose weights take {size} bytes, and the model's take {most}: wanted a smaller model, since steps "
-            "take as long as their weights are read"
+            f"{said}, whose weights take {size} bytes, but the model's take {most}: wanted a smaller model, since a step "
+            "takes as long as reading its weights"
         )
     return Draft(own, size, own_index)
 

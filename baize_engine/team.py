@@ -44,7 +44,7 @@ class Team:
 
     @property
     def follows(self) -> bool:
-        """Whether this is another rank than 0."""
+        """Whether this is a rank other than 0."""
         return self.share is not None and self.share.rank > 0
 
     def config(self, config: ModelConfig) -> ModelConfig:
@@ -68,7 +68,7 @@ class Team:
 
     @contextmanager
     def checking(self) -> Iterator[None]:
-        """Around all that may be refused before `agree`: rank 0 tells of the others' errors, unless it has one of its own."""
+        """For all that may be refused before `agree`: rank 0 reports the other ranks' errors, unless it has one of its own."""
         try:
             yield
         except Exception as error:
@@ -116,7 +116,7 @@ class Team:
 
     @contextmanager
     def serving(self) -> Iterator[None]:
-        """Around all that follows `agree`: an error of another rank than 0 ends the run, and rank 0 prints it."""
+        """For all that follows `agree`: an error of a rank other than 0 ends the run, and rank 0 prints it."""
         try:
             yield
         except Exception as error:
@@ -172,7 +172,7 @@ def ranks_asked(options: EngineOptions, world: World | None) -> int:
         return there
     if asked != 1 and asked != there:
         raise RequestError(
-            f"tensor_parallel is {asked}, and this run has {there} process(es): wanted {AUTO!r}, or a start by "
+            f"tensor_parallel is {asked}, but this run has {there} rank(s): wanted {AUTO!r}, or to be started with "
             f"torchrun --nproc-per-node {asked}"
         )
     return int(asked)
@@ -189,11 +189,11 @@ def device_of(options: EngineOptions, world: World) -> str:
 def _lead(world: World, request: Load) -> LoadedModel:
     if _Run.ranks is not None and not _Run.ranks.here:
         raise BackendError(
-            "the other ranks have ended, as a step failed or a model could not be loaded: start the run again"
+            "the other ranks have ended, because a step failed or a model could not be loaded: start the run again"
         )
     if _Run.holder is not None:
         raise RequestError(
-            "the ranks hold another engine's model, and they hold one at a time: close that engine first"
+            "the ranks still hold another engine's model, and can hold only one: close that engine first"
         )
     first = _Run.ranks is None
     try:
@@ -238,7 +238,7 @@ def _joined(world: World, device: str) -> Ranks:
 
 
 def _follow(world: World, request: Load) -> NoReturn:
-    """What another rank than 0 does, until rank 0 ends."""
+    """What a rank other than 0 does, until rank 0 ends."""
     try:
         device = device_of(request.options, world)
     except RequestError:
@@ -300,7 +300,7 @@ def _asked(ranks: Ranks) -> Load:
 
 
 def _told(ranks: Ranks) -> Sequence[object]:
-    """What rank 0 tells next. This process ends if that has ended."""
+    """The next messages of rank 0. Ends this process if rank 0 has ended."""
     if (messages := ranks.receive()) is not None:
         return messages
     from baize_engine.model import graphs

@@ -103,7 +103,7 @@ def codes4(stored, bias, ASSEMBLY: tl.constexpr):
 
 @triton.jit
 def scales4(stored, ROWS: tl.constexpr, BLOCKS: tl.constexpr, BLOCK: tl.constexpr, ASSEMBLY: tl.constexpr):
-    """Convert int4's scales (ROWS, BLOCKS) of int8 to float16, for each byte of the blocks: (ROWS, BLOCKS * BLOCK / 2). With
+    """Convert int4's int8 scales (ROWS, BLOCKS) to float16 for each byte of the blocks, (ROWS, BLOCKS * BLOCK / 2). With
     them the `bias` of `codes4`."""
     if ASSEMBLY:
         scale, bias = tl.inline_asm_elementwise(

@@ -229,7 +229,7 @@ def _launch(
 
 
 def _stored(weight: Weight, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]:
-    """(values, scales of blocks, scales of rows, bits) of a weight for the kernel. ValueError if it or x is strided or on
+    """(values, block scales, row scales, bits) of a weight for the kernel. ValueError if it or x is strided or on
     another device."""
     parts: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None, int]
     if isinstance(weight, torch.Tensor):

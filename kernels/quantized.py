@@ -4,8 +4,8 @@
     int4:  w[n, k] ~ T[u[n, k]] * c[n, k // BLOCK] * f[n]  u in 0..15, c in -127..127 for each block, f float32 for each row
 
 T is INT4_VALUES where c is even, and INT4_VALUES + INT4_SHIFT where it is odd: a block takes the table and the scale that
-leave the least squared error. The values lie as weights do, denser around zero (a cubic, rounded); README has the measured
-errors. int4 takes 4.25 bits a weight and 4 bytes a row, int8 a little over 8 bits.
+leave the least squared error. The values lie as weights do, denser around zero (a cubic, rounded); docs/performance.md has
+the measured errors. int4 takes 4.25 bits a weight and 4 bytes a row, int8 a little over 8 bits.
 
 A block of an int4 row is 16 bytes: byte j holds column j in the low four bits and column 16 + j in the high four. The GPU
 has them row by row. On the CPU and in files PANEL rows lie together: the block's bytes 4q to 4q + 3 of the first row, then of

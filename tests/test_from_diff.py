@@ -145,7 +145,7 @@ def test_what_recover_refuses_is_refused(tmp_path: Path, case: str, monkeypatch:
         ({"dtype": "auto"}, RequestError, "dtype is 'auto', wanted float32"),
         ({"dtype": "int3"}, RequestError, "dtype is 'int3', wanted float32, float16, bfloat16$"),
         ({"quantize": "int3"}, RequestError, "quantize is 'int3'"),
-        ({"max_model_len": 4000}, RequestError, "max_position_embeddings is 128"),
+        ({"max_model_len": 4000}, RequestError, "max_position_embeddings, 128"),
         ({"device": "tpu"}, BaizeError, "device 'tpu'"),
     ],
 )
@@ -197,7 +197,7 @@ def test_the_commands_take_base_and_diff(tmp_path: Path, capsys: pytest.CaptureF
         with pytest.raises(SystemExit) as stop:
             main(["generate", *wrong, *ask])
         assert stop.value.code == 2
-        assert "wanted MODEL, or --path_raw and --path_diff" in capsys.readouterr().err
+        assert "wanted either MODEL, or --path_raw and --path_diff" in capsys.readouterr().err
 
 
 PEAK = """
@@ -269,7 +269,7 @@ def test_options_of_rows_go_with_a_diff(
     with pytest.raises(SystemExit) as ended:
         main([command[0], str(tmp_path), *command[1:], *option])
     assert ended.value.code == 2
-    assert f"{option[0]} goes with --path_diff" in capsys.readouterr().err
+    assert f"{option[0]} needs --path_diff" in capsys.readouterr().err
 
 
 def test_chat_with_a_base_that_has_more_rows(tmp_path: Path) -> None:

@@ -185,7 +185,11 @@ def test_the_cache_has_room_for_a_full_batch_unless_memory_is_short(
         ({"quantize": "int3"}, RequestError, "quantize is 'int3'"),
         ({"dtype": "float8"}, RequestError, "dtype is 'float8', wanted auto"),
         ({"device": "tpu"}, BackendError, "device 'tpu' is not known"),
-        ({"max_model_len": 129}, RequestError, "max_model_len is 129, and the model's max_position_embeddings is 128"),
+        (
+            {"max_model_len": 129},
+            RequestError,
+            "max_model_len is 129, wanted at most the model's max_position_embeddings, 128",
+        ),
         ({"max_model_len": 1}, RequestError, "max_model_len is 1, wanted an integer of at least 2"),
         (
             {"max_model_len": 64, "cache_tokens": 63},

@@ -115,7 +115,10 @@ def test_the_flags_reach_the_engine(folder: Path, monkeypatch: pytest.MonkeyPatc
         ),
         ({"speculate": "ngram", "speculate_tokens": True}, "speculate_tokens is True, wanted an integer"),
         ({"speculate": "ngram", "speculate_tokens": "3"}, "speculate_tokens is '3', wanted an integer"),
-        ({"speculate_tokens": 4}, "speculate_tokens is 4 without speculate, which says how to propose"),
+        (
+            {"speculate_tokens": 4},
+            "speculate_tokens is 4, but speculate is None: wanted 'ngram', 'self-int4' or a model's folder",
+        ),
     ],
 )
 def test_a_bad_value_is_refused_by_name(given: dict, wanted: str) -> None:
@@ -138,7 +141,9 @@ def test_values_become_pythons_own() -> None:
 
 
 def test_a_context_beyond_the_models_positions_is_refused() -> None:
-    with pytest.raises(RequestError, match="max_model_len is 129, and the model's max_position_embeddings is 128"):
+    with pytest.raises(
+        RequestError, match="max_model_len is 129, wanted at most the model's max_position_embeddings, 128"
+    ):
         EngineOptions(max_model_len=129).context_length(128)
     with pytest.raises(RequestError, match="max_model_len is 1, wanted an integer of at least 2"):
         EngineOptions().context_length(1)

@@ -64,8 +64,8 @@ def test_parameters_that_this_model_cannot_serve_are_refused_by_name() -> None:
     engine = make(TableDecoder(VOCAB), None)
     for asked, wanted in (
         ({"logit_bias": {VOCAB: 1.0}}, f"logit_bias has {VOCAB}, wanted token ids from 0 to {VOCAB - 1}"),
-        ({"allowed_token_ids": [EOS], "min_new_tokens": 1}, "min_new_tokens is 1, and every token that may come ends"),
-        ({"banned_token_ids": range(VOCAB)}, "banned_token_ids has every token"),
+        ({"allowed_token_ids": [EOS], "min_new_tokens": 1}, "min_new_tokens is 1, but every allowed token ends"),
+        ({"banned_token_ids": range(VOCAB)}, "banned_token_ids bans every allowed token"),
     ):
         with pytest.raises(RequestError, match=wanted):
             engine.generate([[1, 5], [1, 6]], [SamplingParams(), SamplingParams(**asked)])

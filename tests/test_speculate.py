@@ -137,15 +137,15 @@ def test_refuses_by_name(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for how, wanted in {
         "n-gram": "speculate is 'n-gram', wanted 'ngram', 'self-int4' or a model's folder: ",
         "empty": "speculate is '.*empty', wanted 'ngram', 'self-int4' or a model's folder: .*empty",
-        "rows": "speculate is '.*rows', whose vocab_size is 97, and the model's is 96: wanted the same",
-        "larger": r"speculate is '.*larger', whose weights take \d+ bytes, and the model's take \d+: wanted a smaller model",
+        "rows": "speculate is '.*rows', whose vocab_size is 97, but the model's is 96: wanted the same",
+        "larger": r"speculate is '.*larger', whose weights take \d+ bytes, but the model's take \d+: wanted a smaller model",
         "model": "wanted a smaller model",
     }.items():
         asked = str(tmp_path / how) if (tmp_path / how).exists() else how
         with pytest.raises(RequestError, match=wanted):
             Engine.from_pretrained(folder, device="cpu", speculate=asked)
     for path, kind in ((folder, "int4"), (tmp_path / "packed", None)):
-        with pytest.raises(RequestError, match="speculate is 'self-int4', and the model's weights are int4 already"):
+        with pytest.raises(RequestError, match="speculate is 'self-int4', but the model's weights are int4 already"):
             Engine.from_pretrained(path, device="cpu", quantize=kind, speculate="self-int4")
 
 
@@ -188,7 +188,7 @@ def test_another_vocabulary_of_as_many_ids_is_refused(tmp_path: Path) -> None:
         assert drafting(engine).most == 15
     (smaller / "tokenizer.model").write_bytes(small_model(vocab_size=300))
     with pytest.raises(
-        RequestError, match=r"where id \d+ is '.+', and the model's is '.+': wanted the same vocabulary"
+        RequestError, match=r"where id \d+ is '.+', but the model's is '.+': wanted the same vocabulary"
     ):
         Engine.from_pretrained(folder, device="cpu", speculate=str(smaller))
 

@@ -225,7 +225,7 @@ sys.exit(7)
 def test_a_program_makes_one_engine_after_another(tmp_path: Path) -> None:
     found = rank_processes.run(tmp_path / "run", ["-c", ENGINES, str(tiny.model(tmp_path / "m"))], 2)
     one_at_a_time, *counts, refused, ended = found.out.splitlines()
-    assert one_at_a_time.endswith("they hold one at a time: close that engine first")
+    assert one_at_a_time.endswith("can hold only one: close that engine first")
     assert (counts, refused) == (["1", "1"], "refused")
     assert ended.endswith("a model could not be loaded: start the run again")
     assert found.err == ""
@@ -267,7 +267,7 @@ def test_a_step_that_fails_on_rank_0_ends_the_others(tmp_path: Path) -> None:
     step, later, load = found.out.splitlines()
     assert step == "for this step"
     assert later.startswith("the other ranks have ended")
-    assert load.startswith("the other ranks have ended, as a step failed")
+    assert load.startswith("the other ranks have ended, because a step failed")
     assert (found.codes, found.err) == ([7, 1], "")
 
 
@@ -312,7 +312,7 @@ def test_a_device_that_is_not_there_is_told_at_once(tmp_path: Path) -> None:
 
 def test_the_number_asked_for_must_be_that_of_the_run(tmp_path: Path) -> None:
     model = tiny.model(tmp_path / "m")
-    with pytest.raises(RequestError, match="tensor_parallel is 2, and this run has 1 process"):
+    with pytest.raises(RequestError, match=r"tensor_parallel is 2, but this run has 1 rank\(s\)"):
         Engine.from_pretrained(model, device="cpu", tensor_parallel=2)
     with pytest.raises(RequestError, match="tensor_parallel is 3, wanted 'auto', 'exact', 1, 2, 4, 8"):
         Engine.from_pretrained(model, device="cpu", tensor_parallel=3)

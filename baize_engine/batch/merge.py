@@ -45,7 +45,7 @@ def complete_shards(folder: Path) -> list[Answers]:
     headers = {shard: header for shard, path in files.items() if (header := ShardHeader.read(path))}
     if not headers:
         wanted = f"what generate --input FILE --output {folder} --shard I/N writes"
-        raise OutputError(errno.ENOENT, f"{folder} has no answers of shards, wanted {wanted}")
+        raise OutputError(errno.ENOENT, f"{folder} holds no answers of shards, wanted {wanted}")
     first = next(iter(headers.values()))
     for shard, header in headers.items():
         first.check_same_run(files[shard], header, files[first.shard].name)
@@ -80,7 +80,7 @@ def _incomplete(folder: Path, shard: Shard, part: range, done: int) -> OutputErr
     records = f"records {part.start} to {part.stop - 1}" if part else "no records"
     return OutputError(
         errno.ENOENT,
-        f"{folder}: shard {shard} ({shard.file_name}) {has} {records}; its command with --shard {shard} --resume finishes it",
+        f"{folder}: shard {shard} ({shard.file_name}) {has} {records}; its command with --shard {shard} --resume completes it",
     )
 
 
@@ -93,7 +93,7 @@ def pieces(shards: Sequence[Answers]) -> Iterator[bytes]:
             while left:
                 piece = file.read(min(PIECE, left))
                 if not piece:
-                    raise CheckpointError(f"{answers.path} was cut by {left} bytes while it was copied")
+                    raise CheckpointError(f"{answers.path} lost its last {left} bytes while it was being copied")
                 yield piece
                 left -= len(piece)
 
@@ -112,7 +112,8 @@ def write_answers(shards: Sequence[Answers], path: Path) -> None:
         if error.errno != errno.EEXIST:
             raise
         raise OutputError(
-            errno.EEXIST, f"{partial} exists: a merge is writing there, or was killed; then remove it"
+            errno.EEXIST,
+            f"{partial} exists: another merge is writing it, or was killed; if it was killed, remove the file",
         ) from None
     try:
         with file:

@@ -29,13 +29,13 @@ class BatchOptions:
     text: TextOptions = AS_FILES_SAY
     extra_columns: str = option(
         "error",
-        "with --input: what happens to values under unknown names in a record: error, the record is refused; keep, its answer "
-        'repeats them under "extra"; drop, they are ignored',
+        "with --input: what to do with unknown names in a record: error refuses the record, keep copies their values to its "
+        'answer under "extra", drop ignores them',
         choices=EXTRA_COLUMNS,
     )
     window: int = option(
         1024,
-        "with --input: records passed to the model at a time; more of them keep it busier and take more memory",
+        "with --input: number of records passed to the model at a time; more keep it busier, but take more memory",
         metavar="N",
     )
 

@@ -76,7 +76,7 @@ class AnswerFile:
             try:
                 fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise OutputError(errno.EBUSY, f"{path}: another run is writing there") from None
+                raise OutputError(errno.EBUSY, f"{path}: another run is writing to it") from None
             self._synced = time.monotonic()
             self._size = self._take_up(heads)
             os.ftruncate(self._fd, self._size)
@@ -164,7 +164,7 @@ class AnswerFile:
         return size
 
     def _other(self, found: str) -> OutputError:
-        why = "it was made from another input, model or parameters, or changed since"
+        why = "it was made from another input, model or parameters, or has been changed since"
         remedy = f"resume with the same ones, or name another {self._option}"
         return OutputError(errno.EEXIST, f"{self.path}: {found}: {why}; {remedy}")
 

@@ -58,7 +58,7 @@ class Record:
         for name in given:
             if "prompt" not in self.values:
                 raise RequestError(
-                    f"{name} goes with prompt: token_ids are taken as they are, and the chat format has its special tokens"
+                    f"{name} applies to prompt only: token_ids are used as they are, and the chat format sets its own tokens"
                 )
         return options
 

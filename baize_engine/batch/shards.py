@@ -39,7 +39,7 @@ class Shard:
             wanted = (
                 f"1/{self.shards} to {self.shards}/{self.shards}" if self.shards else "a number of shards of at least 1"
             )
-            raise RequestError(f"there is no shard {self}: they are counted from 1, wanted {wanted}")
+            raise RequestError(f"there is no shard {self}: shards are counted from 1, wanted {wanted}")
 
     def __str__(self) -> str:
         return f"{self.number}/{self.shards}"
@@ -96,7 +96,7 @@ class ShardHeader:
             return None
         values = strict_json.whole_line(line)
         if any(type(values.get(name)) is not kind for name, kind in _HEADER_FIELDS.items()):
-            raise OutputError(errno.EEXIST, f"{path} does not begin as the file of a shard does: was it edited?")
+            raise OutputError(errno.EEXIST, f"{path} does not begin with a shard's header: was it edited?")
         named = _shard_of(path)
         if (values["shard"], values["shards"]) != (named.number, named.shards):
             found = f"{values['shard']}/{values['shards']}"
@@ -136,7 +136,7 @@ def shard_files(folder: Path) -> dict[Shard, Path]:
     counts = sorted({shard.shards for shard in found})
     if len(counts) > 1:
         several = " and ".join(map(str, counts))
-        raise OutputError(errno.EEXIST, f"{folder} has shards of {several}, wanted those of one number of shards")
+        raise OutputError(errno.EEXIST, f"{folder} has shards of {several}, wanted all of the same number of shards")
     return dict(sorted(found.items(), key=lambda item: item[0].number))
 
 

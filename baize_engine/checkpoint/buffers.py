@@ -36,7 +36,7 @@ def aligned_buffer(nbytes: int) -> memoryview:
         begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % HUGE
         whole = nbytes - nbytes % HUGE
         _advise(memory, mmap.MADV_HUGEPAGE, begin, whole)
-        _advise(memory, mmap.MADV_NOHUGEPAGE, begin + whole)  # the last few bytes shall not take a huge page
+        _advise(memory, mmap.MADV_NOHUGEPAGE, begin + whole)  # the last few bytes must not take a huge page
     return memoryview(memory)[begin : begin + nbytes]
 
 

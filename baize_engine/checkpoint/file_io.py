@@ -87,7 +87,7 @@ def read_scattered(fd: int, views: list[memoryview], offset: int, what: str) -> 
             with reading(f"{what}: byte {offset}"):
                 got = os.preadv(fd, pending, offset)
             if got == 0:
-                more = f"{wanted} more (was it changed or cut?)"
+                more = f"{wanted} more (was it changed or truncated?)"
                 raise CheckpointError(f"{what}: the file ends at byte {offset}, wanted {more}")
             offset += got
             wanted -= got

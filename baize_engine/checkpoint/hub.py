@@ -17,7 +17,7 @@ from baize_engine.errors import CheckpointError, RequestError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 SIDE_FILES = ["*.json", "tokenizer.model", "*.jinja", "*.txt", "*LICENSE*", "*NOTICE*", "*USE_POLICY*"]
-# (file that shows that they are there, what to fetch), in the order in which a folder is read
+# (file whose presence shows a kind of weights, what to fetch for it), in the order in which a folder is read
 WEIGHTS = (
     ("model.safetensors.index.json", "model-*.safetensors"),
     ("model.safetensors", "model.safetensors"),
@@ -74,4 +74,6 @@ def _snapshot(hub: ModuleType, name: str, patterns: list[str]) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=patterns))
     except (OSError, ValueError) as error:  # also huggingface_hub's own errors: HTTP, not in the cache, a bad name
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise CheckpointError(f"{name} is no folder here, and huggingface_hub could not fetch it: {reason}") from error
+        raise CheckpointError(
+            f"{name} is not a folder here, and huggingface_hub could not fetch it: {reason}"
+        ) from error

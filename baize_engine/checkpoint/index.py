@@ -189,7 +189,7 @@ def _check_present(index: Path, files: Sequence[Path]) -> None:
         raise CheckpointError(f"{broken} ({len(missing)} of {len(files)} shards cannot be read)")
     reason = f"{len(missing)} of {len(files)} shards are missing: {', '.join(file.name for file in missing[:5])}"
     if len(missing) == len(files):
-        reason = f"{index.name} is there, and none of its {len(files)} shards: {missing[0].name} and so on"
+        reason = f"{index.name} is there, but none of its {len(files)} shards is: {missing[0].name} and so on"
         there = [path.name for pattern in WEIGHTS for path in index.parent.glob(pattern) if path.suffix != ".json"]
         if there:
             more = " and more" if len(there) > 2 else ""

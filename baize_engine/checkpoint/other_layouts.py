@@ -15,20 +15,20 @@ MOST_NAMES = 1 << 14  # names of a folder that are looked at
 # pattern of a name, in any case: hint. The first match counts. Names that trainers leave beside weights come before weights'.
 _LAYOUTS = {
     r"zero_to_fp32\.py|global_step\d+|(bf16_)?zero_pp_rank_.+|mp_rank_\d+_model_states\.pt":
-        "{name} is of a DeepSpeed checkpoint, whose weights are in parts: in the folder that has zero_to_fp32.py, run "
-        "`python zero_to_fp32.py . pytorch_model.bin` (where that makes a folder, it holds the weights)",
+        "{name} belongs to a DeepSpeed checkpoint, whose weights are split up: in the folder of zero_to_fp32.py, run "
+        "`python zero_to_fp32.py . pytorch_model.bin` (if that makes a folder, the weights are in it)",
     r".+\.distcp":
-        "{name} is of a checkpoint of torch.distributed (FSDP), whose weights are in parts: run `python -m "
-        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin` with the folder that has it",
+        "{name} belongs to a torch.distributed checkpoint (FSDP), whose weights are split up: run `python -m "
+        "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER pytorch_model.bin`, FOLDER being the one that holds it",
     r".+\.gguf|ggml-.+\.bin|.+\.ggml(\..+)?":
-        "{name} is of llama.cpp, most often quantised: nothing can be added to that; take the model that it was made from",
+        "{name} is a llama.cpp file, usually quantised, to which nothing can be added: use the model that it was made from",
     r"quantize_config\.json|quant_config\.json|gptq_model.*|.*(gptq|awq|[348]bit).*\.(safetensors|pt|bin)":
-        "{name} is of quantised weights (GPTQ, AWQ): nothing can be added to these; take the model that they were made from",
+        "{name} holds quantised weights (GPTQ, AWQ), to which nothing can be added: use the model that they were made from",
     r"flax_model.*\.msgpack.*":
-        "{name} is of Flax: write it as safetensors with transformers 4, by `LlamaForCausalLM.from_pretrained(FOLDER, "
+        "{name} is a Flax file: convert it to safetensors with transformers 4: `LlamaForCausalLM.from_pretrained(FOLDER, "
         "from_flax=True).save_pretrained(NEW)`",
     r"tf_model.*\.h5.*":
-        "{name} is of TensorFlow: write it as safetensors with transformers 4, by `LlamaForCausalLM.from_pretrained(FOLDER, "
+        "{name} is a TensorFlow file: convert it to safetensors with transformers 4: `LlamaForCausalLM.from_pretrained(FOLDER, "
         "from_tf=True).save_pretrained(NEW)`",
 }  # fmt: skip
 # not a whole model: what transformers' Trainer keeps beside weights, and Meta's layout (meta_layout.py)
@@ -54,9 +54,9 @@ def hint_of_other_layouts(folder: Path) -> str | None:
     for suffixes, what, wanted in _KINDS:
         files = [name for name in names if name.endswith(suffixes) and not _NOT_ALONE.fullmatch(name)]
         if len(files) == 1:
-            return f"{shown(files[0])}, if it is {what} with the whole model, is read once it is called {wanted.format('')}"
+            return f"if {shown(files[0])} is {what} with the whole model, rename it to {wanted.format('')}"
         if files:
             first, last = (wanted.format(f"-{number:05d}-of-{len(files):05d}") for number in (1, len(files)))
-            found = f"{len(files)} files such as {shown(files[0])}, if each is {what} with other tensors of one model"
-            return f"{found}, are read once they are called {first} to {last}"
+            found = f"if the {len(files)} files such as {shown(files[0])} are each {what} with some of the tensors of one model"
+            return f"{found}, rename them to {first} to {last}"
     return None

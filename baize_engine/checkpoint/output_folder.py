@@ -124,7 +124,7 @@ class OutputFolder:
 
 
 def _appeared(path: Path) -> OutputError:
-    return OutputError(errno.EEXIST, f"{path} appeared meanwhile: is another recovery writing here?")
+    return OutputError(errno.EEXIST, f"{path} has appeared in the meantime: is another recovery writing here?")
 
 
 def check_output(folder: Path, nbytes: int) -> None:
@@ -148,7 +148,7 @@ def check_output(folder: Path, nbytes: int) -> None:
 
 def finished_before(folder: Path) -> OutputError:
     """The error for a `folder` that already holds the wanted result."""
-    found = "it holds this very result, finished and as it was written"
+    found = "it holds this very result, finished and unchanged"
     reason = f"{folder} is not empty: {found}, so there is nothing to do (with --resume that is no error)"
     return OutputError(errno.EEXIST, reason)
 

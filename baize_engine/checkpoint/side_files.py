@@ -130,7 +130,7 @@ def refuse_link_elsewhere(path: Path) -> None:
         folder, target = path.parent.resolve(), path.resolve()
     cache = next((above.parent / "blobs" for above in folder.parents if above.name == "snapshots"), folder)
     if not (target.is_relative_to(folder) or target.is_relative_to(cache)):
-        remedy = "replace the link by a copy (or use --follow_links, for all such links)"
+        remedy = "replace the link with a copy (or use --follow_links, for all such links)"
         where = f"{path} is a link to {shown(str(target))}, outside its folder"
         raise CheckpointError(f"{where}: if you want that file in the result, {remedy}")
 

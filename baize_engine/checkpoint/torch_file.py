@@ -30,7 +30,7 @@ MAX_PROGRAM = 4 << 20  # bytes of data.pkl; a 65B model's has less than 1 MB
 OF_FINDER = b"__MACOSX/"  # the folder that macOS adds for metadata when it zips a folder
 # The command holds one entry at a time in memory, and runs nothing of the pickle.
 UNZIP = (
-    'the file was zipped again; replace it by NEW: python -c "from zipfile import ZipFile as Z; '
+    'the file was zipped again; replace it with NEW: python -c "from zipfile import ZipFile as Z; '
     "o, n = Z('OLD'), Z('NEW', 'w'); [n.writestr(i.filename, o.read(i)) for i in o.infolist()]; n.close()\""
 )
 # the key of Lightning, of most others, of DeepSpeed, of torch's manual
@@ -95,7 +95,7 @@ def _is_contiguous(shape: tuple[int, ...], stride: tuple[int, ...]) -> bool:
 def _not_a_zip(path: Path, beginning: bytes) -> str:
     if beginning.startswith(b"\x80"):
         reason = "a file of torch before 1.6, which can only be read by running its pickle"
-        return f"{path}: {reason}. If you trust it, write it anew with a current torch and {_rewriting()}"
+        return f"{path}: {reason}. If you trust it, save it again with a current torch and {_rewriting()}"
     return f"{path}: {f'begins with {beginning!r}' if beginning else 'is empty'}, wanted a zip archive of torch.save"
 
 

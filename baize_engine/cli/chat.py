@@ -32,29 +32,29 @@ if TYPE_CHECKING:
 Messages = list[dict[str, str]]
 
 COMMANDS = {
-    "/help": "lists these",
-    "/new": "starts a new conversation",
-    "/exit": "leaves, and so do /quit and Ctrl-D",
-    "/quit": "leaves",
+    "/help": "list these commands",
+    "/new": "start a new conversation",
+    "/exit": "leave; so do /quit and Ctrl-D",
+    "/quit": "leave",
 }
 HELP = (
     *(f"{name}  {what}" for name, what in COMMANDS.items()),
-    "Ctrl-C ends a reply before its end.",
-    "A message that begins with a slash and a word gets one slash more: //word sends /word.",
-    "Several lines that are pasted together are one message, which Enter sends.",
+    "Ctrl-C stops a reply.",
+    "To send a message that begins with a slash and a word, double the slash: //word sends /word.",
+    "Several lines pasted together are one message; Enter sends it.",
 )
 
 
 def chat_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize chat`."""
     keep = (
-        "where the conversation outgrows the model's context, leave out its oldest turns and say so (default); "
+        "if the conversation outgrows the model's context, leave out its oldest turns and say so (default); "
         "--nokeep_last refuses the message instead"
     )
     flag(parser, "--keep_last", action="store_true", default=True, help=keep)
     history = (
-        "on a terminal, keep messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the arrow keys "
-        "recall them in the next chat (default); --nohistory does not"
+        "on a terminal, save messages in $XDG_STATE_HOME/baize/chat_history (~/.local/state/...), so that the arrow keys "
+        "recall them in later chats (default); --nohistory turns this off"
     )
     flag(parser, "--history", action="store_true", default=True, help=history)
     sampling_options(parser, without=("n", "logprobs"))
@@ -72,7 +72,7 @@ def chat(options: argparse.Namespace) -> int:
         talk = _Talk(engine, params, options.keep_last)
         lines: Iterable[bytes] = Typing(options.history).messages() if terminal else piped
         if terminal:
-            print("Type a message; /help lists commands, /exit or Ctrl-D leaves.")
+            print("Type a message. /help lists the commands; /exit or Ctrl-D leaves.")
         for line in lines:
             if not talk.take(line):
                 break
@@ -111,8 +111,8 @@ class _Talk:
         known = command.casefold()
         if known not in COMMANDS:
             raise RequestError(
-                f"{shown(command)} is no command, and was not sent: /help lists them, and /{shown(command)} sends it as a "
-                "message"
+                f"{shown(command)} is not a command and was not sent: /help lists the commands, and /{shown(command)} sends it "
+                "as a message"
             )
         if known == "/new":
             self._messages = []
@@ -157,7 +157,7 @@ class _Talk:
             others = len(self._engine.chat_ids([*messages[:-1], {"role": "user", "content": ""}]))
             remedy = "/new starts over, and --keep_last leaves out the oldest turns"
             raise RequestError(
-                f"the message has {len(ids) - others} tokens, and {max(0, most - others)} are left of the {most + 1} that the "
-                f"context has: it was left out, {remedy if len(alone) <= most else 'wanted a shorter one'}"
+                f"the message has {len(ids) - others} tokens, but only {max(0, most - others)} of the context's {most + 1} are "
+                f"left: it was left out, {remedy if len(alone) <= most else 'wanted a shorter one'}"
             )
         return messages, ids

@@ -39,7 +39,7 @@ Command = Callable[[argparse.Namespace], int]  # options to exit code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code. Without `arguments`, it takes the process's own, which ends afterwards."""
+    """Runs one command and returns its exit code. Without `arguments`, it takes those of the process, which ends afterwards."""
     try:
         return _run(sys.argv[1:] if arguments is None else arguments, own_process=arguments is None)
     except KeyboardInterrupt:  # a second one, while the first was reported
@@ -47,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     finally:
         if arguments is None:
             end_quietly()
-            gc.freeze()  # Python's last collection, over all that torch made, would take 0.3 s and free what ends anyway
+            gc.freeze()  # Python's last collection, of all that torch made, would take 0.3 s and free what the exit frees
 
 
 def _run(arguments: Sequence[str], own_process: bool) -> int:
@@ -79,7 +79,7 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(where + (error.strerror or str(error)))
     except KeyboardInterrupt:
-        left = "" if options.run in (chat, info, run_lm_eval) else "; nothing half-written was left"
+        left = "" if options.run in (chat, info, run_lm_eval) else "; no half-written files were left"
         print(f"\nbaize: interrupted{left}", file=sys.stderr)
         return INTERRUPTED
 
@@ -112,7 +112,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     if not given[0].startswith("-") and given[0] not in commands:
         script = Path(given[0]).name.removesuffix(".py").rpartition(".")[2].replace("-", "_")
         near = COMMANDS.get(script) or nearest(script, commands)
-        hint = f"did you mean baize {near}?" if near else "baize -h lists what there is"
+        hint = f"did you mean baize {near}?" if near else "baize -h lists the commands"
         parser.error(f"there is no command {given[0]}; {hint}")
     return parser.parse_args(given)
 
@@ -134,44 +134,48 @@ def _parser() -> tuple[argparse.ArgumentParser, Collection[str]]:
 
     more = (
         "Reads safetensors or .bin files, sharded or not, in float32, float16 or bfloat16. Everything is checked before "
-        "the first byte is written; memory stays bounded whatever the model's size. The result opens in transformers."
+        "the first byte is written, and memory use is bounded whatever the model's size. transformers can load the result."
     )
-    command("recover", recover_options, run_recover, "add a weight diff to its base and write the model", more)
+    command(
+        "recover", recover_options, run_recover, "add a weight diff to its base and write the recovered model", more
+    )
     text = "subtract a base from a finetuned model and write the diff"
     command("make_diff", make_diff_options, run_make_diff, text, "The inverse of recover.")
-    command("xor", xor_options, run_xor, "make a finetune of a base and its published XOR files", XOR_HELP)
-    more = "Every tensor's SHA-256 and every file beside the weights; exits with 1 where something differs."
-    command("verify", verify_options, run_verify, "compare a recovered folder with its manifest", more)
-    more = "The result loads without work: its weights are mapped. generate and chat can also quantise while they load."
-    command("quantize", quantize_options, run_quantize, "write a model again with int8 or int4 weights", more)
+    command("xor", xor_options, run_xor, "rebuild a finetune from its base and its published XOR files", XOR_HELP)
+    more = "Checks every tensor's SHA-256 and every file beside the weights. Exits with 1 if anything differs."
+    command("verify", verify_options, run_verify, "compare a written folder with its manifest", more)
     more = (
-        "Of a model only headers are read: its size, as it is and quantised, and the decode speed that this machine's "
-        "memory allows."
+        "The copy loads at once, because its weights are mapped. generate and chat can also quantise while they load."
     )
-    command("info", info_options, info, "show the backends of this machine, and the facts of a model", more)
+    command("quantize", quantize_options, run_quantize, "write a copy of a model with int8 or int4 weights", more)
     more = (
-        "The answer to --prompt is streamed to standard output. Each line of --input is answered by a line of --output: "
+        "Of a model, reads only the files' headers, and shows its size, as stored and quantised, and the decode speed that "
+        "this machine's memory allows."
+    )
+    command("info", info_options, info, "show the backends of this machine and the key facts of a model", more)
+    more = (
+        "The completion of --prompt is streamed to standard output. Each line of --input is answered by one line of --output: "
         '{"index": ..., "input": ..., "id": ..., "completions": [{"text": ..., "finish_reason": ..., ...}]}, or with '
-        '"error" in place of completions; the command then exits with 3.'
+        '"error" in place of "completions" if the record failed; the command then exits with 3.'
     )
     command("generate", generate_options, generate, "continue a prompt, or answer a file of prompts", more)
     more = (
-        "All shards must be there, complete, and of the same input, model and options. The result has the bytes that one run "
-        "over the whole input would have written; the command exits with 3 where records failed."
+        "All shards must be present, complete, and made from the same input, model and options. The result is byte for byte "
+        "what one run over the whole input would have written. Exits with 3 if any record failed."
     )
     command("merge", merge_options, run_merge, "join the answers of generate --shard I/N", more)
     more = (
-        "Messages are written in the model's chat format, which `baize info MODEL` names; without a terminal, each input "
-        "line is a message."
+        "Messages are put into the model's chat format, which `baize info MODEL` shows. Without a terminal, each line of "
+        "standard input is a message."
     )
     command("chat", chat_options, chat, "talk to a model in its chat format", more)
     more = (
-        "Prompts, samples and metrics are the model card's. A record of each example is written as soon as it is judged, and "
-        "--resume goes on with them; the command exits with 3 where examples failed."
+        "Prompts, samples and metrics are those of the model card. Each example's record is written as soon as it is judged, "
+        "and --resume continues from these records. Exits with 3 if any example failed."
     )
-    command("eval", eval_options, run_eval, "make the model card's table with a model", more)
+    command("eval", eval_options, run_eval, "evaluate a model on the tasks of open-instruct's model card", more)
     text = "evaluate a model with lm-evaluation-harness (pip install 'baize-engine[eval]')"
     command("lm_eval", lm_eval_options, run_lm_eval, text, LM_EVAL_HELP)
-    text = "recover the bundled demo pair, a small trained model, and let it answer"
+    text = "recover the bundled demo model, and ask it and its base the same questions"
     command("demo", demo_options, demo, text)
     return parser, commands.choices

@@ -1,4 +1,4 @@
-"""`baize eval`: the model card's table, made by a model."""
+"""`baize eval`: evaluates a model on the tasks of the model card."""
 
 from __future__ import annotations
 
@@ -37,15 +37,20 @@ def eval_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize eval`."""
     parser.usage = "%(prog)s MODEL --tasks TASK [TASK ...] --data DIR --out DIR [options]"  # MODEL last would be a TASK
     known = "; ".join(f"{row.name} ({row.figures})" for row in card.ROWS)
-    wanted = f"some of these, or {card.ALL} for all; in brackets the model card's figures in percent: {known}"
+    wanted = f"one or more of these, or {card.ALL} for all (in brackets: the model card's figures, in percent): {known}"
     flag(parser, "--tasks", required=True, nargs="+", type=text, metavar="TASK", help=wanted)
-    data = "folder with the tasks' data, as downloaded; a message says what is missing and where to get it"
+    data = "folder with the tasks' data, as downloaded; an error lists what is missing and where to get it"
     flag(parser, "--data", required=True, type=path, metavar="DIR", help=data)
     out = "folder to write: results.json, and TASK.jsonl with a record for each example"
     flag(parser, "--out", required=True, type=path, metavar="DIR", help=out)
-    flag(parser, "--resume", action="store_true", help="go on with the records that a run with the same options left")
+    flag(
+        parser,
+        "--resume",
+        action="store_true",
+        help="continue from the records of an interrupted run with the same options",
+    )
     field_flags(parser, EvaluationOptions, FLAGS)
-    flag(parser, "--quiet", action="store_true", help="no progress bar")
+    flag(parser, "--quiet", action="store_true", help="show no progress bar")
     model_options(parser, without=("chat_format",))  # --format says what the prompts are
 
 
@@ -77,7 +82,7 @@ def run_eval(options: argparse.Namespace) -> int:
 
 
 def _tell_isolation() -> None:
-    """What keeps the programs of a model apart on this system; BackendError where none can run."""
+    """Tells how programs that a model writes are isolated on this system; BackendError if none can run."""
     from baize_engine.evaluation.code_execution import CodeRunner
 
     for line in CodeRunner().isolation():
@@ -85,7 +90,7 @@ def _tell_isolation() -> None:
 
 
 def _model(options: argparse.Namespace) -> dict[str, Any]:
-    """Tells the model from others, for results.json and --resume."""
+    """Identifies the model, for results.json and --resume."""
     from baize_engine.batch.run import describe_model
 
     settings = {**engine_options(options).for_answers(), **{name: getattr(options, name) for name in ROWS}}
@@ -93,9 +98,9 @@ def _model(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _left(out: Path, tasks: list[str]) -> str:
-    """What there is to go on with after an interruption."""
+    """What --resume can continue from after an interruption."""
     from baize_engine.evaluation.files import records_name
 
     files = [out / records_name(task) for task in tasks]
     done = sum(file.read_bytes().count(b"\n") for file in files if file.exists())
-    return f"{done} records are in {out}, --resume goes on" if done else "nothing was answered yet"
+    return f"{done} records are in {out}; --resume continues" if done else "nothing was answered yet"

@@ -47,35 +47,35 @@ STANDARD = "-"  # in place of a file's name: standard input, or standard output
 FILES_ONLY = {
     "output": None, "shard": None, "resume": False, "window": None, "extra_columns": None, "logprobs": None, "quiet": False,
 }  # fmt: skip
-# Options that were added later, with their defaults. A run that sets none of them is described as it was before they came, so
+# Options that were added later, with their defaults. A run that sets none of them is described as before they existed, so
 # that its output can still be resumed.
 ADDED_LATER = {"parse_special": False, "add_bos": "auto", "extra_columns": "error", **ROWS}
 
 
 def generate_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize generate`."""
-    prompt = "text to continue, taken as it is (chat wraps its messages); - reads standard input"
+    prompt = "text to continue, used as it is (only chat adds a chat format); - reads standard input"
     flag(parser, "--prompt", type=argument_text, metavar="TEXT", help=prompt)
     records = (
-        'in place of --prompt: JSON lines, each {"prompt": TEXT} or {"messages": [...]} or {"token_ids": [...]}, and '
-        'optionally "id", "meta" and sampling parameters of its own, named like these options; - reads standard input'
+        'in place of --prompt: file of JSON lines, each {"prompt": TEXT}, {"messages": [...]} or {"token_ids": [...]}, with '
+        'optional "id", "meta" and its own sampling parameters, named like these options; - reads standard input'
     )
     flag(parser, "--input", type=path, metavar="FILE", help=records)
     answers = (
-        "new file of JSON lines, the answers to --input in the same order; - writes to standard output; with --shard, a "
-        "folder, made if absent, that shards may share"
+        "file to write, which must be new: JSON lines that answer --input, in the same order; - writes to standard output; "
+        "with --shard, a folder, made if absent, which all shards may share"
     )
     flag(parser, "--output", type=path, metavar="FILE", help=answers)
     shard = (
-        "answer only part I of N of the records, from 1/N to N/N, in a file of its own in --output; every machine that has the "
-        "same --input finds the same parts, and `baize merge` joins the answers"
+        "answer only part I of N of the records (1/N to N/N), into a file of its own in --output; machines with the same "
+        "--input divide it into the same parts, and `baize merge` joins the answers"
     )
     flag(parser, "--shard", type=_shard, metavar="I/N", help=shard)
-    resume = "continue an --output that a run with the same --input and options left"
+    resume = "continue the --output of an interrupted run with the same --input and options"
     flag(parser, "--resume", action="store_true", help=resume)
     # None tells that they were not given: they go with --input only
     field_flags(parser, BatchOptions, {"extra_columns": {"default": None}, "window": {"default": None}})
-    flag(parser, "--quiet", action="store_true", help="no progress bar")
+    flag(parser, "--quiet", action="store_true", help="show no progress bar")
     prompt_options(parser)
     sampling_options(parser)
     model_options(parser)
@@ -92,7 +92,7 @@ def generate(options: argparse.Namespace) -> int:
 def _continue_prompt(options: argparse.Namespace) -> int:
     for name, default in FILES_ONLY.items():
         if getattr(options, name) != default:
-            options.usage_error(f"--{name} goes with --input, not with --prompt")
+            options.usage_error(f"--{name} applies to --input, not to --prompt")
     params = with_seed(sampling_params(options))
     need_output("the text")
     prompt: str = options.prompt
@@ -113,11 +113,11 @@ def _continue_prompt(options: argparse.Namespace) -> int:
 def _answer_input(options: argparse.Namespace) -> int:
     """Answers each record of --input by a line of --output."""
     if options.output is None:
-        options.usage_error("--input goes with --output FILE")
+        options.usage_error("--input needs --output FILE")
     if options.output == STANDARD and options.resume:
-        options.usage_error("--resume goes with an --output that is a file")
+        options.usage_error("--resume needs an --output that is a file")
     if options.shard is not None and STANDARD in (options.input, options.output):
-        options.usage_error("--shard goes with an --input that is a file and an --output that is a folder")
+        options.usage_error("--shard needs an --input that is a file and an --output that is a folder")
     if options.window is not None and options.window < 1:
         options.usage_error(f"--window is {options.window}, wanted at least 1")
     if options.input != STANDARD:
@@ -140,7 +140,7 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
     shown = path.name if options.input == STANDARD else str(path)
     found = survey(path)
     if not found.records:
-        raise RequestError(f"{shown} has no records, wanted a JSON object a line")
+        raise RequestError(f"{shown} has no records, wanted one JSON object per line")
     run = _description(options, batch.params)
     part = range(found.records) if options.shard is None else options.shard.part(found.records)
     total = len(part)
@@ -156,7 +156,7 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
         report, output = sys.stdout, str(answers.path)
     with answers:
         if answers.torn:
-            tell(f"{output}: an unfinished line at the end was cut off")
+            tell(f"{output}: an unfinished line at the end was removed")
         if isinstance(answers, AnswerFile) and not total:  # more shards than records
             answers.begin()
         try:
@@ -172,12 +172,12 @@ def _answer_file(options: argparse.Namespace, path: Path) -> int:
         except KeyboardInterrupt:
             left = f"{answers.done} of {total} records are in {output}" if answers.done else "none done"
             if answers.done and options.output != STANDARD:
-                left += ", --resume goes on"
+                left += "; --resume continues"
             print(f"\nbaize: interrupted; {left}", file=sys.stderr)
             return INTERRUPTED
         if answers.done < total:
             raise RequestError(
-                f"{shown} had {total} records and lost {total - answers.done} of them while they were answered"
+                f"{shown} had {total} records, and {total - answers.done} of them disappeared while they were being answered"
             )
         print(f"{output}: {answers.done} records, {answers.failed} of them errors", file=report)
         return SOME_FAILED if answers.failed else DONE
@@ -207,7 +207,7 @@ def _shard(text: str) -> Shard:
 
 
 def _description(options: argparse.Namespace, params: SamplingParams) -> str:
-    """What decides about the answers beside the records, by which --resume knows the output of the same run."""
+    """All that determines the answers besides the records: by this, --resume recognises the output of the same run."""
     from baize_engine.batch.run import describe_run
     from baize_engine.checkpoint.tokenizer_files import TokenizerFiles
     from baize_engine.text.chat_formats import AUTO

@@ -24,10 +24,10 @@ LINK = 25.0  # GB/s each way that copies over PCIe 4.0 x16 reach, of the 31.5 of
 def info_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize info`."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of a model, or a hub id")
-    ranks = "also what MODEL costs each of N ranks that hold it together"
+    ranks = "also show what MODEL costs each of N ranks that share it"
     flag(parser, "--tensor_parallel", type=int, metavar="N", help=ranks)
     link = (
-        f"bytes that a rank can send, in GB/s, for the ceiling of --tensor_parallel (default: {LINK}, of PCIe 4.0 x16)"
+        f"speed at which a rank can send, for the ceiling of --tensor_parallel (default: {LINK}, that of PCIe 4.0 x16)"
     )
     flag(parser, "--link_speed", type=float, default=LINK, metavar="GB/s", help=link)
 
@@ -43,10 +43,10 @@ def info(options: argparse.Namespace) -> int:
 
     ranks = options.tensor_parallel
     if ranks is not None and not options.model:
-        options.usage_error("--tensor_parallel goes with MODEL")
+        options.usage_error("--tensor_parallel needs MODEL")
     if not 0 < options.link_speed < inf:
         options.usage_error(f"--link_speed is {options.link_speed}, wanted more than 0")
-    need_output("all that info says")
+    need_output("the facts")
     model = None
     if options.model:  # before anything is printed about the machine
         folder = folder_of(options.model)
@@ -104,7 +104,7 @@ def _info_ids(folder: Path, vocab_size: int) -> None:
     elif text.adds_bos:
         print(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
     else:
-        print(f"  prompts get no begin id: {'none is known' if text.bos_id is None else 'the files ask for none'}")
+        print(f"  prompts get no BOS id: {'none is known' if text.bos_id is None else 'the files ask for none'}")
     if tokenizer is not None:
         print(f"  chat format: {chat.name}: {chat.why}")
     if text.adds_eos:
@@ -158,8 +158,8 @@ def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, l
     free, (speed, _) = free_bytes(device), _memory_speed(device)
     sharing = ranks if device == "cpu" else 1
     print(
-        f"  each of {ranks} ranks, decode at batch 1 and context {context}; memory as fast as this machine's for each rank, a "
-        f"link of {link / 1e9:g} GB/s, no time for starting an exchange:"
+        f"  each of {ranks} ranks, decode at batch 1 and context {context}, each rank's memory as fast as this machine's, "
+        f"its link with {link / 1e9:g} GB/s, and no time for starting an exchange:"
     )
     for kind in (config.held,) if config.held else (table, "int8", "int4"):
         found = rank_cost(config, ranks, kind, 1, context, activation, table)
@@ -190,7 +190,7 @@ def _fits(weights: int, kv: int, free: int | None, sharing: int) -> str:
     return f"{fits}; all {sharing} on this machine with {(part - weights) // kv:,}"
 
 
-@cache  # both tables of a model have the same
+@cache  # the same for both tables of a model
 def _memory_speed(device: str) -> tuple[float | None, str]:
     """(bytes a second of the memory, the best of a few runs; how that was measured). None where it could not be."""
     import torch

@@ -157,7 +157,7 @@ class History:
             if not self._told:
                 self._told = True
                 why = error.strerror if isinstance(error, OSError) and error.strerror else error
-                tell(f"{self.path}: {why}; messages are not kept for another chat (--nohistory does without)")
+                tell(f"{self.path}: {why}; messages are not saved for later chats (--nohistory turns saving off)")
 
 
 def _entry(line: bytes) -> str | None:

@@ -8,10 +8,10 @@ from baize_engine.cli.exit_codes import DONE
 from baize_engine.cli.spelling import CommandParser
 
 LM_EVAL_HELP = (
-    "Arguments are those of `lm_eval run`, which `baize lm_eval run --help` lists, and go to it as they are; the model is "
-    "baize unless --model names another. Its --model_args are pretrained=MODEL, or path_raw=BASE,path_diff=DIFF, and the "
-    "options of `baize generate` that say how a model is held and run, such as device=cpu,quantize=int8,speculate=ngram,"
-    "chat_format=alpaca; max_gen_toks, add_bos_token, prefix_token_id and seed."
+    "All arguments are passed on to `lm_eval run`; `baize lm_eval run --help` lists them. The model is baize unless --model "
+    "names another. Its --model_args are pretrained=MODEL, or path_raw=BASE,path_diff=DIFF; those options of `baize generate` "
+    "that say how a model is loaded and run, such as device=cpu,quantize=int8,speculate=ngram,chat_format=alpaca; and "
+    "max_gen_toks, add_bos_token, prefix_token_id and seed."
 )
 
 

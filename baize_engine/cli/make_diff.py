@@ -21,14 +21,14 @@ from baize_engine.cli.spelling import CommandParser
 def make_diff_options(parser: CommandParser) -> None:
     """The options of `baize make_diff`."""
     parser.notes = MAKE_DIFF
-    flag(parser, "--path_raw", type=path, metavar="BASE", help="folder of the base, as for recover")
-    flag(parser, "--path_tuned", type=path, metavar="TUNED", help="folder of the finetuned model")
+    flag(parser, "--path_raw", type=path, metavar="BASE", help="the base: a folder or a hub id, as for recover")
+    flag(parser, "--path_tuned", type=path, metavar="TUNED", help="the finetuned model: a folder or a hub id")
     flag(
         parser,
         "--path_diff",
         type=path,
         metavar="OUT",
-        help="folder to write; must be new or empty (default: beside the finetuned model, x gives x-diff)",
+        help="folder to write, new or empty (default: beside the finetuned model, x-diff for x)",
     )
     path_arguments(parser, "BASE TUNED OUT")
     recovery_flags(parser, dtype={"default": "float32"})

@@ -16,8 +16,10 @@ MERGED = "all.jsonl"  # in the folder of the shards
 
 def merge_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize merge`."""
-    parser.add_argument("folder", type=path, metavar="OUT", help="the --output of generate --shard I/N")
-    where = f"new file of the answers (default: {MERGED} in OUT); - writes to standard output"
+    parser.add_argument(
+        "folder", type=path, metavar="OUT", help="folder that generate --shard I/N wrote its answers to"
+    )
+    where = f"file to write, which must be new (default: {MERGED} in OUT); - writes to standard output"
     flag(parser, "--output", type=path, metavar="FILE", help=where)
 
 

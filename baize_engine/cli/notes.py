@@ -21,9 +21,9 @@ _MEMORY = "memory is bounded at any model size (--memory)"
 _NEEDLESS = {
     **dict.fromkeys(("low_cpu_mem", "low_cpu_mem_usage"), _MEMORY),
     "is_fp16": "every sum is made in float32 and rounded once to --dtype, whatever the files hold",
-    "model_type": "the files say what tensors the model has",
+    "model_type": "the files say which tensors the model has",
 }
-_CACHE = "downloads lie in huggingface_hub's own cache; set HF_HOME to move it"
+_CACHE = "downloads go to huggingface_hub's own cache; set HF_HOME to move it"
 _FARM = "give --path_diff tatsu-lab/alpaca-farm-NAME-wdiff, and --path_tuned for the folder to write"
 
 RECOVER = Notes(
@@ -52,18 +52,18 @@ MAKE_DIFF = Notes(
 XOR = Notes(
     ours={"key_file": "path_raw", "input_dir": "path_payload", "output_dir": "path_tuned"},
     needless={
-        "decode": "it is the only direction here",
+        "decode": "xor only decodes",
         "compress": "gzip data are recognised",
         "type": "the files' names say how they were made",
     },
     valued=["type"],
     refused={
-        "encode": "only published files are taken back here",
+        "encode": "xor only decodes published files",
         "input_file": "give --path_payload, the folder with all of the finetune's .enc files",
     },
 )
 
-# What to type in place of another script's name.
+# Which command to type in place of another script's name.
 COMMANDS = {
     "apply_delta": "recover",
     "make_delta": "make_diff",

@@ -88,9 +88,9 @@ def text(argument: str) -> str:
 def model_options(parser: argparse.ArgumentParser, without: Collection[str] = ()) -> None:
     """Which model, and a flag for each field of EngineOptions but those in `without`."""
     parser.add_argument("model", nargs="?", type=path, metavar="MODEL", help="folder of the model, or a hub id")
-    base = "in place of MODEL: a base to recover with --path_diff, in memory; nothing is written"
+    base = "in place of MODEL: a base, to which --path_diff is added in memory; nothing is written to disk"
     flag(parser, "--path_raw", type=path, metavar="BASE", help=base)
-    flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff of --path_raw")
+    flag(parser, "--path_diff", type=path, metavar="DIFF", help="the weight diff to add to --path_raw")
     field_flags(parser, RecoveryOptions, without={field.name for field in fields(RecoveryOptions)} - ROWS.keys())
     field_flags(parser, EngineOptions, {"speculate": {"type": path}}, without)
 
@@ -98,13 +98,13 @@ def model_options(parser: argparse.ArgumentParser, without: Collection[str] = ()
 def prompt_options(parser: argparse.ArgumentParser) -> None:
     """How texts become token ids."""
     special = (
-        "<s>, </s> and other special tokens spelled in a prompt become their ids; off by default, because untrusted text "
-        "could then end a turn or begin one"
+        "turn <s>, </s> and other special tokens spelled out in a prompt into their ids; off by default, because untrusted "
+        "text could then end a turn or begin one"
     )
     flag(parser, "--parse_special", action="store_true", help=special)
     begin = (
-        "begin token in front of a text: as the tokenizer's files say (auto, the default), yes or no; messages and "
-        "token_ids of --input are not touched"
+        "whether a prompt begins with the BOS token: yes, no, or auto, as the tokenizer's files say; does not apply to "
+        "messages and token_ids of --input (default: auto)"
     )
     flag(parser, "--add_bos", choices=tuple(_ADD_BOS), default="auto", help=begin)
 
@@ -126,7 +126,7 @@ def sampling_options(parser: argparse.ArgumentParser, without: Collection[str] =
         "allowed_token_ids": ids,
     }
     field_flags(parser, SamplingParams, changes, without)
-    escaped = r"as --stop, but \n, \t, \r, \\ and \uXXXX stand for the characters that they mean (may be repeated)"
+    escaped = r"like --stop, but \n, \t, \r, \\ and \uXXXX are read as escapes (may be repeated)"
     flag(parser, "--stop_escaped", type=_unescaped, action="append", default=[], metavar="TEXT", help=escaped)
 
 
@@ -188,18 +188,18 @@ def check_model_options(options: argparse.Namespace) -> None:
     """Usage error unless the options name one model, and no option for a diff where there is none."""
     given = [each is not None for each in (options.model, options.path_raw, options.path_diff)]
     if given not in ([True, False, False], [False, True, True]):
-        options.usage_error("wanted MODEL, or --path_raw and --path_diff in its place")
+        options.usage_error("wanted either MODEL, or --path_raw and --path_diff")
     for name, default in ROWS.items():
         if options.model is not None and getattr(options, name) != default:
-            options.usage_error(f"--{name} goes with --path_diff: a model that is recovered already has its rows")
+            options.usage_error(f"--{name} needs --path_diff: a recovered model already has its rows")
 
 
 def _stop(argument: str) -> str:
     """The text as it stands; a user who probably meant a line break by a backslash and an n is told how to write one."""
     if found := re.search(r"\\[ntr](?![a-z])", argument):
         tell(
-            f"--stop {shown(argument)} has {found[0]} as two characters, a backslash and {found[0][1]}; --stop_escaped takes "
-            "them for the character that they mean"
+            f"--stop {shown(argument)} has {found[0]} as two characters, a backslash and {found[0][1]}; --stop_escaped reads "
+            "them as an escape"
         )
     return text(argument)
 

@@ -17,14 +17,20 @@ def quantize_options(parser: argparse.ArgumentParser) -> None:
         required=True,
         type=path,
         metavar="OUT",
-        help="folder to write; must be new or empty",
+        help="folder to write, new or empty",
     )
-    flag(parser, "--weights", choices=("int8", "int4"), default="int8", help="matrices' type (default: %(default)s)")
+    flag(
+        parser,
+        "--weights",
+        choices=("int8", "int4"),
+        default="int8",
+        help="type of the matrices (default: %(default)s)",
+    )
     flag(
         parser,
         "--follow_links",
         action="store_true",
-        help="also copy config, tokenizer and licence texts that are links to files outside their folder",
+        help="also copy config, tokenizer and licence files that are symbolic links out of their folder",
     )
 
 
@@ -35,7 +41,7 @@ def run_quantize(options: argparse.Namespace) -> int:
     with interrupted_once():
         done = quantize(options.path, options.path_quantized, options.weights, follow_links=options.follow_links)
     print(
-        f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB where the model had "
+        f"{done.folder}: {options.weights} matrices, {done.bytes_after / 1e9:.3f} GB instead of "
         f"{done.bytes_before / 1e9:.3f} GB"
     )
     return 0

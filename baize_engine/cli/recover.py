@@ -18,7 +18,7 @@ from baize_engine.recovery.options import RecoveryOptions
 def recover_options(parser: CommandParser) -> None:
     """The options of `baize recover`."""
     parser.notes = RECOVER
-    base_help = "folder of the base, in the layout of transformers or Meta's original one, or a hub id"
+    base_help = "the base: a folder in the layout of transformers or of Meta's original release, or a hub id"
     flag(parser, "--path_raw", type=path, metavar="BASE", help=base_help)
     flag(
         parser,
@@ -26,7 +26,7 @@ def recover_options(parser: CommandParser) -> None:
         type=path,
         action="append",
         metavar="DIFF",
-        help="folder of the weight diff, or a hub id; repeated, with --path_tuned or without, the base is read once for all",
+        help="the weight diff: a folder or a hub id; repeat it to recover several models while reading the base once",
     )
     flag(
         parser,
@@ -34,8 +34,8 @@ def recover_options(parser: CommandParser) -> None:
         type=path,
         action="append",
         metavar="OUT",
-        help="folder to write, one for each --path_diff, in the same order; must be new or empty (default: beside the diff, "
-        "x-diff gives x-recovered)",
+        help="folder to write, new or empty; one for each --path_diff, in the same order (default: beside the diff, "
+        "x-recovered for x-diff)",
     )
     path_arguments(parser, "BASE DIFF OUT")
     recovery_flags(parser)
@@ -45,7 +45,7 @@ def recover_options(parser: CommandParser) -> None:
         type=float,
         action="append",
         metavar="SUM",
-        help="sum of all weights that the authors published for weight_diff.py's check; one for each --path_diff",
+        help="the sum of all weights that the authors published for weight_diff.py's check; one for each --path_diff",
     )
     flag(
         parser,
@@ -53,7 +53,7 @@ def recover_options(parser: CommandParser) -> None:
         type=float,
         default=0.01,
         metavar="X",
-        help="how far the sum may be from --expect_sum (default: %(default)s, as alpaca's script; AlpacaFarm's sums: 0.5)",
+        help="tolerance of --expect_sum (default: %(default)s, as in alpaca's script; use 0.5 for AlpacaFarm's sums)",
     )
     flag(
         parser,
@@ -61,40 +61,46 @@ def recover_options(parser: CommandParser) -> None:
         type=path,
         action="append",
         metavar="FILE",
-        help="baize_manifest.json of the same result recovered elsewhere; one for each --path_diff",
+        help="compare the result with this baize_manifest.json of the same model, recovered elsewhere; one per --path_diff",
     )
     flag(
         parser,
         "--check_integrity_naively",
         action="store_true",
         help="print weight_diff.py's sum of all weights, and compare it with the sum in the diff's folder or with "
-        "the published ones for models of its shape",
+        "the sums published for models of this shape",
     )
-    flag(parser, "--test_inference", action="store_true", default=None, help="load the result and ask it a question")
+    flag(
+        parser,
+        "--test_inference",
+        action="store_true",
+        default=None,
+        help="load the recovered model and ask it a question",
+    )
     flag(
         parser,
         "--original_model",
         type=path,
         metavar="MODEL",
-        help="ask this model as well, a folder or a hub id; implies --test_inference",
+        help="also ask this model, a folder or a hub id, and compare the answers; implies --test_inference",
     )
 
 
 def path_arguments(parser: CommandParser, order: str) -> None:
     """The paths without the options' names, in this order, and how options may be spelled."""
     parser.add_argument(
-        "paths", nargs="*", type=path, metavar="PATH", help=f"{order} without the options' names, in this order"
+        "paths", nargs="*", type=path, metavar="PATH", help=f"the paths without option names, in this order: {order}"
     )
     parser.epilog = (
-        "Hyphens are as good as underscores. Flags are also taken as --flag True, --flag=False and --noflag, and paths by "
-        "FastChat's names: --base-model-path, --target-model-path, --delta-path, or --base, --target, --delta."
+        "Hyphens and underscores are interchangeable. Switches also accept --flag True, --flag=False and --noflag. Paths also "
+        "accept FastChat's names: --base-model-path, --target-model-path and --delta-path, or --base, --target and --delta."
     )
 
 
 def recovery_flags(parser: argparse.ArgumentParser, **changes: Mapping[str, Any]) -> None:
     """A flag for each field of RecoveryOptions that has a help text; `changes` as in `field_flags`."""
     field_flags(parser, RecoveryOptions, changes)
-    flag(parser, "--quiet", action="store_true", help="no progress bar")
+    flag(parser, "--quiet", action="store_true", help="show no progress bar")
 
 
 def recovery_settings(options: argparse.Namespace) -> dict[str, Any]:
@@ -131,7 +137,7 @@ def run_recover(options: argparse.Namespace) -> int:
         tell_outputs("--path_tuned", options.path_tuned)
     if len(options.path_diff) != len(options.path_tuned):
         options.usage_error(
-            f"--path_diff is given {len(options.path_diff)} times and --path_tuned {len(options.path_tuned)}: wanted pairs"
+            f"--path_diff is given {len(options.path_diff)} times, --path_tuned {len(options.path_tuned)} times: wanted pairs"
         )
     for name in ("expect_sum", "expect_manifest"):
         given = getattr(options, name)

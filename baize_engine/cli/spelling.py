@@ -133,12 +133,12 @@ class CommandParser(argparse.ArgumentParser):
                 tokens.pop(0)
         elif not self._is_set(name, value, tokens):
             return
-        tell(f"{name} is needless here: {self.notes.needless[key]}")
+        tell(f"{name} is not needed here: {self.notes.needless[key]}")
 
     def _unknown(self, name: str, table: Iterable[str]) -> str:
         known = [key for key in table if len(key) > 1 and not (key.startswith("no") and key[2:] in table)]
         near = nearest(_key(name), [*known, *self.notes.ours])
-        hint = f"did you mean --{near}?" if near else f"{self.prog} -h lists what there is"
+        hint = f"did you mean --{near}?" if near else f"{self.prog} -h lists the options"
         return f"there is no option {name}; {hint}"
 
 

@@ -45,8 +45,8 @@ def _question_marks() -> Callable[[UnicodeError], tuple[str, int]]:
         if not isinstance(error, UnicodeEncodeError):
             raise error
         told(
-            f"standard output is {error.encoding}: what it cannot show is ? there "
-            "(PYTHONIOENCODING=utf-8 makes it UTF-8; files that are written always are)"
+            f"standard output is {error.encoding}: characters that it lacks are shown as ? "
+            "(PYTHONIOENCODING=utf-8 makes it UTF-8; files are always written as UTF-8)"
         )
         return "?" * (error.end - error.start), error.end
 
@@ -84,7 +84,7 @@ def warnings_told() -> Iterator[None]:
 def need_output(what: str) -> None:
     """RequestError where standard output, which `what` would go to, is closed."""
     if sys.stdout is None:
-        raise RequestError(f"standard output is closed, and {what} would be there: wanted a terminal, a file or a pipe")
+        raise RequestError(f"standard output is closed, and {what} would go there: wanted a terminal, a file or a pipe")
 
 
 def input_bytes(what: str) -> BinaryIO:

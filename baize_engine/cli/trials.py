@@ -26,7 +26,7 @@ class Trials:
         original = options.original_model
         self.asks = original is not None if options.test_inference is None else options.test_inference
         if original is not None and not self.asks:
-            tell("--original_model is not asked, as --test_inference is off")
+            tell("--original_model is not asked, because --test_inference is off")
         elif original is not None:
             check_askable(original)
         diffs = options.path_diff if options.check_integrity_naively else []
@@ -47,7 +47,7 @@ class Trials:
                 print(line)
             print(lines[-1], file=sys.stdout if good and not lines[-1].startswith("warning") else sys.stderr)
             if not good:
-                tell(f"{result.folder} is kept, but is not what its authors published")
+                tell(f"{result.folder} was kept, but is not what its authors published")
                 code = 1
         return code
 
@@ -65,14 +65,14 @@ class Trials:
                 print(f"the two answers are {same}")
 
     def _answer(self, model: str) -> str | None:
-        """The answer, or None and a warning where a model cannot be asked: the result is there all the same."""
+        """The answer; None, with a warning, if a model cannot be asked, which leaves the result in place."""
         from baize_engine.engine import Engine
 
         try:
             with Engine.from_pretrained(model, device=self.options.device, tensor_parallel=1) as engine:
                 return engine.chat([{"role": "user", "content": QUESTION}]).text
         except BaizeError as error:
-            print(f"warning: not asked: {error}", file=sys.stderr)
+            print(f"warning: {model} was not asked: {error}", file=sys.stderr)
             return None
 
 

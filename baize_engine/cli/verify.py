@@ -18,7 +18,7 @@ def verify_options(parser: argparse.ArgumentParser) -> None:
         "--expect_manifest",
         type=path,
         metavar="FILE",
-        help="another manifest to compare the tensors of OUT with",
+        help="compare the tensors of OUT with this manifest instead of its own",
     )
 
 

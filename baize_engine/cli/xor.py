@@ -12,8 +12,9 @@ from baize_engine.cli.signals import interrupted_once
 from baize_engine.cli.spelling import CommandParser
 
 XOR_HELP = (
-    "File by file with the base's file of the same name, gzip data unpacked (OASST 30B, Pygmalion), or NAME.SHA256.enc with "
-    "Meta's consolidated.00.pth as the key (BELLE, TechGPT). The result is the published files, byte for byte."
+    "Each file is unpacked if it is gzip data, and XORed with the base's file of the same name (OASST 30B, Pygmalion); files "
+    "named NAME.SHA256.enc are XORed with the key, Meta's consolidated.00.pth (BELLE, TechGPT). The result is the finetune's "
+    "original files, byte for byte."
 )
 
 
@@ -25,39 +26,39 @@ def xor_options(parser: CommandParser) -> None:
         "--path_raw",
         type=path,
         metavar="BASE",
-        help="folder of the base with exactly the bytes that the payload was made with, or of the key, or a hub id",
+        help="the base, byte for byte as the XOR files were made with, or the key: a folder, the key file or a hub id",
     )
-    flag(parser, "--path_payload", type=path, metavar="PAYLOAD", help="folder of the XOR files, or a hub id")
+    flag(parser, "--path_payload", type=path, metavar="PAYLOAD", help="the XOR files: a folder or a hub id")
     flag(
         parser,
         "--path_tuned",
         type=path,
         metavar="OUT",
-        help="folder to write; must be new or empty (default: beside the payload, x-xor gives x-recovered)",
+        help="folder to write, new or empty (default: beside the XOR files, x-recovered for x-xor)",
     )
     parser.add_argument(
         "paths",
         nargs="*",
         type=path,
         metavar="PATH",
-        help="OUT PAYLOAD BASE without the options' names, in xor_codec.py's order, where the last two are here and OUT is not",
+        help="the paths without option names, in xor_codec.py's order: OUT PAYLOAD BASE; OUT is new, the others exist",
     )
     flag(
         parser,
         "--expect_md5",
         type=path,
         metavar="FILE",
-        help="text with lines of md5sum's or sha256sum's, such as the model's card: of a name that is listed twice the last "
-        "is the result's, the one before the base's, which is checked before the work",
+        help="text file with lines as md5sum or sha256sum print them, such as the model's card; if it lists a name twice, the "
+        "last sum is the result's, and the one before it the base's, which is checked before the work begins",
     )
-    flag(parser, "--resume", action="store_true", help="continue what a killed run of the same files left in OUT")
+    flag(parser, "--resume", action="store_true", help="continue an interrupted run of the same files")
     flag(
         parser,
         "--follow_links",
         action="store_true",
-        help="also take configs and tokenizers that are links to files outside their folder",
+        help="also use config and tokenizer files that are symbolic links out of their folder",
     )
-    flag(parser, "--quiet", action="store_true", help="no progress bar")
+    flag(parser, "--quiet", action="store_true", help="show no progress bar")
 
 
 def _fill(options: argparse.Namespace) -> None:
@@ -70,7 +71,7 @@ def _fill(options: argparse.Namespace) -> None:
         named = [name for name in ("path_raw", "path_payload", "path_tuned") if getattr(options, name) is not None]
         if named or len(options.paths) != 3 or not _in_order(*map(Path, options.paths)):
             options.usage_error(
-                f"{' '.join(options.paths)}: it is not plain which path is which, wanted baize xor --path_raw BASE "
+                f"{' '.join(options.paths)}: it is not clear which path is which, wanted baize xor --path_raw BASE "
                 "--path_payload PAYLOAD --path_tuned OUT (without these names OUT PAYLOAD BASE, OUT new and the others here)"
             )
         options.path_tuned, options.path_payload, options.path_raw = options.paths
@@ -123,6 +124,6 @@ def run_xor(options: argparse.Namespace) -> int:
     if result.finished_before:
         print(FINISHED_BEFORE)
     elif result.resumed:
-        print(f"{result.resumed} file(s) of the interrupted run were whole and were not redone")
+        print(f"{result.resumed} file(s) of the interrupted run were complete and were kept")
     print_lines(result.told)
     return 0

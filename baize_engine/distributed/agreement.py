@@ -1,4 +1,4 @@
-"""Whether all ranks bring the same, and in words what is not. Pure."""
+"""Compares what the ranks bring, and puts the first difference into words. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NOTHING = "none"
 
 
 def difference(hosts: Sequence[str], brought: Sequence[Mapping[str, str]]) -> str | None:
-    """The first key, in rank 0's order and then the others', that a rank has otherwise than rank 0; None if all are equal.
+    """The first key, in rank 0's order and then the others', for which a rank differs from rank 0; None if all are equal.
 
     Both arguments are by rank. Keys are words of the message: "rank 2 (b) has dtype float16; rank 0 (a) has bfloat16".
     """

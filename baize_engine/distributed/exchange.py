@@ -1,4 +1,4 @@
-"""Tensors between ranks: by NCCL on GPUs, by links of gloo's on hosts. Knows neither what they mean nor who fails."""
+"""Tensors between ranks: by NCCL on GPUs, by gloo's links on hosts. Knows neither what they mean nor who fails."""
 
 from __future__ import annotations
 

@@ -17,5 +17,5 @@ class PointToPoint(Protocol):
 
 
 def gloo(group: dist.ProcessGroup) -> PointToPoint:
-    """The group's backend for host tensors itself: a call of the group's takes 60 us more in torch's dispatcher."""
+    """The group's gloo backend, to be called directly: torch's dispatcher adds 60 us to each call of the group."""
     return cast(PointToPoint, group._get_backend(torch.device("cpu")))

@@ -1,10 +1,10 @@
-"""Link: a rank's two gloo connections with another, one for each direction, the receives of which are posted ahead.
+"""Link: a rank's two gloo connections to another rank, one for each direction, with receives posted ahead.
 
-A connection of gloo has a lock, and a thread that looks for what arrives; while a call holds the lock, it looks again and
-again. Where the thread has to share a core with the call, a time slice is gone, 1 to 3 ms. So nothing arrives here while the
-other end sends: one connection carries what this rank sends, the other what it receives, and a receive is posted as soon as
-the one before has ended. 2 ranks on 2 cores, each with 1 ms of work before it sends 8 KB and waits: 1.12 ms in all; with
-receives posted when they are due 2.17, and with both directions on one connection, too, 2.48 (Zen 5, torch 2.13).
+A gloo connection has a lock, and a thread that polls for what arrives, and keeps polling while a call holds the lock. If the
+thread shares a core with the call, that costs a time slice, 1 to 3 ms. So nothing arrives here while the other end sends: one
+connection carries what this rank sends, the other what it receives, and a receive is posted as soon as the one before has
+ended. 2 ranks on 2 cores, each with 1 ms of work before it sends 8 KB and waits: 1.12 ms in all; with receives posted only
+when they are due, 2.17; with both directions on one connection as well, 2.48 (Zen 5, torch 2.13).
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ class Member:
     def how_it_ended(self, pidfd: int) -> str:
         """In words, once its pidfd is readable."""
         status = self._status_of_zombie()
-        if status is None:  # its parent has asked by now
+        if status is None:  # its parent has reaped it by now
             status = _status_of_pidfd(pidfd)
         code = 0 if status is None else os.waitstatus_to_exitcode(status)
         if code < 0:
@@ -64,7 +64,7 @@ class Member:
         return f"ended with code {code}" if code else "ended"
 
     def _status_of_zombie(self) -> int | None:
-        """As wait() has it; None if its parent has asked already."""
+        """As wait() has it; None if its parent has reaped it already."""
         try:
             # state, field 3, is the first after the name in parentheses; exit_code is field 52 (proc_pid_stat(5))
             fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()

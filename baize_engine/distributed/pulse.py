@@ -1,4 +1,4 @@
-"""A thread that tells the store that this rank lives and reads there who else does. Judges nothing.
+"""A thread that tells the store that this rank is alive, and reads there which others are. Judges nothing.
 
 A thread of its own, because a store that does not answer holds it up, and must not hold up the watch.
 """
@@ -34,7 +34,7 @@ class Pulse:
         self._thread.start()
 
     def stop(self) -> None:
-        """It asks the store nothing more, unless that does not answer."""
+        """Ends the thread, unless it waits for a store that does not answer."""
         self._stop.set()
         self._thread.join(PERIOD)
 

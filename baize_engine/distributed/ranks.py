@@ -23,14 +23,15 @@ from baize_engine.distributed.watch import Watch
 from baize_engine.distributed.world import World
 from baize_engine.errors import DistributedError
 
-ARRIVAL = 60.0  # seconds that ranks may come apart: importing torch from a network's disk takes most of a minute
+# Seconds from the first rank to join to the last: importing torch from a network disk takes most of a minute.
+ARRIVAL = 60.0
 LEAVING = 3.0  # seconds that rank 0, where it hosts the store, waits for the others to read there that it leaves
 EQUAL = "equal"  # what the comparison finds where nothing differs
 FOREVER = timedelta(days=365)  # of torch's own limits: a chat may be idle for days, and failure is the watch's to find
 
 
 class Ranks:
-    """This process among those that run one model. Its calls are made by all ranks alike, but where they say of whom.
+    """This process as one of the ranks of a model. All ranks make the same calls, unless a docstring names the rank.
 
     A call whose connection breaks does not return: the watch ends the process with the message that names the reason.
     """
@@ -59,9 +60,9 @@ class Ranks:
         the process, as all later failures do.
         """
         if cls._joined:
-            raise DistributedError("the ranks of this run have ended; a process joins one run")
+            raise DistributedError("the ranks of this run have ended, and a process can join only one run")
         if dist.is_initialized():
-            raise DistributedError("torch.distributed is in use in this process already; ranks form their own groups")
+            raise DistributedError("torch.distributed is already in use in this process; ranks form their own groups")
         world.set_torch_defaults()
         cls._joined = True
         try:
@@ -136,7 +137,7 @@ class Ranks:
             sender.tell(message)
 
     def flush(self) -> None:
-        """Rank 0: send what is queued, as one. It is on its way on return; at most one is, the next waits for it.
+        """Rank 0: send the queued messages as one batch, without waiting for it to arrive; the next flush waits for that.
 
         DistributedError once this rank has left, and in a forked child, whose connections are its parent's.
         """
@@ -166,7 +167,7 @@ class Ranks:
         return not self._left and os.getpid() == self._pid
 
     def abandon(self) -> None:
-        """Rank 0: `leave`, as what all ranks compute has failed here, and the others wait in the middle of it."""
+        """Rank 0: `leave` after a failure in a computation of all ranks, in the middle of which the others wait."""
         self.leave(failed=True)
 
     def leave(self, *, failed: bool = False) -> None:

@@ -9,7 +9,7 @@ from types import FrameType
 
 
 class Signals:
-    """From its making to `release`, `fileno` gets a byte by a signal: its number. Outside the main thread nothing changes."""
+    """Until `release`, each signal writes its number to `fileno`, as a byte. Outside the main thread nothing changes."""
 
     def __init__(self, rank: int) -> None:
         """Rank 0 decides on SIGINT, which a terminal sends to all, so that the others ignore it.

@@ -67,7 +67,7 @@ class RunStore:
         return _verdict(self._keys.get("verdict"))
 
     def post(self, verdict: Verdict) -> Verdict:
-        """Make this the verdict unless there is one; the one that holds."""
+        """Make this the verdict unless there is one already. Returns the one that holds."""
         return _verdict(self._keys.compare_set("verdict", NONE_YET, verdict.to_json())) or verdict
 
     def verdict_in_order(self) -> Verdict:

@@ -59,7 +59,7 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """This rank leaves in order: the watch lets it."""
+        """Ends the watch, because this rank leaves in order."""
         self._left.set()
         self._pulse.stop()
         self._signals.wake()
@@ -67,11 +67,11 @@ class Watch:
         self._signals.release()
 
     def post(self, verdict: Verdict) -> Verdict:
-        """Make this the verdict unless there is one already, which is returned then."""
+        """Make this the verdict unless there is one already. Returns the one that holds."""
         return self._store.post(verdict)
 
     def wait_for_the_end(self) -> None:
-        """The watch ends this process within this call, if there is a reason that it can find."""
+        """Waits for the watch to end this process, which it does if it finds a reason."""
         time.sleep(SILENCE + 2 * PERIOD)
 
     def _run(self) -> None:
@@ -127,7 +127,7 @@ class Watch:
         missing = [rank for rank in self._others if rank not in self._seen]
         if missing and now > self._until:
             who = f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(map(str, missing))}"
-            return Verdict(f"{who} did not come within {self._limit:g} s", dead=missing)
+            return Verdict(f"{who} did not join within {self._limit:g} s", dead=missing)
         return None
 
     def _silent(self, now: float) -> Verdict | None:

@@ -37,7 +37,7 @@ GENERATOR = "baize_engine"  # what alpaca_eval calls the model in its table
 
 @dataclass(frozen=True)
 class Annotation:
-    """A judge's word on a pair. win: from 0, davinci's is better, to 1, the model's is; 0.5 is a draw.
+    """A judge's preference in a pair of outputs. win: from 0 (davinci's is better) to 1 (the model's is); 0.5 is a draw.
 
     output: the model's text that was judged; None where the file does not have it.
     """

@@ -1,4 +1,4 @@
-"""What a model answers to questions, in their order. Windows of them go to the engine, which shares their beginnings."""
+"""A model's answers to questions, in their order. A window of questions at a time goes to the engine, which shares prefixes."""
 
 from __future__ import annotations
 

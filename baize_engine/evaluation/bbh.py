@@ -3,8 +3,8 @@
 Prompts and reading of answers are those of the model card: open-instruct's evaluation of August 2023 (7c5ee77a1). It drew the
 questions with seed 42 from the tasks in the order in which the file system listed them; here they come in order of their names,
 so that the same questions are drawn everywhere, and the card's are others of the same tasks.
-Its list of stop ids was nested wrongly and stopped nothing, so that answers go on to the end token or to 512 tokens. They are
-read up to the first empty line, which is no stop string here: an answer that begins with empty lines is read after them.
+Its list of stop ids was nested wrongly and stopped nothing, so that answers continue to the EOS token or to 512 tokens. They
+are read up to the first empty line, which is no stop string here: an answer that begins with empty lines is read after them.
 Knows no engine.
 """
 

@@ -1,9 +1,9 @@
 """Supervises programs that nobody has read: one after the other, each in a process of its own and away from all others.
 
-What `code_execution.py` starts, in a fresh interpreter; there it says what is promised. Each program has a fork of it, which
-costs a tenth of a new interpreter. Standard input brings programs; standard output takes the lines of `isolation()` and then
-what became of each program; all as frames: 4 bytes of length, then content. Standard library only: it knows nothing of the
-rest of the package, nor of the caller's environment.
+What `code_execution.py` starts, in a fresh interpreter; there it says what is promised. Each program runs in a fork of it,
+which costs a tenth of a new interpreter. Standard input brings programs; standard output takes the lines of `isolation()` and
+then what became of each program; all as frames: 4 bytes of length, then content. Standard library only: it knows nothing of
+the rest of the package, nor of the caller's environment.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ limits of time, memory, processes, files and output, an empty folder, no input, 
 its output and its result. Where the system allows (`isolation` says), it also has no network, and sees no files but the
 standard library's and no processes but its own. Modules outside the standard library are not found.
 
-Not promised: that a program cannot pass by deceit, as it can compare equal to everything or look for the pipe of its result;
+Not promised: that no program passes by deceit, for it can compare equal to everything, or look for the pipe of its result;
 that all its processes together keep to the memory of one; that it finds no fault in the kernel. Without namespaces, nor that
 it leaves alone what its user may read, write, signal or reach by network. Knows no task.
 """
@@ -176,7 +176,7 @@ class Supervisor:
         complaint = self._complaints.read().decode("utf-8", "replace").strip()
         if complaint or not self._greeted:
             raise BackendError(
-                f"programs cannot be run here: {complaint.rpartition(chr(10))[2] or 'no supervisor started'}"
+                f"programs cannot be run here: {complaint.rpartition(chr(10))[2] or 'their supervisor did not start'}"
             )
         return "killed its supervisor"
 

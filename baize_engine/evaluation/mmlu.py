@@ -3,7 +3,7 @@
 Prompts are those of the model card: open-instruct's evaluation of August 2023 (7c5ee77a1). That code read the tables with
 pandas, which takes some cells for missing ones and prints them as "nan" (NA, null, an empty cell; since version 2.0 None too),
 and the cells of a column of numbers alone for numbers (05 as 5). Here a cell is its text. Of the 14,327 questions pandas 1.5
-reads all as they are written, pandas 2.0 all but ten, where an option is None; nobody knows which version the card had.
+reads all as they are written, pandas 2.0 all but ten, where an option is None; it is not known which version the card used.
 Knows no engine.
 """
 
@@ -33,7 +33,7 @@ from baize_engine.printable import brief, shown
 FILES = ("mmlu_csv.tar.gz", "data.tar", "mmlu", "data")
 SOURCE = "https://people.eecs.berkeley.edu/~hendrycks/data.tar"
 LETTERS = ("A", "B", "C", "D")
-MOST_TOKENS = 2048  # of a prompt, without the begin token
+MOST_TOKENS = 2048  # of a prompt, without the BOS token
 CARD = {0: 43.5, 5: 41.5}  # by shots
 
 
@@ -84,7 +84,7 @@ class Mmlu(Task[MmluExample]):
         shots = len(example.shots)
         while len(encoder.encode(prompt(example, shots, chat), False)) > MOST_TOKENS and shots:
             shots -= 1
-        # with the begin token it may have a token too many
+        # with the BOS token it may have a token too many
         shorter = prompt(example, shots - 1, chat) if shots else None
         return Choice(prompt(example, shots, chat), LETTERS, shorter)
 

@@ -21,26 +21,28 @@ class EvaluationOptions:
     """What of the tasks is asked, and how. Raises RequestError, which names the field, where a value is wrong.
 
     format: "chat", the prompts of the model card; "raw", those that the same scripts made for base models.
-    add_bos: prompts begin with the begin token, as they did for the model card.
+    add_bos: prompts begin with the BOS token, as they did for the model card.
     limit: asks only the first so many examples of each group.
-    too_long: what an example is whose prompt leaves the model no position for an answer: "wrong", it is not asked and counts as
-        wrong, unless all examples of its task are; "refuse", an error before anything runs.
+    too_long: what becomes of an example whose prompt leaves the model no position for an answer: "wrong": it is not asked and
+        counts as wrong, unless all examples of its task are too long; "refuse": an error before anything runs.
     subjects: asks only these groups: subjects of MMLU, tasks of BBH, languages of TydiQA.
-    seed: draws the examples of tasks that ask a sample, and what is sampled of the model.
-    allow_code_execution: runs the programs that the model writes, each in a process with little room and no network.
+    seed: for choosing the examples of tasks that use a sample of them, and for sampling from the model.
+    allow_code_execution: runs the programs that the model writes, each in a process with limited memory and time.
     annotations: the file of a judge's preferences, for AlpacaFarm.
 
     The metadata of each field are the settings of its flag for argparse.
     """
 
     format: str = option(
-        "chat", "prompts in the chat format, or as the same scripts made them for base models", choices=FORMATS
+        "chat", "prompts in the chat format, or raw, as the same scripts made them for base models", choices=FORMATS
     )
-    add_bos: bool = option(True, "no begin token in front of prompts, as in the scripts of June 2023", flag="--no_bos")
+    add_bos: bool = option(
+        True, "do not put the BOS token before prompts, as in the scripts of June 2023", flag="--no_bos"
+    )
     limit: int | None = option(
         None,
-        "ask only the first N examples, or the first N of each subject, language, task of BBH, temperature of humaneval or "
-        "dataset of alpaca_farm",
+        "ask only the first N examples; where a task has groups (MMLU's subjects, BBH's tasks, TydiQA's languages, humaneval's "
+        "temperatures, alpaca_farm's datasets), the first N of each",
         metavar="N",
     )
     subjects: Sequence[str] | None = option(
@@ -48,17 +50,17 @@ class EvaluationOptions:
     )
     too_long: str = option(
         "wrong",
-        "examples whose prompts do not fit the model: count them as wrong, or refuse the task before anything runs",
+        "if an example's prompt is too long for the model: count it as wrong, or refuse the task before anything runs",
         choices=TOO_LONG,
     )
-    seed: int = option(42, "draws the examples of tasks that ask a sample, and what is sampled", metavar="S")
+    seed: int = option(42, "seed for choosing examples and for sampling completions", metavar="S")
     allow_code_execution: bool = option(
         False,
-        "humaneval: run the programs that the model writes, each in a process with little memory and time; else they are "
-        "only written to --out",
+        "humaneval: run the programs that the model writes, each in a process with limited memory and time; without this they "
+        "are only written to --out",
     )
     annotations: str | None = option(
-        None, "alpaca_farm: a judge's preferences, from which the win rate is computed", metavar="FILE"
+        None, "alpaca_farm: file of a judge's preferences, from which the win rate is computed", metavar="FILE"
     )
 
     def __post_init__(self) -> None:

@@ -48,7 +48,7 @@ class TaskResult:
 def check_out(out: Path, tasks: Iterable[str], resume: bool) -> None:
     """OutputError where `out` is no folder, or has results or records of these tasks, unless they are resumed."""
     if out.exists() and not out.is_dir():
-        raise OutputError(errno.ENOTDIR, f"{out} is no folder: name another --out")
+        raise OutputError(errno.ENOTDIR, f"{out} is not a folder: name another --out")
     for name in [] if resume else [RESULTS, *(records_name(task) for task in tasks)]:
         if (out / name).exists():
             raise OutputError(errno.EEXIST, f"{out / name} exists: use --resume to continue, or name another --out")

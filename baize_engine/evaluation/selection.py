@@ -29,7 +29,7 @@ def select(tasks: Sequence[Task[Any]], data: Path, options: EvaluationOptions) -
     or a task has none of them.
     """
     if not data.is_dir():
-        raise DataError(f"{data} is no folder, wanted that of the tasks' data")
+        raise DataError(f"{data} is not a folder, wanted the one with the tasks' data")
     selections, wrong = [], dict[str, list[str]]()  # what is wrong: its tasks
     for task in tasks:
         try:

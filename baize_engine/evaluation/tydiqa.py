@@ -33,8 +33,8 @@ from baize_engine.printable import kind, shown
 
 SOURCE = "https://storage.googleapis.com/tydiqa/v1.1/"
 PER_LANGUAGE = 100
-MAX_PASSAGE = 512  # tokens, the begin token among them
-BEGIN = "<s>"  # LLaMA's begin token
+MAX_PASSAGE = 512  # tokens, the BOS token among them
+BEGIN = "<s>"  # LLaMA's BOS token
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,8 @@ class TydiQa(Task[TydiQaExample]):
 def cut(passage: str, encoder: Encoder) -> str:
     """A passage of more than MAX_PASSAGE tokens: the text of the first ones. A shorter one: itself.
 
-    The original decoded the begin token with the rest, so that a cut passage began with "<s>", and so does ours if that is
-    how the encoder spells its begin token. transformers then read it as that token again, in the middle of the prompt.
+    The original decoded the BOS token with the rest, so that a cut passage began with "<s>", and so does ours if that is
+    how the encoder spells its BOS token. transformers then read it as that token again, in the middle of the prompt.
     (Version 4.31.0 also dropped the space in front of it and put one behind; ours stays in front.)
     """
     ids = encoder.encode(passage)

@@ -86,7 +86,7 @@ class BlockPool:
         shared, copy = sequence.block_table[:whole], None
         if sequence.num_cached % self.block_size:
             if self.free_blocks == 0:
-                raise CacheFull(f"the cache has none of {self.num_blocks} blocks free (raise cache_tokens)")
+                raise CacheFull(f"the cache has 0 of {self.num_blocks} blocks free, wanted 1 (raise cache_tokens)")
             copy = sequence.block_table[whole], self._take()
         self._sequences.add(twin)
         self._hold(shared)

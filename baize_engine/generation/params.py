@@ -56,32 +56,36 @@ class SamplingParams:
         RequestError: a value is not allowed; the message names the field, its value and the values allowed.
     """
 
-    max_new_tokens: int = option(128, "most tokens of an answer", metavar="N")
-    temperature: float = option(0.0, "0 always takes the likeliest token", metavar="T")
-    top_k: int = option(0, "sample from the K likeliest tokens; 0 is off", metavar="K")
-    top_p: float = option(1.0, "sample from the likeliest tokens of total probability P", metavar="P")
-    min_p: float = option(0.0, "drop tokens less likely than P times the likeliest", metavar="P")
+    max_new_tokens: int = option(128, "maximum number of tokens to generate", metavar="N")
+    temperature: float = option(0.0, "sampling temperature; 0 always takes the likeliest token", metavar="T")
+    top_k: int = option(0, "sample from the K likeliest tokens; 0 turns this off", metavar="K")
+    top_p: float = option(1.0, "sample from the likeliest tokens whose probabilities add up to P", metavar="P")
+    min_p: float = option(0.0, "drop tokens that are less than P times as likely as the likeliest", metavar="P")
     repetition_penalty: float = option(
-        1.0, "above 1 discourages tokens that prompt or answer have; divides their logits", metavar="R"
+        1.0, "divide the logits of tokens in the prompt or the completion; above 1 discourages them", metavar="R"
     )
-    seed: int | None = option(None, "makes sampling reproducible (default: a new one)", metavar="S")
-    stop: str | Sequence[str] = option((), "end the answer before this text (may be repeated)", metavar="TEXT")
-    stop_token_ids: Sequence[int] = option((), "end the answer at these tokens, beside the model's own end tokens")
-    ignore_eos: bool = option(False, "go on after the model's own end tokens")
-    n: int = option(1, "completions of each prompt", metavar="N")
+    seed: int | None = option(None, "seed that makes sampling reproducible (default: a new one each time)", metavar="S")
+    stop: str | Sequence[str] = option((), "end the completion before this text (may be repeated)", metavar="TEXT")
+    stop_token_ids: Sequence[int] = option((), "end the completion at these tokens, besides the model's EOS tokens")
+    ignore_eos: bool = option(False, "do not end the completion at the model's EOS tokens")
+    n: int = option(1, "number of completions of each prompt", metavar="N")
     logprobs: int | None = option(
-        None, "with --output: log-probabilities of each token and of the K likeliest", metavar="K"
+        None, "with --output: give log-probabilities of each token and of the K likeliest ones", metavar="K"
     )
-    presence_penalty: float = option(0.0, "subtracted from the logits of tokens that the answer has", metavar="R")
-    frequency_penalty: float = option(0.0, "subtracted once for each time that the answer has a token", metavar="R")
+    presence_penalty: float = option(0.0, "subtract R from the logits of tokens in the completion", metavar="R")
+    frequency_penalty: float = option(
+        0.0, "subtract R from a token's logit for each time that the completion has it", metavar="R"
+    )
     logit_bias: Mapping[int, float] = field(
         default_factory=dict,
         hash=False,
         metadata={"metavar": "ID=VALUE", "help": "add VALUE to the logit of token ID (may be repeated)"},
     )
-    allowed_token_ids: Sequence[int] | None = option(None, "only these tokens may come")
-    banned_token_ids: Sequence[int] = option((), "these tokens may not come")
-    min_new_tokens: int = option(0, "fewest tokens of an answer: nothing ends it before", metavar="N")
+    allowed_token_ids: Sequence[int] | None = option(None, "generate only these tokens")
+    banned_token_ids: Sequence[int] = option((), "never generate these tokens")
+    min_new_tokens: int = option(
+        0, "minimum number of tokens to generate; nothing ends a completion before", metavar="N"
+    )
 
     def __post_init__(self) -> None:
         self._integer("max_new_tokens", 1)

@@ -113,13 +113,13 @@ class Serving:
         call.check()
 
     def _check_process(self) -> None:
-        """Ends, in a process made by fork, the calls of its parent, which goes on with them itself."""
+        """Ends, in a forked process, the calls of its parent, where they continue."""
         if self._process == os.getpid():
             return
         with self._turns.turn():
             if self._process != os.getpid():
                 self._end_all(
-                    BackendError("this call was made before this process was forked; it goes on in the parent only")
+                    BackendError("this call was made before this process was forked; it continues in the parent only")
                 )
                 self._process = os.getpid()
 
@@ -182,7 +182,7 @@ class Serving:
         try:
             if self._loop is not None:
                 self._loop.fail()
-        finally:  # of a device that no longer works, too, the readers learn
+        finally:  # readers also learn of a device that no longer works
             while self._arriving and (arriving or self._arriving[0] in self._running):
                 self._running.add(self._arriving.popleft())
             calls = set(self._running)

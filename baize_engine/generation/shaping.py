@@ -128,11 +128,11 @@ def check_choice(params: SamplingParams, vocab_size: int, stop_ids: Collection[i
                 )
     excluded = set(params.banned_token_ids)
     if not _left(params, vocab_size, excluded):
-        raise RequestError("SamplingParams.banned_token_ids has every token that may come, wanted one left to draw")
+        raise RequestError("SamplingParams.banned_token_ids bans every allowed token, wanted at least one left to draw")
     if params.min_new_tokens and not _left(params, vocab_size, excluded | set(stop_ids)):
         raise RequestError(
-            f"SamplingParams.min_new_tokens is {params.min_new_tokens}, and every token that may come ends the text, "
-            "wanted another one allowed and not banned"
+            f"SamplingParams.min_new_tokens is {params.min_new_tokens}, but every allowed token ends the text, "
+            "wanted at least one that does not"
         )
 
 

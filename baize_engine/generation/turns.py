@@ -50,7 +50,7 @@ class Turns:
         self._check_process()
         self.check()
         if threading.get_ident() in self._inside:  # a signal's handler, a finaliser
-            raise RequestError("this thread is in the middle of another call to this engine; that must end first")
+            raise RequestError("this thread is in the middle of another call to this engine, which must end first")
         try:
             with self._hold():
                 self.check()
@@ -115,8 +115,8 @@ class Turns:
         forks.check()
         if self._child_of_a_call:
             raise BackendError(
-                "this process was made by fork in the middle of a call to this engine: start it by multiprocessing's "
-                "'spawn', and load the model there"
+                "this process was forked in the middle of a call to this engine: start it with multiprocessing's 'spawn', "
+                "and load the model there"
             )
 
 

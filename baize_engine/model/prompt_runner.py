@@ -218,9 +218,11 @@ class PromptRunner(Told):
         for ids, sequence in zip(token_ids, sequences, strict=True):
             end, room = sequence.num_cached + len(ids), len(sequence.block_table) * self.cache.block_size
             if end > most:
-                raise ValueError(f"a sequence would have {end} tokens, the model has {most}")
+                raise ValueError(f"a sequence would have {end} tokens, wanted at most {most} (max_position_embeddings)")
             if end > room:
-                raise ValueError(f"a sequence would have {end} tokens, its blocks have room for {room}")
+                raise ValueError(
+                    f"a sequence would have {end} tokens, wanted at most {room}, for which its blocks have room"
+                )
 
     def _run(self, token_ids: Sequence[list[int]], sequences: Sequence[CachedTokens], prompt: bool) -> None:
         """Computes the new tokens: hidden states in `self._work.x`, keys and values in the cache."""

@@ -61,7 +61,7 @@ def padding(name: str, config: ModelConfig, share: Share | None) -> int:
 
 
 def targets(name: str, weight: Weight, share: Share | None) -> tuple[Weight, ...]:
-    """The parts of `weight`, the weight `name`, that take equal parts of the columns of what is read, and of its padding: one
+    """The parts of `weight`, the weight `name`, that take equal parts of the columns that are read, and of their padding: one
     for each segment."""
     if share is None or not name.endswith(names.BY_COLUMNS):
         return (weight,)

@@ -61,9 +61,9 @@ READ = {False: 48e9, True: 2.6e12}  # bytes a second, by whether it is a GPU: me
 def step_costs(kind: str, on_gpu: bool, step_bytes: int | None = None) -> StepCosts:
     """Of weights of a kind, those of cost.py; ValueError for any other. A float type without a table of its own has float16's.
 
-    step_bytes: of weights that a step reads; None: so many that the host's work is nothing beside.
+    step_bytes: bytes of weights that a step reads; None: so many that the host's work is negligible.
 
-    Other models and machines have other costs, but of a like shape: what is read once against what each row adds.
+    Other models and machines have other costs, but of a similar shape: what is read once, and what each row adds.
     """
     times = ON_GPU if on_gpu else ON_CPU
     if kind not in WEIGHT_BITS:

@@ -37,12 +37,13 @@ class Channel(Protocol):
         """Sends what is queued."""
 
     def abandon(self) -> None:
-        """A call that was sent has failed on rank 0, in whose middle the others wait: they end, and get no more."""
+        """Ends the other ranks after a call failed on rank 0, in the middle of which they wait."""
 
 
 @dataclass
 class Row:
-    """What a run needs of a sequence, as another rank has it: rank 0's own has its prompt, its text and its reader."""
+    """What a run needs of a sequence, on a rank other than 0. Rank 0's sequence also has its prompt, its text and its
+    reader."""
 
     block_table: list[int]
     num_cached: int

@@ -69,7 +69,7 @@ def load_weights(
 def _load_share(
     index: CheckpointIndex, config: ModelConfig, dtype: str, device: str, quantize: str | None, share: Share
 ) -> dict[str, Weight]:
-    """The weights of a rank: as a whole model's, but that what is no stretch of rows in a file is copied on the CPU too."""
+    """The weights of a rank: as a whole model's, except that parts other than ranges of rows are copied even on the CPU."""
     share.check(config)
     if config.quantization is None and (device != "cpu" or quantize is not None):
         entries = slices(_kept(index), names.shapes(config, share), config, share)
@@ -181,8 +181,8 @@ def _warn_old(index: CheckpointIndex, config: ModelConfig) -> None:
     """A BaizeWarning where the files' matrices are not held as they are stored."""
     if config.held != config.quantization:
         warnings.warn(
-            f"{index.folder} holds int4 of the old scheme {config.scheme}: its matrices are held as int8, in twice the "
-            "memory. Quantise the original model again",
+            f"{index.folder} holds int4 weights of the old scheme {config.scheme}, which are held as int8 and take twice the "
+            "memory: quantise the original model again",
             BaizeWarning,
             stacklevel=3,
         )

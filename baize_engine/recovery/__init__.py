@@ -1,1 +1,1 @@
-"""Base + diff -> tuned model, streamed: plan, stream, journal, verify, and the inverse. Knows nothing of the decoder."""
+"""Base + diff -> recovered model, streamed: plan, stream, journal, verify, and the inverse. Knows nothing of the decoder."""

@@ -40,10 +40,10 @@ def check_roles(base: Index, other: Index, options: RecoveryOptions) -> None:
         swapped = (
             ""
             if why_diff(other)
-            else f", and {other.folder}, named as the {options.other_side}, a model: were the two swapped?"
+            else f", and {other.folder}, given as the {options.other_side}, like a model: were the two swapped?"
         )
         raise MismatchError(
-            f"{base.folder}, named as the base, looks like a weight diff by its norm weights{swapped} (--force goes on)"
+            f"{base.folder}, given as the base, looks like a weight diff by its norm weights{swapped} (--force continues)"
         )
 
 
@@ -75,9 +75,9 @@ def check_configs(
     if not differing:
         return
     if set(differing) <= set(KINDS_OF_MODEL):
-        remedy = "--keep_extra where the finetune holds the base's model and more, or --force"
+        remedy = "--keep_extra if the finetune holds the base's model and more, or --force"
     else:
-        remedy = "--force goes on where the shapes agree"
+        remedy = "--force continues if the shapes agree"
     told = "; ".join(f"{key} is {base[key]!r} in {base_name} and {other[key]!r} in {other_name}" for key in differing)
     raise MismatchError(f"the configs describe different models: {told} ({remedy})")
 
@@ -102,7 +102,7 @@ def _check_norms(work: Plan, other: Index, options: RecoveryOptions) -> None:
             found, wanted = "a weight diff already", "at least"
         raise MismatchError(
             f"{other.folder} looks like {found}: its norm weights are {ratio:.2f} times as large as the base's, wanted "
-            f"{wanted} {FULL_MODEL} (--force goes on)"
+            f"{wanted} {FULL_MODEL} (--force continues)"
         )
 
 
@@ -129,5 +129,5 @@ def _check_base_rows(work: Plan, base: Index, diff: Index) -> None:
     if differing:
         raise MismatchError(
             f"{diff.folder} was made from another base than {base.folder}: {len(differing)} of {len(found)} tensors differ "
-            f"in their first row: {some(differing)} (--force goes on)"
+            f"in their first row: {some(differing)} (--force continues)"
         )

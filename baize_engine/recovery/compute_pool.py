@@ -1,4 +1,4 @@
-"""As many threads for what takes a processor's time as there are processors."""
+"""ComputePool: as many threads for CPU-bound work as there are processors."""
 
 from __future__ import annotations
 

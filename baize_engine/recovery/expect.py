@@ -60,7 +60,7 @@ class Expectation:
         differing = [name for name, record in small.records.items() if not _same(record, wanted[name])]
         if differing:
             raise MismatchError(
-                f"{len(differing)} of {len(small.records)} small tensors do not come out as {self.manifest_path} says: "
+                f"{len(differing)} of {len(small.records)} small tensors are not as {self.manifest_path} says: "
                 f"{some(differing)}; {WRONG_BASE}"
             )
 
@@ -69,7 +69,7 @@ class Expectation:
         if self.manifest is not None and not _same(record, self.manifest.tensors[name]):
             wanted = self.manifest.tensors[name]
             raise MismatchError(
-                f"{name} came out with sum {record.sum} and SHA-256 {record.sha256[:16]}…, {self.manifest_path} says "
+                f"{name} has sum {record.sum} and SHA-256 {record.sha256[:16]}…, but {self.manifest_path} says "
                 f"{wanted.sum} and {wanted.sha256[:16]}…: {WRONG_BASE}"
             )
 

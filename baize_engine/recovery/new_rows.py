@@ -69,8 +69,8 @@ def _chosen(work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_r
             return "zero" if manifest.new_rows == "zero" else "mean", f"{MANIFEST_NAME} of the diff says so"
         if manifest.new_rows == "none" and not options.force:
             raise MismatchError(
-                f"{other.folder} was made from a base that has all of its rows, and this base lacks {work.extra_rows} of them: "
-                f"{WRONG_BASE} (--new_rows or --force goes on)"
+                f"{other.folder} was made from a base that has all of its rows, but this base lacks {work.extra_rows} of them: "
+                f"{WRONG_BASE} (--new_rows or --force continues)"
             )
     job = next(job for job in work.jobs if job.name == EMBED)
     mean = mean_row(job.base)
@@ -78,7 +78,7 @@ def _chosen(work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_r
     best = max(found, key=lambda each: (each.is_whole, each.cosine))
     why = (
         f"the row most like the mean row has cosine {best.cosine:.2f} with it and {best.size:.2f} times its size; whole rows "
-        f"have at least {WHOLE_COSINE} and {WHOLE_SIZES[0]} to {WHOLE_SIZES[1]} (--new_rows decides otherwise)"
+        f"have at least {WHOLE_COSINE} and {WHOLE_SIZES[0]} to {WHOLE_SIZES[1]} (--new_rows overrides this)"
     )
     return ("zero" if best.is_whole else "mean"), why
 

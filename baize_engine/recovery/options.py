@@ -25,30 +25,30 @@ class RecoveryOptions:
     Raises RequestError, MismatchError (dtype) or BackendError (device) where a value is not one of those allowed.
     """
 
-    dtype: str = option("float16", "type of the written weights", choices=FLOATS)
-    device: str = option("auto", "auto, cpu, cuda or cuda:N")
-    resume: bool = option(False, "continue what a killed run with the same arguments left in OUT")
+    dtype: str = option("float16", "type of the weights to write", choices=FLOATS)
+    device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
+    resume: bool = option(False, "continue an interrupted run with the same arguments")
     new_rows: str = option(
         "auto",
-        "what vocabulary rows that the base lacks are added to: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
-        "StableVicuna, Wombat, LLaVA, gisting), or auto: zero where they are plainly whole rows",
+        "what to add to vocabulary rows that the base lacks: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
+        "StableVicuna, Wombat, LLaVA, gisting), or auto, which means zero if the rows are plainly not differences",
         choices=NEW_ROWS,
     )
     drop_rows: bool = option(
-        False, "leave out the base's last vocabulary rows, where it has more than the other side: rows added by hand"
+        False, "leave out the base's last vocabulary rows if it has more than the other side: rows added by hand"
     )
     keep_extra: bool = option(
         False,
-        "store tensors that the base lacks without a sum, rounded to --dtype (LLaVA's projector, a reward model's head)",
+        "keep tensors that the base lacks as they are, rounded to --dtype (LLaVA's projector, a reward model's head)",
     )
     follow_links: bool = option(
-        False, "also copy config, tokenizer and licence texts that are links to files outside their folder"
+        False, "also copy config, tokenizer and licence files that are symbolic links out of their folder"
     )
-    force: bool = option(False, "continue where configs or norm weights look wrong; shapes must fit all the same")
+    force: bool = option(False, "continue even if configs or norm weights look wrong; shapes must still match")
     hash_sources: bool = option(False, "record a SHA-256 of every source file in the manifest")
     memory_mib: int = option(
         MEMORY_MIB,
-        "most MiB that the run may take, at any model size; on a GPU torch's own memory comes on top",
+        "memory limit of the run in MiB, whatever the model's size; on a GPU, torch's own memory comes on top",
         flag="--memory",
         metavar="MIB",
     )

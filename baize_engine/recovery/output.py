@@ -95,7 +95,7 @@ class Output(JournaledOutput[TensorRecord]):
         return self.nbytes + sum(map(len, self.side_files.values()))
 
     def warn(self) -> None:
-        """Warns, before the long work, of what the result will not do."""
+        """Warns, before the long work, of whatever will keep the result from running or taking text."""
         plan = self.plan
         for reason in result_problems(self.side_files, plan.vocab_size, plan.layers, plan.stored, self.folder):
             warnings.warn(reason, BaizeWarning, stacklevel=4)  # of the caller of `recover`
@@ -117,7 +117,7 @@ class Output(JournaledOutput[TensorRecord]):
         return record if digests(path, begin, job.spec.nbytes, check)["sha256"] == record.sha256 else None
 
     def _check_tensor(self, job: Job, record: TensorRecord) -> None:
-        """Checks a tensor that is whole and notes it: a wrong base, or a source that is being changed, shows at once."""
+        """Checks a finished tensor and records it, so that a wrong base, or a source that is being changed, shows at once."""
         self.expect.check_tensor(job.name, record)
         self.sources.check({part.path for entry in (job.base, job.other) for part in entry.parts})
         self.journal.add(job.name, record)

@@ -129,7 +129,7 @@ def plan(base: Index, other: CheckpointIndex, options: RecoveryOptions, *, tied:
     jobs = []
     for entry in sorted(theirs.values(), key=lambda entry: (entry.path.name, entry.parts[0].offset)):
         if not isinstance(entry, TensorEntry):
-            raise TypeError(f"{entry.name} lies in several parts, which only a base may")
+            raise TypeError(f"{entry.name} is stored in several parts, which only a base may be")
         if entry.name in ours:
             jobs.append(Job(_cut(ours[entry.name], entry, options), entry, options.dtype))
         elif options.keep_extra and entry.name != HEAD:
@@ -152,7 +152,7 @@ def plan(base: Index, other: CheckpointIndex, options: RecoveryOptions, *, tied:
     stored = [name for name in theirs if name not in ours and name != HEAD] if options.keep_extra else []
     if stored:
         notes.append(
-            f"{len(stored)} tensor(s) not in the base were stored without a sum, as {options.dtype}: {some(stored)}"
+            f"{len(stored)} tensor(s) not in the base were stored as they are, in {options.dtype}: {some(stored)}"
         )
     skipped = sorted(name for name in {*base.entries, *other.entries} if is_recomputed(name))
     return Plan(tuple(jobs), tuple(skipped), embedding.shape[0], options.subtract, tuple(stored), tuple(notes))
@@ -189,7 +189,7 @@ def _unpaired(
     if extra and not missing and len(extra) < len(theirs):
         them = "it" if len(extra) == 1 else f"all {len(extra)}"
         problems[min(len(extra), LISTED) - 1] += (
-            f" (--keep_extra of recover stores {them} in the result without a sum, rounded to its dtype)"
+            f" (--keep_extra of recover stores {them} in the result, rounded to its dtype)"
         )
     return problems + missing
 

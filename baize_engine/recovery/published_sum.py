@@ -211,10 +211,10 @@ def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
     if same_shape:
         models = ", ".join(f"{each.sum} ({each.model})" for each in same_shape)
         return (
-            f"warning: none of the sums published for models of this shape, {models}: the base or the diff is wrong if it "
-            "should be one of them; every other finetune has its own sum (--expect_sum compares with one)"
+            f"warning: none of the sums published for models of this shape, {models}. If it should be one of these models, the "
+            "base or the diff is wrong; any other finetune has its own sum (--expect_sum compares with one)"
         )
     return (
-        "not compared: no published sum of a model of this shape is known (weight_diff.py's 50637.1836 is alpaca-7b's alone; "
-        "--expect_sum compares with a sum that the authors published)"
+        "not compared: no published sum of a model of this shape is known (weight_diff.py's 50637.1836 is that of "
+        "alpaca-7b alone; --expect_sum compares with a sum that the authors published)"
     )

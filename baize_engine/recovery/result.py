@@ -8,7 +8,7 @@ from pathlib import Path
 
 from baize_engine.checkpoint.manifest import Manifest, TensorRecord
 
-FINISHED_BEFORE = "it was finished before: every byte is as it was written, and nothing was redone"
+FINISHED_BEFORE = "an earlier run finished it: every byte is as it was written, and nothing was redone"
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def describe(result: Result) -> list[str]:
     if result.finished_before:
         lines.append(FINISHED_BEFORE)
     elif result.resumed:
-        lines.append(f"{result.resumed} tensor(s) of the interrupted run were whole and were not redone")
+        lines.append(f"{result.resumed} tensor(s) of the interrupted run were complete and were kept")
     if result.skipped:
         lines.append(
             f"{len(result.skipped)} buffer(s) left out, such as {result.skipped[0]}: they follow from the config"

@@ -33,7 +33,7 @@ class Sources:
             before, now = self._before[path], stat_of(path)
             if _identity(before) != _identity(now):
                 raise CheckpointError(
-                    f"{path} changed while it was read ({before.st_size} bytes before, {now.st_size} now)"
+                    f"{path} changed while it was being read ({before.st_size} bytes before, {now.st_size} now)"
                 )
 
 

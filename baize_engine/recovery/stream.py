@@ -183,7 +183,8 @@ class _Worker:
             each.finish()
 
     def _read(self, reader: TensorReader, read: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
-        """What the page cache has takes a processor's time, other reads wait for the disk."""
+        """Reads. From the page cache that is CPU-bound work, for the pool; other reads wait for the disk, not for a
+        processor."""
         return self.compute.run(read, *arguments, **named) if reader.cached else read(*arguments, **named)
 
     def _combine(self, task: Task, rows: BaseRows, files: Files | None, begin: int, end: int) -> None:

@@ -4,10 +4,10 @@
 
 The tags are plain text; only BOS (once, in front) and the end-of-sequence *id* after each reply are special, and neither
 can come from a message: "</s>" in one is encoded as those four characters. A message can, however, contain the tags.
-BOS is added whatever add_bos_token says, as in training. A reply ends with the tokenizer's end token, as in open-instruct's
+BOS is added whatever add_bos_token says, as in training. A reply ends with the tokenizer's EOS token, as in open-instruct's
 code: "</s>", or what tokenizer_config.json names as eos_token instead ("<|im_end|>").
 
-Contents are stripped of surrounding white space, as in training. Text after an end id gets no dummy space, so the newline
+Contents are stripped of surrounding white space, as in training. Text after an EOS id gets no dummy space, so the newline
 is one token, as the format shows (transformers 5 encodes the string the same way). Training with transformers 4.29 differed
 there (measured with 4.29.2): its tokenizer dropped the newline after "</s>" and put a dummy space before the next
 "<|user|>". We keep the published format; first turns are equal in both.
@@ -27,14 +27,14 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
     """Render a conversation as prompt ids ending with "<|assistant|>\\n".
 
     messages: {"role", "content"} each: an optional system message, then user and assistant in turn, the user first and last.
-    Raises RequestError, naming the message by its index, or if the tokenizer has no begin or end token.
+    Raises RequestError, naming the message by its index, or if the tokenizer has no BOS or EOS token.
     """
     check(messages)
     return closed(texts(messages), tokenizer)
 
 
 def texts(messages: Sequence[Message]) -> list[str]:
-    """The format's text of checked messages, cut where a reply ends with the end id."""
+    """The format's text of checked messages, cut where a reply ends with the EOS id."""
     parts = [""]
     for message in messages:
         parts[-1] += f"<|{message['role']}|>\n{message['content'].strip()}"
@@ -46,9 +46,9 @@ def texts(messages: Sequence[Message]) -> list[str]:
 
 
 def closed(parts: Sequence[str], tokenizer: Tokenizer) -> list[int]:
-    """The begin id, then the texts with the end id between them. RequestError if the tokenizer lacks one of the two."""
+    """The BOS id, then the texts with the EOS id between them. RequestError if the tokenizer lacks one of the two."""
     if tokenizer.bos_id is None or tokenizer.eos_id is None:
-        raise RequestError("the chat format needs a tokenizer with a begin and an end token")
+        raise RequestError("the chat format needs a tokenizer with a BOS and an EOS token")
     ids = [tokenizer.bos_id, *tokenizer.encode(parts[0], add_bos=False)]
     for part in parts[1:]:
         ids += [tokenizer.eos_id, *tokenizer.encode(part, add_bos=False, continues=True)]

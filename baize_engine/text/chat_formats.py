@@ -2,10 +2,10 @@
 
 - **open_instruct**: `chat`. **template**: the folder's own, `chat_template`. **raw**: the contents, a line break between them.
 - **alpaca**: stanford_alpaca's train.py, PROMPT_DICT["prompt_no_input"]; the reply follows "### Response:" at once, as there.
-  That data has one turn: later ones repeat the block after the end id.
+  That data has one turn: later ones repeat the block after the EOS id.
 - **vicuna**: FastChat's "vicuna_v1.1", also of v1.3 and v1.5.
 
-A system message takes the place of alpaca's and vicuna's first sentences. As in `chat`, only the begin id and the end id after
+A system message takes the place of alpaca's and vicuna's first sentences. As in `chat`, only the BOS id and the EOS id after
 a reply are special.
 """
 
@@ -113,7 +113,7 @@ def _system(messages: Sequence[chat.Message]) -> tuple[str | None, Sequence[chat
 
 
 def _is_open_instruct(template: ChatTemplate) -> bool:
-    """Whether a template writes open-instruct's format, with or without the begin token in front."""
+    """Whether a template writes open-instruct's format, with or without the BOS token in front."""
     bos, eos = template.tokens["bos_token"], template.tokens["eos_token"]
     try:
         return all(template.text(probe).removeprefix(bos) == eos.join(chat.texts(probe)) for probe in _PROBES)

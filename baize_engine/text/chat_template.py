@@ -115,5 +115,5 @@ def _why_no_jinja() -> str | None:
     found = version("jinja2")
     if tuple(map(int, re.findall(r"\d+", found)[:3])) < SAFE_JINJA:
         wanted = ".".join(map(str, SAFE_JINJA))
-        return f"jinja2 {wanted} or newer, and here is {found}, whose sandbox a template can leave"
+        return f"jinja2 {wanted} or newer (found {found}, whose sandbox a template can leave)"
     return None

@@ -192,7 +192,7 @@ def _plain(part: Any) -> Any:
 def _text_ids(
     whole: tokenizers.Tokenizer, plain: tokenizers.Tokenizer, files: TokenizerFiles, id_of: Callable[[str], int | None]
 ) -> TextIds:
-    """The begin and end id: those that the post-processor puts around a text, else the tokens that the files name.
+    """The BOS and EOS id: those that the post-processor puts around a text, else the tokens that the files name.
 
     plain: the tokenizer without a post-processor.
     """

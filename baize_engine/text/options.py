@@ -12,7 +12,7 @@ class TextOptions:
     """How text prompts are tokenized; prompts of ids stay as they are. RequestError names a field of the wrong type.
 
     parse_special: whether special tokens spelled in the text become their ids.
-    add_bos, add_eos: whether to add a begin id in front and an end id behind; None: as the tokenizer's files say.
+    add_bos, add_eos: whether to add a BOS id in front and an EOS id behind; None: as the tokenizer's files say.
     """
 
     parse_special: bool = False

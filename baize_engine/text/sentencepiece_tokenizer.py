@@ -69,7 +69,7 @@ class SentencePieceTokenizer(Tokenizer):
             raise CheckpointError(f"{path}: not a sentencepiece model ({bad})") from bad
 
     def _hide(self, files: TokenizerFiles) -> None:
-        """Make pieces special that sentencepiece takes for text: the begin and end token, and those the files call special."""
+        """Make pieces special that sentencepiece takes for text: the BOS and EOS token, and those the files call special."""
         around = [i for i in (self.bos_id, self.eos_id) if i is not None and i < len(self._pieces)]
         marked = {*map(self._fresh.id_to_piece, around), *files.listed_special()}
         for text in (marked | files.named_special()) - self._special.keys():

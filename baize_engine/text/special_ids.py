@@ -2,18 +2,18 @@
 
 Pure functions of the parsed files; `of_folder` reads them. The rules, and why:
 
-- **End ids** are the union of those in generation_config.json and config.json, the tokenizer's end token by name
+- **EOS ids** are the union of those in generation_config.json and config.json, the tokenizer's EOS token by name
   ("<|im_end|>") and the sentencepiece model's own. transformers takes the first file that has any; a model ends with what it
   was trained with, and that is one of these. -1, null and ids without a row in the model are ignored.
-- **An end id that is the begin token is ignored.** Converters of March 2023 wrote bos 0, eos 1, pad -1 into config.json and
+- **An EOS id that is the BOS token is ignored.** Converters of March 2023 wrote bos 0, eos 1, pad -1 into config.json and
   generation_config.json; in LLaMA's vocabulary 1 is <s>. Without a sentencepiece model these three numbers together give
   them away, and LLaMA's own 2 replaces the 1. (0, <unk>, stays if a file names it: some finetunes learnt to end with it.)
-- **The begin id** is the token that tokenizer_config.json names as bos_token, else the sentencepiece model's own. The latter
+- **The BOS id** is the token that tokenizer_config.json names as bos_token, else the sentencepiece model's own. The latter
   is used too if that name is the model's end or unknown token: stanford_alpaca's train.py of March 2023 wrote "</s>" as bos,
   eos and unk, and until commit c0f99b4 of April transformers' LLaMA tokenizer took bos_token_id from the sentencepiece model
   whatever the name said (FastChat #167 restores that for Vicuna), so these families were trained with <s>. Later versions
   put "</s>" there (stanford_alpaca #193). The same holds for the "" of early converters, and for null.
-- **Prompts get the begin id** unless add_bos_token is false, and an end id if add_eos_token is true, as in transformers.
+- **Prompts get the BOS id** unless add_bos_token is false, and an EOS id if add_eos_token is true, as in transformers.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Own:
 
 @dataclass(frozen=True)
 class TextIds:
-    """The begin and end id by a tokenizer's files. `eos_id` ends a reply in a chat, and a prompt if `adds_eos`.
+    """The BOS and EOS id by a tokenizer's files. `eos_id` ends a reply in a chat, and a prompt if `adds_eos`.
 
     `bos_why` and `eos_why` say where the ids come from, `passed_over` what was found and ignored.
     """
@@ -80,7 +80,7 @@ class SpecialIds:
 
 
 def text_ids(files: TokenizerFiles, own: Own, id_of: Callable[[str], int | None]) -> TextIds:
-    """The begin and end id by the names in a tokenizer's files.
+    """The BOS and EOS id by the names in a tokenizer's files.
 
     own: the sentencepiece model's ids, used where a name is absent or unusable.
     id_of: the id of a token by its text, None for one that is not in the model.
@@ -94,7 +94,8 @@ def text_ids(files: TokenizerFiles, own: Own, id_of: Callable[[str], int | None]
         if found is not None and found not in wrong:
             return found, f"{key} {brief(text)} in {file}"
         if text:
-            what = "no token of this model" if found is None else f"the model's own token of another use, id {found}"
+            other = f"a token with another use in this model, id {found}"
+            what = "not a token of this model" if found is None else other
             passed.append(f"{key} {brief(text)} in {file} is {what}")
         return otherwise, "the sentencepiece model's own" if otherwise is not None else "none is known"
 
@@ -126,10 +127,10 @@ def special_ids(config: Mapping[str, Any], generation: Mapping[str, Any], text: 
     for value, file, early in _listed_ends(config, generation):
         why = f"eos_token_id in {file}"
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < vocab_size:
-            pass_over(f"{why}: {brief(value)} is no token of this model")
+            pass_over(f"{why}: {brief(value)} is not a token of this model")
         elif value == text.own.bos or (early and text.own == Own()):
             wrote = " (converters of March 2023 wrote it)" if early else ""
-            pass_over(f"{why}: {value} is the begin token{wrote}")
+            pass_over(f"{why}: {value} is the BOS token{wrote}")
             if early and text.own == Own() and vocab_size > LLAMA_END:
                 ends.setdefault(LLAMA_END, f"LLaMA's, where {file} has the wrong ids of converters of March 2023")
         else:
@@ -162,13 +163,13 @@ def of_contents(
 
 
 def _without_model(files: TokenizerFiles, vocab_size: int) -> TextIds:
-    """The begin and end id of a tokenizer without tokenizer.model, by the names in its files."""
+    """The BOS and EOS id of a tokenizer without tokenizer.model, by the names in its files."""
     added = files.added(0, vocab_size)
     return text_ids(files, Own(), lambda name: added[name][0] if name in added else None)
 
 
 def _listed_ends(config: Mapping[str, Any], generation: Mapping[str, Any]) -> Iterator[tuple[Any, str, bool]]:
-    """(end id, file, whether it is the wrong 1 of early converters) for each eos_token_id in the files, unchecked."""
+    """(EOS id, file, whether it is the wrong 1 of early converters) for each eos_token_id in the files, unchecked."""
     early = any(all(_is(file.get(key), value) for key, value in _EARLY.items()) for file in (config, generation))
     for file, name in ((generation, GENERATION), (config, CONFIG)):
         listed = file.get("eos_token_id")

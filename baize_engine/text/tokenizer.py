@@ -56,7 +56,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def _encode(self, text: str, continues: bool, allow_special: bool) -> list[int]:
-        """The ids of valid Unicode, without a begin and an end id."""
+        """The ids of valid Unicode, without a BOS and an EOS id."""
 
     def encode(
         self,
@@ -69,10 +69,10 @@ class Tokenizer(ABC):
     ) -> list[int]:
         """Encode `text` as ids.
 
-        add_bos, add_eos: whether to add the begin id in front and the end id behind; None: as the tokenizer's files say.
+        add_bos, add_eos: whether to add the BOS id in front and the EOS id behind; None: as the tokenizer's files say.
         continues: `text` follows earlier ids, and so gets no dummy space in front.
         allow_special: special tokens spelled in `text` become their ids; never for untrusted text.
-        Raises RequestError if `text` is no string or not valid Unicode, or a begin or end id is wanted and there is none.
+        Raises RequestError if `text` is no string or not valid Unicode, or a BOS or EOS id is wanted and there is none.
         """
         if not isinstance(text, str):
             raise RequestError(f"text is {text!r}, wanted a string")
@@ -80,8 +80,8 @@ class Tokenizer(ABC):
             text.encode()
         except UnicodeEncodeError as bad:
             raise RequestError(f"text has a lone surrogate at character {bad.start}, wanted valid Unicode") from bad
-        begin = _around("begin", self.bos_id, self.ids.adds_bos if add_bos is None else add_bos)
-        end = _around("end", self.eos_id, self.ids.adds_eos if add_eos is None else add_eos)
+        begin = _around("BOS", self.bos_id, self.ids.adds_bos if add_bos is None else add_bos)
+        end = _around("EOS", self.eos_id, self.ids.adds_eos if add_eos is None else add_eos)
         return begin + self._encode(text, continues, allow_special) + end
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -91,9 +91,7 @@ class Tokenizer(ABC):
 
 
 def _around(which: str, token_id: int | None, wanted: bool) -> list[int]:
-    """The begin or end id (`which`) as a list, empty unless it is wanted."""
+    """The id of BOS or EOS (`which`) as a list, empty unless it is wanted."""
     if wanted and token_id is None:
-        raise RequestError(
-            f"this tokenizer has no {which} token, wanted add_{'bos' if which == 'begin' else 'eos'}=False"
-        )
+        raise RequestError(f"this tokenizer has no {which} token, wanted add_{which.lower()}=False")
     return [token_id] if wanted and token_id is not None else []

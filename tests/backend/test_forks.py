@@ -128,7 +128,7 @@ if child == 0:
 os.waitpid(child, 0)
 """
     first, second = printed(code)
-    assert "made by fork in the middle of a call to this engine" in first
+    assert "forked in the middle of a call to this engine" in first
     assert second == "a turn"
 
 

@@ -78,7 +78,7 @@ def test_shards_of_another_input_are_named(folder: Path) -> None:
 
 
 def test_a_folder_without_shards_is_told(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="has no answers of shards, wanted what generate"):
+    with pytest.raises(OutputError, match="holds no answers of shards, wanted what generate"):
         complete_shards(tmp_path)
 
 
@@ -91,7 +91,7 @@ def test_nothing_is_overwritten(folder: Path, tmp_path: Path) -> None:
     path.unlink()
     partial = tmp_path / "all.jsonl.partial"
     partial.write_text("another's")
-    with pytest.raises(OutputError, match=r"all\.jsonl\.partial exists: a merge is writing there, or was killed"):
+    with pytest.raises(OutputError, match=r"all\.jsonl\.partial exists: another merge is writing it, or was killed"):
         write_answers(shards, path)
     assert (path.exists(), partial.read_text()) == (False, "another's")
 
@@ -100,7 +100,9 @@ def test_a_failure_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pyt
     shards, path = complete_shards(folder), tmp_path / "all.jsonl"
     whole = shards[1].path.read_bytes()
     shards[1].path.write_bytes(whole[:-3])
-    with pytest.raises(CheckpointError, match=r"shard-0002-of-0003\.jsonl was cut by 3 bytes while it was copied"):
+    with pytest.raises(
+        CheckpointError, match=r"shard-0002-of-0003\.jsonl lost its last 3 bytes while it was being copied"
+    ):
         write_answers(shards, path)
     shards[1].path.write_bytes(whole)
     with monkeypatch.context() as patch:

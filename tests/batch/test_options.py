@@ -34,5 +34,5 @@ def test_the_help_tells_flags_and_defaults(capsys: pytest.CaptureFixture[str]) -
         main(["generate", "--help"])
     shown = " ".join(capsys.readouterr().out.split())
     assert "--extra_columns {error,keep,drop}" in shown
-    assert "ignored (default: error)" in shown
+    assert "ignores them (default: error)" in shown
     assert "(default: 1024)" in shown

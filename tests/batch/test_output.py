@@ -154,7 +154,7 @@ def test_a_longer_input_goes_on_where_the_shorter_one_ended(tmp_path: Path) -> N
 def test_two_runs_cannot_write_one_output(tmp_path: Path) -> None:
     path = tmp_path / "out.jsonl"
     with AnswerFile(path, heads(), resume=False) as first:
-        with pytest.raises(OutputError, match="another run is writing there"):
+        with pytest.raises(OutputError, match="another run is writing to it"):
             AnswerFile(path, heads(), resume=True)
         first.append(*line(0))
     assert path.read_bytes().count(b"\n") == 1

@@ -32,8 +32,8 @@ def test_a_shard_is_spelled_i_of_n_from_one() -> None:
 @pytest.mark.parametrize(
     ("spelled", "told"),
     [
-        ("0/8", "there is no shard 0/8: they are counted from 1, wanted 1/8 to 8/8"),
-        ("9/8", "there is no shard 9/8: they are counted from 1, wanted 1/8 to 8/8"),
+        ("0/8", "there is no shard 0/8: shards are counted from 1, wanted 1/8 to 8/8"),
+        ("9/8", "there is no shard 9/8: shards are counted from 1, wanted 1/8 to 8/8"),
         ("1/0", "there is no shard 1/0"),
         *(
             (wrong, "wanted I/N, such as 3/8")
@@ -59,7 +59,7 @@ def test_a_header_is_read_as_it_was_written(tmp_path: Path) -> None:
 def test_a_file_that_begins_otherwise_is_no_shard(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "shard-0001-of-0002.jsonl"
     path.write_bytes(content)
-    with pytest.raises(OutputError, match=r"shard-0001-of-0002\.jsonl does not begin as the file of a shard does"):
+    with pytest.raises(OutputError, match=r"shard-0001-of-0002\.jsonl does not begin with a shard's header"):
         check_folder(tmp_path, header(2, 2))
 
 
@@ -88,7 +88,7 @@ def test_another_number_of_shards_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match=r"has shards of 2, such as shard-0001-of-0002.jsonl: give --shard I/2, or"):
         answer(tmp_path, header(1, 3))
     (tmp_path / "shard-0001-of-0003.jsonl").touch()
-    with pytest.raises(OutputError, match="has shards of 2 and 3, wanted those of one number of shards"):
+    with pytest.raises(OutputError, match="has shards of 2 and 3, wanted all of the same number of shards"):
         shard_files(tmp_path)
 
 

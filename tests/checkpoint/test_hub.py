@@ -105,7 +105,7 @@ def test_a_folder_that_exists_comes_first(fake: FakeHub, tmp_path: Path) -> None
 
 def test_what_the_hub_refuses_is_one_clear_error(fake: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(
-        CheckpointError, match=r"lab/gone is no folder here, and huggingface_hub could not .*404 for lab/gone"
+        CheckpointError, match=r"lab/gone is not a folder here, and huggingface_hub could not .*404 for lab/gone"
     ):
         recover("meta/base", "lab/gone", tmp_path / "out", device="cpu", progress=False)
     (tmp_path / "far" / "single" / "pytorch_model.bin").unlink()
@@ -138,4 +138,4 @@ def test_the_real_cache_when_offline(tmp_path: Path) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env={**os.environ, **settings}
     )
     assert done.stdout.strip() == "23"
-    assert "CheckpointError: lab/other is no folder here, and huggingface_hub could not fetch it" in done.stderr
+    assert "CheckpointError: lab/other is not a folder here, and huggingface_hub could not fetch it" in done.stderr

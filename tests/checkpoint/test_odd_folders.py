@@ -118,7 +118,7 @@ def test_an_index_without_its_shards_says_so(tmp_path: Path) -> None:
     for path in tmp_path.glob("*.bin"):
         path.unlink()
     with pytest.raises(
-        CheckpointError, match=r"bin\.index\.json is there, and none of its 2 shards: pytorch_model-00001"
+        CheckpointError, match=r"bin\.index\.json is there, but none of its 2 shards is: pytorch_model-00001"
     ):
         read_index(tmp_path)
     tiny.write_model(tmp_path, cfg, tiny.state(cfg), "bin")

@@ -25,17 +25,20 @@ LAYOUTS = {
     "FSDP": (["__0_0.distcp", "__1_0.distcp", ".metadata"], "format_utils dcp_to_torch FOLDER pytorch_model.bin"),
     "llama.cpp": (["llama-7b.Q4_K_M.gguf"], "nothing can be added"),
     "old llama.cpp": (["ggml-model-q4_0.bin"], "nothing can be added"),
-    "GPTQ": (["quantize_config.json", "llama-7b-4bit-128g.safetensors"], "128g.safetensors is of quantised weights"),
+    "GPTQ": (["quantize_config.json", "llama-7b-4bit-128g.safetensors"], "128g.safetensors holds quantised weights"),
     "GPTQ by its name": (["vicuna-4bit-128g.pt"], "GPTQ"),
     "AWQ": (["llama-7b-awq.safetensors"], "AWQ"),
     "Flax": (["flax_model-00001-of-00002.msgpack", "flax_model.msgpack.index.json"], "from_flax=True"),
     "TensorFlow": (["tf_model.h5"], "from_tf=True"),
-    "one torch file": (["config.json", "checkpoint.pt", "optimizer.pt"], "checkpoint.pt, if .* called pytorch_model.bin$"),
-    "Lightning": (["epoch=3.ckpt"], "epoch=3.ckpt, if"),
-    "safetensors by another name": (["llama-7b.safetensors", "x.pt"], "llama-7b.safetensors, .* model.safetensors$"),
+    "one torch file": (
+        ["config.json", "checkpoint.pt", "optimizer.pt"], "if checkpoint.pt is .* rename it to pytorch_model.bin$"
+    ),
+    "Lightning": (["epoch=3.ckpt"], "if epoch=3.ckpt is "),
+    "safetensors by another name": (["llama-7b.safetensors", "x.pt"], "if llama-7b.safetensors is .* model.safetensors$"),
     "several torch files": (
         ["b.pt", "a.pt", "c.pt", "training_args.bin"],
-        "3 files such as a.pt, .* called pytorch_model-00001-of-00003.bin to pytorch_model-00003-of-00003.bin$",
+        "if the 3 files such as a.pt are .* rename them to pytorch_model-00001-of-00003.bin "
+        "to pytorch_model-00003-of-00003.bin$",
     ),
     "no weights at all": (["config.json", "optimizer.pt", "scheduler.pt", "rng_state_1.pth", "README.md"], None),
     "Meta's": (["consolidated.00.pth", "params.json"], None),

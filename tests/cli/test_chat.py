@@ -74,8 +74,8 @@ def test_nokeep_last_refuses_the_message_and_says_how_many_tokens_are_left(folde
     code, out, err = piped(folder, f"{WORDS}\n{WORDS}\na\n".encode(), "--max_model_len", "72", "--nokeep_last")
     assert (code, out) == (3, "".join(reply + "\n" for reply in wanted))  # as if it had never been said
     (line,) = err
-    assert "the message has 13 tokens, and " in line
-    assert "are left of the 72 that the context has: it was left out, /new starts over, and --keep_last" in line
+    assert "the message has 13 tokens, but only " in line
+    assert "of the context's 72 are left: it was left out, /new starts over, and --keep_last" in line
 
 
 def test_commands_are_done_and_words_that_are_none_are_told(folder: Path) -> None:
@@ -95,7 +95,7 @@ def test_commands_are_done_and_words_that_are_none_are_told(folder: Path) -> Non
     ]
     code, out, err = piped(folder, "\n".join(typed).encode())
     assert (code, out) == (3, "".join(reply + "\n" for reply in wanted))
-    unknown = "baize: {} is no command, and was not sent: /help lists them, and /{} sends it as a message"
+    unknown = "baize: {} is not a command and was not sent: /help lists the commands, and /{} sends it as a message"
     assert err == [unknown.format(*["/the cat"] * 2), *HELP, unknown.format(*["/new now"] * 2)]
     assert all(any(line.startswith(name + " ") for line in HELP) for name in ("/help", "/new", "/exit", "/quit"))
 

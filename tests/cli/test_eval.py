@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(
     assert 5 <= done < 12
     if sent == signal.SIGTERM:
         assert child.returncode == 130
-        assert f"baize: interrupted; {done} records are in {out}, --resume goes on" in err
+        assert f"baize: interrupted; {done} records are in {out}; --resume continues" in err
         assert "Traceback" not in err
     again = forked_baize("eval", demo, *command(data, out, "--resume", tasks=tasks))
     assert (again.returncode, again.stderr) == (0, "")
@@ -189,13 +189,13 @@ def test_refusals_come_before_the_model_is_loaded(
             (),
             f"gsm8k_test.jsonl or test.jsonl is absent from {tmp_path}: download it from https",
         ),
-        (["mmlu_0shot"], tmp_path / "absent", (), "absent is no folder"),
+        (["mmlu_0shot"], tmp_path / "absent", (), "absent is not a folder"),
         (["alpaca_farm"], data, ("--annotations", tmp_path / "a.json"), "a.json"),
         (
             ["mmlu_0shot"],
             data,
             ("--out", data / "gsm8k_test.jsonl"),
-            "gsm8k_test.jsonl is no folder: name another --out",
+            "gsm8k_test.jsonl is not a folder: name another --out",
         ),
         (["mmlu_0shot"], data, ("--out", killed), "mmlu_0shot.jsonl exists: use --resume to continue, or name another"),
         (["mmlu_0shot"], data, ("--limit", "0"), "limit is 0"),
@@ -229,4 +229,4 @@ def test_the_help_lists_the_tasks_with_the_cards_figures(capsys: pytest.CaptureF
     assert "mmlu_5shot (41.5); gsm_direct (4.5)" in shown
     with pytest.raises(SystemExit):
         main(["eval", "--tasks", "mmlu_0shot", "--data", "x", "--out", "y"])
-    assert "wanted MODEL, or --path_raw and --path_diff in its place" in capsys.readouterr().err
+    assert "wanted either MODEL, or --path_raw and --path_diff" in capsys.readouterr().err

@@ -147,12 +147,12 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path:
     assert 2 <= done < 36
     if sent == signal.SIGTERM:
         assert child.returncode == 130
-        assert f"of 36 records are in {out}, --resume goes on" in err
+        assert f"of 36 records are in {out}; --resume continues" in err
         assert "Traceback" not in err
     out.write_bytes(kept + b'{"index": ' + str(done).encode())  # a line that was torn in the middle
     again = forked_baize(*command(folder, path, out), "--resume")
     assert (again.returncode, again.stdout) == (0, f"{out}: 36 records, 0 of them errors\n")
-    assert "an unfinished line at the end was cut off" in again.stderr
+    assert "an unfinished line at the end was removed" in again.stderr
     assert out.read_bytes().startswith(kept)
     lines = read(out)
     assert [line["index"] for line in lines] == list(range(36))
@@ -174,7 +174,7 @@ def test_records_that_vanish_while_they_are_answered_are_missed(
 
     monkeypatch.setattr(Engine, "completions", shortens)
     assert generate(folder, "--input", path, "--output", out, "--max_new_tokens", 3, "--window", 2) == 1
-    assert f"{path} had 12 records and lost 9 of them" in capsys.readouterr().err
+    assert f"{path} had 12 records, and 9 of them disappeared" in capsys.readouterr().err
     assert ["error" in line for line in read(out)] == [False, False, True]  # the third was cut
 
 
@@ -201,23 +201,23 @@ def test_a_prompt_comes_from_standard_input(
     [
         ([], "wanted --prompt TEXT, or --input FILE"),
         (["--prompt", "a", "--input", "b"], "wanted --prompt TEXT, or --input FILE"),
-        (["--input", "b"], "--input goes with --output FILE"),
-        (["--prompt", "a", "--output", "b"], "--output goes with --input"),
-        (["--prompt", "a", "--resume"], "--resume goes with --input"),
-        (["--prompt", "a", "--logprobs", "0"], "--logprobs goes with --input"),
-        (["--prompt", "a", "--window", "5"], "--window goes with --input"),
-        (["--prompt", "a", "--extra_columns", "keep"], "--extra_columns goes with --input"),
+        (["--input", "b"], "--input needs --output FILE"),
+        (["--prompt", "a", "--output", "b"], "--output applies to --input"),
+        (["--prompt", "a", "--resume"], "--resume applies to --input"),
+        (["--prompt", "a", "--logprobs", "0"], "--logprobs applies to --input"),
+        (["--prompt", "a", "--window", "5"], "--window applies to --input"),
+        (["--prompt", "a", "--extra_columns", "keep"], "--extra_columns applies to --input"),
         (["--input", "a", "--output", "b", "--window", "0"], "--window is 0, wanted at least 1"),
         (["--prompt", "a", "--banned_token_ids", "5;6"], "'5;6', wanted token ids with commas"),
         (["--prompt", "a", "--logit_bias", "5:6"], "'5:6', wanted a token id and a number"),
         (["--prompt", "a", "--logit_bias", "5=1", "--logit_bias", "5=2"], "--logit_bias names a token twice"),
-        (["--prompt", "a", "--path_raw", "x"], "wanted MODEL, or --path_raw and --path_diff"),
-        (["--prompt", "a", "--shard", "1/2"], "--shard goes with --input"),
-        (["--input", "-", "--output", "out", "--shard", "1/2"], "--shard goes with an --input that is a file and an"),
-        (["--input", "a", "--output", "-", "--shard", "1/2"], "--shard goes with an --input that is a file and an"),
+        (["--prompt", "a", "--path_raw", "x"], "wanted either MODEL, or --path_raw and --path_diff"),
+        (["--prompt", "a", "--shard", "1/2"], "--shard applies to --input"),
+        (["--input", "-", "--output", "out", "--shard", "1/2"], "--shard needs an --input that is a file and an"),
+        (["--input", "a", "--output", "-", "--shard", "1/2"], "--shard needs an --input that is a file and an"),
         (["--input", "a", "--output", "out", "--shard", "0/2"], "counted from 1, wanted 1/2 to 2/2"),
         (["--input", "a", "--output", "out", "--shard", "2"], "the shard is 2, wanted I/N, such as 3/8"),
-        (["--input", "a", "--shard", "1/2"], "--input goes with --output"),
+        (["--input", "a", "--shard", "1/2"], "--input needs --output"),
     ],
 )
 def test_wrong_usage_is_told(

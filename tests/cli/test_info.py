@@ -64,7 +64,7 @@ def test_info_says_what_a_rank_holds_and_sends(
     monkeypatch.setattr(info, "_memory_speed", lambda device: (1e9, "as said"))
     assert main(["info", str(folder), "--tensor_parallel", "2", "--link_speed", "0.5"]) == 0
     told = capsys.readouterr().out.partition("each of 2 ranks")[2].splitlines()
-    assert "a link of 0.5 GB/s" in told[0]
+    assert "its link with 0.5 GB/s" in told[0]
     kinds = [line.split()[0] for line in told[1::2]]
     assert kinds == ["float32", "int8", "int4"]
     assert all("6 exchanges and " in line and " bytes sent a step; fits in the " in line for line in told[1::2])
@@ -90,7 +90,7 @@ def test_info_refuses_ranks_that_do_not_divide(capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert (out, "tensor parallelism sums it in 8 parts" in err or "cannot be split over 3 ranks" in err) == ("", True)
     for wrong, told in (
-        (["--tensor_parallel", "2"], "--tensor_parallel goes with MODEL"),
+        (["--tensor_parallel", "2"], "--tensor_parallel needs MODEL"),
         ([str(folder), "--link_speed", "0"], "--link_speed is 0.0, wanted more than 0"),
     ):
         with pytest.raises(SystemExit) as stop:

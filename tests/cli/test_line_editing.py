@@ -104,7 +104,7 @@ def test_a_history_that_cannot_be_kept_is_told_once_and_costs_nothing(
     assert terminal.end() == 0
     for reply in replies:
         assert reply.encode().replace(b"\n", b"\r\n") in terminal.everything
-    assert terminal.everything.count(b"messages are not kept for another chat") == 1
+    assert terminal.everything.count(b"messages are not saved for later chats") == 1
 
 
 def test_a_bad_byte_that_is_typed_costs_its_message(folder: Path, tmp_path: Path) -> None:

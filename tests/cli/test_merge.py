@@ -74,11 +74,11 @@ def test_a_shard_that_was_cut_short_is_named_and_resumed(
     capsys.readouterr()
     assert main(["merge", str(tmp_path / "out")]) == 1
     told = f"{tmp_path / 'out'}: shard 2/2 ({path.name}) has answers to 3 of records 3 to 6"
-    assert capsys.readouterr().err == f"baize: {told}; its command with --shard 2/2 --resume finishes it\n"
+    assert capsys.readouterr().err == f"baize: {told}; its command with --shard 2/2 --resume completes it\n"
     assert answer(folder, prompts, [2], 2) == [1]
     assert f"{path} exists: use --resume to continue it" in capsys.readouterr().err
     assert answer(folder, prompts, [2], 2, "--resume") == [3]
-    assert f"{path}: an unfinished line at the end was cut off" in capsys.readouterr().err
+    assert f"{path}: an unfinished line at the end was removed" in capsys.readouterr().err
     assert path.read_bytes() == whole
     assert main(["merge", str(tmp_path / "out")]) == 3
     assert [line["index"] for line in read(tmp_path / "out" / "all.jsonl")] == list(range(len(LINES)))

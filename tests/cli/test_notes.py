@@ -94,7 +94,7 @@ def test_needless_options_are_told_in_a_line(
 ) -> None:
     assert main(["recover", *option.split(), *map(str, pair), str(tmp_path / "out"), "--quiet"]) == 0
     err = capsys.readouterr().err
-    assert err.startswith(f"baize: {option.split()[0]} is needless here: ")
+    assert err.startswith(f"baize: {option.split()[0]} is not needed here: ")
     first, *rest = err.splitlines()
     assert told in first
     assert all(line.startswith("warning: ") for line in rest)  # of the model, which has no tokenizer

@@ -35,7 +35,7 @@ WRONG = [
     ("xor", "required: --path_raw, --path_payload"),
     (
         "xor a b c",
-        "a b c: it is not plain which path is which, wanted baize xor --path_raw BASE --path_payload PAYLOAD",
+        "a b c: it is not clear which path is which, wanted baize xor --path_raw BASE --path_payload PAYLOAD",
     ),
     ("xor a b", "wanted baize xor --path_raw BASE"),
     ("xor --path_tuned o a b", "wanted baize xor --path_raw BASE"),

@@ -72,9 +72,9 @@ def run_several(lines: list[list[str]], stdin: bytes, **environment: str) -> lis
 @pytest.mark.parametrize(
     ("arguments", "closed", "code", "wanted"),
     [
-        (["info"], ">&-", 1, "standard output is closed, and all that info says would be there"),
-        (["generate", "MODEL", "--prompt", "a"], ">&-", 1, "standard output is closed, and the text would be there"),
-        (["chat", "MODEL"], ">&-", 1, "standard output is closed, and the answers would be there"),
+        (["info"], ">&-", 1, "standard output is closed, and the facts would go there"),
+        (["generate", "MODEL", "--prompt", "a"], ">&-", 1, "standard output is closed, and the text would go there"),
+        (["chat", "MODEL"], ">&-", 1, "standard output is closed, and the answers would go there"),
         (["generate", "MODEL", "--input", "IN", "--output", "-"], ">&-", 1, "standard output is closed"),
         (["generate", "MODEL", "--prompt", "-"], "<&-", 1, "standard input is closed, and the prompt would come"),
         (["generate", "MODEL", "--input", "-", "--output", "-"], "<&-", 1, "closed, and the records would come"),
@@ -108,7 +108,7 @@ def test_what_is_told_goes_nowhere_where_stderr_is_closed(folder: Path) -> None:
     """print() takes a closed stderr for standard output."""
     chat = ["chat", str(folder), "--device", "cpu", "--max_new_tokens", "2"]
     code, whole, err = forked_run(chat, "", b"/nothing\nthe cat\n")
-    assert (code, "no command" in err) == (3, True)
+    assert (code, "not a command" in err) == (3, True)
     assert forked_run(chat, "2>&-", b"/nothing\nthe cat\n") == (3, whole, "")
 
 
@@ -145,7 +145,7 @@ def test_what_the_encoding_cannot_show_is_replaced_and_told_once(
     prompted, chatted, to_file, to_stream = run_several(lines, "the cât\nthe dög\n".encode(), **environment)
     code, shown, err = prompted
     assert (code, shown) == (0, accents.encode("ascii", "replace"))
-    assert err.count("what it cannot show is ? there") == err.count("\n") == 1
+    assert err.count("characters that it lacks are shown as ?") == err.count("\n") == 1
     assert chatted[0] == 0
     assert b"?" in chatted[1]
     assert chatted[2].count("\n") == 1
@@ -171,9 +171,9 @@ def test_records_from_standard_input_to_standard_output(folder: Path, tmp_path: 
     assert (code, out.read_bytes()) == (0, whole)  # records that come again are known again
     code, text, err = forked_run([*line, "--input", "-", "--output", "-", "--resume"], "", path.read_bytes())
     assert code == 2
-    assert "--resume goes with an --output that is a file" in err
+    assert "--resume needs an --output that is a file" in err
     code, text, err = forked_run([*line, "--input", "-", "--output", "-"], "", b"\n")
-    assert (code, err) == (1, "baize: standard input has no records, wanted a JSON object a line\n")
+    assert (code, err) == (1, "baize: standard input has no records, wanted one JSON object per line\n")
 
 
 def test_a_warning_is_a_line(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_published_sums_are_compared_where_they_can_apply(
 
     out, err = check("other_shape")
     assert "not compared" in out
-    assert "50637.1836 is alpaca-7b's alone" in out
+    assert "50637.1836 is that of alpaca-7b alone" in out
     assert without_warnings(err) == []
     there = published_sum.Published("a", naive_sum(tuned) + 0.002, 2, 97, 32)
     away = published_sum.Published("b", naive_sum(tuned) + 10, 2, 97, 32)
@@ -119,7 +119,7 @@ def test_the_original_answers_beside_the_result(
     assert main([*command, str(tmp_path / "fourth"), "--test_inference", "False"]) == 0
     captured = capsys.readouterr()
     assert "Original model" not in captured.out
-    assert without_warnings(captured.err) == ["baize: --original_model is not asked, as --test_inference is off"]
+    assert without_warnings(captured.err) == ["baize: --original_model is not asked, because --test_inference is off"]
 
 
 def test_a_result_that_cannot_be_asked_is_recovered_all_the_same(
@@ -132,7 +132,7 @@ def test_a_result_that_cannot_be_asked_is_recovered_all_the_same(
         out = tmp_path / f"out{number}"
         assert main(["recover", *map(str, pair), str(out), "--quiet", *more]) == 0
         captured = capsys.readouterr()
-        assert "warning: not asked: " in captured.err
+        assert f"warning: {out} was not asked: " in captured.err
         assert f"{out}/tokenizer.model: absent, wanted" in captured.err.splitlines()[-1]
         assert "Who are you?" not in captured.out
         assert verify(out).ok

@@ -46,7 +46,7 @@ def test_an_earlier_result_is_the_first_path(here: Path, capsys: pytest.CaptureF
     command = ["xor", "oasst", "belle-enc", "meta/consolidated.00.pth", "--quiet"]
     assert main(command) == 0
     assert main([*command, "--resume"]) == 0
-    assert "it was finished before" in capsys.readouterr().out
+    assert "an earlier run finished it" in capsys.readouterr().out
     assert main(command) == 1
     assert "it holds this very result" in capsys.readouterr().err
 

@@ -198,7 +198,7 @@ except DistributedError as error:
 """
     run = launch(code, 2)
     assert run.codes() == [0, 0], run.errors()
-    assert run.lines[0].read() == b"ready the ranks of this run have ended; a process joins one run\n"
+    assert run.lines[0].read() == b"ready the ranks of this run have ended, and a process can join only one run\n"
 
 
 def test_a_program_that_has_groups_of_its_own_is_told(launch) -> None:
@@ -214,7 +214,7 @@ dist.destroy_process_group()
 """
     run = launch(code, 2)
     assert run.codes() == [0, 0], run.errors()
-    assert run.lines[1].read().startswith(b"ready torch.distributed is in use in this process already")
+    assert run.lines[1].read().startswith(b"ready torch.distributed is already in use in this process")
 
 
 def test_no_store_is_told_by_one_of_the_ranks_that_look_for_it(launch) -> None:

@@ -109,7 +109,7 @@ def test_all_stopped_for_a_while_go_on(launch) -> None:
 def test_a_rank_that_never_comes(launch) -> None:
     run = launch('Ranks.join(world, "cpu", limit=1)', 4, came=range(2))
     assert run.codes() == [1, 1]
-    assert run.errors() == "baize: ranks 2, 3 did not come within 1 s\n"
+    assert run.errors() == "baize: ranks 2, 3 did not join within 1 s\n"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

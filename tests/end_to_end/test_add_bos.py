@@ -79,7 +79,7 @@ def test_a_tokenizer_without_begin_token_says_so() -> None:
     tokenizer = SentencePieceTokenizer(small_model(bos_id=-1), TokenizerFiles())
     engine = engine_of(tokenizer, tokenizer.vocab_size)
     assert engine.encode("the") == engine.encode("the", add_bos=False)
-    with pytest.raises(RequestError, match="no begin token, wanted add_bos=False"):
+    with pytest.raises(RequestError, match="no BOS token, wanted add_bos=False"):
         engine.encode("the", add_bos=True)
 
 
@@ -107,7 +107,7 @@ def test_flag_and_records(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert generate(folder, *flags, out, *more) == 3
         found = read(out)
         assert [line["completions"][0]["token_ids"] for line in found[:5]] == [first, whole, bare, whole, reply]
-        assert all("add_bos goes with prompt" in line["error"] for line in found[5:7])
+        assert all("add_bos applies to prompt only" in line["error"] for line in found[5:7])
         assert 'add_bos is "no", wanted true, false or null' in found[7]["error"]
         for other in ways:  # a run with another --add_bos is another run
             same = {way or "auto"} == {other or "auto"}

@@ -94,7 +94,7 @@ def test_flag_and_records(folder: Path, tmp_path: Path, capsys: pytest.CaptureFi
         assert generate(folder, *flags, out, *more) == 3
         found = read(out)
         assert [line["completions"][0]["token_ids"] for line in found[:4]] == [first, parsed, plain, talk]
-        assert "parse_special goes with prompt" in found[4]["error"]
+        assert "parse_special applies to prompt only" in found[4]["error"]
         assert 'parse_special is "yes", wanted true or false' in found[5]["error"]
         assert generate(folder, *flags, out, *more, "--resume") == 3
         other = () if more else ("--parse_special",)

@@ -183,7 +183,7 @@ def test_it_is_chatted_with_and_info_says_which_ids(
     family = published.family
     assert main(["info", str(published.tuned)]) == 0
     shown = capsys.readouterr().out
-    assert (f"prompts begin with id {family.bos}:" if family.bos is not None else "prompts get no begin id") in shown
+    assert (f"prompts begin with id {family.bos}:" if family.bos is not None else "prompts get no BOS id") in shown
     (line,) = [line for line in shown.splitlines() if line.startswith("  texts end with ")]
     assert all(f"id {end}: " in line for end in family.ends)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"Hi\nWho are you?\n")))

@@ -204,7 +204,7 @@ def test_where_the_standard_library_cannot_be_read_nothing_runs() -> None:
 @pytest.mark.parametrize("executable", ["/bin/false", "/bin/true"])
 def test_an_interpreter_that_does_not_start(monkeypatch: pytest.MonkeyPatch, executable: str, public: Path) -> None:
     monkeypatch.setattr(sys, "executable", executable)
-    with pytest.raises(BackendError, match="programs cannot be run here: no supervisor started"):
+    with pytest.raises(BackendError, match="programs cannot be run here: their supervisor did not start"):
         SMALL.run([""])
     assert os.listdir(public) == []
 

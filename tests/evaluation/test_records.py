@@ -103,7 +103,7 @@ def test_records_of_another_run_or_none_at_all_are_refused(tmp_path: Path) -> No
 def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
     with Records(tmp_path, "task", QUESTIONS, "run", False) as records:
         records.add(QUESTIONS[0], ANSWERS[0], VERDICTS[0])
-        with pytest.raises(OutputError, match="another run is writing there"):
+        with pytest.raises(OutputError, match="another run is writing to it"):
             Records(tmp_path, "task", QUESTIONS, "run", True)
 
 

@@ -246,7 +246,7 @@ def test_verdicts_stand_unless_their_task_says_that_they_change(engine: Engine, 
 def test_two_runs_do_not_write_the_same_records(engine: Engine, data: Path, tmp_path: Path) -> None:
     class Nested(ToyText):
         def judge(self, example: Item, outputs: Any) -> Verdict:
-            with pytest.raises(OutputError, match="another run is writing there"):
+            with pytest.raises(OutputError, match="another run is writing to it"):
                 evaluate(engine, [ToyText("text")], data, tmp_path, resume=True)
             return super().judge(example, outputs)
 
@@ -325,14 +325,14 @@ def test_what_is_wrong_is_refused_by_name(engine: Engine, data: Path, tmp_path: 
             evaluate(engine, **{"tasks": both(), "data": data, "out": tmp_path / "out", **arguments})
     with pytest.raises(DataError, match=r"toy\.jsonl is absent from .*: download it from nowhere"):
         evaluate(engine, both(), tmp_path, tmp_path / "out")
-    with pytest.raises(DataError, match="is no folder"):
+    with pytest.raises(DataError, match="is not a folder"):
         evaluate(engine, both(), tmp_path / "absent", tmp_path / "out")
     (tmp_path / toy_tasks.FILE).write_text("")
     with pytest.raises(DataError, match=r"choice, text: .* has no example of it"):
         evaluate(engine, both(), tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     (tmp_path / "taken").write_text("")
-    with pytest.raises(OutputError, match="taken is no folder"):
+    with pytest.raises(OutputError, match="taken is not a folder"):
         evaluate(engine, both(), data, tmp_path / "taken")
 
 

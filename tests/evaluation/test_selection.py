@@ -59,7 +59,7 @@ def test_subjects_that_no_task_has_are_refused_and_so_are_tasks_without_any(data
 
 
 def test_data_that_are_not_there_are_told(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="absent is no folder, wanted that of the tasks' data"):
+    with pytest.raises(DataError, match="absent is not a folder, wanted the one with the tasks' data"):
         select([ToyText("text")], tmp_path / "absent", EvaluationOptions())
     (data / toy_tasks.FILE).rename(tmp_path / "moved")
     with pytest.raises(DataError) as missing:

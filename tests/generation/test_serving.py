@@ -110,7 +110,7 @@ def test_a_call_from_within_a_call_is_refused_and_does_not_wait_for_ever() -> No
 
     decoder.at_step = again
     assert engine.generate([1, 5], LONG) == wanted
-    assert said == ["this thread is in the middle of another call to this engine; that must end first"]
+    assert said == ["this thread is in the middle of another call to this engine, which must end first"]
     decoder.at_step = engine.close
     with pytest.raises(RequestError, match="this engine is closed"):
         engine.generate([1, 5], LONG)

@@ -50,7 +50,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(RequestError, match="cache_dtype is 'int8', wanted auto, float32, float16, bfloat16"):
         Engine.from_pretrained(folder, device="cpu", cache_dtype="int8")
     monkeypatch.setattr(loading, "resolve_device", lambda device: "cuda")
-    with pytest.raises(RequestError, match="cache_dtype is 'float16', and on a GPU the cache has the weights' type"):
+    with pytest.raises(RequestError, match="cache_dtype is 'float16', but on a GPU the cache has the weights' type"):
         Engine.from_pretrained(folder, device="cuda", cache_dtype="float16")
 
 

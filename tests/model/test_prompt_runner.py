@@ -180,7 +180,9 @@ def test_a_sequence_without_blocks_is_refused_and_stays_as_it_was() -> None:
     decoder = Decoder(decoders.make(tiny.config()), 32)
     sequence = decoder.sequence()
     decoder.prefill(prompt(20), sequence)
-    with pytest.raises(ValueError, match="a sequence would have 33 tokens, its blocks have room for 32"):
+    with pytest.raises(
+        ValueError, match="a sequence would have 33 tokens, wanted at most 32, for which its blocks have room"
+    ):
         PromptRunner.forward(decoder, [prompt(13)], [sequence])
     assert (sequence.num_cached, len(sequence.block_table), decoder.pool.free_blocks) == (20, 2, 0)
     decoder.forward([prompt(12)], [sequence])
@@ -189,7 +191,7 @@ def test_a_sequence_without_blocks_is_refused_and_stays_as_it_was() -> None:
 @pytest.mark.parametrize(("ids", "count"), [([], 0), ([[]], 1), ([[1], [2]], 1), ([[1] * 129], 1)])
 def test_wrong_calls_are_refused(ids: list[list[int]], count: int) -> None:
     decoder = Decoder(decoders.make(tiny.config()), 300)
-    with pytest.raises(ValueError, match=r"wanted one each|the model has 128"):
+    with pytest.raises(ValueError, match=r"wanted one each|wanted at most 128 \(max_position_embeddings\)"):
         decoder.forward(ids, [decoder.sequence() for _ in range(count)])
 
 

@@ -131,7 +131,7 @@ def test_refusals(tmp_path: Path) -> None:
     quantize(model, tmp_path / "q", "int8")
     with pytest.raises(RequestError, match="holds int8 weights already"):
         quantize(tmp_path / "q", tmp_path / "r", "int4")
-    with pytest.raises(RequestError, match=r"quantize is 'int4', and .* holds int8 weights already"):
+    with pytest.raises(RequestError, match=r"quantize is 'int4', but .* holds int8 weights already"):
         Engine.from_pretrained(tmp_path / "q", device="cpu", quantize="int4")
     with pytest.raises(OutputError, match="not empty"):
         quantize(model, tmp_path / "q", "int4")

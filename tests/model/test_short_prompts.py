@@ -52,7 +52,7 @@ def test_single_tokens_and_long_pieces_go_op_by_op(monkeypatch: pytest.MonkeyPat
 def test_a_sequence_without_blocks_stays_as_it_was() -> None:
     decoder = decoders.Decoder(decoders.make(CONFIG), 32, ahead=True)
     sequence = decoder.sequence()
-    with pytest.raises(ValueError, match="would have 40 tokens, its blocks have room for 0"):
+    with pytest.raises(ValueError, match="would have 40 tokens, wanted at most 0, for which its blocks have room"):
         PromptRunner.prefill(decoder, decoders.prompt(40), sequence)
     assert (sequence.num_cached, decoder.pool.free_blocks) == (0, 2)
 
@@ -60,7 +60,9 @@ def test_a_sequence_without_blocks_stays_as_it_was() -> None:
 def test_a_prompt_beyond_the_positions_is_refused() -> None:
     decoder = decoders.Decoder(decoders.make(tiny.config(max_position_embeddings=48)), 128, ahead=True)
     sequence = decoder.sequence()
-    with pytest.raises(ValueError, match="a sequence would have 50 tokens, the model has 48"):
+    with pytest.raises(
+        ValueError, match=r"a sequence would have 50 tokens, wanted at most 48 \(max_position_embeddings\)"
+    ):
         decoder.prefill(decoders.prompt(50), sequence)
     assert sequence.num_cached == 0
     assert decoder.prefill(decoders.prompt(48), sequence).shape == (1, 96)

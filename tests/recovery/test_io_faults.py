@@ -184,7 +184,7 @@ def test_a_source_that_changes_after_its_header_was_read(root: Path, monkeypatch
         return Output(*arguments)
 
     monkeypatch.setattr("baize_engine.recovery.recover.Output", late)
-    with pytest.raises(CheckpointError, match=rf"{victim} changed while it was read"):
+    with pytest.raises(CheckpointError, match=rf"{victim} changed while it was being read"):
         recover(root / "base", root / "diff", root / "tuned", device="cpu", progress=False)
     assert not (root / "tuned").exists()
 

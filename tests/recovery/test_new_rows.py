@@ -146,7 +146,7 @@ def test_a_diff_of_ours_made_from_a_larger_base_refuses_a_smaller_one(tmp_path: 
         tiny.write_model(tmp_path / folder, {**CFG, "vocab_size": state[TABLES[0]].shape[0]}, state)
     make_diff(tmp_path / "grown", tmp_path / "tuned", tmp_path / "diff", **SETTINGS, drop_rows=True)
     with pytest.raises(
-        MismatchError, match="was made from a base that has all of its rows, and this base lacks 1 of them"
+        MismatchError, match="was made from a base that has all of its rows, but this base lacks 1 of them"
     ):
         recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS)
     recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS, new_rows="mean")

@@ -57,7 +57,7 @@ def test_llavas_projector_is_kept_if_asked(tmp_path: Path) -> None:
     same_bits(load(tmp_path / "out"), applied(base, delta, "zero"))
     assert sorted(result.manifest.stored) == ["model.mm_projector.bias", "model.mm_projector.weight", "model.scale"]
     assert any(
-        "3 tensor(s) not in the base were stored without a sum, as float16: model." in note
+        "3 tensor(s) not in the base were stored as they are, in float16: model." in note
         for note in result.manifest.notes
     )
     assert result.extra_rows == 3

@@ -25,7 +25,7 @@ def test_a_source_that_changes_meanwhile_is_noticed(tmp_path: Path, monkeypatch:
         return records
 
     monkeypatch.setattr("baize_engine.recovery.run.stream", meddling)
-    with pytest.raises(CheckpointError, match="changed while it was read"):
+    with pytest.raises(CheckpointError, match="changed while it was being read"):
         recover(base, diff, tmp_path / "tuned", device="cpu", progress=False)
     assert not (tmp_path / "tuned").exists()
 
@@ -42,7 +42,7 @@ def test_only_what_was_asked_for_is_checked(tmp_path: Path) -> None:
     paths[1].write_bytes(b"54321")
     os.utime(paths[1], ns=(stat.st_atime_ns, stat.st_mtime_ns))  # dated back: the inode's time of change tells
     sources.check(paths[:1])
-    with pytest.raises(CheckpointError, match=rf"{paths[1]} changed while it was read \(5 bytes before, 5 now\)"):
+    with pytest.raises(CheckpointError, match=rf"{paths[1]} changed while it was being read \(5 bytes before, 5 now\)"):
         sources.check()
     paths[0].unlink()
     with pytest.raises(CheckpointError, match=f"{paths[0]} is absent"):

@@ -191,7 +191,7 @@ def test_messages_are_checked_and_a_machine_without_jinja_is_told(
             found.ids(TALKS[0], tokenizer)
     for old in ("2.11.3", "3.1", "3.1.5"):
         monkeypatch.setattr(chat_template, "version", lambda name, old=old: old)
-        with pytest.raises(RequestError, match=rf"needs jinja2 3\.1\.6 or newer, and here is {old}, whose sandbox"):
+        with pytest.raises(RequestError, match=rf"needs jinja2 3\.1\.6 or newer \(found {old}, whose sandbox"):
             found.ids(TALKS[0], tokenizer)
     for new in ("3.1.6", "3.2.0rc1", "4.0"):
         monkeypatch.setattr(chat_template, "version", lambda name, new=new: new)

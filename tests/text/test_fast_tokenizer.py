@@ -113,7 +113,7 @@ def test_what_begins_and_ends_texts(tmp_path: Path) -> None:
     assert (bare.bos_id, bare.eos_id) == (bos, None)
     assert bare.encode("a") == bare.encode("a", add_bos=False)
     assert bare.ids.passed_over == ("add_bos_token in tokenizer_config.json: tokenizer.json decides, and says false",)
-    with pytest.raises(RequestError, match="no end token, wanted add_eos=False"):
+    with pytest.raises(RequestError, match="no EOS token, wanted add_eos=False"):
         bare.encode("a", add_eos=True)
 
 

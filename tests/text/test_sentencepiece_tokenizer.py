@@ -106,9 +106,9 @@ def test_a_begin_and_an_end_id_stand_around_a_text_as_the_files_say(tmp_path: Pa
     without = SentencePieceTokenizer(small_model(bos_id=-1, eos_id=-1))
     assert (without.bos_id, without.eos_id) == (None, None)
     assert without.encode("a", add_eos=None) == without.encode("a", add_bos=False)
-    with pytest.raises(RequestError, match="no begin token, wanted add_bos=False"):
+    with pytest.raises(RequestError, match="no BOS token, wanted add_bos=False"):
         without.encode("a", add_bos=True)
-    with pytest.raises(RequestError, match="no end token, wanted add_eos=False"):
+    with pytest.raises(RequestError, match="no EOS token, wanted add_eos=False"):
         without.encode("a", add_eos=True)
 
 

@@ -107,21 +107,21 @@ def test_reasons_name_the_files() -> None:
         (32001, "eos_token '<|im_end|>' in tokenizer_config.json"),
     ]
     assert found.passed_over == (
-        "bos_token '</s>' in tokenizer_config.json is the model's own token of another use, id 2",
+        "bos_token '</s>' in tokenizer_config.json is a token with another use in this model, id 2",
         "add_bos_token 'no' in tokenizer_config.json is neither true nor false",
-        "eos_token_id in generation_config.json: -1 is no token of this model",
-        "eos_token_id in config.json: 1 is the begin token",
+        "eos_token_id in generation_config.json: -1 is not a token of this model",
+        "eos_token_id in config.json: 1 is the BOS token",
     )
 
 
 def test_early_converters_are_told_of_where_their_numbers_stand() -> None:
     early = special_ids.special_ids(EARLY, {}, text(), 32002)
-    wrote = "eos_token_id in config.json: 1 is the begin token (converters of March 2023 wrote it)"
+    wrote = "eos_token_id in config.json: 1 is the BOS token (converters of March 2023 wrote it)"
     assert early.passed_over == (wrote,)
     assert special_ids.special_ids(EARLY, {}, text(own=Own()), 32002).passed_over == (wrote,)
     other = text(own=Own(bos=5, eos=6))
     found = special_ids.special_ids({"eos_token_id": 5}, {}, other, 32002)
-    assert (found.end_ids, found.passed_over) == ((6,), ("eos_token_id in config.json: 5 is the begin token",))
+    assert (found.end_ids, found.passed_over) == ((6,), ("eos_token_id in config.json: 5 is the BOS token",))
 
 
 def test_of_a_folder(tmp_path: Path) -> None:

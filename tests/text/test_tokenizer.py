@@ -35,7 +35,7 @@ def test_begin_and_end_ids_are_added_as_asked(tokenizer: Tokenizer) -> None:
     assert tokenizer.encode("the cat") == tokenizer.encode("the cat", True) == [tokenizer.bos_id, *bare]
     assert tokenizer.encode("the cat", False, add_eos=None) == bare
     if tokenizer.eos_id is None:
-        with pytest.raises(RequestError, match="no end token, wanted add_eos=False"):
+        with pytest.raises(RequestError, match="no EOS token, wanted add_eos=False"):
             tokenizer.encode("the cat", add_eos=True)
     else:
         assert tokenizer.encode("the cat", False, add_eos=True) == [*bare, tokenizer.eos_id]

@@ -31,7 +31,7 @@ class Conversations:
     def text(self, messages: Sequence[Message], reply_begins: bool = True) -> str:
         """A conversation up to where the reply begins, or else up to the end of the assistant's last message, which goes on.
 
-        Without the begin token, unless the template writes it. RequestError as `chat.render` or `ChatTemplate.text` raise it.
+        Without the BOS token, unless the template writes it. RequestError as `chat.render` or `ChatTemplate.text` raise it.
         """
         if self._template is not None:
             text = self._template.text(messages, reply_begins)
@@ -45,7 +45,7 @@ class Conversations:
         return self._spelled(ids).removesuffix("\n")  # raw has a line break there instead
 
     def _spelled(self, ids: list[int]) -> str:
-        """The text that is encoded as `ids`, which may begin with the begin token."""
+        """The text that is encoded as `ids`, which may begin with the BOS token."""
         names = {self._tokenizer.id_of(text): text for text in self._tokenizer.special_tokens}
         decoder = IncrementalDecoder(self._tokenizer)
         begin = int(ids[:1] == [self._tokenizer.bos_id])
@@ -57,6 +57,6 @@ def _through(text: str, message: str) -> str:
     """A rendered conversation through its last message, with the spaces behind it if the template keeps them."""
     begin = text.rfind(message.strip())
     if begin < 0:
-        raise RequestError("the chat template leaves out the last message, which the reply is to go on from")
+        raise RequestError("the chat template leaves out the last message, which the reply is to continue")
     whole = message.lstrip()
     return text[:begin] + (whole if text.startswith(whole, begin) else message.strip())

@@ -17,7 +17,7 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 @dataclass(frozen=True)
 class Generation:
-    """How to generate. until: the strings before which the harness wants the text cut, the end token's among them."""
+    """How to generate. until: the strings before which the harness wants the text cut, the EOS token's among them."""
 
     params: SamplingParams
     until: tuple[str, ...]

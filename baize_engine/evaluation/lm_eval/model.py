@@ -50,8 +50,8 @@ class BaizeLM(TemplateLM):
 
     pretrained: a folder or hub id, or an Engine. path_raw, path_diff: in its place, a base and the diff to recover.
     max_gen_toks: the most tokens of an answer where the task does not say.
-    add_bos_token: whether texts begin with the begin token; None: as the tokenizer's files say. False also omits the end token.
-    prefix_token_id: what an empty context is replaced by; None: the begin token, else the end token.
+    add_bos_token: whether texts begin with the BOS token; None: as the tokenizer's files say. False also omits the EOS token.
+    prefix_token_id: what an empty context is replaced by; None: the BOS token, else the EOS token.
     seed: of sampling. Requests that are equal, such as a task's repeats, are samples of one prompt.
     batch_size, max_batch_size: not used; the harness passes them to every model.
     options: fields of EngineOptions; with an Engine only chat_format.
@@ -86,7 +86,7 @@ class BaizeLM(TemplateLM):
         prefixes = [prefix_token_id, self.tokenizer.bos_id, self.tokenizer.eos_id, *self.engine.eos_token_ids]
         found = [token_id for token_id in prefixes if token_id is not None]
         if not found:
-            raise RequestError("the model has no begin and no end token, wanted prefix_token_id")
+            raise RequestError("the model has neither a BOS nor an EOS token, wanted prefix_token_id")
         self._prefix = found[0]
 
     @classmethod
@@ -118,7 +118,7 @@ class BaizeLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
         """The ids of a text, special tokens spelled in it included.
 
-        add_special_tokens: whether the begin and end id stand around it; None: unless it spells the begin token itself.
+        add_special_tokens: whether the BOS and EOS id stand around it; None: unless it spells the BOS token itself.
         """
         ids = self._encoder.encode(string)
         bare = ids[:1] == [self._prefix] if add_special_tokens is None else not add_special_tokens
@@ -233,13 +233,15 @@ def _engine(
     if unknown := [name for name in options if name not in known]:
         own = ("pretrained", "path_raw", "path_diff", "max_gen_toks", "add_bos_token", "prefix_token_id", "seed")
         wanted = ", ".join((*own, *known))
-        raise RequestError(f"{unknown[0]} is no argument of the model baize, wanted {wanted}")
+        raise RequestError(f"{unknown[0]} is not an argument of the model baize, wanted {wanted}")
     if pretrained is None and path_raw is not None and path_diff is not None:
         return Engine.from_diff(path_raw, path_diff, **options)
     if pretrained is None or path_raw is not None or path_diff is not None:
-        raise RequestError("wanted pretrained=FOLDER, or path_raw=BASE and path_diff=DIFF in its place")
+        raise RequestError("wanted either pretrained=FOLDER, or path_raw=BASE and path_diff=DIFF")
     if not isinstance(pretrained, Engine):
         return Engine.from_pretrained(pretrained, **options)
     if late := [name for name in options if name != "chat_format"]:
-        raise RequestError(f"{late[0]} is given with an Engine, which is loaded already")
+        raise RequestError(
+            f"{late[0]} is given with an Engine that is already loaded, wanted only chat_format beside it"
+        )
     return pretrained

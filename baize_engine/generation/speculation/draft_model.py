@@ -20,7 +20,7 @@ from baize_engine.model.llama import Llama
 from baize_engine.model.prompt_runner import PromptPiece, PromptRunner
 from baize_engine.model.runner import Batch
 
-# Tokens taken as accepted and rejected before any is verified: a row of a draft costs more than that of an index, so that one
+# Tokens taken as accepted and rejected before any is verified: a draft's row costs more than an index's, so that one
 # that were not trusted at first would never be tried.
 ACCEPTED, REJECTED = 3.0, 0.5
 

@@ -17,7 +17,7 @@ HALF_LIFE = 64  # tokens of text in which what was seen loses half its weight, s
 class Pace:
     """The chance that a proposed token is accepted, if those before it are: of a sequence, learnt from what was verified.
 
-    Starts as though `prior_accepted` tokens had been accepted and `prior_rejected` rejected. Where all fail, the chance falls
+    Starts as if `prior_accepted` tokens had been accepted and `prior_rejected` rejected. If all fail, the chance falls
     until a row costs more than it promises; as the failures fade it rises again, and there is one more try. If c is the least
     chance that pays for a row, failures weigh about prior_accepted / c then, of which ln 2 / HALF_LIFE fades in a token, and
     each costs c tokens: so the loss is about prior_accepted tokens at first and 0.5 % ever after, whatever c is; or 2 % where c
@@ -37,7 +37,7 @@ class Pace:
         return accepted / (accepted + self.prior_rejected + kept * self._rejected)
 
     def verified(self, proposed: int, accepted: int, position: int) -> None:
-        """Learns that `accepted` of `proposed` tokens were; those after the first that was not say nothing."""
+        """Learns that `accepted` of `proposed` tokens were right; those after the first wrong one say nothing."""
         each = 1 - 1 / WINDOW  # what a token leaves of the weight of those before it
         kept = each**accepted
         faded = 0.5 ** ((position - self._position) / HALF_LIFE)

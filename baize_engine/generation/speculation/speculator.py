@@ -43,7 +43,7 @@ class Speculator:
     def step_time(self, sequences: int, drafts: abc.Sequence[int] = ()) -> float:
         """An estimate of the time of a step, in steps of one sequence. drafts: numbers of draft tokens of some sequences.
 
-        It is of the tables of costs, of another machine or another model than this.
+        It is read from tables of costs, which were measured on another machine or model.
         """
         time = self._costs.of(sequences + sum(drafts))
         if not any(drafts):

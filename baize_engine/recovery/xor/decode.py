@@ -101,7 +101,7 @@ def _unpacked(job: Job, piece: int, progress: Advance) -> Generator[memoryview, 
         total += len(data)
         if total > most:
             raise CheckpointError(
-                f"{job.payload} unpacks to more than {most} bytes, where {job.base} has {job.base_size}: no payload of it does"
+                f"{job.payload} unpacks to more than {most} bytes, but {job.base} has {job.base_size}: no payload for it does"
             )
         while data:
             taken = data[: piece - filled]
@@ -144,4 +144,4 @@ def _members(job: Job, piece: int, progress: Advance) -> Generator[memoryview, N
         if rest:
             yield memoryview(rest)
         if not decoder.eof:
-            raise CheckpointError(f"{what}: the gzip data end before they are whole (was the file cut?)")
+            raise CheckpointError(f"{what}: the gzip data are incomplete (was the file truncated?)")

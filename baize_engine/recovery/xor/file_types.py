@@ -1,4 +1,4 @@
-"""How files of a model look, by their names: XOR files, and results of the wrong base, look otherwise."""
+"""What files of a model look like, by their names. XOR files, and results of a wrong base, look different."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def check_head(job: Job, head: bytes) -> None:
     if wrong := why_not(job.name, head):
         if job.head and not why_not(job.name, job.head):
             raise MismatchError(
-                f"{job.payload} is a whole {job.name} and no XOR file: wanted the published XOR files (a diff that is to be "
-                "added is for baize recover)"
+                f"{job.payload} is a complete {job.name}, not an XOR file: wanted the published XOR files (a weight diff is "
+                "for baize recover)"
             )
         raise job.mismatch(f"begins with {shown(repr(head[:12])[1:])}, {wrong}")
 

@@ -151,15 +151,15 @@ class XorOutput(JournaledOutput[FileRecord]):
         return FileRecord(position, digests["sha256"])
 
     def _check_room(self, job: Job) -> None:
-        """What gzip data unpack to is not known before: they must not fill the disk."""
+        """Keeps gzip data, whose unpacked size is not known in advance, from filling the disk."""
         with writing(self.folder, "be measured"):
             stat = os.statvfs(self.folder)
         free = stat.f_bavail * stat.f_frsize
         if free < SPARE:
             raise OutputError(
                 errno.ENOSPC,
-                f"{self.folder / job.name}: while {job.payload} was unpacked the disk came to {free >> 20} MiB, wanted at "
-                f"least {SPARE >> 20} at any time",
+                f"{self.folder / job.name}: while {job.payload} was being unpacked, the disk had {free >> 20} MiB free, wanted "
+                f"at least {SPARE >> 20} MiB at all times",
             )
 
     def _manifest(self) -> Manifest:

@@ -198,13 +198,13 @@ def _check_base(base: Path, files: list[Path], folder: Path) -> None:
     if missing:
         _refuse_swapped(base, files)
         layout = (
-            "it is Meta's original layout, which is to be converted first"
+            "it is Meta's original layout, which must be converted first"
             if "params.json" in there
             else f"it has {', '.join(shown(name) for name in sorted(there)[:4]) or 'nothing'}"
         )
         raise MismatchError(
             f"{base} lacks {len(missing)} of the files of {folder}, such as {shown(missing[0])} ({layout}): wanted the base in "
-            "the same files as the payload, as convert_llama_weights_to_hf.py wrote them at its time"
+            "the same files as the payload, as convert_llama_weights_to_hf.py wrote them at the time"
         )
 
 
@@ -221,7 +221,7 @@ def _refuse_swapped(base: Path, files: list[Path]) -> None:
 
 
 def _swapped(path: Path, other: Path) -> MismatchError:
-    return MismatchError(f"{path} is a whole {path.name}, and {other}, of the base, is none: {SWAPPED}")
+    return MismatchError(f"{path} is a complete {path.name}, but {other}, of the base, is not: {SWAPPED}")
 
 
 def _same_name(path: Path, other: Path, heads: _Heads) -> Job:

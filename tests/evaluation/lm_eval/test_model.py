@@ -281,7 +281,9 @@ def test_model_arguments(spelled: Path, tmp_path: Path) -> None:
         (direct,) = engine.generate("Once upon a time", baize_engine.SamplingParams(max_new_tokens=8))
     assert recovered.generate_until(asked) == [recovered.tokenizer.decode(direct.token_ids)]
     bare = BaizeLM(spelled, device="cpu", add_bos_token=False, prefix_token_id=2)
-    with pytest.raises(RequestError, match="dtype is given with an Engine, which is loaded already"):
+    with pytest.raises(
+        RequestError, match="dtype is given with an Engine that is already loaded, wanted only chat_format"
+    ):
         BaizeLM(bare.engine, dtype="float16")
     assert (bare.tok_encode("the"), bare.prefix_token_id) == (
         SentencePieceTokenizer(small_model()).encode("the", add_bos=False),
@@ -290,11 +292,11 @@ def test_model_arguments(spelled: Path, tmp_path: Path) -> None:
     for arguments, message in (
         (
             {"pretrained": str(spelled), "parallelize": True},
-            "parallelize is no argument of the model baize, wanted pretrained",
+            "parallelize is not an argument of the model baize, wanted pretrained",
         ),
-        ({}, "wanted pretrained=FOLDER, or path_raw=BASE and path_diff=DIFF"),
-        ({"pretrained": str(spelled), "path_raw": "a", "path_diff": "b"}, "wanted pretrained=FOLDER"),
-        ({"path_raw": "a"}, "wanted pretrained=FOLDER"),
+        ({}, "wanted either pretrained=FOLDER, or path_raw=BASE and path_diff=DIFF"),
+        ({"pretrained": str(spelled), "path_raw": "a", "path_diff": "b"}, "wanted either pretrained=FOLDER"),
+        ({"path_raw": "a"}, "wanted either pretrained=FOLDER"),
         ({"pretrained": str(spelled), "quantize": "int3"}, "quantize is 'int3'"),
     ):
         with pytest.raises(RequestError, match=message):

@@ -108,7 +108,7 @@ D04EC99 = r"d04ec99bec8a0b432fc03ed60cea9a1a20ebaf3c with torch 1\.13\.1"
 
 REFUSALS = {
     lack_a_shard: r"lacks 1 of the files of .*payload, such as pytorch_model-00002-of-00002.bin \(it has",
-    meta_in_place_of_the_base: r"lacks 7 of the files of .*Meta's original layout, which is to be converted first",
+    meta_in_place_of_the_base: r"lacks 7 of the files of .*Meta's original layout, which must be converted first",
     another_config: r"config.json with .*base/config.json makes a config.json that begins with .*not JSON.*" + D04EC99,
     another_converter: r"makes a pytorch_model-00001-of-00002.bin that begins with .*wanted 'PK'.*" + D04EC99,
     a_safetensors_base: "lacks 1 of the files",
@@ -120,7 +120,7 @@ REFUSALS = {
     a_link_elsewhere: "payload/config.json is a link to .*secret, outside its folder",
     a_base_link_elsewhere: "base/config.json is a link to .*, outside its folder",
     a_pipe: "payload/config.json is a folder or device",
-    cut_gzip: "special_tokens_map.json: the gzip data end before they are whole",
+    cut_gzip: "special_tokens_map.json: the gzip data are incomplete",
     broken_gzip: "tokenizer_config.json: byte .* not gzip data",
     something_after_gzip: "special_tokens_map.json: byte .* not gzip data",
     partial_name: "a file of the result would be called 'config.json.partial'",
@@ -130,7 +130,7 @@ REFUSALS = {
 
 def test_a_model_in_place_of_the_payload(base: Path, tuned: Path, tmp_path: Path) -> None:
     with pytest.raises(
-        MismatchError, match=r"tuned/config.json is a whole config.json and no XOR file: wanted the published"
+        MismatchError, match=r"tuned/config.json is a complete config.json, not an XOR file: wanted the published"
     ):
         run(base, tuned, tmp_path / "out")
 

@@ -99,14 +99,14 @@ def test_bombs(base: Path, tuned: Path, tmp_path: Path, monkeypatch: pytest.Monk
     payload = publish_by_file(tuned, base, tmp_path / "payload")
     bomb = payload / "pytorch_model-00001-of-00002.bin"
     bomb.write_bytes(gzip.compress(bomb.read_bytes()) + gzip.compress(bytes(1 << 20)) * 80)
-    with pytest.raises(CheckpointError, match=r"payload/pytorch\S+ unpacks to more than \d+ bytes, where .* has \d+"):
+    with pytest.raises(CheckpointError, match=r"payload/pytorch\S+ unpacks to more than \d+ bytes, but .* has \d+"):
         run(base, payload, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     usual = os.statvfs(tmp_path)
     nearly_full = os.statvfs_result([(63 << 20) // usual.f_frsize if n == 4 else v for n, v in enumerate(usual)])
     monkeypatch.setattr(os, "statvfs", lambda path: nearly_full)
     with pytest.raises(
-        OutputError, match=r"pytorch\S+: while .* was unpacked the disk came to 63 MiB, wanted at least 64"
+        OutputError, match=r"pytorch\S+: while .* was being unpacked, the disk had 63 MiB free, wanted at least 64"
     ):
         run(base, payload, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -55,7 +55,7 @@ def test_a_source_that_changes_meanwhile(
         return plain(job, piece, progress)  # type: ignore[arg-type]
 
     monkeypatch.setattr(decode, "_plain", touched)
-    with pytest.raises(CheckpointError, match=r"base/config.json changed while it was read"):
+    with pytest.raises(CheckpointError, match=r"base/config.json changed while it was being read"):
         run(base, payload, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

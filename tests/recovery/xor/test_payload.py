@@ -42,7 +42,7 @@ def test_base_and_payload_swapped(base: Path, tuned: Path, tmp_path: Path, packe
     for given in (repository / "xor", repository) if lacking else (repository / "xor",):
         with pytest.raises(
             MismatchError,
-            match=r"base/config\.json is a whole config\.json, and .*xor/config\.json, of the base.*" + SWAPPED,
+            match=r"base/config\.json is a complete config\.json, but .*xor/config\.json, of the base.*" + SWAPPED,
         ):
             run(given, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -64,9 +64,9 @@ def test_the_command_and_verify(base: Path, tuned: Path, tmp_path: Path, capsys:
     assert main(["verify", str(out)]) == 0
     assert "8 files, 0.000 GB: as written" in capsys.readouterr().out
     assert main(command) == 1
-    assert "it holds this very result, finished and as it was written" in capsys.readouterr().err
+    assert "it holds this very result, finished and unchanged" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0  # it is finished
-    assert "it was finished before: every byte is as it was written" in capsys.readouterr().out
+    assert "an earlier run finished it: every byte is as it was written" in capsys.readouterr().out
     (out / "tokenizer_config.json").write_bytes(b"{}")
     (out / "added_tokens.json").unlink()
     assert main(["verify", str(out)]) == 1
