@@ -17,7 +17,7 @@ from baize_engine.text.tokenizer import Tokenizer
 class Completion:
     """One sample of one prompt.
 
-    The counts of steps and draft tokens tell how a sample was made: two that are equal but for them compare equal.
+    The counts of steps and draft tokens only tell how a sample was made, so they do not take part in comparisons.
 
     Attributes:
         prompt_index: the number of its prompt in the call, from 0.

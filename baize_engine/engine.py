@@ -42,7 +42,7 @@ class Engine:
     An engine is a context manager; `close` frees the weights and the cache. Any number of threads and coroutines may call it:
     their requests run in one batch, joining as they arrive and leaving as they end. When the cache is full, the requests
     that started last are swapped out to host memory and continue later. With `speculate`, steps also verify proposed tokens:
-    results keep every bit and come in fewer steps. A process made by fork cannot use the engine.
+    results stay the same, bit for bit, and take fewer steps. A process made by fork cannot use the engine.
 
     Attributes:
         tokenizer (Tokenizer | None): the model's tokenizer, or None.
@@ -101,13 +101,14 @@ class Engine:
                 activation instead of 16, which is faster and rounds more.
             chat_format: how `chat` writes a conversation: "template" (the folder's chat template), "open_instruct", "alpaca",
                 "vicuna" or "raw"; "auto": the folder's template, or open-instruct's format if it has none.
-            speculate: proposes tokens, several of which one step verifies; the output stays the same, bit for bit. "ngram":
-                what followed the same tokens earlier in the text; "self-int4": what the model's int4 form chooses, for float
-                or int8 weights; else the folder of a smaller model with the same vocabulary.
-            speculate_tokens: most tokens proposed at once. Default: 15, and fewer where they are rejected or cost too much.
-            tensor_parallel: how many processes hold the model together. "auto": all that torchrun has started, or this one;
-                a number of them; "exact": also where it is one, in the form that any number of them computes, with its bits.
-                This returns on rank 0 only: the others load their part and follow rank 0 until it ends.
+            speculate: how to propose tokens, several of which one step verifies; the output stays the same, bit for bit.
+                "ngram" proposes what followed the same tokens earlier in the text; "self-int4" what the model's int4 form
+                chooses, for float or int8 weights; anything else is the folder of a smaller model with the same vocabulary.
+            speculate_tokens: the most tokens to propose at once. Default: 15, and fewer while they are rejected or cost too
+                much.
+            tensor_parallel: number of ranks (processes) that share the model. "auto": all that torchrun has started, or this
+                process alone; a number; "exact": as "auto", but a single rank also gives the bits that any number of ranks
+                gives. This returns on rank 0 only: the others load their part and follow rank 0 until it ends.
 
         Raises:
             RequestError: an argument is wrong, or weights and cache exceed the free memory; the message has the sizes.
@@ -234,7 +235,7 @@ class Engine:
                 tokens that were accepted, tokens per step and the speed-up, which is estimated (Usage.step_time).
             parse_special: turn "</s>" and other special tokens spelled in a text into their ids. Do not use it for untrusted
                 text, which could then end a turn or begin one.
-            add_bos: whether a text begins with the begin token; None: as the tokenizer's files say.
+            add_bos: whether a text begins with the BOS token; None: as the tokenizer's files say.
 
         Raises:
             RequestError: a prompt is empty, too long, has an id out of range, or is a text without a tokenizer; the message
@@ -382,7 +383,7 @@ class Engine:
             completions: texts or lists of token ids. A text after a text is encoded together with it, and the tokens scored
                 are those that differ from the prompt's own encoding. A text after ids gets no dummy space: write the space
                 that the completion begins with, if it has one.
-            add_bos: whether the prompt begins with the begin token; None: as the tokenizer's files say.
+            add_bos: whether the prompt begins with the BOS token; None: as the tokenizer's files say.
 
         Raises:
             RequestError: the prompt or a completion, which the message names by index, cannot be scored.

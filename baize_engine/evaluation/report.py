@@ -46,7 +46,7 @@ class TaskResult:
 
 
 def check_out(out: Path, tasks: Iterable[str], resume: bool) -> None:
-    """OutputError where `out` is no folder, or has results or records of these tasks, unless they are resumed."""
+    """OutputError where `out` is not a folder, or has results or records of these tasks, unless they are resumed."""
     if out.exists() and not out.is_dir():
         raise OutputError(errno.ENOTDIR, f"{out} is not a folder: name another --out")
     for name in [] if resume else [RESULTS, *(records_name(task) for task in tasks)]:
@@ -55,7 +55,7 @@ def check_out(out: Path, tasks: Iterable[str], resume: bool) -> None:
 
 
 def table(results: Sequence[TaskResult]) -> list[str]:
-    """The lines of the table, under which what is odd about a task is told."""
+    """The lines of the table, and below it a line for whatever is unusual about a task."""
     rows = [COLUMNS, *(row for result in results for row in _rows(result))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
     lines = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]

@@ -55,21 +55,21 @@ def evaluate(
         engine: the model.
         tasks: names of tasks (`baize eval --help` lists them), "card" for all of them, or Task objects.
         data: the folder with the tasks' data, as downloaded.
-        out: the folder for results.json, which is written after each task, and the records, TASK.jsonl; made where absent.
+        out: the folder for results.json, which is written after each task, and the records, TASK.jsonl; made if absent.
         format: "chat", the prompts of the model card; "raw", those that the same scripts made for base models.
-        add_bos: prompts begin with the begin token, as they did for the model card.
+        add_bos: prompts begin with the BOS token, as they did for the model card.
         limit: asks only the first so many examples of each group.
-        too_long: what an example is whose prompt leaves the model no position for an answer: "wrong", it is not asked and
-            counts as wrong, unless all examples of its task are; "refuse", an error.
+        too_long: what becomes of an example whose prompt leaves the model no position for an answer: "wrong": it is not asked
+            and counts as wrong, unless all examples of its task are too long; "refuse": an error.
         subjects: asks only these groups: subjects of MMLU, tasks of BBH, languages of TydiQA.
-        seed: draws the examples of tasks that ask a sample, and what is sampled of the model.
-        resume: goes on with the records in `out`, which must be of the same model, prompts and version, and judges those that
+        seed: for choosing the examples of tasks that use a sample of them, and for sampling from the model.
+        resume: continues from the records in `out`, which must be of the same model, prompts and version, and judges those that
             were not judged.
         progress: shows a bar for each task if stderr is a terminal.
-        allow_code_execution: runs the programs that the model writes, each in a process with little room and no network.
+        allow_code_execution: runs the programs that the model writes, each in a process with limited memory and time.
         annotations: the file of a judge's preferences, for AlpacaFarm.
-        model: tells the model from others, as JSON, such as `batch.run.describe_model` returns; only the same is resumed.
-            Without it nothing tells one model from another.
+        model: JSON that identifies the model, such as `batch.run.describe_model` returns; only a run of the same model is
+            resumed. Without it, models are not told apart.
 
     Raises:
         RequestError: an option is wrong, or the prompt of an example is too long; the message names its task.

@@ -37,10 +37,10 @@ class SamplingParams:
         top_p: draw from the likeliest tokens whose probabilities add up to this much; 1 is off.
         min_p: drop tokens that are less likely than this times the likeliest one; 0 is off.
         repetition_penalty: for each id in prompt or answer, divides logits above 0 and multiplies the others; 1 is off.
-        seed: None draws a new one per prompt. Each of the n samples of a seed has its own random stream.
+        seed: None draws a new seed for each prompt. Each of the n samples of a seed has its own random stream.
         stop: a string or several. The first that is completed ends the answer, and the text is cut before it.
-        stop_token_ids: ids that end the answer, in addition to the model's own end tokens.
-        ignore_eos: the model's own end tokens do not end the answer.
+        stop_token_ids: ids that end the answer, in addition to the model's own EOS tokens.
+        ignore_eos: the model's own EOS tokens do not end the answer.
         n: samples per prompt.
         logprobs: k >= 0 returns the log-probability of each token and of the k likeliest ones; None computes none.
         presence_penalty: subtracted from the logit of each id in the answer; 0 is off, and a negative one encourages

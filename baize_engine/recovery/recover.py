@@ -95,8 +95,8 @@ def recover(
     Arguments:
         path_raw: folder of the base, in the layout of transformers or Meta's original one, or a hub id ("owner/name") where
             huggingface_hub is installed.
-        path_diff: folder of the weight diff, or a hub id. A list of them reads the base once for all; each result then gets
-            its own folder with all that a single one has. One diff that does not fit refuses all.
+        path_diff: folder of the weight diff, or a hub id. With a list, the base is read once for all diffs, and each result
+            gets its own complete folder. If one diff does not fit, all are refused.
         path_tuned: folder to write, new or empty; with lists one for each diff. Without it the result lies beside the diff,
             under a name made from the diff's (`recovery/output_name.py`).
         dtype: type of the written weights: "float16", "bfloat16" or "float32".
@@ -114,12 +114,12 @@ def recover(
         keep_extra: store tensors that the base lacks without a sum, rounded to `dtype` (LLaVA's projector, a reward model's
             head).
         drop_rows: leave out the base's last vocabulary rows where it has more than the diff.
-        follow_links: copy config, tokenizer and licence texts also where they are links out of their folder.
+        follow_links: also copy config, tokenizer and licence files that are symbolic links out of their folder.
         expect_sum: the sum of all weights that the authors published for weight_diff.py's check; with lists one for each diff.
             A result whose sum is another, with and without rotary buffers, is refused at the end.
         expect_manifest: a manifest, or a folder that has one, of the same result recovered elsewhere; with lists one for each
             diff. Small tensors are compared before the long work, the others as each is finished.
-        expect_sum_atol: by how much `expect_sum` may be missed.
+        expect_sum_atol: how far the sum may be from `expect_sum`.
 
     Returns a Result, or a list of them where `path_diff` is a list. The manifest in the folder notes what was done of
     `new_rows`, `keep_extra` and `drop_rows`.

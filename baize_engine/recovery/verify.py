@@ -31,7 +31,7 @@ class Report:
         tensors: how many tensors were compared.
         bytes: their bytes, or those of the files of a result of `xor`.
         problems: what differs, a line each; empty for an unchanged folder.
-        warnings: why the model will not run or speak, though nothing was changed.
+        warnings: why the model will not run, or take text, though nothing was changed.
         files: how many files were compared of a result of `xor`, which is checked file by file.
     """
 
