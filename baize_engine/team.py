@@ -281,13 +281,13 @@ def _serve(ranks: Ranks, loaded: LoadedModel) -> None:
     """Makes the calls that rank 0 makes on its model, until it closes the engine."""
     from baize_engine.generation.loop import MAX_ROWS
     from baize_engine.model.followers import follow, runners
-    from baize_engine.model.told import Call
+    from baize_engine.model.mirrored import MirroredCall
 
     objects = runners(loaded.loop.decoder.model, loaded.loop.cache, MAX_ROWS)
     closed = False
     while not closed:
         messages = _told(ranks)
-        follow((message for message in messages if isinstance(message, Call)), objects)
+        follow((message for message in messages if isinstance(message, MirroredCall)), objects)
         closed = any(isinstance(message, Closed) for message in messages)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from baize_engine.distributed.ranks import Ranks
 from baize_engine.model.buffers import Exchanged
 from baize_engine.model.llama import Llama
-from baize_engine.model.told import Call
+from baize_engine.model.mirrored import MirroredCall
 
 STEPS, WARM = 60, 10  # of `alone`: those that count, and those before
 
@@ -66,7 +66,7 @@ class Clocked:
     def broadcast(self, tensor: Tensor) -> None:
         self.steps[-1].token += _seconds(lambda: self._ranks.broadcast(tensor))
 
-    def tell(self, message: Call) -> None:
+    def tell(self, message: MirroredCall) -> None:
         self._ranks.tell(message)
 
     def flush(self) -> None:
@@ -86,7 +86,7 @@ def alone(ranks: Ranks, model: Llama, batch: int) -> Spent:
         each.own.zero_()
     for _ in range(WARM + STEPS):
         if ranks.rank == 0:
-            clocked.tell(Call("steps", "run", (config.max_position_embeddings, batch)))
+            clocked.tell(MirroredCall("steps", "run", (config.max_position_embeddings, batch)))
             clocked.flush()
         else:
             ranks.receive()

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from baize_engine.checkpoint.buffers import HUGE, huge_pages
 from baize_engine.model.config import ModelConfig
-from baize_engine.model.told import Told, told
+from baize_engine.model.mirrored import Mirrored, mirrored
 
 BLOCK_SIZE = 16  # tokens: at most 15 wasted per sequence, and a block of 13B is still 160 KiB of keys per layer
 
 
-class KVCache(Told):
+class KVCache(Mirrored):
     """Cached keys and values, each a tensor (layers, num_blocks + 1, block_size, kv heads, head_dim) of `dtype` on `device`.
 
     num_blocks: blocks that sequences can use. One more, `scrap_block`, follows them: padding rows of a batch write there.
@@ -28,7 +28,7 @@ class KVCache(Told):
     block_size.
     """
 
-    told_as = "cache"
+    mirror_name = "cache"
 
     def __init__(
         self,
@@ -62,13 +62,13 @@ class KVCache(Told):
         block = KVCache.nbytes(config, 0, dtype, block_size) + beside  # of the scrap block, as of any other
         return (memory // block - 1) * block_size
 
-    @told
+    @mirrored
     def copy_block(self, source: int, target: int) -> None:
         """Copies block `source` over block `target`, in every layer."""
         for part in (self.keys, self.values):
             part[:, target].copy_(part[:, source])
 
-    @told
+    @mirrored
     def swap_out(self, number: int, blocks: Sequence[int]) -> None:
         """Keeps copies of the blocks' keys and values in host memory, under a number that is free."""
         if number in self._swapped:
@@ -76,14 +76,14 @@ class KVCache(Told):
         keys, values = (part[:, list(blocks)].to("cpu") for part in (self.keys, self.values))
         self._swapped[number] = keys, values  # each (layers, blocks, block_size, kv heads, head_dim)
 
-    @told
+    @mirrored
     def swap_in(self, number: int, kept: int, blocks: Sequence[int]) -> None:
         """Writes the copies kept under `number`, but the first `kept`, into `blocks`: as many as are left, or more."""
         for part, copies in zip((self.keys, self.values), self._swapped.pop(number), strict=True):
             rows = copies[:, kept:]
             part[:, list(blocks[: rows.shape[1]])] = rows.to(part.device)
 
-    @told
+    @mirrored
     def forget(self, number: int) -> None:
         """Drops the copies kept under `number`."""
         del self._swapped[number]

@@ -32,9 +32,9 @@ from baize_engine.model import names
 from baize_engine.model.buffers import Activations, Exchanged, Inputs
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.kv_cache import KVCache
+from baize_engine.model.mirrored import Channel
 from baize_engine.model.rope import tables
 from baize_engine.model.share import Share
-from baize_engine.model.told import Channel
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +74,7 @@ class Llama:
     where they meet int8 weights. The output matrix always meets more.
     share: the part of a model that this is, whose sizes are then those of `config` (Share.config); its products with o and down
     are sums of segments. group: the ranks that hold the rest, if it is not the whole. channel: on rank 0, the way of calls to
-    the others (model/told.py).
+    the others (model/mirrored.py).
     """
 
     config: ModelConfig

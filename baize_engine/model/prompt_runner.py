@@ -18,8 +18,8 @@ from baize_engine.model.buffers import CachedTokens, Inputs, aligned_rows, cache
 from baize_engine.model.graphs import runs_ahead_on
 from baize_engine.model.kv_cache import BLOCK_SIZE, KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.mirrored import Mirrored, mirrored_now
 from baize_engine.model.short_prompts import FEWEST, MOST, ShortPrompts
-from baize_engine.model.told import Told, told_now
 
 MAX_PLANS = 64  # plans kept, one for each number of tokens and of pieces; there are many of both
 # The most tokens of a piece. A GPU's products need more rows to be bound by arithmetic.
@@ -68,14 +68,14 @@ class PromptPiece:
     take: Callable[[int, Tensor], None]
 
 
-class PromptRunner(Told):
+class PromptRunner(Mirrored):
     """Runs prompts of `model` over `cache`. A sequence's blocks must have room for the new tokens (else ValueError).
 
     prefill_chunk: the most tokens of a piece. Default: `default_chunk`.
     runs_ahead: whether short pieces run as CUDA graphs, which the host queues without waiting. Default: true on a GPU.
     """
 
-    told_as = "prompts"
+    mirror_name = "prompts"
 
     def __init__(
         self, model: Llama, cache: KVCache, *, prefill_chunk: int | None = None, runs_ahead: bool | None = None
@@ -130,7 +130,7 @@ class PromptRunner(Told):
         finally:
             self._takes = []
 
-    @told_now
+    @mirrored_now
     @torch.inference_mode()
     def compute(self, ids: list[list[int]], sequences: Sequence[CachedTokens], firsts: Sequence[int]) -> None:
         """`run` of pieces that were checked, on any rank."""

@@ -20,7 +20,7 @@ from baize_engine.model import graphs
 from baize_engine.model.buffers import CachedTokens, Inputs, aligned_rows, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
-from baize_engine.model.told import Told, told, told_now
+from baize_engine.model.mirrored import Mirrored, mirrored, mirrored_now
 
 MAX_STOPS = 16  # stop ids per row that the device checks; the host checks the rest, a few steps late
 NO_STOP = -2
@@ -67,14 +67,14 @@ def context_bucket(context: int, most: int) -> int:
     return min(max(FEWEST_TOKENS, 1 << (context - 1).bit_length()), most)
 
 
-class StepState(Told):
+class StepState(Mirrored):
     """The buffers and plans of steps with up to `rows` rows over one cache.
 
     On a GPU the plans are captured as graphs, one per number of rows and bound of the contexts. A CPU's plans serve any
     context: there the bound changes neither bits nor speed, so that there is one plan per number of rows.
     """
 
-    told_as = "steps"
+    mirror_name = "steps"
 
     def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
         self.rows, self.cache, self.model, device = rows, cache, model, model.device
@@ -132,14 +132,14 @@ class StepState(Told):
             self._plans[max_context, rows] = self.model.ops.compile(self.ops(max_context, rows))
         return self._plans[max_context, rows]
 
-    @told
+    @mirrored
     def set(self, sequences: Sequence[Stepping]) -> None:
         """Sets all rows: the sequences take the first ones, the rest become padding."""
         self.clear(slice(None))
         for place, sequence in enumerate(sequences):
             self.put(place, sequence)
 
-    @told
+    @mirrored
     def put(self, place: int, sequence: Stepping) -> None:
         """Puts a sequence, none of whose tokens are in flight, into row `place` for the next step."""
         here, params = slice(place, place + 1), sequence.params
@@ -156,7 +156,7 @@ class StepState(Told):
         for line, values in ((self.tables[place], sequence.block_table), (self.stops[place], stops)):
             write(line[: len(values)], values)
 
-    @told
+    @mirrored
     def resume(self, sequences: Sequence[Stepping]) -> None:
         """Moves the first rows, which are those of `sequences`, on to where these are now."""
         count = len(sequences)
@@ -168,7 +168,7 @@ class StepState(Told):
         ):  # fmt: skip
             write(target[:count], values)
 
-    @told
+    @mirrored
     def clear(self, places: slice) -> None:
         """Makes these rows padding from the next step on."""
         scrap = self.cache.scrap_block
@@ -178,7 +178,7 @@ class StepState(Told):
         ):  # fmt: skip
             target[places].fill_(value)
 
-    @told
+    @mirrored
     def move(self, source: int, place: int) -> None:
         """Copies row `source` to row `place`."""
         for values in (
@@ -187,17 +187,17 @@ class StepState(Told):
         ):  # fmt: skip
             values[place : place + 1].copy_(values[source : source + 1])
 
-    @told
+    @mirrored
     def set_token(self, row: int, token_id: int) -> None:
         """Queues making `token_id` the next input of a row."""
         self.tokens[row : row + 1].fill_(token_id)
 
-    @told
+    @mirrored
     def add_block(self, row: int, place: int, block: int) -> None:
         """Queues writing `block` to entry `place` of a row's block table."""
         self.tables[row, place : place + 1].fill_(block)
 
-    @told_now
+    @mirrored_now
     def run(self, max_context: int, rows: int | None = None) -> None:
         """Queues one step of the first `rows` rows (default: all) over contexts of at most `max_context` tokens."""
         rows = self.rows if rows is None else rows

@@ -18,11 +18,11 @@ from baize_engine.model import graphs
 from baize_engine.model.buffers import Inputs, aligned_rows, cache_slots, write
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.mirrored import Mirrored, mirrored_now
 from baize_engine.model.step_state import Stepping, context_bucket
-from baize_engine.model.told import Told, told_now
 
 
-class VerifyState(Told):
+class VerifyState(Mirrored):
     """The buffers and plans of verification steps of up to `rows` rows over one cache.
 
     Where the ops are batch-invariant, a sequence's rows are queries of one sequence to attention, which then reads its keys and
@@ -31,7 +31,7 @@ class VerifyState(Told):
     power of two, and bound of the contexts: which sequence a row belongs to is an input.
     """
 
-    told_as = "verification"
+    mirror_name = "verification"
 
     def __init__(self, model: Llama, cache: KVCache, rows: int) -> None:
         self.rows, self.cache, self.model, device = rows, cache, model, model.device
@@ -51,7 +51,7 @@ class VerifyState(Told):
         self._graphs: dict[tuple[int, int], torch.cuda.CUDAGraph] = {}
         self.lead(model.channel)
 
-    @told_now
+    @mirrored_now
     @torch.inference_mode()
     def run(self, sequences: Sequence[Stepping], drafts: Sequence[Sequence[int]]) -> Tensor:
         """Queues a step of the last token of each sequence and its draft tokens; their blocks must be reserved.

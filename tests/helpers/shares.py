@@ -21,9 +21,9 @@ from baize_engine.model import names
 from baize_engine.model.config import ModelConfig
 from baize_engine.model.followers import follow, runners
 from baize_engine.model.llama import Llama
+from baize_engine.model.mirrored import MirroredCall
 from baize_engine.model.prompt_runner import new_cache
 from baize_engine.model.share import SEGMENTS, Share
-from baize_engine.model.told import Call
 
 
 def parts(state: dict[str, torch.Tensor], config: ModelConfig, share: Share) -> dict[str, torch.Tensor]:
@@ -116,10 +116,10 @@ class ThreadChannel:
     """Rank 0's way to the threads that follow it."""
 
     def __init__(self, ranks: int) -> None:
-        self.queues = [queue.SimpleQueue[list[Call] | None]() for _ in range(ranks)]
-        self._queued: list[Call] = []
+        self.queues = [queue.SimpleQueue[list[MirroredCall] | None]() for _ in range(ranks)]
+        self._queued: list[MirroredCall] = []
 
-    def tell(self, message: Call) -> None:
+    def tell(self, message: MirroredCall) -> None:
         self._queued.append(pickle.loads(pickle.dumps(message)))
 
     def flush(self) -> None:

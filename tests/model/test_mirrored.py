@@ -21,8 +21,8 @@ from baize_engine.loaded_model import LoadedModel
 from baize_engine.model.followers import follow
 from baize_engine.model.kv_cache import KVCache
 from baize_engine.model.llama import Llama
+from baize_engine.model.mirrored import Mirrored, MirroredCall, SequenceMirror, mirrored, mirrored_now
 from baize_engine.model.step_costs import step_costs
-from baize_engine.model.told import Call, Row, Told, told, told_now
 
 CONFIG = tiny.config(
     hidden_size=64, num_attention_heads=8, num_key_value_heads=4, intermediate_size=128, vocab_size=101
@@ -31,13 +31,13 @@ ROWS, PROMPTS, SMALL = 6, 9, 208  # rows of a step; prompts asked at once; token
 
 
 class Recorded:
-    """A channel that keeps what was told and sent."""
+    """A channel that keeps what was queued and what was sent."""
 
     def __init__(self) -> None:
-        self.waiting: list[Call] = []
-        self.sent: list[Call] = []
+        self.waiting: list[MirroredCall] = []
+        self.sent: list[MirroredCall] = []
 
-    def tell(self, message: Call) -> None:
+    def tell(self, message: MirroredCall) -> None:
         self.waiting.append(pickle.loads(pickle.dumps(message)))
 
     def flush(self) -> None:
@@ -45,29 +45,29 @@ class Recorded:
         self.waiting = []
 
     def abandon(self) -> None:
-        self.sent.append(Call("all", "abandon", ()))
+        self.sent.append(MirroredCall("all", "abandon", ()))
 
 
-class Counter(Told):
-    told_as = "counter"
+class Counter(Mirrored):
+    mirror_name = "counter"
 
     def __init__(self) -> None:
         self.value = 0
 
-    @told
+    @mirrored
     def add(self, number: int) -> None:
         self.value += number
 
-    @told_now
+    @mirrored_now
     def double(self) -> int:
         self.add(self.value)
         return self.value
 
-    @told
+    @mirrored
     def refuse(self) -> None:
         raise MemoryError
 
-    @told_now
+    @mirrored_now
     def break_down(self) -> None:
         raise MemoryError
 
@@ -79,11 +79,11 @@ def test_calls_are_sent_with_the_next_that_computes_and_inner_ones_are_not() -> 
     leading.add(2)
     assert channel.sent == []
     assert leading.double() == 6
-    assert channel.sent == [Call("counter", "add", (2,)), Call("counter", "double", ())]
+    assert channel.sent == [MirroredCall("counter", "add", (2,)), MirroredCall("counter", "double", ())]
     following.add(1)
     follow(channel.sent, {"counter": following})
     assert following.value == 6
-    with pytest.raises(TypeError, match="add is told to other ranks, wanted positional arguments"):
+    with pytest.raises(TypeError, match="add is mirrored on other ranks, wanted positional arguments"):
         leading.add(number=1)
 
 
@@ -96,17 +96,17 @@ def test_a_call_that_fails_while_the_others_make_it_leaves_them() -> None:
     with pytest.raises(MemoryError):
         leading.break_down()
     assert [call.method for call in channel.sent] == ["refuse", "break_down", "abandon"]
-    leading.add(2)  # still told
+    leading.add(2)  # still mirrored
     assert [call.method for call in channel.waiting] == ["add"]
 
 
-def test_a_sequence_is_told_by_what_a_run_needs_of_it() -> None:
+def test_a_sequence_is_mirrored_by_what_a_run_needs_of_it() -> None:
     sequence = Sequence([3, 4], SamplingParams(temperature=0.5), 9, stop_ids=(7,))
     sequence.block_table, sequence.num_cached = [5], 2
     sequence.token_ids += [8, 9]
-    row = Row.of(sequence)
-    assert (row.block_table, row.num_cached, row.token_ids, row.num_left) == ([5], 2, [9], sequence.num_left)
-    assert (set(row.stop_ids), row.params.temperature) == ({7}, 0)
+    found = SequenceMirror.of(sequence)
+    assert (found.block_table, found.num_cached, found.token_ids, found.num_left) == ([5], 2, [9], sequence.num_left)
+    assert (set(found.stop_ids), found.params.temperature) == ({7}, 0)
 
 
 def test_blocks_swapped_out_on_every_rank_come_back_there() -> None:

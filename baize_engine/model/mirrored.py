@@ -1,8 +1,8 @@
-"""Calls that rank 0 makes on what runs its model, and that the other ranks then make on theirs.
+"""Calls that rank 0 makes on what runs its model, and that the other ranks mirror on theirs.
 
 Ranks hold parts of one model, each with a cache and buffers of its own, and must make the same calls in the same order: they
-meet in the exchanges of a step. Rank 0 decides; `told` methods tell the others what it calls, and they make
-the calls, too (followers.py). Knows neither processes nor how messages travel.
+meet in the exchanges of a step. Rank 0 decides; a `mirrored` method sends each of its calls to the others, and they make the
+call, too (followers.py). Knows neither processes nor how messages travel.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True)
-class Call:
+class MirroredCall:
     """A call of the method `method` of the object `of`, of which every rank has one."""
 
     of: str
@@ -30,7 +30,7 @@ class Call:
 class Channel(Protocol):
     """The way of rank 0's calls to the other ranks."""
 
-    def tell(self, message: Call) -> None:
+    def tell(self, message: MirroredCall) -> None:
         """Queues a message, on rank 0."""
 
     def flush(self) -> None:
@@ -41,9 +41,8 @@ class Channel(Protocol):
 
 
 @dataclass
-class Row:
-    """What a run needs of a sequence, on a rank other than 0. Rank 0's sequence also has its prompt, its text and its
-    reader."""
+class SequenceMirror:
+    """What a run needs of a sequence, on a rank other than 0. Rank 0's also has its prompt, its text and its reader."""
 
     block_table: list[int]
     num_cached: int
@@ -62,53 +61,53 @@ class Row:
     min_p: float = 0.0
 
     @property
-    def params(self) -> Row:
+    def params(self) -> SequenceMirror:
         """Its sampling parameters: those of a greedy row, as tokens are chosen on rank 0."""
         return self
 
     @classmethod
-    def of(cls, sequence: CachedTokens) -> Row:
-        row = cls(list(sequence.block_table), sequence.num_cached)
+    def of(cls, sequence: CachedTokens) -> SequenceMirror:
+        mirror = cls(list(sequence.block_table), sequence.num_cached)
         if tokens := getattr(sequence, "token_ids", None):
-            row.token_ids = tokens[-1:]
+            mirror.token_ids = tokens[-1:]
         for name in ("num_left", "num_in_flight", "stop_ids"):
-            setattr(row, name, getattr(sequence, name, getattr(row, name)))
-        return row
+            setattr(mirror, name, getattr(sequence, name, getattr(mirror, name)))
+        return mirror
 
 
-class Told:
-    """Something of which every rank has one, under the name `told_as`. Its `told` methods tell a channel of their calls."""
+class Mirrored:
+    """Something of which every rank has one, called `mirror_name`. Calls of its `mirrored` methods go to a channel."""
 
-    told_as: str
+    mirror_name: str
     _channel: Channel | None = None
 
     def lead(self, channel: Channel | None) -> None:
-        """Tells `channel` of calls from now on, on rank 0."""
+        """Sends calls to `channel` from now on, on rank 0."""
         self._channel = channel
 
 
-T = TypeVar("T", bound=Told)
+T = TypeVar("T", bound=Mirrored)
 
 
-def told(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
-    """Calls of `method` are told with the next call that computes. What the method calls itself is not told."""
-    return _telling(method, flush=False)
+def mirrored(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """Calls of `method` are sent with the next call that computes. Calls that the method makes itself are not sent."""
+    return _mirroring(method, flush=False)
 
 
-def told_now(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
-    """As `told`, and sends what was told so far: for methods that compute, in which the ranks meet."""
-    return _telling(method, flush=True)
+def mirrored_now(method: Callable[Concatenate[T, P], R]) -> Callable[Concatenate[T, P], R]:
+    """As `mirrored`, but sends all calls so far at once: for methods that compute, in which the ranks meet."""
+    return _mirroring(method, flush=True)
 
 
-def _telling(method: Callable[Concatenate[T, P], R], flush: bool) -> Callable[Concatenate[T, P], R]:
+def _mirroring(method: Callable[Concatenate[T, P], R], flush: bool) -> Callable[Concatenate[T, P], R]:
     @wraps(method)
     def call(this: T, *arguments: P.args, **named: P.kwargs) -> R:
         channel = this._channel
         if channel is None:
             return method(this, *arguments, **named)
         if named:  # followers get what is positional
-            raise TypeError(f"{method.__name__} is told to other ranks, wanted positional arguments")
-        channel.tell(Call(this.told_as, method.__name__, tuple(_plain(each) for each in arguments)))
+            raise TypeError(f"{method.__name__} is mirrored on other ranks, wanted positional arguments")
+        channel.tell(MirroredCall(this.mirror_name, method.__name__, tuple(_plain(each) for each in arguments)))
         try:
             if flush:
                 channel.flush()
@@ -128,4 +127,4 @@ def _plain(argument: Any) -> Any:
     """The argument as it is sent: sequences by what a run needs of them."""
     if isinstance(argument, list | tuple):
         return [_plain(each) for each in argument]
-    return Row.of(argument) if hasattr(argument, "block_table") else argument
+    return SequenceMirror.of(argument) if hasattr(argument, "block_table") else argument
