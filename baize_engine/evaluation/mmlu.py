@@ -38,7 +38,7 @@ CARD = {0: 43.5, 5: 41.5}  # by shots
 
 
 @dataclass(frozen=True)
-class Question:
+class MmluQuestion:
     """A line of a table. answer: a letter."""
 
     text: str
@@ -50,8 +50,8 @@ class Question:
 class MmluExample(Example):
     """A question of the subject `group`. shots: the subject's questions that may come before it, with their answers."""
 
-    question: Question
-    shots: tuple[Question, ...]
+    question: MmluQuestion
+    shots: tuple[MmluQuestion, ...]
 
 
 class Mmlu(Task[MmluExample]):
@@ -72,7 +72,7 @@ class Mmlu(Task[MmluExample]):
                 found.append(MmluExample(f"{subject}/{number}", subject, question, shots))
         return found
 
-    def _shots(self, path: Path, known: dict[str, Part], subject: str) -> tuple[Question, ...]:
+    def _shots(self, path: Path, known: dict[str, Part], subject: str) -> tuple[MmluQuestion, ...]:
         if subject not in known:
             raise DataError(f"{path} has no file dev/{subject}_dev.csv, wanted one as for test/{subject}_test.csv")
         found = questions(known[subject])
@@ -96,7 +96,7 @@ class Mmlu(Task[MmluExample]):
         return [mean_score("accuracy", judged, "right", CARD.get(self.shots))]
 
 
-def questions(part: Part) -> list[Question]:
+def questions(part: Part) -> list[MmluQuestion]:
     """The lines of a table without a header: question, four options, the right letter. Raises DataError."""
     rows = csv.reader(io.StringIO(part.text, newline=""))
     found, line = [], 1
@@ -110,7 +110,7 @@ def questions(part: Part) -> list[Question]:
             text, *options, answer = cells
             if answer not in LETTERS:
                 raise DataError(f"{where}: the answer is {brief(answer)}, wanted one of {', '.join(LETTERS)}")
-            found.append(Question(text, tuple(options), answer))
+            found.append(MmluQuestion(text, tuple(options), answer))
     except csv.Error as error:
         raise DataError(f"{part.where}, line {line}: {shown(str(error))}") from None
     return found
@@ -124,6 +124,6 @@ def prompt(example: MmluExample, shots: int, chat: bool) -> str:
     return chat_prompt(text, "The answer is:") if chat else text
 
 
-def _shown(question: Question) -> str:
+def _shown(question: MmluQuestion) -> str:
     options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=True))
     return f"{question.text}{options}\nAnswer:"

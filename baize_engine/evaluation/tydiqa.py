@@ -38,7 +38,7 @@ BEGIN = "<s>"  # LLaMA's BOS token
 
 
 @dataclass(frozen=True)
-class Question:
+class TydiQaQuestion:
     """A question, the passage that has the answer, and the right answers, at least one."""
 
     passage: str
@@ -50,8 +50,8 @@ class Question:
 class TydiQaExample(Example):
     """A question of the development set, and the one of the training set that shows how to answer. group: the language."""
 
-    question: Question
-    shot: Question
+    question: TydiQaQuestion
+    shot: TydiQaQuestion
 
 
 class TydiQa(Task[TydiQaExample]):
@@ -64,7 +64,7 @@ class TydiQa(Task[TydiQaExample]):
 
     def examples(self, data: Path, seed: int) -> list[TydiQaExample]:
         random = Random(seed)  # draws the samples of all languages first, then the shots
-        chosen: dict[str, list[tuple[int, Question]]] = {}
+        chosen: dict[str, list[tuple[int, TydiQaQuestion]]] = {}
         for language, found in sorted(read_questions(_locate(data, "dev")).items()):
             numbered = list(enumerate(found))
             chosen[language] = drawn(numbered, PER_LANGUAGE, random)
@@ -91,7 +91,7 @@ class TydiQa(Task[TydiQaExample]):
         text = f"{instruction}\n\n{shot}\n\n{self._asked(example.question, example.group, encoder)}\n"
         return chat_prompt(text.strip(), wording.answer) if chat else text + wording.answer
 
-    def _asked(self, question: Question, language: str, encoder: Encoder) -> str:
+    def _asked(self, question: TydiQaQuestion, language: str, encoder: Encoder) -> str:
         wording = WORDINGS[language]
         asked = f"{wording.question} {question.text}"
         return f"{wording.passage} {cut(question.passage, encoder)}\n{asked}" if self.passage else asked
@@ -121,12 +121,12 @@ def cut(passage: str, encoder: Encoder) -> str:
     return (BEGIN if begins else "") + encoder.decode(ids[:MAX_PASSAGE])
 
 
-def read_questions(path: Path) -> dict[str, list[Question]]:
+def read_questions(path: Path) -> dict[str, list[TydiQaQuestion]]:
     """{language: its questions in the file's order}. DataError says where in the file something is wrong."""
     root = json_value(read_text(path), str(path))
     if not isinstance(root, dict):
         raise DataError(f"{path} is {kind(root)}, wanted an object")
-    found: dict[str, list[Question]] = {}
+    found: dict[str, list[TydiQaQuestion]] = {}
     for at_article, article in objects(root.get("data"), f"{path}: data"):
         for at_paragraph, paragraph in objects(article.get("paragraphs"), f"{at_article}.paragraphs"):
             (passage,) = texts(paragraph, ("context",), at_paragraph)
@@ -140,7 +140,7 @@ def read_questions(path: Path) -> dict[str, list[Question]]:
                 language = name.split("-")[0]
                 if language not in WORDINGS:
                     raise DataError(f"{at}.id is {shown(name)}, wanted one that begins with {', '.join(WORDINGS)}")
-                found.setdefault(language, []).append(Question(passage, text, tuple(answers)))
+                found.setdefault(language, []).append(TydiQaQuestion(passage, text, tuple(answers)))
     return found
 
 

@@ -11,7 +11,7 @@ from assets import shared
 from golden import DATA, ByteEncoder, digest, golden_prompts, in_lines
 
 from baize_engine.errors import DataError
-from baize_engine.evaluation.mmlu import Mmlu, MmluExample, Question, prompt
+from baize_engine.evaluation.mmlu import Mmlu, MmluExample, MmluQuestion, prompt
 from baize_engine.evaluation.task import Judged, Score
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
@@ -63,7 +63,7 @@ def test_every_prompt_of_the_published_data(shots: int, chat: bool) -> None:
 def test_what_pandas_reads_otherwise() -> None:
     data = shared("assets/eval")
     examples = Mmlu(5).examples(data, 42)
-    by_subject: dict[str, list[Question]] = {}
+    by_subject: dict[str, list[MmluQuestion]] = {}
     for each in examples:
         by_subject.setdefault(each.group, []).append(each.question)
         by_subject[f"{each.group}, examples"] = list(each.shots)
@@ -80,7 +80,7 @@ def test_examples_in_order_of_subjects() -> None:
     examples = Mmlu(5).examples(DATA, 42)
     assert [each.name for each in examples[1:3]] == ["astronomy/1", "high_school_geography/0"]
     assert (examples[2].group, len(examples), len(examples[2].shots)) == ("high_school_geography", 5, 5)
-    assert examples[3].question == Question("How far is it?\n\nChoose.", ("1.50", "2", "003", "far"), "D")
+    assert examples[3].question == MmluQuestion("How far is it?\n\nChoose.", ("1.50", "2", "003", "far"), "D")
     assert Mmlu(0).examples(DATA, 42)[3].shots == ()
 
 
@@ -93,8 +93,8 @@ def test_an_archive_is_read_as_a_folder_is(tmp_path: Path, name: str) -> None:
 
 def example(shots: tuple[int, ...], asked: int) -> MmluExample:
     """An example of the subject "s" whose shots and question have these numbers of characters."""
-    before = tuple(Question("x" * size, ("1", "2", "3", "4"), "A") for size in shots)
-    return MmluExample("s/0", "s", Question("y" * asked, ("1", "2", "3", "4"), "B"), before)
+    before = tuple(MmluQuestion("x" * size, ("1", "2", "3", "4"), "A") for size in shots)
+    return MmluExample("s/0", "s", MmluQuestion("y" * asked, ("1", "2", "3", "4"), "B"), before)
 
 
 @BOTH
