@@ -17,13 +17,13 @@ from baize_engine.cli.chat import chat, chat_options
 from baize_engine.cli.demo import demo, demo_options
 from baize_engine.cli.eval import eval_options, run_eval
 from baize_engine.cli.exit_codes import DONE, INTERRUPTED, REFUSED
+from baize_engine.cli.foreign_options import COMMANDS
 from baize_engine.cli.generate import generate, generate_options
 from baize_engine.cli.info import info, info_options
 from baize_engine.cli.lean_torch import make_lean
 from baize_engine.cli.lm_eval import LM_EVAL_HELP, lm_eval_options, run_lm_eval
 from baize_engine.cli.make_diff import make_diff_options, run_make_diff
 from baize_engine.cli.merge import merge_options, run_merge
-from baize_engine.cli.notes import COMMANDS
 from baize_engine.cli.options import load_engine
 from baize_engine.cli.quantize import quantize_options, run_quantize
 from baize_engine.cli.recover import recover_options, run_recover

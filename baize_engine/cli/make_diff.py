@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from baize_engine.cli.notes import MAKE_DIFF
+from baize_engine.cli.foreign_options import MAKE_DIFF
 from baize_engine.cli.options import flag, path
 from baize_engine.cli.recover import (
     fill_paths,
@@ -20,7 +20,7 @@ from baize_engine.cli.spelling import CommandParser
 
 def make_diff_options(parser: CommandParser) -> None:
     """The options of `baize make_diff`."""
-    parser.notes = MAKE_DIFF
+    parser.foreign = MAKE_DIFF
     flag(parser, "--path_raw", type=path, metavar="BASE", help="the base: a folder or a hub id, as for recover")
     flag(parser, "--path_tuned", type=path, metavar="TUNED", help="the finetuned model: a folder or a hub id")
     flag(

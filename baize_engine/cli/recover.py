@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from baize_engine.cli.notes import RECOVER
+from baize_engine.cli.foreign_options import RECOVER
 from baize_engine.cli.options import field_flags, field_values, flag, path
 from baize_engine.cli.signals import interrupted_once
 from baize_engine.cli.spelling import CommandParser
@@ -17,7 +17,7 @@ from baize_engine.recovery.options import RecoveryOptions
 
 def recover_options(parser: CommandParser) -> None:
     """The options of `baize recover`."""
-    parser.notes = RECOVER
+    parser.foreign = RECOVER
     base_help = "the base: a folder in the layout of transformers or of Meta's original release, or a hub id"
     flag(parser, "--path_raw", type=path, metavar="BASE", help=base_help)
     flag(

@@ -31,7 +31,7 @@ _WORDS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 @dataclass(frozen=True)
-class Notes:
+class ForeignOptions:
     """Option names of other scripts, without dashes in front and with underscores."""
 
     ours: Mapping[str, str] = field(default_factory=dict)  # the same option here
@@ -41,12 +41,12 @@ class Notes:
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command. `notes` lists other scripts' options that it understands.
+    """The parser of one command. `foreign` lists other scripts' options that it understands.
 
     passes_on: the arguments are another program's, and go to `arguments` as they are, but for a lone --help.
     """
 
-    notes = Notes()
+    foreign = ForeignOptions()
     passes_on = False
 
     def parse_known_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> tuple[Any, list[str]]:
@@ -73,13 +73,13 @@ class CommandParser(argparse.ArgumentParser):
                 positional.append(token)
                 continue
             key = _key(name)
-            key = self.notes.ours.get(key, key)
+            key = self.foreign.ours.get(key, key)
             if key.startswith("no_") and f"no{key[3:]}" in table:  # --no-flag
                 key = f"no{key[3:]}"
-            if key in self.notes.needless:
+            if key in self.foreign.needless:
                 self._pass_over(name, key, value, tokens)
-            elif key in self.notes.refused:
-                self.error(f"{name} is not supported: {self.notes.refused[key]}")
+            elif key in self.foreign.refused:
+                self.error(f"{name} is not supported: {self.foreign.refused[key]}")
             elif key in table:
                 options += self._one(table[key], table, value, tokens)
             else:
@@ -128,16 +128,16 @@ class CommandParser(argparse.ArgumentParser):
         return None if can_be_path and os.path.lexists(tokens[0]) else tokens[0]
 
     def _pass_over(self, name: str, key: str, value: str | None, tokens: list[str]) -> None:
-        if key in self.notes.valued:
+        if key in self.foreign.valued:
             if value is None and tokens:
                 tokens.pop(0)
         elif not self._is_set(name, value, tokens):
             return
-        tell(f"{name} is not needed here: {self.notes.needless[key]}")
+        tell(f"{name} is not needed here: {self.foreign.needless[key]}")
 
     def _unknown(self, name: str, table: Iterable[str]) -> str:
         known = [key for key in table if len(key) > 1 and not (key.startswith("no") and key[2:] in table)]
-        near = nearest(_key(name), [*known, *self.notes.ours])
+        near = nearest(_key(name), [*known, *self.foreign.ours])
         hint = f"did you mean --{near}?" if near else f"{self.prog} -h lists the options"
         return f"there is no option {name}; {hint}"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from baize_engine.cli.notes import XOR
+from baize_engine.cli.foreign_options import XOR
 from baize_engine.cli.options import flag, path
 from baize_engine.cli.recover import print_lines, tell_outputs
 from baize_engine.cli.signals import interrupted_once
@@ -20,7 +20,7 @@ XOR_HELP = (
 
 def xor_options(parser: CommandParser) -> None:
     """The options of `baize xor`."""
-    parser.notes = XOR
+    parser.foreign = XOR
     flag(
         parser,
         "--path_raw",

@@ -9,7 +9,7 @@ decrypt.py: BELLE, TechGPT.
 
 from __future__ import annotations
 
-from baize_engine.cli.spelling import Notes
+from baize_engine.cli.spelling import ForeignOptions
 
 _OURS = {
     **dict.fromkeys(("base", "base_model", "base_model_path"), "path_raw"),
@@ -26,7 +26,7 @@ _NEEDLESS = {
 _CACHE = "downloads go to huggingface_hub's own cache; set HF_HOME to move it"
 _FARM = "give --path_diff tatsu-lab/alpaca-farm-NAME-wdiff, and --path_tuned for the folder to write"
 
-RECOVER = Notes(
+RECOVER = ForeignOptions(
     ours=_OURS,
     needless=_NEEDLESS,
     valued=["model_type"],
@@ -38,7 +38,7 @@ RECOVER = Notes(
         "push_to_hub": "nothing is uploaded; upload the folder of the result yourself",
     },
 )
-MAKE_DIFF = Notes(
+MAKE_DIFF = ForeignOptions(
     ours=_OURS,
     needless=_NEEDLESS,
     valued=["model_type"],
@@ -49,7 +49,7 @@ MAKE_DIFF = Notes(
         ),
     },
 )
-XOR = Notes(
+XOR = ForeignOptions(
     ours={"key_file": "path_raw", "input_dir": "path_payload", "output_dir": "path_tuned"},
     needless={
         "decode": "xor only decodes",
