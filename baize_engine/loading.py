@@ -80,7 +80,7 @@ def resolved(options: EngineOptions) -> EngineOptions:
         count("torch's number of threads", torch.get_num_threads(), 1, MOST_THREADS)
     else:
         torch.set_num_threads(options.threads)
-    forks.check()
+    forks.usable_threads()
     device = resolve_device(options.device)
     if options.cache_dtype != "auto" and device != "cpu":
         raise RequestError(

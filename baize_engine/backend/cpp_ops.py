@@ -62,7 +62,7 @@ class Joined:
         self._held.append(op)
 
     def __call__(self) -> None:
-        self._plan.run(forks.check())
+        self._plan.run(forks.usable_threads())
 
 
 def op(name: str, implementation: str) -> Op:

@@ -15,7 +15,7 @@ from baize_engine.errors import BackendError
 _started_by: int | None = None  # the process that started a thread team: this one or an ancestor
 
 
-def check() -> int:
+def usable_threads() -> int:
     """The number of threads to compute with, torch's. Raises BackendError in a forked child that would hang."""
     global _started_by
     threads, process = torch.get_num_threads(), os.getpid()

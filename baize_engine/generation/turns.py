@@ -112,7 +112,7 @@ class Turns:
     def _check_process(self) -> None:
         if not self._forked:
             return
-        forks.check()
+        forks.usable_threads()
         if self._child_of_a_call:
             raise BackendError(
                 "this process was forked in the middle of a call to this engine: start it with multiprocessing's 'spawn', "
