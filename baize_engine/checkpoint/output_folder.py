@@ -146,7 +146,7 @@ def check_output(folder: Path, nbytes: int) -> None:
     check_room([(folder, nbytes)])
 
 
-def finished_before(folder: Path) -> OutputError:
+def already_finished(folder: Path) -> OutputError:
     """The error for a `folder` that already holds the wanted result."""
     found = "it holds this very result, finished and unchanged"
     reason = f"{folder} is not empty: {found}, so there is nothing to do (with --resume that is no error)"

@@ -14,7 +14,7 @@ from typing import Any, Generic
 
 from baize_engine import __version__
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, read_manifest
-from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, check_output, finished_before
+from baize_engine.checkpoint.output_folder import PARTIAL, OutputFolder, already_finished, check_output
 from baize_engine.errors import CheckpointError, OutputError
 from baize_engine.interrupts import deferred
 from baize_engine.recovery.journal import Journal, Record, is_unfinished, refuse_busy
@@ -40,7 +40,7 @@ class JournaledOutput(ABC, Generic[Record]):
         self.manifest = self.find_finished()
         self.finished_before = self.manifest is not None
         if self.finished_before and not resume:
-            raise finished_before(self.folder)
+            raise already_finished(self.folder)
         if not self.finished_before and not files.resume:
             refuse_busy(self.folder)
             if (self.folder / MANIFEST_NAME).exists() and not is_unfinished(self.folder):
