@@ -20,7 +20,7 @@ from jinja2.utils import Namespace
 
 def environment() -> ImmutableSandboxedEnvironment:
     """A new environment with the settings, functions and filters that transformers gives to chat templates."""
-    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[GenerationTag, loopcontrols])
     made.filters["tojson"] = tojson
     made.globals |= {
         "raise_exception": raise_exception,
@@ -31,7 +31,7 @@ def environment() -> ImmutableSandboxedEnvironment:
     return made
 
 
-class Generation(Extension):
+class GenerationTag(Extension):
     """{% generation %}…{% endgeneration %}, around the replies that are trained on: here it is what it contains."""
 
     tags = {"generation"}  # noqa: RUF012

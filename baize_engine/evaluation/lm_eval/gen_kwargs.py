@@ -16,14 +16,14 @@ PENALTIES = ("repetition_penalty", "presence_penalty", "frequency_penalty")
 
 
 @dataclass(frozen=True)
-class Generation:
+class GenerationSettings:
     """How to generate. until: the strings before which the harness wants the text cut, the EOS token's among them."""
 
     params: SamplingParams
     until: tuple[str, ...]
 
 
-def generation_of(gen_kwargs: Mapping[str, object], tokenizer: Tokenizer, max_gen_toks: int) -> Generation:
+def generation_of(gen_kwargs: Mapping[str, object], tokenizer: Tokenizer, max_gen_toks: int) -> GenerationSettings:
     """What `gen_kwargs` ask for; without its own limit, an answer has at most `max_gen_toks` tokens.
 
     Greedy unless it has a temperature, and do_sample is not false. RequestError names a key that is unknown, or beam search,
@@ -52,4 +52,4 @@ def generation_of(gen_kwargs: Mapping[str, object], tokenizer: Tokenizer, max_ge
         stop_token_ids=[token_id for token_id in special if not tokenizer.piece(token_id)],
         **given,
     )
-    return Generation(params, tuple(until))
+    return GenerationSettings(params, tuple(until))

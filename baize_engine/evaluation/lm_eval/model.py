@@ -24,7 +24,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, simpl
 from baize_engine.engine import Engine
 from baize_engine.errors import RequestError
 from baize_engine.evaluation.lm_eval.conversations import Conversations
-from baize_engine.evaluation.lm_eval.gen_kwargs import Generation, generation_of
+from baize_engine.evaluation.lm_eval.gen_kwargs import GenerationSettings, generation_of
 from baize_engine.generation.params import SamplingParams
 from baize_engine.generation.usage import Since
 from baize_engine.options import EngineOptions
@@ -41,7 +41,7 @@ class Asked:
     """What equal requests ask for: the prompt's ids, and how it goes on."""
 
     ids: tuple[int, ...]
-    generation: Generation
+    generation: GenerationSettings
 
 
 @register_model("baize")

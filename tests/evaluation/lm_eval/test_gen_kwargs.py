@@ -8,11 +8,11 @@ from fakes import small_model
 pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed (the extra eval)")
 
 from baize_engine.errors import RequestError
-from baize_engine.evaluation.lm_eval.gen_kwargs import Generation, generation_of
+from baize_engine.evaluation.lm_eval.gen_kwargs import GenerationSettings, generation_of
 from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 
-def made(**gen_kwargs: object) -> Generation:
+def made(**gen_kwargs: object) -> GenerationSettings:
     return generation_of(gen_kwargs, SentencePieceTokenizer(small_model()), max_gen_toks=7)
 
 
