@@ -16,7 +16,7 @@ from baize_engine.recovery.hashing import digests as digests_of
 from baize_engine.recovery.xor.checksum_lists import Sums, algorithm, read_sums
 from baize_engine.recovery.xor.decode import decoded
 from baize_engine.recovery.xor.file_types import HEAD, check_head, check_whole
-from baize_engine.recovery.xor.job import WRONG_BASE, WRONG_KEY, Job
+from baize_engine.recovery.xor.job import WRONG_BASE, WRONG_KEY, XorJob
 from baize_engine.recovery.xor.payload import Payload
 
 THREADS = 2  # files at a time
@@ -73,19 +73,19 @@ class XorChecks:
         with Progress(sum(sizes.values()), "B", progress, "check") as bar:
             in_threads(check_input, sorted(sizes, key=lambda path: sizes[path]), THREADS)
 
-    def algorithms(self, job: Job) -> set[str]:
+    def algorithms(self, job: XorJob) -> set[str]:
         """The digests that a file of the result needs: SHA-256, which the manifest has, and what was published."""
         wanted = self._sums.of_result(job.name)
         return {"sha256", algorithm(wanted)} if wanted else {"sha256"}
 
-    def check_digests(self, job: Job, path: Path, digests: dict[str, str]) -> None:
+    def check_digests(self, job: XorJob, path: Path, digests: dict[str, str]) -> None:
         """Compares a file of the result with the sums that the payload or its authors state; `digests` by `algorithms`."""
         if job.sha256 not in (None, digests["sha256"]):
             raise job.mismatch(f"has the SHA-256 {digests['sha256']}, not the {job.sha256} of its header")
         if wanted := self._sums.of_result(job.name):
             self._sums.check(path, wanted, digests, job.suspect)
 
-    def check_form(self, job: Job, path: Path, check: Check) -> None:
+    def check_form(self, job: XorJob, path: Path, check: Check) -> None:
         """Checks the form of a file of the result; where no sum was published, its own CRC-32, too.
 
         `check` is called before each block that is read.
@@ -93,7 +93,7 @@ class XorChecks:
         if check_whole(job, path, job.sha256 is None and job.name not in self._sums.found, check):
             self._fit.add(job.name)
 
-    def check_file(self, job: Job, path: Path, check: Check, noted: str | None = None) -> bool:
+    def check_file(self, job: XorJob, path: Path, check: Check, noted: str | None = None) -> bool:
         """Reads a whole file of the result and makes all checks of it, unless its SHA-256 is not the one `noted`."""
         digests = digests_of(path, 0, stat_of(path).st_size, check, algorithms=self.algorithms(job))
         if noted not in (None, digests["sha256"]):

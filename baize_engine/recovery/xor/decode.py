@@ -13,7 +13,7 @@ from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.errors import CheckpointError
 from baize_engine.progress import Advance, unseen
-from baize_engine.recovery.xor.job import Job
+from baize_engine.recovery.xor.job import XorJob
 
 KEY_BLOCK = 10 << 20  # bytes in which encrypt.py walks through its key
 PIECE = 2 << 20  # bytes at a time: divides a block of the key, and is a huge page
@@ -52,7 +52,7 @@ class Key(Base):
         return self._last[within : within + nbytes].data
 
 
-def decoded(job: Job, piece: int = PIECE, progress: Advance = unseen) -> Generator[memoryview, None, None]:
+def decoded(job: XorJob, piece: int = PIECE, progress: Advance = unseen) -> Generator[memoryview, None, None]:
     """The result's bytes in pieces of `piece` bytes (the last may be shorter), which share one buffer.
 
     `progress` is called with the bytes read. CheckpointError where a file cannot be read, is not gzip data though it begins so,
@@ -81,7 +81,7 @@ def _numbers(view: memoryview) -> numpy.ndarray:
     return numpy.frombuffer(view, numpy.uint8)
 
 
-def _plain(job: Job, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
+def _plain(job: XorJob, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
     if job.payload_size == job.begin:
         return
     buffer = aligned_buffer(piece + SLACK)
@@ -92,7 +92,7 @@ def _plain(job: Job, piece: int, progress: Advance) -> Generator[memoryview, Non
             progress(len(view))
 
 
-def _unpacked(job: Job, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
+def _unpacked(job: XorJob, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
     """What the gzip data unpack to, in pieces of equal size, so that whole pages can be written past the page cache."""
     buffer = aligned_buffer(piece)
     filled = total = 0
@@ -115,7 +115,7 @@ def _unpacked(job: Job, piece: int, progress: Advance) -> Generator[memoryview, 
         yield buffer[:filled]
 
 
-def _members(job: Job, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
+def _members(job: XorJob, piece: int, progress: Advance) -> Generator[memoryview, None, None]:
     """What each gzip member unpacks to, at most `piece` bytes at a time. Zeros may follow the last, as on tapes."""
     decoder = zlib.decompressobj(wbits=31)
     what = job.payload

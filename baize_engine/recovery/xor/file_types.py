@@ -15,7 +15,7 @@ from baize_engine.checkpoint.zip_directory import Member, ZipError, read_directo
 from baize_engine.errors import MismatchError
 from baize_engine.interrupts import Check
 from baize_engine.printable import shown
-from baize_engine.recovery.xor.job import Job
+from baize_engine.recovery.xor.job import XorJob
 
 HEAD = 4096  # bytes that are looked at before anything is written
 # what torch.save has written since 1.6; a base in the older form gives a result that begins like it, which is refused
@@ -67,7 +67,7 @@ _HEADS: tuple[tuple[str, Callable[[bytes], str]], ...] = (
 )
 
 
-def check_head(job: Job, head: bytes) -> None:
+def check_head(job: XorJob, head: bytes) -> None:
     """MismatchError where a result that begins with `head`, its first HEAD bytes, cannot be what its name says."""
     if wrong := why_not(job.name, head):
         if job.head and not why_not(job.name, job.head):
@@ -78,7 +78,7 @@ def check_head(job: Job, head: bytes) -> None:
         raise job.mismatch(f"begins with {shown(repr(head[:12])[1:])}, {wrong}")
 
 
-def check_whole(job: Job, path: Path, by_crc: bool, check: Check) -> bool:
+def check_whole(job: XorJob, path: Path, by_crc: bool, check: Check) -> bool:
     """MismatchError where the whole result in `path` is not what its name says. True if a CRC-32 of all its bytes was right.
 
     torch.save notes a CRC-32 of each tensor's bytes, which reveals a wrong base where no sum was published; `by_crc` compares

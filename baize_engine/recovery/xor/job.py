@@ -19,7 +19,7 @@ WRONG_KEY = (
 
 
 @dataclass(frozen=True)
-class Job:
+class XorJob:
     """One file of the result: the payload from byte `begin` on, XORed with a file of the base (None: copied)."""
 
     name: str

@@ -25,7 +25,7 @@ from baize_engine.recovery.sources import Sources
 from baize_engine.recovery.verify import XOR
 from baize_engine.recovery.xor.checks import THREADS, XorChecks
 from baize_engine.recovery.xor.decode import decoded
-from baize_engine.recovery.xor.job import Job
+from baize_engine.recovery.xor.job import XorJob
 from baize_engine.recovery.xor.payload import WEIGHTS, Payload
 
 SPARE = 64 << 20  # bytes of the disk that unpacking leaves free
@@ -110,7 +110,7 @@ class XorOutput(JournaledOutput[FileRecord]):
         in_threads(self._resume_file, self.jobs, THREADS)
         self.resumed = len(self.records)
 
-    def _resume_file(self, job: Job, check: Check) -> None:
+    def _resume_file(self, job: XorJob, check: Check) -> None:
         path, record = self.folder / (job.name + PARTIAL), self.journal.finished.get(job.name)
         if record is None or not path.is_file() or stat_of(path).st_size != record.bytes:
             return
@@ -121,7 +121,7 @@ class XorOutput(JournaledOutput[FileRecord]):
         left = sorted((job for job in self.jobs if job.name not in self.records), key=lambda job: job.payload_size)
         total = sum(job.payload_size for job in self.jobs)
 
-        def write_file(job: Job, check: Check) -> None:
+        def write_file(job: XorJob, check: Check) -> None:
             record = self._write_file(job, bar, check)
             self.journal.add(job.name, record)
             self.records[job.name] = record
@@ -130,7 +130,7 @@ class XorOutput(JournaledOutput[FileRecord]):
             bar.add(total - sum(job.payload_size for job in left))
             in_threads(write_file, left, THREADS)
 
-    def _write_file(self, job: Job, bar: Progress, check: Check) -> FileRecord:
+    def _write_file(self, job: XorJob, bar: Progress, check: Check) -> FileRecord:
         hashes = {name: hashlib.new(name, usedforsecurity=False) for name in self.checks.algorithms(job)}
         position = 0
         with closing(self.files.open_file(job.name, job.nbytes or 0)) as file:
@@ -150,7 +150,7 @@ class XorOutput(JournaledOutput[FileRecord]):
         self.sources.check({job.payload, job.base or job.payload})  # a source that is being changed shows at once
         return FileRecord(position, digests["sha256"])
 
-    def _check_room(self, job: Job) -> None:
+    def _check_room(self, job: XorJob) -> None:
         """Keeps gzip data, whose unpacked size is not known in advance, from filling the disk."""
         with writing(self.folder, "be measured"):
             stat = os.statvfs(self.folder)

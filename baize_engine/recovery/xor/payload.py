@@ -40,7 +40,7 @@ from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewh
 from baize_engine.errors import CheckpointError, MismatchError
 from baize_engine.printable import shown
 from baize_engine.recovery.xor.file_types import are_swapped
-from baize_engine.recovery.xor.job import Job
+from baize_engine.recovery.xor.job import XorJob
 
 KEY_NAME = "consolidated.00.pth"
 COPIED = "added_tokens.json"
@@ -60,7 +60,7 @@ class Payload:
 
     folder: Path
     base: Path  # the folder, or the key
-    jobs: tuple[Job, ...]
+    jobs: tuple[XorJob, ...]
     left_out: tuple[str, ...]  # files in the folder that are no part of the payload
     stats: dict[Path, os.stat_result] = field(repr=False)
 
@@ -112,7 +112,7 @@ def read_payload(
         base = folder_of(path_raw, [path.name for path in files])
         _check_base(base, files, folder)
         jobs = [_same_name(path, base / path.name, heads) for path in files]
-    seen: dict[str, Job] = {}
+    seen: dict[str, XorJob] = {}
     for job in jobs:
         _check_name(job)
         if seen.setdefault(job.name, job) is not job:
@@ -224,18 +224,18 @@ def _swapped(path: Path, other: Path) -> MismatchError:
     return MismatchError(f"{path} is a complete {path.name}, but {other}, of the base, is not: {SWAPPED}")
 
 
-def _same_name(path: Path, other: Path, heads: _Heads) -> Job:
+def _same_name(path: Path, other: Path, heads: _Heads) -> XorJob:
     size, head = heads.read(path)
     if path.name == COPIED and not other.exists():
-        return Job(path.name, path, size, 0, None, 0)
+        return XorJob(path.name, path, size, 0, None, 0)
     base_size, base_head = heads.read(other)
     if are_swapped(path.name, head, base_head):
         raise _swapped(path, other)
     packed = head.startswith(GZIP)
-    return Job(path.name, path, size, 0, other, base_size, packed=packed, head=head)
+    return XorJob(path.name, path, size, 0, other, base_size, packed=packed, head=head)
 
 
-def _keyed(path: Path, key: Path, heads: _Heads) -> Job:
+def _keyed(path: Path, key: Path, heads: _Heads) -> XorJob:
     parts = _KEYED.fullmatch(path.name)
     if parts is None:
         raise CheckpointError(f"{path.parent}: {shown(path.name)!r}, wanted a name NAME.<64 hexadecimal digits>.enc")
@@ -245,16 +245,16 @@ def _keyed(path: Path, key: Path, heads: _Heads) -> Job:
     if not key_size:
         raise CheckpointError(f"{key} is empty, wanted Meta's {KEY_NAME}")
     if size >= DIGEST and head[:DIGEST].hex() == named:
-        return Job(name, path, size, DIGEST, key, key_size, keyed=True, sha256=named)
+        return XorJob(name, path, size, DIGEST, key, key_size, keyed=True, sha256=named)
     if named == _OF_NOTHING:  # TechGPT's
-        return Job(name, path, size, 0, key, key_size, keyed=True)
+        return XorJob(name, path, size, 0, key, key_size, keyed=True)
     raise CheckpointError(
         f"{path} does not begin with the SHA-256 that its name says, but with {head[:DIGEST].hex() or 'nothing'}: "
         "download it again"
     )
 
 
-def _check_name(job: Job) -> None:
+def _check_name(job: XorJob) -> None:
     """CheckpointError where a file of the result could not be written: its name comes from an untrusted payload."""
     name = job.name
     if name in (".", "..", MANIFEST_NAME) or name.endswith(PARTIAL) or "/" in name or name.startswith("."):

@@ -12,7 +12,7 @@ import torch
 
 from baize_engine.errors import MismatchError
 from baize_engine.recovery.xor.file_types import are_swapped, check_whole, why_not
-from baize_engine.recovery.xor.job import Job
+from baize_engine.recovery.xor.job import XorJob
 
 SAFETENSORS = struct.pack("<Q", 2) + b"{}"
 RIGHT = {
@@ -55,8 +55,8 @@ def test_swapped_files_are_told_from_damaged_ones() -> None:
     assert not are_swapped("config.json", payload=model, base=b"")
 
 
-def job(name: str, folder: Path) -> Job:
-    return Job(name, folder / "payload", 1, 0, folder / "base", 1)
+def job(name: str, folder: Path) -> XorJob:
+    return XorJob(name, folder / "payload", 1, 0, folder / "base", 1)
 
 
 def test_whole_json_is_parsed(tmp_path: Path) -> None:

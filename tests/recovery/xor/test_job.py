@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from baize_engine.recovery.xor.job import WRONG_BASE, WRONG_KEY, Job
+from baize_engine.recovery.xor.job import WRONG_BASE, WRONG_KEY, XorJob
 
-JOB = Job("config.json", Path("payload/config.json.enc"), 100, 32, Path("base/config.json"), 68)
+JOB = XorJob("config.json", Path("payload/config.json.enc"), 100, 32, Path("base/config.json"), 68)
 
 
 def test_the_length_is_known_unless_it_is_packed() -> None:
