@@ -22,7 +22,7 @@ PACKED = 256 << 10  # bytes of gzip data at a time: what is not unpacked of them
 MAX_GROWTH, MAX_EXTRA = 4, 64 << 20
 
 
-class Base:
+class BaseFile:
     """The file of the same name: its bytes, and nothing after its end."""
 
     def __init__(self, path: Path, size: int) -> None:
@@ -34,7 +34,7 @@ class Base:
         return self.file.read(position, count, buffer) if count > 0 else buffer[:0]
 
 
-class Key(Base):
+class KeyFile(BaseFile):
     """One file repeated as by `encrypt.py`: in blocks of 10 MiB, the last of which is filled up by repeating itself."""
 
     _last: numpy.ndarray | None = None
@@ -60,9 +60,9 @@ def decoded(job: XorJob, piece: int = PIECE, progress: Advance = unseen) -> Gene
     """
     out, other = aligned_buffer(piece), aligned_buffer(piece + SLACK)
     with ExitStack() as stack:
-        base: Base | None = None
+        base: BaseFile | None = None
         if job.base is not None and job.payload_size > job.begin:
-            base = (Key if job.keyed else Base)(job.base, job.base_size)
+            base = (KeyFile if job.keyed else BaseFile)(job.base, job.base_size)
             stack.callback(base.file.close)
         views = stack.enter_context(closing((_unpacked if job.packed else _plain)(job, piece, progress)))
         position = 0
