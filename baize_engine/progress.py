@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 Advance = Callable[[int], None]  # takes the amount that was done since its last call; called from any thread
 
 
-def unseen(amount: int) -> None:
-    """An Advance that nobody looks at."""
+def no_progress(amount: int) -> None:
+    """An Advance for work whose progress is not shown."""
 
 
 class Progress:

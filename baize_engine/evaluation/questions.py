@@ -14,7 +14,7 @@ from baize_engine.evaluation.options import EvaluationOptions
 from baize_engine.evaluation.selection import Selection
 from baize_engine.evaluation.task import Choice, Encoder, Example, Request
 from baize_engine.generation.params import SamplingParams
-from baize_engine.progress import Advance, unseen
+from baize_engine.progress import Advance, no_progress
 from baize_engine.text.lines import LineEncoder
 from baize_engine.text.tokenizer import Tokenizer
 
@@ -62,7 +62,7 @@ class _ByLines:
 
 
 def questions(
-    engine: Engine, selection: Selection, options: EvaluationOptions, progress: Advance = unseen
+    engine: Engine, selection: Selection, options: EvaluationOptions, progress: Advance = no_progress
 ) -> list[Question]:
     """The questions of a task, in order. progress: is told of each.
 

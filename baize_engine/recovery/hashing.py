@@ -11,13 +11,13 @@ from baize_engine.checkpoint.buffers import HUGE, SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.checkpoint.os_errors import stat_of
 from baize_engine.interrupts import Check
-from baize_engine.progress import Advance, unseen
+from baize_engine.progress import Advance, no_progress
 
 BLOCK = 4 << 20  # bytes hashed at a time
 THREADS = 2  # files or tensors hashed at once
 
 
-def hash_file(path: Path, check: Check = lambda: None, progress: Advance = unseen) -> str:
+def hash_file(path: Path, check: Check = lambda: None, progress: Advance = no_progress) -> str:
     """SHA-256 of a whole file."""
     return digests(path, 0, stat_of(path).st_size, check, progress)["sha256"]
 
@@ -27,7 +27,7 @@ def digests(
     offset: int,
     nbytes: int,
     check: Check = lambda: None,
-    progress: Advance = unseen,
+    progress: Advance = no_progress,
     algorithms: Iterable[str] = ("sha256",),
 ) -> dict[str, str]:
     """Digests of `nbytes` bytes from byte `offset` on, by hashlib's name of each algorithm.

@@ -23,7 +23,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.manifest import TensorRecord
 from baize_engine.checkpoint.tensor_reader import FileRange, TensorReader
 from baize_engine.interrupts import Check, in_threads
-from baize_engine.progress import Advance, unseen
+from baize_engine.progress import Advance, no_progress
 from baize_engine.recovery.compute_pool import ComputePool
 from baize_engine.recovery.memory import PIECE, WORKERS
 from baize_engine.recovery.plan import Job, Plan
@@ -93,7 +93,7 @@ def stream(
     *,
     workers: int = WORKERS,
     piece: int = PIECE,
-    progress: Advance = unseen,
+    progress: Advance = no_progress,
     hashing: bool = True,
 ) -> None:
     """Makes all tensors that the targets lack in one pass over the base, which their plans share.

@@ -15,7 +15,7 @@ from baize_engine.checkpoint.norms import refuse_diff, why_diff
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.errors import CheckpointError
 from baize_engine.interrupts import Check, in_threads
-from baize_engine.progress import Advance, unseen
+from baize_engine.progress import Advance, no_progress
 from baize_engine.recovery.hashing import THREADS, digests, hash_file
 from baize_engine.recovery.journal import is_unfinished
 
@@ -54,7 +54,10 @@ class Report:
 
 
 def verify(
-    path: str | os.PathLike[str], progress: Advance = unseen, *, expect_manifest: str | os.PathLike[str] | None = None
+    path: str | os.PathLike[str],
+    progress: Advance = no_progress,
+    *,
+    expect_manifest: str | os.PathLike[str] | None = None,
 ) -> Report:
     """Compares every tensor and every file beside the weights with the manifest in the folder. Reads the whole folder once.
 
@@ -129,7 +132,7 @@ def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Advance,
     return None
 
 
-def _file_problems(folder: Path, manifest: Manifest, progress: Advance = unseen) -> list[str]:
+def _file_problems(folder: Path, manifest: Manifest, progress: Advance = no_progress) -> list[str]:
     for name in manifest.files:
         if Path(name).name != name:
             raise CheckpointError(f"{folder}: the manifest names a file outside the folder: {name!r}")

@@ -12,7 +12,7 @@ import numpy
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer
 from baize_engine.checkpoint.file_io import InputFile
 from baize_engine.errors import CheckpointError
-from baize_engine.progress import Advance, unseen
+from baize_engine.progress import Advance, no_progress
 from baize_engine.recovery.xor.job import XorJob
 
 KEY_BLOCK = 10 << 20  # bytes in which encrypt.py walks through its key
@@ -52,7 +52,7 @@ class KeyFile(BaseFile):
         return self._last[within : within + nbytes].data
 
 
-def decoded(job: XorJob, piece: int = PIECE, progress: Advance = unseen) -> Generator[memoryview, None, None]:
+def decoded(job: XorJob, piece: int = PIECE, progress: Advance = no_progress) -> Generator[memoryview, None, None]:
     """The result's bytes in pieces of `piece` bytes (the last may be shorter), which share one buffer.
 
     `progress` is called with the bytes read. CheckpointError where a file cannot be read, is not gzip data though it begins so,
