@@ -144,7 +144,7 @@ PUBLISHED = (  # as they stand in the scripts of each
 
 
 @dataclass(frozen=True)
-class Carried:
+class StatedSum:
     """The sum that a diff's own folder states, and how close a result must come to it."""
 
     path: Path
@@ -160,7 +160,7 @@ class Carried:
 _FILES = {"checksum_psum.txt": 0.0, "model_sum.txt": 1e-5}
 
 
-def carried_sum(path_diff: str | Path) -> Carried | None:
+def stated_sum(path_diff: str | Path) -> StatedSum | None:
     """The sum that the diff's folder states for its result. CheckpointError where such a file does not hold one number."""
     for name, rtol in _FILES.items():
         path = folder_of(path_diff) / name
@@ -174,7 +174,7 @@ def carried_sum(path_diff: str | Path) -> Carried | None:
             total = nan
         if len(content) > LONGEST or not isfinite(total):
             raise CheckpointError(f"{path} does not hold one finite number, wanted the sum of all weights")
-        return Carried(path, total, rtol)
+        return StatedSum(path, total, rtol)
     return None
 
 
@@ -182,19 +182,19 @@ class NaiveCheck:
     """`check_integrity_naively` of one result. Made before the long work, so that a broken file is told early."""
 
     def __init__(self, path_raw: str | Path, path_diff: str | Path) -> None:
-        self._path_raw, self._path_diff, self._carried = path_raw, path_diff, carried_sum(path_diff)
+        self._path_raw, self._path_diff, self._stated = path_raw, path_diff, stated_sum(path_diff)
 
     def compare(self, result: Result) -> tuple[bool, list[str]]:
         """Whether it has the sum that its diff's folder states (True where it states none), and a report, a line each."""
         base, diff = read_base(folder_of(self._path_raw)), read_index(folder_of(self._path_diff))
         sums = naive_sums(result.manifest.tensors, base, diff)
         lines = [f"naive sum of {result.folder}: {found}" for found in sums]
-        if (carried := self._carried) is None:
+        if (stated := self._stated) is None:
             return True, [*lines, _verdict(sums, result)]
-        distance = min(found.distance(carried.sum) for found in sums)
-        good = distance <= carried.atol
+        distance = min(found.distance(stated.sum) for found in sums)
+        good = distance <= stated.atol
         verdict = "met" if good else f"missed by {distance:.4f}: {WRONG_BASE}"
-        return good, [*lines, f"{carried.path} says {carried.sum} within {carried.atol:.2g}: {verdict}"]
+        return good, [*lines, f"{stated.path} says {stated.sum} within {stated.atol:.2g}: {verdict}"]
 
 
 def _verdict(sums: Sequence[NaiveSum], result: Result) -> str:
