@@ -92,7 +92,7 @@ def load_pair(
         end_ids = special_ids.of_contents(files, diff.folder, tokenizer, config.vocab_size).end_ids
         pair = f"{fingerprint(found.base, diff)}, new rows: {found.work.new_rows}" if team.ranks else ""
     team.agree(options, config, pair)
-    cache_tokens = team.least(cache_tokens)
+    cache_tokens = team.minimum(cache_tokens)
     if not team.follows:
         for line in (*found.work.notes, *tokenizer_problems(files, config.vocab_size, diff.folder)):
             warnings.warn(line, BaizeWarning, stacklevel=5)  # of the caller of Engine.from_diff

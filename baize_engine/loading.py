@@ -63,7 +63,7 @@ def load_folder(team: Team, options: EngineOptions, path: str | Path) -> LoadedM
         end_ids = special_ids.of_folder(folder, tokenizer, config.vocab_size).end_ids
         files = fingerprint(index) if team.ranks else ""
     team.agree(options, config, files)
-    cache_tokens = team.least(cache_tokens)
+    cache_tokens = team.minimum(cache_tokens)
     with team.serving():
         weights = load_weights(index, config, options.dtype, options.device, options.quantize, team.share)
         return assemble(
@@ -104,7 +104,7 @@ def cache_size(
     kept = cache_type(options, index)
     held = nbytes(index, config, options.dtype, options.quantize, team.share)
     config = team.config(config)
-    free = team.part_of(free_bytes(options.device), options.device)
+    free = team.memory_share(free_bytes(options.device), options.device)
     held += 0 if draft is None else draft.nbytes
 
     beside = 0  # bytes of a block of the draft's own cache
@@ -114,7 +114,7 @@ def cache_size(
     if tokens is None:
         fits = 0 if free is None else KVCache.tokens_in(config, (free - held) // 2, kept, beside=beside)
         tokens = max(longest, min(MAX_ROWS * min(longest, DEFAULT_TOKENS_PER_SEQUENCE), fits))
-    where = f"this machine{team.each}" if options.device == "cpu" else f"the GPU ({options.device})"
+    where = f"this machine{team.memory_note}" if options.device == "cpu" else f"the GPU ({options.device})"
     blocks = -(-tokens // BLOCK_SIZE) + 1
     check_fits(held, KVCache.nbytes(config, tokens, kept) + beside * blocks, free, where)
     return tokens

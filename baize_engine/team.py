@@ -54,15 +54,15 @@ class Team:
         self.share.check(config)
         return self.share.config(config)
 
-    def part_of(self, free: int | None, device: str) -> int | None:
+    def memory_share(self, free: int | None, device: str) -> int | None:
         """This rank's part of free memory, in bytes: the ranks of one host share that of its CPUs."""
         if free is None or self.ranks is None or device != "cpu":
             return free
         return free // self.ranks.world.local_size
 
     @property
-    def each(self) -> str:
-        """What a message on the memory of CPUs says after "this machine": that `part_of` has divided it."""
+    def memory_note(self) -> str:
+        """What a message on the memory of CPUs says after "this machine": that `memory_share` has divided it."""
         here = 1 if self.ranks is None else self.ranks.world.local_size
         return f", for each of its {here} ranks," if here > 1 else ""
 
@@ -103,7 +103,7 @@ class Team:
             }
         )
 
-    def least(self, number: int) -> int:
+    def minimum(self, number: int) -> int:
         """The least of the ranks' numbers."""
         if self.ranks is None:
             return number

@@ -184,7 +184,7 @@ def _fits(weights: int, kv: int, free: int | None, sharing: int) -> str:
     fits = f"fits in the {free / 2**30:.1f} GiB free here, with {(free - weights) // kv:,} tokens"
     if sharing == 1:
         return fits
-    part = free // sharing  # as Team.part_of
+    part = free // sharing  # as Team.memory_share
     if weights + kv > part:
         return f"{fits}; all {sharing} on this machine do not"
     return f"{fits}; all {sharing} on this machine with {(part - weights) // kv:,}"
