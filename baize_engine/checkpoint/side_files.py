@@ -36,7 +36,7 @@ def collect(tuned_like: Path, base: Path, dtype: str, vocab_size: int, follow_li
     `tuned_like` are used in any case, its chat template with them, and if it has only tokenizer.json, a tokenizer.model of
     the same vocabulary is taken from the base. Licence texts come from both.
 
-    tuned_like: the folder of the diff, or of the tuned model when a diff is made.
+    tuned_like: the folder of the diff, or of the finetuned model when a diff is made.
     dtype, vocab_size: of the result, for its config.
     follow_links: also copy links that lead out of their folder.
     Raises CheckpointError if a file is broken, too large or such a link.

@@ -44,9 +44,9 @@ def make_diff(
         path_diff: folder to write, new or empty. Default: beside the finetuned model.
         dtype: type of the written differences. "float32" is what was published in 2023; the 16-bit types halve the size and
             round the differences.
-        force: continue where the two configs differ or the tuned model looks like a diff.
-        new_rows: what is subtracted from vocabulary rows that only the tuned model has: the base's mean row ("mean", "auto") or
-            nothing ("zero"). The manifest records which, so that `recover` restores the rows.
+        force: continue where the two configs differ or the finetuned model looks like a diff.
+        new_rows: what is subtracted from vocabulary rows that only the finetuned model has: the base's mean row ("mean",
+            "auto") or nothing ("zero"). The manifest records which, so that `recover` restores the rows.
     """
     options = RecoveryOptions(
         dtype=dtype,

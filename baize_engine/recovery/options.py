@@ -20,7 +20,7 @@ Operation = Literal["recover", "make_diff"]
 
 @dataclass(frozen=True, kw_only=True)
 class RecoveryOptions:
-    """How a base and its diff, or its tuned model, are combined. The docstring of `recover` explains each field.
+    """How a base and its diff, or its finetuned model, are combined. The docstring of `recover` explains each field.
 
     Raises RequestError, MismatchError (dtype) or BackendError (device) where a value is not one of those allowed.
     """
@@ -76,4 +76,4 @@ class RecoveryOptions:
     @property
     def other_side(self) -> str:
         """The messages' word for it."""
-        return "tuned model" if self.subtract else "diff"
+        return "finetuned model" if self.subtract else "diff"

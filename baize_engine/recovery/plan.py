@@ -28,7 +28,7 @@ Fill = Literal["mean", "zero", "nothing"]
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One tensor of the result: other + base (recover: other is the diff) or other - base (make_diff: the tuned model).
+    """One tensor of the result: other + base (recover: other is the diff) or other - base (make_diff: the finetuned model).
 
     `other` may have more rows than `base`; they are added to `fill`. A tensor that is stored as it is has a base without rows.
     """
@@ -110,7 +110,7 @@ class Plan:
 
 
 def plan(base: Index, other: CheckpointIndex, options: RecoveryOptions, *, tied: bool = False) -> Plan:
-    """The work of combining `base` with `other`, a diff or a tuned model, into tensors of `options.dtype`.
+    """The work of combining `base` with `other`, a diff or a finetuned model, into tensors of `options.dtype`.
 
     `tied`: the result's output head is its embedding. New vocabulary rows are added to the mean row until `with_rows` says
     otherwise. Raises MismatchError naming the first tensors that are missing on a side, differ in shape beyond vocabulary
