@@ -23,7 +23,7 @@ from baize_engine.checkpoint.base import Index, read_base
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.fingerprint import fingerprint
 from baize_engine.checkpoint.hub import folder_of
-from baize_engine.checkpoint.index import CheckpointIndex, read_index
+from baize_engine.checkpoint.index import CheckpointIndex
 from baize_engine.checkpoint.side_files import tokenizer_problems
 from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, why_not_fast
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
@@ -41,6 +41,7 @@ from baize_engine.model.weights import check
 from baize_engine.options import EngineOptions
 from baize_engine.progress import Progress
 from baize_engine.recovery.checks import checked_plan
+from baize_engine.recovery.diff_folder import read_diff
 from baize_engine.recovery.memory import WORKERS
 from baize_engine.recovery.options import RecoveryOptions
 from baize_engine.recovery.plan import Plan
@@ -125,7 +126,7 @@ class CheckedDiff:
     ) -> CheckedDiff:
         """Of two folders. `Engine.from_diff` says what is refused. options: `resolved`."""
         recovery = replace(recovery, dtype=options.dtype, device=options.device)
-        source, diff = read_base(folder_of(path_raw)), read_index(folder_of(path_diff))
+        source, diff = read_base(folder_of(path_raw)), read_diff(path_diff)
         sources = Sources(source.index.stats, diff.stats)
         work = checked_plan(source, diff, recovery)
         # nothing is published, so that links may go anywhere

@@ -71,6 +71,8 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> None:
+    from baize_engine.checkpoint.norms import why_diff
+
     dtypes = sorted({entry.stored_dtype for entry in index.entries.values()})
     size = sum(entry.stored_nbytes for entry in index.entries.values())
     print(
@@ -82,6 +84,8 @@ def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any],
         f"intermediate {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
         f"{config['max_position_embeddings']} positions"
     )
+    if diff := why_diff(index):
+        print(f"  {diff}")
     _info_ids(folder, config["vocab_size"])
     _info_costs(folder, index, device)
 

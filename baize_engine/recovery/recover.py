@@ -10,9 +10,9 @@ from typing import Any, overload
 
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
-from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import RequestError
 from baize_engine.recovery.checks import check_roles
+from baize_engine.recovery.diff_folder import read_diff
 from baize_engine.recovery.expect import Expectation
 from baize_engine.recovery.memory import MEMORY_MIB
 from baize_engine.recovery.options import RecoveryOptions
@@ -158,7 +158,7 @@ def recover(
         OutputRequest(
             expect=Expectation(total, None if manifest is None else Path(manifest), expect_sum_atol),
             folder=local_path(folder),
-            other=read_index(folder_of(diff)),
+            other=read_diff(diff),
         )
         for diff, folder, total, manifest in zip(diffs, folders, sums, manifests, strict=True)
     ]

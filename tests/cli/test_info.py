@@ -50,6 +50,14 @@ def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "2 layers, hidden 32" in out
 
 
+def test_info_says_of_a_diff_that_it_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    base, diff = tiny.write_pair(tmp_path)
+    assert main(["info", str(diff)]) == 0
+    assert f"{diff} is a weight diff, not a model" in capsys.readouterr().out
+    assert main(["info", str(base)]) == 0
+    assert "weight diff" not in capsys.readouterr().out
+
+
 def test_info_says_what_a_rank_holds_and_sends(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

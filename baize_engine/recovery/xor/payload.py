@@ -39,7 +39,7 @@ from baize_engine.checkpoint.output_folder import PARTIAL
 from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewhere
 from baize_engine.errors import CheckpointError, MismatchError
 from baize_engine.printable import shown
-from baize_engine.recovery.xor.file_types import are_swapped
+from baize_engine.recovery.xor.file_types import are_swapped, why_not
 from baize_engine.recovery.xor.job import XorJob
 
 KEY_NAME = "consolidated.00.pth"
@@ -118,6 +118,20 @@ def read_payload(
         if seen.setdefault(job.name, job) is not job:
             raise CheckpointError(f"{seen[job.name].payload} and {job.payload} are both {job.name}: remove one of them")
     return Payload(folder, base, tuple(jobs), tuple(left_out), heads.stats)
+
+
+def is_payload(folder: Path) -> bool:
+    """Whether a folder looks like a payload: it has encrypted files by name, or its config.json does not begin as JSON.
+
+    Files that cannot be read are for others to report.
+    """
+    try:
+        with reading(folder):
+            names = [path.name for path in folder.iterdir()]
+        head = _Heads(follow_links=True).read(folder / "config.json")[1] if "config.json" in names else b""
+    except CheckpointError:
+        return False
+    return any(map(_KEYED.fullmatch, names)) or (bool(head) and why_not("config.json", head) != "")
 
 
 @dataclass(frozen=True)

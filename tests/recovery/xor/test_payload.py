@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 from published_xor import files, publish_by_file, publish_by_key, result, run
 
-from baize_engine import xor
+from baize_engine import Engine, recover, xor
 from baize_engine.checkpoint import hub
 from baize_engine.errors import BaizeError, CheckpointError, MismatchError
 
@@ -46,6 +46,21 @@ def test_base_and_payload_swapped(base: Path, tuned: Path, tmp_path: Path, packe
         ):
             run(given, base, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["by file", "gzip", "by key"])
+def test_recover_of_xor_files_names_xor(base: Path, tuned: Path, key: Path, tmp_path: Path, kind: str) -> None:
+    out = tmp_path / "payload"
+    if kind == "by key":
+        publish_by_key(tuned, (key / "consolidated.00.pth").read_bytes(), out)
+    else:
+        publish_by_file(tuned, base, out, packed=kind == "gzip")
+    wanted = rf"{out} holds XOR files, not a weight diff: baize xor --path_raw BASE --path_payload {out} "
+    with pytest.raises(CheckpointError, match=wanted):
+        recover(base, out, tmp_path / "result", progress=False)
+    with pytest.raises(CheckpointError, match=wanted):
+        Engine.from_diff(base, out, device="cpu")
+    assert not (tmp_path / "result").exists()
 
 
 @pytest.mark.parametrize("path_payload", ["meta", "meta/consolidated.00.pth"])
