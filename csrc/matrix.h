@@ -48,8 +48,12 @@ struct Matrix {
     Matrix part(size_t begin, size_t end) const {  // rows [begin, end)
         if (kind == Kind::int4) {
             const size_t place = first + begin, blocks = place / kInt4Panel * int4_blocks();
-            return {kind,        values + blocks * kInt4BlockBytes, scales + blocks * kInt4Panel,
-                    end - begin, columns,                           factors + begin,
+            return {kind,
+                    values + blocks * kInt4BlockBytes,
+                    scales + blocks * kInt4Panel,
+                    end - begin,
+                    columns,
+                    factors + begin,
                     place % kInt4Panel};
         }
         const size_t scales_of_row = kind == Kind::int8 ? 4 : 0;

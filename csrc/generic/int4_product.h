@@ -150,8 +150,8 @@ BAIZE_TARGET void many_int4(const Int4Task& task, float* scratch) {
                 size_t t = 0;
                 if constexpr (Tiles::tokens > 0 && planes == 1)
                     for (; t + Tiles::tokens <= tokens; t += Tiles::tokens)
-                        Tiles::run(UnpackedRows{panel, next, 0, 0},
-                                   task.template tokens<1>(chunk, first + t), blocks, sums + t * R);
+                        Tiles::run(UnpackedRows{panel, next, 0, 0}, task.template tokens<1>(chunk, first + t),
+                                   blocks, sums + t * R);
                 for (; t < tokens; t += T) {
                     const size_t part = t / T, line = lines * part / parts;
                     const UnpackedRows rows{panel, next, line, lines * (part + 1) / parts - line};

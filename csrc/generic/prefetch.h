@@ -16,8 +16,7 @@ BAIZE_TARGET __attribute__((always_inline)) inline void ask_streams(const uint8_
                                                                     size_t bytes) {
 #pragma GCC unroll 16
     for (size_t r = 0; r < R; ++r)
-        for (size_t n = 0; n < bytes; n += 64)
-            __builtin_prefetch(w + r * stride + n + distance, 0, locality);
+        for (size_t n = 0; n < bytes; n += 64) __builtin_prefetch(w + r * stride + n + distance, 0, locality);
 }
 
 // Prefetches share `part` of `parts` of the next T tokens' block; otherwise the first rows to use it would

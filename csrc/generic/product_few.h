@@ -78,8 +78,7 @@ BAIZE_TARGET void few_streams(const Product& what, size_t begin, size_t end) {
 template <Kind K>
 BAIZE_TARGET void few(const Product& what, size_t begin, size_t end) {
     constexpr size_t R = K == Kind::int8 ? Blocks::int8_rows : Blocks::float_rows;
-    if constexpr (K == Kind::int8 && Blocks::few_at_once == 8)
-        switch (what.tokens) {
+    if constexpr (K == Kind::int8 && Blocks::few_at_once == 8) switch (what.tokens) {
             case 5: return few_streams<K, R, 5>(what, begin, end);
             case 6: return few_streams<K, R, 6>(what, begin, end);
             case 7: return few_streams<K, R - 1, 7>(what, begin, end);

@@ -69,8 +69,8 @@ BAIZE_TARGET void int8_rows(const Streams& rows, const Activations& token, size_
 #pragma GCC unroll 16
     for (size_t r = 0; r < R; ++r) sums[r] = Vec::zero();
     // Section s of the rows, of which `count` columns are not padding.
-    const auto step = [&](const uint8_t* from, size_t from_stride, size_t s, size_t count)
-                          BAIZE_TARGET __attribute__((always_inline)) {
+    const auto step = [&](const uint8_t* from, size_t from_stride, size_t s,
+                          size_t count) BAIZE_TARGET __attribute__((always_inline)) {
         typename Vec::I totals[R];
 #pragma GCC unroll 16
         for (size_t r = 0; r < R; ++r) totals[r] = Vec::no_total();

@@ -33,8 +33,7 @@ BAIZE_TARGET void score_query(const uint8_t* const* keys, const float* q, size_t
 #pragma GCC unroll 16
                 for (size_t n = 0; n < W; ++n) sums[g] = Vec::fma(block[n], Vec::all(q[d + n]), sums[g]);
             else
-                for (size_t n = 0; n < count; ++n)
-                    sums[g] = Vec::fma(block[n], Vec::all(q[d + n]), sums[g]);
+                for (size_t n = 0; n < count; ++n) sums[g] = Vec::fma(block[n], Vec::all(q[d + n]), sums[g]);
         }
     }
     for (size_t g = 0; g < groups; ++g) Vec::store(scores + g * W, sums[g]);
@@ -52,8 +51,8 @@ BAIZE_TARGET inline void mix_vectors(const uint8_t* const* values, size_t offset
         const F weight = Vec::all(weights[n]);
 #pragma GCC unroll 8
         for (size_t v = 0; v < V; ++v)
-            sums[v] = Vec::fma(
-                Vec::template load_as<D>(values[n] + offset + v * Vec::width * itemsize(D)), weight, sums[v]);
+            sums[v] = Vec::fma(Vec::template load_as<D>(values[n] + offset + v * Vec::width * itemsize(D)),
+                               weight, sums[v]);
     }
 #pragma GCC unroll 8
     for (size_t v = 0; v < V; ++v) Vec::store(out + v * Vec::width, sums[v]);
@@ -66,8 +65,7 @@ BAIZE_TARGET void mix_values(const uint8_t* const* values, size_t dim, const flo
     size_t d = 0;
     for (; d + 8 * W <= dim; d += 8 * W)
         mix_vectors<D, 8>(values, d * itemsize(D), weights, count, kept, out + d);
-    for (; d + W <= dim; d += W)
-        mix_vectors<D, 1>(values, d * itemsize(D), weights, count, kept, out + d);
+    for (; d + W <= dim; d += W) mix_vectors<D, 1>(values, d * itemsize(D), weights, count, kept, out + d);
     if (d == dim) return;
     F sum = Vec::mul(Vec::load(out + d), Vec::all(kept));
     for (size_t n = 0; n < count; ++n)

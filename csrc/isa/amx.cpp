@@ -65,8 +65,8 @@ struct AmxEngine {
             const F scale = Vec::load(at.scales + s * kGroupTokens);
 #pragma GCC unroll 16
             for (size_t r = 0; r < kTileRows; ++r)
-                own[r] = Vec::fma(Vec::to_float(Vec::load_total(totals[s % 2] + r * kGroupTokens)), scale,
-                                  own[r]);
+                own[r] =
+                    Vec::fma(Vec::to_float(Vec::load_total(totals[s % 2] + r * kGroupTokens)), scale, own[r]);
         }
 #pragma GCC unroll 16
         for (size_t r = 0; r < kTileRows; ++r) sums[r] = own[r];

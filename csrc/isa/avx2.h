@@ -205,8 +205,7 @@ struct Vec {
     static constexpr int quad_bias = 0;
     BAIZE_TARGET static TokenQuads token_quads(__m256i codes) { return {codes, _mm256_abs_epi8(codes)}; }
     BAIZE_TARGET static I add_quads(I total, Quads weights, const TokenQuads& token) {
-        const __m256i pairs =
-            _mm256_maddubs_epi16(token.magnitudes, _mm256_sign_epi8(weights, token.codes));
+        const __m256i pairs = _mm256_maddubs_epi16(token.magnitudes, _mm256_sign_epi8(weights, token.codes));
         return plus(total, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
     }
 #endif

@@ -152,8 +152,8 @@ struct Vec {
     static void unpack_quads(const uint8_t* at, Quads& low, Quads& high) {
         for (size_t j = 0; j < 4; ++j) {
             const uint8_t *a = at + j, *b = a + 4, *c = b + 4, *d = c + 4;
-            low.columns[j] = I{kInt4Values[*a & 15], kInt4Values[*b & 15], kInt4Values[*c & 15],
-                               kInt4Values[*d & 15]};
+            low.columns[j] =
+                I{kInt4Values[*a & 15], kInt4Values[*b & 15], kInt4Values[*c & 15], kInt4Values[*d & 15]};
             high.columns[j] =
                 I{kInt4Values[*a >> 4], kInt4Values[*b >> 4], kInt4Values[*c >> 4], kInt4Values[*d >> 4]};
         }
