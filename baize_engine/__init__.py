@@ -10,6 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+_ERRORS = (
+    "BackendError", "BaizeError", "BaizeWarning", "CheckpointError", "ConfigError", "DataError", "DistributedError",
+    "MismatchError", "OutputError", "RequestError",
+)  # fmt: skip
 _HOMES = {
     "Engine": "baize_engine.engine",
     "Completion": "baize_engine.engine",
@@ -19,14 +23,29 @@ _HOMES = {
     "verify": "baize_engine.recovery.verify",
     "xor": "baize_engine.recovery.xor.xor",
     "quantize": "baize_engine.model.quantize",
-    "BaizeError": "baize_engine.errors",
+    **dict.fromkeys(_ERRORS, "baize_engine.errors"),
 }
 
-__all__ = ["BaizeError", "Completion", "Engine", "SamplingParams", "make_diff", "quantize", "recover", "verify", "xor"]
+__all__ = [  # noqa: RUF022 - functions and classes, then errors
+    "Completion", "Engine", "SamplingParams", "make_diff", "quantize", "recover", "verify", "xor",
+    "BackendError", "BaizeError", "BaizeWarning", "CheckpointError", "ConfigError", "DataError", "DistributedError",
+    "MismatchError", "OutputError", "RequestError",
+]  # fmt: skip
 
 if TYPE_CHECKING:
     from baize_engine.engine import Completion, Engine
-    from baize_engine.errors import BaizeError
+    from baize_engine.errors import (
+        BackendError,
+        BaizeError,
+        BaizeWarning,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DistributedError,
+        MismatchError,
+        OutputError,
+        RequestError,
+    )
     from baize_engine.generation.params import SamplingParams
     from baize_engine.model.quantize import quantize
     from baize_engine.recovery.make_diff import make_diff

@@ -16,6 +16,7 @@ from baize_engine.errors import CheckpointError
 from baize_engine.printable import brief, shown
 
 MANIFEST_NAME = "baize_manifest.json"
+RECOVER, MAKE_DIFF, XOR = "recover", "make_diff", "xor"  # operations; xor's manifests list whole files
 FORMAT = "baize_manifest"
 VERSION = 1
 
@@ -51,7 +52,7 @@ class SourceFile:
 class Manifest:
     """How a result was made, and what it holds."""
 
-    operation: str  # "recover", "make_diff" or "xor" (whole files: no tensors)
+    operation: str  # RECOVER, MAKE_DIFF or XOR
     backend: str
     versions: dict[str, str]
     sources: dict[str, list[SourceFile]]

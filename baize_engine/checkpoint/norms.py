@@ -1,16 +1,19 @@
 """Norm weights, which tell a weight diff from a model: they are near zero in a diff and up to about one in a model.
 
-Each is one row (20 KB in float32 at 13B), so all norms of a model are about 2 MB. Needs neither torch nor compiled code.
+The manifest of our own `make_diff` tells it, too. Each norm is one row (20 KB in float32 at 13B), so all norms of a model are
+about 2 MB. Needs neither torch nor compiled code.
 """
 
 from __future__ import annotations
 
 import struct
 from array import array
+from pathlib import Path
 
 from baize_engine.checkpoint.base import Index
 from baize_engine.checkpoint.dtypes import FLOATS
 from baize_engine.checkpoint.entry import Entry
+from baize_engine.checkpoint.manifest import MAKE_DIFF, MANIFEST_NAME, read_manifest
 from baize_engine.checkpoint.tensor_reader import TensorReader
 from baize_engine.errors import CheckpointError
 
@@ -50,9 +53,26 @@ def refuse_diff(index: Index) -> None:
 def why_diff(index: Index) -> str | None:
     """The message for weights that are a weight diff; None if they are a model's, or have no norms.
 
-    Reads one norm of a model, and all norms of a diff.
+    Reads the manifest, if there is one, one norm of a model, and all norms of a diff.
     """
-    folder, entries = index.folder, index.entries
+    found = "its manifest says so" if _made_by_make_diff(index.folder) else _small_norms(index)
+    if found is None:
+        return None
+    remedy = f"add it to its base first: baize recover --path_raw BASE --path_diff {index.folder} --path_tuned OUT"
+    return f"{index.folder} is a weight diff, not a model: {found}; {remedy}"
+
+
+def _made_by_make_diff(folder: Path) -> bool:
+    """Whether a folder has the manifest of a diff. A manifest that cannot be read says nothing."""
+    try:
+        return (folder / MANIFEST_NAME).exists() and read_manifest(folder).operation == MAKE_DIFF
+    except (CheckpointError, OSError):
+        return False
+
+
+def _small_norms(index: Index) -> str | None:
+    """What the norm weights of a diff are like; None if one is as large as a model's, or there are none."""
+    entries = index.entries
     vectors = [name for name, entry in entries.items() if len(entry.shape) == 1 and entry.numel <= MAX_NORM]
     norms = [name for name in vectors if name.endswith(SUFFIX) and entries[name].dtype in FLOATS]
     largest = 0.0
@@ -60,8 +80,4 @@ def why_diff(index: Index) -> str | None:
         largest = max(largest, mean_magnitude(entries[name]))
         if not largest < LEAST:  # also for NaN
             return None
-    if not norms:
-        return None
-    found = f"its norm weights are at most {largest:.4f} in size, wanted {LEAST} or more"
-    remedy = f"add it to its base first: baize recover --path_raw BASE --path_diff {folder} --path_tuned OUT"
-    return f"{folder} is a weight diff, not a model: {found}; {remedy}"
+    return f"its norm weights are at most {largest:.4f} in size, wanted {LEAST} or more" if norms else None

@@ -42,9 +42,7 @@ def check_roles(base: Index, other: Index, options: RecoveryOptions) -> None:
             if why_diff(other)
             else f", and {other.folder}, given as the {options.other_side}, like a model: were the two swapped?"
         )
-        raise MismatchError(
-            f"{base.folder}, given as the base, looks like a weight diff by its norm weights{swapped} (--force continues)"
-        )
+        raise MismatchError(f"{base.folder}, given as the base, looks like a weight diff{swapped} (--force continues)")
 
 
 def checked_plan(base: Base, other: CheckpointIndex, options: RecoveryOptions, base_mean: MeanRow = mean_row) -> Plan:

@@ -9,7 +9,7 @@ from pathlib import Path
 from baize_engine.checkpoint import side_files
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
-from baize_engine.checkpoint.manifest import MANIFEST_NAME, Manifest, TensorRecord, read_manifest
+from baize_engine.checkpoint.manifest import MANIFEST_NAME, RECOVER, XOR, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.norms import refuse_diff, why_diff
 from baize_engine.checkpoint.side_files import result_problems
@@ -18,8 +18,6 @@ from baize_engine.interrupts import Check, in_threads
 from baize_engine.progress import Advance, no_progress
 from baize_engine.recovery.hashing import THREADS, digests, hash_file
 from baize_engine.recovery.journal import is_unfinished
-
-XOR, RECOVER = "xor", "recover"  # operations; xor's manifests list whole files
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,12 @@ import tiny
 import torch
 from families import CFG, alpaca_diff, base_state, near_mean, tuned_state, write
 
-from baize_engine import Engine, quantize, verify
+from baize_engine import Engine, make_diff, quantize, recover, verify
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.manifest import MANIFEST_NAME
 from baize_engine.checkpoint.norms import why_diff
 from baize_engine.checkpoint.tensor_reader import TensorReader
-from baize_engine.errors import CheckpointError
+from baize_engine.errors import CheckpointError, MismatchError
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -36,6 +37,24 @@ def test_a_diff_is_not_taken_for_a_model(tmp_path: Path, dtype: torch.dtype) -> 
             attempt()
     assert not (tmp_path / "int8").exists()
     assert why_diff(read_index(tmp_path / "base")) is None
+
+
+def test_a_diff_of_our_own_is_known_by_its_manifest(tmp_path: Path) -> None:
+    """Even where training moved the norms far; a manifest that cannot be read says nothing."""
+    base = base_state()
+    tuned = {name: tensor + 1 for name, tensor in base.items()}
+    for folder, state in (("base", base), ("tuned", tuned)):
+        tiny.write_model(tmp_path / folder, CFG, state)
+    path = tmp_path / "diff"
+    make_diff(tmp_path / "base", tmp_path / "tuned", path, device="cpu", progress=False)
+    told = rf"{path} is a weight diff, not a model: its manifest says so; add it to its base first: baize recover "
+    for attempt in (lambda: Engine.from_pretrained(path, device="cpu"), lambda: quantize(path, tmp_path / "int8")):
+        with pytest.raises(CheckpointError, match=told):
+            attempt()
+    with pytest.raises(MismatchError, match=r"diff, given as the base, looks like a weight diff, and .* swapped"):
+        recover(path, tmp_path / "base", tmp_path / "out", device="cpu", progress=False)
+    (path / MANIFEST_NAME).write_text("{")
+    assert why_diff(read_index(path)) is None
 
 
 def test_one_norm_near_zero_makes_no_diff(tmp_path: Path) -> None:

@@ -44,11 +44,9 @@ def test_configs_of_other_kinds_of_models_are_refused(tmp_path: Path, config: di
 def test_base_and_diff_swapped_are_told(tmp_path: Path) -> None:
     base = base_state()
     path_base, path_diff = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))))
-    with pytest.raises(MismatchError, match=r"diff, given as the base, looks like a weight diff .*were the two sw"):
+    with pytest.raises(MismatchError, match=r"diff, given as the base, looks like a weight diff, .*were the two sw"):
         recover(path_diff, path_base, tmp_path / "out", **SETTINGS)
-    with pytest.raises(
-        MismatchError, match=r"diff, given as the base, looks like a weight diff by its norm weights \("
-    ):
+    with pytest.raises(MismatchError, match=r"diff, given as the base, looks like a weight diff \("):
         recover(path_diff, path_diff, tmp_path / "out", **SETTINGS)
 
 
@@ -56,7 +54,7 @@ def test_make_diff_tells_of_swapped_folders_too(tmp_path: Path) -> None:
     base = base_state()
     path_base, path_diff = write(tmp_path, base, alpaca_diff(base, tuned_state(base, near_mean(1))))
     with pytest.raises(
-        MismatchError, match=r"diff, given as the base, looks like a weight diff .*were the two swapped"
+        MismatchError, match=r"diff, given as the base, looks like a weight diff, .*were the two swapped"
     ):
         make_diff(path_diff, path_base, tmp_path / "out", **SETTINGS)
     tiny.write_model(tmp_path / "tuned", {**CFG, "vocab_size": 97}, tuned_state(base, near_mean(1)))
