@@ -57,10 +57,12 @@ def info(options: argparse.Namespace) -> int:
     print(f"baize_engine {__version__}")
     device = devices.resolve_device("auto")
     print(f"device: {device}")
+    alike: dict[tuple[str, str], list[str]] = {}  # ops by what they run on and what that was chosen from
     for op in choose.OPS:
-        chosen = choose.implementation(op, device).name
-        rows = [f"{row.name} ({row.why_not(device) or 'can run'})" for row in choose.table(op)]
-        print(f"  {op:<15} {chosen:<12} of: {'; '.join(rows)}")
+        rows = "; ".join(f"{row.name} ({row.why_not(device) or 'can run'})" for row in choose.table(op))
+        alike.setdefault((choose.implementation(op, device).name, rows), []).append(op)
+    for (chosen, rows), ops in alike.items():
+        print(f"  {chosen}: {', '.join(ops)}\n    of: {rows}")
     if device != "cpu":
         print(f"  launch settings: {choose.launch_settings(device)}")
     if model is not None:

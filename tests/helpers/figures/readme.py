@@ -12,20 +12,29 @@ STATED = {"A model of 1.26B parameters": "the preset's size"}
 
 
 def claims() -> Iterator[str]:
-    ours, reference = (row(f"{ZEN5}-recover", part="methods", method=method) for method in ("recover", "reference"))
+    ours, copy, reference = (
+        row(f"{ZEN5}-recover", part="methods", method=method) for method in ("recover", "plain copy", "reference")
+    )
+    yield f"about {ours['to_plain_copy']:.1f} times the time of a plain file copy"
     yield cells(
         "recover, cold files",
         f"{ours['wall_s']:.1f} s, {ours['peak_MiB']:.0f} MiB of memory",
-        f"reference script: {three(reference['wall_s'])} s, {reference['peak_MiB'] * 2**20 / 1e9:.1f} GB",
+        f"plain copy: {copy['wall_s']:.1f} s; reference script: {three(reference['wall_s'])} s, "
+        f"{reference['peak_MiB'] * 2**20 / 1e9:.1f} GB",
     )
-    for words, batch in (("one answer", 1), ("8 answers", 8)):
-        yield _speeds(
-            f"decode, int8, {words}", *(decoded(ZEN5, "int8", batch, e)["tok/s"] for e in ("baize", "llama.cpp"))
-        )
-    yield _speeds(
-        "read a prompt of 512 tokens, int8", *(prompt(ZEN5, "int8", 512, e)["tok/s"] for e in ("baize", "llama.cpp"))
-    )
+    for kind, words, batch, others in (
+        ("float16", "one answer", 1, {"llama.cpp": "llama.cpp"}),
+        ("int8", "one answer", 1, {"llama.cpp": "llama.cpp"}),
+        ("int8", "8 answers", 8, {"ctranslate2": "ctranslate2 int8", "llama.cpp": "llama.cpp"}),
+    ):
+        theirs = {name: decoded(ZEN5, kind, batch, engine) for name, engine in others.items()}
+        yield _speeds(f"decode, {kind}, {words}", decoded(ZEN5, kind, batch), theirs)
+    others = {"ctranslate2": "ctranslate2 int8", "llama.cpp": "llama.cpp"}
+    theirs = {name: prompt(ZEN5, "int8", 512, engine) for name, engine in others.items()}
+    yield _speeds("read a prompt of 512 tokens, int8", prompt(ZEN5, "int8", 512), theirs)
 
 
-def _speeds(words: str, ours: float, theirs: float) -> str:
-    return cells(words, f"{three(ours)} tokens a second", f"llama.cpp: {three(theirs)}")
+def _speeds(words: str, ours: dict, theirs: dict[str, dict]) -> str:
+    """A row of speeds: ours, and others by name."""
+    beside = "; ".join(f"{name}: {three(each['tok/s'])}" for name, each in theirs.items())
+    return cells(words, f"{three(ours['tok/s'])} tokens a second", beside)
