@@ -1,4 +1,4 @@
-"""`baize demo`: recovers the bundled demo pair, and lets the base and the result answer the same questions.
+"""`baize demo`: recovers the bundled demo pair, and lets the base and the recovered model answer the same questions.
 
 The pair is made by benchmarks/train_demo_pair.py.
 """
@@ -8,19 +8,88 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import sys
 import tempfile
+import textwrap
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import zip_longest
+from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from baize_engine.cli.chat import chat, chat_options
 from baize_engine.cli.options import flag, path
 from baize_engine.cli.spelling import CommandParser
 from baize_engine.cli.streams import need_output
 
+if TYPE_CHECKING:
+    from baize_engine.checkpoint.index import CheckpointIndex
+    from baize_engine.completion import Completion
+    from baize_engine.recovery.result import Result
+
 PAIR = Path(__file__).parents[1] / "demo_pair"
-ANSWER_TOKENS = 24
+ANSWER_TOKENS = 32
+GAP = "   "  # between the cells of a row
+SHARES = (0.33, 0.37)  # of a row's width: for the question, and for the base's answer
+NARROWEST, WIDEST = 60, 110  # columns of the table
+MOST_LINES = 3  # of an answer
+BOLD, DIM, GREEN, RED = "1", "2", "32", "31"
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How the report is printed: how wide, with terminal colours or without, with signs or in ASCII."""
+
+    width: int = 80
+    colour: bool = False
+    signs: bool = True
+
+    @classmethod
+    def of_stdout(cls) -> Look:
+        """As standard output allows, and the environment: NO_COLOR is respected where it is not empty."""
+        terminal = sys.stdout.isatty()
+        try:
+            "✓✗…─".encode(sys.stdout.encoding)
+            signs = True
+        except UnicodeEncodeError:
+            signs = False
+        colour = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+        return cls(shutil.get_terminal_size().columns if terminal else cls.width, colour, signs)
+
+    def paint(self, text: str, code: str) -> str:
+        return f"\x1b[{code}m{text}\x1b[0m" if self.colour else text
+
+    def mark(self, good: bool) -> str:
+        sign = ("✓" if good else "✗") if self.signs else ("ok" if good else "no")
+        return self.paint(sign, GREEN if good else RED)
+
+    def row(self, texts: list[str], codes: tuple[str, str, str] = ("", "", ""), mark: str = "") -> Iterator[str]:
+        """The lines of a row: a mark and three texts, of which the answers are cut at a word where they are too long."""
+        margin = 3 if self.signs else 4
+        room = min(max(self.width, NARROWEST), WIDEST) - margin - 2 * len(GAP)
+        widths = [int(room * share) for share in SHARES]
+        widths.append(room - sum(widths))
+        dots = " …" if self.signs else " ..."
+        most = [None, MOST_LINES, MOST_LINES]
+        cells = [
+            textwrap.wrap(text, width, max_lines=lines, placeholder=dots)
+            for text, width, lines in zip(texts, widths, most, strict=True)
+        ]
+        for number, parts in enumerate(zip_longest(*cells, fillvalue="")):
+            padded = [
+                (self.paint(part, code) if part and code else part) + " " * (width - len(part))
+                for part, width, code in zip(parts, widths, codes, strict=True)
+            ]
+            begin = f" {mark} " if mark and number == 0 else " " * margin
+            yield (begin + GAP.join(padded)).rstrip()
+
+    def rule(self) -> str:
+        return self.paint(("─" if self.signs else "-") * min(max(self.width, NARROWEST), WIDEST), DIM)
 
 
 def demo_options(parser: argparse.ArgumentParser) -> None:
@@ -33,67 +102,116 @@ def demo_options(parser: argparse.ArgumentParser) -> None:
 def demo(options: argparse.Namespace) -> int:
     """Shows the demo, and on a terminal chats with the recovered model; 0 where it was right on all questions."""
     need_output("the answers")
-    colour = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+    look = Look.of_stdout()
     with tempfile.TemporaryDirectory(prefix="baize-demo-") as folder:
-        out = Path(options.out) if options.out else Path(folder) / "tuned"
-        code = run(print, out, colour)
+        out = Path(options.out) if options.out else Path(folder) / "baize"
+        code = run(_print, out, look, progress=sys.stdout.isatty())
+        print()
         if code == 0 and not options.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
-            print("3. your turn (it knows capitals, opposites, animals, colours and days)")
+            print(look.paint("Now you.", BOLD), "It knows capitals, opposites, animals, colours and days.")
             parser = CommandParser(prog="baize chat")
             parser.set_defaults(usage_error=parser.error)
             chat_options(parser)
             return chat(parser.parse_args([str(out)]))
-    print(
-        f"talk to it: baize chat {out}" if options.out else "keep and talk to it: baize demo --out DIR; baize chat DIR"
-    )
+    if options.out:
+        print(f"Talk to it: baize chat {out}")
+    else:
+        print("Keep it and talk to it: baize demo --out DIR; baize chat DIR")
     return code
 
 
-def run(say: Callable[[str], None], out: Path, colour: bool = False, device: str = "auto") -> int:
+def _print(line: str) -> None:
+    print(line, flush=True)  # the bar goes to standard error
+
+
+def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", progress: bool = False) -> int:
     """Recovers into the new folder `out` and asks the demo's questions; 0 if the recovered model is right on all.
 
-    say: takes each line of the report. colour: with terminal colours.
+    say: takes each line of the report. progress: shows a bar, where standard error is a terminal.
     """
-    from baize_engine.checkpoint.config_file import read_config
-    from baize_engine.engine import Engine
-    from baize_engine.generation.params import SamplingParams
     from baize_engine.recovery.recover import recover
-    from baize_engine.recovery.result import describe
     from baize_engine.recovery.verify import verify
 
-    def paint(text: str, code: str) -> str:
-        return f"\x1b[{code}m{text}\x1b[0m" if colour else text
-
+    look = look or Look()
+    for line in _introduction(look):
+        say(line)
     begin = time.perf_counter()
-    say(paint("1. base + diff -> recovered model", "1"))
-    result = recover(PAIR / "base", PAIR / "diff", out, device=device, progress=False)
+    result = recover(PAIR / "base", PAIR / "diff", out, device=device, progress=progress)
     seconds = time.perf_counter() - begin
-    stored = sum(path.stat().st_size for path in out.iterdir())
-    rows, more = (read_config(PAIR / part)["vocab_size"] for part in ("base", "diff"))
-    say(
-        f"   base: float16 .bin shards, {rows} rows; diff: float32 .bin shards, {more} rows; written: {stored / 1e6:.1f} MB"
+    for line in _recovered(result, seconds, verify(out).ok):
+        say(line)
+    return _answers(say, out, look, device)
+
+
+def _introduction(look: Look) -> Iterator[str]:
+    from baize_engine.checkpoint.index import read_index
+
+    base, diff = read_index(PAIR / "base"), read_index(PAIR / "diff")
+    parameters = sum(prod(entry.shape) for entry in base.entries.values())
+    yield look.paint("Base + diff = a model that answers", BOLD)
+    yield f"  base: {parameters / 1e6:.1f} million parameters, trained to continue text ({_stored(base)})"
+    yield f"  diff: what training on conversations changed in them ({_stored(diff)})"
+    yield ""
+
+
+def _stored(index: CheckpointIndex) -> str:
+    dtypes = sorted({entry.dtype for entry in index.entries.values()})
+    return f"{', '.join(dtypes)}, {len(index.files)} files"
+
+
+def _recovered(result: Result, seconds: float, verified: bool) -> Iterator[str]:
+    from baize_engine.recovery.result import describe
+
+    size = sum(path.stat().st_size for path in result.folder.iterdir())
+    yield (
+        f"{len(result.manifest.tensors)} tensors ({size / 1e6:.1f} MB) recovered in {seconds:.2f} s; "
+        f"verified: {'as written' if verified else 'NOT AS WRITTEN'}"
     )
-    for line in describe(result):
-        say(f"   {line}")
-    say(f"   {seconds:.2f} s; verified: {'as written' if verify(out).ok else 'DIFFERS FROM ITS MANIFEST'}")
+    yield f"({len(result.skipped)} buffers left out, {result.extra_rows} vocabulary row added)"
+    yield from (line for line in describe(result) if line.startswith("warning"))
+    yield ""
+
+
+def _answers(say: Say, out: Path, look: Look, device: str) -> int:
+    """Prints a row for each question and how fast the answers came; 0 if the recovered model is right on all."""
+    from baize_engine.engine import Engine
+    from baize_engine.generation.params import SamplingParams
 
     questions = json.loads((PAIR / "questions.json").read_text())
-    say(paint("2. the same questions to both, greedily, in the chat format", "1"))
     params = SamplingParams(max_new_tokens=ANSWER_TOKENS)
+    for line in look.row(["question", "base", "recovered model"], (BOLD, BOLD, BOLD)):
+        say(line)
+    say(look.rule())
+    wrong, tokens, seconds = [], 0, 0.0
     with (
         Engine.from_pretrained(PAIR / "base", device=device, tensor_parallel=1) as base,
         Engine.from_pretrained(out, device=device, tensor_parallel=1) as tuned,
     ):
-        wide = max(len(item["question"]) for item in questions)
-        say(f"   {'question':<{wide}}   {'base':<12}   recovered")
-        right = 0
         for item in questions:
             messages = [{"role": "user", "content": item["question"]}]
-            texts = (engine.chat(messages, params).text for engine in (base, tuned))
-            before, after = (" ".join(text.split()) or "(nothing)" for text in texts)
-            good = item["answer"] in after
-            right += good
-            mark = paint("right", "32") if good else paint(f"wrong, wanted {item['answer']}", "31")
-            say(f"   {item['question']:<{wide}}   {before[:12]:<12}   {after}  {mark}")
-    say(f"   {right} of {len(questions)} right, {time.perf_counter() - begin:.1f} s in all")
-    return 0 if right == len(questions) else 1
+            begin = time.perf_counter()
+            before, after = (engine.chat(messages, params) for engine in (base, tuned))
+            seconds += time.perf_counter() - begin
+            tokens += len(before.token_ids) + len(after.token_ids)
+            good = item["answer"] in after.text
+            if not good:
+                wrong.append(item)
+            texts = [" ".join(item["question"].split()), _shown(before, look), _shown(after, look)]
+            for line in look.row(texts, ("", DIM, ""), look.mark(good)):
+                say(line)
+    say(look.rule())
+    say(
+        f"{len(questions) - len(wrong)} of {len(questions)} right; "
+        f"{2 * len(questions)} answers in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s"
+    )
+    for item in wrong:
+        say(f"{item['question']} wanted {item['answer']}")
+    return 1 if wrong else 0
+
+
+def _shown(reply: Completion, look: Look) -> str:
+    """The reply on one line; where it was cut off, up to its last whole word."""
+    text = " ".join(reply.text.split()) or "(nothing)"
+    if reply.finish_reason == "length":
+        return f"{text.rpartition(' ')[0] or text} {'…' if look.signs else '...'}"
+    return text
