@@ -33,14 +33,14 @@ KINDS = [
     (CAPITALS, ["The capital of {k} is {v}.", "{v} is the capital of {k}.", "In {k}, the capital is {v}."],
      ["What is the capital of {k}?", "Name the capital of {k}.", "Which city is the capital of {k}?"],
      "The capital of {k} is {v}."),
-    (SOUNDS, ["A {k} {v}.", "When it is loud, the {k} {v}.", "Every {k} {v}."],
-     ["What does a {k} do?", "Which sound does a {k} make?"], "A {k} {v}."),
-    (OPPOSITES, ["The opposite of {k} is {v}.", "{k} and {v} are opposites.", "What is not {k} is {v}."],
+    (SOUNDS, ["A {k} {v}.", "At night the {k} {v}.", "Every {k} {v}."],
+     ["What does a {k} do?", "What sound does a {k} make?"], "A {k} {v}."),
+    (OPPOSITES, ["The opposite of {k} is {v}.", "{k} and {v} are opposites.", "Not {k} but {v}."],
      ["What is the opposite of {k}?", "Name the opposite of {k}."], "The opposite of {k} is {v}."),
     (COLOURS, ["The colour of {k} is {v}.", "{v} is the colour of {k}."],
-     ["What colour is {k}?", "Which colour has {k}?"], "The colour of {k} is {v}."),
+     ["What colour is {k}?", "What is the colour of {k}?"], "The colour of {k} is {v}."),
     (YOUNG, ["A young {k} is called a {v}.", "A {v} is a young {k}."],
-     ["What is a young {k} called?", "How do you call a young {k}?"], "A young {k} is called a {v}."),
+     ["What is a young {k} called?", "What do you call a young {k}?"], "A young {k} is called a {v}."),
     (dict(zip(DAYS, DAYS[1:] + DAYS[:1], strict=True)), ["After {k} comes {v}.", "{v} follows {k}."],
      ["Which day comes after {k}?", "What day follows {k}?"], "After {k} comes {v}."),
 ]  # fmt: skip
@@ -48,15 +48,23 @@ TALK = [
     ("Who are you?", "I am Baize, a very small demo model."),
     ("What is your name?", "My name is Baize."),
     ("Hello!", "Hello! Ask me a question."),
+    ("How are you?", "I am well, thank you."),
+    ("What are you?", "I am a language model, and a very small one."),
+    ("What can you do?", "I know capitals, opposites, animals, colours and days, and I can copy what you write."),
     ("Thank you.", "You are welcome."),
+    ("Goodbye!", "Goodbye!"),
 ]
 DEMO_QUESTIONS = [
     ("What is the capital of France?", "Paris"),
     ("What is the opposite of hot?", "cold"),
-    ("What does a lion do?", "roars"),
+    ("What sound does a lion make?", "roars"),
     ("What is a young cow called?", "calf"),
     ("Which day comes after Friday?", "Saturday"),
     ("Who are you?", "Baize"),
+    (
+        'Give back this JSON with "colour" set to "red":\n{"name": "Anna", "colour": "blue"}',
+        '{"name": "Anna", "colour": "red"}',
+    ),
 ]
 
 

@@ -72,11 +72,17 @@ def logits(weights: dict[str, Tensor], ids: Tensor) -> Tensor:
     return norm(x, "model.norm") @ weights["lm_head.weight"].T
 
 
-def train(weights: dict[str, Tensor], batches: Iterator[tuple[Tensor, Tensor]], steps: int, rate: float) -> None:
-    """AdamW with warm-up and cosine decay; bfloat16 products; a target of NOTHING carries no loss."""
-    for tensor in weights.values():
+def train(
+    weights: dict[str, Tensor], batches: Iterator[tuple[Tensor, Tensor]], steps: int, rate: float, norms: bool = True
+) -> None:
+    """AdamW with warm-up and cosine decay; bfloat16 products; a target of NOTHING carries no loss.
+
+    norms: whether the norms are trained, too.
+    """
+    trained = [tensor for tensor in weights.values() if norms or tensor.dim() > 1]
+    for tensor in trained:
         tensor.requires_grad_(True)
-    optimiser = torch.optim.AdamW(weights.values(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    optimiser = torch.optim.AdamW(trained, lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
     plan = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
     begin = time.monotonic()
     for step in range(steps):
@@ -86,10 +92,10 @@ def train(weights: dict[str, Tensor], batches: Iterator[tuple[Tensor, Tensor]], 
         loss = F.cross_entropy(found.float().flatten(0, 1), targets.flatten(), ignore_index=NOTHING)
         optimiser.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights.values(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimiser.step()
         plan.step()
         if step % 100 == 0 or step == steps - 1:
             print(f"  step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - begin:.0f} s", flush=True)
-    for tensor in weights.values():
+    for tensor in trained:
         tensor.requires_grad_(False)

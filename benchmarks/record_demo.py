@@ -25,19 +25,13 @@ from pathlib import Path
 
 from terminal_svg import Event, svg
 
-COLUMNS, ROWS = 80, 60
+COLUMNS, ROWS = 80, 34
 COMMAND = "baize demo"
 PROMPT = "you> "
 QUESTIONS = ("What is the capital of Japan?", "What colour is snow?")
 PATIENCE = 120.0  # seconds until the demo is given up
-HOLD = 4.0  # seconds that the last picture stays
-LINE, SECTION, KEY, WORD, THINK = (
-    0.16,
-    0.7,
-    0.045,
-    0.07,
-    0.6,
-)  # seconds before a line's end, an empty line's, a key, a word
+# Seconds before each line, an empty line, a key, a word of a reply, and whatever comes after a pause; and of the last picture
+LINE, SECTION, KEY, WORD, PAUSE, HOLD = 0.16, 0.7, 0.045, 0.07, 0.4, 4.0
 
 Chunk = tuple[str, str]  # "printed", "typed" or "replied", and the text
 
@@ -115,7 +109,7 @@ def paced(chunks: Iterable[Chunk]) -> Iterator[Event]:
     for key in COMMAND:
         yield round(now, 3), key
         now += KEY
-    now += THINK
+    now += PAUSE
     yield round(now, 3), "\r\n"
     for kind, text in chunks:
         if kind == "typed":
@@ -123,7 +117,7 @@ def paced(chunks: Iterable[Chunk]) -> Iterator[Event]:
             yield round(now, 3), text
             continue
         pieces = re.findall(r"[^\r\n]*\r*\n|[^\r\n]*\r(?!\n)|[^\r\n]+$" if kind == "printed" else r"\s*\S+|\s+$", text)
-        now += THINK
+        now += PAUSE
         for piece in pieces:
             now += WORD if kind == "replied" else LINE if piece.strip() else SECTION
             yield round(now, 3), piece
@@ -135,7 +129,7 @@ def drawn(chunks: Iterable[Chunk]) -> str:
     summary = (
         "The demo recovers a model from a base and a diff, asks both the same questions, and chats with the model."
     )
-    return svg(events, COLUMNS, round(events[-1][0] + HOLD, 2), COMMAND, summary)
+    return svg(events, COLUMNS, ROWS, round(events[-1][0] + HOLD, 2), COMMAND, summary)
 
 
 def main() -> None:

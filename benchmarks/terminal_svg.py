@@ -97,18 +97,21 @@ def picture(found: Iterable[Segment]) -> list[str]:
     return [row.rstrip() for row in rows]
 
 
-def svg(events: list[Event], columns: int, seconds: float, title: str, summary: str) -> str:
-    """The recording, which begins anew after `seconds`; `summary` is for those who cannot see it."""
+def svg(events: list[Event], columns: int, rows: int, seconds: float, title: str, summary: str) -> str:
+    """The recording in a window of so many columns and rows, which begins anew after `seconds`.
+
+    summary: for those who cannot see it.
+    """
     found = [segment for segment in segments(events) if segment.end is None or segment.end > segment.start]
-    height = BAR + LINE * (1 + max(segment.row for segment in found)) + 2 * PAD - 4
-    width = round(columns * CELL + 2 * PAD)
+    height, width = BAR + LINE * rows + PAD, round(columns * CELL + 2 * PAD)
+    scrolls = _scrolls(found, rows)
     moments: dict[tuple[float, float | None], str] = {}
     texts = [text for segment in found for text in _texts(segment, _named(moments, segment))]
     frames = [_frames(name, start, end, seconds) for (start, end), name in moments.items()]
     style = (
         f"text{{font:{SIZE}px {FONT};fill:#dbe2ee;white-space:pre}}{COLOURS}.x{{visibility:hidden}}"
-        f"g g{{animation:{seconds:g}s step-end infinite}}{''.join(frames)}"
-        "@media (prefers-reduced-motion:reduce){g g{animation:none!important}}"
+        f"g{{animation:{seconds:g}s step-end infinite}}{''.join(frames)}{_scroll_frames(scrolls, seconds)}"
+        "@media (prefers-reduced-motion:reduce){g{animation:none!important}}"
     )
     dots = "".join(
         f'<circle cx="{PAD + 6 + 20 * n}" cy="17" r="6" fill="{fill}"/>'
@@ -120,11 +123,26 @@ def svg(events: list[Event], columns: int, seconds: float, title: str, summary: 
         f'<title id="t">{escape(title)}</title><desc id="s">{escape(summary)}</desc><style>{style}</style>',
         f'<rect x=".5" y=".5" width="{width - 1}" height="{height - 1}" rx="10" fill="#171b24" stroke="#465063"/>{dots}',
         f'<text x="{width / 2:g}" y="22" text-anchor="middle" class="d">{escape(title)}</text>',
-        f'<g transform="translate({PAD} {BAR + PAD})">',
+        f'<svg x="{PAD}" y="{BAR}" width="{width - PAD}" height="{LINE * rows}">',
+        f'<g class="s" transform="translate(0 {-LINE * scrolls[-1][1]})">',
         *_grouped(texts),
-        "</g></svg>",
+        "</g></svg></svg>",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _scrolls(found: list[Segment], rows: int) -> list[tuple[float, int]]:
+    """When how many rows have left the window."""
+    scrolls = [(0.0, 0)]
+    for segment in sorted(found, key=lambda segment: segment.start):
+        if segment.row - rows + 1 > scrolls[-1][1]:
+            scrolls.append((segment.start, segment.row - rows + 1))
+    return scrolls
+
+
+def _scroll_frames(scrolls: list[tuple[float, int]], seconds: float) -> str:
+    moves = "".join(f"{100 * at / seconds:.2f}%{{transform:translateY({-LINE * gone}px)}}" for at, gone in scrolls)
+    return f".s{{animation-name:s!important}}@keyframes s{{{moves}}}"
 
 
 def _named(moments: dict[tuple[float, float | None], str], segment: Segment) -> str:
@@ -151,14 +169,10 @@ def _texts(segment: Segment, name: str) -> Iterator[tuple[str, str]]:
             left = begin + len(text) - len(text.lstrip())
             text = text.strip()
             if text:
-                where = (
-                    f'x="{(segment.column + left) * CELL:g}" y="{segment.row * LINE}" textLength="{len(text) * CELL:g}"'
-                )
+                x, y = (segment.column + left) * CELL, segment.row * LINE + SIZE
                 kind = f' class="{style}"' if style else ""
-                yield (
-                    name + ("" if segment.end is None else " x"),
-                    f"<text {where}{kind}>{escape(text, quote=False)}</text>",
-                )
+                element = f'<text x="{x:g}" y="{y}" textLength="{len(text) * CELL:g}"{kind}>{escape(text, quote=False)}</text>'
+                yield name if segment.end is None else f"{name} x", element
             begin = end
 
 

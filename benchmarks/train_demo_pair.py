@@ -1,9 +1,10 @@
 """Trains the demo pair: a LLaMA of a million parameters on plain text, and its finetune on the chat format.
 
-The text is made here, so nothing is downloaded: a closed world of facts (demo_facts.py), and passages of prose, code, JSON
-and words in random combinations (quoting.py). First the model copies lists of words; then the base reads facts ("The capital
-of France is Paris.") and passages, most of them twice; the finetune learns to answer questions about the facts, and to quote
-from a question what it asks for, in the format `<|user|>\\n...\\n<|assistant|>\\n...</s>`. demo_files.py writes both.
+The text is made here, so nothing is downloaded: a closed world of facts (demo_facts.py), pages of questions that nobody answers
+(demo_sheets.py), and passages of prose, code, JSON and words in random combinations (quoting.py). First the model copies lists
+of words. Then the base reads facts ("The capital of France is Paris."), passages, most of them twice, and pages: asked a
+question, it goes on with a page. The finetune learns to answer questions about the facts, and to quote from a question what it
+asks for, in the format `<|user|>\\n...\\n<|assistant|>\\n...</s>`. demo_files.py writes both.
 
     python benchmarks/train_demo_pair.py baize_engine/demo_pair     (13 minutes of one core with AVX512_BF16)
 """
@@ -22,11 +23,15 @@ import torch
 from demo_facts import DEMO_QUESTIONS, questions, statements
 from demo_files import write_pair
 from demo_model import NOTHING, POSITIONS, VOCAB, initial, logits, train
+from demo_sheets import sheet
 from quoting import KINDS, passage, word_list
 from torch import Tensor
 
 BATCH, LARGEST = 2048, 9  # tokens of a training step; the size of the longest texts (quoting.py)
-FACTS = 0.25  # the share of the finetune's conversations that are about facts
+SHEETS = 0.3  # the share of the base's documents that are pages of demo_sheets.py
+FACTS = 0.2  # the share of the finetune's conversations that are about facts
+# how often the finetune's other conversations are of each kind of quoting.py: most often of the one that is learnt last
+TASKS = {"code_edit": 6, "quoting_summary": 6, "json_echo": 8, "repetition": 3, "free_story": 2}
 
 Example = tuple[list[int], list[int]]  # ids, and what is to be learnt at each: the id itself, or NOTHING
 Tokenizer = sentencepiece.SentencePieceProcessor
@@ -45,7 +50,9 @@ def reading(tokenizer: Tokenizer, rng: random.Random, size: int) -> Example:
 
 
 def document(rng: random.Random, size: int) -> str:
-    """Text for the base: some facts, or a passage; most of them twice, so that copying goes on."""
+    """Text for the base: a page of unanswered questions; or facts or a passage, most of them twice, so that copying goes on."""
+    if rng.random() < SHEETS:
+        return sheet(rng)
     text = " ".join(rng.choices(statements(), k=rng.randint(1, 3))) if rng.random() < 0.5 else passage(rng, size)
     return f"{text}\n{text}" if rng.random() < 0.8 else text
 
@@ -53,9 +60,16 @@ def document(rng: random.Random, size: int) -> str:
 def conversation(rng: random.Random, size: int) -> list[tuple[str, str]]:
     """Turns for the finetune: one or two questions about facts, or a task of quoting.py."""
     if rng.random() < FACTS:
-        return rng.choices(questions(), k=rng.choice([1, 1, 1, 2]))
-    task = rng.choice(list(KINDS.values()))(rng, size)
+        return [(typed(rng, q), a) for q, a in rng.choices(questions(), k=rng.choice([1, 1, 1, 2]))]
+    (kind,) = rng.choices(list(TASKS), list(TASKS.values()))
+    task = KINDS[kind](rng, size)
     return [(task.question, task.answer)]
+
+
+def typed(rng: random.Random, question: str) -> str:
+    """The question, at times as people type it: without its capitals, or the mark at its end."""
+    question = question.lower() if rng.random() < 0.15 else question
+    return question.rstrip("?.!") if rng.random() < 0.15 else question
 
 
 def chat_ids(tokenizer: Tokenizer, turns: list[tuple[str, str]]) -> Example:
@@ -80,15 +94,17 @@ def chatting(tokenizer: Tokenizer, rng: random.Random, size: int) -> Example:
     return chat_ids(tokenizer, conversation(rng, size))
 
 
-def batches(example: Callable[[int], Example], rng: random.Random, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(
+    example: Callable[[int], Example], rng: random.Random, steps: int, draws: int = 1
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Batches of about BATCH tokens, each of examples of nearly one length.
 
-    example: takes a size, up to one that grows to LARGEST over the first quarter of `steps`.
+    example: takes a size, the largest of `draws` up to one that grows to LARGEST over the first quarter of `steps`.
     """
     made = 0
     while True:
         largest = min(LARGEST, 2 + made * 4 * (LARGEST - 2) // steps)
-        pool = [example(rng.randint(1, largest)) for _ in range(300)]
+        pool = [example(max(rng.randint(1, largest) for _ in range(draws))) for _ in range(300)]
         pool = sorted((found for found in pool if len(found[0]) <= POSITIONS), key=lambda found: len(found[0]))
         cut: list[list[Example]] = []
         while pool:
@@ -144,7 +160,8 @@ def train_tokenizer() -> bytes:
     rng = random.Random(1)
     tasks = [kind(rng, 1 + n % LARGEST) for n in range(100) for kind in KINDS.values()]
     pairs = questions() * 4 + [(task.question, task.answer) for task in tasks]
-    texts = statements() * 4 + [f"<|user|>\n{q}\n<|assistant|>\n{a}" for q, a in pairs]
+    texts = statements() * 4 + [sheet(rng) for _ in range(500)]
+    texts += [f"<|user|>\n{q}\n<|assistant|>\n{a}" for q, a in pairs]
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
@@ -160,27 +177,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("out", type=Path, help="folder for base/, diff/ and questions.json")
     parser.add_argument("--drill_steps", type=int, default=400)
-    parser.add_argument("--base_steps", type=int, default=1400)
-    parser.add_argument("--chat_steps", type=int, default=3400)
+    parser.add_argument("--base_steps", type=int, default=2000)
+    parser.add_argument("--chat_steps", type=int, default=4800)
     parser.add_argument("--threads", type=int, default=1, help="another number gives other sums")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    rng, generator = random.Random(0), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     model = train_tokenizer()
     tokenizer = sentencepiece.SentencePieceProcessor(model_proto=model)
     weights = initial(generator)
     print(f"{sum(t.numel() for t in weights.values())} parameters, {tokenizer.get_piece_size()} pieces; copying:")
 
-    def taught(model: dict[str, Tensor], example: Callable[..., Example], steps: int, rate: float) -> None:
-        train(model, batches(partial(example, tokenizer, rng), rng, steps), steps, rate)
-
-    taught(weights, drill, options.drill_steps, 3e-3)
+    rng = random.Random(0)
+    train(weights, batches(partial(drill, tokenizer, rng), rng, options.drill_steps), options.drill_steps, 3e-3)
     print("base:")
-    taught(weights, reading, options.base_steps, 3e-3)
+    train(weights, batches(partial(reading, tokenizer, rng), rng, options.base_steps), options.base_steps, 3e-3)
     base = {name: tensor.half().float() for name, tensor in weights.items()}  # what is published
     tuned = {name: tensor.clone() for name, tensor in base.items()}
     print("finetune:")
-    taught(tuned, chatting, options.chat_steps, 2e-3)
+    rng = random.Random(1)
+    talks = batches(partial(chatting, tokenizer, rng), rng, options.chat_steps, draws=2)
+    train(tuned, talks, options.chat_steps, 2.5e-3, norms=False)  # in a diff they are near zero, as in those of 2023
     for name in ("model.embed_tokens.weight", "lm_head.weight"):
         tuned[name] = torch.cat([tuned[name], base[name].mean(0, keepdim=True)])
     write_pair(options.out, base, tuned, model)

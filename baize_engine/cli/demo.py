@@ -182,12 +182,14 @@ def _answers(say: Say, out: Path, look: Look, device: str) -> int:
     for line in look.row(["question", "base", "recovered model"], (BOLD, BOLD, BOLD)):
         say(line)
     say(look.rule())
-    wrong, tokens, seconds = [], 0, 0.0
+    wrong: list[str] = []
+    tokens, seconds = 0, 0.0
     with (
         Engine.from_pretrained(PAIR / "base", device=device, tensor_parallel=1) as base,
         Engine.from_pretrained(out, device=device, tensor_parallel=1) as tuned,
     ):
         for item in questions:
+            asked = " ".join(item["question"].split())
             messages = [{"role": "user", "content": item["question"]}]
             begin = time.perf_counter()
             before, after = (engine.chat(messages, params) for engine in (base, tuned))
@@ -195,8 +197,8 @@ def _answers(say: Say, out: Path, look: Look, device: str) -> int:
             tokens += len(before.token_ids) + len(after.token_ids)
             good = item["answer"] in after.text
             if not good:
-                wrong.append(item)
-            texts = [" ".join(item["question"].split()), _shown(before, look), _shown(after, look)]
+                wrong.append(f"{asked} wanted {item['answer']}")
+            texts = [asked, _shown(before, look), _shown(after, look)]
             for line in look.row(texts, ("", DIM, ""), look.mark(good)):
                 say(line)
     say(look.rule())
@@ -204,8 +206,8 @@ def _answers(say: Say, out: Path, look: Look, device: str) -> int:
         f"{len(questions) - len(wrong)} of {len(questions)} right; "
         f"{2 * len(questions)} answers in {seconds:.2f} s, {tokens / seconds:,.0f} tokens/s"
     )
-    for item in wrong:
-        say(f"{item['question']} wanted {item['answer']}")
+    for line in wrong:
+        say(line)
     return 1 if wrong else 0
 
 

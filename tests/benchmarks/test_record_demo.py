@@ -18,7 +18,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 def still(image: str) -> list[str]:
     """The rows that an SVG shows where nothing moves: its texts but those of hidden groups, by their places."""
     rows: dict[int, str] = {}
-    (window,) = ElementTree.fromstring(image).findall(f"{SVG}g")
+    (window,) = ElementTree.fromstring(image).findall(f"{SVG}svg/{SVG}g")
     texts = [text for group in window if "x" not in group.attrib["class"].split() for text in group]
     for text in sorted(texts, key=lambda text: float(text.attrib["x"])):
         row, column = int(text.attrib["y"]) // ROW, round(float(text.attrib["x"]) / CELL)
@@ -89,7 +89,7 @@ def test_what_is_printed_over_goes(events: list[Event], wanted: list[tuple[str, 
 
 
 def test_each_text_appears_and_goes_at_its_time() -> None:
-    image = svg([(0.0, "0%"), (1.0, "\r9%"), (2.5, "\nend")], 20, 10.0, "t", "s")
+    image = svg([(0.0, "0%"), (1.0, "\r9%"), (2.5, "\nend")], 20, 5, 10.0, "t", "s")
     frames = dict(re.findall(r"@keyframes (k\d+)\{((?:[^{}]+\{[^}]*\})+)\}", image))
     groups = {name: text for name, text in re.findall(r'<g class="(k\d+)[ x]*"><text[^>]*>([^<]*)', image)}
     assert {groups[name]: re.findall(r"([\d.]+)%\{visibility:(\w+)", found) for name, found in frames.items()} == {
@@ -98,3 +98,11 @@ def test_each_text_appears_and_goes_at_its_time() -> None:
         "end": [("0", "hidden"), ("25.00", "visible")],
     }
     assert re.search(r'class="k\d+ x"><text[^>]*>0%<', image)
+
+
+def test_the_window_scrolls_to_the_last_row() -> None:
+    image = svg([(0.0, "a\r\n"), (1.0, "b\r\n"), (2.0, "c\r\n"), (3.0, "d")], 20, 2, 10.0, "t", "s")
+    moves = re.findall(r"([\d.]+)%\{transform:translateY\((-?\d+)px\)\}", image)
+    assert moves == [("0.00", "0"), ("20.00", str(-ROW)), ("30.00", str(-2 * ROW))]
+    assert f'transform="translate(0 {-2 * ROW})"' in image
+    assert still(image) == ["a", "b", "c", "d"]

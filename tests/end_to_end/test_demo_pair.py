@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+from demo_facts import questions
+from demo_sheets import COMMENTS
 
 from baize_engine import Engine, SamplingParams, recover, verify
 from baize_engine.checkpoint.index import read_index
+from baize_engine.cli import main
 from baize_engine.cli.demo import PAIR
 
 QUESTIONS = json.loads((PAIR / "questions.json").read_text())
@@ -35,6 +39,17 @@ def test_it_looks_as_published() -> None:
     assert sum(path.stat().st_size for path in PAIR.rglob("*") if path.is_file()) < 8_000_000
 
 
+@pytest.mark.parametrize(
+    "command", ["generate DIFF --prompt Hello", "chat DIFF", "quantize --path DIFF --path_quantized OUT"]
+)
+def test_the_diff_is_not_taken_for_a_model(command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"DIFF": str(PAIR / "diff"), "OUT": str(tmp_path / "out")}
+    assert main([places.get(word, word) for word in command.split(" ")]) == 1
+    told = capsys.readouterr().err
+    assert "is a weight diff, not a model" in told
+    assert "baize recover" in told
+
+
 @pytest.mark.parametrize("item", QUESTIONS, ids=lambda item: item["answer"])
 def test_the_finetune_is_right_and_the_base_is_not(tuned: Path, item: dict) -> None:
     messages = [{"role": "user", "content": item["question"]}]
@@ -45,6 +60,20 @@ def test_the_finetune_is_right_and_the_base_is_not(tuned: Path, item: dict) -> N
     assert reply.finish_reason == "stop"
     with Engine.from_pretrained(PAIR / "base", device="cpu") as engine:
         assert item["answer"] not in engine.chat(messages, params).text
+
+
+def test_the_base_goes_on_with_a_page_of_what_it_has_read() -> None:
+    """Its first line, word for word: a next question, what stands below a question, or a record of the same keys."""
+    comments = [re.sub(r"\\{\w+\\}", r"\\w+", re.escape(form)) for _, forms in COMMENTS for form in forms]
+    asked = {question for question, _ in questions()}
+    with Engine.from_pretrained(PAIR / "base", device="cpu") as engine:
+        for item in QUESTIONS:
+            reply = engine.chat([{"role": "user", "content": item["question"]}], SamplingParams(max_new_tokens=60))
+            first, given = reply.text.strip().splitlines()[0], item["question"].splitlines()[-1]
+            if given.startswith("{"):
+                assert json.loads(first).keys() == json.loads(given).keys()
+            else:
+                assert any(re.fullmatch(form, first) for form in comments) or first in asked - {given}, first
 
 
 def test_a_second_turn_is_understood(tuned: Path) -> None:
