@@ -53,7 +53,7 @@ def engine_goals() -> Iterator[str]:
     start = note("performance", "start")["values"]
     less = [1 - start[kind] / start[f"{kind}_before"] for kind in engine.KINDS]
     least, most = percent(min(less)), percent(max(less))
-    yield cells("`baize generate`: half the time to the first token", f"{least} to {most} less", MISSED)
+    yield cells("`baize generate`: half the earlier time to the first token", f"{least} to {most} less", MISSED)
     words = "verifying 4 tokens of an answer: at most 1.25 (float16, int8) and 1.4 (int4) times a step"
     rows = [row(f"{ZEN5}-rows-1b-{kind}", rows=4)["of_one"] for kind in engine.KINDS]
     yield cells(words, times(*rows), f"{MISSED} (float16, int8)")
@@ -63,7 +63,7 @@ def serving_goals() -> Iterator[str]:
     share = report(f"{ZEN5}-throughput")["of_batch"]
     yield cells("many prompts: 0.8 of the rate of full batches", times(share), MISSED)
     shares = [each["share"] for each in report(f"{ZEN5}-prefix")["rows"][:2]]
-    yield cells("shared beginnings: 0.85 of what the saved tokens allow, generated and scored", times(*shares), MET)
+    yield cells("shared prefixes: 0.85 of what the saved tokens allow, generated and scored", times(*shares), MET)
     loop = report(f"{ZEN5}-loop")["rows"]
     one = min(each["share"] for each in loop if each["what"] == "1 row")
     more = min(each["share"] for each in loop if each["what"] in ("8 rows", "32 rows"))

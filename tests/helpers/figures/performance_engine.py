@@ -101,11 +101,6 @@ def zen5() -> Iterator[str]:
         f"float16 {alone['float16']:.1f} where it made {alone['float16_llama']:.1f} ({alone['float16_ratio']:.2f})"
     )
     yield f"the memory gave {alone['read_GB_s']} GB/s"
-    values = note("performance", "float16 prompts")["values"]
-    yield (
-        f"a core multiplies {values['registers']} GMAC/s in its registers, {values['l1_low']} to {values['l1_high']} where all "
-        f"operands lie in its L1 cache, and about {values['engine']} in the engine"
-    )
 
 
 def xeon() -> Iterator[str]:
@@ -184,8 +179,6 @@ def start() -> Iterator[str]:
         f"{loads['int8'][0]:.1f} s on the Xeon and {loads['int8'][1]:.1f} s on the EPYC for int8, "
         f"{loads['int4'][0]:.1f} and {loads['int4'][1]:.1f} s for int4"
     )
-    memory = note("performance", "from_diff memory")["values"]
-    yield f"{memory['float16_MiB']} MiB in float16, {memory['int8_MiB']} in int8 and {memory['int4_MiB']} in int4"
 
 
 def claims() -> Iterator[str]:

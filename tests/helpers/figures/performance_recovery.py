@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from shapes import PRESETS
+
 from figures.results import commit, note, report, row
 from figures.written import cells, percent, three
 
@@ -101,6 +103,14 @@ def diff_add() -> Iterator[str]:
     yield f"at commit {commit(name)}"
 
 
+def larger() -> Iterator[str]:
+    """What a 13B would take, computed: a base and a result in float16, a diff in float32, at the rate of the cold run."""
+    size, rate = PRESETS["13b"].parameters * 2 / 1e9, methods("zen5-2core-recover")["recover"]["GB/s"]
+    assert 25 < 4 * size / rate < 35  # "about half a minute", says the page
+    yield f"moves {size:.0f} + {2 * size:.0f} + {size:.0f} GB, which at the {rate:.1f} GB/s of Zen 5"
+
+
 def claims() -> Iterator[str]:
     yield from recovery()
+    yield from larger()
     yield from diff_add()

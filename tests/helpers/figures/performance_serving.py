@@ -68,7 +68,7 @@ def prompts() -> Iterator[str]:
     generated, scored, counted = report("zen5-2core-prefix")["rows"]
     yield f"{generated['prompts']} prompts of 5-shot MMLU"
     yield (
-        f"{generated['speedup']:.2f} times as fast with shared beginnings, where {generated['tokens_ratio']:.2f} times fewer "
+        f"{generated['speedup']:.2f} times as fast with shared prefixes, where {generated['tokens_ratio']:.2f} times fewer "
         f"tokens are computed: {generated['share']:.2f} of that ratio"
     )
     yield f"scored instead of generated, {scored['speedup']:.2f} times ({scored['share']:.2f})"
