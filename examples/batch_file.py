@@ -3,7 +3,7 @@
     python examples/batch_file.py prompts.jsonl answers.jsonl --model baize-13b/ --temperature 0.7
 
 Each line of the input is a JSON object with a "prompt", or with "messages" for the chat format; other fields are kept.
-`baize generate --input` can also resume an interrupted run, and continues after a bad line.
+`baize generate --input` also takes token ids and parameters of a record, resumes, and continues after a bad line.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python examples/profile_step.py --model baize-13b/ --quantize int8 --batch 8
 
-It is a small part of `benchmarks/profile_step.py`, whose helpers it imports.
+It is a small part of `benchmarks/profile_step.py`, whose helpers it imports. Uses internals, which may change.
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Answers prompts with Ray Data, one Engine in each actor.
 
-    pip install 'baize-engine[ray]'
+    pip install '.[ray]'  # in the clone
     python examples/ray_batch.py /models/baize-13b /data/prompts.jsonl /data/answers --actors 8 --gpus 1
 
 Adds "text" to JSON lines with a "prompt", in any order; all nodes need these paths. Texts do not depend on the actors' number.
