@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 
 _ERRORS = (
     "BackendError", "BaizeError", "BaizeWarning", "CheckpointError", "ConfigError", "DataError", "DistributedError",
-    "MismatchError", "OutputError", "RequestError",
+    "MismatchError", "OutputError", "RequestError", "ValueRefused",
 )  # fmt: skip
 _HOMES = {
     "Engine": "baize_engine.engine",
@@ -29,7 +29,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - functions and classes, then errors
     "Completion", "Engine", "SamplingParams", "make_diff", "quantize", "recover", "verify", "xor",
     "BackendError", "BaizeError", "BaizeWarning", "CheckpointError", "ConfigError", "DataError", "DistributedError",
-    "MismatchError", "OutputError", "RequestError",
+    "MismatchError", "OutputError", "RequestError", "ValueRefused",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         MismatchError,
         OutputError,
         RequestError,
+        ValueRefused,
     )
     from baize_engine.generation.params import SamplingParams
     from baize_engine.model.quantize import quantize
