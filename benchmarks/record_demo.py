@@ -31,7 +31,7 @@ PROMPT = "you> "
 QUESTIONS = ("What is the capital of Japan?", "What colour is snow?")
 PATIENCE = 120.0  # seconds until the demo is given up
 # Seconds before each line, an empty line, a key, a word of a reply, and whatever comes after a pause; and of the last picture
-LINE, SECTION, KEY, WORD, PAUSE, HOLD = 0.16, 0.7, 0.045, 0.07, 0.4, 4.0
+LINE, SECTION, KEY, WORD, PAUSE, HOLD = 0.12, 0.6, 0.045, 0.07, 0.35, 3.5
 
 Chunk = tuple[str, str]  # "printed", "typed" or "replied", and the text
 

@@ -6,7 +6,7 @@ of words. Then the base reads facts ("The capital of France is Paris."), passage
 question, it goes on with a page. The finetune learns to answer questions about the facts, and to quote from a question what it
 asks for, in the format `<|user|>\\n...\\n<|assistant|>\\n...</s>`. demo_files.py writes both.
 
-    python benchmarks/train_demo_pair.py baize_engine/demo_pair     (13 minutes of one core with AVX512_BF16)
+    python benchmarks/train_demo_pair.py baize_engine/demo_pair     (23 minutes of one core with AVX512_BF16)
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 PAIR = Path(__file__).parents[1] / "demo_pair"
 ANSWER_TOKENS = 32
+THREADS = 1  # a model of this size is no faster with more, and far slower where other programs run
 GAP = "   "  # between the cells of a row
 SHARES = (0.33, 0.37)  # of a row's width: for the question, and for the base's answer
 NARROWEST, WIDEST = 60, 110  # columns of the table
@@ -112,7 +113,7 @@ def demo(options: argparse.Namespace) -> int:
             parser = CommandParser(prog="baize chat")
             parser.set_defaults(usage_error=parser.error)
             chat_options(parser)
-            return chat(parser.parse_args([str(out)]))
+            return chat(parser.parse_args([str(out), f"--threads={THREADS}"]))
     if options.out:
         print(f"Talk to it: baize chat {out}")
     else:
@@ -129,6 +130,8 @@ def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", pro
 
     say: takes each line of the report. progress: shows a bar, where standard error is a terminal.
     """
+    import torch
+
     from baize_engine.recovery.recover import recover
     from baize_engine.recovery.verify import verify
 
@@ -140,7 +143,11 @@ def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", pro
     seconds = time.perf_counter() - begin
     for line in _recovered(result, seconds, verify(out).ok):
         say(line)
-    return _answers(say, out, look, device)
+    threads = torch.get_num_threads()
+    try:
+        return _answers(say, out, look, device)
+    finally:
+        torch.set_num_threads(threads)  # an engine's number is the process's
 
 
 def _introduction(look: Look) -> Iterator[str]:
@@ -185,8 +192,8 @@ def _answers(say: Say, out: Path, look: Look, device: str) -> int:
     wrong: list[str] = []
     tokens, seconds = 0, 0.0
     with (
-        Engine.from_pretrained(PAIR / "base", device=device, tensor_parallel=1) as base,
-        Engine.from_pretrained(out, device=device, tensor_parallel=1) as tuned,
+        Engine.from_pretrained(PAIR / "base", device=device, tensor_parallel=1, threads=THREADS) as base,
+        Engine.from_pretrained(out, device=device, tensor_parallel=1, threads=THREADS) as tuned,
     ):
         for item in questions:
             asked = " ".join(item["question"].split())
