@@ -106,5 +106,4 @@ STATED = {
     "(goal: 0.85)": "a goal",
     "13B in float16 at batch 1 at 111 tok/s (85 % of the specified bandwidth)": "a goal",
     "4,500 tok/s at batch 64; prompts of 2048 tokens at 65 % of the measured peak; `diff_add` at 90 % of copy speed": "a goal",
-    "(0.9M parameters)": "the size of the demo model",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from figures.results import note, row
+from figures.results import commit, note, row
 from figures.written import cells, percent
 
 JUDGED = {
@@ -13,12 +13,13 @@ JUDGED = {
     ("demo", "Q4_0 of gguf"): "demo model, Q4_0 of llama.cpp",
     ("stories260K", "int8"): "stories260K, int8",
     ("stories260K", "int4"): "stories260K, int4",
+    ("stories260K", "Q4_0 of gguf"): "stories260K, Q4_0 of llama.cpp",
 }
 
 
 def quality(model: str, weights: str) -> dict:
-    """The row of bench_quality.py; of its report: row("MACHINE-quality", model=model, weights=weights)."""
-    return note("performance", f"quality {model} {weights}")["values"]
+    """The row of bench_quality.py."""
+    return row("zen5-2core-quality", model=model, weights=weights)
 
 
 def weights() -> Iterator[str]:
@@ -32,14 +33,14 @@ def weights() -> Iterator[str]:
             "" if added is None else f"{added:.4f}",
         )
     yield f"over {quality('demo', 'int8')['tokens']:,} tokens"
+    yield f"Zen 5, commit {commit('zen5-2core-quality')}. Made by"
     seven = [
         row("amd-epyc-2core-quality", model=model, weights="int8")["added_in_a_prompt"]
         for model in ("demo", "stories260K")
     ]
-    yield f"adds {seven[0]:.4f} (demo model) and {seven[1]:.4f} (stories260K)"
+    yield f"added {seven[0]:.4f} (an earlier demo model) and {seven[1]:.4f} (stories260K)"
     old = note("performance", "quality baize-1")["values"]
-    yield f"had KL {old['demo_KL']:.4f} and {old['stories_KL']:.4f}"
-    yield f"squared errors of {old['demo_error']:.4f} and {old['stories_error']:.4f}"
+    yield f"had KL {old['stories_KL']:.4f} on the texts of stories260K, and a squared error of {old['stories_error']:.4f}"
     yield f"{old['least']:.2f} to {old['most']:.2f} of its squared error"
 
 
