@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -95,7 +96,7 @@ class Look:
 
 def demo_options(parser: argparse.ArgumentParser) -> None:
     """The options of `baize demo`."""
-    out = "keep the recovered model in this new folder (default: a temporary one)"
+    out = "keep the recovered model in this folder (default: a temporary one)"
     flag(parser, "--out", type=path, metavar="DIR", help=out)
     flag(parser, "--quiet", action="store_true", help="do not offer to chat at the end")
 
@@ -108,14 +109,16 @@ def demo(options: argparse.Namespace) -> int:
         out = Path(options.out) if options.out else Path(folder) / "baize"
         code = run(_print, out, look, progress=sys.stdout.isatty())
         print()
-        if code == 0 and not options.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
-            print(look.paint("Now you.", BOLD), "It knows capitals, opposites, animals, colours and days.")
+        if code:
+            return code
+        if not options.quiet and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+            print(look.paint("Your turn.", BOLD), "It knows capitals, opposites, animals, colours and days.")
             parser = CommandParser(prog="baize chat")
             parser.set_defaults(usage_error=parser.error)
             chat_options(parser)
-            return chat(parser.parse_args([str(out), f"--threads={THREADS}"]))
+            code = chat(parser.parse_args([str(out), f"--threads={THREADS}"]))
     if options.out:
-        print(f"Talk to it: baize chat {out}")
+        print(f"Talk to it: baize chat {shlex.quote(str(out))}")
     else:
         print("Keep it and talk to it: baize demo --out DIR; baize chat DIR")
     return code
@@ -126,7 +129,7 @@ def _print(line: str) -> None:
 
 
 def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", progress: bool = False) -> int:
-    """Recovers into the new folder `out` and asks the demo's questions; 0 if the recovered model is right on all.
+    """Recovers into the folder `out`, new or finished before, and asks the demo's questions; 0 if the recovered model is right on all.
 
     say: takes each line of the report. progress: shows a bar, where standard error is a terminal.
     """
@@ -139,7 +142,7 @@ def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", pro
     for line in _introduction(look):
         say(line)
     begin = time.perf_counter()
-    result = recover(PAIR / "base", PAIR / "diff", out, device=device, progress=progress)
+    result = recover(PAIR / "base", PAIR / "diff", out, device=device, progress=progress, resume=True)
     seconds = time.perf_counter() - begin
     for line in _recovered(result, seconds, verify(out).ok):
         say(line)
@@ -172,9 +175,9 @@ def _recovered(result: Result, seconds: float, verified: bool) -> Iterator[str]:
     size = sum(path.stat().st_size for path in result.folder.iterdir())
     yield (
         f"{len(result.manifest.tensors)} tensors ({size / 1e6:.1f} MB) recovered in {seconds:.2f} s; "
-        f"verified: {'as written' if verified else 'NOT AS WRITTEN'}"
+        f"{'every tensor matches its hash' if verified else 'IT DIFFERS FROM ITS MANIFEST'}"
     )
-    yield f"({len(result.skipped)} buffers left out, {result.extra_rows} vocabulary row added)"
+    yield f"({len(result.skipped)} buffers were left out, and {result.extra_rows} vocabulary row was added)"
     yield from (line for line in describe(result) if line.startswith("warning"))
     yield ""
 
