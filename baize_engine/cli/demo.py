@@ -129,9 +129,10 @@ def _print(line: str) -> None:
 
 
 def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", progress: bool = False) -> int:
-    """Recovers into the folder `out`, new or finished before, and asks the demo's questions; 0 if the recovered model is right on all.
+    """Recovers into the folder `out` and asks the demo's questions; 0 if the recovered model is right on all.
 
-    say: takes each line of the report. progress: shows a bar, where standard error is a terminal.
+    out: new, or finished by a run before. say: takes each line of the report. progress: shows a bar, where standard error is a
+    terminal.
     """
     import torch
 
