@@ -62,7 +62,7 @@ def test_they_fit_with_their_answers(demo: Path) -> None:
 
 
 def test_the_demo_model_quotes(answers: list[Completion]) -> None:
-    """To the letter: when it was trained, 8 code edits, 8 summaries and 7 JSON echoes of 8 each."""
+    """To the letter: when it was trained, 8 code edits, 7 summaries and 7 JSON echoes of 8 each."""
     right = Counter(p.kind for p, found in zip(prompts(), answers, strict=True) if found.text == p.answer)
     assert all(right[kind] >= 6 for kind in QUOTING), right
 
