@@ -3,7 +3,7 @@
     python examples/compare_int8.py
     python examples/compare_int8.py "Name three rivers." --model baize-13b/ --int8 baize-13b-int8/
 
-The folder of --int8 is written unless it exists. Both models are in memory at once.
+The int8 form is kept in the folder of --int8, and made unless that exists. Both models are in memory at once.
 """
 
 import argparse
@@ -16,8 +16,9 @@ from baize_engine import Engine, SamplingParams, quantize
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("questions", nargs="*", default=["What is the capital of France?", "Write a story."])
 parser.add_argument("--model", default="baize-demo", help="default: what recover_and_chat.py writes")
-parser.add_argument("--int8", default="baize-demo-int8")
+parser.add_argument("--int8", help="default: the model's folder with -int8 behind its name")
 options = parser.parse_args()
+options.int8 = options.int8 or f"{options.model.rstrip('/')}-int8"
 
 if not Path(options.int8).exists():
     quantize(options.model, options.int8, "int8")

@@ -14,10 +14,14 @@ from baize_engine import Engine
 ANSWERS = [f"The capital of France is {city}." for city in ("Rome", "Madrid", "Paris", "Vienna")]
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-parser.add_argument("question", nargs="?", default="What is the capital of France?")
-parser.add_argument("answers", nargs="*", default=ANSWERS)
+parser.add_argument("question", nargs="?", help="default: the capital of France")
+parser.add_argument("answers", nargs="*", help="of the question")
 parser.add_argument("--model", default="baize-demo", help="default: what recover_and_chat.py writes")
 options = parser.parse_args()
+if options.question is None:
+    options.question, options.answers = "What is the capital of France?", ANSWERS
+if not options.answers:
+    parser.error("a question needs answers to rank")
 
 with Engine.from_pretrained(options.model) as engine:
     prompt = engine.chat_ids([{"role": "user", "content": options.question}])

@@ -48,3 +48,13 @@ def test_it_compares_what_the_engines_say(demo: Path, tmp_path: Path) -> None:
             assert rest == [str(same), "of", str(len(ids)), "yes" if ids == other else "no", question]
             assert float(found) > -1e-6
     assert output(NAME, *QUESTIONS, "--model", demo, "--int8", "int8", folder=tmp_path) == lines  # of the same folder
+
+
+def test_each_model_has_an_int8_form_of_its_own(demo: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").symlink_to(demo)
+    (tmp_path / "two").symlink_to(demo)
+    for model in ("one", "two/"):  # the second does not find the first one's form
+        form = f"{model.rstrip('/')}-int8"
+        assert not (tmp_path / form).exists()
+        lines = output(NAME, "Why?", "--model", model, folder=tmp_path)
+        assert lines[:2] == [f"{model}: {stored(demo):,} bytes", f"{form}: {stored(tmp_path / form):,} bytes"]

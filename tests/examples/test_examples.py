@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ def test_it_is_short_and_has_a_test_and_a_line_in_the_table(example: Path) -> No
     assert len(text.splitlines()) < 40
     usage = ast.get_docstring(ast.parse(text))
     assert usage is not None
-    assert f"python examples/{example.name}" in usage
+    assert re.search(rf"^ {{4}}python examples/{example.name}", usage, re.MULTILINE)
     test = (REPO / "tests" / "examples" / f"test_{example.name}").read_text()
     assert f'"{example.name}"' in test
     assert f"| [`{example.name}`]({example.name}) |" in (REPO / "examples" / "README.md").read_text()

@@ -6,7 +6,7 @@ from math import exp
 from pathlib import Path
 
 import pytest
-from example_runs import output
+from example_runs import output, run
 
 from baize_engine import Engine
 
@@ -39,3 +39,9 @@ def test_answers_are_ranked_by_the_score(
         assert log_p == f"{scores[answer]:.3f}"
         assert a_byte == f"{scores[answer] / max(1, len(answer.encode())):.3f}"
     assert given or ranked[0] == "The capital of France is Paris."
+
+
+def test_a_question_without_answers_is_refused(demo: Path, tmp_path: Path) -> None:
+    done = run(NAME, "Who are you?", "--model", demo, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "a question needs answers" in done.stderr

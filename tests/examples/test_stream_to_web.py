@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ QUESTIONS = [
 
 @pytest.fixture(scope="module")
 def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    """The port of the example, which must live until the end and tell of no error."""
+    """The port of the example, which must live until Ctrl-C ends it, and tell of no error."""
     log = tmp_path_factory.mktemp("web") / "log"
     with log.open("w") as errors:
         started = command(NAME, "--model", demo, "--port", 0)
@@ -45,6 +46,8 @@ def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int
         assert found, log.read_text()
         yield int(found[1])
         assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
         assert "Traceback" not in log.read_text()
     finally:
         process.kill()
@@ -82,7 +85,7 @@ def wanted(demo: Path) -> dict[str, list[str]]:
 
 def test_the_page_asks_where_the_answers_are(server: int) -> None:
     with get(server, "/") as page:
-        assert page.status == 200
+        assert (page.status, page.getheader("Content-Type")) == (200, "text/html")
         text = page.read()
     assert text == (REPO / "examples" / "stream_to_web.html").read_bytes()
     assert b'new EventSource("/?" + encodeURIComponent(' in text
