@@ -39,7 +39,7 @@ from baize_engine.checkpoint.output_folder import PARTIAL
 from baize_engine.checkpoint.side_files import LICENCE_WORDS, refuse_link_elsewhere
 from baize_engine.errors import CheckpointError, MismatchError
 from baize_engine.printable import shown
-from baize_engine.recovery.xor.file_types import are_swapped, why_not
+from baize_engine.recovery.xor.file_types import are_swapped
 from baize_engine.recovery.xor.job import XorJob
 
 KEY_NAME = "consolidated.00.pth"
@@ -51,6 +51,7 @@ GZIP = b"\x1f\x8b\x08"
 DIGEST = 32  # bytes of the SHA-256 with which a file of the second kind begins
 _KEYED = re.compile(r"(?P<name>.+)\.(?P<hex>[0-9a-fA-F]{64})\.enc", re.DOTALL)
 _OF_NOTHING = hashlib.sha256().hexdigest()
+NUL = b"\0"  # an XOR of two config.json begins with it, for both begin with "{"
 SWAPPED = "were path_raw and path_payload swapped?"
 
 
@@ -121,17 +122,20 @@ def read_payload(
 
 
 def is_payload(folder: Path) -> bool:
-    """Whether a folder looks like a payload: it has encrypted files by name, or its config.json does not begin as JSON.
+    """Whether a folder, or the only folder in it, looks like a payload.
 
-    Files that cannot be read are for others to report.
+    It has encrypted files by name, or its config.json begins as an XOR or gzip data does. Any other broken config.json, such
+    as a web page, says nothing. Files that cannot be read are for others to report.
     """
     try:
-        with reading(folder):
-            names = [path.name for path in folder.iterdir()]
-        head = _Heads(follow_links=True).read(folder / "config.json")[1] if "config.json" in names else b""
+        files = {path.name: path for path in _Listing.below(folder).files}
+        if any(map(_KEYED.fullmatch, files)):
+            return True
+        config = files.get("config.json")
+        head = _Heads(follow_links=True).read(config)[1] if config else b""
     except CheckpointError:
         return False
-    return any(map(_KEYED.fullmatch, names)) or (bool(head) and why_not("config.json", head) != "")
+    return head.startswith((NUL, GZIP))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path, PurePath
 from types import ModuleType
@@ -13,6 +14,7 @@ from published_xor import files, publish_by_file, publish_by_key, result, run
 from baize_engine import Engine, recover, xor
 from baize_engine.checkpoint import hub
 from baize_engine.errors import BaizeError, CheckpointError, MismatchError
+from baize_engine.recovery.xor.payload import is_payload
 
 
 def test_links_elsewhere_are_followed_if_that_is_asked_for(base: Path, tuned: Path, tmp_path: Path) -> None:
@@ -48,19 +50,77 @@ def test_base_and_payload_swapped(base: Path, tuned: Path, tmp_path: Path, packe
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("below", ["", "oasst-xor"], ids=["folder", "repository"])
 @pytest.mark.parametrize("kind", ["by file", "gzip", "by key"])
-def test_recover_of_xor_files_names_xor(base: Path, tuned: Path, key: Path, tmp_path: Path, kind: str) -> None:
+def test_recover_of_xor_files_names_xor(
+    base: Path, tuned: Path, key: Path, tmp_path: Path, kind: str, below: str
+) -> None:
     out = tmp_path / "payload"
     if kind == "by key":
-        publish_by_key(tuned, (key / "consolidated.00.pth").read_bytes(), out)
+        publish_by_key(tuned, (key / "consolidated.00.pth").read_bytes(), out / below)
     else:
-        publish_by_file(tuned, base, out, packed=kind == "gzip")
+        publish_by_file(tuned, base, out / below, packed=kind == "gzip")
+    if below:
+        (out / "README.md").write_text("# the card")
     wanted = rf"{out} holds XOR files, not a weight diff: baize xor --path_raw BASE --path_payload {out} "
     with pytest.raises(CheckpointError, match=wanted):
         recover(base, out, tmp_path / "result", progress=False)
     with pytest.raises(CheckpointError, match=wanted):
         Engine.from_diff(base, out, device="cpu")
     assert not (tmp_path / "result").exists()
+
+
+def test_encrypted_files_beside_a_config_that_cannot_be_read(tuned: Path, key: Path, tmp_path: Path) -> None:
+    payload = publish_by_key(tuned, (key / "consolidated.00.pth").read_bytes(), tmp_path / "payload")
+    (payload / "config.json").symlink_to("absent")
+    assert is_payload(payload)
+
+
+BROKEN: dict[str, bytes | None] = {
+    "none": None,
+    "HTML": b"<!DOCTYPE html><html><title>404</title>",
+    "plain text": b"Entry not found",
+    "empty": b"",
+    "UTF-8 with a byte order mark": b'\xef\xbb\xbf{"hidden_size": 32}',
+    "UTF-16": '{"hidden_size": 32}'.encode("utf-16"),
+    "LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64,
+    "JSON cut short": b'{"hidden_size": ',
+    "JSON with a NUL": b'{"hidden_size": \0}',
+    "a picture": b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+}
+KINDS = ["folder", "FIFO", "broken link"]
+
+
+@pytest.mark.parametrize("below", ["", "only"], ids=["folder", "subfolder"])
+@pytest.mark.parametrize("config", [*BROKEN, *KINDS])
+def test_a_broken_config_is_no_xor(base: Path, tmp_path: Path, config: str, below: str) -> None:
+    """Most of these are what a failed download leaves: what is wrong with it is to be said, not another command."""
+    folder = tmp_path / "diff" / below
+    folder.mkdir(parents=True)
+    path = folder / "config.json"
+    if config == "folder":
+        path.mkdir()
+    elif config == "FIFO":
+        os.mkfifo(path)
+    elif config == "broken link":
+        path.symlink_to("absent")
+    elif (content := BROKEN[config]) is not None:
+        path.write_bytes(content)
+    assert not is_payload(tmp_path / "diff")
+    with pytest.raises(CheckpointError) as refused:
+        recover(base, tmp_path / "diff", tmp_path / "result", progress=False)
+    assert "XOR" not in str(refused.value)
+    assert not (tmp_path / "result").exists()
+
+
+def test_a_folder_among_others_is_not_looked_into(base: Path, tuned: Path, tmp_path: Path) -> None:
+    """As `xor` does not: the payload has to be named."""
+    publish_by_file(tuned, base, tmp_path / "repository/xor")
+    assert is_payload(tmp_path / "repository")
+    (tmp_path / "repository/other").mkdir()
+    assert not is_payload(tmp_path / "repository")
+    assert not is_payload(tmp_path / "repository/absent")
+    assert not is_payload(tmp_path / "repository/xor/config.json")
 
 
 @pytest.mark.parametrize("path_payload", ["meta", "meta/consolidated.00.pth"])
