@@ -80,4 +80,4 @@ def _small_norms(index: Index) -> str | None:
         largest = max(largest, mean_magnitude(entries[name]))
         if not largest < LEAST:  # also for NaN
             return None
-    return f"its norm weights are at most {largest:.4f} in size, wanted {LEAST} or more" if norms else None
+    return f"its norm weights are at most {largest:.2g} in size, wanted {LEAST} or more" if norms else None

@@ -66,13 +66,14 @@ def info(options: argparse.Namespace) -> int:
     if device != "cpu":
         print(f"  launch settings: {choose.launch_settings(device)}")
     if model is not None:
-        _info_model(*model, device)
-        if ranks is not None:
+        can_run = _info_model(*model, device)
+        if can_run and ranks is not None:
             _info_ranks(folder, index, device, ranks, options.link_speed * 1e9)
     return 0
 
 
-def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> None:
+def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> bool:
+    """Prints what the headers say. False for a diff: how it would be run and how fast is left out."""
     from baize_engine.checkpoint.norms import why_diff
 
     dtypes = sorted({entry.stored_dtype for entry in index.entries.values()})
@@ -88,8 +89,10 @@ def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any],
     )
     if diff := why_diff(index):
         print(f"  {diff}")
+        return False
     _info_ids(folder, config["vocab_size"])
     _info_costs(folder, index, device)
+    return True
 
 
 def _info_ids(folder: Path, vocab_size: int) -> None:

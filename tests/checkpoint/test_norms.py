@@ -57,6 +57,14 @@ def test_a_diff_of_our_own_is_known_by_its_manifest(tmp_path: Path) -> None:
     assert why_diff(read_index(path)) is None
 
 
+def test_small_norms_are_told_in_two_digits(tmp_path: Path) -> None:
+    state = {name: t * 0 + 2.5e-5 if t.ndim == 1 else t for name, t in base_state().items()}
+    folder = tiny.write_model(tmp_path / "diff", CFG, {name: t.float() for name, t in state.items()})
+    assert ": its norm weights are at most 2.5e-05 in size, wanted 0.1 or more; " in (
+        why_diff(read_index(folder)) or ""
+    )
+
+
 def test_one_norm_near_zero_makes_no_diff(tmp_path: Path) -> None:
     base = base_state()
     for name, tensor in base.items():

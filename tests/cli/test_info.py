@@ -50,12 +50,20 @@ def test_info_names_every_op(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert "2 layers, hidden 32" in out
 
 
-def test_info_says_of_a_diff_that_it_is_one(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("ranks", [[], ["--tensor_parallel", "1"]], ids=["alone", "with ranks"])
+def test_info_says_of_a_diff_that_it_is_one(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, ranks: list[str]
+) -> None:
+    """And then nothing of how it would be run, which it cannot be."""
     base, diff = tiny.write_pair(tmp_path)
-    assert main(["info", str(diff)]) == 0
-    assert f"{diff} is a weight diff, not a model" in capsys.readouterr().out
-    assert main(["info", str(base)]) == 0
-    assert "weight diff" not in capsys.readouterr().out
+    assert main(["info", str(diff), *ranks]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-2].startswith("  2 layers, hidden 32")
+    assert lines[-1].startswith(f"  {diff} is a weight diff, not a model")
+    assert main(["info", str(base), *ranks]) == 0
+    out = capsys.readouterr().out
+    assert "weight diff" not in out
+    assert "decode at batch 1" in out
 
 
 def test_info_says_what_a_rank_holds_and_sends(
