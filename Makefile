@@ -23,6 +23,7 @@ lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(wildcard $(foreach folder,csrc csrc/*,$(folder)/*.h $(folder)/*.cpp))
 
 # The pages of docs/ and the API's as a site in site/: open site/index.html (its search needs `python -m http.server -d site`).
 # A link or anchor that leads nowhere is an error.
