@@ -2,6 +2,7 @@
 
 Clones this repository (or --source), runs `make demo`, which sets everything up, and then what comes next in the README:
 recover (the demo's base and diff, as a pair of one's own), verify, and a prompt. A step that fails ends the run.
+A PYTHONPATH and an active environment of the caller are left out, so that the clone alone answers.
 With --no_cache pip downloads all packages, as on a machine that has none; how long that takes is the network's doing.
 """
 
@@ -18,6 +19,7 @@ from reports import Report
 
 REPO = Path(__file__).resolve().parents[1]
 PAIR = Path("baize_engine", "demo_pair")
+CALLERS = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")  # a stranger has none of these
 QUESTION, ANSWER = "What is the capital of Norway?", "Oslo"
 
 
@@ -43,7 +45,9 @@ def main() -> int:
     made.add_argument("--source", default=str(REPO), help="what git clones")
     made.add_argument("--no_cache", action="store_true", help="pip downloads everything")
     options = made.parse_args()
-    environment = {**os.environ, **({"PIP_NO_CACHE_DIR": "1"} if options.no_cache else {})}
+    environment = {name: value for name, value in os.environ.items() if name not in CALLERS}
+    if options.no_cache:
+        environment["PIP_NO_CACHE_DIR"] = "1"
     with (
         tempfile.TemporaryDirectory(prefix="baize-first-") as folder,
         Report("first_result", options, facts={"pip_cache": not options.no_cache}) as report,

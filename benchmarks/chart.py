@@ -13,10 +13,13 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from shapes import PRESETS
+
 REPO = Path(__file__).resolve().parents[1]
-RECOVERY = "zen5-2core-recover"
+MACHINE, CORES = "zen5-2core", "Zen 5"  # whose results; what its name of the device leaves out
+RECOVERY = f"{MACHINE}-recover"
 KINDS = {"float16": "F16", "int8": "Q8_0", "int4": "Q4_0"}  # ours: llama.cpp's
-DECODING = {kind: f"zen5-2core-decode-1b-{kind}" for kind in KINDS}
+DECODING = {kind: f"{MACHINE}-decode-1b-{kind}" for kind in KINDS}
 METHODS = {
     "recover": "baize recover",
     "plain copy": "plain copy of the same bytes",
@@ -72,6 +75,7 @@ def figures(results: Path = REPO / "benchmarks" / "results") -> Figures:
         for kind, theirs in KINDS.items()
     }
     (device,) = {each["device"] for each in [recovery, *decoding.values()]}
+    (preset,) = {each["preset"] for each in [recovery, *decoding.values()]}
     (commit,) = {each["commit"] for each in decoding.values()}
     (peer,) = {each["versions"]["llama_cpp_python"] for each in decoding.values()}
     (context,) = {row["context"] for each in decoding.values() for row in each["rows"]}
@@ -81,7 +85,7 @@ def figures(results: Path = REPO / "benchmarks" / "results") -> Figures:
         {name: methods[name]["wall_s"] for name in METHODS},
         tokens,
         (
-            f"Machine: {device} (Zen 5). Model: 1.26B parameters. Medians.",
+            f"Machine: {device} ({CORES}). Model: {PRESETS[preset].parameters / 1e9:.2f}B parameters. Medians.",
             f"Recovery: {moved:.1f} GB read and written, {recovery['cache']} cache, {runs} runs (script: {reference_runs}), "
             f"commit {recovery['commit'][:7]}.",
             f"Decoding: after {context} tokens; llama.cpp with F16, Q8_0 and Q4_0 weights, by llama-cpp-python {peer}; "

@@ -9,6 +9,7 @@ so that lines, keys and words come at the pace of somebody who reads and types.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import fcntl
 import os
 import pty
@@ -74,9 +75,10 @@ class Session:
         os.write(self._ours, text.encode())
 
     def close(self) -> int:
-        """Leaves the chat; the exit code."""
-        self.type("\x04")
+        """Leaves the chat; the exit code. No error where the demo has ended already."""
         try:
+            with contextlib.suppress(OSError):
+                self.type("\x04")
             return self._child.wait(10)
         except subprocess.TimeoutExpired:
             self._child.kill()

@@ -12,17 +12,18 @@ import pytest
 from assets import REPO
 
 MAKEFILE = """demo:
+\ttest -z "$$PYTHONPATH$$VIRTUAL_ENV"
 \tmkdir -p .venv/bin
-\tprintf '#!/bin/sh\\nPYTHONPATH={repo} exec {python} -m {module} "$$@"\\n' > .venv/bin/baize
+\tprintf '#!/bin/sh\\nPYTHONPATH={repo} exec {python} {program} "$$@"\\n' > .venv/bin/baize
 \tchmod +x .venv/bin/baize
 """
 
 
-def source(folder: Path, module: str = "baize_engine") -> Path:
-    """A repository with the demo pair and a Makefile that installs a `baize`, which runs `module`."""
+def source(folder: Path, program: str = "-m baize_engine") -> Path:
+    """A repository with the demo pair and a Makefile that installs a `baize`: python with the arguments `program`."""
     (folder / "baize_engine").mkdir(parents=True)
     (folder / "baize_engine" / "demo_pair").symlink_to(REPO / "baize_engine" / "demo_pair")
-    (folder / "Makefile").write_text(MAKEFILE.format(repo=REPO, python=sys.executable, module=module))
+    (folder / "Makefile").write_text(MAKEFILE.format(repo=REPO, python=sys.executable, program=program))
     git = ["git", "-C", str(folder), "-c", "user.name=a", "-c", "user.email=a@b"]
     for words in (["init", "--quiet"], ["add", "."], ["commit", "--quiet", "-m", "all"]):
         subprocess.run([*git, *words], check=True)
@@ -33,6 +34,8 @@ def test_every_step_is_timed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["bench_first_result.py", "--source", str(source(tmp_path / "source"))])
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "other"))  # which the Makefile must not get
+    monkeypatch.setenv("VIRTUAL_ENV", str(tmp_path / "other"))
     assert bench_first_result.main() == 0
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["rows"]
     assert [row["step"] for row in rows] == ["clone", "make demo", "recover", "verify", "own answer"]
@@ -40,7 +43,17 @@ def test_every_step_is_timed(
 
 
 def test_a_step_that_fails_ends_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = source(tmp_path / "source", module="no_such_module")
+    broken = source(tmp_path / "source", "-m no_such_module")
     monkeypatch.setattr(sys, "argv", ["bench_first_result.py", "--source", str(broken)])
     with pytest.raises(SystemExit, match="recover ended with 1"):
+        bench_first_result.main()
+
+
+def test_a_wrong_answer_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = tmp_path / "wrong.py"  # succeeds at whatever it is told to do
+    wrong.write_text("print('The capital of Sweden is Stockholm.')\n")
+    monkeypatch.setattr(
+        sys, "argv", ["bench_first_result.py", "--source", str(source(tmp_path / "source", str(wrong)))]
+    )
+    with pytest.raises(SystemExit, match=r"the answer was 'The capital of Sweden .* wanted 'Oslo'"):
         bench_first_result.main()

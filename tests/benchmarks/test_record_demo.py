@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from record_demo import COLUMNS, KEY, LINE, QUESTIONS, drawn, paced, record
+from record_demo import COLUMNS, KEY, LINE, QUESTIONS, Session, drawn, paced, record
 from terminal_svg import CELL, Event, picture, segments, svg
 from terminal_svg import LINE as ROW
 
@@ -106,3 +107,15 @@ def test_the_window_scrolls_to_the_last_row() -> None:
     assert moves == [("0.00", "0"), ("20.00", str(-ROW)), ("30.00", str(-2 * ROW))]
     assert f'transform="translate(0 {-2 * ROW})"' in image
     assert still(image) == ["a", "b", "c", "d"]
+
+
+def test_a_demo_that_ends_early_is_told_with_what_it_showed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: Session, text: str) -> None:
+        raise OSError("the terminal is gone")
+
+    monkeypatch.setenv("PYTHONHOME", "/nonexistent")  # no Python starts
+    monkeypatch.setattr(Session, "type", gone)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(EOFError, match=r"did not show 'you> ' but .*Fatal Python error"):
+        record()
+    assert len(os.listdir("/proc/self/fd")) == before
