@@ -63,6 +63,14 @@ def documented_lines() -> int:
     return lists["RECOVER"] + lists["MAKE_DIFF"]
 
 
+def harness_tolerance() -> float:
+    """How close log-likelihoods must come to those of lm-evaluation-harness in tests/evaluation/lm_eval/test_model.py."""
+    tree = ast.parse((REPO / "tests" / "evaluation" / "lm_eval" / "test_model.py").read_text())
+    keywords = (node for node in ast.walk(tree) if isinstance(node, ast.keyword) and node.arg == "abs")
+    (tolerance,) = {ast.literal_eval(node.value) for node in keywords}
+    return tolerance
+
+
 STATED: dict[str, str] = {
     f"the limit, {MEMORY_MIB} MiB unless given and {least_memory()} at least": "the default of --memory and the least it takes",
     "with the default and with 72 MiB": "what tests/recovery/test_memory.py asks for",
@@ -70,6 +78,8 @@ STATED: dict[str, str] = {
     "(0.64B parameters)": "follows from the shape",
     "6,000 run in CI": "what tests/checkpoint/test_fuzz.py asks for",
     f"the limit is {LEAST})": "the limit of the check",
+    "(below 0.02 on the average;": "what published diffs have, for which the limit was chosen (LEAST of norms.py)",
+    f"agree with its `hf` model within {harness_tolerance():.4f}": "the tolerance of the test",
     f"on {documented_lines()} documented command lines": "counted in the test",
     f"within {LOGITS_FLOAT32:.4f} of transformers in float32": "the tolerance of the tests",
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from figures.performance_engine import prompt, ratio
 from figures.performance_recovery import methods
+from figures.performance_serving import tiny_steps
 from figures.results import commits, note, report, row
 from figures.written import percent
 
@@ -147,6 +148,7 @@ def measured() -> dict[str, str]:
         "exchange": f"It takes {percent(exchanges[0])} in int8 and {percent(exchanges[1])} in int4",
         "segments": f"{min(one):.2f} to {max(one):.2f} times the plain products at one row, and up to "
         f"{max(many):.2f} in prompts",
+        "tiny": f"models whose steps take {max(tiny_steps()):.1f} ms",
         "throughput": f"{report('zen5-2core-throughput')['of_batch']:.2f} on Zen 5 (d6a2772); {xeon:.2f} on the Xeon and "
         f"{epyc:.2f} on the EPYC with AVX2, with earlier code",
     }
@@ -159,7 +161,6 @@ def claims() -> Iterator[str]:
     yield from commits("log")
 
 
-DECIMALS = True  # every number with a decimal point is accounted for
 STATED = {
     "1 GMAC/s is 2 GFLOP/s": "a definition",
     "The goal of 1.1 was met": "a goal",
@@ -173,6 +174,5 @@ STATED = {
     "mapped by 2 MiB": "the size of the system's huge pages",
     "in one 4 KiB page": "the size of a page",
     "1 ms of work and an exchange": "how it was measured",
-    "whose steps take 0.1 ms": "performance.md has the figure",
     "top_k 40 with top_p 0.9": "how it was measured",
 }

@@ -20,6 +20,12 @@ def speedups(name: str) -> list[float]:
     return [each["speedup"] for each in report(name)["rows"] if isinstance(each.get("speedup"), float)]
 
 
+def tiny_steps() -> list[float]:
+    """Milliseconds of a step of one row of the models of a million parameters and fewer."""
+    rows = report("zen5-2core-speculate-small")["rows"]
+    return [each["ms"] for each in rows if each["what"] == "step" and each["rows"] == 1]
+
+
 def speculation() -> Iterator[str]:
     for how, kinds in (("ngram", KINDS), ("self-int4", KINDS[:2])):
         for kind in kinds:
@@ -33,11 +39,7 @@ def speculation() -> Iterator[str]:
         ]
         yield cells(words, *(f"{each:.2f}" for each in found))
     small = speedups("zen5-2core-speculate-small")
-    steps = [
-        each["ms"]
-        for each in report("zen5-2core-speculate-small")["rows"]
-        if each["what"] == "step" and each["rows"] == 1
-    ]
+    steps = tiny_steps()
     assert f"{min(steps):.1f}" == f"{max(steps):.1f}"
     yield f"whose steps take {max(steps):.1f} ms"
     yield f"up to {max(small):.1f} times as fast and up to {percent(1 - min(small))} slower"

@@ -41,6 +41,8 @@ STATED: dict[str, str] = {
         "how a whole row is recognised"
     ),
     f"within {TOLERANCE}; alpaca-7B's is {ALPACA.sum}": "the tolerance of weight_diff.py, and its constant",
+    f"go further astray than {TOLERANCE}": "the tolerance of weight_diff.py",
+    f"AlpacaFarm's sums agree to {1e-5 * ALPACA.sum:.1f} only": "1e-5 of a 7B's sum, the tolerance of its script (np.isclose)",
     f"which counted: {rotary_sum(ALPACA.layers):.1f} in all at 7B": "follows from the buffers' formula",
     f"{MEMORY_MIB} unless given, {least_memory()} at least": "the default of --memory and the least it takes",
 }

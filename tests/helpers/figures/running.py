@@ -52,5 +52,6 @@ def claims() -> Iterator[str]:
 
 
 STATED = {
+    f"{4 + 8 / cost.INT4_BLOCK} bits a weight": "four bits, and a byte for each block of columns",
     f"needs about {weights('13b', 'int8') + ROOM * token('13b') / 1e3:.0f} GB": "weights and cache, from the shape",
 }
