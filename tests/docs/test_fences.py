@@ -1,6 +1,6 @@
 """Every sh and python example of the pages is marked, and those marked as runnable run.
 
-Each runs in a new folder that holds what the pages speak of (conftest.py), with nothing on standard input.
+Each runs in a new folder that holds what the pages speak of (conftest.py), with a question on standard input, for a chat.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from assets import REPO
 from fences import WORKSPACE, Fence, complaint, fences, pages
 
 RUNNABLE = [fence for page in pages() for fence in fences(page) if fence.runnable]
+QUESTION = "Who are you?\n"
 Workspace = Callable[[tuple[str, ...]], Path]
 
 
@@ -29,7 +30,7 @@ def run(fence: Fence, place: Path, environment: dict[str, str]) -> None:
         command,
         cwd=place,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        input=QUESTION,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -101,6 +102,7 @@ def test_a_fence_that_is_not_closed_is_found() -> None:
     ("language", "text", "printed"),
     [
         ("sh", "test ! -e baize-13b\nbaize --version\nfalse | cat\n", "baize_engine 0"),
+        ("sh", "cat\nfalse\n", QUESTION),
         (
             "python",
             "import baize_engine\nprint(baize_engine.__file__)\nraise SystemExit(3)\n",

@@ -9,7 +9,7 @@ import pytest
 from assets import REPO
 from page_links import OTHERS, anchor, documents, exists, headings, links, named_files, problem
 
-MACHINES = re.compile(r"(?<![\w.~])/(?:home|root|Users|work)/\S*|[A-Z]:\\\S*")
+MACHINES = re.compile(r"(?<![\w.~])/(?:home|root|Users|tmp)/\S*|[A-Z]:\\\S*")
 
 
 @pytest.mark.parametrize("page", documents(), ids=lambda page: page.stem)
@@ -87,4 +87,4 @@ def test_files_are_found_by_place_or_name() -> None:
 
 
 def test_paths_of_machines_are_found() -> None:
-    assert MACHINES.findall("in /home/me/x and ~/work/y, a/root/z, C:\\x") == ["/home/me/x", "C:\\x"]
+    assert MACHINES.findall("in /home/me/x and ~/tmp/y, a/root/z, /tmp/q, C:\\x") == ["/home/me/x", "/tmp/q,", "C:\\x"]

@@ -55,9 +55,9 @@ class Fence:
 
 
 def pages() -> list[Path]:
-    """README.md and CONTRIBUTING.md, where they exist, and the pages of docs/."""
-    beside = (REPO / name for name in ("README.md", "CONTRIBUTING.md"))
-    return [*(page for page in beside if page.exists()), *sorted((REPO / "docs").glob("*.md"))]
+    """The pages beside the code, and those of docs/."""
+    beside = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md")
+    return [*(REPO / name for name in beside), *sorted((REPO / "docs").glob("*.md"))]
 
 
 def fences(page: Path, text: str | None = None) -> Iterator[Fence]:

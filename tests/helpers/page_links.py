@@ -11,7 +11,7 @@ from pathlib import Path
 from assets import REPO
 from fences import fences
 
-PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md")
+PAGES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "examples/README.md")
 LINK = re.compile(
     r"""\]\(\s*<?([^)\s>]+)>?(?:\s+"[^"]*")?\s*\)|(?:href|src|srcset)="([^"]*)"|^\[[^]^]+\]:\s+(\S+)""", re.MULTILINE
 )
