@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from figures import performance_engine as engine
 from figures import performance_quality, performance_recovery, performance_serving
 from figures.performance_engine import XEON, ZEN5
-from figures.results import commits, note, report, row
+from figures.results import commit, commits, note, report, row
 from figures.written import cells, percent
 
 MISSED, MET = "**missed**", "met"
@@ -81,8 +81,26 @@ def goals() -> Iterator[str]:
     yield from serving_goals()
 
 
+FIRST = {
+    "clone": "clone",
+    "make demo": "`make demo`: packages, C++ kernels, demo",
+    "recover": "recover the demo pair",
+    "verify": "verify",
+    "own answer": "own answer",
+}
+
+
+def first_result() -> Iterator[str]:
+    name = f"{ZEN5}-first-result"
+    yield f"Zen 5, commit {commit(name)}, torch's build for CPUs"
+    for step, words in FIRST.items():
+        yield cells(words, f"{row(name, step=step)['s']:.1f}")
+    yield cells("in all", f"{row(name, step='own answer')['since_clone_s']:.1f}")
+
+
 def claims() -> Iterator[str]:
     yield from goals()
+    yield from first_result()
     yield from performance_recovery.claims()
     yield from engine.claims()
     yield from performance_serving.claims()
