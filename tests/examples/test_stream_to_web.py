@@ -38,7 +38,12 @@ def server(demo: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int
     with log.open("w") as errors:
         started = command(NAME, "--model", demo, "--port", 0)
         process = subprocess.Popen(
-            started, env={**os.environ, **ON_CPU}, stdout=subprocess.PIPE, stderr=errors, text=True
+            started,
+            env={**os.environ, **ON_CPU},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
         )
     assert process.stdout is not None
     try:

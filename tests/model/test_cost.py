@@ -11,6 +11,7 @@ import tiny
 import torch
 from step_ops import NAMES
 
+from baize_engine.checkpoint.index import read_index
 from baize_engine.cli import main
 from baize_engine.kernels import quantized
 from baize_engine.model import cost
@@ -206,7 +207,7 @@ def test_info_tells_the_costs_of_a_model(
         assert float(rest[-2].replace(",", "")) > 0
 
 
-def test_info_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_info_reads_headers_and_a_norm_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tiny.write_model(tmp_path / "model", tiny.CONFIG, tiny.state(tiny.CONFIG))
     file = folder / "model.safetensors"
     content = file.read_bytes()
@@ -214,6 +215,9 @@ def test_info_reads_headers_only(tmp_path: Path, capsys: pytest.CaptureFixture[s
     with file.open("r+b") as out:  # the same size, no weights: a hole
         out.truncate(begin)
         out.truncate(len(content))
+        norm = read_index(folder).entries["model.norm.weight"]  # which tells a model from a diff
+        out.seek(norm.offset)
+        out.write(content[norm.offset : norm.offset + norm.nbytes])
     assert main(["info", str(folder)]) == 0
     assert "    float32   weights" in capsys.readouterr().out
 
