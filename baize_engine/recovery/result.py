@@ -13,7 +13,7 @@ FINISHED_BEFORE = "an earlier run finished it: every byte is as it was written, 
 
 @dataclass(frozen=True)
 class Result:
-    """What a run made, and what a user should hear of.
+    """What `recover` or `make_diff` made, and what to tell the user about it.
 
     Attributes:
         folder: where it was written.

@@ -101,6 +101,19 @@ def test_the_api_page_lists_every_public_member_of_engine() -> None:
     assert sorted(members()) == sorted(name for name in vars(baize_engine.Engine) if not name.startswith("_"))
 
 
+def row(name: str, value: Any) -> str:
+    """The line of "At a glance" about a public name: the first sentence of its docstring."""
+    paragraph = " ".join((inspect.getdoc(value) or "").partition("\n\n")[0].split())
+    return f"| `{name}` | {re.split(r'(?<=[.]) ', paragraph)[0]} |"
+
+
+def test_the_api_page_says_what_each_name_is() -> None:
+    table = (REPO / "docs" / "api.md").read_text().partition("|---|---|\n")[2].partition("\n\n")[0].splitlines()
+    methods = [row(f"Engine.{name}", getattr(baize_engine.Engine, name)) for name in members()]
+    engine, *others = (row(path.rpartition(".")[2], found(path)) for path in OBJECTS)
+    assert table == [engine, *methods, *others]
+
+
 def functions() -> list[Callable[..., Any]]:
     """The functions of the page, and the methods of Engine."""
     methods = (getattr(baize_engine.Engine, name) for name in members())

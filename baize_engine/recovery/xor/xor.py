@@ -15,7 +15,7 @@ from baize_engine.recovery.xor.payload import read_payload
 
 @dataclass(frozen=True)
 class XorResult:
-    """What was made, and what a user should hear of.
+    """What `xor` wrote, and what to tell the user about it.
 
     Attributes:
         folder: where it was written.
