@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 import weakref
 from collections.abc import Iterator
 from concurrent.futures import Future, wait
@@ -172,8 +174,18 @@ def test_an_error_of_another_signals_handler_ends_the_threads(monkeypatch: pytes
     assert no_threads_left()
 
 
+def wait_for_the_note() -> None:
+    """Until the main thread has left `deferred`'s handler, in which it may stand still for as long as it has no core."""
+    main = threading.main_thread().ident
+    assert main is not None
+    until = time.monotonic() + 60
+    while any(frame.f_code.co_name == "note" for frame, _ in traceback.walk_stack(sys._current_frames()[main])):
+        assert time.monotonic() < until
+        time.sleep(0.001)
+
+
 class Pressing:
-    """Presses Ctrl-C in every call of a function, which goes on once the main thread has noticed the first."""
+    """Presses Ctrl-C in every call of a function, which goes on once the main thread has noted the first."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:
         self.begun: list[str] = []
@@ -187,6 +199,7 @@ class Pressing:
             self.begun.append(name)
             press()
             assert noticed.wait(60)
+            wait_for_the_note()
             return method(*arguments, **named)
 
         signal.signal(signal.SIGINT, handler)

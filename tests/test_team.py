@@ -117,7 +117,7 @@ def test_what_another_rank_is_warned_of_is_told_by_rank_0(tmp_path: Path) -> Non
     assert "rank 1: model.layers.1.mlp.up_proj.weight: 1 finite value(s) left the range of float16" in line
 
 
-WITHIN = 10  # seconds in which all have ended after one was killed
+WITHIN = 60  # seconds in which all have ended after one was killed, on the slowest machine
 
 
 def long_run(folder: Path) -> list[str]:

@@ -40,7 +40,6 @@ def test_bench_throughput(run: Run) -> None:
         assert 0 < row["ttft_ms"] <= row["ttft_p99"]
         assert 0 < row["gap_ms"] <= row["gap_p99"]
         assert row["gaps"] == row["output_tokens"] - row["prompts"]
-    assert alone["ttft_ms"] < together["ttft_p99"]  # the last of them waits for the others' prompts
     assert isinstance(absent["output_tok/s"], str)
 
 

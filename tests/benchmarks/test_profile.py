@@ -170,7 +170,13 @@ def test_profile_step(profile: Path) -> None:
     assert all(kernels[name]["layers"] == ("0-1" if name in OPS else "") for name in rows)
     assert all(row["kernel"].startswith(("cpp-", "torch", "triton")) for row in kernels.values())
     assert all(0 < row["p20"] <= row["us"] <= row["p80"] for row in rows.values())
-    assert all(0 < row["share"] <= row["of_read"] * 1.5 for name, row in rows.items() if name != "advance")
+    limits = found["ceilings"]
+    speed = max(limits["read_GB/s"], limits["copy_GB/s"])
+    for name in rows.keys() - {"advance"}:
+        row = rows[name]
+        least = max(row["bytes"] / speed / 1e3, row["flops"] / limits["matmul_TFLOP/s"] / 1e6)  # in microseconds
+        assert row["share"] == pytest.approx(least / row["us"])
+        assert row["of_read"] == pytest.approx(row["bytes"] / row["us"] / 1e3 / limits["read_GB/s"])
     assert sum(row["us"] for row in kernels.values()) + found["gaps_us"] == pytest.approx(found["step_us"])
     config = random_model(PRESETS["tiny"], "float16", "cpu").config
     wanted = {each.name: each for each in cost.decode_step(config, "float16", 2, 30, "float32")}

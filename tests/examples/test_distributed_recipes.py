@@ -46,7 +46,7 @@ def place(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 
 def called(script: str) -> list[dict]:
     """Runs shell lines, and returns how `baize` was called: [{"arguments": …, "gpu": …}, …], in order."""
-    subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, timeout=60, capture_output=True)
+    subprocess.run(["bash", "-euo", "pipefail", "-c", script], check=True, timeout=300, capture_output=True)
     return [json.loads(line) for line in Path("called").read_text().splitlines()]
 
 

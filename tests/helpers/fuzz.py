@@ -35,7 +35,7 @@ READERS = str(Path(checkpoint.__file__).parent)
 TRACED = 24  # one case of so many is traced for new lines
 POOL = 400  # cases kept for their lines
 MESSAGE = 2500  # characters beside the path
-SECONDS = 10  # for one case
+SECONDS = 60  # for one case, which takes milliseconds
 GROWTH = 128 << 20  # bytes that the process may grow by, over all cases
 QUIET = ("object.__getattr__", "object.__setattr__", "object.__delattr__", "sys._getframe", "builtins.id")
 
@@ -133,7 +133,7 @@ def fuzz(names: list[str], count: int, seed: int, keep: Path) -> dict[str, Targe
         started = peak_memory()
         for number in range(count):
             if number % 1000 == 0:
-                faulthandler.dump_traceback_later(120, exit=True)  # a loop in C, which no alarm gets out of
+                faulthandler.dump_traceback_later(600, exit=True)  # a loop in C, which no alarm gets out of
             (target,) = rng.choices(list(found.values()), weights)
             case = rng.choice(target.pool).changed(rng)
             content = case.render(rng)

@@ -12,6 +12,7 @@ import pytest
 import shares
 import sparse
 import torch
+from processes import on_two_cores
 from shapes import PRESETS
 from share_cases import CONFIGS, all_shares, same, write
 
@@ -72,7 +73,7 @@ def test_the_parts_are_quantised_as_the_matrices_they_are(
 def measured(share: Share, kind: str, *folders: Path) -> tuple[int, int]:
     """The peak memory of a process that loads a share, and the share's bytes."""
     command = [sys.executable, measured_share.__file__, share.rank, share.ranks, kind, *folders]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, preexec_fn=on_two_cores)
     peak, held = map(int, done.stdout.split())
     return peak, held
 
