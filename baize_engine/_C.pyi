@@ -166,7 +166,9 @@ class Plan:
     The caller checks shapes and types (backend/cpp_ops.py) and keeps the memory alive.
     """
 
-    def __init__(self, implementation: str) -> None: ...
+    def __init__(self, implementation: str, threads: int) -> None:
+        """The work is divided for teams of `threads` (1 to 1024); `run` takes any number, with the same bits."""
+
     def append(self, op: PlanOp) -> None: ...
     def run(self, threads: int) -> None:
         """Runs the ops on `threads` threads (1 to 1024) without the GIL.

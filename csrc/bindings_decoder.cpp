@@ -257,8 +257,11 @@ void bind_decoder(py::module_& module) {
     module.def("quantize", &py_quantize, py::arg("implementation"), py::arg("weight"), py::arg("dtype"),
                py::arg("out"));
     py::class_<Plan> plan(module, "Plan");
-    plan.def(py::init([](const std::string& implementation) { return new Plan(runnable(implementation)); }),
-             py::arg("implementation"));
+    plan.def(py::init([](const std::string& implementation, int threads) {
+                 check_threads(threads);
+                 return new Plan(runnable(implementation), size_t(threads));
+             }),
+             py::arg("implementation"), py::arg("threads"));
     plan.def(
         "run",
         [](Plan& plan, int threads) {

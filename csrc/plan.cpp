@@ -25,16 +25,8 @@ int this_thread() {
 
 }  // namespace
 
-Plan::Plan(const Implementation& by) : by_(by) {
+Plan::Plan(const Implementation& by, size_t threads) : by_(by), threads_(threads) {
     if (const char* reason = by.request()) throw std::runtime_error(reason);
-}
-
-size_t Plan::team_size() {
-#ifdef _OPENMP
-    return size_t(omp_get_max_threads());
-#else
-    return 1;
-#endif
 }
 
 void Plan::add(size_t tasks, Work work) { ops_.push_back(std::make_unique<Op>(tasks, std::move(work))); }
@@ -97,7 +89,7 @@ void Plan::products(const Input& in, const std::vector<Matrix>& matrices, const 
     std::vector<Part> parts;
     size_t tasks = 0, begin = 0;
     for (const Matrix& matrix : matrices) {
-        const size_t rows = by_.task_rows(matrix, in.tokens, team_size());
+        const size_t rows = by_.task_rows(matrix, in.tokens, threads_);
         parts.push_back({matrix, begin, rows, tasks});
         tasks += (matrix.rows + rows - 1) / rows;
         begin += matrix.rows;

@@ -88,7 +88,8 @@ struct Head {
 
 class Plan {
    public:
-    explicit Plan(const Implementation& by);
+    // The work is divided for teams of `threads`; `run` takes any number.
+    Plan(const Implementation& by, size_t threads);
 
     void append(const Embed& op);
     void append(const QkvRopeStore& op);
@@ -135,7 +136,6 @@ class Plan {
         if (weights == Kind::int4) return x.bytes ? by_.int4_product : by_.exact_int4_product;
         return x.bytes && weights == Kind::int8 ? by_.byte_product : by_.product;
     }
-    static size_t team_size();  // of a team that this thread starts, as set by torch.set_num_threads
     void add(size_t tasks, Work work);
     Room room(const Input& x, const Matrix& matrix) const;
     // Adds the op that lays out x as products with such a matrix read it. A row of x is that of `segments`
@@ -147,6 +147,7 @@ class Plan {
     void append_prompts(const Attention& op);  // several
 
     const Implementation& by_;
+    const size_t threads_;
     std::atomic<bool> running_{false};
     std::vector<std::unique_ptr<Op>> ops_;
     // the elements that the arena needs in each buffer, and the floats of a thread's scratch memory

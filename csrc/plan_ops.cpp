@@ -101,7 +101,7 @@ void Plan::append_each(const Attention& a) {
     const size_t group = a.heads / a.kv_heads;
     // Key heads that are adjacent in memory form one task, as long as every thread gets two tasks (with short
     // contexts).
-    const size_t together = std::clamp<size_t>(a.tokens * a.kv_heads / (2 * team_size()), 1, 8);
+    const size_t together = std::clamp<size_t>(a.tokens * a.kv_heads / (2 * threads_), 1, 8);
     const size_t pieces = (a.kv_heads + together - 1) / together;
     const bool split = a.splits > 1;
     scratch_ = std::max(scratch_, by_.attention.scratch(a, group, together));
@@ -131,7 +131,7 @@ void Plan::append_prompts(const Attention& a) {
     const size_t queries = std::min(std::max<size_t>(1, 64 / group), a.tokens);
     const size_t blocks = (a.tokens + queries - 1) / queries;
     const bool few = a.tokens <= kFewQueries * a.sequences;
-    const size_t together = few ? std::clamp<size_t>(blocks * a.kv_heads / (2 * team_size()), 1, 8) : 1;
+    const size_t together = few ? std::clamp<size_t>(blocks * a.kv_heads / (2 * threads_), 1, 8) : 1;
     const size_t pieces = (a.kv_heads + together - 1) / together;
     scratch_ = std::max(scratch_, by_.attention.scratch(a, queries * group, together));
     add(blocks * pieces, [=](Arena&, size_t task, float* scratch) {
@@ -166,7 +166,7 @@ void Plan::append(const GateUp& op) {
     // multiplied.
     const ProductKernels& by = kernels(in, matrices[0].kind);
     const size_t inner = width / 2, own = by.scratch;
-    const size_t rows = by_.task_rows(matrices[0], op.tokens, team_size());
+    const size_t rows = by_.task_rows(matrices[0], op.tokens, threads_);
     scratch_ = std::max(scratch_, own + 2 * rows * op.tokens);
     add((inner + rows - 1) / rows, [=](Arena& arena, size_t task, float* scratch) {
         const size_t begin = task * rows, count = std::min(rows, inner - begin);

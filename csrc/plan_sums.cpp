@@ -32,7 +32,7 @@ void Plan::append(const SegmentSums& op) {
     const Input in{op.x, tokens, op.int8_activations};
     const Room each = prepare(in, op.matrix, segments);
     const ProductKernels& by = kernels(in, op.matrix.kind);
-    const size_t rows = by_.task_rows(op.matrix.part(0, width), tokens, team_size());
+    const size_t rows = by_.task_rows(op.matrix.part(0, width), tokens, threads_);
     size_t blocks = 0;
     while (size_t(4) << blocks <= segments) ++blocks;
     scratch_ = std::max(scratch_, by.scratch + blocks * tokens * rows);

@@ -54,7 +54,8 @@ class Joined:
     """Ops of one instruction set that run as one call. Keeps their tensors alive."""
 
     def __init__(self, implementation: str) -> None:
-        self.implementation, self._plan, self._held = implementation, _C.Plan(implementation), list[PlanOp]()
+        self.implementation, self._held = implementation, list[PlanOp]()
+        self._plan = _C.Plan(implementation, torch.get_num_threads())
 
     def append(self, op: PlanOp) -> None:
         """Adds an op. ValueError names the operand with a wrong shape, type, device or layout."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from implementations import IMPLEMENTATIONS, matrix
 
+from baize_engine import _C
 from baize_engine.backend import cpp_ops
 from baize_engine.kernels import quantized
 
@@ -33,6 +34,14 @@ def test_threads_change_no_bit(implementation: str) -> None:
         torch.set_num_threads(held)
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("threads", [0, -1, 1025])
+def test_numbers_of_threads_that_no_team_has_are_refused(threads: int) -> None:
+    plan = _C.Plan("scalar", 1)
+    for call in (lambda: _C.Plan("scalar", threads), lambda: plan.run(threads)):
+        with pytest.raises(ValueError, match=f"threads is {threads}, wanted 1 to 1024"):
+            call()
 
 
 def test_places_that_are_not_there_are_refused(implementation: str) -> None:
