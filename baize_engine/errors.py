@@ -67,4 +67,4 @@ def error_chain(error: BaseException) -> str:
 
 
 class BaizeWarning(UserWarning):
-    """Something the user should know about a call that still succeeds. The command line prints it on stderr."""
+    """Something the user should know beside what a call returns or raises. The command line prints it on stderr."""

@@ -1,6 +1,7 @@
 """A result's folder while it is filled: names of unfinished files, removal after a failure, room on the disk.
 
-Until `keep`, `discard` removes everything made here. Files have the suffix `.partial` until they are complete on the disk.
+Until `keep`, `discard` removes everything made here, and `release` leaves it to a run that resumes. Files have the suffix
+`.partial` until they are complete on the disk.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class OutputFolder:
         self._files: list[OutputFile] = []
         self._made: list[Path] = []  # files that `discard` removes, newest first
         self._made_folders: list[Path] = []
+        self.kept = False  # whether `keep` was called: the folder holds what it was to hold
 
     def make_folder(self, nbytes: int) -> None:
         """Make the folder, unless it is there and empty. OutputError if it is not, or its disk lacks room for `nbytes`."""
@@ -96,8 +98,20 @@ class OutputFolder:
         self.sync_names()
         for path in self._made_folders:
             sync_folder(path.parent)
+        self.kept = True
         self._made.clear()
         self._made_folders.clear()
+
+    def release(self) -> None:
+        """Close the files and leave everything as it lies, as SIGKILL would: `discard` no longer removes it."""
+        errors: list[OutputError] = []
+        for file in self._files:
+            with gathering(errors):
+                file.close()
+        for made in (self._files, self._made, self._made_folders):
+            made.clear()
+        if errors:
+            raise errors[0]
 
     def discard(self) -> None:
         """Close the files and remove everything made here since the last `keep`.

@@ -79,9 +79,20 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
         where = f"{error.filename}: " if error.filename else ""
         return _fail(where + (error.strerror or str(error)))
     except KeyboardInterrupt:
-        left = "" if options.run in (chat, info, run_lm_eval) else "; no half-written files were left"
-        print(f"\nbaize: interrupted{left}", file=sys.stderr)
+        print(f"\nbaize: interrupted{_left(options)}", file=sys.stderr)
         return INTERRUPTED
+
+
+def _left(options: argparse.Namespace) -> str:
+    """What to say of the files that an interrupted command has left. A folder that keeps something has told so itself."""
+    if options.run in (chat, info, run_lm_eval, run_verify):
+        return ""
+    nothing = "; no half-written files were left"
+    if options.run not in (run_recover, run_make_diff, run_xor):
+        return nothing
+    if options.resume:
+        return "; the same command continues"
+    return f"{nothing} (begun with --resume, the command would have kept what was finished)"
 
 
 def _follow(arguments: Sequence[str]) -> int:

@@ -39,7 +39,10 @@ def refuse_busy(folder: Path) -> None:
     if is_unfinished(folder):
         path = folder / JOURNAL_NAME
         with writing(path, "be opened"):
-            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                raise _finished_meanwhile(folder) from None
             try:
                 _lock(fd, path)
             finally:
@@ -47,7 +50,7 @@ def refuse_busy(folder: Path) -> None:
 
 
 class Journal(Generic[Record]):
-    """An open, locked journal. `finished` holds what an earlier run with the same fingerprint `run` left; `add` appends.
+    """An open, locked journal. `finished` holds what an earlier run with the same fingerprint `run` noted, and what `add` does.
 
     `resume` opens the journal that lies in `folder`; without it there must be none. `parse` makes a record of its JSON form,
     or raises KeyError, TypeError or ValueError. OutputError where another recovery holds the journal, or it is of another run.
@@ -79,7 +82,7 @@ class Journal(Generic[Record]):
         except FileNotFoundError:
             named = None
         if named is None or not os.path.samestat(named, os.fstat(self._fd)):
-            raise OutputError(errno.EBUSY, f"{self.path.parent}: another recovery has just finished there")
+            raise _finished_meanwhile(self.path.parent)
 
     def _read(self, run: str) -> dict[str, Record]:
         with open(self._fd, "rb", closefd=False) as file:
@@ -107,6 +110,7 @@ class Journal(Generic[Record]):
     def add(self, name: str, record: Record) -> None:
         """Notes that `name` is finished."""
         self._append({"name": name, "record": asdict(record)})
+        self.finished[name] = record
 
     def _append(self, item: dict[str, object]) -> None:
         # one write, so that threads do not mix; a line break before it, so that a torn line spoils only itself
@@ -135,3 +139,7 @@ def _lock(fd: int, path: Path) -> None:
 
 def _busy(path: Path) -> OutputError:
     return OutputError(errno.EBUSY, f"{path.parent}: another recovery is writing here")
+
+
+def _finished_meanwhile(folder: Path) -> OutputError:
+    return OutputError(errno.EBUSY, f"{folder}: another recovery has just finished there")

@@ -46,6 +46,7 @@ class Output(JournaledOutput[TensorRecord]):
     """
 
     files: CheckpointWriter
+    parts = "tensors"
     parse = staticmethod(tensor_record)
 
     def __init__(self, base: Base, request: OutputRequest, options: RecoveryOptions, mean: MeanRow) -> None:
@@ -83,6 +84,9 @@ class Output(JournaledOutput[TensorRecord]):
             "tensors": [(job.name, job.dtype, job.other.shape, job.base.shape, job.fill) for job in self.plan.jobs],
             "headers": [hashlib.sha256(shard.header).hexdigest() for shard in self.files.shards],
         }
+
+    def count(self) -> int:
+        return len(self.plan.jobs)
 
     def names(self) -> list[str]:
         return list(self.side_files)
@@ -156,7 +160,7 @@ class Output(JournaledOutput[TensorRecord]):
     def finish(self, stack: ExitStack) -> None:
         """Gives all files their names. The journal is removed by `stack`, after all results: until then resume knows all."""
         assert self.manifest is not None
-        stack.callback(self.journal.remove)
+        stack.callback(self.forget_journal)
         self.files.finish({**self.side_files, MANIFEST_NAME: self.manifest.encode()})
 
     def result(self) -> Result:

@@ -101,8 +101,8 @@ def recover(
             under a name made from the diff's (`recovery/output_name.py`).
         dtype: type of the written weights: "float16", "bfloat16" or "float32".
         device: "auto", "cpu" or "cuda[:n]".
-        resume: continue what a killed run of the same sources and options left in `path_tuned`. Tensors whose bytes still hash
-            to what that run noted are not made again.
+        resume: continue what an earlier run of the same sources and options left in `path_tuned`. Tensors whose bytes still
+            hash to what that run noted are not made again. If this run fails or is interrupted, finished tensors stay.
         progress: show a progress bar on a terminal.
         force: continue where the two configs differ or the diff looks like a whole model. Shapes must agree all the same.
         hash_sources: put a SHA-256 of each source file into the manifest.
@@ -125,7 +125,7 @@ def recover(
     `new_rows`, `keep_extra` and `drop_rows`.
 
     Errors are raised before anything is written, where arguments and headers of files tell. An exception during the run
-    removes what was written.
+    removes what was written; with `resume`, not once a tensor is finished, and a BaizeWarning says what stays.
 
     Raises:
         RequestError: an argument is wrong.

@@ -20,7 +20,7 @@ class Result:
         manifest: what the manifest in the folder says: how it was made, and each tensor's SHA-256 and sum.
         skipped: names of the buffers left out.
         extra_rows: number of vocabulary rows that the base lacks.
-        resumed: number of tensors that an earlier, killed run had finished.
+        resumed: number of tensors that an earlier run had finished.
         checked: expectations that were met, a line each.
         finished_before: nothing was done: an earlier run had finished it, and it is as written.
     """

@@ -1,8 +1,8 @@
 """Recoveries whose file operations fail: a script that runs under the shim `io_faults.c`, and what starts it.
 
 `sweep` lets one kind of call fail at its first occurrence, then at its second, and so on until a run does not reach it;
-`kills` does the same with SIGKILL, or kills after random times, and resumes. Each prints a JSON object a run: facts only,
-which `test_io_faults.py` judges.
+`resumed` does so to runs with resume, and resumes; `kills` does the same with SIGKILL, or kills after random times, and
+resumes. Each prints a JSON object a run: facts only, which `test_io_faults.py` judges.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,6 +141,36 @@ def sweep(faults: Faults, root: Path, calls: str, part: str, number: int, sticky
         first += stride
 
 
+def resumed(faults: Faults, root: Path, calls: str, number: int, sticky: int, stride: int) -> Iterator[dict]:
+    """As `sweep`, for calls on files of the result; each run has resume, and is resumed when the fault is over."""
+    base, diff, out = root / "base", root / "diff", root / "tuned"
+    wanted = attempt(base, diff, out)
+    recorder, first = Recorder(), 0
+    while True:
+        shutil.rmtree(out, ignore_errors=True)
+        faults.arm(FAIL, calls, str(out), first, bool(sticky), number)
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            facts = attempt(base, diff, out, resume=True)
+        hits = faults.off()
+        facts |= {"verified": verified(out), "noted": sorted(noted_in(out)), "told": [str(one.message) for one in told]}
+        recorder.names.clear()
+        facts["then"] = attempt(base, diff, out, resume=True)
+        facts["same"] = facts["then"]["tensors"] == wanted["tensors"] and facts["then"]["left"] == wanted["left"]
+        yield facts | {"redone": sorted(recorder.names & set(facts["noted"]))}
+        if hits <= first:
+            return
+        first += stride
+
+
+def noted_in(out: Path) -> set[str]:
+    """The tensors that a journal calls finished."""
+    from baize_engine.recovery.journal import JOURNAL_NAME
+
+    journal = (out / JOURNAL_NAME).read_bytes() if (out / JOURNAL_NAME).exists() else b""
+    return {json.loads(line)["name"] for line in journal.split(b"\n")[:-1] if b'"name"' in line}
+
+
 def short(faults: Faults, root: Path, most: int) -> Iterator[dict]:
     """Every read and write moves at most so many bytes."""
     faults.arm(SHORT, "read pread write pwrite", str(root), 0, True, 0, most)
@@ -206,8 +237,7 @@ def kills(faults: Faults, root: Path, cases: int, stride: int, seed: int) -> Ite
         while died and not stride and (out / JOURNAL_NAME).exists() and rng.random() < 0.3:
             again += killed(out, base, diff, rng.uniform(0, 0.5 * usual), None, resume=True)
         left = sorted(path.name for path in out.iterdir()) if out.exists() else []
-        journal = (out / JOURNAL_NAME).read_bytes() if JOURNAL_NAME in left else b""
-        noted = {json.loads(line)["name"] for line in journal.split(b"\n")[:-1] if b'"name"' in line}
+        noted = noted_in(out)
         looks = verified(out)
         kept = content(out) if left else {}
         plain = attempt(base, diff, out) if left else {"message": "", "error": None}
@@ -239,6 +269,8 @@ def main() -> None:
     small_shards()
     if kind == "sweep":
         found = sweep(faults, Path(root), rest[0], rest[1], *map(int, rest[2:]))
+    elif kind == "resumed":
+        found = resumed(faults, Path(root), rest[0], *map(int, rest[1:]))
     elif kind == "short":
         found = short(faults, Path(root), int(rest[0]))
     else:

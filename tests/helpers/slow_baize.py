@@ -26,21 +26,22 @@ from baize_engine.recovery.journal import Journal
 
 BEGUN, NOTED, WRITTEN, REMOVING = b"b", b"n", b"w", b"r"
 TELLING = "SLOW_BAIZE_TELLING"  # the pipe's end, in the environment
-HALTING = "SLOW_BAIZE_HALTING"  # what it halts at, and how often that has been told of by then
+HOLDING = "SLOW_BAIZE_HOLDING"  # where it waits for a signal, and how often that has been told of by then
 
 
 def start(
-    seconds: float, *arguments: object, halt: tuple[bytes, int] | None = None
+    seconds: float, *arguments: object, hold: tuple[bytes, int] | None = None
 ) -> tuple[subprocess.Popen[str], int]:
     """The process and the pipe, which ends with the process.
 
-    `halt`: what its threads stop at for ever, once it has been told of so often. SIGKILL then finds them there, however late.
+    `hold`: where its threads wait for a signal, once that has been told of so often. However late the signal, it finds them
+    there; after SIGINT or SIGTERM they go on, as far as the command lets them.
     """
     told, telling = os.pipe()
     command = [sys.executable, __file__, str(seconds), *map(str, arguments)]
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[telling],
-        env={**os.environ, TELLING: str(telling), HALTING: f"{halt[0].decode()} {halt[1]}" if halt else "- 0"},
+        env={**os.environ, TELLING: str(telling), HOLDING: f"{hold[0].decode()} {hold[1]}" if hold else "- 0"},
     )  # fmt: skip
     os.close(telling)
     return child, told
@@ -57,14 +58,15 @@ def wait_for(told: int, what: bytes, many: int) -> None:
 def slow_down(seconds: float) -> None:
     write = CheckpointWriter.write
     telling = os.environ.get(TELLING)
-    last, many = os.environ.get(HALTING, "- 0").split()
-    left = threading.Semaphore(max(int(many) - 1, 0))  # that do not halt
+    place, many = os.environ.get(HOLDING, "- 0").split()
+    left = threading.Semaphore(max(int(many) - 1, 0))  # that do not wait
 
     def tell(what: bytes) -> None:
         if telling:
             os.write(int(telling), what)
-        if what == last.encode() and not left.acquire(blocking=False):
-            threading.Event().wait()
+        if what == place.encode() and not left.acquire(blocking=False):
+            while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # the first signal has the command ignore others
+                time.sleep(0.002)
 
     def slow(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
         tell(BEGUN)

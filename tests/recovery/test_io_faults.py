@@ -76,6 +76,37 @@ def test_every_call_that_fails(shim: Path, root: Path, case: str) -> None:
     assert last["verified"] is True
 
 
+RESUMED = [
+    "no new file",
+    "no room at first",
+    "no room for data",
+    "no room for the journal and side files",
+    "sync",
+    "rename",
+]
+
+
+@pytest.mark.parametrize("case", [*RESUMED, "disk becomes read-only"])
+def test_with_resume_what_is_finished_outlives_every_call_that_fails(shim: Path, root: Path, case: str) -> None:
+    calls, _, number, sticky, stride = SWEEPS[case]
+    *faulty, last = faulty_recover.start(shim, "resumed", root, calls, number, sticky, stride)
+    assert faulty, "no call was reached"
+    for facts in faulty:
+        assert facts["error"] == "OutputError", facts
+        assert facts["verified"] is not False  # what a reader takes for a model is one
+        kept = [line for line in facts["told"] if "--resume" in line]
+        assert len(kept) == bool(facts["noted"]), facts
+        if facts["noted"]:
+            assert kept[0].startswith(f"{root / 'tuned'} keeps {len(facts['noted'])} of "), facts
+        elif not sticky:  # nothing was finished, and a disk that fails for good may have refused to remove it
+            assert facts["left"] is None
+        assert facts["same"]
+        assert facts["then"]["resumed"] == len(facts["noted"])
+        assert not facts["redone"]
+    assert last["error"] is None
+    assert last["same"]
+
+
 @pytest.mark.parametrize("most", [1000, 4096, 5000])
 def test_short_reads_and_writes_change_nothing(shim: Path, root: Path, most: int) -> None:
     (facts,) = faulty_recover.start(shim, "short", root, most)

@@ -42,6 +42,12 @@ def test_what_was_noted_is_there_when_resumed(tmp_path: Path) -> None:
     refuse_busy(tmp_path)
 
 
+def test_a_journal_that_goes_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("baize_engine.recovery.journal.is_unfinished", lambda folder: True)
+    with pytest.raises(OutputError, match="another recovery has just finished there"):
+        refuse_busy(tmp_path)
+
+
 @pytest.mark.parametrize("torn", [b'{"name": "b", "rec', b'{"name": "b", "record": {"summ": 1}}', b"\xff\n[]\n3"])
 def test_a_torn_line_spoils_only_itself(tmp_path: Path, torn: bytes) -> None:
     journal = opened(tmp_path)

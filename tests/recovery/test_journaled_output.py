@@ -31,9 +31,9 @@ def whole(pair: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> 
 def kill_after(pair: tuple[Path, Path], out: Path, lines: int) -> int:
     """Starts a recovery and kills it (SIGKILL) once its journal has `lines` lines; the tensors it had noted."""
     paths = ["--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out]
-    halt = slow_baize.NOTED if lines else slow_baize.BEGUN, max(lines, 1)
-    child, told = slow_baize.start(0.02, "recover", "--device", "cpu", *paths, halt=halt)
-    slow_baize.wait_for(told, *halt)
+    hold = slow_baize.NOTED if lines else slow_baize.BEGUN, max(lines, 1)
+    child, told = slow_baize.start(0.02, "recover", "--device", "cpu", *paths, hold=hold)
+    slow_baize.wait_for(told, *hold)
     child.send_signal(signal.SIGKILL)
     child.communicate()
     os.close(told)

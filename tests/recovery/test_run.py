@@ -152,9 +152,9 @@ def test_killed_then_resumed(tmp_path: Path) -> None:
     cfg = tiny.config(hidden_size=128, num_hidden_layers=6)
     base, _ = tiny.write_pair(tmp_path, cfg=cfg)
     diffs, outs = write_diffs(tmp_path, cfg), [tmp_path / f"o{n}" for n in range(3)]
-    halt = slow_baize.NOTED, 10 * len(outs)
-    child, told = slow_baize.start(0.02, *command(base, diffs, outs), halt=halt)
-    slow_baize.wait_for(told, *halt)
+    hold = slow_baize.NOTED, 10 * len(outs)
+    child, told = slow_baize.start(0.02, *command(base, diffs, outs), hold=hold)
+    slow_baize.wait_for(told, *hold)
     child.send_signal(signal.SIGKILL)
     child.communicate()
     os.close(told)

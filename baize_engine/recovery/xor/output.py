@@ -50,6 +50,7 @@ def file_record(item: Mapping[str, Any]) -> FileRecord:
 class XorOutput(JournaledOutput[FileRecord]):
     """The result in `folder`: `write` makes its files, small ones first, and gives all of them their names at the end."""
 
+    parts = "files"
     parse = staticmethod(file_record)
 
     def __init__(self, payload: Payload, folder: Path, checks: XorChecks, resume: bool) -> None:
@@ -69,6 +70,9 @@ class XorOutput(JournaledOutput[FileRecord]):
     def is_of(self, manifest: Manifest) -> bool:
         return set(manifest.files) == set(self.names())
 
+    def count(self) -> int:
+        return len(self.jobs)
+
     def names(self) -> list[str]:
         return [job.name for job in self.jobs]
 
@@ -81,7 +85,7 @@ class XorOutput(JournaledOutput[FileRecord]):
         return manifest
 
     def write(self, progress: bool) -> Manifest:
-        """Writes what is not written yet, and returns the manifest. An exception removes what was made."""
+        """Writes what is not written yet, and returns the manifest."""
         with ExitStack() as stack:
             self.lock(stack)
             self.open(stack)
@@ -90,7 +94,7 @@ class XorOutput(JournaledOutput[FileRecord]):
             self._write_files(progress)
             self.sources.check()
             manifest = self._manifest()
-            stack.callback(self.journal.remove)  # at the end: until then resume knows all
+            stack.callback(self.forget_journal)  # at the end: until then resume knows all
             self.files.place(MANIFEST_NAME, manifest.encode())
             *first, last = self.names()
             for name in first:

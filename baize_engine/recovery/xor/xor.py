@@ -20,7 +20,7 @@ class XorResult:
     Attributes:
         folder: where it was written.
         manifest: what the manifest in the folder says: each file's SHA-256.
-        resumed: number of files that an earlier, killed run had finished.
+        resumed: number of files that an earlier run had finished.
         told: what the result was compared with, a line each.
         finished_before: nothing was done: an earlier run had finished it, and it is as written.
     """
@@ -54,8 +54,8 @@ def xor(
         path_raw: folder of the base, or of the key, consolidated.00.pth, or the key itself; or a hub id.
         path_payload: folder of the XOR files, or a hub id.
         path_tuned: folder to write, new or empty.
-        resume: continue what a killed run of the same files left in `path_tuned`. Files that still hash to what that run noted
-            are not made again.
+        resume: continue what an earlier run of the same files left in `path_tuned`. Files that still hash to what that run
+            noted are not made again. If this run fails or is interrupted, finished files stay.
         progress: show a progress bar on a terminal.
         expect_md5: a text with lines of md5sum's or sha256sum's, such as the model's card. Base, key or payload are compared
             with it before the work, each file of the result as it is finished. Of a name that is listed twice the last is the
@@ -63,7 +63,7 @@ def xor(
         follow_links: also take configs and tokenizers that are links out of their folder, as weights always may be.
 
     Errors are raised before anything is written, where names, sizes and heads of files tell; an exception later removes what
-    was written.
+    was written; with `resume`, not once a file is finished, and a BaizeWarning says what stays.
 
     Raises:
         MismatchError: base and payload do not belong together, or a file differs from `expect_md5`.
