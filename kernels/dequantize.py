@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 
 from .launch import check, check_device, interpreting, pdl, wait_for_inputs
-from .quantized import BLOCK, INT4_SHIFT, INT4_VALUES, Int4Weight, Int8Weight
+from .quantized import BLOCK, INT4_SHIFT, INT4_VALUES, Int4Weight, Int8Weight, in_rows
 
 ROWS, COLUMNS = 8, 512  # weights that a program dequantises; an int4 column takes half a byte
 
@@ -157,9 +157,14 @@ def _dequantize_kernel(
 
 
 def stored_parts(weight: Int8Weight | Int4Weight) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, int]:
-    """(values, scales of blocks, scales of rows, bits) of a weight for the kernels. ValueError if it is in panels."""
+    """(values, scales of blocks, scales of rows, bits) of a weight for the kernels. ValueError if it is in panels.
+
+    On the CPU, in Triton's interpreter, panels, the form for C++, are put into rows here.
+    """
     if isinstance(weight, Int8Weight):
         return weight.values, None, weight.scales, 8
+    if weight.in_panels and weight.values.device.type == "cpu":
+        weight = in_rows(weight)
     if weight.in_panels:
         raise ValueError(f"int4 weight of shape {weight.shape} is in panels, wanted rows")
     return weight.values, weight.scales, weight.factors, 4

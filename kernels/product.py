@@ -381,6 +381,12 @@ def head(
 
 
 def _joined(weights: Sequence[Weight]) -> Weight:
-    if len(weights) != 1:
+    """The one matrix that a model on a GPU is loaded with. On the CPU, in Triton's interpreter, a model is loaded as for C++:
+    matrices that lie apart are joined in each call, which takes no time beside interpreting.
+    """
+    if len(weights) == 1:
+        return weights[0]
+    tensors = [weight for weight in weights if isinstance(weight, torch.Tensor) and weight.device.type == "cpu"]
+    if len(tensors) != len(weights):
         raise ValueError(f"weights are {len(weights)} matrices, wanted one of their joined rows")
-    return weights[0]
+    return torch.cat(tensors)

@@ -194,9 +194,15 @@ def _forced(op: str) -> str | None:
             raise BackendError(f"{VARIABLE}={setting}: unknown op {target!r}, wanted one of {', '.join(OPS)}")
         elif target == op:
             return name
-    others = {row.name for other in OPS if other != op for row in table(other)}
-    if general in others - {row.name for row in table(op)}:
-        return None  # the name applies to the ops that have it
+    own = {row.name for row in table(op)}
+    if general is not None and general not in own:  # a name applies to the ops that have it
+        known = list(dict.fromkeys(row.name for other in OPS for row in table(other)))
+        if general not in known:
+            raise BackendError(
+                f"{VARIABLE}={setting}: there is no backend {general!r}, wanted one of {', '.join(known)} "
+                "(baize info shows which of them run here)"
+            )
+        return None
     return general
 
 
@@ -235,7 +241,7 @@ def _only_cpu(device: str) -> str | None:
 
 def _no_triton(device: str) -> str | None:
     if device == "cpu":
-        return "runs on a GPU"
+        return "needs a GPU"
     from importlib.util import find_spec
 
     return None if find_spec("triton") else "triton is not installed"
@@ -245,7 +251,8 @@ def _no_triton_decoder(device: str) -> str | None:
     """As `_no_triton`, but the CPU can run the kernels if Triton's own variable turns its interpreter on."""
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return _no_triton("cuda")
-    return _no_triton(device)
+    reason = _no_triton(device)
+    return f"{reason}, or TRITON_INTERPRET=1 to debug it on the CPU" if reason and device == "cpu" else reason
 
 
 def _no_torch(device: str) -> str | None:

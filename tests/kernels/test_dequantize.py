@@ -8,6 +8,7 @@ from interpreter import Interpreter
 from product_inputs import ACTIVATIONS, matrix
 
 from baize_engine.kernels import quantized
+from baize_engine.kernels.dequantize import stored_parts
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -30,6 +31,16 @@ def test_every_byte_and_every_scale_of_int4(triton: Interpreter, activation: str
     assert torch.equal(got, quantized.dequantize(weight, ACTIVATIONS[activation]))
 
 
-def test_panels_are_refused(triton: Interpreter) -> None:
+def test_panels_are_put_into_rows_on_the_cpu(triton: Interpreter) -> None:
+    values = torch.randn(20, 64, generator=torch.Generator().manual_seed(0))
+    weight = quantized.quantize(values, "int4")
+    assert weight.in_panels
+    got, _ = triton.call("dequantize", "dequantize", weight, torch.float16)
+    assert torch.equal(got, quantized.dequantize(weight, torch.float16))
+
+
+def test_panels_are_refused_elsewhere() -> None:
+    weight = quantized.quantize(torch.ones(20, 64), "int4")
+    there = [tensor.to("meta") for tensor in weight.stored]
     with pytest.raises(ValueError, match=r"int4 weight of shape \(20, 64\) is in panels, wanted rows"):
-        triton.call("dequantize", "dequantize", quantized.quantize(torch.ones(20, 64), "int4"), torch.float16)
+        stored_parts(quantized.Int4Weight(*there, weight.columns))
