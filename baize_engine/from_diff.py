@@ -24,6 +24,7 @@ from baize_engine.checkpoint.dtypes import ITEMSIZE
 from baize_engine.checkpoint.fingerprint import fingerprint
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex
+from baize_engine.checkpoint.manifest import RECOVER
 from baize_engine.checkpoint.side_files import tokenizer_problems
 from baize_engine.checkpoint.vocabulary_files import FAST, MODEL, why_not_fast
 from baize_engine.errors import BaizeWarning, CheckpointError, ConfigError
@@ -152,7 +153,7 @@ class CheckedDiff:
         sink = WeightSink(self.config, options, share, whole_head=grows)
         target = Target(work, sink)
         workers = QUANTISING if options.quantize and options.device == "cpu" else WORKERS
-        with Progress(traffic([target]), "B", progress, "recover") as bar:
+        with Progress(traffic([target]), "B", progress, RECOVER) as bar:
             adder = choose.diff_adder(options.device)
             stream([target], adder, progress=bar.add, hashing=False, workers=workers)
         self.sources.check()

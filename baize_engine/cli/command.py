@@ -85,7 +85,7 @@ def _run(arguments: Sequence[str], own_process: bool) -> int:
 
 def _left(options: argparse.Namespace) -> str:
     """What to say of the files that an interrupted command has left. A folder that keeps something has told so itself."""
-    if options.run in (chat, info, run_lm_eval, run_verify):
+    if options.run in (chat, demo, info, run_lm_eval, run_verify):
         return ""
     nothing = "; no half-written files were left"
     if options.run not in (run_recover, run_make_diff, run_xor):

@@ -36,7 +36,8 @@ ANSWER_TOKENS = 32
 THREADS = 1  # a model of this size is no faster with more, and far slower where other programs run
 GAP = "   "  # between the cells of a row
 SHARES = (0.33, 0.37)  # of a row's width: for the question, and for the base's answer
-NARROWEST, WIDEST = 60, 110  # columns of the table
+NARROWEST, WIDEST = 60, 110  # columns of the table; where there are fewer, the answers lie below the question
+LABELS = "base", "recovered"  # of answers that lie below the question
 MOST_LINES = 3  # of an answer
 BOLD, DIM, GREEN, RED = "1", "2", "32", "31"
 
@@ -70,10 +71,19 @@ class Look:
         sign = ("✓" if good else "✗") if self.signs else ("ok" if good else "no")
         return self.paint(sign, GREEN if good else RED)
 
+    @property
+    def stacked(self) -> bool:
+        """Whether there is no room for cells side by side."""
+        return self.width < NARROWEST
+
+    @property
+    def margin(self) -> int:
+        return 3 if self.signs else 4
+
     def row(self, texts: list[str], codes: tuple[str, str, str] = ("", "", ""), mark: str = "") -> Iterator[str]:
         """The lines of a row: a mark and three texts, of which the answers are cut at a word where they are too long."""
-        margin = 3 if self.signs else 4
-        room = min(max(self.width, NARROWEST), WIDEST) - margin - 2 * len(GAP)
+        margin = self.margin
+        room = min(self.width, WIDEST) - margin - 2 * len(GAP)
         widths = [int(room * share) for share in SHARES]
         widths.append(room - sum(widths))
         dots = " …" if self.signs else " ..."
@@ -90,8 +100,24 @@ class Look:
             begin = f" {mark} " if mark and number == 0 else " " * margin
             yield (begin + GAP.join(padded)).rstrip()
 
+    def below(self, texts: list[str], codes: tuple[str, str, str], mark: str) -> Iterator[str]:
+        """A row on a narrow terminal: a mark and the question, then each answer with its label."""
+        begin, margin = f" {mark} ", " " * self.margin
+        for line in textwrap.wrap(texts[0], max(self.width - len(margin), 1)):
+            yield begin + line
+            begin = margin
+        for label, text, code in zip(LABELS, texts[1:], codes[1:], strict=True):
+            for line in self.fitted(f"{margin}{label}: {text}", margin + "  "):
+                yield self.paint(line, code) if code else line
+
+    def fitted(self, line: str, indent: str = "    ") -> list[str]:
+        """A line, or on a narrow terminal the lines that it takes there, the later ones behind `indent`."""
+        if not self.stacked or len(line) <= self.width or "\x1b" in line:
+            return [line]
+        return textwrap.wrap(line, self.width, subsequent_indent=indent, break_on_hyphens=False)
+
     def rule(self) -> str:
-        return self.paint(("─" if self.signs else "-") * min(max(self.width, NARROWEST), WIDEST), DIM)
+        return self.paint(("─" if self.signs else "-") * min(self.width, WIDEST), DIM)
 
 
 def demo_options(parser: argparse.ArgumentParser) -> None:
@@ -140,6 +166,7 @@ def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", pro
     from baize_engine.recovery.verify import verify
 
     look = look or Look()
+    say = _fitted(say, look)
     for line in _introduction(look):
         say(line)
     begin = time.perf_counter()
@@ -152,6 +179,16 @@ def run(say: Say, out: Path, look: Look | None = None, device: str = "auto", pro
         return _answers(say, out, look, device)
     finally:
         torch.set_num_threads(threads)  # an engine's number is the process's
+
+
+def _fitted(say: Say, look: Look) -> Say:
+    """`say` for lines that may be too long for a narrow terminal."""
+
+    def each(line: str) -> None:
+        for part in look.fitted(line):
+            say(part)
+
+    return each
 
 
 def _introduction(look: Look) -> Iterator[str]:
@@ -190,8 +227,9 @@ def _answers(say: Say, out: Path, look: Look, device: str) -> int:
 
     questions = json.loads((PAIR / "questions.json").read_text())
     params = SamplingParams(max_new_tokens=ANSWER_TOKENS)
-    for line in look.row(["question", "base", "recovered model"], (BOLD, BOLD, BOLD)):
-        say(line)
+    if not look.stacked:  # there each answer has a label
+        for line in look.row(["question", "base", "recovered model"], (BOLD, BOLD, BOLD)):
+            say(line)
     say(look.rule())
     wrong: list[str] = []
     tokens, seconds = 0, 0.0
@@ -210,7 +248,8 @@ def _answers(say: Say, out: Path, look: Look, device: str) -> int:
             if not good:
                 wrong.append(f"{asked} wanted {item['answer']}")
             texts = [asked, _shown(before, look), _shown(after, look)]
-            for line in look.row(texts, ("", DIM, ""), look.mark(good)):
+            lay_out = look.below if look.stacked else look.row
+            for line in lay_out(texts, ("", DIM, ""), look.mark(good)):
                 say(line)
     say(look.rule())
     say(

@@ -7,6 +7,7 @@ import os
 from baize_engine.checkpoint.base import read_base
 from baize_engine.checkpoint.hub import folder_of, local_path
 from baize_engine.checkpoint.index import read_index
+from baize_engine.checkpoint.manifest import MAKE_DIFF
 from baize_engine.recovery.checks import check_roles
 from baize_engine.recovery.memory import MEMORY_MIB
 from baize_engine.recovery.options import RecoveryOptions
@@ -60,7 +61,7 @@ def make_diff(
         keep_extra=keep_extra,
         drop_rows=drop_rows,
         follow_links=follow_links,
-        operation="make_diff",
+        operation=MAKE_DIFF,
     )
     base, tuned = read_base(folder_of(path_raw)), read_index(folder_of(path_tuned))
     check_roles(base.index, tuned, options)

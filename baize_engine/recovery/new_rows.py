@@ -51,36 +51,50 @@ def decide(work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_ro
     if not work.extra_rows:
         return work
     fill, why = _chosen(work, other, options, mean_row)
-    did = "had the base's mean row subtracted" if work.subtract else "were added to the base's mean row"
+    one = work.extra_rows == 1
+    tokens = (
+        f"1 token of the {options.other_side} is"
+        if one
+        else f"{work.extra_rows} tokens of the {options.other_side} are"
+    )
+    rows = "its row" if one else "their rows"
     if fill == "zero":
-        did = "were stored whole"
-    return work.with_rows(fill, f"{work.extra_rows} vocabulary row(s) not in the base {did}: {why}")
+        did = f"{rows} {'was' if one else 'were'} stored unchanged"
+    else:
+        did = f"the mean of the base's rows was {'subtracted from' if work.subtract else 'added to'} {rows}"
+    return work.with_rows(fill, f"{tokens} not in the base: {did}, {why}")
 
 
 def _chosen(work: Plan, other: CheckpointIndex, options: RecoveryOptions, mean_row: MeanRow) -> tuple[Fill, str]:
-    """What the new rows are added to, and why."""
+    """What the new rows are added to, and why, as the end of a sentence."""
     if options.new_rows != "auto":
-        return "zero" if options.new_rows == "zero" else "mean", f"new_rows is {options.new_rows}"
+        return "zero" if options.new_rows == "zero" else "mean", f"as --new_rows {options.new_rows} says"
     if work.subtract:
-        return "mean", "the usual way, which recover undoes"
+        return "mean", "and recover adds it again"
     if is_file(other.folder / MANIFEST_NAME):
         manifest = read_manifest(other.folder)
         if manifest.new_rows in ("mean", "zero"):
-            return "zero" if manifest.new_rows == "zero" else "mean", f"{MANIFEST_NAME} of the diff says so"
+            return "zero" if manifest.new_rows == "zero" else "mean", f"as {MANIFEST_NAME} of the diff says"
         if manifest.new_rows == "none" and not options.force:
             raise MismatchError(
-                f"{other.folder} was made from a base that has all of its rows, but this base lacks {work.extra_rows} of them: "
-                f"{WRONG_BASE} (--new_rows or --force continues)"
+                f"{other.folder} was made from a base that has all of its tokens, and this base lacks {work.extra_rows} of "
+                f"them: {WRONG_BASE} (--force uses this one all the same)"
             )
     job = next(job for job in work.jobs if job.name == EMBED)
     mean = mean_row(job.base)
     found = [likeness(row, mean) for row in _new_rows(job)]
     best = max(found, key=lambda each: (each.is_whole, each.cosine))
-    why = (
-        f"the row most like the mean row has cosine {best.cosine:.2f} with it and {best.size:.2f} times its size; whole rows "
-        f"have at least {WHOLE_COSINE} and {WHOLE_SIZES[0]} to {WHOLE_SIZES[1]} (--new_rows overrides this)"
+    looks, them, difference = "it looks", "it", "a difference"
+    if work.extra_rows > 1:
+        looks, them, difference = "they look", "them", "differences"
+    compared = (
+        f"similarity {best.cosine:.2f} and {best.size:.2f} times its size, where whole rows have at least {WHOLE_COSINE} and "
+        f"{WHOLE_SIZES[0]} to {WHOLE_SIZES[1]} times"
     )
-    return ("zero" if best.is_whole else "mean"), why
+    if best.is_whole:
+        whole = f"because {looks} whole: compared with the mean of the base's rows, {compared}"
+        return "zero", f"{whole} (--new_rows mean adds that mean)"
+    return "mean", f"because {looks} like {difference} from it: {compared} (--new_rows zero stores {them} unchanged)"
 
 
 def _new_rows(job: Job) -> Iterator[array[float]]:

@@ -6,16 +6,15 @@ The command line makes a flag of each field from its metadata (`cli/recover.py`)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from baize_engine.backend.devices import resolve_device
 from baize_engine.checkpoint.dtypes import FLOATS
+from baize_engine.checkpoint.manifest import MAKE_DIFF, RECOVER
 from baize_engine.errors import MismatchError, RequestError
 from baize_engine.fields import option
 from baize_engine.recovery.memory import MEMORY_MIB, check_memory
 
 NEW_ROWS = ("auto", "mean", "zero")
-Operation = Literal["recover", "make_diff"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +29,12 @@ class RecoveryOptions:
     resume: bool = option(False, "continue an interrupted run with the same arguments")
     new_rows: str = option(
         "auto",
-        "what to add to vocabulary rows that the base lacks: its mean row (alpaca, open-instruct), zero (Vicuna v0, "
-        "StableVicuna, Wombat, LLaVA, gisting), or auto, which means zero if the rows are plainly not differences",
+        "what to add to the rows of new tokens, which the base lacks: mean, of the base's rows (alpaca, open-instruct), zero "
+        "(Vicuna v0, StableVicuna, Wombat, LLaVA, gisting), or auto, which means zero if the rows are plainly not differences",
         choices=NEW_ROWS,
     )
     drop_rows: bool = option(
-        False, "leave out the base's last vocabulary rows if it has more than the other side: rows added by hand"
+        False, "leave out the base's last tokens if it has more than the other side: tokens that were added by hand"
     )
     keep_extra: bool = option(
         False,
@@ -53,7 +52,7 @@ class RecoveryOptions:
         metavar="MIB",
     )
     progress: bool = True
-    operation: Operation = "recover"
+    operation: str = RECOVER  # or MAKE_DIFF
 
     def __post_init__(self) -> None:
         if self.dtype not in FLOATS:
@@ -66,7 +65,7 @@ class RecoveryOptions:
     @property
     def subtract(self) -> bool:
         """Whether the result is other - base (make_diff) and not other + base (recover)."""
-        return self.operation == "make_diff"
+        return self.operation == MAKE_DIFF
 
     @property
     def role(self) -> str:

@@ -139,7 +139,9 @@ def plan(base: Index, other: CheckpointIndex, options: RecoveryOptions, *, tied:
         problems += _job_problems(job, options)
     growths = {job.extra_rows for job in jobs if job.name in GROWING}
     if not problems and len(growths) > 1:
-        problems.append(f"{' and '.join(GROWING)} grow by different numbers of rows ({sorted(growths)})")
+        problems.append(
+            f"{' and '.join(GROWING)} have different numbers of tokens that the base lacks ({sorted(growths)}), wanted the same"
+        )
     if problems:
         more = f"; and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
         raise MismatchError(f"{other.folder} does not fit {base.folder}: " + "; ".join(problems[:LISTED]) + more)
@@ -148,7 +150,9 @@ def plan(base: Index, other: CheckpointIndex, options: RecoveryOptions, *, tied:
         raise MismatchError(f"{other.folder} has no tensor {EMBED}: wanted a LLaMA checkpoint")
     dropped = max(ours[job.name].shape[0] - job.base.shape[0] for job in jobs if job.name in GROWING and job.base.shape)
     if dropped > 0:
-        notes.append(f"the last {dropped} vocabulary row(s) of {base.folder} were left out: {other.folder} lacks them")
+        rows = "the last token" if dropped == 1 else f"the last {dropped} tokens"
+        were = "was" if dropped == 1 else "were"
+        notes.append(f"{rows} of {base.folder} {were} left out: {other.folder} has fewer")
     stored = [name for name in theirs if name not in ours and name != HEAD] if options.keep_extra else []
     if stored:
         notes.append(
@@ -242,7 +246,7 @@ def _job_problems(job: Job, options: RecoveryOptions) -> list[str]:
     if is_table and base[0] > other[0] > 0:
         swapped = "; or were the two swapped?" if options.subtract else ""
         problem += (
-            f": a base of {other[0]} rows fits, such as the original without added tokens (--drop_rows leaves the "
-            f"base's last {base[0] - other[0]} row(s) out, if they were added by hand){swapped}"
+            f": a base of {other[0]} rows fits, such as the original without added tokens (--drop_rows leaves out the "
+            f"base's last {base[0] - other[0]} row(s), one for each token that was added by hand){swapped}"
         )
     return [*problems, problem]

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from baize_engine.checkpoint import side_files
+from baize_engine.checkpoint.config_file import read_config
 from baize_engine.checkpoint.hub import folder_of
 from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_index
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, RECOVER, XOR, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.norms import refuse_diff, why_diff
 from baize_engine.checkpoint.side_files import result_problems
-from baize_engine.errors import CheckpointError
+from baize_engine.errors import CheckpointError, ConfigError
 from baize_engine.interrupts import Check, in_threads
 from baize_engine.progress import Advance, no_progress
 from baize_engine.recovery.hashing import THREADS, digests, hash_file
@@ -108,16 +109,30 @@ def _warnings(folder: Path, index: CheckpointIndex, manifest: Manifest) -> tuple
 
 
 def _refuse(folder: Path) -> None:
-    """CheckpointError where the folder holds an unfinished result, or a diff of others, which has no manifest.
+    """CheckpointError where the folder has no manifest: an unfinished result, a quantised model, or a diff of others.
 
-    To say that it is a diff helps more than to say that the manifest is missing.
+    To say what it is helps more than to say that the manifest is missing.
     """
     if (folder / MANIFEST_NAME).exists():
         return
     if is_unfinished(folder):
         raise CheckpointError(f"{folder} holds an unfinished result: finish it with --resume, then verify it")
+    if _is_quantized(folder):
+        raise CheckpointError(
+            f"{folder} was written by baize quantize, which records no sums, so there is nothing to verify it with: verify the "
+            "model that it was made from, quantise that again and compare, for the files are the same each time"
+        )
     if folder.is_dir():
         refuse_diff(read_index(folder))
+
+
+def _is_quantized(folder: Path) -> bool:
+    """Whether its config says that `baize quantize` wrote it."""
+    try:
+        described = read_config(folder).get("quantization_config")
+    except (ConfigError, CheckpointError):
+        return False
+    return isinstance(described, dict) and described.get("quant_method") == "baize"
 
 
 def _tensor_problem(entry: TensorEntry, record: TensorRecord, progress: Advance, check: Check) -> str | None:

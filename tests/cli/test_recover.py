@@ -94,7 +94,7 @@ def test_the_command_takes_a_tolerance(tmp_path: Path, capsys: pytest.CaptureFix
     assert main([*line, "--expect_sum_atol", "0.5"]) == 0
     told = capsys.readouterr().out
     assert "is met within 0.5" in told
-    assert "1 vocabulary row(s) not in the base were added to the base's mean row" in told
+    assert "1 token of the diff is not in the base: the mean of the base's rows was added to its row" in told
     assert main([*line[:4], "--device", "cpu"]) == 1
     assert "finished and unchanged" in capsys.readouterr().err
     assert main([*line[:4], "--device", "cpu", "--resume"]) == 0

@@ -40,9 +40,11 @@ def test_vicuna_v0_holds_whole_rows(tmp_path: Path, count: int, backend: str, mo
     same_bits(load(tmp_path / "out"), applied(base, delta, "zero"))
     assert (result.extra_rows, result.manifest.new_rows) == (count, "zero")
     (note,) = result.manifest.notes
-    assert f"{count} vocabulary row(s) not in the base were stored whole: " in note
-    assert "has cosine 1.00 with it and 1.0" in note
-    assert "whole rows have at least 0.8 and 0.5 to 2.0" in note
+    stored = "1 token of the diff is not in the base: its row was stored unchanged, because it looks whole: "
+    if count > 1:
+        stored = f"{count} tokens of the diff are not in the base: their rows were stored unchanged, because they look whole: "
+    assert note.startswith(f"{stored}compared with the mean of the base's rows, similarity 1.00 and 1.0")
+    assert note.endswith("where whole rows have at least 0.8 and 0.5 to 2.0 times (--new_rows mean adds that mean)")
 
 
 def untouched(name: str, mean: Tensor) -> Tensor:
@@ -61,7 +63,14 @@ def test_alpacas_rows_are_differences(tmp_path: Path, rows: Callable[[str, Tenso
     result = recover(*write(tmp_path, base, diff), tmp_path / "out", **SETTINGS)
     same_bits(load(tmp_path / "out"), applied(base, diff, "mean"))
     assert result.manifest.new_rows == "mean"
-    assert "were added to the base's mean row: the row most like the mean row has cosine" in result.manifest.notes[0]
+    (note,) = result.manifest.notes
+    it = (
+        "its row, because it looks like a difference"
+        if result.extra_rows == 1
+        else "their rows, because they look like differences"
+    )
+    assert f" not in the base: the mean of the base's rows was added to {it} from it: similarity " in note
+    assert note.endswith(f"(--new_rows zero stores {'it' if result.extra_rows == 1 else 'them'} unchanged)")
 
 
 @pytest.mark.parametrize("fill", ["mean", "zero"])
@@ -72,7 +81,7 @@ def test_what_is_asked_for_is_done(tmp_path: Path, fill: str) -> None:
     result = recover(*pair, tmp_path / "out", **SETTINGS, new_rows=fill)
     wanted = applied(base, delta, fill)
     same_bits(load(tmp_path / "out"), wanted)
-    assert result.manifest.notes[0].endswith(f": new_rows is {fill}")
+    assert result.manifest.notes[0].endswith(f", as --new_rows {fill} says")
     with Engine.from_diff(*pair, device="cpu", new_rows=fill) as engine:
         ours = engine.generate([[1, 5, 9]])[0].token_ids
     with Engine.from_pretrained(tmp_path / "out", device="cpu") as engine:
@@ -120,7 +129,7 @@ def test_a_diff_of_ours_says_what_its_rows_are(tmp_path: Path, fill: str) -> Non
     if fill == "zero":
         assert torch.equal(stored[TABLES[0]][96:], tuned[TABLES[0]][96:])
     result = recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **how)
-    assert result.manifest.notes[-1].endswith("baize_manifest.json of the diff says so")
+    assert result.manifest.notes[-1].endswith(", as baize_manifest.json of the diff says")
     got = load(tmp_path / "out")
     assert result.manifest.stored == ["model.projector.bias"]
     name = "model.projector.bias"
@@ -146,7 +155,8 @@ def test_a_diff_of_ours_made_from_a_larger_base_refuses_a_smaller_one(tmp_path: 
         tiny.write_model(tmp_path / folder, {**CFG, "vocab_size": state[TABLES[0]].shape[0]}, state)
     make_diff(tmp_path / "grown", tmp_path / "tuned", tmp_path / "diff", **SETTINGS, drop_rows=True)
     with pytest.raises(
-        MismatchError, match="was made from a base that has all of its rows, but this base lacks 1 of them"
+        MismatchError,
+        match="was made from a base that has all of its tokens, and this base lacks 1 of them: is the base",
     ):
         recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS)
     recover(tmp_path / "base", tmp_path / "diff", tmp_path / "out", **SETTINGS, new_rows="mean")

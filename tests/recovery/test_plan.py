@@ -113,12 +113,12 @@ def test_a_base_with_more_rows_than_the_diff(tmp_path: Path) -> None:
     with pytest.raises(
         MismatchError,
         match=r"embed_tokens.weight has shape \[98, 32\] in the base \(model.safetensors\) and \[96, 32\] in the diff \("
-        r".*a base of 96 rows fits.*--drop_rows leaves the base's last 2 row",
+        r".*a base of 96 rows fits.*--drop_rows leaves out the base's last 2 row",
     ):
         recover(*pair, tmp_path / "out", **SETTINGS)
     result = recover(*pair, tmp_path / "out", **SETTINGS, drop_rows=True)
     same_bits(load(tmp_path / "out"), applied(base, diff, "mean"))
-    assert f"the last 2 vocabulary row(s) of {pair[0]} were left out" in result.manifest.notes[0]
+    assert f"the last 2 tokens of {pair[0]} were left out: " in result.manifest.notes[0]
 
 
 def test_a_stored_head_of_a_tied_model_is_told(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_head_alone_that_loses_rows_is_told(tmp_path: Path) -> None:
     diff = alpaca_diff(base, tuned_state(base, lambda _, mean: mean[:0]))
     pair = write(tmp_path, {**base, "lm_head.weight": torch.cat([base["lm_head.weight"]] * 2)}, diff)
     result = recover(*pair, tmp_path / "out", **SETTINGS, drop_rows=True)
-    assert f"the last 96 vocabulary row(s) of {pair[0]} were left out" in result.manifest.notes[0]
+    assert f"the last 96 tokens of {pair[0]} were left out: " in result.manifest.notes[0]
 
 
 def test_a_head_is_never_an_extra(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 
-from baize_engine import recover, verify
+from baize_engine import quantize, recover, verify
 from baize_engine.checkpoint.index import read_index
 from baize_engine.errors import CheckpointError
 
@@ -67,4 +67,23 @@ def test_a_bad_manifest_is_an_error(tuned: Path, content: str | None, message: s
     path = tuned / "baize_manifest.json"
     path.unlink() if content is None else path.write_text(content)
     with pytest.raises(CheckpointError, match=message):
+        verify(tuned)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_quantised_model_is_refused_by_name_and_can_be_compared(tuned: Path, tmp_path: Path, kind: str) -> None:
+    first, second = (quantize(tuned, tmp_path / name, kind).folder for name in ("first", "second"))
+    with pytest.raises(
+        CheckpointError, match=f"^{first} was written by baize quantize, which records no sums.*verify the model"
+    ):
+        verify(first)
+    assert {path.name: path.read_bytes() for path in first.iterdir()} == {
+        path.name: path.read_bytes() for path in second.iterdir()
+    }
+
+
+def test_a_config_that_cannot_be_read_hides_no_missing_manifest(tuned: Path) -> None:
+    (tuned / "baize_manifest.json").unlink()
+    (tuned / "config.json").write_text("[")
+    with pytest.raises(CheckpointError, match="only folders written by recover, make_diff or xor can be verified"):
         verify(tuned)
