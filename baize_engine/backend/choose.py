@@ -151,6 +151,8 @@ def implementation(op: str, device: str) -> Implementation:
         for row in rows:
             if row.name == forced:
                 reason = row.why_not(device)
+                if reason and forced == "triton" and device == "cpu" and op in DECODER_OPS:
+                    reason += ", or TRITON_INTERPRET=1 to debug it on the CPU"
                 if reason:
                     raise BackendError(f"{VARIABLE} asks for {forced} for {op} on {device}, which cannot run: {reason}")
                 return row
@@ -200,7 +202,7 @@ def _forced(op: str) -> str | None:
         if general not in known:
             raise BackendError(
                 f"{VARIABLE}={setting}: there is no backend {general!r}, wanted one of {', '.join(known)} "
-                "(baize info shows which of them run here)"
+                "(without the variable, baize info shows which run here)"
             )
         return None
     return general
@@ -251,8 +253,7 @@ def _no_triton_decoder(device: str) -> str | None:
     """As `_no_triton`, but the CPU can run the kernels if Triton's own variable turns its interpreter on."""
     if device == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return _no_triton("cuda")
-    reason = _no_triton(device)
-    return f"{reason}, or TRITON_INTERPRET=1 to debug it on the CPU" if reason and device == "cpu" else reason
+    return _no_triton(device)
 
 
 def _no_torch(device: str) -> str | None:

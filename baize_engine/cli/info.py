@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
+import sys
+import textwrap
 import time
 from collections.abc import Mapping
 from functools import cache
@@ -54,22 +57,33 @@ def info(options: argparse.Namespace) -> int:
         model = folder, index, read_normalised(folder)
         if ranks is not None:
             Share(0, ranks).check(ModelConfig.from_folder(folder))
-    print(f"baize_engine {__version__}")
+    _say(f"baize_engine {__version__}")
     device = devices.resolve_device("auto")
-    print(f"device: {device}")
+    _say(f"device: {device}")
     alike: dict[tuple[str, str], list[str]] = {}  # ops by what they run on and what that was chosen from
     for op in choose.OPS:
         rows = "; ".join(f"{row.name} ({row.why_not(device) or 'can run'})" for row in choose.table(op))
         alike.setdefault((choose.implementation(op, device).name, rows), []).append(op)
     for (chosen, rows), ops in alike.items():
-        print(f"  {chosen}: {', '.join(ops)}\n    of: {rows}")
+        _say(f"  {chosen}: {', '.join(ops)}\n    of: {rows}")
     if device != "cpu":
-        print(f"  launch settings: {choose.launch_settings(device)}")
+        _say(f"  launch settings: {choose.launch_settings(device)}")
     if model is not None:
         can_run = _info_model(*model, device)
         if can_run and ranks is not None:
             _info_ranks(folder, index, device, ranks, options.link_speed * 1e9)
     return 0
+
+
+def _say(text: str) -> None:
+    """Prints lines. On a terminal, one that is too long is broken between words, and goes on a little further in."""
+    if not sys.stdout.isatty():
+        print(text)
+        return
+    width = shutil.get_terminal_size().columns
+    for line in text.split("\n"):
+        inner = " " * (len(line) - len(line.lstrip()) + 2)
+        print("\n".join(textwrap.wrap(line, width, subsequent_indent=inner, break_on_hyphens=False)) or line)
 
 
 def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> bool:
@@ -78,17 +92,17 @@ def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any],
 
     dtypes = sorted({entry.stored_dtype for entry in index.entries.values()})
     size = sum(entry.stored_nbytes for entry in index.entries.values())
-    print(
+    _say(
         f"{folder}: {len(index.entries)} tensors in {len(index.files)} file(s), {size / 1e9:.3f} GB, {', '.join(dtypes)}"
     )
-    print(
+    _say(
         f"  {config['num_hidden_layers']} layers, hidden {config['hidden_size']}, {config['num_attention_heads']} heads, "
         f"{config['num_key_value_heads']} kv heads, "
         f"intermediate {config['intermediate_size']}, vocabulary {config['vocab_size']}, "
         f"{config['max_position_embeddings']} positions"
     )
     if diff := why_diff(index):
-        print(f"  {diff}")
+        _say(f"  {diff}")
         return False
     _info_ids(folder, config["vocab_size"])
     _info_costs(folder, index, device)
@@ -105,22 +119,22 @@ def _info_ids(folder: Path, vocab_size: int) -> None:
         found = special_ids.of_folder(folder, tokenizer, vocab_size)
         chat = format_of(tokenizer)
     except CheckpointError as error:
-        print(f"  no text: {error}")
+        _say(f"  no text: {error}")
         return
     text = found.text
     if tokenizer is None:
-        print(f"  no text: {choose.why_none(folder)}")
+        _say(f"  no text: {choose.why_none(folder)}")
     elif text.adds_bos:
-        print(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
+        _say(f"  prompts begin with id {text.bos_id}: {text.bos_why}")
     else:
-        print(f"  prompts get no BOS id: {'none is known' if text.bos_id is None else 'the files ask for none'}")
+        _say(f"  prompts get no BOS id: {'none is known' if text.bos_id is None else 'the files ask for none'}")
     if tokenizer is not None:
-        print(f"  chat format: {chat.name}: {chat.why}")
+        _say(f"  chat format: {chat.name}: {chat.why}")
     if text.adds_eos:
-        print(f"  prompts end with id {text.eos_id}: the files ask for it; {text.eos_why}")
-    print(f"  texts end with {'; '.join(f'id {end}: {why}' for end, why in found.ends.items()) or 'no id'}")
+        _say(f"  prompts end with id {text.eos_id}: the files ask for it; {text.eos_why}")
+    _say(f"  texts end with {'; '.join(f'id {end}: {why}' for end, why in found.ends.items()) or 'no id'}")
     for line in found.passed_over:
-        print(f"  passed over: {line}")
+        _say(f"  passed over: {line}")
 
 
 def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
@@ -132,26 +146,26 @@ def _info_costs(folder: Path, index: CheckpointIndex, device: str) -> None:
     try:
         config = ModelConfig.from_folder(folder)
     except ConfigError as error:
-        print(f"  not a model that this decoder runs: {error}")
+        _say(f"  not a model that this decoder runs: {error}")
         return
     table = index.entries.get(names.EMBED)
     if table is None or table.dtype not in FLOATS:
         found = "no such tensor" if table is None else table.dtype
-        print(f"  not a model that this decoder runs: {names.EMBED}: {found}, wanted {', '.join(FLOATS)}")
+        _say(f"  not a model that this decoder runs: {names.EMBED}: {found}, wanted {', '.join(FLOATS)}")
         return
     activation = "float32" if device == "cpu" else table.dtype
     kv = cost.kv_bytes_per_token(config, cost.itemsize(activation))
-    print(f"  parameters: {cost.parameters(config):,}; KV cache: {kv:,} bytes a token in {activation}")
+    _say(f"  parameters: {cost.parameters(config):,}; KV cache: {kv:,} bytes a token in {activation}")
     speed, how = _memory_speed(device)
-    print(f"  memory of {device}: {f'{speed / 1e9:.1f} GB/s, ' if speed else ''}{how}")
+    _say(f"  memory of {device}: {f'{speed / 1e9:.1f} GB/s, ' if speed else ''}{how}")
     context = min(128, config.max_position_embeddings)
-    print(f"  decode at batch 1 and context {context}:")
+    _say(f"  decode at batch 1 and context {context}:")
     for kind in (config.held,) if config.held else (table.dtype, "int8", "int4"):
         costs = cost.decode_step(config, kind, 1, context, activation, table.dtype)
         weights = cost.weight_bytes(config, kind, activation, table.dtype)
         ceiling = f"{cost.ceiling_tokens_per_second(costs, 1, speed):,.1f} tok/s" if speed else "not known"
         moved = sum(each.bytes for each in costs)
-        print(f"    {kind:<9} weights {weights / 2**30:.3f} GiB, {moved:,} bytes a step, ceiling {ceiling}")
+        _say(f"    {kind:<9} weights {weights / 2**30:.3f} GiB, {moved:,} bytes a step, ceiling {ceiling}")
 
 
 def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, link: float) -> None:
@@ -166,20 +180,20 @@ def _info_ranks(folder: Path, index: CheckpointIndex, device: str, ranks: int, l
     context = min(128, config.max_position_embeddings)
     free, (speed, _) = free_bytes(device), _memory_speed(device)
     sharing = ranks if device == "cpu" else 1
-    print(
+    _say(
         f"  each of {ranks} ranks, decode at batch 1 and context {context}, each rank's memory as fast as this machine's, "
         f"its link with {link / 1e9:g} GB/s, and no time for starting an exchange:"
     )
     for kind in (config.held,) if config.held else (table, "int8", "int4"):
         found = rank_cost(config, ranks, kind, 1, context, activation, table)
-        print(
+        _say(
             f"    {kind:<9} weights {found.weights / 2**30:.3f} GiB, KV cache {found.kv:,} bytes a token, "
             f"{found.exchanges} exchanges and {found.sent:,} bytes sent a step; {_fits(found.weights, found.kv, free, sharing)}"
         )
         if speed:
             memory, sending = found.seconds(speed, link)
             by_link = f"{1 / sending:,.1f} by link" if sending else "no link"
-            print(
+            _say(
                 f"              ceiling {1 / memory:,.1f} tok/s by memory, {by_link}, {1 / (memory + sending):,.1f} by both"
             )
 

@@ -32,7 +32,11 @@ def test_forced_by_op_and_in_general(monkeypatch: pytest.MonkeyPatch) -> None:
         ("linear_add=abacus", "linear_add", "abacus for linear_add, which has only: triton, cpp-"),
         ("triton", "linear_add", "cannot run: needs a GPU, or TRITON_INTERPRET=1 to debug it on the CPU"),
         ("abacus", "linear_add", "BAIZE_BACKEND=abacus: there is no backend 'abacus', wanted one of triton, cpp-"),
-        ("cpp", "quantize", r"there is no backend 'cpp', .*cpp-scalar, torch \(baize info shows which"),
+        (
+            "cpp",
+            "quantize",
+            r"there is no backend 'cpp', .*cpp-scalar, torch \(without the variable, baize info shows which",
+        ),
         ("diff_add=torch,reference", "sample", "there is no backend 'reference'"),
         ("dance=torch", "linear_add", "unknown op 'dance'"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,3 +114,18 @@ def test_info_refuses_ranks_that_do_not_divide(capsys: pytest.CaptureFixture[str
             main(["info", *wrong])
         assert stop.value.code == 2
         assert told in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("columns", [40, 60, 100])
+def test_lines_fit_a_terminal_of_any_width(
+    columns: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["info"]) == 0
+    plain = capsys.readouterr().out
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["info"]) == 0
+    told = capsys.readouterr().out
+    assert max(map(len, plain.splitlines())) > 100
+    assert max(map(len, told.splitlines())) <= columns
+    assert told.split() == plain.split()
