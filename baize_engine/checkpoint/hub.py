@@ -30,10 +30,16 @@ WEIGHTS = (
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """`path` with "~" expanded. RequestError if it is empty, which would mean the current folder."""
+    """`path` with "~" expanded. RequestError if it is empty, which would mean the current folder, or names an unknown user's
+    home, which would mean a folder called "~name".
+    """
     if not os.fspath(path):
         raise RequestError("an empty path, wanted a folder or a hub id")
-    return Path(os.path.expanduser(path))
+    expanded = os.path.expanduser(os.fspath(path))
+    home = expanded.partition("/")[0]
+    if home.startswith("~") and not os.path.lexists(home):
+        raise RequestError(f"{path}: there is no home folder {home} (./{expanded} names a folder called that)")
+    return Path(expanded)
 
 
 def folder_of(path: str | os.PathLike[str], patterns: Sequence[str] | None = None) -> Path:

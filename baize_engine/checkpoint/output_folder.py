@@ -160,6 +160,10 @@ def check_output(folder: Path, nbytes: int) -> None:
     check_room([(folder, nbytes)])
 
 
+def _size(nbytes: int) -> str:
+    return f"{nbytes / 1e9:.2f} GB" if nbytes >= 1e9 else f"{nbytes / 1e6:.2f} MB"
+
+
 def already_finished(folder: Path) -> OutputError:
     """The error for a `folder` that already holds the wanted result."""
     found = "it holds this very result, finished and unchanged"
@@ -188,5 +192,5 @@ def check_room(needs: Iterable[tuple[Path, int]]) -> None:
         free, wanted = stat.f_bavail * stat.f_frsize, sum(nbytes for _, _, nbytes in group)
         if free < wanted:
             folders = ", ".join(str(folder) for folder, _, _ in group)
-            sizes = f"{wanted / 1e9:.2f} GB are needed and the disk has {free / 1e9:.2f} GB free"
+            sizes = f"{_size(wanted)} are needed and the disk has {_size(free)} free"
             raise OutputError(errno.ENOSPC, f"{folders}: {sizes}")

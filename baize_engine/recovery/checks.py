@@ -35,7 +35,13 @@ KINDS_OF_MODEL = ("model_type", "architectures")  # differ where a finetune buil
 
 
 def check_roles(base: Index, other: Index, options: RecoveryOptions) -> None:
-    """MismatchError where the base is a weight diff. Done before shapes are compared, which would give a misleading message."""
+    """MismatchError where both sides are one folder, or the base is a weight diff. Done before shapes are compared, which would
+    give a misleading message.
+    """
+    if base.folder.resolve() == other.folder.resolve():
+        raise MismatchError(
+            f"{other.folder} is given both as the base and as the {options.other_side}, wanted two folders"
+        )
     if not options.force and why_diff(base):
         swapped = (
             ""

@@ -113,6 +113,8 @@ def _refuse(folder: Path) -> None:
 
     To say what it is helps more than to say that the manifest is missing.
     """
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file, wanted a folder that recover, make_diff or xor wrote")
     if (folder / MANIFEST_NAME).exists():
         return
     if is_unfinished(folder):

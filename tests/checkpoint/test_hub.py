@@ -17,8 +17,9 @@ import tiny_meta
 
 from baize_engine import Engine, SamplingParams, recover, verify
 from baize_engine.checkpoint import hub
+from baize_engine.checkpoint.hub import local_path
 from baize_engine.cli import main
-from baize_engine.errors import CheckpointError
+from baize_engine.errors import CheckpointError, RequestError
 
 
 class FakeHub(ModuleType):
@@ -139,3 +140,15 @@ def test_the_real_cache_when_offline(tmp_path: Path) -> None:
     )
     assert done.stdout.strip() == "23"
     assert "CheckpointError: lab/other is not a folder here, and huggingface_hub could not fetch it" in done.stderr
+
+
+def test_the_home_of_nobody_is_no_new_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = (
+        r"~no_such_user/out: there is no home folder ~no_such_user \(./~no_such_user/out names a folder called that\)"
+    )
+    with pytest.raises(RequestError, match=told):
+        local_path("~no_such_user/out")
+    assert local_path("./~no_such_user/out") == Path("~no_such_user/out")
+    (tmp_path / "~no_such_user").mkdir()
+    assert local_path("~no_such_user/out") == Path("~no_such_user/out")

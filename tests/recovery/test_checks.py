@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -47,7 +49,7 @@ def test_base_and_diff_swapped_are_told(tmp_path: Path) -> None:
     with pytest.raises(MismatchError, match=r"diff, given as the base, looks like a weight diff, .*were the two sw"):
         recover(path_diff, path_base, tmp_path / "out", **SETTINGS)
     with pytest.raises(MismatchError, match=r"diff, given as the base, looks like a weight diff \("):
-        recover(path_diff, path_diff, tmp_path / "out", **SETTINGS)
+        recover(path_diff, shutil.copytree(path_diff, tmp_path / "copy"), tmp_path / "out", **SETTINGS)
 
 
 def test_make_diff_tells_of_swapped_folders_too(tmp_path: Path) -> None:
@@ -60,3 +62,14 @@ def test_make_diff_tells_of_swapped_folders_too(tmp_path: Path) -> None:
     tiny.write_model(tmp_path / "tuned", {**CFG, "vocab_size": 97}, tuned_state(base, near_mean(1)))
     with pytest.raises(MismatchError, match=r"--drop_rows leaves .*; or were the two swapped\?"):
         make_diff(tmp_path / "tuned", path_base, tmp_path / "out", **SETTINGS)
+
+
+@pytest.mark.parametrize("command", [recover, make_diff])
+def test_one_folder_for_both_sides_is_refused(tmp_path: Path, command: Callable[..., object]) -> None:
+    base, _ = tiny.write_pair(tmp_path)
+    (tmp_path / "link").symlink_to(base)
+    side = "diff" if command is recover else "finetuned model"
+    for other in (base, f"{base}/", tmp_path / "link", base / ".." / base.name):
+        with pytest.raises(MismatchError, match=f"is given both as the base and as the {side}, wanted two folders"):
+            command(base, other, tmp_path / "out", **SETTINGS)
+    assert not (tmp_path / "out").exists()

@@ -105,7 +105,7 @@ def test_room_is_needed_for_all_together(tmp_path: Path, base: Path, monkeypatch
     free = type("Free", (), {"f_bavail": 2 * size, "f_frsize": 1})()  # room for two of them
     monkeypatch.setattr(os, "statvfs", lambda path: free)
     recover(base, diffs[1], tmp_path / "alone", **SETTINGS)
-    with pytest.raises(OutputError, match=r"o0, .*o1, .*o2: .* GB are needed"):
+    with pytest.raises(OutputError, match=r"o0, .*o1, .*o2: .* .B are needed"):
         recover(base, diffs, outs, **SETTINGS)
     assert not any(out.exists() for out in outs)
     assert real.f_bavail > 0
@@ -118,7 +118,7 @@ def test_room_is_needed_for_the_files_beside_too(tmp_path: Path, base: Path, mon
     size = (recover(base, diff, tmp_path / "first", **SETTINGS).folder / "model.safetensors").stat().st_size
     free = type("Free", (), {"f_bavail": size + 50_000, "f_frsize": 1})()
     monkeypatch.setattr(os, "statvfs", lambda path: free)
-    with pytest.raises(OutputError, match=r"o: .* GB are needed"):
+    with pytest.raises(OutputError, match=r"o: .* .B are needed"):
         recover(base, diff, tmp_path / "o", **SETTINGS)
     assert not (tmp_path / "o").exists()
 

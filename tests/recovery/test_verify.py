@@ -87,3 +87,11 @@ def test_a_config_that_cannot_be_read_hides_no_missing_manifest(tuned: Path) -> 
     (tuned / "config.json").write_text("[")
     with pytest.raises(CheckpointError, match="only folders written by recover, make_diff or xor can be verified"):
         verify(tuned)
+
+
+def test_a_file_is_no_result(tuned: Path) -> None:
+    for name in ("model.safetensors", "baize_manifest.json"):
+        with pytest.raises(
+            CheckpointError, match=f"{name} is a file, wanted a folder that recover, make_diff or xor wrote"
+        ):
+            verify(tuned / name)

@@ -39,7 +39,7 @@ def test_room_is_needed_before(base: Path, tuned: Path, tmp_path: Path, monkeypa
     usual = os.statvfs(tmp_path)
     full = os.statvfs_result([1 if n == 4 else value for n, value in enumerate(usual)])
     monkeypatch.setattr(os, "statvfs", lambda path: full)
-    with pytest.raises(OutputError, match="GB are needed and the disk has"):
+    with pytest.raises(OutputError, match="B are needed and the disk has"):
         run(base, payload, tmp_path / "out")
 
 
