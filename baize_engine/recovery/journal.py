@@ -31,7 +31,8 @@ Record = TypeVar("Record", bound="DataclassInstance")  # a dataclass: of a tenso
 
 def is_unfinished(folder: Path) -> bool:
     """Whether `folder` holds a result that a run has begun and not finished."""
-    return (folder / JOURNAL_NAME).exists()
+    with writing(folder, "be looked into"):
+        return (folder / JOURNAL_NAME).exists()
 
 
 def refuse_busy(folder: Path) -> None:

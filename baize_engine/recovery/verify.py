@@ -13,6 +13,7 @@ from baize_engine.checkpoint.index import CheckpointIndex, TensorEntry, read_ind
 from baize_engine.checkpoint.manifest import MANIFEST_NAME, RECOVER, XOR, Manifest, TensorRecord, read_manifest
 from baize_engine.checkpoint.names import EMBED, count_layers
 from baize_engine.checkpoint.norms import refuse_diff, why_diff
+from baize_engine.checkpoint.os_errors import reading
 from baize_engine.checkpoint.side_files import result_problems
 from baize_engine.errors import CheckpointError, ConfigError
 from baize_engine.interrupts import Check, in_threads
@@ -115,8 +116,9 @@ def _refuse(folder: Path) -> None:
     """
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file, wanted a folder that recover, make_diff or xor wrote")
-    if (folder / MANIFEST_NAME).exists():
-        return
+    with reading(folder):
+        if (folder / MANIFEST_NAME).exists():
+            return
     if is_unfinished(folder):
         raise CheckpointError(f"{folder} holds an unfinished result: finish it with --resume, then verify it")
     if _is_quantized(folder):

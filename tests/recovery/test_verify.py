@@ -10,7 +10,7 @@ import tiny
 
 from baize_engine import quantize, recover, verify
 from baize_engine.checkpoint.index import read_index
-from baize_engine.errors import CheckpointError
+from baize_engine.errors import CheckpointError, OutputError
 
 
 @pytest.fixture
@@ -95,3 +95,19 @@ def test_a_file_is_no_result(tuned: Path) -> None:
             CheckpointError, match=f"{name} is a file, wanted a folder that recover, make_diff or xor wrote"
         ):
             verify(tuned / name)
+
+
+def test_a_folder_that_may_not_be_entered(tuned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exists = Path.exists
+
+    def refused(self: Path, **how: bool) -> bool:
+        if self.parent == tmp_path / "closed":
+            raise PermissionError(13, "Permission denied", str(self))
+        return exists(self, **how)
+
+    (tmp_path / "closed").mkdir()
+    monkeypatch.setattr(Path, "exists", refused)
+    with pytest.raises(CheckpointError, match=r"closed cannot be read \(Permission denied\)"):
+        verify(tmp_path / "closed")
+    with pytest.raises(OutputError, match=r"closed cannot be looked into \(Permission denied\)"):
+        recover(tmp_path / "base", tmp_path / "diff", tmp_path / "closed", device="cpu", progress=False, resume=True)
