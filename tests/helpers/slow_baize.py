@@ -65,7 +65,7 @@ def slow_down(seconds: float) -> None:
         if telling:
             os.write(int(telling), what)
         if what == place.encode() and not left.acquire(blocking=False):
-            while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # the first signal has the command ignore others
+            while signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as from the first one on
                 time.sleep(0.002)
 
     def slow(self: CheckpointWriter, name: str, offset: int, view: memoryview) -> None:
