@@ -30,8 +30,10 @@ WEIGHTS = (
 
 
 def local_path(path: str | os.PathLike[str]) -> Path:
-    """`path` with "~" expanded. RequestError if it is empty, which would mean the current folder, or names an unknown user's
-    home, which would mean a folder called "~name".
+    """`path` with "~" expanded.
+
+    RequestError if it is empty, which would mean the current folder, or names the home of an unknown user, which would mean a
+    folder called "~name".
     """
     if not os.fspath(path):
         raise RequestError("an empty path, wanted a folder or a hub id")

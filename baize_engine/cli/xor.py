@@ -51,7 +51,8 @@ def xor_options(parser: CommandParser) -> None:
         help="text file with lines as md5sum or sha256sum print them, such as the model's card; if it lists a name twice, the "
         "last sum is the result's, and the one before it the base's, which is checked before the work begins",
     )
-    flag(parser, "--resume", action="store_true", help="continue an interrupted run of the same files")
+    resume = "keep what is finished if the run ends early, and continue such a run of the same files"
+    flag(parser, "--resume", action="store_true", help=resume)
     flag(
         parser,
         "--follow_links",

@@ -26,7 +26,9 @@ class RecoveryOptions:
 
     dtype: str = option("float16", "type of the weights to write", choices=FLOATS)
     device: str = option("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N")
-    resume: bool = option(False, "continue an interrupted run with the same arguments")
+    resume: bool = option(
+        False, "keep what is finished if the run ends early, and continue such a run of the same arguments"
+    )
     new_rows: str = option(
         "auto",
         "what to add to the rows of new tokens, which the base lacks: mean, of the base's rows (alpaca, open-instruct), zero "
