@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from baize_engine.checkpoint.os_errors import broken_link, gathering, writing
@@ -99,25 +100,21 @@ class OutputFolder:
         for path in self._made_folders:
             sync_folder(path.parent)
         self.kept = True
-        self._made.clear()
-        self._made_folders.clear()
 
     def release(self) -> None:
-        """Close the files and leave everything as it lies, as SIGKILL would: `discard` no longer removes it."""
-        errors: list[OutputError] = []
+        """Close the files and leave everything as it lies, as SIGKILL would: what resumes trusts no byte of it unread."""
         for file in self._files:
-            with gathering(errors):
+            with suppress(OutputError):
                 file.close()
-        for made in (self._files, self._made, self._made_folders):
-            made.clear()
-        if errors:
-            raise errors[0]
 
     def discard(self) -> None:
-        """Close the files and remove everything made here since the last `keep`.
+        """Close the files and remove everything made here, unless it is kept.
 
         Tries all of it, whatever fails, and then raises the first error.
         """
+        if self.kept:
+            self.release()
+            return
         errors: list[OutputError] = []
         for file in self._files:
             with gathering(errors):

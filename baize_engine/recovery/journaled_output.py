@@ -9,7 +9,7 @@ import platform
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, replace
 from typing import Any, Generic
 
@@ -129,11 +129,12 @@ class JournaledOutput(ABC, Generic[Record]):
             return
         self.files.release()
         done = f"{len(self.finished_parts)} of {self.count()} {self.parts}"
-        warnings.warn(
-            f"{self.folder} keeps {done} that are finished: continue with --resume, or remove the folder",
-            BaizeWarning,
-            stacklevel=2,
-        )
+        with suppress(BaizeWarning):  # where a filter makes it an error, it must not hide what ended the run
+            warnings.warn(
+                f"{self.folder} keeps {done} that are finished: continue with --resume, or remove the folder",
+                BaizeWarning,
+                stacklevel=2,
+            )
 
     def forget_journal(self) -> None:
         """Removes the journal of a whole result. That of another is what resume needs, or goes with the rest."""

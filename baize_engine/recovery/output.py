@@ -110,7 +110,9 @@ class Output(JournaledOutput[TensorRecord]):
         self.files.open_shards()
         noted = [job for job in self.plan.jobs if job.name in self.journal.finished]
         for job, record in zip(noted, in_threads(self._intact, noted, THREADS), strict=True):
-            if record is not None:
+            if record is None:
+                del self.journal.finished[job.name]  # its bytes were lost
+            else:
                 self.target.records[job.name] = record
         self.resumed = len(self.target.records)
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 import slow_baize
 import tiny
+from failing_journal import KEPT, failing_after
 from grown_diffs import write_diffs
-from published_xor import EXTRA, publish_by_file, result
 
-from baize_engine import make_diff, recover, verify, xor
-from baize_engine.cli import main
-from baize_engine.errors import BaizeWarning, MismatchError
-from baize_engine.recovery.journal import JOURNAL_NAME, Journal
+from baize_engine import make_diff, recover, verify
+from baize_engine.checkpoint.output_file import OutputFile
+from baize_engine.checkpoint.output_folder import OutputFolder
+from baize_engine.errors import BaizeWarning, MismatchError, OutputError
+from baize_engine.recovery.journal import JOURNAL_NAME
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
-KEPT = "keeps {} of {} {} that are finished: continue with --resume, or remove the folder"
 
 
 @pytest.fixture(scope="module")
@@ -116,20 +121,6 @@ def test_each_of_several_results_is_kept(tmp_path: Path, sent: signal.Signals) -
     assert all(verify(out).ok for out in outs)
 
 
-def failing_after(parts: int, monkeypatch: pytest.MonkeyPatch, error: Callable[[], BaseException]) -> None:
-    """From now on, journals note so many parts and then raise."""
-    add, count = Journal.add, 0
-
-    def noting(self: Journal, name: str, record: object) -> None:
-        nonlocal count
-        if count >= parts:
-            raise error()
-        add(self, name, record)
-        count += 1
-
-    monkeypatch.setattr(Journal, "add", noting)
-
-
 @pytest.mark.parametrize("resume", [True, False])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, MismatchError], ids=lambda error: error.__name__)
 def test_any_exception(
@@ -164,42 +155,102 @@ def test_a_sum_that_is_missed_costs_no_work(pair: tuple[Path, Path], tmp_path: P
     assert recover(*pair, out, device="cpu", progress=False, resume=True).resumed == 57
 
 
-@pytest.fixture
-def published(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """A base, a finetune and its payload."""
-    cfg = tiny.config()
-    base = tiny.write_model(tmp_path / "base", cfg, tiny.state(cfg, 0), "bin", shards=2)
-    tuned = tiny.write_model(tmp_path / "tuned", cfg, tiny.state(cfg, 1), "bin", shards=2)
-    for folder in (base, tuned):
-        for name, content in EXTRA.items():
-            (folder / name).write_bytes(content)
-    return base, tuned, publish_by_file(tuned, base, tmp_path / "payload")
+def test_neither_the_warning_nor_a_failing_close_hides_what_ended_the_run(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = OutputFile.close
+
+    def failing(self: OutputFile) -> None:
+        close(self)
+        raise OutputError(5, f"{self.path} cannot be written")
+
+    with monkeypatch.context() as patch, warnings.catch_warnings():
+        warnings.filterwarnings("error", ".* keeps ", BaizeWarning)
+        failing_after(9, patch, ZeroDivisionError)
+        patch.setattr(OutputFile, "close", failing)
+        with pytest.raises(ZeroDivisionError):
+            recover(*pair, tmp_path / "out", device="cpu", progress=False, resume=True)
+    assert recover(*pair, tmp_path / "out", device="cpu", progress=False, resume=True).resumed == 9
+
+
+def test_tensors_whose_bytes_were_lost_do_not_count(
+    pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    for parts in (9, 4):
+        with monkeypatch.context() as patch, pytest.raises(RuntimeError):
+            failing_after(parts, patch, RuntimeError)
+            with pytest.warns(BaizeWarning, match=KEPT.format(parts, 57, "tensors")):
+                recover(*pair, out, device="cpu", progress=False, resume=True)
+        (partial,) = out.glob("*.safetensors.partial")
+        partial.write_bytes(bytes(partial.stat().st_size))
+    failing_after(0, monkeypatch, RuntimeError)
+    with pytest.raises(RuntimeError):
+        recover(*pair, out, device="cpu", progress=False, resume=True)
+    assert not any(out.iterdir())
 
 
 @pytest.mark.parametrize("resume", [True, False])
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt], ids=lambda error: error.__name__)
-def test_xor(
-    published: tuple[Path, Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    error: type[BaseException],
-    resume: bool,
+def test_one_result_is_whole_when_the_next_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder, resume: bool
 ) -> None:
-    base, tuned, payload = published
-    out, total = tmp_path / "new" / "out", len(list(payload.iterdir()))
-    words = ["--path_raw", base, "--path_payload", payload, "--path_tuned", out, "--quiet", *["--resume"] * resume]
-    with monkeypatch.context() as patch:
-        failing_after(3, patch, error)
-        if error is KeyboardInterrupt:
-            assert main(["xor", *map(str, words)]) == 130
+    base, _ = tiny.write_pair(tmp_path)
+    diffs, outs = write_diffs(tmp_path, tiny.config()), [tmp_path / f"o{n}" for n in range(3)]
+    place = OutputFolder.place
+
+    def failing(self: OutputFolder, name: str, content: bytes) -> None:
+        if self.folder == outs[1]:
+            raise OutputError(28, f"{self.folder / name} cannot be written")
+        place(self, name, content)
+
+    with monkeypatch.context() as patch, pytest.raises(OutputError, match=r"o1/.* cannot be written"):
+        patch.setattr(OutputFolder, "place", failing)
+        recover(base, diffs, outs, device="cpu", progress=False, resume=resume)
+    assert verify(outs[0]).ok
+    assert not list(outs[0].glob("*.partial"))
+    told = [str(one.message) for one in recwarn if "--resume" in str(one.message)]
+    if not resume:
+        assert not any(out.exists() for out in outs[1:])
+        assert not told
+        return
+    assert [line.partition(" keeps ")[0] for line in told] == [str(outs[2]), str(outs[1])]
+    again = recover(base, diffs, outs, device="cpu", progress=False, resume=True)
+    assert [one.finished_before for one in again] == [True, False, False]
+    assert all(one.resumed == len(one.manifest.tensors) for one in again)
+    assert all(verify(out).ok for out in outs)
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_ctrl_c_between_any_two_lines_in_which_a_result_becomes_whole(
+    pair: tuple[Path, Path], tmp_path: Path, resume: bool
+) -> None:
+    def pressed_at(number: int) -> Callable[[FrameType, str, Any], Any]:
+        left = number
+
+        def trace(frame: FrameType, event: str, _: object) -> Any:
+            nonlocal left
+            if frame.f_code is not OutputFolder.keep.__code__:
+                return None
+            left -= event != "call"
+            if left < 0:
+                sys.settrace(None)
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    for number in itertools.count():
+        out, before = tmp_path / f"new{number}" / "out", sys.gettrace()
+        try:
+            sys.settrace(pressed_at(number))
+            recover(*pair, out, device="cpu", progress=False, resume=resume)
+        except KeyboardInterrupt:
+            assert resume or not out.exists() or verify(out).ok
+            assert resume or not (out / JOURNAL_NAME).exists()
+            again = recover(*pair, out, device="cpu", progress=False, resume=True)
+            assert again.resumed == (57 if resume or again.finished_before else 0)
         else:
-            with pytest.raises(error):
-                main(["xor", *map(str, words)])
-    err = capsys.readouterr().err
-    assert out.exists() == resume
-    assert (f"{out} {KEPT.format(3, total, 'files')}" in err) == resume
-    if error is KeyboardInterrupt:
-        assert ("the same command continues" in err) == resume
-    assert xor(base, payload, out, resume=True, progress=False).resumed == 3 * resume
-    assert result(out) == {path.name: path.read_bytes() for path in tuned.iterdir()}
+            break
+        finally:
+            sys.settrace(before)
+    assert number > 3

@@ -116,10 +116,13 @@ class XorOutput(JournaledOutput[FileRecord]):
 
     def _resume_file(self, job: XorJob, check: Check) -> None:
         path, record = self.folder / (job.name + PARTIAL), self.journal.finished.get(job.name)
-        if record is None or not path.is_file() or stat_of(path).st_size != record.bytes:
+        if record is None:
             return
-        if self.checks.check_file(job, path, check, record.sha256):
+        whole = path.is_file() and stat_of(path).st_size == record.bytes
+        if whole and self.checks.check_file(job, path, check, record.sha256):
             self.records[job.name] = record
+        else:
+            del self.journal.finished[job.name]  # its bytes were lost
 
     def _write_files(self, progress: bool) -> None:
         left = sorted((job for job in self.jobs if job.name not in self.records), key=lambda job: job.payload_size)
