@@ -76,14 +76,18 @@ def info(options: argparse.Namespace) -> int:
 
 
 def _say(text: str) -> None:
-    """Prints lines. On a terminal, one that is too long is broken between words, and goes on a little further in."""
+    """Prints lines. On a terminal, one that is too long is broken between words, and goes on a little further in.
+
+    A word that is too long, such as a path, stays in one piece, so that it can be copied.
+    """
     if not sys.stdout.isatty():
         print(text)
         return
     width = shutil.get_terminal_size().columns
+    wrapper = textwrap.TextWrapper(width, break_long_words=False, break_on_hyphens=False)
     for line in text.split("\n"):
-        inner = " " * (len(line) - len(line.lstrip()) + 2)
-        print("\n".join(textwrap.wrap(line, width, subsequent_indent=inner, break_on_hyphens=False)) or line)
+        wrapper.subsequent_indent = " " * (len(line) - len(line.lstrip()) + 2)
+        print(wrapper.fill(line) or line)
 
 
 def _info_model(folder: Path, index: CheckpointIndex, config: Mapping[str, Any], device: str) -> bool:

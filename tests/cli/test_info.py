@@ -129,3 +129,15 @@ def test_lines_fit_a_terminal_of_any_width(
     assert max(map(len, plain.splitlines())) > 100
     assert max(map(len, told.splitlines())) <= columns
     assert told.split() == plain.split()
+
+
+def test_a_path_longer_than_a_terminals_line_stays_in_one_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / ("long_name" * 10)
+    base, _ = tiny.write_pair(tmp_path)
+    base.rename(folder)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["info", str(folder)]) == 0
+    assert f"{folder}:" in capsys.readouterr().out.splitlines()
