@@ -19,6 +19,8 @@ from baize_engine.text.sentencepiece_tokenizer import SentencePieceTokenizer
 
 # benchmarks, here and in children: ceilings on little memory (benchmarks/common.py)
 os.environ["BAIZE_REHEARSAL"] = "1"
+# Help and tables are as wide as where there is no terminal, here and in children.
+os.environ["COLUMNS"] = "80"
 # Hundreds of children import the same modules: they are compiled once, whatever the shell says.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False

@@ -12,6 +12,7 @@ from typing import Any
 
 import folders
 import forked
+import peak_memory
 import pytest
 import sparse
 import tiny
@@ -203,22 +204,17 @@ def test_the_commands_take_base_and_diff(tmp_path: Path, capsys: pytest.CaptureF
 
 PEAK = """
 import sys, torch
-from pathlib import Path
+from peak_memory import begin_anew, peak_memory
 from baize_engine import Engine
 from baize_engine.kernels import quantized
 
-def memory(what):  # of this program alone: ru_maxrss would count the one that started it
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(what))
-
 torch.ones(64, 64) @ torch.ones(64, 64)
 quantized.quantize(torch.ones(64, 64), "int4")
-Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-before = memory("VmRSS")
+before = begin_anew()
 engine = Engine.from_diff(sys.argv[1], sys.argv[2], device="cpu", quantize=sys.argv[3] or None, max_model_len=16)
 size = sum(t.numel() * t.element_size() for w in engine._serving.loop.decoder.model.weights.values()
            for t in ([w] if isinstance(w, torch.Tensor) else [w.values, w.scales]))
-print(memory("VmHWM") - before, size)
+print(peak_memory() - before, size)
 """
 MEMORY = Shape(layers=2, heads=16, hidden=2048, intermediate=5632)  # 234M parameters, 446 MiB as float16
 
@@ -228,7 +224,8 @@ MEMORY = Shape(layers=2, heads=16, hidden=2048, intermediate=5632)  # 234M param
 def test_peak_memory_is_the_weights_and_the_buffers(tmp_path: Path, quantize: str, buffers: int) -> None:
     base, diff = sparse.write_sparse_pair(tmp_path, MEMORY)
     command = [sys.executable, "-c", PEAK, str(base), str(diff), quantize]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, preexec_fn=on_two_cores)
+    where = Path(peak_memory.__file__).parent
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=where, preexec_fn=on_two_cores)
     grown, size = map(int, done.stdout.split())
     assert size <= grown < size + (buffers << 20), (
         f"{(grown - size) / 2**20:.0f} MiB beyond the weights' {size / 2**20:.0f}"

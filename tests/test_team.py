@@ -342,7 +342,7 @@ def test_a_backend_that_cannot_run_is_refused_with_its_reason(tmp_path: Path) ->
     command = ["-m", "baize_engine", *generate(tiny.model(tmp_path / "m"))]
     found = rank_processes.run(tmp_path / "run", command, 2, BAIZE_BACKEND="nonsense")
     (line,) = found.err.splitlines()
-    assert line.startswith("baize: BAIZE_BACKEND asks for nonsense")
+    assert line.startswith("baize: BAIZE_BACKEND=nonsense: there is no backend 'nonsense', wanted one of ")
     assert found.codes == [1, 1]
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from common import FIRST, GAP, Spread, cached_bytes, commit, drop_cache, latencies, run_child
+from input_files import in_memory
 
 
 def test_a_childs_peak_is_its_own() -> None:
@@ -42,7 +43,8 @@ def test_spread() -> None:
 def test_dropped_files_are_not_in_the_page_cache(tmp_path: Path) -> None:
     file = tmp_path / "data"
     file.write_bytes(bytes(1 << 20))
-    assert cached_bytes(file) == 1 << 20
+    with in_memory(file):
+        assert cached_bytes(file) == 1 << 20
     refused = ""
     try:
         drop_cache([tmp_path])

@@ -91,7 +91,7 @@ def test_rows_of_an_earlier_run_are_not_this_ones(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("clock")
 def test_what_a_step_that_ran_out_of_time_had_started_is_ended() -> None:
     """A compiler, say: it would hold the machine. Here one that does not listen to SIGINT."""
-    other = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(60)"
+    other = "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)"
     code = (
         "import subprocess, sys;"
         f"other = subprocess.Popen([sys.executable, '-c', {other!r}], stdout=subprocess.PIPE);"
@@ -130,7 +130,7 @@ def test_tests_that_are_out_of_time_say_which_failed(
         "def test_good(): pass\n"
         "@pytest.mark.parametrize('case', ['batch 64'])\n"
         "def test_bad(case): assert 1 + 1 == 3\n"
-        "def test_slow(): time.sleep(60)\n"
+        "def test_slow(): time.sleep(600)\n"
     )
     (file.parent / "conftest.py").write_text(TOLD_BEFORE_SLOW)
     words = ("-m", "pytest", "-v", "--tb=short", "-p", "no:cacheprovider", f"--rootdir={tmp_path}", "-c", os.devnull)

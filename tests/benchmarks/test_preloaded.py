@@ -47,9 +47,9 @@ def test_a_traceback(tmp_path: Path) -> None:
 # starts another of its kind, says both numbers and waits
 TWO = """
 import subprocess, sys, time
-other = subprocess.Popen([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(60)"], stdout=-1)
+other = subprocess.Popen([sys.executable, "-c", "import time; print('begun', flush=True); time.sleep(600)"], stdout=-1)
 print(other.stdout.readline(), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 

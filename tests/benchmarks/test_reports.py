@@ -89,7 +89,7 @@ def test_ctrl_c_keeps_the_rows(tmp_path: Path) -> None:
         "    report.row({'ms': 1})\n"
         "    with report.case(kind='slow'):\n"
         "        print('begun', flush=True)\n"
-        "        time.sleep(60)\n"
+        "        time.sleep(600)\n"
         "sys.exit(report.code)\n"
     )
     with subprocess.Popen(

@@ -15,7 +15,7 @@ import fakes
 import pytest
 import tiny
 from common import cached_bytes
-from input_files import DIRECT, ELEMENTS, OFFSET, PIECE, drop, probed, read, takes_direct, watched
+from input_files import DIRECT, ELEMENTS, OFFSET, PIECE, drop, in_memory, probed, read, takes_direct, watched
 
 from baize_engine import Engine, recover
 from baize_engine.checkpoint import file_io
@@ -28,10 +28,16 @@ from baize_engine.errors import CheckpointError
 def test_the_page_cache_is_left_as_it_was(entry: TensorEntry, monkeypatch: pytest.MonkeyPatch) -> None:
     content = entry.path.read_bytes()[OFFSET:]
     seen = watched(monkeypatch)
-    assert read(entry) == content
-    assert seen
-    assert not any(seen)
-    assert cached_bytes(entry.path) >= len(content)  # it was there: written a moment ago
+    for _ in range(5):
+        with in_memory(entry.path):
+            pass
+        seen.clear()
+        assert read(entry) == content
+        assert seen
+        if not any(seen) and cached_bytes(entry.path) >= len(content):
+            break
+    else:  # once, the system may have needed the memory for something else
+        pytest.fail("read past the page cache, or no longer in it")
     drop(entry.path)
     if probed(entry.path) is not False:
         pytest.skip("this filesystem cannot tell what is in memory, or is as fast")

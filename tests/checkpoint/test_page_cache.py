@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from input_files import in_memory
 
 from baize_engine.checkpoint import file_io, page_cache
 from baize_engine.checkpoint.entry import TensorEntry
@@ -31,7 +32,8 @@ def test_what_mincore_says(monkeypatch: pytest.MonkeyPatch, entry: TensorEntry, 
     monkeypatch.setattr(file_io.os, "preadv", refusing)
     probes = (0, size // 2, size - 1)
     with open(entry.path, "rb") as file:
-        assert [page_cache.is_resident(file.fileno(), probe) for probe in probes] == [True, True, True]
+        with in_memory(entry.path):
+            assert [page_cache.is_resident(file.fileno(), probe) for probe in probes] == [True, True, True]
         assert page_cache.is_resident(file.fileno(), size) is False
         cold(entry.path)
         monkeypatch.undo()

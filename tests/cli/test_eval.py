@@ -96,9 +96,9 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(
     tasks = ["mmlu_0shot", "bbh_direct", "tydiqa_closed"]
     assert main(["eval", str(demo), *command(data, tmp_path / "whole", tasks=tasks)]) == 0
     out = tmp_path / "out"
-    # six seconds in which to be killed
-    child, told = slow_baize.start(0.5, "eval", demo, *command(data, out, tasks=tasks))
-    slow_baize.wait_for(told, slow_baize.WRITTEN, 5)
+    hold = slow_baize.WRITTEN, 5
+    child, told = slow_baize.start(0, "eval", demo, *command(data, out, tasks=tasks), hold=hold)
+    slow_baize.wait_for(told, *hold)
     os.kill(child.pid, sent)
     _, err = child.communicate(timeout=120)
     os.close(told)

@@ -137,8 +137,9 @@ def command(folder: Path, path: Path, out: Path) -> list[str]:
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path: Path, sent: signal.Signals) -> None:
     path, out = write(tmp_path / "in.jsonl", PROMPTS * 3), tmp_path / "out.jsonl"
-    child, told = slow_baize.start(0.3, *command(folder, path, out))  # some ten seconds in which to be killed
-    slow_baize.wait_for(told, slow_baize.WRITTEN, 2)
+    hold = slow_baize.WRITTEN, 2
+    child, told = slow_baize.start(0, *command(folder, path, out), hold=hold)
+    slow_baize.wait_for(told, *hold)
     os.kill(child.pid, sent)
     _, err = child.communicate(timeout=120)
     os.close(told)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -45,14 +46,17 @@ def test_interruption_leaves_nothing(
 ) -> None:
     out = tmp_path / "new" / "tuned"
     paths = ["--path_raw", pair[0], "--path_diff", pair[1], "--path_tuned", out]
-    child, told = slow_baize.start(0.5, "recover", "--device", "cpu", *paths)
-    slow_baize.wait_for(told, slow_baize.BEGUN, 1)
+    hold, stdin = (slow_baize.BEGUN, 1), subprocess.PIPE if impatient else subprocess.DEVNULL
+    child, told = slow_baize.start(0, "recover", "--device", "cpu", *paths, hold=hold, stdin=stdin)
+    slow_baize.wait_for(told, *hold)
     assert list(out.glob("*.partial"))
     os.kill(child.pid, sent)
     more = 0
-    while impatient and (event := os.read(told, 1)):  # until the process ends
+    while child.stdin and (event := os.read(told, 1)):  # until the process ends
         if event == slow_baize.REMOVING:
-            os.kill(child.pid, sent)  # while it cleans up
+            os.kill(child.pid, sent)  # while it cleans up, with which it waits for this
+            child.stdin.write(".")
+            child.stdin.flush()
             more += 1
     assert impatient == (more > 0)
     _, err = child.communicate(timeout=60)

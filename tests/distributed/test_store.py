@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch.distributed as dist
+from ports import free_port
 
 from baize_engine.distributed.member import Member
 from baize_engine.distributed.store import RunStore
@@ -75,9 +76,7 @@ def test_readers_are_waited_for_no_longer_than_said(connect) -> None:
 
 
 def test_a_store_that_nobody_hosts_is_named() -> None:
-    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    port = server.port
-    del server
+    port = free_port()
     with pytest.raises(DistributedError, match=f"the rendezvous store at 127.0.0.1:{port} cannot be reached: "):
         RunStore(World(1, 2, 1, 2, "127.0.0.1", port), 0.5)
 

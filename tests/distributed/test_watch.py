@@ -95,7 +95,15 @@ def test_a_stopped_rank(launch) -> None:
 
 def test_all_stopped_for_a_while_go_on(launch) -> None:
     """As by Ctrl-Z, after which nobody has heard of anybody."""
-    run = launch(STOPPED + JOIN + "ready()\nthreading.Event().wait(5.5)\nfollow(ranks) if rank else 0", 2)
+    code = """
+continued = threading.Event()
+signal.signal(signal.SIGCONT, lambda *_: continued.set())
+ready()
+continued.wait()
+threading.Event().wait(1.5)  # time to take the other for dead
+follow(ranks) if rank else 0
+"""
+    run = launch(STOPPED + JOIN + code, 2)
     run.ready()
     run.send(signal.SIGSTOP)
     time.sleep(4)  # longer than a silence

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import fuzz_cases as cases
 import measured_recover
+import peak_memory
 import pytest
 import tiny
 import torch
@@ -213,17 +214,15 @@ def test_memory_stays_small(tmp_path: Path, case: str) -> None:
         import sys
         from baize_engine.checkpoint.index import read_index
         from baize_engine.errors import CheckpointError
-        from measured_recover import peak_memory
-        before = peak_memory()
+        from peak_memory import begin_anew, peak_memory
+        before = begin_anew()
         try:
             read_index(sys.argv[1])
         except CheckpointError as error:
             print(peak_memory() - before, len(str(error)))
     """
     command = [sys.executable, "-c", code, tmp_path]
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=Path(measured_recover.__file__).parent
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(peak_memory.__file__).parent)
     taken, message = map(int, done.stdout.split())
     print(f"{case}: {taken >> 20} MiB")
     assert taken < 256 << 20

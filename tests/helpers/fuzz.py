@@ -26,7 +26,7 @@ from types import FrameType
 from typing import Any
 
 from fuzz_readers import NAMES, Broken, Target, Whole, targets
-from measured_recover import peak_memory
+from peak_memory import begin_anew, peak_memory
 
 from baize_engine import checkpoint
 from baize_engine.errors import BaizeError
@@ -130,7 +130,7 @@ def fuzz(names: list[str], count: int, seed: int, keep: Path) -> dict[str, Targe
             for case in list(target.pool):
                 content = case.render(Whole())
                 run_case(target, watch, content, Trace(), armed=False)
-        started = peak_memory()
+        started = begin_anew()
         for number in range(count):
             if number % 1000 == 0:
                 faulthandler.dump_traceback_later(600, exit=True)  # a loop in C, which no alarm gets out of

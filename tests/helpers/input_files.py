@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from common import drop_cache
+from common import cached_bytes, drop_cache
 
 from baize_engine.checkpoint import file_io
 from baize_engine.checkpoint.buffers import SLACK, aligned_buffer, huge_pages
@@ -26,6 +28,16 @@ def drop(path: Path) -> None:
         drop_cache([path.parent])
     except SystemExit as error:
         pytest.skip(f"a filesystem in memory: {error}")
+
+
+@contextmanager
+def in_memory(path: Path) -> Iterator[None]:
+    """Meanwhile it is in the page cache, which would keep it for little else; the test is skipped where there is none."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert len(mapped[:: mmap.PAGESIZE]) == -(-len(mapped) // mmap.PAGESIZE)  # each page is read
+        if cached_bytes(path) < len(mapped):
+            pytest.skip("this filesystem keeps no files in memory, or there is too little")
+        yield
 
 
 def read(entry: TensorEntry, slack: int = SLACK, piece: int = PIECE, direct: bool = True) -> bytes:

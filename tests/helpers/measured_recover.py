@@ -11,16 +11,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
+
+from peak_memory import peak_memory
 
 from baize_engine.checkpoint import file_io, output_file, output_folder
 from baize_engine.cli import main
-
-
-def peak_memory() -> int:
-    """VmHWM: of this program alone, where ru_maxrss would count the one that started it."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def leave_sparse() -> None:

@@ -6,9 +6,9 @@ Arguments: `rank` `ranks` `quantize` ("" for none), and a model's folder, or a b
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import torch
+from peak_memory import peak_memory
 
 from baize_engine.checkpoint.index import read_index
 from baize_engine.from_diff import CheckedDiff
@@ -19,12 +19,6 @@ from baize_engine.options import EngineOptions
 from baize_engine.recovery.options import RecoveryOptions
 
 PAGE = 4096
-
-
-def peak() -> int:
-    """The most memory that this process had, mapped files included."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
 
 
 def main() -> None:
@@ -42,7 +36,7 @@ def main() -> None:
     for weight in weights.values():
         for tensor in (weight,) if isinstance(weight, torch.Tensor) else weight.stored:
             assert not tensor.view(-1).view(torch.uint8)[::PAGE].any() or quantize
-    print(peak(), held)
+    print(peak_memory(), held)  # mapped files included
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
 """`baize`, writing slowly: run as a script, so that tests can interrupt or kill it at a known place.
 
 `start` runs it, with a pipe in which it tells of each BEGUN write of a tensor's piece, each tensor NOTED in a journal, each
-line of answers WRITTEN and, before it sleeps, each REMOVING of a file.
+line of answers WRITTEN and each REMOVING of a file, for which it waits until it can read a byte of stdin, or its end.
 
-python slow_baize.py SECONDS recover --path_raw ...        sleeps that long before each write of a tensor's piece, and before
-                                                            a file is removed
+python slow_baize.py SECONDS recover --path_raw ...        sleeps that long before each write of a tensor's piece
 python slow_baize.py SECONDS generate --input ...          before each line of the output
 """
 
@@ -30,7 +29,7 @@ HOLDING = "SLOW_BAIZE_HOLDING"  # where it waits for a signal, and how often tha
 
 
 def start(
-    seconds: float, *arguments: object, hold: tuple[bytes, int] | None = None
+    seconds: float, *arguments: object, hold: tuple[bytes, int] | None = None, stdin: int = subprocess.DEVNULL
 ) -> tuple[subprocess.Popen[str], int]:
     """The process and the pipe, which ends with the process.
 
@@ -40,7 +39,7 @@ def start(
     told, telling = os.pipe()
     command = [sys.executable, __file__, str(seconds), *map(str, arguments)]
     child = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[telling],
+        command, stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=[telling],
         env={**os.environ, TELLING: str(telling), HOLDING: f"{hold[0].decode()} {hold[1]}" if hold else "- 0"},
     )  # fmt: skip
     os.close(telling)
@@ -91,12 +90,12 @@ def slow_down(seconds: float) -> None:
     Journal.add = told_add  # type: ignore[method-assign]
     unlink = Path.unlink
 
-    def slow_unlink(self: Path, missing_ok: bool = False) -> None:
+    def awaited_unlink(self: Path, missing_ok: bool = False) -> None:
         tell(REMOVING)
-        time.sleep(seconds)
+        os.read(0, 1)
         unlink(self, missing_ok)
 
-    Path.unlink = slow_unlink  # type: ignore[method-assign]
+    Path.unlink = awaited_unlink  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":
