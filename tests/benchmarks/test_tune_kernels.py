@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -148,18 +149,37 @@ def test_a_rehearsal(tmp_path: Path) -> None:
     assert sorted(tuned.FOLDER.iterdir()) == before
 
 
+# tune_kernels.py, whose second cell says that it begins and does not end
+ENDLESS = """
+import sys, time, tune_kernels
+cell, begun = tune_kernels.Tuning.cell, []
+
+def endless(self, one):
+    begun.append(one)
+    if len(begun) == 2:
+        print("the second", flush=True)
+        while True:
+            time.sleep(0.1)
+    cell(self, one)
+
+tune_kernels.Tuning.cell = endless
+sys.exit(tune_kernels.main())
+"""
+
+
 @pytest.mark.usefixtures("forked")
 def test_ctrl_c_keeps_what_was_found(tmp_path: Path) -> None:
     """It reaches the processes that compile too."""
     out = tmp_path / "table.json"
+    path = os.pathsep.join([str(REPO / "benchmarks"), ALONE["PYTHONPATH"]])
     with subprocess.Popen(
-        [*COMMAND, "--out", str(out)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ALONE,
-        start_new_session=True,
+        [sys.executable, "-c", ENDLESS, "--device", "cpu", "--out", str(out)], stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, text=True, env={**ALONE, "PYTHONPATH": path}, start_new_session=True,
     ) as running:  # fmt: skip
         assert running.stdout is not None
-        for line in running.stdout:
-            if line.startswith("tiny") and out.exists():
-                break
+        first = list(takewhile(lambda line: line != "the second\n", running.stdout))
+        assert any(line.startswith("tiny") for line in first)
+        assert out.exists()
         os.killpg(running.pid, signal.SIGINT)
         said, warned = running.communicate(timeout=60)
     assert running.returncode == INTERRUPTED, warned[-2000:]

@@ -9,6 +9,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_up import at_leisure
 
 from baize_engine.generation.block_pool import BlockPool, CacheFull
 from baize_engine.generation.params import SamplingParams
@@ -278,7 +279,7 @@ def prompts(draw: st.DrawFn) -> list[tuple[list[int], int, int]]:
     return many
 
 
-@settings(max_examples=300, deadline=None)
+@settings(at_leisure, max_examples=300)
 @given(prompts(), st.integers(0, 20), st.sampled_from([1, 2, 4]), st.sampled_from([1, 2]), st.integers(1, 9),
        st.sampled_from([1, 2, 5]), st.integers(0, 2), st.integers(0, 5), st.lists(st.integers(0, 7), max_size=3),
        st.lists(st.integers(1, 30), max_size=3), st.lists(st.integers(0, 12), max_size=4), st.booleans(),
@@ -414,7 +415,7 @@ def test_a_prompt_waits_for_the_beginning_that_it_shares() -> None:
     assert pieces_of(machine) == [[(1, 0, 9), (2, 0, 9)], [(1, 8, 9), (2, 8, 9)]]
 
 
-@settings(deadline=None)
+@at_leisure
 @given(prompts(), st.sampled_from([1, 2, 4]), st.integers(1, 9), st.sampled_from([1, 2, 5]))
 def test_together_no_token_is_computed_that_could_be_shared(
     many: list[tuple[list[int], int, int]], chunk: int, max_rows: int, pieces: int

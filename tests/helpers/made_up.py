@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from baize_engine.checkpoint.dtypes import ITEMSIZE
 
-few = settings(
-    max_examples=100, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+# however slow the machine is
+at_leisure = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+few = settings(at_leisure, max_examples=100, derandomize=True)
 names = st.text(st.characters(exclude_categories=["C", "Z"]), min_size=1, max_size=20)
 dtypes = st.sampled_from(sorted(ITEMSIZE))
 shapes = st.lists(st.integers(0, 5), max_size=4).map(tuple)

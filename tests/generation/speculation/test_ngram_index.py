@@ -7,6 +7,7 @@ import random
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from made_up import at_leisure
 
 from baize_engine.generation.speculation.ngram_index import LEAST, REACH, NgramIndex
 
@@ -31,7 +32,7 @@ def match(index: NgramIndex) -> tuple[int, int]:
     return index.start, index.length
 
 
-@settings(max_examples=400, deadline=None)
+@settings(at_leisure, max_examples=400)
 @given(TEXTS)
 @example([0] * REACH)
 @example([0, 1, 2, 0, 1, 3, 0, 1])  # two matches of equal length
@@ -43,7 +44,7 @@ def test_the_match_is_the_longest_and_the_latest_of_those(text: list[int]) -> No
         assert match(index) == longest_match(text[:end])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(at_leisure, max_examples=100)
 @given(TEXTS, st.integers(0, REACH))
 def test_pieces_make_the_index_of_the_whole(text: list[int], cut: int) -> None:
     whole, parts = NgramIndex(), NgramIndex()
@@ -55,7 +56,7 @@ def test_pieces_make_the_index_of_the_whole(text: list[int], cut: int) -> None:
     assert parts.continuation(9) == whole.continuation(9)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(at_leisure, max_examples=200)
 @given(TEXTS, st.integers(0, 40))
 def test_what_continues_a_match_is_text_and_repeats_its_period(text: list[int], count: int) -> None:
     index = NgramIndex()

@@ -7,6 +7,7 @@ from itertools import product
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up import at_leisure
 
 from baize_engine.generation.speculation.pace import HALF_LIFE, WINDOW, Pace, allot, drafting_time
 from baize_engine.generation.speculation.proposer import NOTHING, Prospect
@@ -106,7 +107,7 @@ def speed(prospects: list[Prospect], counts: tuple[int, ...], rows: int, costs: 
     return expected / (costs.of(rows + sum(counts)) + (costs.verifying if any(counts) else 0.0) + drafting)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(at_leisure, max_examples=400)
 @given(PROSPECTS, st.integers(0, 3), st.integers(0, 9), STEPS, st.sampled_from([0.0, 0.05, 0.4]))
 def test_no_other_allotment_is_faster_but_where_a_draft_model_s_steps_are_shared(
     prospects: list[Prospect], others: int, room: int, steps: list[float], token_cost: float
