@@ -126,7 +126,7 @@ def test_one_that_is_ended_writes_what_it_has(number: int, tmp_path: Path, step_
         step_clock.spending(child),
     ):
         os.kill(child.pid, number)
-        said, _ = child.communicate(timeout=60)
+        said, _ = child.communicate(timeout=300)
     assert child.returncode == 130
     steps = json.loads((tmp_path / "gpu.json").read_text())["steps"]
     assert list(steps) == ["one", "slow"]

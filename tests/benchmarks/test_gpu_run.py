@@ -166,7 +166,7 @@ def test_ctrl_c_is_a_problem_of_the_step(step_clock: StepClock) -> None:
         step_clock.spending(child),
     ):
         os.kill(child.pid, signal.SIGINT)
-        said, _ = child.communicate(timeout=60)
+        said, _ = child.communicate(timeout=300)
     found = json.loads(said.splitlines()[-1])
     assert (found["code"], found["problem"]) == (None, "interrupted")
     assert "KeyboardInterrupt" in found["output"]

@@ -84,7 +84,7 @@ def test_seeds(pair: Path, tmp_path: Path) -> None:
 @pytest.mark.usefixtures("forked")
 def test_nothing_is_overwritten(pair: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--preset", "tiny", str(pair)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert "exists already" in done.stderr
 

@@ -24,7 +24,7 @@ def outcomes(tmp_path: Path, words: list[str], **settings: object) -> list[tuple
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings,
         )  # fmt: skip
         with process:
-            found.append((*process.communicate("given", timeout=60), process.returncode))
+            found.append((*process.communicate("given", timeout=300), process.returncode))
     return found
 
 

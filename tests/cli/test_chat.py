@@ -105,7 +105,7 @@ def asleep(pid: int) -> None:
 
     A poll, as nothing tells when another process falls asleep, and the prompt is shown before it does.
     """
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "S":
         assert time.monotonic() < deadline
 

@@ -30,7 +30,7 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
     ids=["package", "folder", "script"],
 )
 def test_every_way_to_start_the_command(ways: list[str]) -> None:
-    done = subprocess.run([sys.executable, *ways, "--version"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *ways, "--version"], capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"baize_engine {baize_engine.__version__}\n", "")
 
 

@@ -100,7 +100,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(
     child, told = slow_baize.start(0, "eval", demo, *command(data, out, tasks=tasks), hold=hold)
     slow_baize.wait_for(told, *hold)
     os.kill(child.pid, sent)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=300)
     os.close(told)
     done = sum((out / f"{task}.jsonl").read_bytes().count(b"\n") for task in tasks if (out / f"{task}.jsonl").exists())
     assert 5 <= done < 12

@@ -141,7 +141,7 @@ def test_a_killed_run_goes_on_without_loss_or_repetition(folder: Path, tmp_path:
     child, told = slow_baize.start(0, *command(folder, path, out), hold=hold)
     slow_baize.wait_for(told, *hold)
     os.kill(child.pid, sent)
-    _, err = child.communicate(timeout=120)
+    _, err = child.communicate(timeout=300)
     os.close(told)
     kept = out.read_bytes()
     done = kept.count(b"\n")

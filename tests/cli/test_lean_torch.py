@@ -26,7 +26,7 @@ def python(code: str, *paths: Path) -> subprocess.CompletedProcess[str]:
     """A process of its own: in this one torch is imported. paths: where it finds modules first."""
     found = os.pathsep.join([*map(str, paths), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": found}
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environment)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, env=environment)
 
 
 def shown(code: str, *paths: Path) -> object:

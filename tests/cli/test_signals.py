@@ -27,7 +27,7 @@ def test_two_polite_kills_in_a_row_show_no_traceback(folder: Path) -> None:
                 pass
             child.send_signal(signal.SIGTERM)
             stdin.close()  # a signal right before a read is seen after it
-            child.wait(120)
+            child.wait(300)
             stderr.seek(0)
             assert b"Traceback" not in stderr.read()
         assert child.returncode == 130

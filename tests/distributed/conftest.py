@@ -47,7 +47,7 @@ rank, size = world.rank, world.size
 # torch's store asks DNS for the name of each peer; where an answer is lost, that is not to take 5 seconds (resolv.conf(5))
 os.environ.setdefault("RES_OPTIONS", "timeout:1")
 Starter = Callable[[str, dict[str, str], int, int], "Forked | subprocess.Popen[bytes]"]
-SECONDS = 60  # that a run may take until the test fails; it takes a few
+SECONDS = 300  # that a run may take until the test fails; it takes a few
 
 
 class Run:

@@ -22,7 +22,7 @@ def seen(signals):
 
 
 def printed(code: str) -> str:
-    done = forked.run(["-c", HEAD + code], timeout=60)
+    done = forked.run(["-c", HEAD + code], timeout=300)
     assert (done.returncode, done.stderr) == (0, b"")
     return done.stdout.decode().strip()
 
@@ -116,7 +116,7 @@ thread.join()
 terminate()
 print("goes on")
 """
-    done = forked.run(["-c", HEAD + code], timeout=60)
+    done = forked.run(["-c", HEAD + code], timeout=300)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, b"", b"")
 
 

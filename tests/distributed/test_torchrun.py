@@ -50,7 +50,7 @@ def torchrun(folder: Path, size: int, *arguments: str) -> subprocess.CompletedPr
         folder / "work.py",
         *arguments,
     ]
-    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, timeout=300)
     assert [line for line in done.stdout.splitlines() if line.startswith("pid") and not ends(int(line[4:]), 0)] == []
     return done
 

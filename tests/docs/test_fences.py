@@ -34,7 +34,7 @@ def run(fence: Fence, place: Path, environment: dict[str, str]) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=240,
+        timeout=300,
     )
     if done.returncode:
         pytest.fail(f"{fence.at} ended with {done.returncode}\n{fence.text}\nprinted\n{done.stdout}", pytrace=False)

@@ -20,7 +20,7 @@ def test_a_spawned_child_gives_the_same_ids_with_torchs_threads(tmp_path: Path) 
     finally:
         torch.set_num_threads(held)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        ids, (one, three, with_torch) = pool.apply_async(child, (folder,)).get(timeout=100)
+        ids, (one, three, with_torch) = pool.apply_async(child, (folder,)).get(timeout=300)
     assert ids == wanted
     assert three == one + 2  # two beside the caller
     assert with_torch == three  # torch's team is the same one

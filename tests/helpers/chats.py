@@ -65,7 +65,7 @@ class Terminal:
         self.before, self.shown = b"", b""
 
     def read_until(self, wanted: bytes) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while wanted not in self.shown:
             assert time.monotonic() < deadline, self.shown
             if select.select([self.ours], [], [], 1)[0]:
@@ -82,7 +82,7 @@ class Terminal:
         return self.before + self.shown
 
     def end(self) -> int:
-        code = self.child.wait(timeout=120)
+        code = self.child.wait(timeout=300)
         while select.select([self.ours], [], [], 0)[0]:
             try:
                 self.shown += os.read(self.ours, 4096)

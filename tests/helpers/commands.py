@@ -30,10 +30,10 @@ MODULE = ["-m", "baize_engine"]
 
 def baize(*arguments: object, **settings: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *MODULE, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **settings)  # type: ignore[call-overload]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **settings)  # type: ignore[call-overload]
 
 
 def forked_baize(*arguments: object) -> subprocess.CompletedProcess[str]:
     """The same without the second that it takes to import torch (fork_server.py)."""
-    done = forked.run([*MODULE, *arguments], timeout=120)
+    done = forked.run([*MODULE, *arguments], timeout=300)
     return subprocess.CompletedProcess(done.args, done.returncode, done.stdout.decode(), done.stderr.decode())

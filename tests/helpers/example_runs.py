@@ -21,7 +21,7 @@ def run(name: str, *arguments: object, folder: Path, typed: str = "") -> subproc
     """Runs an example in `folder`, with `typed` as its standard input."""
     environment = {**os.environ, **ON_CPU}
     return subprocess.run(
-        command(name, *arguments), cwd=folder, env=environment, input=typed, capture_output=True, text=True, timeout=120
+        command(name, *arguments), cwd=folder, env=environment, input=typed, capture_output=True, text=True, timeout=300
     )
 
 

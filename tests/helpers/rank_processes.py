@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-SECONDS = 120  # that a run may take until a test fails; it takes some
+SECONDS = 300  # that a run may take until a test fails; it takes some
 
 
 @dataclass

@@ -47,7 +47,7 @@ def ended(sent: signal.Signals, many: int, *arguments: object) -> str:
     child, told = slow_baize.start(0, *arguments, hold=(slow_baize.NOTED, many))
     slow_baize.wait_for(told, slow_baize.NOTED, many)
     child.send_signal(sent)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=300)
     os.close(told)
     assert child.returncode == (-sent if sent == signal.SIGKILL else 130), err
     assert "Traceback" not in err

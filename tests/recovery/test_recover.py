@@ -111,7 +111,7 @@ recover(*sys.argv[1:], device="cpu", progress=False)
 def test_without_a_bar_none_waits_for_the_bar_of_a_killed_fork(tmp_path: Path) -> None:
     """tqdm's lock is shared by forked processes, and hidden bars take it too."""
     base, diff = tiny.write_pair(tmp_path)
-    subprocess.run([sys.executable, "-c", FORKED, base, diff, tmp_path / "tuned"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FORKED, base, diff, tmp_path / "tuned"], check=True, timeout=300)
     assert (tmp_path / "tuned/model.safetensors").exists()
 
 
@@ -141,4 +141,4 @@ sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 
 def test_a_fork_after_a_failure_has_its_memory(tmp_path: Path) -> None:
     base, diff = tiny.write_pair(tmp_path)
-    subprocess.run([sys.executable, "-c", FORKS, base, diff, tmp_path / "tuned"], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", FORKS, base, diff, tmp_path / "tuned"], check=True, timeout=300)
