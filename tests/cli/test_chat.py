@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import time
@@ -115,8 +114,8 @@ def test_a_signal_at_the_prompt_ends_the_chat_in_a_line(folder: Path, sent: sign
     terminal = Terminal(command(folder))
     terminal.read_until(b"you> ")
     asleep(terminal.child.pid)
-    os.kill(terminal.child.pid, sent)
-    os.kill(terminal.child.pid, signal.SIGTERM)  # and once more, at its end
+    terminal.child.send_signal(sent)
+    terminal.child.send_signal(signal.SIGTERM)  # and once more, at its end
     code = terminal.end()
     assert b"Traceback" not in terminal.shown
     if sent == signal.SIGINT:

@@ -41,6 +41,8 @@ def follow(ranks):
     sys.exit(ranks.exit_code)
 
 torch.set_num_threads(1)
+from baize_engine.distributed import ranks, watch
+ranks.LEAVING = watch.READERS = watch.CLEAN_UP = watch.ENDING = 60  # for who is slow; nobody hangs in most tests
 world = World.of_environment()
 rank, size = world.rank, world.size
 """
@@ -82,9 +84,12 @@ class Run:
         self.store.wait([f"baize/0/member/{rank}" for rank in ranks], timedelta(seconds=SECONDS))
 
     def send(self, number: int, *ranks: int) -> None:
-        """A signal to these, or to all."""
-        for rank in ranks or self.processes:
-            self.processes[rank].send_signal(number)
+        """A signal to these, or to all; none of several can act upon it before all have it."""
+        those = [self.processes[rank] for rank in ranks or self.processes]
+        together = len(those) > 1 and number not in (signal.SIGSTOP, signal.SIGCONT)
+        for each in (signal.SIGSTOP, number, signal.SIGCONT) if together else (number,):
+            for process in those:
+                process.send_signal(each)
 
     def codes(self) -> list[int]:
         """Wait until all have ended."""

@@ -96,10 +96,11 @@ def test_a_stopped_rank(launch) -> None:
 def test_all_stopped_for_a_while_go_on(launch) -> None:
     """As by Ctrl-Z, after which nobody has heard of anybody."""
     code = """
-continued = threading.Event()
-signal.signal(signal.SIGCONT, lambda *_: continued.set())
+continued = []  # no Event: its lock may be held where the handler comes
+signal.signal(signal.SIGCONT, lambda *_: continued.append(1))
 ready()
-continued.wait()
+while not continued:
+    threading.Event().wait(0.05)
 threading.Event().wait(1.5)  # time to take the other for dead
 follow(ranks) if rank else 0
 """

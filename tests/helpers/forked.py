@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -102,9 +103,10 @@ class Forked:
         return self.returncode
 
     def send_signal(self, number: int) -> None:
-        """No more once it was waited for."""
-        if self.returncode is None:
-            os.kill(self.pid, number)
+        """Nothing where it has ended: the server has waited for it already."""
+        if self.returncode is None and not select.select([self._status], [], [], 0)[0]:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
 
 def run(
