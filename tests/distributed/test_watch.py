@@ -22,7 +22,7 @@ baize_engine.distributed.watch.SILENCE = 3
 """
 STOPPED = "import baize_engine.distributed.watch\nbaize_engine.distributed.watch.SILENCE_HERE = 3\n"
 IN_ALL_GATHER = JOIN + "ready()\nwhile True:\n    gather(ranks)"
-IN_RECEIVE = JOIN + "ready()\nfollow(ranks) if rank else threading.Event().wait()"
+IN_RECEIVE = JOIN + "ready()\nfollow(ranks) if rank else wait()"
 PLACES = pytest.mark.parametrize("place", [IN_ALL_GATHER, IN_RECEIVE], ids=["all_gather", "receive"])
 
 
@@ -211,7 +211,7 @@ if rank:
     follow(ranks)
 try:
     ready()
-    threading.Event().wait()
+    wait()
 except KeyboardInterrupt:
     ranks.tell("gather")
     ranks.flush()
