@@ -12,7 +12,7 @@ import pytest
 from assets import REPO
 from preloaded import Forked
 
-SHOWN = "import os, sys; print(sys.argv, os.getcwd(), os.environ.get('MINE'), sys.path[0], sys.stdin.read()); "
+SHOWN = "import os, sys; print(sys.argv, os.getcwd(), os.environ.get('MINE'), sys.path[0], input(), flush=True); "
 
 
 def outcomes(tmp_path: Path, words: list[str], **settings: object) -> list[tuple[str, str, int]]:

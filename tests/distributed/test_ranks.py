@@ -132,7 +132,9 @@ sys.exit(3)
 def test_a_forked_child_is_no_rank(launch) -> None:
     """It ends, by itself or by SIGTERM, and the run goes on."""
     code = """
+import warnings
 from baize_engine.errors import DistributedError
+warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # since Python 3.12
 ranks = Ranks.join(world, "cpu", limit=30)
 if rank > 0:
     follow(ranks)

@@ -1,4 +1,5 @@
-"""A program that loads a rank's part of a model, reads all of it, and prints its peak memory and the part's size in bytes.
+"""A program that loads a rank's part of a model, reads all of it, and prints, in bytes, its memory after its
+imports, its peak memory and the part's size.
 
 Arguments: `rank` `ranks` `quantize` ("" for none), and a model's folder, or a base and its diff.
 """
@@ -22,6 +23,7 @@ PAGE = 4096
 
 
 def main() -> None:
+    imported = peak_memory()
     rank, ranks, quantize, *folders = sys.argv[1:]
     share, options = Share(int(rank), int(ranks)), EngineOptions("cpu", "float16", quantize or None)
     if len(folders) == 2:
@@ -36,7 +38,7 @@ def main() -> None:
     for weight in weights.values():
         for tensor in (weight,) if isinstance(weight, torch.Tensor) else weight.stored:
             assert not tensor.view(-1).view(torch.uint8)[::PAGE].any() or quantize
-    print(peak_memory(), held)  # mapped files included
+    print(imported, peak_memory(), held)  # mapped files included
 
 
 if __name__ == "__main__":

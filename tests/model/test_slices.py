@@ -24,7 +24,7 @@ from baize_engine.model.config import ModelConfig
 from baize_engine.model.share import Share
 from baize_engine.model.weights import load_weights, nbytes
 
-BESIDE = 512 << 20  # bytes of a process beside its share
+BESIDE = 288 << 20  # bytes of a process beside its share and what importing torch takes, which is more in a CUDA build
 NO_PROC = not Path("/proc/self/status").exists()
 
 
@@ -70,22 +70,22 @@ def test_the_parts_are_quantised_as_the_matrices_they_are(
         assert nbytes(index, config, quantize=kind, share=share) == sum(weight.nbytes for weight in weights.values())
 
 
-def measured(share: Share, kind: str, *folders: Path) -> tuple[int, int]:
-    """The peak memory of a process that loads a share, and the share's bytes."""
+def measured(share: Share, kind: str, *folders: Path) -> tuple[int, int, int]:
+    """Of a process that loads a share: what its imports took, its peak memory, and the share's bytes."""
     command = [sys.executable, measured_share.__file__, share.rank, share.ranks, kind, *folders]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=True, preexec_fn=on_two_cores)
-    peak, held = map(int, done.stdout.split())
-    return peak, held
+    imported, peak, held = map(int, done.stdout.split())
+    return imported, peak, held
 
 
 @pytest.mark.skipif(NO_PROC, reason="memory is read from Linux's /proc")
 @pytest.mark.parametrize("kind", ["", "int8"])
 @pytest.mark.parametrize("recovered", [False, True], ids=["loaded", "recovered"])
 def test_memory_of_a_rank(tmp_path: Path, kind: str, recovered: bool) -> None:
-    """Four layers of 13B, its vocabulary, Python and torch."""
+    """Four layers of 13B and its vocabulary."""
     pair = sparse.write_sparse_pair(tmp_path, replace(PRESETS["13b"], layers=4))
-    peak, held = measured(Share(0, 2), kind, *pair[: 2 if recovered else 1])
-    assert held < peak <= held + BESIDE
+    imported, peak, held = measured(Share(0, 2), kind, *pair[: 2 if recovered else 1])
+    assert held < peak <= imported + held + BESIDE
 
 
 @pytest.mark.slow
@@ -93,6 +93,6 @@ def test_memory_of_a_rank(tmp_path: Path, kind: str, recovered: bool) -> None:
 @pytest.mark.parametrize(("kind", "ranks"), [("", 4), ("int8", 2)])
 def test_memory_of_a_rank_of_a_whole_model(tmp_path: Path, kind: str, ranks: int) -> None:
     base, _ = sparse.write_sparse_pair(tmp_path, PRESETS["13b"])
-    peak, held = measured(Share(0, ranks), kind, base)
+    imported, peak, held = measured(Share(0, ranks), kind, base)
     print(f"{peak >> 20} MiB at most for a share of {held >> 20}")
-    assert held < peak <= held + BESIDE
+    assert held < peak <= imported + held + BESIDE
