@@ -91,9 +91,11 @@ print(json.dumps([plain, sys.meta_path == before, "baize_engine.cli.lean_torch" 
     assert shown(code) == [["module", "module"], True, False]
 
 
+# __annotations__: since Python 3.14 a module has it once somebody has asked for it
 CONTENTS = """
 import json
-names = {name: sorted(vars(module)) for name, module in sys.modules.items() if name.partition(".")[0] == "torch"}
+modules = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "torch"}
+names = {name: sorted(vars(module).keys() - {"__annotations__"}) for name, module in modules.items()}
 loaders = {name: type(sys.modules[name].__spec__.loader).__name__ for name in names if sys.modules[name].__spec__}
 finders = [finder for finder in sys.meta_path if "Lean" in type(finder).__name__]
 print(json.dumps([names, loaders, len(finders)]))
