@@ -12,6 +12,7 @@ from glob import glob
 from pathlib import Path
 
 from setuptools import Distribution, __version__, setup
+from setuptools.errors import CompileError, LinkError
 
 try:
     from pybind11.setup_helpers import ParallelCompile, Pybind11Extension, build_ext
@@ -37,6 +38,19 @@ def distribution() -> type[Distribution]:
             "`setup.py build_ext --inplace` works with it"
         )
     return ExtensionAlone
+
+
+class Build(build_ext):
+    """Says what is missing where the compiler's own message does not."""
+
+    def build_extensions(self) -> None:
+        try:
+            super().build_extensions()
+        except (CompileError, LinkError) as error:
+            raise SystemExit(
+                f"building baize_engine._C failed: {error}\nIt needs a C++17 compiler and Python's headers "
+                "(on Debian: build-essential python3-dev). CXX and CC choose the compiler."
+            ) from None
 
 
 def openmp_flag() -> list[str]:
@@ -68,4 +82,4 @@ extension = Pybind11Extension(
 )
 
 ParallelCompile().install()  # as many sources at once as there are processors
-setup(ext_modules=[extension], cmdclass={"build_ext": build_ext}, distclass=distribution())
+setup(ext_modules=[extension], cmdclass={"build_ext": Build}, distclass=distribution())
