@@ -44,8 +44,9 @@ def test_ctrl_c_leaves_no_turn_taken(number: int) -> None:
             left[0] -= 1
             if left[0] != -1:
                 return None
-            if frame.f_lasti >= 0 and sys.version_info < (3, 11):  # a generator goes on: what is raised here passes by its
-                frame.f_trace_opcodes = True  # `finally`, unlike what a signal raises at its next instruction
+            if frame.f_lasti >= 0 and sys.version_info < (3, 11):
+                # A generator goes on. What is raised here would pass by its `finally`: raise it at the next instruction.
+                frame.f_trace_opcodes = True
                 return interrupt
         raise KeyboardInterrupt
 
