@@ -167,8 +167,11 @@ class Watch:
                 os._exit(verdict.code)
             return
         ending = threading.Thread(target=self._end, args=(verdict,), name="baize-end", daemon=True)
-        ending.start()
-        ending.join(ENDING)  # a store that does not answer cannot keep this process
+        try:
+            ending.start()
+            ending.join(ENDING)  # a store that does not answer cannot keep this process
+        except RuntimeError:  # Python 3.12.0 and 3.12.1 start no thread once the program has ended
+            self._end(verdict)
         os._exit(self._code(verdict))
 
     def _end(self, verdict: Verdict) -> None:
