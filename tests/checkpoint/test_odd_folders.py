@@ -176,7 +176,7 @@ def test_a_home_folder_is_expanded(pair: tuple[Path, Path], monkeypatch: pytest.
     assert (tmp_path / "tuned/config.json").is_file()
     assert verify("~/tuned").ok
     assert not os.path.lexists("~")
-    with pytest.raises(CheckpointError, match="~nobody-of-that-name/x does not exist"):
+    with pytest.raises(RequestError, match="there is no home folder ~nobody-of-that-name"):
         recover("~nobody-of-that-name/x", "~/diff", "~/other", **SETTINGS)
 
 
